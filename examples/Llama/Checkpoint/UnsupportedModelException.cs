@@ -1,0 +1,14 @@
+namespace Mustafar.Examples.Llama.Checkpoint;
+
+/// <summary>A checkpoint is sound, but it asks for something that is not implemented here.</summary>
+public sealed class UnsupportedModelException : NotSupportedException
+{
+    /// <summary>Makes an exception.</summary>
+    /// <param name="message">What the checkpoint asks for, and what is supported.</param>
+    /// <param name="file">The file that asks for it.</param>
+    public UnsupportedModelException(string message, string file)
+        : base($"{file}: {message}") => File = file;
+
+    /// <summary>The file that asks for it.</summary>
+    public string File { get; }
+}

@@ -1,0 +1,68 @@
+using System.Text.Json;
+using Mustafar.Examples.Llama.Checkpoint;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Model;
+
+/// <summary>What a model of the Llama family is made of.</summary>
+public sealed record LlamaConfig
+{
+    /// <summary>Number of tokens in the vocabulary.</summary>
+    public required int VocabSize { get; init; }
+
+    /// <summary>Elements of a token's hidden state.</summary>
+    public required int HiddenSize { get; init; }
+
+    /// <summary>Elements between the two steps of the MLP.</summary>
+    public required int IntermediateSize { get; init; }
+
+    /// <summary>Number of decoder layers.</summary>
+    public required int NumLayers { get; init; }
+
+    /// <summary>Number of query heads.</summary>
+    public required int NumHeads { get; init; }
+
+    /// <summary>Number of key/value heads.</summary>
+    public required int NumKvHeads { get; init; }
+
+    /// <summary>Elements of one head.</summary>
+    public required int HeadDim { get; init; }
+
+    /// <summary>Added to the mean square in RMSNorm.</summary>
+    public required double RmsNormEps { get; init; }
+
+    /// <summary>Rotary positions.</summary>
+    public required RotaryOptions Rotary { get; init; }
+
+    /// <summary>Longest sequence that the model was made for.</summary>
+    public required int MaxPositions { get; init; }
+
+    /// <summary>Whether the output head is the token embedding.</summary>
+    public bool TieWordEmbeddings { get; init; }
+
+    /// <summary>Whether the query, key and value projections have a bias.</summary>
+    public bool QkvBias { get; init; }
+
+    /// <summary>Whether the attention's output projection has a bias.</summary>
+    public bool AttentionOutputBias { get; init; }
+
+    /// <summary>Whether the MLP's projections have a bias.</summary>
+    public bool MlpBias { get; init; }
+
+    /// <summary>Type of the checkpoint's weights.</summary>
+    public ScalarType DType { get; init; } = ScalarType.Float32;
+
+    /// <summary>Tokens that end a text; generation_config.json may name others.</summary>
+    public IReadOnlyList<int> EosTokenIds { get; init; } = [];
+
+    /// <summary>Reads a Hugging Face config.json, as transformers 4 or 5 writes it.</summary>
+    /// <param name="path">The file.</param>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="CheckpointException">A value is missing or not valid.</exception>
+    /// <exception cref="UnsupportedModelException">The model asks for something that is not implemented.</exception>
+    public static LlamaConfig Load(string path)
+    {
+        using JsonDocument document = JsonFile.Open(path);
+        return LlamaConfigReader.Read(document.RootElement, path);
+    }
+}

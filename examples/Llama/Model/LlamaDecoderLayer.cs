@@ -1,0 +1,57 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Model;
+
+/// <summary>One layer: attention and MLP, each behind a norm and added to its input.</summary>
+public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
+{
+#pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
+    private readonly RmsNorm input_layernorm;
+    private readonly MustafarAttention self_attn;
+    private readonly RmsNorm post_attention_layernorm;
+    private readonly SwiGluMlp mlp;
+#pragma warning restore IDE1006
+
+    /// <summary>Makes a layer whose weights are not initialised.</summary>
+    /// <param name="config">The model.</param>
+    /// <param name="rotary">Positions; shared by all layers.</param>
+    /// <param name="dtype">Type of the weights.</param>
+    /// <param name="device">Device of the weights.</param>
+    public LlamaDecoderLayer(LlamaConfig config, RotaryEmbedding rotary, ScalarType dtype, Device device)
+        : base(nameof(LlamaDecoderLayer))
+    {
+        MustafarAttentionOptions attention = new()
+        {
+            HiddenSize = config.HiddenSize,
+            NumHeads = config.NumHeads,
+            NumKvHeads = config.NumKvHeads,
+            HeadDim = config.HeadDim,
+            QkvBias = config.QkvBias,
+            OutputBias = config.AttentionOutputBias,
+        };
+        input_layernorm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
+        self_attn = new MustafarAttention(attention, rotary, dtype, device);
+        post_attention_layernorm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
+        mlp = new SwiGluMlp(config, dtype, device);
+        RegisterComponents();
+    }
+
+    /// <summary>Computes the layer for n new tokens.</summary>
+    /// <param name="hidden">[batch, n, hidden_size].</param>
+    /// <param name="cache">This layer's cache.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    public override Tensor forward(Tensor hidden, KeyValueCache cache) => forward(hidden, cache, default);
+
+    /// <summary>Computes the layer for n new tokens, of which each sequence has its own number.</summary>
+    /// <param name="hidden">[batch, n, hidden_size].</param>
+    /// <param name="cache">This layer's cache.</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    public Tensor forward(Tensor hidden, KeyValueCache cache, ReadOnlySpan<int> counts)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor attended = hidden + self_attn.forward(input_layernorm.call(hidden), cache, counts);
+        return attended.add_(mlp.call(post_attention_layernorm.call(attended))).MoveToOuterDisposeScope();
+    }
+}

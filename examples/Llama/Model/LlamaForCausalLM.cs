@@ -1,0 +1,81 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Model;
+
+/// <summary>A language model of the Llama family: the decoder and its head.</summary>
+public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
+{
+#pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
+    private readonly LlamaModel model;
+    private readonly Linear? lm_head;
+#pragma warning restore IDE1006
+
+    /// <summary>Makes a model whose weights are not initialised, for a checkpoint to fill.</summary>
+    /// <param name="config">What it is made of.</param>
+    /// <param name="dtype">Type of the weights.</param>
+    /// <param name="device">Device of the weights; the CPU if null.</param>
+    public LlamaForCausalLM(LlamaConfig config, ScalarType dtype, Device? device = null)
+        : base(nameof(LlamaForCausalLM))
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        Config = config;
+        DType = dtype;
+        Device = device ?? CPU;
+        model = new LlamaModel(config, dtype, Device);
+        lm_head = config.TieWordEmbeddings ? null : Weights.Linear(config.HiddenSize, config.VocabSize, bias: false, dtype, Device);
+        RegisterComponents();
+        eval();
+    }
+
+    /// <summary>What the model is made of.</summary>
+    public LlamaConfig Config { get; }
+
+    /// <summary>Type of the weights and of the caches.</summary>
+    public ScalarType DType { get; }
+
+    /// <summary>Device of the weights and of the caches.</summary>
+    public Device Device { get; }
+
+    /// <summary>Scores of the next token after each of n new tokens.</summary>
+    /// <param name="ids">Int64 [batch, n].</param>
+    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <returns>Logits [batch, n, vocab_size] in the type of the weights.</returns>
+    public override Tensor forward(Tensor ids, ModelCache cache)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        return Head(model.forward(ids, cache)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
+    /// <param name="ids">Int64 [batch, n].</param>
+    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence, at least one; all if empty.</param>
+    /// <returns>Logits [batch, vocab_size] in the type of the weights.</returns>
+    public Tensor NextTokenLogits(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default)
+    {
+        foreach (int count in counts)
+        {
+            ArgumentOutOfRangeException.ThrowIfNegativeOrZero(count, nameof(counts));
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        Tensor hidden = model.forward(ids, cache, counts);
+        Tensor last;
+        if (counts.IsEmpty)
+        {
+            last = hidden.select(1, hidden.shape[1] - 1);
+        }
+        else
+        {
+            Tensor rows = tensor(counts.ToArray(), dtype: ScalarType.Int64, device: hidden.device).sub_(1)
+                .reshape(-1, 1, 1).expand(-1, 1, hidden.shape[2]);
+            last = hidden.gather(1, rows).squeeze(1);
+        }
+
+        return Head(last).MoveToOuterDisposeScope();
+    }
+
+    private Tensor Head(Tensor hidden) => lm_head is null ? model.Embedding.Project(hidden) : lm_head.call(hidden);
+}

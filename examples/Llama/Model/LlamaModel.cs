@@ -1,0 +1,87 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Model;
+
+/// <summary>The decoder: tokens to hidden states.</summary>
+public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
+{
+    private readonly RotaryEmbedding _rotary;
+#pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
+    private readonly TokenEmbedding embed_tokens;
+    private readonly ModuleList<LlamaDecoderLayer> layers;
+    private readonly RmsNorm norm;
+#pragma warning restore IDE1006
+
+    /// <summary>Makes a decoder whose weights are not initialised.</summary>
+    /// <param name="config">The model.</param>
+    /// <param name="dtype">Type of the weights.</param>
+    /// <param name="device">Device of the weights.</param>
+    public LlamaModel(LlamaConfig config, ScalarType dtype, Device device)
+        : base(nameof(LlamaModel))
+    {
+        _rotary = new RotaryEmbedding(config.Rotary);
+        embed_tokens = new TokenEmbedding(config.VocabSize, config.HiddenSize, dtype, device);
+        layers = new ModuleList<LlamaDecoderLayer>(
+            Enumerable.Range(0, config.NumLayers).Select(_ => new LlamaDecoderLayer(config, _rotary, dtype, device)).ToArray());
+        norm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
+        RegisterComponents();
+    }
+
+    /// <summary>The token vectors, for a head that is tied to them.</summary>
+    internal TokenEmbedding Embedding => embed_tokens;
+
+    /// <summary>Hidden states of n new tokens.</summary>
+    /// <param name="ids">Int64 [batch, n].</param>
+    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    public override Tensor forward(Tensor ids, ModelCache cache) => forward(ids, cache, default);
+
+    /// <summary>Hidden states of n new tokens, of which each sequence has its own number.</summary>
+    /// <param name="ids">Int64 [batch, n].</param>
+    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts)
+    {
+        ArgumentNullException.ThrowIfNull(ids);
+        ArgumentNullException.ThrowIfNull(cache);
+        if (ids.dtype != ScalarType.Int64)
+        {
+            throw new ArgumentException($"Expected token ids in Int64, but got {ids.dtype}.", nameof(ids));
+        }
+
+        if (ids.dim() != 2)
+        {
+            throw new ArgumentException($"Expected token ids [batch, tokens], but got [{string.Join(", ", ids.shape)}].", nameof(ids));
+        }
+
+        if (cache.Layers.Count != layers.Count)
+        {
+            throw new ArgumentException($"Expected the caches of {layers.Count} layers, but got {cache.Layers.Count}.", nameof(cache));
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        Tensor hidden = embed_tokens.call(ids);
+        for (int i = 0; i < layers.Count; i++)
+        {
+            Tensor next = layers[i].forward(hidden, cache.Layers[i], counts);
+            hidden.Dispose();
+            hidden = next;
+        }
+
+        return norm.call(hidden).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing)
+        {
+            _rotary.Dispose();
+        }
+
+        base.Dispose(disposing);
+    }
+}

@@ -1,0 +1,91 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Model;
+
+/// <summary>The key/value caches of all layers of a model.</summary>
+public sealed class ModelCache : IDisposable
+{
+    private readonly KeyValueCache[] _layers;
+
+    /// <summary>Takes over the caches of all layers.</summary>
+    /// <param name="layers">One cache per layer, all of one batch size and length.</param>
+    public ModelCache(IEnumerable<KeyValueCache> layers)
+    {
+        ArgumentNullException.ThrowIfNull(layers);
+        _layers = layers.ToArray();
+        if (_layers.Length == 0)
+        {
+            throw new ArgumentException("Expected at least one layer, but got none.", nameof(layers));
+        }
+    }
+
+    /// <summary>The cache of each layer.</summary>
+    public IReadOnlyList<KeyValueCache> Layers => _layers;
+
+    /// <summary>Number of sequences.</summary>
+    public int BatchSize => _layers[0].BatchSize;
+
+    /// <summary>Cached tokens of the longest sequence.</summary>
+    public int Length => _layers[0].Length;
+
+    /// <summary>What all layers together occupy.</summary>
+    public KeyValueCacheMemory Memory => _layers.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.Memory);
+
+    /// <summary>Makes empty dense caches for a model.</summary>
+    /// <param name="model">The model.</param>
+    /// <param name="batchSize">Number of sequences.</param>
+    /// <param name="capacity">Tokens to allocate for at first.</param>
+    public static ModelCache Dense(LlamaForCausalLM model, int batchSize = 1, int capacity = 0)
+    {
+        ArgumentNullException.ThrowIfNull(model);
+        return ForEachLayer(model.Config, () =>
+            new DenseCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, capacity));
+    }
+
+    /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
+    /// <param name="length">Tokens to leave at most.</param>
+    public void Truncate(int length)
+    {
+        foreach (KeyValueCache layer in _layers)
+        {
+            layer.Truncate(length);
+        }
+    }
+
+    /// <summary>Forgets all tokens.</summary>
+    public void Clear()
+    {
+        foreach (KeyValueCache layer in _layers)
+        {
+            layer.Clear();
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (KeyValueCache layer in _layers)
+        {
+            layer.Dispose();
+        }
+    }
+
+    private static ModelCache ForEachLayer(LlamaConfig config, Func<KeyValueCache> make)
+    {
+        List<KeyValueCache> layers = new(config.NumLayers);
+        try
+        {
+            for (int i = 0; i < config.NumLayers; i++)
+            {
+                layers.Add(make());
+            }
+        }
+        catch
+        {
+            layers.ForEach(layer => layer.Dispose());
+            throw;
+        }
+
+        return new ModelCache(layers);
+    }
+}

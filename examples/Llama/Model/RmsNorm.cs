@@ -1,0 +1,38 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Model;
+
+/// <summary>Root-mean-square layer normalisation (arXiv 1910.07467), computed in float32.</summary>
+public sealed class RmsNorm : nn.Module<Tensor, Tensor>
+{
+    private readonly double _eps;
+#pragma warning disable IDE1006 // the field's name is the key of the state dictionary
+    private readonly Parameter weight;
+#pragma warning restore IDE1006
+
+    /// <summary>Makes a layer whose weight is not initialised.</summary>
+    /// <param name="size">Elements of the last axis.</param>
+    /// <param name="eps">Added to the mean square.</param>
+    /// <param name="dtype">Type of the weight.</param>
+    /// <param name="device">Device of the weight.</param>
+    public RmsNorm(int size, double eps, ScalarType dtype, Device device)
+        : base(nameof(RmsNorm))
+    {
+        _eps = eps;
+        weight = Weights.Empty([size], dtype, device);
+        RegisterComponents();
+    }
+
+    /// <summary>x / √(mean(x²) + eps) · weight over the last axis.</summary>
+    /// <param name="input">[.., size].</param>
+    /// <returns>A new tensor of the same shape and type.</returns>
+    public override Tensor forward(Tensor input)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor x = input.to(ScalarType.Float32);
+        Tensor factor = x.square().mean([-1], keepdim: true).add_(_eps).rsqrt_();
+        return (x * factor).to(input.dtype).mul_(weight).MoveToOuterDisposeScope();
+    }
+}

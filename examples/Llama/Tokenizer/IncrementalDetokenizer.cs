@@ -1,0 +1,38 @@
+using System.Text;
+
+namespace Mustafar.Examples.Llama.Tokenizer;
+
+/// <summary>Turns ids into text as they come. A character whose bytes are spread over several tokens comes out once it is whole.</summary>
+public sealed class IncrementalDetokenizer
+{
+    private readonly ByteLevelTokenizer _tokenizer;
+    private readonly bool _skipSpecialTokens;
+    private readonly Decoder _decoder = Encoding.UTF8.GetDecoder();
+
+    /// <summary>Starts a text.</summary>
+    /// <param name="tokenizer">The tokenizer of the ids.</param>
+    /// <param name="skipSpecialTokens">Whether to leave out special tokens.</param>
+    public IncrementalDetokenizer(ByteLevelTokenizer tokenizer, bool skipSpecialTokens = true)
+    {
+        ArgumentNullException.ThrowIfNull(tokenizer);
+        _tokenizer = tokenizer;
+        _skipSpecialTokens = skipSpecialTokens;
+    }
+
+    /// <summary>Takes the next id.</summary>
+    /// <returns>The characters that are whole with it; often none.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
+    public string Append(int id) =>
+        _skipSpecialTokens && _tokenizer.IsSpecial(id) ? "" : Decode(_tokenizer.BytesOf(id), flush: false);
+
+    /// <summary>Ends the text, after which another may begin.</summary>
+    /// <returns>U+FFFD if a character was left unfinished, else nothing.</returns>
+    public string Finish() => Decode([], flush: true);
+
+    private string Decode(ReadOnlySpan<byte> bytes, bool flush)
+    {
+        char[] characters = new char[_decoder.GetCharCount(bytes, flush)];
+        int count = _decoder.GetChars(bytes, characters, flush);
+        return new string(characters, 0, count);
+    }
+}

@@ -1,0 +1,79 @@
+using System.Globalization;
+using System.Text.RegularExpressions;
+
+namespace Mustafar.Examples.Llama.Tokenizer;
+
+/// <summary>Cuts a text into the pieces within which a tokenizer merges, by the regular expression of its file.</summary>
+/// <remarks>
+/// .NET matches UTF-16 units, the expression means whole characters. So it is matched against a copy in which a character outside the
+/// Basic Multilingual Plane is replaced by one unit of the same general category, and the matches are carried back.
+/// </remarks>
+internal sealed class PieceSplitter
+{
+    private static readonly char[] s_standIns = FindStandIns();
+
+    private readonly Regex _regex;
+
+    /// <summary>Makes a splitter.</summary>
+    /// <param name="pattern">The expression of one piece; what it leaves between its matches is a piece too.</param>
+    /// <exception cref="ArgumentException"><paramref name="pattern"/> is not an expression that .NET understands.</exception>
+    public PieceSplitter(string pattern) => _regex = new Regex(pattern, RegexOptions.CultureInvariant | RegexOptions.Compiled);
+
+    /// <summary>The pieces of a text, in order; together they are the text.</summary>
+    public List<Range> Split(string text)
+    {
+        int[]? origins = null;
+        string matched = text.AsSpan().IndexOfAnyInRange('\uD800', '\uDFFF') < 0 ? text : ReplacePairs(text, out origins);
+        List<Range> pieces = [];
+        int end = 0;
+        foreach (ValueMatch match in _regex.EnumerateMatches(matched))
+        {
+            Add(end, match.Index);
+            Add(match.Index, match.Index + match.Length);
+            end = match.Index + match.Length;
+        }
+
+        Add(end, matched.Length);
+        return pieces;
+
+        void Add(int from, int to)
+        {
+            if (from < to)
+            {
+                pieces.Add(origins is null ? from..to : origins[from]..origins[to]);
+            }
+        }
+    }
+
+    // origins[i] is where unit i of the result begins in the text.
+    private static string ReplacePairs(string text, out int[] origins)
+    {
+        char[] units = new char[text.Length];
+        List<int> starts = new(text.Length + 1);
+        int i = 0;
+        while (i < text.Length)
+        {
+            bool isPair = char.IsSurrogatePair(text, i);
+            units[starts.Count] = isPair ? s_standIns[(int)CharUnicodeInfo.GetUnicodeCategory(char.ConvertToUtf32(text, i))] : text[i];
+            starts.Add(i);
+            i += isPair ? 2 : 1;
+        }
+
+        string replaced = new(units, 0, starts.Count);
+        starts.Add(text.Length);
+        origins = [.. starts];
+        return replaced;
+    }
+
+    // Above Latin-1, so that no expression names a stand-in itself.
+    private static char[] FindStandIns()
+    {
+        char[] standIns = new char[Enum.GetValues<UnicodeCategory>().Length];
+        for (int c = char.MaxValue; c > 0xFF; c--)
+        {
+            standIns[(int)CharUnicodeInfo.GetUnicodeCategory((char)c)] = (char)c;
+        }
+
+        return standIns;
+    }
+}

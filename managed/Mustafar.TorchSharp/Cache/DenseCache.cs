@@ -1,0 +1,259 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>A cache that keeps all keys and values dense: the baseline of <see cref="KeyValueCache"/>, with torch's attention.</summary>
+/// <remarks>
+/// Keys and values lie in one block of [batch, num_kv_heads, capacity, head_dim] each, which grows by half when it is full.
+/// They are never repeated for the query heads of a group: at decode the group is folded into the query axis.
+/// </remarks>
+public sealed class DenseCache : KeyValueCache
+{
+    private const int CapacityStep = 256;
+
+    private readonly int[] _lengths;
+    private readonly IReadOnlyList<int> _readOnlyLengths;
+
+    // Slots past a sequence's length hold finite numbers: a masked slot has weight 0, and 0 · NaN would be NaN.
+    private Tensor? _keys;
+    private Tensor? _values;
+    private int _capacity;
+
+    /// <summary>Makes an empty cache.</summary>
+    /// <param name="batchSize">Number of sequences.</param>
+    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
+    /// <param name="device">Where keys and values live; the CPU if null.</param>
+    /// <param name="capacity">Tokens to allocate for at first; the cache grows past it by itself.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size is not positive, or <paramref name="capacity"/> is negative.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
+    public DenseCache(int batchSize, int numKvHeads, int headDim, ScalarType dtype, Device? device = null, int capacity = 0)
+        : base(batchSize, numKvHeads, headDim, dtype, device ?? CPU)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(capacity);
+        _lengths = new int[batchSize];
+        _readOnlyLengths = Array.AsReadOnly(_lengths);
+        if (capacity > 0)
+        {
+            Reserve(capacity);
+        }
+    }
+
+    /// <inheritdoc/>
+    public override IReadOnlyList<int> Lengths => _readOnlyLengths;
+
+    /// <inheritdoc/>
+    public override KeyValueCacheMemory Memory
+    {
+        get
+        {
+            ThrowIfDisposed();
+            long elementSize = DType == ScalarType.Float32 ? 4 : 2;
+            long elementsPerToken = 2L * NumKvHeads * HeadDim;
+            long elements = _lengths.Sum(length => (long)length) * elementsPerToken;
+            return new KeyValueCacheMemory(
+                CompressedBytes: 0,
+                WindowBytes: (long)BatchSize * _capacity * elementsPerToken * elementSize,
+                DenseBytes: elements * elementSize,
+                Fp16Bytes: elements * 2);
+        }
+    }
+
+    /// <inheritdoc/>
+    public override Tensor Forward(
+        Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default)
+    {
+        ValidateForward(query, keys, values, scale, counts);
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+
+        int tokens = checked((int)keys.shape[2]);
+        int[] lengths = new int[BatchSize];
+        for (int i = 0; i < lengths.Length; i++)
+        {
+            lengths[i] = checked(_lengths[i] + (counts.IsEmpty ? tokens : counts[i]));
+        }
+
+        int longest = lengths.Max();
+        if (longest == 0)
+        {
+            return zeros_like(query).MoveToOuterDisposeScope();
+        }
+
+        Reserve(longest);
+        Write(_keys!, keys, counts);
+        Write(_values!, values, counts);
+        Tensor output = Attend(Scaled(query, scale), longest, lengths, padded: !counts.IsEmpty && !AllEqual(counts, tokens));
+        lengths.CopyTo(_lengths, 0);
+        return output.MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public override void Truncate(int length)
+    {
+        ThrowIfDisposed();
+        int longest = Length;
+        if (length < 0 || length > longest)
+        {
+            throw new ArgumentOutOfRangeException(nameof(length), length, $"Expected 0 to {longest}, the length of the longest sequence.");
+        }
+
+        if (length == longest)
+        {
+            return;
+        }
+
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        _keys!.narrow(2, length, longest - length).zero_();
+        _values!.narrow(2, length, longest - length).zero_();
+        for (int i = 0; i < _lengths.Length; i++)
+        {
+            _lengths[i] = Math.Min(_lengths[i], length);
+        }
+    }
+
+    /// <inheritdoc/>
+    public override void Clear() => Truncate(0);
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing)
+        {
+            _keys?.Dispose();
+            _values?.Dispose();
+        }
+    }
+
+    private static bool AllEqual(ReadOnlySpan<int> numbers, int expected) => numbers.IndexOfAnyExcept(expected) < 0;
+
+    // torch's attention as TorchSharp offers it scales by 1/√head_dim; another factor goes into the queries.
+    private Tensor Scaled(Tensor query, double? scale) =>
+        scale is double factor ? query * (factor * Math.Sqrt(HeadDim)) : query;
+
+    private void Reserve(int tokens)
+    {
+        if (tokens <= _capacity)
+        {
+            return;
+        }
+
+        long wanted = Math.Max(tokens, _capacity + (_capacity / 2L));
+        int capacity = checked((int)((wanted + CapacityStep - 1) / CapacityStep * CapacityStep));
+        Tensor keys = Grown(_keys, capacity);
+        Tensor values;
+        try
+        {
+            values = Grown(_values, capacity);
+        }
+        catch
+        {
+            keys.Dispose();
+            throw;
+        }
+
+        _keys?.Dispose();
+        _values?.Dispose();
+        (_keys, _values, _capacity) = (keys, values, capacity);
+    }
+
+    private Tensor Grown(Tensor? old, int capacity)
+    {
+        // A tensor made in inference mode could not be written to outside of it later.
+        using IDisposable mode = inference_mode(false);
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        Tensor grown = zeros(BatchSize, NumKvHeads, capacity, HeadDim, dtype: DType, device: Device);
+        if (old is not null)
+        {
+            grown.narrow(2, 0, _capacity).copy_(old);
+        }
+
+        return grown.DetachFromDisposeScope();
+    }
+
+    private void Write(Tensor destination, Tensor source, ReadOnlySpan<int> counts)
+    {
+        int tokens = (int)source.shape[2];
+        if (AllEqual(_lengths, _lengths[0]) && AllEqual(counts, tokens))
+        {
+            destination.narrow(2, _lengths[0], tokens).copy_(source);
+            return;
+        }
+
+        for (int i = 0; i < BatchSize; i++)
+        {
+            int count = counts.IsEmpty ? tokens : counts[i];
+            if (count > 0)
+            {
+                destination[i].narrow(1, _lengths[i], count).copy_(source[i].narrow(1, 0, count));
+            }
+        }
+    }
+
+    // The new tokens are in storage; _lengths still counts the past, lengths the tokens that each sequence has now.
+    private Tensor Attend(Tensor query, int longest, int[] lengths, bool padded)
+    {
+        Tensor keys = _keys!.narrow(2, 0, longest);
+        Tensor values = _values!.narrow(2, 0, longest);
+        long numHeads = query.shape[1];
+        long tokens = query.shape[2];
+        long group = numHeads / NumKvHeads;
+        bool uniform = AllEqual(_lengths, _lengths[0]) && !padded;
+        bool causal = uniform && _lengths[0] == 0 && tokens > 1;
+        Tensor? mask = causal || (uniform && tokens == 1) ? null : VisibleKeys(longest, (int)tokens, uniform);
+
+        Tensor output;
+        if (tokens == 1)
+        {
+            output = Sdpa(query.reshape(BatchSize, NumKvHeads, group, HeadDim), keys, values, mask, causal: false)
+                .reshape(BatchSize, numHeads, 1, HeadDim);
+        }
+        else if (group == 1)
+        {
+            output = Sdpa(query, keys, values, mask, causal);
+        }
+        else
+        {
+            // One call per member of the groups: each reads keys and values as they are stored.
+            Tensor grouped = query.reshape(BatchSize, NumKvHeads, group, tokens, HeadDim);
+            Tensor[] outputs = new Tensor[group];
+            for (int member = 0; member < group; member++)
+            {
+                outputs[member] = Sdpa(grouped.select(2, member), keys, values, mask, causal);
+            }
+
+            output = stack(outputs, 2).reshape(BatchSize, numHeads, tokens, HeadDim);
+        }
+
+        return padded ? output.masked_fill(Padding(lengths, (int)tokens), 0) : output;
+    }
+
+    private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>
+        nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);
+
+    // True where a query may look [batch or 1, 1, tokens, longest]: key j of query i if j ≤ past + i. A sequence's unused slots come
+    // after all of its real queries, and each query, padding too, sees slot 0, so that no row of the softmax is empty.
+    private Tensor VisibleKeys(int longest, int tokens, bool uniform)
+    {
+        int[] past = uniform ? [_lengths[0]] : _lengths;
+        Tensor position = tensor(past, dtype: ScalarType.Int64, device: Device).reshape(-1, 1, 1, 1)
+            + arange(tokens, dtype: ScalarType.Int64, device: Device).reshape(1, 1, -1, 1);
+        return arange(longest, dtype: ScalarType.Int64, device: Device).reshape(1, 1, 1, -1) <= position;
+    }
+
+    private Tensor Padding(int[] lengths, int tokens)
+    {
+        int[] counts = new int[BatchSize];
+        for (int i = 0; i < counts.Length; i++)
+        {
+            counts[i] = lengths[i] - _lengths[i];
+        }
+
+        return arange(tokens, dtype: ScalarType.Int64, device: Device).reshape(1, 1, -1, 1)
+            >= tensor(counts, dtype: ScalarType.Int64, device: Device).reshape(-1, 1, 1, 1);
+    }
+}

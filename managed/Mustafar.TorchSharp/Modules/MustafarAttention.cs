@@ -1,0 +1,131 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>
+/// Self-attention of a decoder layer: projections and rotary positions, around whatever cache it is given.
+/// </summary>
+/// <remarks>
+/// A <see cref="DenseCache"/> makes it ordinary attention, a cache that prunes and compresses makes it Mustafar's. The children
+/// <c>q_proj</c>, <c>k_proj</c>, <c>v_proj</c> and <c>o_proj</c> carry the names of Hugging Face checkpoints. It is for inference:
+/// no gradient passes the cache.
+/// </remarks>
+public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
+{
+    private readonly RotaryEmbedding _rotary;
+#pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
+    private readonly nn.Module<Tensor, Tensor> q_proj;
+    private readonly nn.Module<Tensor, Tensor> k_proj;
+    private readonly nn.Module<Tensor, Tensor> v_proj;
+    private readonly nn.Module<Tensor, Tensor> o_proj;
+#pragma warning restore IDE1006
+
+    /// <summary>Makes a layer whose weights are not initialised, for a checkpoint to fill.</summary>
+    /// <param name="options">Sizes.</param>
+    /// <param name="rotary">Positions; shared by layers, and not disposed with this one.</param>
+    /// <param name="dtype">Type of the weights.</param>
+    /// <param name="device">Device of the weights; the CPU if null.</param>
+    /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
+    public MustafarAttention(
+        MustafarAttentionOptions options, RotaryEmbedding rotary, ScalarType dtype = ScalarType.Float32, Device? device = null)
+        : this(
+            Checked(options, rotary),
+            rotary,
+            Weights.Linear(options.HiddenSize, options.NumHeads * options.HeadDim, options.QkvBias, dtype, device),
+            Weights.Linear(options.HiddenSize, options.NumKvHeads * options.HeadDim, options.QkvBias, dtype, device),
+            Weights.Linear(options.HiddenSize, options.NumKvHeads * options.HeadDim, options.QkvBias, dtype, device),
+            Weights.Linear(options.NumHeads * options.HeadDim, options.HiddenSize, options.OutputBias, dtype, device))
+    {
+    }
+
+    /// <summary>Makes a layer of given projections.</summary>
+    /// <param name="options">Sizes; its bias flags are not used.</param>
+    /// <param name="rotary">Positions; shared by layers, and not disposed with this one.</param>
+    /// <param name="queryProjection">[.., hidden_size] to [.., num_heads · head_dim].</param>
+    /// <param name="keyProjection">[.., hidden_size] to [.., num_kv_heads · head_dim].</param>
+    /// <param name="valueProjection">[.., hidden_size] to [.., num_kv_heads · head_dim].</param>
+    /// <param name="outputProjection">[.., num_heads · head_dim] to [.., hidden_size].</param>
+    /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
+    public MustafarAttention(
+        MustafarAttentionOptions options,
+        RotaryEmbedding rotary,
+        nn.Module<Tensor, Tensor> queryProjection,
+        nn.Module<Tensor, Tensor> keyProjection,
+        nn.Module<Tensor, Tensor> valueProjection,
+        nn.Module<Tensor, Tensor> outputProjection)
+        : base(nameof(MustafarAttention))
+    {
+        Options = Checked(options, rotary);
+        ArgumentNullException.ThrowIfNull(queryProjection);
+        ArgumentNullException.ThrowIfNull(keyProjection);
+        ArgumentNullException.ThrowIfNull(valueProjection);
+        ArgumentNullException.ThrowIfNull(outputProjection);
+        _rotary = rotary;
+        q_proj = queryProjection;
+        k_proj = keyProjection;
+        v_proj = valueProjection;
+        o_proj = outputProjection;
+        RegisterComponents();
+    }
+
+    /// <summary>Sizes.</summary>
+    public MustafarAttentionOptions Options { get; }
+
+    /// <summary>Attends n new tokens to themselves and to the cached ones, and adds them to the cache.</summary>
+    /// <param name="hidden">Hidden states [batch, n, hidden_size]; positions follow the cache's lengths.</param>
+    /// <param name="cache">This layer's cache.</param>
+    /// <returns>Hidden states [batch, n, hidden_size].</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    public override Tensor forward(Tensor hidden, KeyValueCache cache) => forward(hidden, cache, default);
+
+    /// <summary>Attends n new tokens, of which each sequence has its own number.</summary>
+    /// <param name="hidden">Hidden states [batch, n, hidden_size]; positions follow the cache's lengths.</param>
+    /// <param name="cache">This layer's cache.</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence; the rest is padding on the right. All n if empty.</param>
+    /// <returns>Hidden states [batch, n, hidden_size]; meaningless at padding.</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    public Tensor forward(Tensor hidden, KeyValueCache cache, ReadOnlySpan<int> counts)
+    {
+        ArgumentNullException.ThrowIfNull(hidden);
+        ArgumentNullException.ThrowIfNull(cache);
+        long[] shape = hidden.shape;
+        if (shape.Length != 3 || shape[0] != cache.BatchSize || shape[2] != Options.HiddenSize)
+        {
+            throw new ArgumentException(
+                $"Expected shape [{cache.BatchSize}, tokens, {Options.HiddenSize}], but got [{string.Join(", ", shape)}].", nameof(hidden));
+        }
+
+        if (cache.NumKvHeads != Options.NumKvHeads || cache.HeadDim != Options.HeadDim)
+        {
+            throw new ArgumentException(
+                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {cache.NumKvHeads} of {cache.HeadDim}.",
+                nameof(cache));
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        long batch = shape[0];
+        long tokens = shape[1];
+        Tensor query = q_proj.call(hidden).reshape(batch, tokens, Options.NumHeads, Options.HeadDim);
+        Tensor key = k_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
+        Tensor value = v_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
+        (query, key) = _rotary.Apply(query, key, cache.Lengths);
+        Tensor attended = cache.Forward(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), Options.Scale, counts);
+        return o_proj.call(attended.transpose(1, 2).reshape(batch, tokens, Options.NumHeads * Options.HeadDim)).MoveToOuterDisposeScope();
+    }
+
+    private static MustafarAttentionOptions Checked(MustafarAttentionOptions options, RotaryEmbedding rotary)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(rotary);
+        options.Validate();
+        if (rotary.Options.HeadDim != options.HeadDim)
+        {
+            throw new ArgumentException(
+                $"Expected rotary positions for heads of {options.HeadDim}, but got {rotary.Options.HeadDim}.", nameof(rotary));
+        }
+
+        return options;
+    }
+}

@@ -1,0 +1,42 @@
+namespace Mustafar;
+
+/// <summary>Sizes of an attention layer.</summary>
+public sealed record MustafarAttentionOptions
+{
+    /// <summary>Elements of a token's hidden state.</summary>
+    public required int HiddenSize { get; init; }
+
+    /// <summary>Number of query heads.</summary>
+    public required int NumHeads { get; init; }
+
+    /// <summary>Number of key/value heads, a divisor of <see cref="NumHeads"/>: fewer than query heads is grouped-query attention.</summary>
+    public required int NumKvHeads { get; init; }
+
+    /// <summary>Elements of one head.</summary>
+    public required int HeadDim { get; init; }
+
+    /// <summary>Whether q_proj, k_proj and v_proj have a bias.</summary>
+    public bool QkvBias { get; init; }
+
+    /// <summary>Whether o_proj has a bias.</summary>
+    public bool OutputBias { get; init; }
+
+    /// <summary>Factor of the scores before softmax; 1/√head_dim if null.</summary>
+    public double? Scale { get; init; }
+
+    /// <summary>Checks that the sizes fit together.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentException">The query heads are not a multiple of the key/value heads.</exception>
+    internal void Validate()
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(HiddenSize);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(NumHeads);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(NumKvHeads);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(HeadDim);
+        if (NumHeads % NumKvHeads != 0)
+        {
+            throw new ArgumentException(
+                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {NumHeads}.", nameof(NumHeads));
+        }
+    }
+}

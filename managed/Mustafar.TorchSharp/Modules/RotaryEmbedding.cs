@@ -1,0 +1,165 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>
+/// Rotary position embedding (RoFormer, arXiv 2104.09864) in the rotate-half convention of Hugging Face checkpoints.
+/// </summary>
+/// <remarks>
+/// Cosines and sines are computed once per device and data type, grow with the longest position asked for, and are shared by all
+/// layers that hold this object. It has no parameters. It is used by one thread at a time.
+/// </remarks>
+public sealed class RotaryEmbedding : IDisposable
+{
+    private const int SmallestTable = 2048;
+
+    private readonly Dictionary<(ScalarType Type, DeviceType Device, int Index), Table> _tables = [];
+    private bool _disposed;
+
+    /// <summary>Makes an embedding; tables are computed on first use.</summary>
+    /// <param name="options">Channels and wavelengths.</param>
+    public RotaryEmbedding(RotaryOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        Options = options;
+    }
+
+    /// <summary>Channels and wavelengths.</summary>
+    public RotaryOptions Options { get; }
+
+    /// <summary>Turns queries and keys to their positions.</summary>
+    /// <param name="query">Queries [batch, n, num_heads, head_dim].</param>
+    /// <param name="key">Keys [batch, n, num_kv_heads, head_dim], of the same type and device.</param>
+    /// <param name="starts">Position of each sequence's first token, one per sequence; the n tokens follow one another.</param>
+    /// <returns>New tensors of the same shapes.</returns>
+    /// <exception cref="ArgumentException">A shape or the number of positions doesn't fit.</exception>
+    /// <exception cref="ObjectDisposedException">The embedding was disposed.</exception>
+    public (Tensor Query, Tensor Key) Apply(Tensor query, Tensor key, IReadOnlyList<int> starts)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        ArgumentNullException.ThrowIfNull(query);
+        ArgumentNullException.ThrowIfNull(key);
+        ArgumentNullException.ThrowIfNull(starts);
+        if (key.dtype != query.dtype)
+        {
+            throw new ArgumentException($"Expected keys in {query.dtype}, the type of the queries, but got {key.dtype}.", nameof(key));
+        }
+
+        if (key.device_type != query.device_type || key.device_index != query.device_index)
+        {
+            throw new ArgumentException($"Expected keys on {query.device}, with the queries, but got {key.device}.", nameof(key));
+        }
+
+        long[] shape = query.shape;
+        long[] keyShape = key.shape;
+        if (shape.Length != 4 || shape[3] != Options.HeadDim)
+        {
+            throw new ArgumentException(
+                $"Expected shape [batch, tokens, heads, {Options.HeadDim}], but got [{string.Join(", ", shape)}].", nameof(query));
+        }
+
+        if (keyShape.Length != 4 || keyShape[0] != shape[0] || keyShape[1] != shape[1] || keyShape[3] != shape[3])
+        {
+            throw new ArgumentException(
+                $"Expected shape [{shape[0]}, {shape[1]}, heads, {shape[3]}], but got [{string.Join(", ", keyShape)}].", nameof(key));
+        }
+
+        if (starts.Count != shape[0])
+        {
+            throw new ArgumentException($"Expected one position for each of {shape[0]} sequences, but got {starts.Count}.", nameof(starts));
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        (Tensor cos, Tensor sin) = Rows(query, starts, checked((int)shape[1]));
+        return (Turn(query, cos, sin).MoveToOuterDisposeScope(), Turn(key, cos, sin).MoveToOuterDisposeScope());
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        _disposed = true;
+        foreach (Table table in _tables.Values)
+        {
+            table.Dispose();
+        }
+
+        _tables.Clear();
+    }
+
+    // With the sine's sign in the table, rotate_half(x) · sin is the product with x rolled by half a head.
+    private static Tensor Turn(Tensor x, Tensor cos, Tensor sin) => (x * cos).addcmul_(x.roll(x.shape[3] / 2, 3), sin, 1);
+
+    private (Tensor Cos, Tensor Sin) Rows(Tensor like, IReadOnlyList<int> starts, int count)
+    {
+        int first = starts[0];
+        int last = first;
+        bool same = true;
+        for (int i = 0; i < starts.Count; i++)
+        {
+            ArgumentOutOfRangeException.ThrowIfNegative(starts[i], nameof(starts));
+            same &= starts[i] == first;
+            last = Math.Max(last, starts[i]);
+        }
+
+        Table table = TableFor(like, checked(last + count));
+        if (same)
+        {
+            return (table.Cos.narrow(0, first, count), table.Sin.narrow(0, first, count));
+        }
+
+        long[] positions = new long[starts.Count * count];
+        for (int i = 0; i < positions.Length; i++)
+        {
+            positions[i] = starts[i / count] + (i % count);
+        }
+
+        Tensor index = tensor(positions, device: like.device);
+        long[] shape = [starts.Count, count, 1, Options.HeadDim];
+        return (table.Cos.index_select(0, index).reshape(shape), table.Sin.index_select(0, index).reshape(shape));
+    }
+
+    private Table TableFor(Tensor like, int positions)
+    {
+        (ScalarType, DeviceType, int) key = (like.dtype, like.device_type, like.device_index);
+        if (_tables.TryGetValue(key, out Table? table))
+        {
+            if (table.Positions >= positions)
+            {
+                return table;
+            }
+
+            table.Dispose();
+            _tables.Remove(key);
+        }
+
+        uint rounded = System.Numerics.BitOperations.RoundUpToPowerOf2((uint)Math.Max(positions, SmallestTable));
+        table = Table.Compute(Options, (int)Math.Min(rounded, int.MaxValue), like.dtype, like.device);
+        _tables.Add(key, table);
+        return table;
+    }
+
+    // Cos and Sin are [positions, 1, head_dim], so that they broadcast over heads; Sin is negative in the first half of the channels.
+    private sealed record Table(Tensor Cos, Tensor Sin, int Positions) : IDisposable
+    {
+        public static Table Compute(RotaryOptions options, int positions, ScalarType dtype, Device device)
+        {
+            // A tensor made in inference mode could not take part in training later.
+            using IDisposable mode = inference_mode(false);
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            Tensor angles = outer(arange(positions, dtype: ScalarType.Float64), tensor(options.AnglesPerPosition()));
+            Tensor cos = angles.cos();
+            Tensor sin = angles.sin();
+            return new Table(Laid(cat([cos, cos], 1)), Laid(cat([-sin, sin], 1)), positions);
+
+            Tensor Laid(Tensor table) => table.unsqueeze(1).to(dtype).to(device).DetachFromDisposeScope();
+        }
+
+        public void Dispose()
+        {
+            Cos.Dispose();
+            Sin.Dispose();
+        }
+    }
+}

@@ -1,0 +1,40 @@
+namespace Mustafar;
+
+/// <summary>How rotary position embedding turns a head's channels.</summary>
+public sealed record RotaryOptions
+{
+    private readonly int _headDim = 128;
+    private readonly double _theta = 10_000;
+
+    /// <summary>Elements of one head: even, channel i is turned together with channel i + head_dim / 2.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive and even.</exception>
+    public int HeadDim
+    {
+        get => _headDim;
+        init => _headDim = value > 0 && value % 2 == 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(HeadDim), value, "Expected a positive even number of channels.");
+    }
+
+    /// <summary>Base of the wavelengths: pair i turns by position · Theta^(−2i / head_dim).</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not a positive finite number.</exception>
+    public double Theta
+    {
+        get => _theta;
+        init => _theta = double.IsFinite(value) && value > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(Theta), value, "Expected a positive finite number.");
+    }
+
+    /// <summary>The angle per position of each of the head_dim / 2 pairs of channels, in radians.</summary>
+    public double[] AnglesPerPosition()
+    {
+        double[] angles = new double[HeadDim / 2];
+        for (int i = 0; i < angles.Length; i++)
+        {
+            angles[i] = Math.Pow(Theta, -2.0 * i / HeadDim);
+        }
+
+        return angles;
+    }
+}
