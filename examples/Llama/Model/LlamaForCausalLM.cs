@@ -45,8 +45,20 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     public override Tensor forward(Tensor ids, ModelCache cache)
     {
         using DisposeScope scope = NewDisposeScope();
-        return Head(model.forward(ids, cache)).MoveToOuterDisposeScope();
+        return Head(Hidden(ids, cache)).MoveToOuterDisposeScope();
     }
+
+    /// <summary>Hidden states of n new tokens, for <see cref="Head"/>.</summary>
+    /// <param name="ids">Int64 [batch, n].</param>
+    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    public Tensor Hidden(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default) => model.forward(ids, cache, counts);
+
+    /// <summary>Scores of the next token from hidden states.</summary>
+    /// <param name="hidden">[.., hidden_size].</param>
+    /// <returns>Logits [.., vocab_size] in the type of the weights.</returns>
+    public Tensor Head(Tensor hidden) => lm_head is null ? model.Embedding.Project(hidden) : lm_head.call(hidden);
 
     /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
@@ -61,7 +73,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         }
 
         using DisposeScope scope = NewDisposeScope();
-        Tensor hidden = model.forward(ids, cache, counts);
+        Tensor hidden = Hidden(ids, cache, counts);
         Tensor last;
         if (counts.IsEmpty)
         {
@@ -76,6 +88,4 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 
         return Head(last).MoveToOuterDisposeScope();
     }
-
-    private Tensor Head(Tensor hidden) => lm_head is null ? model.Embedding.Project(hidden) : lm_head.call(hidden);
 }

@@ -42,6 +42,17 @@ public sealed class ModelCache : IDisposable
             new DenseCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, capacity));
     }
 
+    /// <summary>Makes empty caches that prune and compress, for a model.</summary>
+    /// <param name="model">The model.</param>
+    /// <param name="options">How they prune.</param>
+    /// <param name="batchSize">Number of sequences.</param>
+    public static ModelCache Mustafar(LlamaForCausalLM model, MustafarOptions options, int batchSize = 1)
+    {
+        ArgumentNullException.ThrowIfNull(model);
+        return ForEachLayer(model.Config, () =>
+            new MustafarCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, options));
+    }
+
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
     /// <param name="length">Tokens to leave at most.</param>
     public void Truncate(int length)

@@ -5,12 +5,12 @@ namespace Mustafar;
 
 /// <summary>A cache that keeps all keys and values dense: the baseline of <see cref="KeyValueCache"/>, with torch's attention.</summary>
 /// <remarks>
-/// Keys and values lie in one block of [batch, num_kv_heads, capacity, head_dim] each, which grows by half when it is full.
+/// Keys and values lie in one block of [batch, num_kv_heads, capacity, head_dim] each, which grows by an eighth when it is full.
 /// They are never repeated for the query heads of a group: at decode the group is folded into the query axis.
 /// </remarks>
 public sealed class DenseCache : KeyValueCache
 {
-    private const int CapacityStep = 256;
+    private const int CapacityStep = 64;
 
     private readonly int[] _lengths;
     private readonly IReadOnlyList<int> _readOnlyLengths;
@@ -141,7 +141,7 @@ public sealed class DenseCache : KeyValueCache
             return;
         }
 
-        long wanted = Math.Max(tokens, _capacity + (_capacity / 2L));
+        long wanted = Math.Max(tokens, _capacity + (_capacity / 8L));
         int capacity = checked((int)((wanted + CapacityStep - 1) / CapacityStep * CapacityStep));
         Tensor keys = Grown(_keys, capacity);
         Tensor values;

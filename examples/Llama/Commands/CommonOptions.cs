@@ -1,0 +1,150 @@
+using System.CommandLine;
+using System.Globalization;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>Options that all commands have.</summary>
+internal sealed class CommonOptions
+{
+    private const string TypeOfCheckpoint = "auto";
+
+    private readonly Option<string> _model = new("--model")
+    {
+        Description = "Directory of a Hugging Face checkpoint.",
+        DefaultValueFactory = _ => ShippedFiles.Model,
+        HelpName = "DIR",
+    };
+
+    private readonly Option<string> _attention = new("--attention")
+    {
+        Description = "Whether attention reads a pruned and compressed cache, or a dense one.",
+        DefaultValueFactory = _ => "mustafar",
+    };
+
+    private readonly Option<double> _keySparsity = Share("--key-sparsity", "Share of each key's channels that is pruned.");
+    private readonly Option<double> _valueSparsity = Share("--value-sparsity", "Share of each value's channels that is pruned.");
+
+    private readonly Option<int> _localWindow = new("--local-window")
+    {
+        Description = "Latest tokens that always stay dense.",
+        DefaultValueFactory = _ => new MustafarOptions().LocalWindow,
+        HelpName = "TOKENS",
+    };
+
+    private readonly Option<int> _groupSize = new("--group-size")
+    {
+        Description = "Tokens that are compressed together, a multiple of 32.",
+        DefaultValueFactory = _ => new MustafarOptions().GroupSize,
+        HelpName = "TOKENS",
+    };
+
+    private readonly Option<string> _device = new("--device")
+    {
+        Description = "cpu, cuda or cuda:N.",
+        DefaultValueFactory = _ => "cpu",
+        HelpName = "DEVICE",
+    };
+
+    private readonly Option<string> _dtype = new("--dtype")
+    {
+        Description = "Type of the weights and of the cache; auto is the checkpoint's.",
+        DefaultValueFactory = _ => TypeOfCheckpoint,
+    };
+
+    private readonly Option<int?> _threads = new("--threads")
+    {
+        Description = "CPU threads; all cores if not given.",
+        HelpName = "N",
+    };
+
+    private readonly Option<bool> _json = new("--json")
+    {
+        Description = "Print one JSON object on standard output, and everything else on standard error.",
+    };
+
+    public CommonOptions()
+    {
+        _attention.AcceptOnlyFromAmong("mustafar", "dense");
+        _dtype.AcceptOnlyFromAmong(TypeOfCheckpoint, "float32", "float16", "bfloat16");
+    }
+
+    /// <summary>Gives a command these options.</summary>
+    public void AddTo(Command command)
+    {
+        foreach (Option option in (Option[])
+            [_model, _attention, _keySparsity, _valueSparsity, _localWindow, _groupSize, _device, _dtype, _threads, _json])
+        {
+            command.Options.Add(option);
+        }
+    }
+
+    /// <summary>Whether the result is to be JSON.</summary>
+    public bool WantsJson(ParseResult result) => result.GetValue(_json);
+
+    /// <summary>The options' values.</summary>
+    /// <exception cref="CommandException">A value is not one that can be used.</exception>
+    /// <exception cref="ArgumentException">A value is out of range.</exception>
+    public CommonSettings Read(ParseResult result)
+    {
+        int? threads = result.GetValue(_threads);
+        if (threads is < 1)
+        {
+            throw new CommandException($"--threads: expected at least 1, but got {threads}.");
+        }
+
+        return new CommonSettings(
+            result.GetRequiredValue(_model),
+            result.GetRequiredValue(_attention) == "dense" ? AttentionKind.Dense : AttentionKind.Mustafar,
+            new MustafarOptions
+            {
+                KeySparsity = result.GetValue(_keySparsity),
+                ValueSparsity = result.GetValue(_valueSparsity),
+                LocalWindow = result.GetValue(_localWindow),
+                GroupSize = result.GetValue(_groupSize),
+            },
+            ReadDevice(result.GetRequiredValue(_device)),
+            result.GetRequiredValue(_dtype) switch
+            {
+                "float32" => ScalarType.Float32,
+                "float16" => ScalarType.Float16,
+                "bfloat16" => ScalarType.BFloat16,
+                _ => null,
+            },
+            threads);
+    }
+
+    private static Option<double> Share(string name, string description) => new(name)
+    {
+        Description = description,
+        DefaultValueFactory = _ => new MustafarOptions().KeySparsity,
+        HelpName = "0..1",
+    };
+
+    private static Device ReadDevice(string text)
+    {
+        if (text == "cpu")
+        {
+            return CPU;
+        }
+
+        string[] parts = text.Split(':');
+        int index = 0;
+        bool isCuda = parts[0] == "cuda"
+            && (parts.Length == 1 || (parts.Length == 2 && int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out index)));
+        if (!isCuda)
+        {
+            throw new CommandException($"--device: expected cpu, cuda or cuda:N, but got '{text}'.");
+        }
+
+        if (!cuda.is_available())
+        {
+            throw new CommandException($"--device: '{text}' needs a CUDA device and a CUDA build of libtorch, but torch finds none.");
+        }
+
+        return index < cuda.device_count()
+            ? new Device(DeviceType.CUDA, index)
+            : throw new CommandException($"--device: '{text}' doesn't exist; torch finds {cuda.device_count()} CUDA device(s).");
+    }
+}

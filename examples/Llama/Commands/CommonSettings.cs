@@ -1,0 +1,13 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>Values of the options that all commands have.</summary>
+/// <param name="Model">Directory of the checkpoint.</param>
+/// <param name="Attention">What the attention layers read.</param>
+/// <param name="Options">How a cache prunes.</param>
+/// <param name="Device">Where the model runs.</param>
+/// <param name="DType">Type of the weights and of the cache; the checkpoint's if null.</param>
+/// <param name="Threads">CPU threads; torch's choice if null.</param>
+internal sealed record CommonSettings(
+    string Model, AttentionKind Attention, MustafarOptions Options, Device Device, ScalarType? DType, int? Threads);

@@ -1,0 +1,140 @@
+using System.CommandLine;
+using System.Globalization;
+using Mustafar.Examples.Llama.Generation;
+using Mustafar.Examples.Llama.Model;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>Runs one prompt with a dense and with a compressed cache.</summary>
+internal sealed class CompareCommand : LlamaCommand
+{
+    private const int TokensOfShippedText = 2048;
+
+    private readonly Option<string?> _promptFile = new("--prompt-file")
+    {
+        Description = $"File with the text to continue; if not given, the first {TokensOfShippedText} tokens of the shipped text.",
+        HelpName = "FILE",
+    };
+
+    private readonly Option<int> _maxTokens = new("--max-tokens")
+    {
+        Description = "Tokens to generate at most.",
+        DefaultValueFactory = _ => 128,
+        HelpName = "N",
+    };
+
+    public CompareCommand()
+        : base("compare", "Continue one prompt with a dense and with a compressed cache: speed, size, text and divergence.")
+    {
+        Add(_promptFile, _maxTokens);
+    }
+
+    protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
+    {
+        int maxTokens = Positive(arguments, _maxTokens);
+        string? file = arguments.GetValue(_promptFile);
+        string text = file is null ? ShippedFiles.ReadDocuments(ShippedFiles.HeldOutText) : ShippedFiles.ReadText(file);
+        using ModelSession session = ModelSession.Load(settings, output);
+        List<int> prompt = session.Tokenizer.Encode(text);
+        if (file is null)
+        {
+            prompt = prompt[..Math.Min(prompt.Count, TokensOfShippedText)];
+        }
+
+        TokenIds.Check(prompt, session.Model.Config);
+        (Side dense, List<int> denseTokens) = Generate(session, AttentionKind.Dense, prompt, maxTokens, output);
+        (Side mustafar, List<int> mustafarTokens) = Generate(session, AttentionKind.Mustafar, prompt, maxTokens, output);
+        int same = denseTokens.Zip(mustafarTokens).TakeWhile(pair => pair.First == pair.Second).Count();
+        (double? divergence, double? agreement) = Diverge(session, prompt, denseTokens, output);
+        RunReport run = RunReport.Of(session, AttentionKind.Mustafar);
+        Print(dense);
+        Print(mustafar);
+        output.WriteLine(divergence is null
+            ? "KL divergence  not measured: no token was decoded after the prompt's"
+            : string.Create(
+                CultureInfo.InvariantCulture,
+                $"KL divergence  {divergence:F6} nats a token, mean of {denseTokens.Count - 1}; the same likeliest token at {agreement:P1}"));
+        output.WriteLine($"same text      first {same} tokens of {denseTokens.Count}");
+        output.WriteLine($"sparsity       {run.DescribeSparsity()}");
+        output.WriteJson(new Result(run, prompt.Count, dense, mustafar, divergence, agreement, same));
+
+        void Print(Side side)
+        {
+            output.WriteLine($"--- {side.Attention}");
+            output.WriteLine(side.Text);
+            output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"--- {side.TokensPerSecond:F1} tokens/s, prompt {side.PromptSeconds:F2} s"));
+            output.WriteLine($"--- cache {side.Cache}");
+            output.WriteLine();
+        }
+    }
+
+    private static (Side Side, List<int> Tokens) Generate(
+        ModelSession session, AttentionKind attention, List<int> prompt, int maxTokens, ConsoleOutput output)
+    {
+        string name = attention == AttentionKind.Dense ? "dense" : "mustafar";
+        using ModelCache cache = session.NewCache(attention);
+        TokenGenerator generator = new(session.Model, cache);
+        List<int> tokens = output.WithProgress($"Generating, {name}", progress =>
+        {
+            List<int> generated = [];
+            foreach (int token in generator.Generate(prompt, new Sampler(new SamplingOptions()), maxTokens, session.StopTokens))
+            {
+                generated.Add(token);
+                progress.Report((double)generated.Count / maxTokens);
+            }
+
+            return generated;
+        });
+        Side side = new(
+            name,
+            session.Tokenizer.Decode(tokens),
+            tokens.Count,
+            generator.TokensPerSecond,
+            generator.PrefillTime.TotalSeconds,
+            MemoryReport.Of(cache));
+        return (side, tokens);
+    }
+
+    // Both caches are led along the dense continuation. The prediction of its first token comes from the prompt, which is dense in both,
+    // so it is left out of the mean.
+    private static (double? Divergence, double? Agreement) Diverge(
+        ModelSession session, List<int> prompt, List<int> continuation, ConsoleOutput output)
+    {
+        if (continuation.Count < 2)
+        {
+            return (null, null);
+        }
+
+        return output.WithProgress("Measuring divergence", progress =>
+        {
+            using ModelCache dense = session.NewCache(AttentionKind.Dense);
+            using ModelCache mustafar = session.NewCache(AttentionKind.Mustafar);
+            using IDisposable mode = inference_mode();
+            double sum = 0;
+            int agreed = 0;
+            for (int i = 0; i < continuation.Count; i++)
+            {
+                using DisposeScope scope = NewDisposeScope();
+                Tensor ids = TokenIds.ToTensor(i == 0 ? prompt : [continuation[i - 1]], session.Model.Device);
+                Tensor expected = session.Model.NextTokenLogits(ids, dense);
+                Tensor actual = session.Model.NextTokenLogits(ids, mustafar);
+                progress.Report((i + 1.0) / continuation.Count);
+                if (i > 0)
+                {
+                    sum += TeacherForcing.Divergence(expected, actual).item<double>();
+                    agreed += expected.argmax(-1).item<long>() == actual.argmax(-1).item<long>() ? 1 : 0;
+                }
+            }
+
+            int steps = continuation.Count - 1;
+            return ((double?)sum / steps, (double?)agreed / steps);
+        });
+    }
+
+    private sealed record Side(string Attention, string Text, int Tokens, double TokensPerSecond, double PromptSeconds, MemoryReport Cache);
+
+    private sealed record Result(
+        RunReport Run, int PromptTokens, Side Dense, Side Mustafar, double? MeanKlDivergence, double? SameLikeliestToken, int SameFirstTokens);
+}

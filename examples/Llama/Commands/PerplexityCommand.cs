@@ -1,0 +1,142 @@
+using System.CommandLine;
+using System.Diagnostics;
+using System.Globalization;
+using Mustafar.Examples.Llama.Generation;
+using Mustafar.Examples.Llama.Model;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>
+/// Measures perplexity by decoding: of each window of a text, a prefix is the prompt, and the rest is decoded token by token with the
+/// true tokens, so that every prediction reads the cache as it is at decode.
+/// </summary>
+internal sealed class PerplexityCommand : LlamaCommand
+{
+    private readonly Option<string> _file = new("--file")
+    {
+        Description = "Text to predict.",
+        DefaultValueFactory = _ => ShippedFiles.HeldOutText,
+        HelpName = "FILE",
+    };
+
+    private readonly Option<int> _context = new("--context")
+    {
+        Description = "Tokens of a window, the one that begins a text included.",
+        DefaultValueFactory = _ => 2048,
+        HelpName = "TOKENS",
+    };
+
+    private readonly Option<int> _prefill = new("--prefill")
+    {
+        Description = "Tokens of a window that are its prompt.",
+        DefaultValueFactory = _ => 512,
+        HelpName = "TOKENS",
+    };
+
+    private readonly Option<int?> _windows = new("--windows") { Description = "Windows to measure; all if not given.", HelpName = "N" };
+
+    private readonly Option<int> _batch = new("--batch")
+    {
+        Description = "Windows that are decoded side by side.",
+        DefaultValueFactory = _ => 11,
+        HelpName = "N",
+    };
+
+    public PerplexityCommand()
+        : base("perplexity", "Measure perplexity on a text, decoding token by token through the cache.")
+    {
+        Add(_file, _context, _prefill, _windows, _batch);
+    }
+
+    protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
+    {
+        int context = Positive(arguments, _context);
+        int prefill = Positive(arguments, _prefill);
+        int batch = Positive(arguments, _batch);
+        if (prefill >= context)
+        {
+            throw new CommandException($"--prefill: expected less than the context of {context}, but got {prefill}.");
+        }
+
+        if (arguments.GetValue(_windows) is < 1)
+        {
+            throw new CommandException("--windows: expected at least 1.");
+        }
+
+        string file = arguments.GetRequiredValue(_file);
+        string text = ShippedFiles.ReadDocuments(file);
+        using ModelSession session = ModelSession.Load(settings, output);
+        List<List<int>> windows = Windows(session, text, context);
+        if (windows.Count == 0)
+        {
+            throw new CommandException($"{file}: expected a text of at least {context} tokens.");
+        }
+
+        int count = Math.Min(arguments.GetValue(_windows) ?? windows.Count, windows.Count);
+        TokenIds.Check(windows[0], session.Model.Config);
+        Stopwatch stopwatch = Stopwatch.StartNew();
+        MemoryReport memory = null!;
+        double[] nll = output.WithProgress($"Decoding {count} windows", progress =>
+        {
+            List<double> all = [];
+            for (int i = 0; i < count; i += batch)
+            {
+                int start = i;
+                List<int>[] part = [.. windows.Skip(start).Take(Math.Min(batch, count - start))];
+                using ModelCache cache = session.NewCache(part.Length);
+                using DisposeScope scope = NewDisposeScope();
+                Tensor ids = TokenIds.ToTensor(part, session.Model.Device);
+                Tensor scores = TeacherForcing.NegativeLogLikelihoods(
+                    session.Model,
+                    cache,
+                    ids,
+                    prefill,
+                    includePrompt: false,
+                    tokens => progress.Report((start + ((double)part.Length * tokens / context)) / count));
+                all.AddRange(scores.cpu().data<double>().ToArray());
+                memory = MemoryReport.Of(cache);
+            }
+
+            return all.ToArray();
+        });
+        double mean = nll.Average();
+        double[] means = [.. nll.Chunk(context - prefill).Select(window => window.Average())];
+        double tokensPerSecond = nll.Length / stopwatch.Elapsed.TotalSeconds;
+        RunReport run = RunReport.Of(session);
+        output.WriteLine(string.Create(
+            CultureInfo.InvariantCulture, $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {count} windows)"));
+        output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {Math.Min(batch, count)} windows side by side"));
+        output.WriteLine($"cache       {memory}");
+        output.WriteLine($"sparsity    {run.DescribeSparsity()}");
+        output.WriteJson(new Result(run, file, context, prefill, count, nll.Length, mean, Math.Exp(mean), means, tokensPerSecond, memory));
+    }
+
+    // The text is encoded as a whole; every window begins like a text.
+    private static List<List<int>> Windows(ModelSession session, string text, int context)
+    {
+        int first = session.BeginningOfText;
+        List<int> all = session.Tokenizer.Encode(text);
+        List<List<int>> windows = [];
+        for (int i = 0; (i + 1) * context <= all.Count; i++)
+        {
+            windows.Add([first, .. all.GetRange((i * context) + 1, context - 1)]);
+        }
+
+        return windows;
+    }
+
+    private sealed record Result(
+        RunReport Run,
+        string File,
+        int Context,
+        int Prefill,
+        int Windows,
+        int Tokens,
+        double MeanNll,
+        double Perplexity,
+        double[] WindowNll,
+        double TokensPerSecond,
+        MemoryReport CacheOfLastBatch);
+}

@@ -1,0 +1,80 @@
+using System.Globalization;
+using Mustafar.Examples.Llama.Model;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>What a run was made with. A sparsity is the share of a head's channels that was pruned in fact.</summary>
+internal sealed record RunReport(
+    string Model,
+    string Attention,
+    double KeySparsity,
+    double ValueSparsity,
+    int KeysKept,
+    int ValuesKept,
+    int HeadDim,
+    int? LocalWindow,
+    int? GroupSize,
+    string Device,
+    string Dtype,
+    int Threads)
+{
+    /// <summary>Describes a session.</summary>
+    public static RunReport Of(ModelSession session) => Of(session, session.Settings.Attention);
+
+    /// <summary>Describes a session with caches of a given kind.</summary>
+    public static RunReport Of(ModelSession session, AttentionKind attention)
+    {
+        MustafarOptions? options = attention == AttentionKind.Mustafar ? session.Settings.Options : null;
+        int headDim = session.Model.Config.HeadDim;
+        int keysKept = options?.KeysKept(headDim) ?? headDim;
+        int valuesKept = options?.ValuesKept(headDim) ?? headDim;
+        return new RunReport(
+            session.Settings.Model,
+            attention == AttentionKind.Mustafar ? "mustafar" : "dense",
+            1 - ((double)keysKept / headDim),
+            1 - ((double)valuesKept / headDim),
+            keysKept,
+            valuesKept,
+            headDim,
+            options?.LocalWindow,
+            options?.GroupSize,
+            session.Model.Device.ToString(),
+            session.Model.DType switch
+            {
+                ScalarType.Float32 => "float32",
+                ScalarType.Float16 => "float16",
+                _ => "bfloat16",
+            },
+            get_num_threads());
+    }
+
+    /// <summary>The sparsity in words.</summary>
+    public string DescribeSparsity() => string.Create(
+        CultureInfo.InvariantCulture,
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept)");
+}
+
+/// <summary>What the caches of all layers occupy, in bytes.</summary>
+internal sealed record MemoryReport(
+    int Tokens, long CacheBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
+{
+    /// <summary>Describes the caches of a model.</summary>
+    public static MemoryReport Of(ModelCache cache)
+    {
+        KeyValueCacheMemory memory = cache.Memory;
+        return new MemoryReport(
+            cache.Length,
+            memory.TotalBytes,
+            memory.CompressedBytes,
+            memory.WindowBytes,
+            memory.DenseBytes,
+            memory.Fp16Bytes,
+            Math.Round(memory.RatioToFp16, 4));
+    }
+
+    /// <summary>The memory in words.</summary>
+    public override string ToString() => string.Create(
+        CultureInfo.InvariantCulture,
+        $"{CacheBytes:N0} bytes for {Tokens} tokens, {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
+}

@@ -1,0 +1,20 @@
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>Files that lie beside the program.</summary>
+internal static class ShippedFiles
+{
+    /// <summary>A small trained model.</summary>
+    public static string Model => Path.Combine(AppContext.BaseDirectory, "checkpoint", "pyllama-14m");
+
+    /// <summary>Python code that the small model was not trained on.</summary>
+    public static string HeldOutText => Path.Combine(AppContext.BaseDirectory, "data", "heldout-python.txt");
+
+    /// <summary>Reads a text file.</summary>
+    /// <exception cref="CommandException">There is no such file.</exception>
+    public static string ReadText(string path) =>
+        File.Exists(path) ? File.ReadAllText(path) : throw new CommandException($"{path}: the file doesn't exist.");
+
+    /// <summary>Reads a text file of several documents, with a form feed on a line of its own between them, as one text.</summary>
+    /// <exception cref="CommandException">There is no such file.</exception>
+    public static string ReadDocuments(string path) => ReadText(path).Replace("\n\f\n", "\n", StringComparison.Ordinal);
+}

@@ -1,0 +1,27 @@
+using System.Text.Json;
+using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Examples.Llama.Model;
+
+namespace Mustafar.Examples.Llama.Generation;
+
+/// <summary>Tokens that end a text.</summary>
+public static class StopTokens
+{
+    /// <summary>Reads them from a checkpoint: those of generation_config.json, or where it names none, of config.json.</summary>
+    /// <param name="directory">The checkpoint.</param>
+    /// <param name="config">Its config.json.</param>
+    /// <exception cref="CheckpointException">generation_config.json is not valid.</exception>
+    public static IReadOnlySet<int> Load(string directory, LlamaConfig config)
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        string path = Path.Combine(directory, "generation_config.json");
+        IReadOnlyList<int> ids = [];
+        if (File.Exists(path))
+        {
+            using JsonDocument document = JsonFile.Open(path);
+            ids = LlamaConfigReader.TokenIds(document.RootElement, "eos_token_id", path);
+        }
+
+        return (ids.Count > 0 ? ids : config.EosTokenIds).ToHashSet();
+    }
+}
