@@ -1,0 +1,337 @@
+/*
+ * mustafar.h - decode attention on a pruned, bitmap-compressed KV cache
+ *
+ * The method is Mustafar (Joo et al., NeurIPS 2025, arXiv 2505.22913): of every token's key and value vector only the
+ * channels of largest magnitude are kept, stored as a bitmap plus the packed non-zeros, and attention is computed on
+ * that form directly.
+ *
+ * The library is a plain C ABI over raw pointers. It allocates no memory that a caller sees: every output is the
+ * caller's, sized by a query. It keeps no state between calls apart from the last error of each thread.
+ *
+ * From simple to advanced:
+ *   1 library     version, errors, what this processor offers
+ *   2 format      how compressed tokens lie in memory
+ *   3 tensors     prune, compress, decompress
+ *   4 products    key scores (K q) and value sums (p V)
+ *   5 attention   fused decode attention over compressed blocks and a dense tail
+ *   6 cache       append tokens, compressing those that leave the dense tail
+ *
+ * Conventions
+ *   - Tensors are [batch, heads, tokens, head_dim]; head_dim is contiguous, the other strides are free and are counted
+ *     in elements. num_heads is a multiple of num_kv_heads (MHA, GQA, MQA): query head h reads KV head
+ *     h / (num_heads / num_kv_heads).
+ *   - All pointers of one call point to memory of the context's device, except the argument structs themselves.
+ *     On CUDA work is queued on the context's stream and the call returns at once.
+ *   - Every function returns a status. Anything but MUSTAFAR_STATUS_OK leaves a text for mustafar_last_error and, unless
+ *     it says otherwise, outputs that are partly written and must not be used; inputs are never changed.
+ *   - Functions may be called from any thread. Calls that write the same memory must not overlap in time.
+ */
+#ifndef MUSTAFAR_H
+#define MUSTAFAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#if defined(MUSTAFAR_BUILD)
+#define MUSTAFAR_API __declspec(dllexport)
+#else
+#define MUSTAFAR_API __declspec(dllimport)
+#endif
+#else
+#define MUSTAFAR_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------------- 1 library -- */
+
+/* The ABI this header describes. A library reporting another number must not be used with it. */
+typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 1 } mustafar_abi;
+
+typedef enum mustafar_status {
+    MUSTAFAR_STATUS_OK = 0,
+    /* An argument is out of its documented range, or two arguments contradict each other. */
+    MUSTAFAR_STATUS_INVALID_ARGUMENT = 1,
+    /* The arguments are valid but this build, device or processor does not serve them. */
+    MUSTAFAR_STATUS_UNSUPPORTED = 2,
+    /* Compressed data contradicts itself: a bitmap with more set bits than its block holds values, an offset outside
+       its page. Nothing outside the data's own bounds was read. */
+    MUSTAFAR_STATUS_CORRUPT_DATA = 3,
+    /* A buffer is smaller than the matching size query reports. */
+    MUSTAFAR_STATUS_BUFFER_TOO_SMALL = 4,
+    MUSTAFAR_STATUS_OUT_OF_MEMORY = 5,
+    /* The device refused a launch or lost its context; the text carries the driver's words. */
+    MUSTAFAR_STATUS_DEVICE_ERROR = 6,
+    MUSTAFAR_STATUS_INTERNAL_ERROR = 7
+} mustafar_status;
+
+typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1 } mustafar_device;
+
+/* Instruction set variants of the CPU back end, in ascending order of preference. */
+typedef enum mustafar_cpu_variant {
+    /* The best one the processor has, or the one the environment variable MUSTAFAR_CPU_VARIANT names
+       (scalar, avx2, avx512, avx512bf16). */
+    MUSTAFAR_CPU_VARIANT_AUTO = 0,
+    MUSTAFAR_CPU_VARIANT_SCALAR = 1,
+    /* AVX2, FMA, F16C, BMI2 */
+    MUSTAFAR_CPU_VARIANT_AVX2 = 2,
+    /* AVX-512 F, BW, DQ, VL, VBMI2, BITALG, VPOPCNTDQ */
+    MUSTAFAR_CPU_VARIANT_AVX512 = 3,
+    /* The above and AVX512_BF16 */
+    MUSTAFAR_CPU_VARIANT_AVX512_BF16 = 4
+} mustafar_cpu_variant;
+
+/* Where and how a call runs. */
+typedef struct mustafar_context {
+    int32_t device;       /* mustafar_device */
+    int32_t device_index; /* CUDA ordinal; 0 on the CPU */
+    int32_t num_threads;  /* CPU: threads to use at most, >= 1; 0: one per processor */
+    int32_t cpu_variant;  /* mustafar_cpu_variant */
+    void* stream;         /* CUDA: a cudaStream_t, null for the default stream; CPU: null */
+} mustafar_context;
+
+/* ABI version the library was built with (mustafar_abi). */
+MUSTAFAR_API int32_t mustafar_abi_version(void);
+
+/* Semantic version of the library, for example "0.1.0"; a static string. */
+MUSTAFAR_API const char* mustafar_version(void);
+
+/* Detail of this thread's last call that did not return OK: the argument, what was expected, what came. Never null;
+   valid until the thread's next call. */
+MUSTAFAR_API const char* mustafar_last_error(void);
+
+/* Variants this processor can run: bit v is set for mustafar_cpu_variant v (bit 0, AUTO, always). */
+MUSTAFAR_API uint32_t mustafar_cpu_variants(void);
+
+/* The variant that AUTO means in this process. */
+MUSTAFAR_API int32_t mustafar_default_cpu_variant(void);
+
+/* ----------------------------------------------------------------------------------------------------- 2 format -- */
+
+typedef enum mustafar_dtype { MUSTAFAR_DTYPE_F32 = 0, MUSTAFAR_DTYPE_F16 = 1, MUSTAFAR_DTYPE_BF16 = 2 } mustafar_dtype;
+
+/* How kept values are stored. The integer formats, with one f16 scale per token, are reserved: UNSUPPORTED today. */
+typedef enum mustafar_value_format {
+    MUSTAFAR_VALUE_FORMAT_NATIVE = 0, /* in the tensor's dtype */
+    MUSTAFAR_VALUE_FORMAT_INT8 = 1,
+    MUSTAFAR_VALUE_FORMAT_INT4 = 2
+} mustafar_value_format;
+
+/* Which channels of a token are kept. */
+typedef enum mustafar_pattern {
+    /* The `keep` channels of largest magnitude, exactly `keep` in every token; of equal magnitudes the lower channel.
+       NaNs are equal to each other and larger than any number, infinity is larger than any finite one; +0 and -0 are
+       equal and are kept when a token has fewer than `keep` non-zero channels. (Mustafar, section 3.) */
+    MUSTAFAR_PATTERN_UNSTRUCTURED = 0
+} mustafar_pattern;
+
+/* How blocks follow each other. */
+typedef enum mustafar_layout {
+    /* Every block has room for 32 * keep values, so block i starts at i * mustafar_block_bytes. */
+    MUSTAFAR_LAYOUT_FIXED = 0,
+    /* Any number of values per token: block i starts at 16 * offsets[i] bytes. */
+    MUSTAFAR_LAYOUT_OFFSETS = 1
+} mustafar_layout;
+
+/* Order of the values inside a block. */
+typedef enum mustafar_order {
+    /* By token, then by channel. The CPU's order and the order on disk. */
+    MUSTAFAR_ORDER_PLAIN = 0,
+    /* The order in which a warp's lanes consume them; see docs/format.md. CUDA only. */
+    MUSTAFAR_ORDER_FRAGMENT = 1
+} mustafar_order;
+
+enum {
+    MUSTAFAR_BLOCK_TOKENS = 32,  /* tokens in a block */
+    MUSTAFAR_PAGE_PADDING = 64,  /* readable bytes after the last block of a page; their content is of no interest */
+    MUSTAFAR_PAGE_ALIGNMENT = 64 /* alignment of a page's first byte */
+};
+
+/*
+ * One block holds 32 consecutive tokens of one (sequence, KV head), keys and values apart:
+ *   - bitmap: 32 rows of w = ceil(head_dim / 32) little-endian u32; channel c of token t is bit c % 32 of word
+ *     t * w + c / 32. Bits past head_dim, and rows past the last token, are zero.
+ *   - values: the kept channels, packed in `order`, in the tensor's dtype.
+ * FIXED blocks are 128 * w + 32 * keep * sizeof(dtype) bytes; OFFSETS blocks are 128 * w bytes plus their values,
+ * rounded up to 16. For head_dim 128 and 16-bit values a FIXED block is 512 + 64 * keep bytes: 56.3 % of dense at
+ * keep 64, 37.5 % at 40.
+ */
+typedef struct mustafar_format {
+    int32_t head_dim;     /* 64, 80, 96, 128 or 256 */
+    int32_t dtype;        /* mustafar_dtype of the values */
+    int32_t value_format; /* mustafar_value_format */
+    int32_t pattern;      /* mustafar_pattern */
+    int32_t layout;       /* mustafar_layout */
+    int32_t order;        /* mustafar_order */
+    int32_t keep;         /* FIXED: channels kept per token, 1 ... head_dim; OFFSETS: 0 */
+} mustafar_format;
+
+/* Bytes of one block of a FIXED format. */
+MUSTAFAR_API int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes);
+
+/* A dense tensor [batch, heads, tokens, head_dim]; strides in elements, head_dim contiguous. */
+typedef struct mustafar_dense {
+    void* data; /* aligned to its element; read only where the call takes it as input */
+    int64_t batch_stride;
+    int64_t head_stride;
+    int64_t token_stride;
+} mustafar_dense;
+
+/*
+ * Compressed tokens [batch, num_kv_heads, tokens, head_dim], in pages: page p of a sequence holds its blocks
+ * p * page_blocks ... (p + 1) * page_blocks - 1 of every KV head. Block i of head h lies in page i / page_blocks at
+ * byte base + h * head_stride + (i % page_blocks) * block bytes. A contiguous tensor is one page per sequence.
+ * With OFFSETS there is one page per sequence and block i of head h of sequence b lies at byte
+ * 16 * offsets[(b * num_kv_heads + h) * page_blocks + i] of it, the next entry being its end; the table has
+ * batch * num_kv_heads * page_blocks + 1 ascending entries (so sequences that share one buffer pass its address each).
+ */
+typedef struct mustafar_blocks {
+    mustafar_format format;
+    int32_t page_blocks;   /* blocks of one KV head in a page, >= 1 */
+    int64_t page_capacity; /* pages that the table has room for, per sequence */
+    int64_t page_bytes;    /* size of a page, its MUSTAFAR_PAGE_PADDING included */
+    int64_t base;          /* byte of the page at which this tensor starts, a multiple of 16 */
+    int64_t head_stride;   /* bytes from one KV head to the next, a multiple of 16 */
+    void* const* pages;    /* [batch, page_capacity] addresses; entries past a sequence's tokens are not read */
+    const uint32_t* offsets; /* OFFSETS: the table; FIXED: null */
+} mustafar_blocks;
+
+/* ---------------------------------------------------------------------------------------------------- 3 tensors -- */
+
+/* Chooses the channels to keep. source: [batch, heads, tokens, head_dim] of format's dtype. bitmap: [batch, heads,
+   tokens, ceil(head_dim / 32)] contiguous u32, channel c in bit c % 32 of word c / 32. The format must be FIXED. */
+MUSTAFAR_API int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch,
+                                    int32_t heads, int64_t tokens, const mustafar_dense* source, uint32_t* bitmap);
+
+/* Writes the table of an OFFSETS tensor for any bitmap (laid out as by mustafar_prune): batch * heads * ceil(tokens / 32)
+   + 1 entries, counting 16-byte units over all sequences and heads. *page_bytes receives the size of the one page that
+   holds them all, its padding included. On CUDA page_bytes points to device memory. */
+MUSTAFAR_API int32_t mustafar_offsets(const mustafar_context* context, const mustafar_format* format, int32_t batch,
+                                      int32_t heads, int64_t tokens, const uint32_t* bitmap, uint32_t* offsets,
+                                      int64_t* page_bytes);
+
+/* Compresses source into the blocks 0 ... ceil(tokens / 32) - 1 of destination. FIXED: bitmap is null and the pattern
+   chooses. OFFSETS: bitmap says what is kept and destination->offsets comes from mustafar_offsets. */
+MUSTAFAR_API int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
+                                       const mustafar_dense* source, const uint32_t* bitmap,
+                                       const mustafar_blocks* destination);
+
+/* Writes tokens first ... first + tokens - 1 as dense rows, pruned channels as +0. destination's token 0 is token first. */
+MUSTAFAR_API int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t first,
+                                         int64_t tokens, const mustafar_blocks* source,
+                                         const mustafar_dense* destination);
+
+/* --------------------------------------------------------------------------------------------------- 4 products -- */
+
+/* The two sparse products of the paper (section 4), apart. Query or probability row r of a KV head is query head
+   h * group + r / num_queries, query r % num_queries. */
+typedef struct mustafar_product {
+    int32_t batch;
+    int32_t num_heads;
+    int32_t num_kv_heads;
+    int32_t num_queries;
+    int64_t tokens;
+    mustafar_blocks blocks; /* the keys or the values */
+    mustafar_dense dense;   /* key scores: query in; value sum: output. [batch, num_heads, num_queries, head_dim], the
+                               blocks' dtype */
+    mustafar_dense weights; /* f32 [batch, num_heads, num_queries, tokens], tokens contiguous. key scores: output;
+                               value sum: probabilities in */
+    float scale;            /* multiplies the result */
+} mustafar_product;
+
+/* weights = scale * query . keys */
+MUSTAFAR_API int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product);
+
+/* dense = scale * weights . values */
+MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const mustafar_product* product);
+
+/* -------------------------------------------------------------------------------------------------- 5 attention -- */
+
+/*
+ * out = softmax(scale * q . K) . V over the tokens of each sequence, in one pass with an online softmax and f32
+ * accumulation. A sequence's tokens are, in order:
+ *   0 ... compressed - 1              in blocks
+ *   compressed ... length - fresh - 1 in the dense tail, a ring: token t in slot t % tail_capacity
+ *   the last fresh ones               in the caller's own tensors, not yet appended
+ * Causality: query i of sequence b stands at position length - queries + i and sees the tokens up to and including its
+ * own. A query that sees no token (an empty sequence) gives zeros and a log-sum-exp of -infinity.
+ */
+typedef struct mustafar_attention {
+    int32_t batch;
+    int32_t num_heads;
+    int32_t num_kv_heads;
+    int32_t num_queries;    /* 1 ... */
+    int32_t num_fresh;      /* fresh tokens: 0 or num_queries */
+    int32_t tail_capacity;  /* slots of the ring; 0 when there is no tail */
+    int32_t max_tokens;     /* no length is larger */
+    int32_t sliding_window; /* a query sees only the last so many tokens, itself included; 0: all */
+    float scale;            /* > 0 */
+    const int32_t* lengths;      /* [batch] tokens in all */
+    const int32_t* compressed;   /* [batch] how many of them are in blocks */
+    const int32_t* query_counts; /* [batch] queries (and fresh tokens) of each sequence; rows past it give zeros.
+                                    null: num_queries each */
+    mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
+    mustafar_dense output;       /* as query */
+    mustafar_blocks keys;
+    mustafar_blocks values;
+    mustafar_dense tail_keys;    /* [batch, num_kv_heads, tail_capacity, head_dim] */
+    mustafar_dense tail_values;
+    mustafar_dense fresh_keys;   /* [batch, num_kv_heads, num_fresh, head_dim] */
+    mustafar_dense fresh_values;
+    float* log_sum_exp;          /* [batch, num_heads, num_queries] natural logarithm; null: not wanted */
+    void* workspace;             /* aligned to 64 bytes */
+    int64_t workspace_bytes;
+} mustafar_attention;
+
+/* Bytes of workspace that mustafar_attention_forward needs for these arguments: depends on the counts and max_tokens,
+   not on any pointer. */
+MUSTAFAR_API int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
+                                                  int64_t* bytes);
+
+MUSTAFAR_API int32_t mustafar_attention_forward(const mustafar_context* context, const mustafar_attention* attention);
+
+/* ------------------------------------------------------------------------------------------------------ 6 cache -- */
+
+/* How many of a sequence's first tokens are compressed once it holds `length`: whole groups that leave at least
+   local_window dense ones, floor((length - local_window) / group_size) * group_size, at least 0. */
+MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size);
+
+/*
+ * Appends count tokens to each sequence: compresses into the pages whatever mustafar_compressed_tokens(length + count +
+ * lookahead) adds to what is compressed, taking tokens from the ring and from the new ones, then writes the new tokens
+ * that stay dense into the ring. Pages for them must be in the table. Nothing that is compressed already is read.
+ * With no new tokens and lookahead 1 it compresses what the next token will find compressed, without adding to the
+ * cache; tokens that are not there yet are never compressed.
+ */
+typedef struct mustafar_append {
+    int32_t batch;
+    int32_t num_kv_heads;
+    int32_t num_tokens;    /* tokens in new_keys and new_values; may be 0 */
+    int32_t lookahead;     /* tokens that count for the rule but are not appended, >= 0 */
+    int32_t group_size;    /* a multiple of 32 */
+    int32_t local_window;  /* >= 0 */
+    int32_t tail_capacity; /* a multiple of 32, >= round up(local_window, 32) + group_size */
+    int32_t max_tokens;    /* no length is larger afterwards */
+    const int32_t* counts;  /* [batch] new tokens of each sequence, 0 ... num_tokens; null: num_tokens each */
+    const int32_t* lengths;    /* [batch] before */
+    const int32_t* compressed; /* [batch] before */
+    int32_t* new_lengths;      /* [batch] after; must not overlap lengths */
+    int32_t* new_compressed;   /* [batch] after; must not overlap compressed */
+    mustafar_dense new_keys;   /* [batch, num_kv_heads, num_tokens, head_dim] */
+    mustafar_dense new_values;
+    mustafar_blocks keys;      /* FIXED */
+    mustafar_blocks values;
+    mustafar_dense tail_keys;  /* [batch, num_kv_heads, tail_capacity, head_dim] */
+    mustafar_dense tail_values;
+} mustafar_append;
+
+MUSTAFAR_API int32_t mustafar_append_tokens(const mustafar_context* context, const mustafar_append* append);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

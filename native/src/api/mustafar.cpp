@@ -1,0 +1,147 @@
+// The C border: every export checks its arguments, calls the context's back end and turns errors into a status.
+#include "mustafar/mustafar.h"
+
+#include "core/backend.h"
+#include "core/cuda_library.h"
+#include "core/error.h"
+#include "core/format.h"
+#include "core/validate.h"
+#include "cpu/variant.h"
+
+namespace {
+
+using namespace mustafar;
+
+thread_local ErrorText last_error{};
+
+const Backend& backend(const mustafar_context& context) {
+    return context.device == MUSTAFAR_DEVICE_CUDA ? cuda_backend() : cpu_backend();
+}
+
+// A back end that reports failure has written its text; carry both to guarded().
+void pass_on(int32_t status, const ErrorText& text) {
+    if (status != MUSTAFAR_STATUS_OK) throw Error(static_cast<mustafar_status>(status), text);
+}
+
+template <class Call>
+int32_t exported(Call&& call) noexcept {
+    return guarded(last_error, call);
+}
+
+}  // namespace
+
+int32_t mustafar_abi_version(void) {
+    return MUSTAFAR_ABI_VERSION;
+}
+
+const char* mustafar_version(void) {
+    return MUSTAFAR_VERSION_STRING;
+}
+
+const char* mustafar_last_error(void) {
+    return last_error.text;
+}
+
+uint32_t mustafar_cpu_variants(void) {
+    return available_variants();
+}
+
+int32_t mustafar_default_cpu_variant(void) {
+    return default_variant();
+}
+
+int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size) {
+    if (group_size < 1 || length <= local_window) return 0;
+    return (length - local_window) / group_size * group_size;
+}
+
+int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes) {
+    return exported([&] {
+        if (format == nullptr || bytes == nullptr)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format, bytes: expected addresses, got null");
+        check_format("block_bytes", *format);
+        if (format->layout != MUSTAFAR_LAYOUT_FIXED)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 0 (fixed), got %d", format->layout);
+        *bytes = fixed_block_bytes(*format);
+    });
+}
+
+int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch, int32_t heads,
+                       int64_t tokens, const mustafar_dense* source, uint32_t* bitmap) {
+    return exported([&] {
+        check_prune(format, batch, heads, tokens, source, bitmap);
+        ErrorText text;
+        pass_on(backend(checked(context)).prune(*context, *format, batch, heads, tokens, *source, bitmap, text), text);
+    });
+}
+
+int32_t mustafar_offsets(const mustafar_context* context, const mustafar_format* format, int32_t batch, int32_t heads,
+                         int64_t tokens, const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes) {
+    return exported([&] {
+        check_offsets(format, batch, heads, tokens, bitmap, offsets, page_bytes);
+        ErrorText text;
+        pass_on(backend(checked(context))
+                    .offsets(*context, *format, batch, heads, tokens, bitmap, offsets, page_bytes, text),
+                text);
+    });
+}
+
+int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
+                          const mustafar_dense* source, const uint32_t* bitmap, const mustafar_blocks* destination) {
+    return exported([&] {
+        check_compress(checked(context), batch, heads, tokens, source, bitmap, destination);
+        ErrorText text;
+        pass_on(backend(*context).compress(*context, batch, heads, tokens, *source, bitmap, *destination, text), text);
+    });
+}
+
+int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t first,
+                            int64_t tokens, const mustafar_blocks* source, const mustafar_dense* destination) {
+    return exported([&] {
+        check_decompress(checked(context), batch, heads, first, tokens, source, destination);
+        ErrorText text;
+        pass_on(backend(*context).decompress(*context, batch, heads, first, tokens, *source, *destination, text), text);
+    });
+}
+
+int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product) {
+    return exported([&] {
+        check_product(checked(context), product);
+        ErrorText text;
+        pass_on(backend(*context).key_scores(*context, *product, text), text);
+    });
+}
+
+int32_t mustafar_value_sum(const mustafar_context* context, const mustafar_product* product) {
+    return exported([&] {
+        check_product(checked(context), product);
+        ErrorText text;
+        pass_on(backend(*context).value_sum(*context, *product, text), text);
+    });
+}
+
+int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
+                                     int64_t* bytes) {
+    return exported([&] {
+        check_attention_shape(checked(context), attention);
+        if (bytes == nullptr) fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "bytes: expected an address, got null");
+        ErrorText text;
+        pass_on(backend(*context).attention_workspace(*context, *attention, bytes, text), text);
+    });
+}
+
+int32_t mustafar_attention_forward(const mustafar_context* context, const mustafar_attention* attention) {
+    return exported([&] {
+        check_attention(checked(context), attention);
+        ErrorText text;
+        pass_on(backend(*context).attention(*context, *attention, text), text);
+    });
+}
+
+int32_t mustafar_append_tokens(const mustafar_context* context, const mustafar_append* append) {
+    return exported([&] {
+        check_append(checked(context), append);
+        ErrorText text;
+        pass_on(backend(*context).append(*context, *append, text), text);
+    });
+}

@@ -1,0 +1,37 @@
+// A back end is a table of functions over arguments that the C border has validated. Each returns a status and, unless
+// it is OK, fills the text; none throws. libmustafar holds the CPU's table; libmustafar_cuda exports its own through
+// mustafar_cuda_backend and is loaded on the first call that needs it.
+#pragma once
+
+#include <cstdint>
+
+#include "core/error.h"
+#include "mustafar/mustafar.h"
+
+namespace mustafar {
+
+struct Backend {
+    int32_t abi_version;  // MUSTAFAR_ABI_VERSION; first, so that a mismatch can be seen in any version
+    int32_t (*prune)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
+                     const mustafar_dense& source, uint32_t* bitmap, ErrorText&);
+    int32_t (*offsets)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
+                       const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes, ErrorText&);
+    int32_t (*compress)(const mustafar_context&, int32_t batch, int32_t heads, int64_t tokens,
+                        const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
+                        ErrorText&);
+    int32_t (*decompress)(const mustafar_context&, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
+                          const mustafar_blocks& source, const mustafar_dense& destination, ErrorText&);
+    int32_t (*key_scores)(const mustafar_context&, const mustafar_product&, ErrorText&);
+    int32_t (*value_sum)(const mustafar_context&, const mustafar_product&, ErrorText&);
+    int32_t (*attention_workspace)(const mustafar_context&, const mustafar_attention&, int64_t* bytes, ErrorText&);
+    int32_t (*attention)(const mustafar_context&, const mustafar_attention&, ErrorText&);
+    int32_t (*append)(const mustafar_context&, const mustafar_append&, ErrorText&);
+};
+
+// The name and type of the function by which a back end library hands out its table.
+constexpr const char* cuda_backend_symbol = "mustafar_cuda_backend";
+using BackendFunction = const Backend* (*)();
+
+const Backend& cpu_backend();
+
+}  // namespace mustafar

@@ -1,0 +1,363 @@
+#include "core/validate.h"
+
+#include <climits>
+#include <cmath>
+
+#include "core/format.h"
+
+namespace mustafar {
+namespace {
+
+__extension__ using wide = __int128;
+
+// No tensor spans more than this many bytes, so that every address computation fits 64 bits.
+constexpr wide max_span_bytes = wide{1} << 56;
+
+void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+    if (value < low || value > high)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected %lld ... %lld, got %lld", name, (long long)low,
+             (long long)high, (long long)value);
+}
+
+void check_pointer(const char* name, const void* pointer) {
+    if (pointer == nullptr) fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected an address, got null", name);
+}
+
+void check_aligned(const char* name, const void* pointer, uintptr_t alignment) {
+    check_pointer(name, pointer);
+    if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected an address that is a multiple of %llu, got %p", name,
+             (unsigned long long)alignment, pointer);
+}
+
+void check_dtype(const char* name, int32_t dtype) {
+    if (dtype < MUSTAFAR_DTYPE_F32 || dtype > MUSTAFAR_DTYPE_BF16)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected a mustafar_dtype (0 f32, 1 f16, 2 bf16), got %d", name,
+             dtype);
+}
+
+struct Extent {
+    int64_t batch, heads, tokens, width;
+    bool empty() const { return batch == 0 || heads == 0 || tokens == 0; }
+};
+
+// A dense tensor that is read or written; an empty one may have any address.
+void check_dense(const char* name, const mustafar_dense& dense, const Extent& extent, int element) {
+    if (dense.batch_stride < 0 || dense.head_stride < 0 || dense.token_stride < 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected strides >= 0, got [%lld, %lld, %lld]", name,
+             (long long)dense.batch_stride, (long long)dense.head_stride, (long long)dense.token_stride);
+    if (extent.empty()) return;
+    check_aligned(name, dense.data, (uintptr_t)element);
+    const wide span = wide{extent.batch - 1} * dense.batch_stride + wide{extent.heads - 1} * dense.head_stride +
+                      wide{extent.tokens - 1} * dense.token_stride + extent.width;
+    if (span * element > max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected a tensor within 2^56 bytes, got strides [%lld, %lld, %lld]",
+             name, (long long)dense.batch_stride, (long long)dense.head_stride, (long long)dense.token_stride);
+}
+
+// A tensor that is written must not fold several elements onto one address.
+void check_written(const char* name, const mustafar_dense& dense, const Extent& extent, int element) {
+    check_dense(name, dense, extent, element);
+    if ((extent.tokens > 1 && dense.token_stride < extent.width) || (extent.heads > 1 && dense.head_stride < extent.width) ||
+        (extent.batch > 1 && dense.batch_stride < extent.width))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s: expected strides >= %lld (rows that do not overlap), got [%lld, %lld, %lld]", name,
+             (long long)extent.width, (long long)dense.batch_stride, (long long)dense.head_stride,
+             (long long)dense.token_stride);
+}
+
+void check_shape(int32_t batch, int32_t heads, int64_t tokens) {
+    check_range("batch", batch, 0, INT_MAX);
+    check_range("heads", heads, 0, INT_MAX);
+    check_range("tokens", tokens, 0, INT_MAX - block_tokens);
+    if (wide{batch} * heads * divide_up(tokens, block_tokens) >= (wide{1} << 48))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "batch, heads, tokens: expected fewer than 2^48 blocks, got %d x %d x %lld",
+             batch, heads, (long long)tokens);
+}
+
+void check_heads(int32_t num_heads, int32_t num_kv_heads) {
+    check_range("num_kv_heads", num_kv_heads, 1, INT_MAX);
+    check_range("num_heads", num_heads, 1, INT_MAX);
+    if (num_heads % num_kv_heads != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_heads: expected a multiple of num_kv_heads (%d), got %d", num_kv_heads,
+             num_heads);
+}
+
+void check_same_values(const mustafar_format& keys, const mustafar_format& values) {
+    if (keys.head_dim != values.head_dim)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.head_dim: expected that of the keys (%d), got %d",
+             keys.head_dim, values.head_dim);
+    if (keys.dtype != values.dtype)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.dtype: expected that of the keys (%d), got %d", keys.dtype,
+             values.dtype);
+}
+
+void check_order(const char* name, const mustafar_context& context, const mustafar_format& format) {
+    if (context.device == MUSTAFAR_DEVICE_CPU && format.order != MUSTAFAR_ORDER_PLAIN)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.order: the CPU serves the plain order (0) only, got %d", name,
+             format.order);
+}
+
+// Blocks of which the first `tokens` of each sequence may be touched.
+void check_blocks(const char* name, const mustafar_context& context, const mustafar_blocks& blocks, int32_t batch,
+                  int32_t heads, int64_t tokens) {
+    check_format(name, blocks.format);
+    check_order(name, context, blocks.format);
+    if (batch == 0 || heads == 0 || tokens == 0) return;
+    const bool fixed = blocks.format.layout == MUSTAFAR_LAYOUT_FIXED;
+    const int64_t used = divide_up(tokens, block_tokens);
+    if (blocks.page_blocks < 1)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= 1, got %d", name, blocks.page_blocks);
+    if (blocks.page_capacity < 1 || wide{blocks.page_capacity} * blocks.page_blocks < used)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_capacity: expected room for %lld blocks of each head, got %lld pages of %d",
+             name, (long long)used, (long long)blocks.page_capacity, blocks.page_blocks);
+    if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.base, head_stride: expected multiples of 16, >= 0; got %lld, %lld", name,
+             (long long)blocks.base, (long long)blocks.head_stride);
+    check_aligned(name, static_cast<const void*>(blocks.pages), sizeof(void*));
+    if (blocks.page_bytes < 0 || blocks.page_bytes > (int64_t)max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_bytes: expected 0 ... 2^56, got %lld", name,
+             (long long)blocks.page_bytes);
+    if (fixed) {
+        if (blocks.offsets != nullptr)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.offsets: expected null for the fixed layout", name);
+        const wide bytes = blocks.base + wide{heads - 1} * blocks.head_stride +
+                           wide{blocks.page_blocks} * fixed_block_bytes(blocks.format) + MUSTAFAR_PAGE_PADDING;
+        if (bytes > blocks.page_bytes)
+            fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL,
+                 "%s.page_bytes: expected >= %lld for %d heads of %d blocks with padding, got %lld", name,
+                 (long long)(bytes > max_span_bytes ? max_span_bytes : bytes), heads, blocks.page_blocks,
+                 (long long)blocks.page_bytes);
+        if (heads > 1 && blocks.head_stride < blocks.page_blocks * fixed_block_bytes(blocks.format))
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.head_stride: expected >= %lld (blocks that do not overlap), got %lld",
+                 name, (long long)(blocks.page_blocks * fixed_block_bytes(blocks.format)), (long long)blocks.head_stride);
+    } else {
+        check_aligned("offsets", blocks.offsets, alignof(uint32_t));
+        if (used > blocks.page_blocks)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d", name,
+                 (long long)used, blocks.page_blocks);
+    }
+}
+
+void check_masked(const void* bitmap, const mustafar_format& format) {
+    const bool fixed = format.layout == MUSTAFAR_LAYOUT_FIXED;
+    if (fixed && bitmap != nullptr)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "bitmap: expected null for the fixed layout, whose pattern chooses");
+    if (!fixed) check_aligned("bitmap", bitmap, alignof(uint32_t));
+}
+
+// Tail or fresh tokens: keys and values of one extent.
+void check_pair(const char* name, const mustafar_dense& keys, const mustafar_dense& values, const Extent& extent,
+                int element, bool written) {
+    const auto check = written ? check_written : check_dense;
+    char text[48];
+    std::snprintf(text, sizeof text, "%s_keys", name);
+    check(text, keys, extent, element);
+    std::snprintf(text, sizeof text, "%s_values", name);
+    check(text, values, extent, element);
+}
+
+template <class T>
+const T& not_null(const char* name, const T* pointer) {
+    check_pointer(name, pointer);
+    return *pointer;
+}
+
+}  // namespace
+
+const mustafar_context& checked(const mustafar_context* context) {
+    check_pointer("context", context);
+    check_range("context.device", context->device, MUSTAFAR_DEVICE_CPU, MUSTAFAR_DEVICE_CUDA);
+    check_range("context.device_index", context->device_index, 0, INT_MAX);
+    check_range("context.num_threads", context->num_threads, 0, 4096);
+    check_range("context.cpu_variant", context->cpu_variant, MUSTAFAR_CPU_VARIANT_AUTO, MUSTAFAR_CPU_VARIANT_AVX512_BF16);
+    return *context;
+}
+
+void check_format(const char* name, const mustafar_format& format) {
+    switch (format.head_dim) {
+        case 64: case 80: case 96: case 128: case 256: break;
+        default:
+            fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
+                 format.head_dim);
+    }
+    check_dtype("format.dtype", format.dtype);
+    if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name, format.value_format);
+    if (format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.pattern: expected 0 (unstructured), got %d", name, format.pattern);
+    check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
+    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_FRAGMENT);
+    if (format.layout == MUSTAFAR_LAYOUT_FIXED)
+        check_range("format.keep", format.keep, 1, format.head_dim);
+    else
+        check_range("format.keep (offsets layout)", format.keep, 0, 0);
+}
+
+void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,
+                 const mustafar_dense* source, const void* bitmap) {
+    check_format("prune", not_null("format", format));
+    if (format->layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 0 (fixed), got %d", format->layout);
+    check_shape(batch, heads, tokens);
+    const Extent extent{batch, heads, tokens, format->head_dim};
+    check_dense("source", not_null("source", source), extent, element_bytes(format->dtype));
+    if (!extent.empty()) check_aligned("bitmap", bitmap, alignof(uint32_t));
+}
+
+void check_offsets(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens, const void* bitmap,
+                   const void* offsets, const void* page_bytes) {
+    check_format("offsets", not_null("format", format));
+    if (format->layout != MUSTAFAR_LAYOUT_OFFSETS)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 1 (offsets), got %d", format->layout);
+    check_shape(batch, heads, tokens);
+    if (batch != 0 && heads != 0 && tokens != 0) check_aligned("bitmap", bitmap, alignof(uint32_t));
+    check_aligned("offsets", offsets, alignof(uint32_t));
+    check_aligned("page_bytes", page_bytes, alignof(int64_t));
+}
+
+void check_compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+                    const mustafar_dense* source, const void* bitmap, const mustafar_blocks* destination) {
+    check_shape(batch, heads, tokens);
+    check_blocks("destination", context, not_null("destination", destination), batch, heads, tokens);
+    const Extent extent{batch, heads, tokens, destination->format.head_dim};
+    check_dense("source", not_null("source", source), extent, element_bytes(destination->format.dtype));
+    if (!extent.empty()) check_masked(bitmap, destination->format);
+}
+
+void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
+                      const mustafar_blocks* source, const mustafar_dense* destination) {
+    check_shape(batch, heads, tokens);
+    check_range("first", first, 0, INT_MAX - block_tokens - tokens);
+    check_blocks("source", context, not_null("source", source), batch, heads, tokens == 0 ? 0 : first + tokens);
+    check_written("destination", not_null("destination", destination),
+                  Extent{batch, heads, tokens, source->format.head_dim}, element_bytes(source->format.dtype));
+}
+
+void check_product(const mustafar_context& context, const mustafar_product* pointer) {
+    const mustafar_product& product = not_null("product", pointer);
+    check_shape(product.batch, product.num_kv_heads, product.tokens);
+    check_heads(product.num_heads, product.num_kv_heads);
+    check_range("num_queries", product.num_queries, 0, INT_MAX);
+    check_blocks("blocks", context, product.blocks, product.batch, product.num_kv_heads, product.tokens);
+    const mustafar_format& format = product.blocks.format;
+    check_dense("dense", product.dense, Extent{product.batch, product.num_heads, product.num_queries, format.head_dim},
+                element_bytes(format.dtype));
+    const Extent weights{product.batch, product.num_heads, product.num_queries, product.tokens};
+    check_dense("weights", product.weights, product.tokens == 0 ? Extent{0, 0, 0, 0} : weights, 4);
+}
+
+void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
+    const mustafar_attention& attention = not_null("attention", pointer);
+    check_range("batch", attention.batch, 0, INT_MAX);
+    check_heads(attention.num_heads, attention.num_kv_heads);
+    check_range("num_queries", attention.num_queries, 0, INT_MAX);
+    if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d", attention.num_queries,
+             attention.num_fresh);
+    check_range("tail_capacity", attention.tail_capacity, 0, INT_MAX);
+    check_range("max_tokens", attention.max_tokens, 0, INT_MAX - block_tokens);
+    check_range("sliding_window", attention.sliding_window, 0, INT_MAX);
+    if (!std::isfinite(attention.scale) || attention.scale <= 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "scale: expected a positive number, got %g", (double)attention.scale);
+    check_format("keys", attention.keys.format);
+    check_format("values", attention.values.format);
+    check_same_values(attention.keys.format, attention.values.format);
+    check_order("keys", context, attention.keys.format);
+    check_order("values", context, attention.values.format);
+    if (wide{attention.batch} * attention.num_heads * attention.num_queries > (wide{1} << 40))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "batch, num_heads, num_queries: expected at most 2^40 query rows, got %d x %d x %d",
+             attention.batch, attention.num_heads, attention.num_queries);
+}
+
+void check_attention(const mustafar_context& context, const mustafar_attention* pointer) {
+    check_attention_shape(context, pointer);
+    const mustafar_attention& attention = *pointer;
+    const int head_dim = attention.keys.format.head_dim;
+    const int element = element_bytes(attention.keys.format.dtype);
+    const Extent queries{attention.batch, attention.num_heads, attention.num_queries, head_dim};
+    check_dense("query", attention.query, queries, element);
+    check_written("output", attention.output, queries, element);
+    if (queries.empty()) return;
+    check_aligned("lengths", attention.lengths, alignof(int32_t));
+    check_aligned("compressed", attention.compressed, alignof(int32_t));
+    check_pair("tail", attention.tail_keys, attention.tail_values,
+               Extent{attention.batch, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
+    check_pair("fresh", attention.fresh_keys, attention.fresh_values,
+               Extent{attention.batch, attention.num_kv_heads, attention.num_fresh, head_dim}, element, false);
+    // The CPU back end looks at the counts and checks the blocks that they make it read; on a device only the caller's
+    // bound is known here.
+    if (context.device == MUSTAFAR_DEVICE_CPU) {
+        int64_t compressed = 0;
+        for (int32_t b = 0; b < attention.batch; ++b) {
+            const int64_t length = attention.lengths[b];
+            check_range("lengths", length, 0, attention.max_tokens);
+            const int64_t count = attention.query_counts ? attention.query_counts[b] : attention.num_queries;
+            check_range("query_counts", count, 0, attention.num_queries);
+            const int64_t fresh = attention.num_fresh ? count : 0;
+            check_range("lengths (fresh tokens included)", length, fresh, attention.max_tokens);
+            check_range("compressed", attention.compressed[b], 0, length - fresh);
+            if (length - fresh - attention.compressed[b] > attention.tail_capacity)
+                fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected >= %lld dense tokens of sequence %d, got %d",
+                     (long long)(length - fresh - attention.compressed[b]), b, attention.tail_capacity);
+            if (attention.compressed[b] > compressed) compressed = attention.compressed[b];
+        }
+        check_blocks("keys", context, attention.keys, attention.batch, attention.num_kv_heads, compressed);
+        check_blocks("values", context, attention.values, attention.batch, attention.num_kv_heads, compressed);
+    }
+}
+
+void check_append(const mustafar_context& context, const mustafar_append* pointer) {
+    const mustafar_append& append = not_null("append", pointer);
+    check_range("batch", append.batch, 0, INT_MAX);
+    check_range("num_kv_heads", append.num_kv_heads, 1, INT_MAX);
+    check_range("num_tokens", append.num_tokens, 0, INT_MAX - block_tokens);
+    check_range("lookahead", append.lookahead, 0, 1 << 20);
+    check_range("group_size", append.group_size, block_tokens, 1 << 20);
+    check_range("local_window", append.local_window, 0, 1 << 24);
+    check_range("max_tokens", append.max_tokens, 0, INT_MAX - block_tokens);
+    if (append.group_size % block_tokens != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "group_size: expected a multiple of %d, got %d", block_tokens,
+             append.group_size);
+    const int64_t tail = divide_up(append.local_window, block_tokens) * block_tokens + append.group_size;
+    if (append.tail_capacity % block_tokens != 0 || append.tail_capacity < tail)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %lld, got %d", block_tokens,
+             (long long)tail, append.tail_capacity);
+    check_format("keys", append.keys.format);
+    check_format("values", append.values.format);
+    check_same_values(append.keys.format, append.values.format);
+    if (append.keys.format.layout != MUSTAFAR_LAYOUT_FIXED || append.values.format.layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "keys, values: expected the fixed layout (0), got %d and %d",
+             append.keys.format.layout, append.values.format.layout);
+    if (append.batch == 0) return;
+    check_aligned("lengths", append.lengths, alignof(int32_t));
+    check_aligned("compressed", append.compressed, alignof(int32_t));
+    check_aligned("new_lengths", append.new_lengths, alignof(int32_t));
+    check_aligned("new_compressed", append.new_compressed, alignof(int32_t));
+    const int head_dim = append.keys.format.head_dim;
+    const int element = element_bytes(append.keys.format.dtype);
+    check_pair("new", append.new_keys, append.new_values,
+               Extent{append.batch, append.num_kv_heads, append.num_tokens, head_dim}, element, false);
+    check_pair("tail", append.tail_keys, append.tail_values,
+               Extent{append.batch, append.num_kv_heads, append.tail_capacity, head_dim}, element, true);
+    if (context.device == MUSTAFAR_DEVICE_CPU) {
+        int64_t compressed = 0;
+        for (int32_t b = 0; b < append.batch; ++b) {
+            const int64_t count = append.counts ? append.counts[b] : append.num_tokens;
+            check_range("counts", count, 0, append.num_tokens);
+            check_range("lengths (with the new tokens)", int64_t{append.lengths[b]} + count, count, append.max_tokens);
+            check_range("compressed", append.compressed[b], 0, append.lengths[b]);
+            if (append.compressed[b] % append.group_size != 0)
+                fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "compressed: expected a multiple of group_size (%d), got %d",
+                     append.group_size, append.compressed[b]);
+            check_range("lengths - compressed", append.lengths[b] - append.compressed[b], 0, append.tail_capacity);
+            const int64_t after = append.lengths[b] + count;
+            if (after > compressed) compressed = after;
+        }
+        const int64_t due = mustafar_compressed_tokens(compressed + append.lookahead, append.local_window, append.group_size);
+        check_blocks("keys", context, append.keys, append.batch, append.num_kv_heads, due < compressed ? due : compressed);
+        check_blocks("values", context, append.values, append.batch, append.num_kv_heads, due < compressed ? due : compressed);
+    }
+}
+
+}  // namespace mustafar

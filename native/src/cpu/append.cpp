@@ -1,0 +1,97 @@
+// Appends tokens to a cache: first the blocks that fall due are compressed, from the ring and from the new tokens, then
+// the new tokens that stay dense are written over ring slots that nothing needs any more.
+#include "cpu/append.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cpu/block_reader.h"
+#include "cpu/block_writer.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace mustafar {
+namespace {
+
+class Append {
+public:
+    Append(const mustafar_context& context, const mustafar_append& append)
+        : context_(context), append_(append), element_(element_bytes(append.keys.format.dtype)),
+          first_item_(static_cast<size_t>(append.batch) + 1) {
+        for (int32_t b = 0; b < append.batch; ++b)
+            first_item_[static_cast<size_t>(b) + 1] =
+                first_item_[static_cast<size_t>(b)] + 2 * int64_t{append.num_kv_heads} * due_blocks(b);
+    }
+
+    void run() const {
+        const int64_t items = first_item_.back();
+        parallel_for(thread_count(context_.num_threads, items), items, [this](int64_t item, int) { compress(item); });
+        for (int32_t b = 0; b < append_.batch; ++b) fill_ring(b);
+        for (int32_t b = 0; b < append_.batch; ++b) {
+            append_.new_lengths[b] = static_cast<int32_t>(length_after(b));
+            append_.new_compressed[b] = static_cast<int32_t>(compressed_after(b));
+        }
+    }
+
+private:
+    int64_t length_after(int32_t b) const {
+        return int64_t{append_.lengths[b]} + (append_.counts ? append_.counts[b] : append_.num_tokens);
+    }
+
+    int64_t compressed_after(int32_t b) const {
+        const int64_t due = mustafar_compressed_tokens(length_after(b) + append_.lookahead, append_.local_window,
+                                                       append_.group_size);
+        const int64_t whole = length_after(b) / append_.group_size * append_.group_size;
+        return std::max<int64_t>(append_.compressed[b], std::min(due, whole));
+    }
+
+    int64_t due_blocks(int32_t b) const { return (compressed_after(b) - append_.compressed[b]) / block_tokens; }
+
+    // Items count through sequences, then KV heads, then due blocks, then keys and values.
+    void compress(int64_t item) const {
+        const auto next = std::upper_bound(first_item_.begin(), first_item_.end(), item);
+        const int32_t b = static_cast<int32_t>(next - first_item_.begin()) - 1;
+        const int64_t rest = (item - first_item_[static_cast<size_t>(b)]) / 2, blocks = due_blocks(b);
+        const bool is_key = item % 2 == 0;
+        const int32_t head = static_cast<int32_t>(rest / blocks);
+        const int64_t block = append_.compressed[b] / block_tokens + rest % blocks;
+        const mustafar_blocks& target = is_key ? append_.keys : append_.values;
+        const mustafar_dense& ring = is_key ? append_.tail_keys : append_.tail_values;
+        const mustafar_dense& fresh = is_key ? append_.new_keys : append_.new_values;
+        const Kernels& table = kernels(context_.cpu_variant, target.format);
+        const auto row = [&](int t) {
+            const int64_t token = block * block_tokens + t, length = append_.lengths[b];
+            return token < length ? row_address(ring, b, head, token % append_.tail_capacity, element_)
+                                  : row_address(fresh, b, head, token - length, element_);
+        };
+        write_block(BlockReader(target, append_.num_kv_heads, b, head).locate(block), target.format, table, block_tokens, row,
+                    [&](int t, uint32_t* bits) { table.select(row(t), target.format.head_dim, target.format.keep, bits); });
+    }
+
+    void fill_ring(int32_t b) const {
+        const int64_t length = append_.lengths[b];
+        const size_t bytes = static_cast<size_t>(append_.keys.format.head_dim) * static_cast<size_t>(element_);
+        for (int64_t token = std::max(length, compressed_after(b)); token < length_after(b); ++token)
+            for (int32_t head = 0; head < append_.num_kv_heads; ++head) {
+                const int64_t slot = token % append_.tail_capacity;
+                std::memcpy(row_address(append_.tail_keys, b, head, slot, element_),
+                            row_address(append_.new_keys, b, head, token - length, element_), bytes);
+                std::memcpy(row_address(append_.tail_values, b, head, slot, element_),
+                            row_address(append_.new_values, b, head, token - length, element_), bytes);
+            }
+    }
+
+    const mustafar_context& context_;
+    const mustafar_append& append_;
+    int element_;
+    std::vector<int64_t> first_item_;  // of each sequence's compression work, and the total
+};
+
+}  // namespace
+
+void append(const mustafar_context& context, const mustafar_append& append) {
+    if (append.batch > 0) Append(context, append).run();
+}
+
+}  // namespace mustafar

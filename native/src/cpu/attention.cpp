@@ -1,0 +1,248 @@
+// Fused decode attention. Work is split over (sequence, KV head, run of tokens); each item walks its tokens in tiles:
+// scores of all query rows of the KV head, one step of the online softmax, weighted sum of the values. Items of one
+// (sequence, KV head) are merged by their log-sum-exp.
+#include "cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/block_reader.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace mustafar {
+namespace {
+
+constexpr int64_t smallest_split = 512;  // tokens; below, starting an item costs more than it spreads
+constexpr int most_tile_tokens = 512;    // scores of a tile stay in the first-level cache
+constexpr int most_tile_scores = 16384;
+constexpr float log2e = 1.44269504088896340736f;
+constexpr float ln2 = 0.69314718055994530942f;
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+// How a call is divided, and where its parts lie in the workspace. All counts are floats.
+struct Plan {
+    int rows;            // query rows of a KV head
+    int padded;          // channels of a padded row
+    int tile_tokens;
+    int threads;
+    int64_t split_tokens;
+    int splits;          // of the longest sequence
+    int64_t partial;     // one item's result: [rows] maximum, [rows] sum, [rows][padded] weighted values
+    int64_t scratch;     // one thread's prepared queries and tile of scores
+
+    Plan(const mustafar_context& context, const mustafar_attention& attention) {
+        const int64_t heads = int64_t{attention.batch} * attention.num_kv_heads;
+        rows = attention.num_heads / attention.num_kv_heads * attention.num_queries;
+        padded = 32 * bitmap_words(attention.keys.format.head_dim);
+        tile_tokens = std::clamp(most_tile_scores / std::max(rows, 1) / block_tokens * block_tokens, block_tokens,
+                                 most_tile_tokens);
+        const int64_t most_splits = std::max<int64_t>(1, attention.max_tokens / smallest_split);
+        const int most_threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * most_splits);
+        // Four items a thread even out sequences of different length; a single thread needs no splits.
+        const int64_t wanted = most_threads == 1 ? 1 : divide_up(int64_t{4} * most_threads, std::max<int64_t>(1, heads));
+        const int64_t chosen = std::clamp<int64_t>(wanted, 1, most_splits);
+        split_tokens = divide_up(divide_up(std::max(attention.max_tokens, 1), chosen), tile_tokens) * tile_tokens;
+        splits = static_cast<int>(divide_up(std::max(attention.max_tokens, 1), split_tokens));
+        threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * splits);
+        partial = divide_up(int64_t{rows} * (padded + 2), 16) * 16;
+        scratch = divide_up(int64_t{rows} * padded + int64_t{rows} * tile_tokens, 16) * 16;
+    }
+
+    int64_t partials(const mustafar_attention& attention) const {
+        return int64_t{attention.batch} * attention.num_kv_heads * splits * partial;
+    }
+    int64_t bytes(const mustafar_attention& attention) const {
+        return 4 * (partials(attention) + threads * scratch);
+    }
+};
+
+// The tokens of one (sequence, KV head) as runs of at most a block, wherever they are stored.
+class Sequence {
+public:
+    Sequence(const mustafar_attention& attention, const Kernels& kernels, int32_t batch, int32_t head)
+        : attention_(attention), kernels_(kernels), batch_(batch), head_(head),
+          keys_(attention.keys, attention.num_kv_heads, batch, head),
+          values_(attention.values, attention.num_kv_heads, batch, head),
+          element_(element_bytes(attention.keys.format.dtype)),
+          length_(attention.lengths[batch]), compressed_(attention.compressed[batch]),
+          queries_(attention.query_counts ? attention.query_counts[batch] : attention.num_queries),
+          fresh_(length_ - (attention.num_fresh ? queries_ : 0)) {}
+
+    int64_t length() const { return length_; }
+    int queries() const { return queries_; }
+
+    // The run that starts at token, at most up to end.
+    template <bool Keys>
+    TokenRun run(int64_t token, int64_t end, bool* packed) const {
+        *packed = token < compressed_;
+        if (*packed) {
+            const int64_t stop = std::min({end, compressed_, (token / block_tokens + 1) * block_tokens});
+            return (Keys ? keys_ : values_).read(token / block_tokens, static_cast<int>(stop - token), kernels_);
+        }
+        const int64_t most = std::min(end, token + block_tokens);
+        if (token < fresh_) {
+            const int64_t slot = token % attention_.tail_capacity;
+            const int64_t stop = std::min({most, fresh_, token + attention_.tail_capacity - slot});
+            return dense(Keys ? attention_.tail_keys : attention_.tail_values, slot, stop - token);
+        }
+        return dense(Keys ? attention_.fresh_keys : attention_.fresh_values, token - fresh_, most - token);
+    }
+
+private:
+    TokenRun dense(const mustafar_dense& tensor, int64_t token, int64_t tokens) const {
+        return TokenRun{.data = row_address(tensor, batch_, head_, token, element_), .bitmap = nullptr,
+                        .row_bytes = tensor.token_stride * element_, .head_dim = attention_.keys.format.head_dim,
+                        .tokens = static_cast<int>(tokens)};
+    }
+
+    const mustafar_attention& attention_;
+    const Kernels& kernels_;
+    int32_t batch_, head_;
+    BlockReader keys_, values_;
+    int element_;
+    int64_t length_, compressed_;
+    int queries_;
+    int64_t fresh_;
+};
+
+class Attention {
+public:
+    Attention(const mustafar_context& context, const mustafar_attention& attention)
+        : attention_(attention), kernels_(kernels(context.cpu_variant, attention.keys.format)),
+          plan_(context, attention), element_(element_bytes(attention.keys.format.dtype)),
+          head_dim_(attention.keys.format.head_dim) {
+        if (attention.workspace_bytes < plan_.bytes(attention))
+            fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL, "workspace_bytes: expected >= %lld, got %lld",
+                 static_cast<long long>(plan_.bytes(attention)), static_cast<long long>(attention.workspace_bytes));
+        if (attention.workspace == nullptr || reinterpret_cast<uintptr_t>(attention.workspace) % 64 != 0)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "workspace: expected an address that is a multiple of 64, got %p",
+                 attention.workspace);
+        partials_ = static_cast<float*>(attention.workspace);
+        scratch_ = partials_ + plan_.partials(attention);
+    }
+
+    void run() const {
+        const int64_t heads = int64_t{attention_.batch} * attention_.num_kv_heads;
+        parallel_for(plan_.threads, heads * plan_.splits, [this](int64_t item, int thread) {
+            const int64_t head = item / plan_.splits;
+            attend(static_cast<int32_t>(head / attention_.num_kv_heads), static_cast<int32_t>(head % attention_.num_kv_heads),
+                   item % plan_.splits, scratch_ + thread * plan_.scratch);
+        });
+        parallel_for(plan_.splits == 1 ? 1 : plan_.threads, heads, [this](int64_t head, int) { merge(head); });
+    }
+
+private:
+    float* partial(int64_t head, int64_t split) const { return partials_ + (head * plan_.splits + split) * plan_.partial; }
+
+    // Splits of a sequence that hold any token.
+    int64_t used_splits(int32_t batch) const { return divide_up(attention_.lengths[batch], plan_.split_tokens); }
+
+    void attend(int32_t batch, int32_t head, int64_t split, float* scratch) const {
+        if (split >= used_splits(batch)) return;
+        const Sequence sequence(attention_, kernels_, batch, head);
+        const int64_t end = std::min(sequence.length(), (split + 1) * plan_.split_tokens);
+        int64_t begin = split * plan_.split_tokens;
+        // Tokens before the first query's window are seen by no query.
+        if (attention_.sliding_window > 0)
+            begin = std::clamp(sequence.length() - sequence.queries() + 1 - attention_.sliding_window, begin, end);
+        float* maximum = partial(int64_t{batch} * attention_.num_kv_heads + head, split);
+        float* sum = maximum + plan_.rows;
+        float* values = sum + plan_.rows;
+        std::fill_n(maximum, plan_.rows, -infinity);
+        std::fill_n(sum, int64_t{plan_.rows} * (plan_.padded + 1), 0.0f);
+        float* const queries = scratch;
+        float* const scores = scratch + int64_t{plan_.rows} * plan_.padded;
+        const int group = attention_.num_heads / attention_.num_kv_heads;
+        for (int r = 0; r < plan_.rows; ++r)
+            kernels_.prepare_query(row_address(attention_.query, batch, head * group + r / attention_.num_queries,
+                                               r % attention_.num_queries, element_),
+                                   head_dim_, queries + int64_t{r} * plan_.padded);
+        for (int64_t tile = begin; tile < end; tile += plan_.tile_tokens)
+            attend_tile(sequence, tile, std::min(end, tile + plan_.tile_tokens), queries, scores, maximum, sum, values);
+    }
+
+    void attend_tile(const Sequence& sequence, int64_t begin, int64_t end, const float* queries, float* scores,
+                     float* maximum, float* sum, float* values) const {
+        bool packed;
+        for (int64_t token = begin; token < end;) {
+            const TokenRun run = sequence.run<true>(token, end, &packed);
+            (packed ? kernels_.packed_scores : kernels_.dense_scores)(run, queries, plan_.rows, scores + (token - begin),
+                                                                      plan_.tile_tokens);
+            token += run.tokens;
+        }
+        for (int r = 0; r < plan_.rows; ++r) {
+            float* row = scores + int64_t{r} * plan_.tile_tokens;
+            hide(sequence, r % attention_.num_queries, begin, end, row);
+            const float factor = kernels_.softmax(row, static_cast<int>(end - begin), attention_.scale * log2e,
+                                                  maximum + r, sum + r);
+            if (factor != 1.0f) kernels_.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
+        }
+        for (int64_t token = begin; token < end;) {
+            const TokenRun run = sequence.run<false>(token, end, &packed);
+            (packed ? kernels_.packed_sum : kernels_.dense_sum)(run, scores + (token - begin), plan_.tile_tokens,
+                                                                plan_.rows, values);
+            token += run.tokens;
+        }
+    }
+
+    // Scores of the tile's tokens that query i does not see become -infinity.
+    void hide(const Sequence& sequence, int query, int64_t begin, int64_t end, float* scores) const {
+        const int64_t position = sequence.length() - sequence.queries() + query;
+        const int64_t first = attention_.sliding_window > 0 ? position + 1 - attention_.sliding_window : 0;
+        for (int64_t t = begin; t < std::min(end, first); ++t) scores[t - begin] = -infinity;
+        for (int64_t t = std::max(begin, position + 1); t < end; ++t) scores[t - begin] = -infinity;
+    }
+
+    void merge(int64_t index) const {
+        const int32_t batch = static_cast<int32_t>(index / attention_.num_kv_heads);
+        const int32_t head = static_cast<int32_t>(index % attention_.num_kv_heads);
+        const int group = attention_.num_heads / attention_.num_kv_heads;
+        const int count = attention_.query_counts ? attention_.query_counts[batch] : attention_.num_queries;
+        const int64_t splits = used_splits(batch);
+        for (int r = 0; r < plan_.rows; ++r) {
+            const int query_head = head * group + r / attention_.num_queries, query = r % attention_.num_queries;
+            alignas(64) float merged[max_head_dim] = {};
+            float maximum = -infinity, sum = 0.0f;
+            if (query < count) {
+                for (int64_t s = 0; s < splits; ++s) {
+                    const float* part = partial(index, s);
+                    if (maximum < part[r]) maximum = part[r];
+                }
+                for (int64_t s = 0; s < splits; ++s) {
+                    const float* part = partial(index, s);
+                    if (part[r] == -infinity) continue;  // saw no token
+                    const float factor = part[r] == maximum ? 1.0f : std::exp2(part[r] - maximum);
+                    const float* values = part + 2 * plan_.rows + int64_t{r} * plan_.padded;
+                    sum += factor * part[plan_.rows + r];
+                    for (int c = 0; c < plan_.padded; ++c) merged[c] += factor * values[c];
+                }
+            }
+            kernels_.finish(merged, sum == 0.0f ? 0.0f : 1.0f / sum, head_dim_,
+                            row_address(attention_.output, batch, query_head, query, element_));
+            if (attention_.log_sum_exp != nullptr)
+                attention_.log_sum_exp[(int64_t{batch} * attention_.num_heads + query_head) * attention_.num_queries + query] =
+                    sum == 0.0f ? -infinity : (maximum + std::log2(sum)) * ln2;
+        }
+    }
+
+    const mustafar_attention& attention_;
+    const Kernels& kernels_;
+    const Plan plan_;
+    int element_, head_dim_;
+    float *partials_, *scratch_;
+};
+
+}  // namespace
+
+int64_t attention_workspace(const mustafar_context& context, const mustafar_attention& attention) {
+    return Plan(context, attention).bytes(attention);
+}
+
+void attention(const mustafar_context& context, const mustafar_attention& attention) {
+    if (attention.batch == 0 || attention.num_queries == 0) return;
+    Attention(context, attention).run();
+}
+
+}  // namespace mustafar

@@ -1,0 +1,10 @@
+#pragma once
+
+#include "mustafar/mustafar.h"
+
+namespace mustafar {
+
+int64_t attention_workspace(const mustafar_context& context, const mustafar_attention& attention);
+void attention(const mustafar_context& context, const mustafar_attention& attention);
+
+}  // namespace mustafar

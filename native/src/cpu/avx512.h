@@ -1,0 +1,228 @@
+// What the two AVX-512 variants share: reading tokens, sums over lanes, softmax. Included only by their source files.
+#pragma once
+
+#include <immintrin.h>
+
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "cpu/row.h"
+
+namespace mustafar {
+namespace {
+
+#define MUSTAFAR_INLINE [[gnu::always_inline]] inline
+
+// 32 channels in f32.
+struct Segment {
+    __m512 low, high;
+};
+
+template <class T>
+MUSTAFAR_INLINE Segment widen(__m512i x);
+
+template <>
+MUSTAFAR_INLINE Segment widen<F16>(__m512i x) {
+    return {_mm512_cvtph_ps(_mm512_castsi512_si256(x)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1))};
+}
+
+template <>
+MUSTAFAR_INLINE Segment widen<BF16>(__m512i x) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+}
+
+// 32 channels of a 16-bit dtype from packed values: bit c of bits says whether channel c is stored. Reads 64 bytes.
+MUSTAFAR_INLINE __m512i expand16(const uint16_t* values, uint32_t bits) {
+    return _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(values));
+}
+
+template <class T>
+MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, uint32_t bits) {
+    if constexpr (sizeof(typename T::Bits) == 4) {
+        const __m512 low = _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
+        const __m512 rest = _mm512_loadu_ps(values + _mm_popcnt_u32(bits & 0xffffu));
+        return {low, _mm512_maskz_expand_ps(static_cast<__mmask16>(bits >> 16), rest)};
+    } else {
+        return widen<T>(expand16(values, bits));
+    }
+}
+
+template <class T>
+MUSTAFAR_INLINE Segment load(const typename T::Bits* row, uint32_t valid) {
+    if constexpr (sizeof(typename T::Bits) == 4)
+        return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), row),
+                _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), row + 16)};
+    else
+        return widen<T>(_mm512_maskz_loadu_epi16(valid, row));
+}
+
+// Channels of segment w that exist.
+MUSTAFAR_INLINE uint32_t valid_channels(int head_dim, int w) {
+    const int channels = head_dim - 32 * w;
+    return channels >= 32 ? ~0u : (1u << channels) - 1;
+}
+
+// Each fold adds one half of a's lanes to the other half, b's likewise, and joins the two: 128-bit parts first, then lanes
+// within the parts.
+MUSTAFAR_INLINE __m512 fold_halves(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+MUSTAFAR_INLINE __m512 fold_parts(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+MUSTAFAR_INLINE __m512 fold_pairs(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+MUSTAFAR_INLINE __m512 fold_lanes(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+
+// Lane j of 128-bit part q of the result is the sum of part q of x[j].
+MUSTAFAR_INLINE __m512 fold_four(const __m512* x) {
+    return fold_lanes(fold_pairs(x[0], x[1]), fold_pairs(x[2], x[3]));
+}
+
+// Lane i of the result is the sum of all lanes of x[i].
+MUSTAFAR_INLINE __m512 sum_each_of_16(const __m512* x) {
+    const __m512 a = fold_four(x), b = fold_four(x + 4), c = fold_four(x + 8), d = fold_four(x + 12);
+    return fold_parts(fold_halves(a, b), fold_halves(c, d));
+}
+
+// Score rows first, ..., first + R - 1 of the tokens, 16 / R tokens at a time. token(t, sums) fills the R vectors whose
+// lanes add up to the scores of token t.
+template <int R, class Token>
+MUSTAFAR_INLINE void for_scores(int tokens, float* scores, int64_t stride, const Token& token) {
+    constexpr int batch = 16 / R;
+    for (int t = 0; t < tokens; t += batch) {
+        const int count = tokens - t < batch ? tokens - t : batch;
+        __m512 sums[16];
+        for (int i = 0; i < batch; ++i) {
+            __m512 row[R];
+            if (i < count) {
+                token(t + i, row);
+            } else {
+                for (int r = 0; r < R; ++r) row[r] = _mm512_setzero_ps();
+            }
+            for (int r = 0; r < R; ++r) sums[r * batch + i] = row[r];
+        }
+        alignas(64) float out[16];
+        _mm512_store_ps(out, sum_each_of_16(sums));
+        for (int r = 0; r < R; ++r) {
+            float* row = scores + r * stride + t;
+            if (count == batch)
+                std::memcpy(row, out + r * batch, sizeof(float) * batch);
+            else
+                for (int i = 0; i < count; ++i) row[i] = out[r * batch + i];
+        }
+    }
+}
+
+// 2^x to 2 ulp for x <= 0; 0 below the normal range; NaN stays NaN.
+MUSTAFAR_INLINE __m512 exp2_of(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // the second operand wins if it is a NaN
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(x, whole);
+    // Minimax polynomial of 2^f on [-0.5, 0.5].
+    __m512 p = _mm512_set1_ps(1.535336188e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.339887440e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.618437357e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.550332548e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402264791e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931472028e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, whole);
+}
+
+MUSTAFAR_INLINE __mmask16 first_lanes(int count) {
+    return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
+}
+
+[[maybe_unused]] float softmax(float* scores, int count, float scale, float* maximum, float* sum) {
+    const float none = -std::numeric_limits<float>::infinity();
+    const __m512 scales = _mm512_set1_ps(scale), lowest = _mm512_set1_ps(none);
+    __m512 highest = lowest;
+    for (int i = 0; i < count; i += 16) {
+        const __mmask16 lanes = first_lanes(count - i);
+        const __m512 x = _mm512_mul_ps(_mm512_mask_loadu_ps(lowest, lanes, scores + i), scales);
+        highest = _mm512_max_ps(x, highest);
+        _mm512_mask_storeu_ps(scores + i, lanes, x);
+    }
+    const float tile = _mm512_reduce_max_ps(highest);
+    const float next = tile > *maximum ? tile : *maximum;
+    float factor = 1.0f;
+    if (next != *maximum)
+        factor = _mm512_cvtss_f32(exp2_of(_mm512_set1_ps(*maximum - next)));
+    const __m512 shift = _mm512_set1_ps(next == none ? 0.0f : next);
+    __m512 total = _mm512_setzero_ps();
+    for (int i = 0; i < count; i += 16) {
+        const __mmask16 lanes = first_lanes(count - i);
+        const __m512 x = _mm512_mask_loadu_ps(lowest, lanes, scores + i);
+        const __m512 p = exp2_of(_mm512_sub_ps(x, shift));
+        _mm512_mask_storeu_ps(scores + i, lanes, p);
+        total = _mm512_mask_add_ps(total, lanes, total, p);
+    }
+    *maximum = next;
+    *sum = *sum * factor + _mm512_reduce_add_ps(total);
+    return factor;
+}
+
+template <int W>
+int count_vector(const uint32_t* bitmap, int tokens) {
+    __m512i total = _mm512_setzero_si512();
+    const int words = tokens * W;
+    for (int i = 0; i < words; i += 16)
+        total = _mm512_add_epi32(total, _mm512_popcnt_epi32(_mm512_maskz_loadu_epi32(first_lanes(words - i), bitmap + i)));
+    return _mm512_reduce_add_epi32(total);
+}
+
+template <class T, int W>
+int pack_vector(const void* source, const uint32_t* bitmap, void* target) {
+    using Bits = typename T::Bits;
+    const Bits* row = static_cast<const Bits*>(source);
+    Bits* values = static_cast<Bits*>(target);
+    int count = 0;
+    for (int w = 0; w < W; ++w) {
+        // Compressed in a register and stored under a mask: vpcompress straight to memory is microcoded on some cores.
+        if constexpr (sizeof(Bits) == 4) {
+            for (int half = 0; half < 2; ++half) {
+                const __mmask16 bits = static_cast<__mmask16>(bitmap[w] >> 16 * half);
+                const int kept = _mm_popcnt_u32(bits);
+                const __m512i x = _mm512_maskz_loadu_epi32(bits, row + 32 * w + 16 * half);
+                _mm512_mask_storeu_epi32(values + count, first_lanes(kept), _mm512_maskz_compress_epi32(bits, x));
+                count += kept;
+            }
+        } else {
+            const uint32_t bits = bitmap[w];
+            const int kept = _mm_popcnt_u32(bits);
+            const __m512i x = _mm512_maskz_loadu_epi16(bits, row + 32 * w);
+            _mm512_mask_storeu_epi16(values + count, _bzhi_u32(~0u, static_cast<unsigned>(kept)),
+                                     _mm512_maskz_compress_epi16(bits, x));
+            count += kept;
+        }
+    }
+    return count;
+}
+
+template <class T, int W>
+int unpack_vector(const void* source, const uint32_t* bitmap, int head_dim, void* target) {
+    using Bits = typename T::Bits;
+    const Bits* values = static_cast<const Bits*>(source);
+    Bits* row = static_cast<Bits*>(target);
+    for (int w = 0; w < W; ++w) {
+        const uint32_t bits = bitmap[w], valid = valid_channels(head_dim, w);
+        if constexpr (sizeof(Bits) == 4) {
+            const Segment x = expand<T>(values, bits);
+            _mm512_mask_storeu_ps(row + 32 * w, static_cast<__mmask16>(valid), x.low);
+            _mm512_mask_storeu_ps(row + 32 * w + 16, static_cast<__mmask16>(valid >> 16), x.high);
+        } else {
+            _mm512_mask_storeu_epi16(row + 32 * w, valid, expand16(values, bits));
+        }
+        values += _mm_popcnt_u32(bits);
+    }
+    return static_cast<int>(values - static_cast<const Bits*>(source));
+}
+
+}  // namespace
+}  // namespace mustafar

@@ -1,0 +1,79 @@
+// Finds blocks in pages and keeps every access inside them, whatever the compressed data says.
+#pragma once
+
+#include "core/error.h"
+#include "core/format.h"
+#include "cpu/kernels.h"
+
+namespace mustafar {
+
+struct Block {
+    const uint32_t* bitmap;
+    const char* values;
+    int64_t value_capacity;  // elements
+
+    uint32_t* writable_bitmap() const { return const_cast<uint32_t*>(bitmap); }
+    char* writable_values() const { return const_cast<char*>(values); }
+};
+
+// The compressed tokens of one (sequence, KV head).
+class BlockReader {
+public:
+    BlockReader(const mustafar_blocks& blocks, int32_t heads, int64_t batch, int32_t head)
+        : blocks_(blocks),
+          pages_(blocks.pages + batch * blocks.page_capacity),
+          fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED),
+          bitmap_bytes_(bitmap_bytes(blocks.format.head_dim)),
+          block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0),
+          head_base_(blocks.base + head * blocks.head_stride),
+          first_offset_((batch * heads + head) * blocks.page_blocks) {}
+
+    // The block's place, without a look at its content.
+    Block locate(int64_t index) const {
+        const char* page = static_cast<const char*>(pages_[fixed_ ? index / blocks_.page_blocks : 0]);
+        if (page == nullptr || reinterpret_cast<uintptr_t>(page) % 16 != 0)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "pages: expected a 16-byte aligned address for block %lld, got %p",
+                 static_cast<long long>(index), static_cast<const void*>(page));
+        int64_t start, bytes;
+        if (fixed_) {
+            start = head_base_ + index % blocks_.page_blocks * block_bytes_;
+            bytes = block_bytes_;
+        } else {
+            start = int64_t{16} * blocks_.offsets[first_offset_ + index];
+            bytes = int64_t{16} * blocks_.offsets[first_offset_ + index + 1] - start;
+            if (bytes < bitmap_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.page_bytes)
+                fail(MUSTAFAR_STATUS_CORRUPT_DATA,
+                     "offsets: block %lld lies at bytes %lld ... %lld of a page of %lld", static_cast<long long>(index),
+                     static_cast<long long>(start), static_cast<long long>(start + bytes),
+                     static_cast<long long>(blocks_.page_bytes));
+        }
+        return Block{.bitmap = reinterpret_cast<const uint32_t*>(page + start),
+                     .values = page + start + bitmap_bytes_,
+                     .value_capacity = (bytes - bitmap_bytes_) / element_bytes(blocks_.format.dtype)};
+    }
+
+    // The first `tokens` tokens of a block, its bitmap checked against the room for values.
+    TokenRun read(int64_t index, int tokens, const Kernels& kernels) const {
+        const Block block = locate(index);
+        const int count = kernels.count(block.bitmap, tokens);
+        if (count > block.value_capacity)
+            fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, it holds %lld",
+                 static_cast<long long>(index), count, static_cast<long long>(block.value_capacity));
+        return TokenRun{.data = block.values, .bitmap = block.bitmap, .row_bytes = 0,
+                        .head_dim = blocks_.format.head_dim, .tokens = tokens};
+    }
+
+private:
+    const mustafar_blocks& blocks_;
+    void* const* pages_;
+    bool fixed_;
+    int64_t bitmap_bytes_, block_bytes_, head_base_, first_offset_;
+};
+
+// Address of a dense row.
+inline char* row_address(const mustafar_dense& dense, int64_t batch, int64_t head, int64_t token, int element) {
+    return static_cast<char*>(dense.data) +
+           (batch * dense.batch_stride + head * dense.head_stride + token * dense.token_stride) * element;
+}
+
+}  // namespace mustafar

@@ -1,0 +1,258 @@
+// AVX2 kernels: a block is first unpacked into a dense scratch in the first-level cache, eight channels at a time by a
+// shuffle that a bitmap byte selects, then read as dense tokens.
+#include <immintrin.h>
+
+#include <array>
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "cpu/row.h"
+
+namespace mustafar {
+namespace {
+
+#define MUSTAFAR_INLINE [[gnu::always_inline]] inline
+
+// Shuffles that spread packed values to the channels of a bitmap byte.
+struct Shuffles {
+    alignas(64) uint8_t bytes[256][16];   // for pshufb on 16-bit values; 0x80 gives zero
+    alignas(64) uint32_t lanes[256][8];   // for vpermd on 32-bit values
+    alignas(64) uint32_t masks[256][8];   // all ones where the channel is kept
+};
+
+constexpr Shuffles make_shuffles() {
+    Shuffles table{};
+    for (unsigned byte = 0; byte < 256; ++byte) {
+        unsigned next = 0;
+        for (unsigned c = 0; c < 8; ++c) {
+            const bool kept = (byte >> c & 1) != 0;
+            table.bytes[byte][2 * c] = static_cast<uint8_t>(kept ? 2 * next : 0x80);
+            table.bytes[byte][2 * c + 1] = static_cast<uint8_t>(kept ? 2 * next + 1 : 0x80);
+            table.lanes[byte][c] = next;
+            table.masks[byte][c] = kept ? ~0u : 0u;
+            next += kept;
+        }
+    }
+    return table;
+}
+
+constexpr Shuffles shuffles = make_shuffles();
+
+// One token's packed values to 32 * W channels. Reads at most 32 bytes past the values.
+template <class T, int W>
+MUSTAFAR_INLINE const typename T::Bits* spread(const typename T::Bits* values, const uint32_t* bitmap, typename T::Bits* row) {
+    for (int w = 0; w < W; ++w)
+        for (int i = 0; i < 4; ++i) {
+            const unsigned byte = bitmap[w] >> 8 * i & 0xffu;
+            typename T::Bits* target = row + 32 * w + 8 * i;
+            if constexpr (sizeof(typename T::Bits) == 2) {
+                const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+                const __m128i shuffle = _mm_load_si128(reinterpret_cast<const __m128i*>(shuffles.bytes[byte]));
+                _mm_store_si128(reinterpret_cast<__m128i*>(target), _mm_shuffle_epi8(x, shuffle));
+            } else {
+                const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+                const __m256i lanes = _mm256_load_si256(reinterpret_cast<const __m256i*>(shuffles.lanes[byte]));
+                const __m256i mask = _mm256_load_si256(reinterpret_cast<const __m256i*>(shuffles.masks[byte]));
+                _mm256_store_si256(reinterpret_cast<__m256i*>(target),
+                                   _mm256_and_si256(_mm256_permutevar8x32_epi32(x, lanes), mask));
+            }
+            values += _mm_popcnt_u32(byte);
+        }
+    return values;
+}
+
+template <class T>
+MUSTAFAR_INLINE __m256 load8(const typename T::Bits* row);
+
+template <>
+MUSTAFAR_INLINE __m256 load8<F32>(const uint32_t* row) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(row));
+}
+template <>
+MUSTAFAR_INLINE __m256 load8<F16>(const uint16_t* row) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+}
+template <>
+MUSTAFAR_INLINE __m256 load8<BF16>(const uint16_t* row) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+
+// Lane i of the result is the sum of all lanes of x[i].
+MUSTAFAR_INLINE __m256 sum_each_of_8(const __m256* x) {
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+// A run as rows of `octets` groups of 8 channels. head_dim is a multiple of 8, so dense rows are read in place.
+template <class T, int W, bool Packed>
+class Rows {
+public:
+    using Bits = typename T::Bits;
+    MUSTAFAR_INLINE explicit Rows(const TokenRun& run) {
+        if constexpr (Packed) {
+            const Bits* values = static_cast<const Bits*>(run.data);
+            for (int t = 0; t < run.tokens; ++t)
+                values = spread<T, W>(values, run.bitmap + t * W, scratch_.data() + t * 32 * W);
+            first_ = scratch_.data();
+            stride_ = 32 * W;
+        } else {
+            first_ = static_cast<const Bits*>(run.data);
+            stride_ = run.row_bytes / static_cast<int64_t>(sizeof(Bits));
+        }
+        octets_ = run.head_dim / 8;
+    }
+    MUSTAFAR_INLINE const Bits* row(int t) const { return first_ + t * stride_; }
+    MUSTAFAR_INLINE int octets() const { return octets_; }
+
+private:
+    alignas(64) std::array<Bits, Packed ? block_tokens * 32 * W : 1> scratch_;
+    const Bits* first_;
+    int64_t stride_;
+    int octets_;
+};
+
+template <class T, int W, bool Packed>
+void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
+    const Rows<T, W, Packed> tokens(run);
+    for_row_chunks<4>(rows, [&]<int R>(int first) {
+        constexpr int batch = 8 / R;
+        const float* query = static_cast<const float*>(prepared) + first * 32 * W;
+        for (int t = 0; t < run.tokens; t += batch) {
+            const int count = run.tokens - t < batch ? run.tokens - t : batch;
+            __m256 sums[8];
+            for (int i = 0; i < batch; ++i) {
+                __m256 sum[R];
+                for (int r = 0; r < R; ++r) sum[r] = _mm256_setzero_ps();
+                if (i < count) {
+                    const auto* row = tokens.row(t + i);
+                    for (int c = 0; c < tokens.octets(); ++c) {
+                        const __m256 x = load8<T>(row + 8 * c);
+                        for (int r = 0; r < R; ++r)
+                            sum[r] = _mm256_fmadd_ps(x, _mm256_loadu_ps(query + r * 32 * W + 8 * c), sum[r]);
+                    }
+                }
+                for (int r = 0; r < R; ++r) sums[r * batch + i] = sum[r];
+            }
+            alignas(32) float out[8];
+            _mm256_store_ps(out, sum_each_of_8(sums));
+            for (int r = 0; r < R; ++r)
+                for (int i = 0; i < count; ++i) scores[(first + r) * stride + t + i] = out[r * batch + i];
+        }
+    });
+}
+
+template <class T, int W, bool Packed>
+void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
+    const Rows<T, W, Packed> tokens(run);
+    for_row_chunks<4>(rows, [&]<int R>(int first) {
+        constexpr int C = 8 / R;  // octets per pass: 8 accumulators
+        for (int octet = 0; octet < tokens.octets(); octet += C) {
+            const int count = tokens.octets() - octet < C ? tokens.octets() - octet : C;
+            float* out = sums + first * 32 * W + 8 * octet;
+            __m256 total[R][C];
+            for (int r = 0; r < R; ++r)
+                for (int c = 0; c < C; ++c) total[r][c] = _mm256_loadu_ps(out + r * 32 * W + 8 * (c < count ? c : 0));
+            for (int t = 0; t < run.tokens; ++t) {
+                const auto* row = tokens.row(t) + 8 * octet;
+                __m256 x[C];
+                for (int c = 0; c < C; ++c) x[c] = load8<T>(row + 8 * (c < count ? c : 0));
+                for (int r = 0; r < R; ++r) {
+                    const __m256 weight = _mm256_broadcast_ss(weights + (first + r) * stride + t);
+                    for (int c = 0; c < C; ++c) total[r][c] = _mm256_fmadd_ps(weight, x[c], total[r][c]);
+                }
+            }
+            for (int r = 0; r < R; ++r)
+                for (int c = 0; c < C; ++c)
+                    if (c < count) _mm256_storeu_ps(out + r * 32 * W + 8 * c, total[r][c]);
+        }
+    });
+}
+
+// 2^x to 2 ulp for x <= 0; 0 below 2^-126; NaN stays NaN.
+MUSTAFAR_INLINE __m256 exp2_of(__m256 x) {
+    const __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_LT_OQ);
+    x = _mm256_max_ps(_mm256_set1_ps(-126.0f), x);  // the second operand wins if it is a NaN
+    const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 f = _mm256_sub_ps(x, whole);
+    // Minimax polynomial of 2^f on [-0.5, 0.5].
+    __m256 p = _mm256_set1_ps(1.535336188e-4f);
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.339887440e-3f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(9.618437357e-3f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.550332548e-2f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.402264791e-1f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.931472028e-1f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+    return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(exponent)));
+}
+
+float softmax(float* scores, int count, float scale, float* maximum, float* sum) {
+    const float none = -std::numeric_limits<float>::infinity();
+    float highest = *maximum;
+    for (int i = 0; i < count; ++i) {
+        scores[i] *= scale;
+        highest = scores[i] > highest ? scores[i] : highest;
+    }
+    float factor = 1.0f;
+    if (highest != *maximum) factor = _mm256_cvtss_f32(exp2_of(_mm256_set1_ps(*maximum - highest)));
+    const __m256 shift = _mm256_set1_ps(highest == none ? 0.0f : highest);
+    float total = 0.0f;
+    alignas(32) float last[8];
+    for (int i = 0; i < count; i += 8) {
+        const int lanes = count - i < 8 ? count - i : 8;
+        float* const p = lanes == 8 ? scores + i : last;
+        for (int j = 0; lanes < 8 && j < 8; ++j) last[j] = j < lanes ? scores[i + j] : none;
+        const __m256 x = exp2_of(_mm256_sub_ps(_mm256_loadu_ps(p), shift));
+        _mm256_storeu_ps(p, x);
+        for (int j = 0; lanes < 8 && j < lanes; ++j) scores[i + j] = last[j];
+        const __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+        total += _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+    }
+    *maximum = highest;
+    *sum = *sum * factor + total;
+    return factor;
+}
+
+template <class T, int W>
+int unpack(const void* source, const uint32_t* bitmap, int head_dim, void* target) {
+    using Bits = typename T::Bits;
+    const Bits* values = static_cast<const Bits*>(source);
+    alignas(64) Bits row[32 * W];
+    const int count = static_cast<int>(spread<T, W>(values, bitmap, row) - values);
+    std::memcpy(target, row, static_cast<size_t>(head_dim) * sizeof(Bits));
+    return count;
+}
+
+template <class T, int W>
+constexpr Kernels table = {
+    .select = select_row<T>,
+    .pack = pack_row<T, W>,
+    .unpack = unpack<T, W>,
+    .count = count_bits<W>,
+    .prepare_query = prepare_f32<T, W>,
+    .packed_scores = scores<T, W, true>,
+    .dense_scores = scores<T, W, false>,
+    .packed_sum = sum<T, W, true>,
+    .dense_sum = sum<T, W, false>,
+    .finish = finish_row<T>,
+    .softmax = softmax,
+    .rescale = rescale_row,
+};
+
+template <class T>
+const Kernels& by_words(int words) {
+    return words == 2 ? table<T, 2> : words == 3 ? table<T, 3> : words == 4 ? table<T, 4> : table<T, 8>;
+}
+
+}  // namespace
+
+const Kernels& avx2_kernels(int32_t dtype, int words) {
+    return dtype == MUSTAFAR_DTYPE_F32 ? by_words<F32>(words)
+         : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
+                                       : by_words<BF16>(words);
+}
+
+}  // namespace mustafar

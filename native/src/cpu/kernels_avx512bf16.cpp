@@ -1,0 +1,146 @@
+// bf16 by vdpbf16ps, which multiplies pairs of bf16 and adds in f32; the other dtypes are AVX-512's own.
+#include "cpu/avx512.h"
+
+namespace mustafar {
+namespace {
+
+MUSTAFAR_INLINE __m512 dot(__m512 sum, __m512i a, __m512i b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+template <int W, bool Packed>
+class Reader {
+public:
+    MUSTAFAR_INLINE explicit Reader(const TokenRun& run)
+        : bitmap_(run.bitmap), next_(static_cast<const uint16_t*>(run.data)), stride_(run.row_bytes / 2),
+          tail_(valid_channels(run.head_dim, W - 1)) {}
+
+    // Segments First ... First + Count - 1 of the next token, 32 channels each.
+    template <int First, int Count>
+    MUSTAFAR_INLINE void read( __m512i* out) {
+        if constexpr (Packed) {
+            const uint16_t* values = next_;
+            for (int w = 0; w < W; ++w) {
+                const uint32_t bits = bitmap_[w];
+                if (w >= First && w < First + Count) out[w - First] = expand16(values, bits);
+                values += _mm_popcnt_u32(bits);
+            }
+            next_ = values;
+            bitmap_ += W;
+        } else {
+            for (int i = 0; i < Count; ++i)
+                out[i] = _mm512_maskz_loadu_epi16(First + i == W - 1 ? tail_ : ~0u, next_ + 32 * (First + i));
+            next_ += stride_;
+        }
+    }
+
+private:
+    const uint32_t* bitmap_;
+    const uint16_t* next_;
+    int64_t stride_;
+    uint32_t tail_;
+};
+
+// The query stays bf16.
+template <int W>
+void prepare(const void* source, int head_dim, void* target) {
+    for (int w = 0; w < 2 * W; ++w)
+        _mm512_storeu_si512(static_cast<char*>(target) + 64 * w,
+                            w < W ? _mm512_maskz_loadu_epi16(valid_channels(head_dim, w), static_cast<const uint16_t*>(source) + 32 * w)
+                                  : _mm512_setzero_si512());
+}
+
+template <int W, bool Packed>
+void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
+    for_row_chunks<8>(rows, [&]<int R>(int first) {
+        const char* query = static_cast<const char*>(prepared) + first * 128 * W;
+        Reader<W, Packed> reader(run);
+        for_scores<R>(run.tokens, scores + first * stride, stride, [&](int, __m512* sums) {
+            __m512i token[W];
+            reader.template read<0, W>(token);
+            for (int r = 0; r < R; ++r) {
+                const char* q = query + r * 128 * W;
+                __m512 sum = _mm512_setzero_ps();
+                for (int w = 0; w < W; ++w) sum = dot(sum, token[w], _mm512_loadu_si512(q + 64 * w));
+                sums[r] = sum;
+            }
+        });
+    });
+}
+
+// Two tokens at a time: the channels of both are interleaved, so that each 32-bit lane holds one channel of the pair,
+// and multiplied by the pair of weights, rounded to bf16 as dense bf16 attention rounds its probabilities.
+template <int W, bool Packed>
+void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
+    // Within each 128-bit part, unpack puts channels 0 ... 3 into low and 4 ... 7 into high.
+    const __m512i low_first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high_first = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for_row_chunks<8>(rows, [&]<int R>(int first) {
+        constexpr int most = 8 / R, C = most < W ? most : W;
+        alignas(64) uint32_t pairs[R][block_tokens / 2];
+        const uint32_t lanes = _bzhi_u32(~0u, static_cast<unsigned>(run.tokens));
+        for (int r = 0; r < R; ++r) {
+            const float* row = weights + (first + r) * stride;
+            const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), row);
+            const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes >> 16), row + 16);
+            _mm512_store_si512(pairs[r], reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+        }
+        for_passes<W, C>([&]<int First, int Skip>() {
+            __m512 total[R][C][2];
+            for (int r = 0; r < R; ++r)
+                for (int c = 0; c < C; ++c) total[r][c][0] = total[r][c][1] = _mm512_setzero_ps();
+            Reader<W, Packed> reader(run);
+            for (int t = 0; t < run.tokens; t += 2) {
+                __m512i one[C], two[C];
+                reader.template read<First, C>(one);
+                if (t + 1 < run.tokens) {
+                    reader.template read<First, C>(two);
+                } else {
+                    for (int c = 0; c < C; ++c) two[c] = _mm512_setzero_si512();
+                }
+                for (int c = 0; c < C; ++c) {
+                    const __m512i low = _mm512_unpacklo_epi16(one[c], two[c]), high = _mm512_unpackhi_epi16(one[c], two[c]);
+                    for (int r = 0; r < R; ++r) {
+                        const __m512i pair = _mm512_set1_epi32(static_cast<int>(pairs[r][t / 2]));
+                        total[r][c][0] = dot(total[r][c][0], low, pair);
+                        total[r][c][1] = dot(total[r][c][1], high, pair);
+                    }
+                }
+            }
+            float* out = sums + first * 32 * W + 32 * First;
+            for (int r = 0; r < R; ++r)
+                for (int c = Skip; c < C; ++c) {
+                    float* row = out + r * 32 * W + 32 * c;
+                    const __m512i low = _mm512_castps_si512(total[r][c][0]), high = _mm512_castps_si512(total[r][c][1]);
+                    const __m512 a = _mm512_castsi512_ps(_mm512_permutex2var_epi64(low, low_first, high));
+                    const __m512 b = _mm512_castsi512_ps(_mm512_permutex2var_epi64(low, high_first, high));
+                    _mm512_storeu_ps(row, _mm512_add_ps(a, _mm512_loadu_ps(row)));
+                    _mm512_storeu_ps(row + 16, _mm512_add_ps(b, _mm512_loadu_ps(row + 16)));
+                }
+        });
+    });
+}
+
+template <int W>
+constexpr Kernels table = {
+    .select = select_row<BF16>,
+    .pack = pack_vector<BF16, W>,
+    .unpack = unpack_vector<BF16, W>,
+    .count = count_vector<W>,
+    .prepare_query = prepare<W>,
+    .packed_scores = scores<W, true>,
+    .dense_scores = scores<W, false>,
+    .packed_sum = sum<W, true>,
+    .dense_sum = sum<W, false>,
+    .finish = finish_row<BF16>,
+    .softmax = softmax,
+    .rescale = rescale_row,
+};
+
+}  // namespace
+
+const Kernels& avx512bf16_kernels(int32_t dtype, int words) {
+    if (dtype != MUSTAFAR_DTYPE_BF16) return avx512_kernels(dtype, words);
+    return words == 2 ? table<2> : words == 3 ? table<3> : words == 4 ? table<4> : table<8>;
+}
+
+}  // namespace mustafar

@@ -1,0 +1,147 @@
+#include "cpu/parallel.h"
+
+#include <dlfcn.h>
+#include <link.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace mustafar {
+namespace {
+
+struct Job {
+    Job(const std::function<void(int64_t, int)>& work, int64_t items) : work(work), items(items) {}
+
+    const std::function<void(int64_t, int)>& work;
+    int64_t items;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> next_thread{0};
+    std::mutex mutex;
+    std::exception_ptr failure;
+
+    void run() noexcept {
+        const int thread = next_thread.fetch_add(1, std::memory_order_relaxed);
+        for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+            try {
+                work(item, thread);
+            } catch (...) {
+                next.store(items, std::memory_order_relaxed);
+                const std::lock_guard lock(mutex);
+                if (!failure) failure = std::current_exception();
+            }
+        }
+    }
+};
+
+/*
+ * The process's OpenMP runtime, if it has one. torch's worker threads spin for milliseconds after each of its parallel
+ * regions; threads of our own would compete with them for the same cores. A region started through the runtime that
+ * torch uses, from the same thread, runs on those very workers. GOMP_parallel is the entry that libgomp defines and
+ * that LLVM's and Intel's runtimes provide as well.
+ */
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+int find_openmp(dl_phdr_info* info, size_t, void* result) {
+    const char* path = info->dlpi_name;
+    if (path == nullptr) return 0;
+    const char* slash = std::strrchr(path, '/');
+    const char* name = slash ? slash + 1 : path;
+    if (std::strncmp(name, "libgomp", 7) != 0 && std::strncmp(name, "libomp", 6) != 0 &&
+        std::strncmp(name, "libiomp", 7) != 0)
+        return 0;
+    void* library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (library == nullptr) return 0;
+    const auto found = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
+    if (found == nullptr) {
+        dlclose(library);
+        return 0;
+    }
+    *static_cast<GompParallel*>(result) = found;  // the library stays referenced for the life of the process
+    return 1;
+}
+
+GompParallel openmp() {
+    static std::atomic<GompParallel> found{nullptr};
+    static std::atomic<unsigned> misses{0};
+    GompParallel parallel = found.load(std::memory_order_acquire);
+    // torch may be loaded after the first calls, so keep looking, ever more rarely.
+    if (parallel == nullptr) {
+        const unsigned miss = misses.fetch_add(1, std::memory_order_relaxed);
+        if ((miss & (miss - 1)) == 0) {
+            dl_iterate_phdr(find_openmp, &parallel);
+            found.store(parallel, std::memory_order_release);
+        }
+    }
+    return parallel;
+}
+
+// Workers for processes without an OpenMP runtime. One job at a time; they sleep between jobs.
+class Pool {
+public:
+    void run(Job& job, int threads) {
+        const std::lock_guard one_job(jobs_);
+        {
+            const std::lock_guard lock(mutex_);
+            while ((int)workers_.size() < threads - 1) workers_.emplace_back([this] { serve(); });
+            job_ = &job;
+            wanted_ = threads - 1;
+        }
+        wake_.notify_all();
+        job.run();
+        std::unique_lock lock(mutex_);
+        wanted_ = 0;  // workers that did not wake in time are not needed any more
+        idle_.wait(lock, [this] { return running_ == 0; });
+        job_ = nullptr;
+    }
+
+private:
+    void serve() {
+        std::unique_lock lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [this] { return wanted_ > 0; });
+            --wanted_;
+            ++running_;
+            Job* const job = job_;
+            lock.unlock();
+            job->run();
+            lock.lock();
+            if (--running_ == 0) idle_.notify_all();
+        }
+    }
+
+    std::mutex jobs_, mutex_;
+    std::condition_variable wake_, idle_;
+    std::vector<std::thread> workers_;
+    Job* job_ = nullptr;
+    int wanted_ = 0, running_ = 0;
+};
+
+}  // namespace
+
+int thread_count(int32_t num_threads, int64_t items) {
+    static const int processors = (int)std::max(1u, std::thread::hardware_concurrency());
+    const int threads = num_threads > 0 ? num_threads : processors;
+    return (int)std::max<int64_t>(1, std::min<int64_t>(threads, items));
+}
+
+void parallel_for(int threads, int64_t items, const std::function<void(int64_t, int)>& work) {
+    if (items <= 0) return;
+    Job job(work, items);
+    if (threads <= 1) {
+        job.run();
+    } else if (const GompParallel parallel = openmp()) {
+        parallel([](void* data) { static_cast<Job*>(data)->run(); }, &job, (unsigned)threads, 0);
+    } else {
+        static Pool* pool = new Pool;  // never destroyed: workers may outlive static destructors of the process
+        pool->run(job, threads);
+    }
+    if (job.failure) std::rethrow_exception(job.failure);
+}
+
+}  // namespace mustafar

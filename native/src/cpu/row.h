@@ -1,0 +1,219 @@
+// Portable work on one token's row. Each instruction set's source file includes this and so compiles it for itself:
+// everything is in an unnamed namespace, since code built for one instruction set must never be linked into another's.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "mustafar/mustafar.h"
+
+namespace mustafar {
+namespace {
+
+[[maybe_unused]] inline float f32_of_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+[[maybe_unused]] inline uint32_t bits_of_f32(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+[[maybe_unused]] inline float f16_to_f32(uint16_t bits) {
+    const uint32_t sign = uint32_t{bits} << 16 & 0x80000000u, magnitude = bits & 0x7fffu;
+    if (magnitude >= 0x7c00u) return f32_of_bits(sign | 0x7f800000u | magnitude << 13);  // infinity, NaN
+    if (magnitude < 0x0400u) {                                                           // subnormal: magnitude * 2^-24
+        const float value = static_cast<float>(magnitude) * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    return f32_of_bits(sign | ((magnitude << 13) + 0x38000000u));
+}
+
+// To nearest, ties to even; NaN stays NaN.
+[[maybe_unused]] inline uint16_t f32_to_f16(float value) {
+    const uint32_t bits = bits_of_f32(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds past the largest half
+    if (magnitude < 0x38800000u) {
+        // Subnormal: adding 0.5 puts the unit of the half's last place, 2^-24, at the float's last place.
+        const uint32_t sum = bits_of_f32(f32_of_bits(magnitude) + 0.5f);
+        return static_cast<uint16_t>(sign | (sum - 0x3f000000u));
+    }
+    return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13));
+}
+
+[[maybe_unused]] inline float bf16_to_f32(uint16_t bits) {
+    return f32_of_bits(uint32_t{bits} << 16);
+}
+
+// To nearest, ties to even; NaN stays NaN.
+[[maybe_unused]] inline uint16_t f32_to_bf16(float value) {
+    const uint32_t bits = bits_of_f32(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+struct F32 {
+    using Bits = uint32_t;
+    static constexpr Bits infinity = 0x7f800000u;
+    static float load(Bits bits) { return f32_of_bits(bits); }
+    static Bits store(float value) { return bits_of_f32(value); }
+};
+
+struct F16 {
+    using Bits = uint16_t;
+    static constexpr Bits infinity = 0x7c00u;
+    static float load(Bits bits) { return f16_to_f32(bits); }
+    static Bits store(float value) { return f32_to_f16(value); }
+};
+
+struct BF16 {
+    using Bits = uint16_t;
+    static constexpr Bits infinity = 0x7f80u;
+    static float load(Bits bits) { return bf16_to_f32(bits); }
+    static Bits store(float value) { return f32_to_bf16(value); }
+};
+
+// The lowest `count` set bits of bits.
+[[maybe_unused]] inline uint32_t lowest_set(uint32_t bits, int count) {
+    uint32_t rest = bits;
+    for (int i = 0; i < count; ++i) rest &= rest - 1;
+    return bits & ~rest;
+}
+
+/*
+ * Exact selection without a sort: magnitudes are compared as the unsigned integers of their bits without the sign, so
+ * the keep-th largest is found by bisection over the integers, counting how many are at least the middle.
+ */
+template <class T>
+void select_row(const void* source, int head_dim, int keep, uint32_t* bitmap) {
+    using Bits = typename T::Bits;
+    constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+    constexpr Bits nan = T::infinity + 1;  // all NaNs count as one value above infinity
+    alignas(64) Bits keys[256];
+    const Bits* row = static_cast<const Bits*>(source);
+    for (int c = 0; c < head_dim; ++c) {
+        const Bits key = row[c] & magnitude;
+        keys[c] = key > nan ? nan : key;
+    }
+    // Invariant: at least keep keys are >= low, fewer than keep are >= high.
+    uint32_t low = 0, high = uint32_t{nan} + 1;
+    while (high - low > 1) {
+        const uint32_t middle = low + (high - low) / 2;
+        const Bits threshold = static_cast<Bits>(middle);
+        Bits count = 0;
+        for (int c = 0; c < head_dim; ++c) count = static_cast<Bits>(count + (keys[c] >= threshold));
+        if (static_cast<int>(count) >= keep) {
+            low = middle;
+            if (static_cast<int>(count) == keep) break;
+        } else {
+            high = middle;
+        }
+    }
+    const Bits threshold = static_cast<Bits>(low);
+    int above = 0;
+    const int words = (head_dim + 31) / 32;
+    uint32_t ties[8];
+    for (int w = 0; w < words; ++w) {
+        uint32_t more = 0, same = 0;
+        const int channels = head_dim - 32 * w < 32 ? head_dim - 32 * w : 32;
+        for (int i = 0; i < channels; ++i) {
+            more |= uint32_t{keys[32 * w + i] > threshold} << i;
+            same |= uint32_t{keys[32 * w + i] == threshold} << i;
+        }
+        bitmap[w] = more;
+        ties[w] = same;
+        above += std::popcount(more);
+    }
+    int wanted = keep - above;
+    for (int w = 0; w < words && wanted > 0; ++w) {
+        const int equal = std::popcount(ties[w]);
+        const int taken = equal < wanted ? equal : wanted;
+        bitmap[w] |= taken == equal ? ties[w] : lowest_set(ties[w], taken);
+        wanted -= taken;
+    }
+}
+
+template <class T, int W>
+int pack_row(const void* source, const uint32_t* bitmap, void* target) {
+    using Bits = typename T::Bits;
+    const Bits* row = static_cast<const Bits*>(source);
+    Bits* values = static_cast<Bits*>(target);
+    int count = 0;
+    for (int w = 0; w < W; ++w)
+        for (uint32_t bits = bitmap[w]; bits != 0; bits &= bits - 1)
+            values[count++] = row[32 * w + std::countr_zero(bits)];
+    return count;
+}
+
+template <class T, int W>
+int unpack_row(const void* source, const uint32_t* bitmap, int head_dim, void* target) {
+    using Bits = typename T::Bits;
+    const Bits* values = static_cast<const Bits*>(source);
+    Bits* row = static_cast<Bits*>(target);
+    for (int c = 0; c < head_dim; ++c) row[c] = 0;
+    int count = 0;
+    for (int w = 0; w < W; ++w)
+        for (uint32_t bits = bitmap[w]; bits != 0; bits &= bits - 1, ++count) {
+            const int channel = 32 * w + std::countr_zero(bits);
+            if (channel < head_dim) row[channel] = values[count];
+        }
+    return count;
+}
+
+template <int W>
+int count_bits(const uint32_t* bitmap, int tokens) {
+    int count = 0;
+    for (int i = 0; i < tokens * W; ++i) count += std::popcount(bitmap[i]);
+    return count;
+}
+
+template <class T, int W>
+void prepare_f32(const void* source, int head_dim, void* target) {
+    const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
+    float* prepared = static_cast<float*>(target);
+    for (int c = 0; c < 32 * W; ++c) prepared[c] = c < head_dim ? T::load(row[c]) : 0.0f;
+}
+
+template <class T>
+void finish_row(const float* sums, float factor, int head_dim, void* target) {
+    typename T::Bits* row = static_cast<typename T::Bits*>(target);
+    for (int c = 0; c < head_dim; ++c) row[c] = T::store(sums[c] * factor);
+}
+
+[[maybe_unused]] inline void rescale_row(float* values, int count, float factor) {
+    for (int i = 0; i < count; ++i) values[i] *= factor;
+}
+
+// Calls body.operator()<rows>(first) for chunks of 8, 4, 2 and 1 rows, none larger than Most.
+template <int Most, class Body>
+[[gnu::always_inline]] inline void for_row_chunks(int rows, const Body& body) {
+    int r = 0;
+    if constexpr (Most >= 8)
+        for (; rows - r >= 8; r += 8) body.template operator()<8>(r);
+    if constexpr (Most >= 4)
+        for (; rows - r >= 4; r += 4) body.template operator()<4>(r);
+    for (; rows - r >= 2; r += 2) body.template operator()<2>(r);
+    if (rows > r) body.template operator()<1>(r);
+}
+
+/*
+ * A weighted sum keeps Count of a row's W segments in registers and takes several passes over the tokens. Calls
+ * body.operator()<First, Skip>() for each pass: segments First ... First + Count - 1, of which an earlier pass has done
+ * the first Skip (where Count does not divide W).
+ */
+template <int W, int Count, int Pass = 0, class Body>
+[[gnu::always_inline]] inline void for_passes(const Body& body) {
+    if constexpr (Pass * Count < W) {
+        constexpr int first = Pass * Count < W - Count ? Pass * Count : W - Count;
+        body.template operator()<first, Pass * Count - first>();
+        for_passes<W, Count, Pass + 1>(body);
+    }
+}
+
+}  // namespace
+}  // namespace mustafar
