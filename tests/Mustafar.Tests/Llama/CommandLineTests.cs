@@ -1,0 +1,170 @@
+using System.Text.Json;
+using Mustafar.Examples.Llama.Commands;
+
+namespace Mustafar.Tests.Llama;
+
+[TestFixture]
+public sealed class CommandLineTests
+{
+    [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n")]
+    [TestCase("generate", "--max-tokens", "8", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9", "--seed", "4")]
+    [TestCase("compare", "--max-tokens", "4", "--prompt-file", "{short}")]
+    [TestCase("perplexity", "--windows", "1", "--context", "160", "--prefill", "130")]
+    [TestCase("recall", "--contexts", "2", "--context", "256")]
+    [TestCase("score", "--file", "{short}")]
+    [TestCase("score", "--ids-file", "{ids}", "--prefill", "3")]
+    public void JsonIsOneObjectAndAllOfStandardOutput(params string[] args)
+    {
+        foreach (string attention in (string[])["mustafar", "dense"])
+        {
+            (int code, string output, string error) = Run([.. args, "--json", "--attention", attention]);
+            Assert.That(code, Is.Zero, error);
+            using JsonDocument document = JsonDocument.Parse(output);
+            using (Assert.EnterMultipleScope())
+            {
+                Assert.That(document.RootElement.ValueKind, Is.EqualTo(JsonValueKind.Object));
+                Assert.That(document.RootElement.GetProperty("run").GetProperty("head_dim").GetInt32(), Is.EqualTo(128));
+                Assert.That(output.TrimEnd('\n'), Does.Not.Contain('\n'));
+            }
+        }
+    }
+
+    [Test]
+    public void GenerateStreamsTextAndReportsSpeedSizeAndSparsity()
+    {
+        (int code, string output, string error) = Run("generate", "--prompt", "import os\n", "--max-tokens", "8");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.Zero, error);
+            Assert.That(output, Does.StartWith("import os\n"));
+            Assert.That(output, Does.Contain("tokens/s").And.Contain("dense fp16").And.Contain("40 of 128"));
+            Assert.That(error, Is.Empty);
+        }
+    }
+
+    [Test]
+    public void GenerateRunsWithoutAnyOption()
+    {
+        (int code, string output, string error) = Run("generate");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.Zero, error);
+            Assert.That(output, Does.Contain("tokens/s"));
+        }
+    }
+
+    [Test]
+    public void ASeedGivesTheSameText()
+    {
+        string Text(string seed)
+        {
+            (_, string output, _) = Run(
+                "generate", "--prompt", "def ", "--max-tokens", "20", "--temperature", "1", "--seed", seed, "--json", "--dtype", "float32");
+            using JsonDocument document = JsonDocument.Parse(output);
+            return document.RootElement.GetProperty("text").GetString()!;
+        }
+
+        string first = Text("1");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(Text("1"), Is.EqualTo(first));
+            Assert.That(Text("2"), Is.Not.EqualTo(first));
+        }
+    }
+
+    [Test]
+    public void ScoreGivesTheGoldenNumbers()
+    {
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(directory.File("ids.json"), Golden.Json.GetProperty("prompt_ids").GetRawText());
+        (int code, string output, string error) = Run(
+            "score", "--ids-file", directory.File("ids.json"), "--attention", "dense", "--dtype", "float32", "--json");
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument document = JsonDocument.Parse(output);
+        double[] nll = [.. document.RootElement.GetProperty("nll").EnumerateArray().Select(item => item.GetDouble())];
+        Assert.That(nll, Is.EqualTo(Golden.Floats("nll_all").Select(value => (double)value)).Within(1e-3));
+    }
+
+    [TestCase(2, "Required command", new string[0])]
+    [TestCase(2, "--nonsense", new[] { "generate", "--nonsense" })]
+    [TestCase(2, "--max-tokens", new[] { "generate", "--max-tokens", "many" })]
+    [TestCase(2, "sparse", new[] { "generate", "--attention", "sparse" })]
+    [TestCase(2, "int8", new[] { "generate", "--dtype", "int8" })]
+    [TestCase(1, "--max-tokens", new[] { "generate", "--max-tokens", "0" })]
+    [TestCase(1, "--threads", new[] { "generate", "--threads", "0" })]
+    [TestCase(1, "cpu, cuda or cuda:N", new[] { "generate", "--device", "tpu" })]
+    [TestCase(1, "doesn't exist", new[] { "generate", "--model", "no-such-directory" })]
+    [TestCase(1, "doesn't exist", new[] { "generate", "--prompt-file", "no-such-file" })]
+    [TestCase(1, "both", new[] { "generate", "--prompt-file", "a", "--prompt", "b" })]
+    [TestCase(1, "KeySparsity", new[] { "generate", "--key-sparsity", "1.5" })]
+    [TestCase(1, "TopP", new[] { "generate", "--top-p", "2" })]
+    [TestCase(1, "--file or --ids-file", new[] { "score" })]
+    [TestCase(1, "expected token ids", new[] { "score", "--ids-file", "{short}" })]
+    [TestCase(1, "--prefill", new[] { "score", "--ids-file", "{ids}", "--prefill", "100" })]
+    [TestCase(1, "--prefill", new[] { "perplexity", "--context", "100", "--prefill", "100" })]
+    [TestCase(1, "at least 2048 tokens", new[] { "perplexity", "--file", "{short}" })]
+    [TestCase(1, "room", new[] { "recall", "--context", "10" })]
+    public void ErrorsAreOneLineOnStandardError(int expectedCode, string expected, string[] args)
+    {
+        (int code, string output, string error) = Run([.. args, .. args.Length > 0 ? ["--json"] : Array.Empty<string>()]);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.EqualTo(expectedCode));
+            Assert.That(output, Is.Empty);
+            Assert.That(error, Does.StartWith("error: ").And.Contain(expected));
+            Assert.That(error.TrimEnd('\n'), Does.Not.Contain('\n'));
+            Assert.That(error, Does.Not.Contain("   at "));
+        }
+    }
+
+    [Test]
+    public void ADamagedCheckpointIsNamed()
+    {
+        using TemporaryDirectory directory = new TemporaryDirectory().With(Golden.Checkpoint);
+        File.Delete(directory.File("tokenizer.json"));
+        (int code, _, string error) = Run("generate", "--model", directory.Path);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.EqualTo(1));
+            Assert.That(error, Does.Contain("tokenizer.json"));
+        }
+    }
+
+    [Test]
+    public void TensorsThatAreNotUsedAreNamed()
+    {
+        using TemporaryDirectory directory = new TemporaryDirectory().With(Golden.Checkpoint);
+        string config = File.ReadAllText(directory.File("config.json")).Replace("\"num_hidden_layers\": 6", "\"num_hidden_layers\": 5");
+        File.WriteAllText(directory.File("config.json"), config);
+        (int code, string output, string error) = Run("generate", "--model", directory.Path, "--max-tokens", "2", "--json");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.Zero, error);
+            Assert.That(error, Does.StartWith("warning: 9 tensors").And.Contain("model.layers.5."));
+            Assert.That(output, Does.StartWith("{"));
+        }
+    }
+
+    [Test]
+    public void HelpNamesEveryCommand()
+    {
+        (int code, string output, _) = Run("--help");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.Zero);
+            Assert.That(output, Does.Contain("generate").And.Contain("compare").And.Contain("perplexity").And.Contain("recall").And.Contain("score"));
+        }
+    }
+
+    private static (int Code, string Output, string Error) Run(params string[] args)
+    {
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(directory.File("short"), "import os\nprint(os.getcwd())\n");
+        File.WriteAllText(directory.File("ids"), "8184, 323 4295\n[869, 258, 1998]");
+        string[] filled = [.. args.Select(arg => arg.Replace("{short}", directory.File("short")).Replace("{ids}", directory.File("ids")))];
+        using StringWriter output = new() { NewLine = "\n" };
+        using StringWriter error = new() { NewLine = "\n" };
+        int code = LlamaProgram.Run(filled, output, error, showProgress: false);
+        return (code, output.ToString(), error.ToString());
+    }
+}

@@ -1,0 +1,166 @@
+using Mustafar.Examples.Llama.Generation;
+using Mustafar.Examples.Llama.Model;
+using Mustafar.Examples.Llama.Tokenizer;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Llama;
+
+[TestFixture]
+public sealed class GeneratorTests
+{
+    private static readonly int[] s_greedy = Golden.Numbers(Golden.Json.GetProperty("greedy_96"));
+
+    private LlamaForCausalLM _model = null!;
+
+    [OneTimeSetUp]
+    public void Load() => _model = Golden.LoadModel(Golden.Checkpoint);
+
+    [OneTimeTearDown]
+    public void Unload() => _model.Dispose();
+
+    [Test]
+    public void StopsAfterAStopToken()
+    {
+        int stop = s_greedy[5];
+        int expected = Array.IndexOf(s_greedy, stop) + 1;
+        using ModelCache cache = ModelCache.Dense(_model);
+        int[] tokens = [.. Generate(cache, Golden.PromptIds[..128], 96, stop)];
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(tokens, Is.EqualTo(s_greedy[..expected]));
+            Assert.That(cache.Length, Is.EqualTo(128 + expected - 1), "the last token is not fed back");
+        }
+    }
+
+    [Test]
+    public void ATextGoesOnOverTheSameCache()
+    {
+        using ModelCache cache = ModelCache.Dense(_model);
+        int[] first = [.. Generate(cache, Golden.PromptIds[..128], 10)];
+        int[] second = [.. Generate(cache, first[^1..], 10)];
+        Assert.That(first.Concat(second), Is.EqualTo(s_greedy[..20]));
+    }
+
+    [Test]
+    public void StopsAtTheModelsLongestText()
+    {
+        using LlamaForCausalLM shortModel = Short(maxPositions: 20);
+        using ModelCache cache = ModelCache.Dense(shortModel);
+        TokenGenerator generator = new(shortModel, cache);
+        int[] tokens = [.. generator.Generate(Golden.PromptIds[..16], new Sampler(new SamplingOptions()), 100, new HashSet<int>())];
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(tokens, Has.Length.EqualTo(5));
+            Assert.That(cache.Length, Is.EqualTo(20));
+            Assert.That(generator.DecodeSteps, Is.EqualTo(4));
+        }
+    }
+
+    [Test]
+    public void RefusesPromptsThatDoNotFit()
+    {
+        using LlamaForCausalLM shortModel = Short(maxPositions: 20);
+        using ModelCache cache = ModelCache.Dense(shortModel);
+        using ModelCache pair = ModelCache.Dense(shortModel, batchSize: 2);
+        TokenGenerator generator = new(shortModel, cache);
+        Sampler sampler = new(new SamplingOptions());
+        IReadOnlySet<int> none = new HashSet<int>();
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(() => generator.Generate([], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("empty"));
+            Assert.That(() => generator.Generate(new int[21], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("at most 20"));
+            Assert.That(() => generator.Generate([1, 8192], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("8192"));
+            Assert.That(() => generator.Generate([1, -1], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("-1"));
+            Assert.That(() => generator.Generate([1], sampler, -1, none), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new TokenGenerator(shortModel, pair), Throws.ArgumentException);
+            Assert.That(cache.Length, Is.Zero);
+        }
+    }
+
+    [Test]
+    public void StopsWhenCancelled()
+    {
+        using CancellationTokenSource source = new();
+        using ModelCache cache = ModelCache.Dense(_model);
+        TokenGenerator generator = new(_model, cache);
+        List<int> tokens = [];
+        Assert.That(
+            () =>
+            {
+                foreach (int token in generator.Generate(
+                    Golden.PromptIds[..8], new Sampler(new SamplingOptions()), 50, new HashSet<int>(), source.Token))
+                {
+                    tokens.Add(token);
+                    source.Cancel();
+                }
+            },
+            Throws.InstanceOf<OperationCanceledException>());
+        Assert.That(tokens, Has.Count.EqualTo(1));
+    }
+
+    [Test]
+    public void StepsLeaveNoTensorsBehind()
+    {
+        using ModelCache cache = ModelCache.Dense(_model);
+        TokenGenerator generator = new(_model, cache);
+        long before = 0;
+        int step = 0;
+        foreach (int _ in generator.Generate(Golden.PromptIds[..16], new Sampler(new SamplingOptions()), 40, new HashSet<int>()))
+        {
+            before = ++step == 2 ? Tensor.TotalCount : before;
+        }
+
+        Assert.That(Tensor.TotalCount, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void RecallTasksHideTheNoteThatTheyAskFor()
+    {
+        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+        List<int> haystack = tokenizer.Encode(string.Concat(Enumerable.Range(0, 400).Select(i => $"value_{i} = compute({i})\n")), false);
+        for (int seed = 0; seed < 20; seed++)
+        {
+            RecallTask task = RecallTask.Make(tokenizer, 8184, haystack, 512, new Random(seed));
+            string[] lines = tokenizer.Decode(task.Context).Split('\n');
+            string name = tokenizer.Decode(task.Question)["\n# recall ".Length..^" =".Length];
+            using (Assert.EnterMultipleScope())
+            {
+                Assert.That(task.Context, Has.Count.EqualTo(512));
+                Assert.That(task.Context[0], Is.EqualTo(8184));
+                Assert.That(lines, Has.Exactly(1).EqualTo($"# note {name} = {task.Answer}"));
+                Assert.That(lines.Count(line => line.StartsWith("# note ", StringComparison.Ordinal)), Is.EqualTo(4));
+                Assert.That(task.IsAnsweredBy($" {task.Answer}\n"));
+                Assert.That(task.IsAnsweredBy($" {task.Answer[..5]}"), Is.False);
+            }
+        }
+    }
+
+    [Test]
+    public void RecallTasksNeedRoom()
+    {
+        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+        List<int> haystack = tokenizer.Encode("a = 1\nb = 2\n", false);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(() => RecallTask.Make(tokenizer, 8184, haystack, 20, new Random(0)), Throws.ArgumentException.With.Message.Contains("room"));
+            Assert.That(() => RecallTask.Make(tokenizer, 8184, haystack, 512, new Random(0)), Throws.ArgumentException.With.Message.Contains("at least"));
+        }
+    }
+
+    private static LlamaForCausalLM Short(int maxPositions)
+    {
+        LlamaConfig config = LlamaConfig.Load(Path.Combine(Golden.Checkpoint, "config.json")) with { NumLayers = 1, MaxPositions = maxPositions };
+        LlamaForCausalLM model = new(config, ScalarType.Float32);
+        using IDisposable noGrad = no_grad();
+        foreach (TorchSharp.Modules.Parameter parameter in model.parameters())
+        {
+            parameter.normal_(0, 0.02);
+        }
+
+        return model;
+    }
+
+    private IEnumerable<int> Generate(ModelCache cache, int[] prompt, int maxTokens, params int[] stopTokens) =>
+        new TokenGenerator(_model, cache).Generate(prompt, new Sampler(new SamplingOptions()), maxTokens, stopTokens.ToHashSet());
+}

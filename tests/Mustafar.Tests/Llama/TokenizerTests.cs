@@ -1,0 +1,203 @@
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Examples.Llama.Tokenizer;
+
+namespace Mustafar.Tests.Llama;
+
+[TestFixture]
+public sealed class TokenizerTests
+{
+    private static readonly string s_file = Path.Combine(Golden.Checkpoint, "tokenizer.json");
+    private static readonly ByteLevelTokenizer s_tokenizer = ByteLevelTokenizer.Load(s_file);
+
+    private static IEnumerable<TestCaseData> GoldenTexts() => Golden.Json.GetProperty("tokenizer").EnumerateArray()
+        .Select((item, i) => new TestCaseData(item).SetArgDisplayNames($"text {i}"));
+
+    [TestCaseSource(nameof(GoldenTexts))]
+    public void EncodesAndDecodesGoldenTexts(JsonElement golden)
+    {
+        string text = golden.GetProperty("text").GetString()!;
+        int[] ids = Golden.Numbers(golden.GetProperty("ids"));
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(s_tokenizer.Encode(text), Is.EqualTo(ids));
+            Assert.That(s_tokenizer.Encode(text, addSpecialTokens: false), Is.EqualTo(Golden.Numbers(golden.GetProperty("ids_no_bos"))));
+            Assert.That(s_tokenizer.Decode(ids), Is.EqualTo(golden.GetProperty("decoded").GetString()));
+            Assert.That(
+                s_tokenizer.Decode(ids, skipSpecialTokens: false), Is.EqualTo(golden.GetProperty("decoded_special").GetString()));
+        }
+    }
+
+    [Test]
+    public void DecodingUndoesEncodingOfRandomText()
+    {
+        Random random = new(5);
+        string[] parts = ["a", "Z", "7", " ", "\n", "\t", "é", "漢", "😀", "𝒳", "𝟙", "'s", "<|eot", "|>", "\u200D", "\u0301", "\0"];
+        for (int i = 0; i < 500; i++)
+        {
+            string text = string.Concat(random.GetItems(parts, random.Next(40)));
+            Assert.That(s_tokenizer.Decode(s_tokenizer.Encode(text)), Is.EqualTo(text));
+        }
+    }
+
+    // The expression lets one character that is neither letter nor number lead a word. As UTF-16 units an emoji would be two.
+    [TestCase("😀abc", new[] { "😀abc" })]
+    [TestCase("a😀b", new[] { "a", "😀b" })]
+    [TestCase("𝒳yz 1𝟙2", new[] { "𝒳yz", " ", "1𝟙2" })]
+    [TestCase("😀😀 x", new[] { "😀😀", " x" })]
+    public void SplitsByWholeCharacters(string text, string[] expected)
+    {
+        using JsonDocument document = JsonDocument.Parse(File.ReadAllText(s_file));
+        string pattern = document.RootElement.GetProperty("pre_tokenizer").GetProperty("pretokenizers")[0]
+            .GetProperty("pattern").GetProperty("Regex").GetString()!;
+        Assert.That(new PieceSplitter(pattern).Split(text).Select(piece => text[piece]), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public void KeepsTextBetweenMatches() =>
+        Assert.That(new PieceSplitter("[a-z]+").Split("12ab3😀c"), Is.EqualTo(new[] { 0..2, 2..4, 4..7, 7..8 }));
+
+    [Test]
+    public void ReadsHalfASurrogatePairAsReplacementCharacter() =>
+        Assert.That(s_tokenizer.Encode("a\uD83Db"), Is.EqualTo(s_tokenizer.Encode("a\uFFFDb")));
+
+    [Test]
+    public void TakesTheLongestOfAddedTokensThatBeginAtOnePlace()
+    {
+        ByteLevelTokenizer tokenizer = LoadWith(root => root["added_tokens"]!.AsArray().Add(
+            JsonNode.Parse("""{ "id": 8189, "content": "<|eot_id|>!", "special": false }""")));
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(tokenizer.Encode("<|eot_id|>!", addSpecialTokens: false), Is.EqualTo(new[] { 8189 }));
+            Assert.That(tokenizer.Decode([8189, 8188]), Is.EqualTo("<|eot_id|>!"), "only special tokens are left out");
+        }
+    }
+
+    [Test]
+    public void TakesAPieceThatIsATokenAsAWholeOnlyIfMergesAreIgnored()
+    {
+        // Without its merge, " the" can be reached as a whole only.
+        static void Change(JsonNode root, bool ignoreMerges)
+        {
+            root["model"]!["ignore_merges"] = ignoreMerges;
+            root["model"]!["merges"] = new JsonArray();
+        }
+
+        int whole = s_tokenizer.Encode(" the", addSpecialTokens: false).Single();
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(LoadWith(root => Change(root, true)).Encode(" the", addSpecialTokens: false), Is.EqualTo(new[] { whole }));
+            Assert.That(LoadWith(root => Change(root, false)).Encode(" the", addSpecialTokens: false), Has.Count.EqualTo(4));
+        }
+    }
+
+    [Test]
+    public void AddsWhatTheTemplateSaysBehindAText()
+    {
+        ByteLevelTokenizer tokenizer = LoadWith(root => root["post_processor"]!["single"]!.AsArray().Add(
+            JsonNode.Parse("""{ "SpecialToken": { "id": "<|begin_of_text|>", "type_id": 0 } }""")));
+        Assert.That(tokenizer.Encode("x"), Is.EqualTo(new[] { 8184, s_tokenizer.Encode("x")[1], 8184 }));
+    }
+
+    [Test]
+    public void AddsNothingWithoutPostProcessor() =>
+        Assert.That(LoadWith(root => root["post_processor"] = null).Encode("x"), Has.Count.EqualTo(1));
+
+    [Test]
+    public void ReadsMergesAsStrings()
+    {
+        ByteLevelTokenizer tokenizer = LoadWith(root =>
+        {
+            JsonArray merges = root["model"]!["merges"]!.AsArray();
+            root["model"]!["merges"] = new JsonArray([.. merges.Select(merge => (JsonNode)$"{merge![0]} {merge[1]}")]);
+        });
+        string text = "def main():\n    return None";
+        Assert.That(tokenizer.Encode(text), Is.EqualTo(s_tokenizer.Encode(text)));
+    }
+
+    [Test]
+    public void ReadsAByteLevelPreTokenizerWithItsOwnExpression()
+    {
+        ByteLevelTokenizer tokenizer = LoadWith(root => root["pre_tokenizer"] =
+            JsonNode.Parse("""{ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }"""));
+        Assert.That(tokenizer.Encode("the", addSpecialTokens: false), Is.EqualTo(s_tokenizer.Encode(" the", addSpecialTokens: false)));
+    }
+
+    private static IEnumerable<TestCaseData> UnsupportedParts()
+    {
+        yield return Case("normalizer", root => root["normalizer"] = JsonNode.Parse("""{ "type": "NFC" }"""), "NFC");
+        yield return Case("truncation", root => root["truncation"] = JsonNode.Parse("""{ "max_length": 5 }"""), "truncation");
+        yield return Case("model type", root => root["model"]!["type"] = "Unigram", "Unigram");
+        yield return Case("byte fallback", root => root["model"]!["byte_fallback"] = true, "byte_fallback");
+        yield return Case("dropout", root => root["model"]!["dropout"] = 0.1, "dropout");
+        yield return Case("subword prefix", root => root["model"]!["continuing_subword_prefix"] = "##", "##");
+        yield return Case("pre-tokenizer", root => root["pre_tokenizer"] = JsonNode.Parse("""{ "type": "Metaspace" }"""), "Metaspace");
+        yield return Case("split behavior", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["behavior"] = "Removed", "Removed");
+        yield return Case("split pattern", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["pattern"] = JsonNode.Parse("""{ "String": " " }"""), "Regex");
+        yield return Case("expression", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["pattern"]!["Regex"] = "(", "expression");
+        yield return Case("decoder", root => root["decoder"]!["type"] = "WordPiece", "WordPiece");
+        yield return Case("post-processor", root => root["post_processor"]!["type"] = "RobertaProcessing", "RobertaProcessing");
+        yield return Case("lstrip", root => root["added_tokens"]![0]!["lstrip"] = true, "lstrip");
+    }
+
+    [TestCaseSource(nameof(UnsupportedParts))]
+    public void RefusesUnsupportedParts(Action<JsonNode> change, string expected) =>
+        Assert.That(() => LoadWith(change), Throws.TypeOf<UnsupportedModelException>().With.Message.Contains(expected));
+
+    private static IEnumerable<TestCaseData> DamagedParts()
+    {
+        foreach (string part in (string[])["model", "pre_tokenizer", "decoder"])
+        {
+            yield return Case($"no {part}", root => root.AsObject().Remove(part), $"'{part}'");
+        }
+
+        yield return Case("no vocab", root => root["model"]!.AsObject().Remove("vocab"), "'vocab'");
+        yield return Case("no merges", root => root["model"]!.AsObject().Remove("merges"), "'merges'");
+        yield return Case(
+            "no byte",
+            root =>
+            {
+                root["model"]!["vocab"]!.AsObject().Remove("0");
+                root["model"]!["merges"] = new JsonArray();
+            },
+            "every byte");
+        yield return Case("merge of nothing", root => root["model"]!["merges"]!.AsArray().Add("qqqq zzzz"), "qqqq");
+        yield return Case("merge of three", root => root["model"]!["merges"]!.AsArray().Add("a b c"), "a b c");
+        yield return Case("id twice", root => root["added_tokens"]![0]!["id"] = 5, "one token per id");
+        yield return Case("id is text", root => root["model"]!["vocab"]!["!"] = "zero", "'!'");
+        yield return Case("template", root => root["post_processor"]!["special_tokens"] = new JsonObject(), "<|begin_of_text|>");
+    }
+
+    [TestCaseSource(nameof(DamagedParts))]
+    public void RefusesDamagedParts(Action<JsonNode> change, string expected) =>
+        Assert.That(() => LoadWith(change), Throws.TypeOf<CheckpointException>().With.Message.Contains(expected));
+
+    [Test]
+    public void RefusesAMissingFileAndOneThatIsNotJson()
+    {
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(directory.File("tokenizer.json"), "{ \"model\": ");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(() => ByteLevelTokenizer.Load(directory.File("none.json")), Throws.TypeOf<FileNotFoundException>());
+            Assert.That(() => ByteLevelTokenizer.Load(directory.File("tokenizer.json")), Throws.TypeOf<CheckpointException>());
+        }
+    }
+
+    [Test]
+    public void RefusesIdsOutOfTheVocabulary() =>
+        Assert.That(() => s_tokenizer.Decode([8189]), Throws.TypeOf<ArgumentOutOfRangeException>());
+
+    private static TestCaseData Case(string name, Action<JsonNode> change, string expected) =>
+        new TestCaseData(change, expected).SetArgDisplayNames(name);
+
+    private static ByteLevelTokenizer LoadWith(Action<JsonNode> change)
+    {
+        JsonNode root = JsonNode.Parse(File.ReadAllText(s_file))!;
+        change(root);
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(directory.File("tokenizer.json"), root.ToJsonString());
+        return ByteLevelTokenizer.Load(directory.File("tokenizer.json"));
+    }
+}

@@ -1,0 +1,133 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Modules;
+
+[TestFixture]
+public sealed class MustafarAttentionTests
+{
+    private static readonly MustafarAttentionOptions s_options = new() { HiddenSize = 24, NumHeads = 4, NumKvHeads = 2, HeadDim = 8 };
+
+    private RotaryEmbedding _rotary = null!;
+
+    [SetUp]
+    public void MakeRotary() => _rotary = new RotaryEmbedding(new RotaryOptions { HeadDim = 8 });
+
+    [TearDown]
+    public void DisposeRotary() => _rotary.Dispose();
+
+    [Test]
+    public void StateDictionaryHasTheNamesOfCheckpoints([Values] bool qkvBias, [Values] bool outputBias)
+    {
+        using MustafarAttention attention = new(s_options with { QkvBias = qkvBias, OutputBias = outputBias }, _rotary, ScalarType.BFloat16);
+        List<string> expected = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"];
+        expected.AddRange(qkvBias ? ["q_proj.bias", "k_proj.bias", "v_proj.bias"] : []);
+        expected.AddRange(outputBias ? ["o_proj.bias"] : []);
+        Dictionary<string, Tensor> state = attention.state_dict();
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(state.Keys, Is.EquivalentTo(expected));
+            Assert.That(state["k_proj.weight"].shape, Is.EqualTo(new long[] { 16, 24 }));
+            Assert.That(state["o_proj.weight"].shape, Is.EqualTo(new long[] { 24, 32 }));
+            Assert.That(state.Values.All(weight => weight.dtype == ScalarType.BFloat16));
+            Assert.That(attention.parameters().Any(parameter => parameter.requires_grad), Is.False);
+        }
+    }
+
+    [Test]
+    public void ParametersOutliveTheScopeTheyAreMadeIn()
+    {
+        MustafarAttention attention;
+        using (NewDisposeScope())
+        {
+            attention = new MustafarAttention(s_options, _rotary);
+        }
+
+        Assert.That(attention.parameters().All(parameter => !parameter.IsInvalid));
+        attention.Dispose();
+    }
+
+    [Test]
+    public void OutputDoesNotDependOnHowATextIsCut()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        using MustafarAttention attention = Random();
+        Tensor hidden = randn(2, 20, 24);
+        using DenseCache whole = NewCache();
+        using DenseCache cut = NewCache();
+        Tensor expected = attention.forward(hidden, whole);
+        List<Tensor> parts = [];
+        foreach ((int start, int count) in new[] { (0, 1), (1, 9), (10, 1), (11, 9) })
+        {
+            parts.Add(attention.forward(hidden.narrow(1, start, count), cut));
+        }
+
+        Assert.That((cat(parts, 1) - expected).abs().max().item<float>(), Is.LessThan(1e-5));
+    }
+
+    [Test]
+    public void EachSequenceHasItsOwnLength()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        using MustafarAttention attention = Random();
+        Tensor first = randn(2, 6, 24);
+        Tensor second = randn(2, 1, 24);
+        using DenseCache together = NewCache();
+        attention.forward(first, together, [6, 2]);
+        Tensor output = attention.forward(second, together);
+        using DenseCache alone = new(1, 2, 8, ScalarType.Float32);
+        attention.forward(first.narrow(0, 1, 1).narrow(1, 0, 2), alone);
+        Tensor expected = attention.forward(second.narrow(0, 1, 1), alone);
+        Assert.That((output[1] - expected[0]).abs().max().item<float>(), Is.LessThan(1e-5));
+    }
+
+    [Test]
+    public void SharesGivenProjections()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        using MustafarAttention attention = Random();
+        IReadOnlyDictionary<string, nn.Module> children = attention.named_children().ToDictionary(child => child.name, child => child.module);
+        nn.Module<Tensor, Tensor> Child(string name) => (nn.Module<Tensor, Tensor>)children[name];
+        MustafarAttention sharing = new(s_options, _rotary, Child("q_proj"), Child("k_proj"), Child("v_proj"), Child("o_proj"));
+        Tensor hidden = randn(2, 3, 24);
+        using DenseCache a = NewCache();
+        using DenseCache b = NewCache();
+        Assert.That(attention.forward(hidden, a).equal(sharing.forward(hidden, b)).all().item<bool>());
+    }
+
+    [Test]
+    public void RefusesWhatDoesNotFit()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        using MustafarAttention attention = Random();
+        using DenseCache cache = NewCache();
+        using DenseCache otherHeads = new(2, 1, 8, ScalarType.Float32);
+        using RotaryEmbedding otherRotary = new(new RotaryOptions { HeadDim = 16 });
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(() => attention.forward(ones(2, 3, 23), cache), Throws.ArgumentException.With.Message.Contains("[2, 3, 23]"));
+            Assert.That(() => attention.forward(ones(1, 3, 24), cache), Throws.ArgumentException.With.Message.Contains("[1, 3, 24]"));
+            Assert.That(() => attention.forward(ones(2, 3, 24), otherHeads), Throws.ArgumentException.With.Message.Contains("2 heads of 8"));
+            Assert.That(
+                () => new MustafarAttention(s_options with { NumKvHeads = 3 }, _rotary), Throws.ArgumentException.With.Message.Contains("multiple of 3"));
+            Assert.That(() => new MustafarAttention(s_options with { HeadDim = 0 }, _rotary), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new MustafarAttention(s_options, otherRotary), Throws.ArgumentException.With.Message.Contains("heads of 8"));
+            Assert.That(cache.Length, Is.Zero);
+        }
+    }
+
+    private static DenseCache NewCache() => new(2, 2, 8, ScalarType.Float32);
+
+    private MustafarAttention Random()
+    {
+        manual_seed(9);
+        MustafarAttention attention = new(s_options, _rotary);
+        foreach (Parameter parameter in attention.parameters())
+        {
+            parameter.normal_(0, 0.2);
+        }
+
+        return attention;
+    }
+}
