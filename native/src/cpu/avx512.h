@@ -90,31 +90,35 @@ MUSTAFAR_INLINE __m512 sum_each_of_16(const __m512* x) {
     return fold_parts(fold_halves(a, b), fold_halves(c, d));
 }
 
-// Score rows first, ..., first + R - 1 of the tokens, 16 / R tokens at a time. token(t, sums) fills the R vectors whose
-// lanes add up to the scores of token t.
-template <int R, class Token>
-MUSTAFAR_INLINE void for_scores(int tokens, float* scores, int64_t stride, const Token& token) {
+// R rows of scores for the tokens of a run, 16 / R tokens at a time. pair(both, sums) handles the next two tokens, or
+// only one if not both, so that each part of a query is loaded once for two tokens: it fills sums[r][0] and sums[r][1]
+// with vectors whose lanes add up to the scores.
+template <int R, class Pair>
+MUSTAFAR_INLINE void for_scores(int tokens, float* scores, int64_t stride, const Pair& pair) {
     constexpr int batch = 16 / R;
     for (int t = 0; t < tokens; t += batch) {
         const int count = tokens - t < batch ? tokens - t : batch;
-        __m512 sums[16];
-        for (int i = 0; i < batch; ++i) {
-            __m512 row[R];
+        __m512 sums[R][batch];
+        for (int i = 0; i < batch; i += 2) {
+            __m512 two[R][2];
             if (i < count) {
-                token(t + i, row);
+                pair(i + 1 < count, two);
             } else {
-                for (int r = 0; r < R; ++r) row[r] = _mm512_setzero_ps();
+                for (int r = 0; r < R; ++r) two[r][0] = two[r][1] = _mm512_setzero_ps();
             }
-            for (int r = 0; r < R; ++r) sums[r * batch + i] = row[r];
+            for (int r = 0; r < R; ++r) {
+                sums[r][i] = two[r][0];
+                sums[r][i + 1] = two[r][1];
+            }
         }
-        alignas(64) float out[16];
-        _mm512_store_ps(out, sum_each_of_16(sums));
+        alignas(64) float out[R][batch];
+        _mm512_store_ps(&out[0][0], sum_each_of_16(&sums[0][0]));
         for (int r = 0; r < R; ++r) {
             float* row = scores + r * stride + t;
             if (count == batch)
-                std::memcpy(row, out + r * batch, sizeof(float) * batch);
+                std::memcpy(row, out[r], sizeof out[r]);
             else
-                for (int i = 0; i < count; ++i) row[i] = out[r * batch + i];
+                for (int i = 0; i < count; ++i) row[i] = out[r][i];
         }
     }
 }

@@ -45,18 +45,22 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
     for_row_chunks<8>(rows, [&]<int R>(int first) {
         const float* query = static_cast<const float*>(prepared) + first * 32 * W;
         Reader<T, W, Packed> reader(run);
-        for_scores<R>(run.tokens, scores + first * stride, stride, [&](int, __m512* sums) {
-            Segment token[W];
-            reader.template read<0, W>(token);
+        for_scores<R>(run.tokens, scores + first * stride, stride, [&](bool both, __m512(*sums)[2]) {
+            Segment one[W], two[W] = {};
+            reader.template read<0, W>(one);
+            if (both) reader.template read<0, W>(two);
             for (int r = 0; r < R; ++r) {
-                const float* q = query + r * 32 * W;
-                __m512 even = _mm512_mul_ps(token[0].low, _mm512_loadu_ps(q));
-                __m512 odd = _mm512_mul_ps(token[0].high, _mm512_loadu_ps(q + 16));
-                for (int w = 1; w < W; ++w) {
-                    even = _mm512_fmadd_ps(token[w].low, _mm512_loadu_ps(q + 32 * w), even);
-                    odd = _mm512_fmadd_ps(token[w].high, _mm512_loadu_ps(q + 32 * w + 16), odd);
+                __m512 sum[2][2] = {};  // two chains per token hide the latency
+                for (int w = 0; w < W; ++w) {
+                    const __m512 low = _mm512_loadu_ps(query + (r * W + w) * 32);
+                    const __m512 high = _mm512_loadu_ps(query + (r * W + w) * 32 + 16);
+                    sum[0][0] = _mm512_fmadd_ps(one[w].low, low, sum[0][0]);
+                    sum[1][0] = _mm512_fmadd_ps(two[w].low, low, sum[1][0]);
+                    sum[0][1] = _mm512_fmadd_ps(one[w].high, high, sum[0][1]);
+                    sum[1][1] = _mm512_fmadd_ps(two[w].high, high, sum[1][1]);
                 }
-                sums[r] = _mm512_add_ps(even, odd);
+                sums[r][0] = _mm512_add_ps(sum[0][0], sum[0][1]);
+                sums[r][1] = _mm512_add_ps(sum[1][0], sum[1][1]);
             }
         });
     });

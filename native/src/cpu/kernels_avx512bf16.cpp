@@ -55,14 +55,19 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
     for_row_chunks<8>(rows, [&]<int R>(int first) {
         const char* query = static_cast<const char*>(prepared) + first * 128 * W;
         Reader<W, Packed> reader(run);
-        for_scores<R>(run.tokens, scores + first * stride, stride, [&](int, __m512* sums) {
-            __m512i token[W];
-            reader.template read<0, W>(token);
+        for_scores<R>(run.tokens, scores + first * stride, stride, [&](bool both, __m512(*sums)[2]) {
+            __m512i one[W], two[W] = {};
+            reader.template read<0, W>(one);
+            if (both) reader.template read<0, W>(two);
             for (int r = 0; r < R; ++r) {
-                const char* q = query + r * 128 * W;
-                __m512 sum = _mm512_setzero_ps();
-                for (int w = 0; w < W; ++w) sum = dot(sum, token[w], _mm512_loadu_si512(q + 64 * w));
-                sums[r] = sum;
+                __m512 sum[2] = {};
+                for (int w = 0; w < W; ++w) {
+                    const __m512i q = _mm512_loadu_si512(query + r * 128 * W + 64 * w);
+                    sum[0] = dot(sum[0], one[w], q);
+                    sum[1] = dot(sum[1], two[w], q);
+                }
+                sums[r][0] = sum[0];
+                sums[r][1] = sum[1];
             }
         });
     });
