@@ -1,1 +1,3 @@
-return 0;
+using Mustafar.BindingGenerator;
+
+return GeneratorCommand.Run(args, Environment.CurrentDirectory, Console.Out, Console.Error);
