@@ -66,6 +66,7 @@ public sealed class ClangHeaderReader
 
     private void ReadEnum(ClangNode node)
     {
+        RefuseAttributes(node, NameOr(node, "an unnamed enum"));
         var members = new List<EnumMember>();
         long next = 0;
         foreach (ClangNode member in node.Children.Where(child => child.Kind == "EnumConstantDecl"))
@@ -139,6 +140,7 @@ public sealed class ClangHeaderReader
 
     private List<StructField> ReadFields(ClangNode node, string structName)
     {
+        RefuseAttributes(node, structName);
         var fields = new List<StructField>();
         foreach (ClangNode field in node.Children)
         {
@@ -148,14 +150,12 @@ public sealed class ClangHeaderReader
                 case "FieldDecl" when field.Flag("isBitfield"):
                     throw new UnsupportedDeclarationException(name, "bit fields are not supported");
                 case "FieldDecl":
+                    RefuseAttributes(field, name);
                     fields.Add(new StructField(field.Name, types.Parse(field.TypeText, name)));
                     break;
                 case "RecordDecl" or "EnumDecl":
                     throw new UnsupportedDeclarationException(
                         name, $"a {field.Text("tagUsed")} inside a struct is not supported; declare structs and enums at the top level, no unions");
-                case var kind when kind.EndsWith("Attr", StringComparison.Ordinal):
-                    throw new UnsupportedDeclarationException(
-                        structName, $"attributes on a struct ({kind}) are not supported: they may change its layout");
                 default:
                     break;
             }
@@ -164,6 +164,18 @@ public sealed class ClangHeaderReader
         return fields.Count > 0
             ? fields
             : throw new UnsupportedDeclarationException(structName, "structs without fields are not supported");
+    }
+
+    // Packing and alignment would make the layout another one than C# gives the same fields.
+    private static void RefuseAttributes(ClangNode node, string declaration)
+    {
+        string? attribute = node.Children.Select(child => child.Kind)
+            .FirstOrDefault(kind => kind.EndsWith("Attr", StringComparison.Ordinal));
+        if (attribute is not null)
+        {
+            throw new UnsupportedDeclarationException(
+                declaration, $"attributes on types and fields ({attribute}) are not supported: they may change the layout");
+        }
     }
 
     private static void CheckTypedef(ClangNode node)
