@@ -1,5 +1,4 @@
 using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
 using Mustafar.Examples.Llama.Tokenizer;
 using static TorchSharp.torch;

@@ -1,5 +1,3 @@
-using static TorchSharp.torch;
-
 namespace Mustafar.Examples.Llama.Model;
 
 /// <summary>The key/value caches of all layers of a model.</summary>

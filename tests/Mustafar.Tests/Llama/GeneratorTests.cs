@@ -1,7 +1,6 @@
 using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
 using Mustafar.Examples.Llama.Tokenizer;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;
