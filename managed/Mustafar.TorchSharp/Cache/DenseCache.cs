@@ -85,7 +85,7 @@ public sealed class DenseCache : KeyValueCache
         Reserve(longest);
         Write(_keys!, keys, counts);
         Write(_values!, values, counts);
-        Tensor output = Attend(Scaled(query, scale), longest, lengths, padded: !counts.IsEmpty && !AllEqual(counts, tokens));
+        Tensor output = Attend(query, scale, longest, lengths, padded: !counts.IsEmpty && !AllEqual(counts, tokens));
         lengths.CopyTo(_lengths, 0);
         return output.MoveToOuterDisposeScope();
     }
@@ -129,10 +129,6 @@ public sealed class DenseCache : KeyValueCache
     }
 
     private static bool AllEqual(ReadOnlySpan<int> numbers, int expected) => numbers.IndexOfAnyExcept(expected) < 0;
-
-    // torch's attention as TorchSharp offers it scales by 1/√head_dim; another factor goes into the queries.
-    private Tensor Scaled(Tensor query, double? scale) =>
-        scale is double factor ? query * (factor * Math.Sqrt(HeadDim)) : query;
 
     private void Reserve(int tokens)
     {
@@ -195,45 +191,17 @@ public sealed class DenseCache : KeyValueCache
     }
 
     // The new tokens are in storage; _lengths still counts the past, lengths the tokens that each sequence has now.
-    private Tensor Attend(Tensor query, int longest, int[] lengths, bool padded)
+    private Tensor Attend(Tensor query, double? scale, int longest, int[] lengths, bool padded)
     {
         Tensor keys = _keys!.narrow(2, 0, longest);
         Tensor values = _values!.narrow(2, 0, longest);
-        long numHeads = query.shape[1];
         long tokens = query.shape[2];
-        long group = numHeads / NumKvHeads;
         bool uniform = AllEqual(_lengths, _lengths[0]) && !padded;
         bool causal = uniform && _lengths[0] == 0 && tokens > 1;
         Tensor? mask = causal || (uniform && tokens == 1) ? null : VisibleKeys(longest, (int)tokens, uniform);
-
-        Tensor output;
-        if (tokens == 1)
-        {
-            output = Sdpa(query.reshape(BatchSize, NumKvHeads, group, HeadDim), keys, values, mask, causal: false)
-                .reshape(BatchSize, numHeads, 1, HeadDim);
-        }
-        else if (group == 1)
-        {
-            output = Sdpa(query, keys, values, mask, causal);
-        }
-        else
-        {
-            // One call per member of the groups: each reads keys and values as they are stored.
-            Tensor grouped = query.reshape(BatchSize, NumKvHeads, group, tokens, HeadDim);
-            Tensor[] outputs = new Tensor[group];
-            for (int member = 0; member < group; member++)
-            {
-                outputs[member] = Sdpa(grouped.select(2, member), keys, values, mask, causal);
-            }
-
-            output = stack(outputs, 2).reshape(BatchSize, numHeads, tokens, HeadDim);
-        }
-
+        Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal);
         return padded ? output.masked_fill(Padding(lengths, (int)tokens), 0) : output;
     }
-
-    private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>
-        nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);
 
     // True where a query may look [batch or 1, 1, tokens, longest]: key j of query i if j ≤ past + i. A sequence's unused slots come
     // after all of its real queries, and each query, padding too, sees slot 0, so that no row of the softmax is empty.

@@ -1,0 +1,575 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>
+/// The keys and values of one attention layer, pruned per token by magnitude and compressed to a bitmap and packed values, with a
+/// dense window of the most recent tokens. Attention is computed on the compressed form directly.
+/// </summary>
+/// <remarks>
+/// <para>
+/// With n tokens in a sequence the first ⌊(n − <see cref="MustafarOptions.LocalWindow"/>) / <see cref="MustafarOptions.GroupSize"/>⌋
+/// groups are compressed, the others dense. (Mustafar, NeurIPS 2025, arXiv 2505.22913, sections 3 and 4.)
+/// </para>
+/// <para>
+/// Compressed tokens lie in pages of one group, which are written once and never moved; memory grows by whole pages.
+/// </para>
+/// <para>A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.</para>
+/// </remarks>
+public sealed unsafe class MustafarCache : KeyValueCache
+{
+    // Up to so many queries at once are attended by the decode kernel; for more, matrix products over expanded segments are faster.
+    private const int MostDecodeQueries = 8;
+    private const int SegmentTokens = 1024;
+
+    private readonly NativeFormat _keyFormat;
+    private readonly NativeFormat _valueFormat;
+    private readonly long _keyBlockBytes;
+    private readonly long _valueBlockBytes;
+    private readonly int _tailCapacity;
+    private readonly Tensor _tailKeys;
+    private readonly Tensor _tailValues;
+    private readonly PagePool _pool;
+    private readonly PageTable _pages;
+    private readonly SequenceState _state;
+    private readonly SequenceLengths _lengths;
+    private readonly BackendArray<int> _counts;
+    private readonly BackendArray<int> _lengthsWithFresh;
+    private Tensor? _workspace;
+    private readonly int[] _pagesAdded;
+    private int _busy;
+
+    /// <summary>Makes an empty cache.</summary>
+    /// <param name="batchSize">Number of sequences.</param>
+    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
+    /// <param name="device">Where keys and values live; the CPU if null.</param>
+    /// <param name="options">Sparsity, window and group; the defaults if null.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    public MustafarCache(
+        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
+        : base(batchSize, numKvHeads, headDim, dtype, device ?? CPU)
+    {
+        Options = options ?? new MustafarOptions();
+        _ = TensorAccess.Context(Device); // a device without a back end is refused here, not at the first token
+        _keyFormat = Format(Options.KeysKept(headDim));
+        _valueFormat = Format(Options.ValuesKept(headDim));
+        _keyBlockBytes = BlockBytes(_keyFormat);
+        _valueBlockBytes = BlockBytes(_valueFormat);
+        const int block = NativeConstants.BlockTokens;
+        _tailCapacity = ((Options.LocalWindow + block - 1) / block * block) + Options.GroupSize;
+        _pool = new PagePool(ValuesBase + (numKvHeads * PageBlocks * _valueBlockBytes) + NativeConstants.PagePadding, Device);
+        _pages = new PageTable(batchSize);
+        _state = new SequenceState(batchSize);
+        _lengths = new SequenceLengths(_state, batchSize);
+        _counts = new BackendArray<int>(batchSize);
+        _lengthsWithFresh = new BackendArray<int>(batchSize);
+        _pagesAdded = new int[batchSize];
+        // A tensor made in inference mode could not be written to outside of it.
+        using IDisposable mode = inference_mode(false);
+        _tailKeys = zeros([batchSize, numKvHeads, _tailCapacity, headDim], dtype: dtype, device: Device).DetachFromDisposeScope();
+        _tailValues = zeros_like(_tailKeys).DetachFromDisposeScope();
+    }
+
+    /// <summary>Sparsity, window and group.</summary>
+    public MustafarOptions Options { get; }
+
+    /// <inheritdoc/>
+    public override IReadOnlyList<int> Lengths => _lengths;
+
+    /// <summary>How many of each sequence's first tokens are compressed.</summary>
+    public IReadOnlyList<int> CompressedLengths => _state.Compressed.ToArray();
+
+    /// <inheritdoc/>
+    public override KeyValueCacheMemory Memory
+    {
+        get
+        {
+            ThrowIfDisposed();
+            long tokens = 0;
+            foreach (int length in _state.Lengths)
+            {
+                tokens += length;
+            }
+
+            long elements = tokens * 2 * NumKvHeads * HeadDim;
+            int elementBytes = TensorAccess.ElementBytes(DType);
+            return new KeyValueCacheMemory(
+                CompressedBytes: _pool.Bytes + _pages.Bytes,
+                WindowBytes: 2 * _tailKeys.numel() * elementBytes,
+                DenseBytes: elements * elementBytes,
+                Fp16Bytes: elements * 2);
+        }
+    }
+
+    /// <inheritdoc/>
+    /// <remarks>
+    /// The new tokens see each other dense and the past as it is stored. Before they attend, whatever is due once the first of them has
+    /// joined is compressed; afterwards, whatever is due at the final length. For one token this is <see cref="Append"/> followed by
+    /// <see cref="Attend"/>; for a prompt it is dense attention, then compression.
+    /// </remarks>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    public override Tensor Forward(
+        Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default)
+    {
+        ValidateForward(query, keys, values, scale, counts);
+        ValidateScale(scale);
+        using Use use = new(this);
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        int tokens = checked((int)keys.shape[2]);
+        keys = TensorAccess.WithContiguousRows(keys);
+        values = TensorAccess.WithContiguousRows(values);
+        Tensor output;
+        if (tokens == 1)
+        {
+            AppendTokens(keys, values, counts, lookahead: 0);
+            output = AttendTokens(query, null, null, scale, counts);
+        }
+        else if (_state.Longest == 0)
+        {
+            output = DenseAttention.Forward(query, keys, values, scale, mask: null, causal: true);
+            ClearPadding(output, counts);
+            AppendTokens(keys, values, counts, lookahead: 0);
+        }
+        else
+        {
+            CheckRoom(tokens, counts);
+            AppendTokens(null, null, default, lookahead: 1);
+            output = tokens <= MostDecodeQueries
+                ? AttendTokens(query, keys, values, scale, counts)
+                : AttendChunk(query, keys, values, scale, counts);
+            AppendTokens(keys, values, counts, lookahead: 0);
+        }
+
+        return output.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Adds new tokens and compresses what falls due. Nothing that is compressed already is read or moved.</summary>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim], positions encoded.</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence (the rest is padding on the right); all n if empty.</param>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache; the cache is unchanged.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    public void Append(Tensor keys, Tensor values, ReadOnlySpan<int> counts = default)
+    {
+        ThrowIfDisposed();
+        ValidateNewTokens(keys, values, counts);
+        using Use use = new(this);
+        using DisposeScope scope = NewDisposeScope();
+        AppendTokens(TensorAccess.WithContiguousRows(keys), TensorAccess.WithContiguousRows(values), counts, lookahead: 0);
+    }
+
+    /// <summary>Attention of queries that stand at the last n cached tokens: query i of n sees the tokens up to its own.</summary>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).</param>
+    /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
+    /// <returns>Output [batch, num_heads, n, head_dim]; zero where a query sees no token, as in an empty sequence.</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    public Tensor Attend(Tensor query, double? scale = null)
+    {
+        ThrowIfDisposed();
+        ValidateQuery(query, scale);
+        ValidateScale(scale);
+        using Use use = new(this);
+        using DisposeScope scope = NewDisposeScope();
+        return AttendTokens(query, null, null, scale, default).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    /// <remarks>
+    /// Groups that are no longer due to be compressed return to the dense window as they were stored: what was pruned stays pruned.
+    /// </remarks>
+    public override void Truncate(int length)
+    {
+        ThrowIfDisposed();
+        int longest = _state.Longest;
+        if (length < 0 || length > longest)
+        {
+            throw new ArgumentOutOfRangeException(nameof(length), length, $"Expected 0 to {longest}, the length of the longest sequence.");
+        }
+
+        int[] lengths = _state.Lengths.ToArray();
+        for (int b = 0; b < BatchSize; b++)
+        {
+            lengths[b] = Math.Min(lengths[b], length);
+        }
+
+        Truncate(lengths);
+    }
+
+    /// <summary>Shortens each sequence to its own number of first tokens.</summary>
+    /// <param name="lengths">Tokens to leave, 0 to the sequence's length, for each sequence.</param>
+    /// <exception cref="ArgumentException">There is not one length for each sequence, or one is out of range.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    public void Truncate(ReadOnlySpan<int> lengths)
+    {
+        ThrowIfDisposed();
+        if (lengths.Length != BatchSize)
+        {
+            throw new ArgumentException($"Expected one length for each of {BatchSize} sequences, but got {lengths.Length}.", nameof(lengths));
+        }
+
+        for (int b = 0; b < BatchSize; b++)
+        {
+            if (lengths[b] < 0 || lengths[b] > _state.Lengths[b])
+            {
+                throw new ArgumentOutOfRangeException(
+                    nameof(lengths), lengths[b], $"Sequence {b} can be shortened to 0 to {_state.Lengths[b]} tokens.");
+            }
+        }
+
+        using Use use = new(this);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            Shorten(b, lengths[b]);
+        }
+    }
+
+    /// <inheritdoc/>
+    /// <remarks>The pages are kept for the tokens to come.</remarks>
+    public override void Clear() => Truncate(0);
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing)
+        {
+            _tailKeys.Dispose();
+            _tailValues.Dispose();
+            _workspace?.Dispose();
+            _pool.Dispose();
+        }
+    }
+
+    private int PageBlocks => Options.GroupSize / NativeConstants.BlockTokens;
+
+    // A page holds the keys of all heads, then the values of all heads.
+    private long ValuesBase => NumKvHeads * PageBlocks * _keyBlockBytes;
+
+    private NativeFormat Format(int keep) => new()
+    {
+        HeadDim = HeadDim,
+        DType = (int)TensorAccess.DTypeOf(DType),
+        Layout = (int)Layout.Fixed,
+        Keep = keep,
+    };
+
+    private static long BlockBytes(NativeFormat format)
+    {
+        long bytes;
+        NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));
+        return bytes;
+    }
+
+    // The compressed keys (or values) of all sequences, or of those from a given one on.
+    private NativeBlocks Blocks(bool keys, int firstSequence = 0) => new()
+    {
+        Format = keys ? _keyFormat : _valueFormat,
+        PageBlocks = PageBlocks,
+        PageCapacity = _pages.Capacity,
+        PageBytes = _pool.PageBytes,
+        Base = keys ? 0 : ValuesBase,
+        HeadStride = PageBlocks * (keys ? _keyBlockBytes : _valueBlockBytes),
+        Pages = _pages.Pointer + (firstSequence * (long)_pages.Capacity),
+    };
+
+    private static void ValidateScale(double? scale)
+    {
+        if (scale is double factor && factor <= 0)
+        {
+            throw new ArgumentOutOfRangeException(nameof(scale), factor, "The scale of the scores must be positive.");
+        }
+    }
+
+    private int CompressedTokens(int length) =>
+        (int)NativeMethods.CompressedTokens(length, Options.LocalWindow, Options.GroupSize);
+
+    private static int NewTokens(int sequence, int tokens, ReadOnlySpan<int> counts) => counts.IsEmpty ? tokens : counts[sequence];
+
+    // The longest length after new tokens; refuses more than the library counts.
+    private int CheckRoom(int tokens, ReadOnlySpan<int> counts)
+    {
+        const int most = int.MaxValue - NativeConstants.BlockTokens;
+        long longest = 0;
+        for (int b = 0; b < BatchSize; b++)
+        {
+            longest = Math.Max(longest, (long)_state.Lengths[b] + NewTokens(b, tokens, counts));
+        }
+
+        return longest <= most
+            ? (int)longest
+            : throw new ArgumentOutOfRangeException(nameof(tokens), tokens, $"Expected sequences of at most {most} tokens, but the new ones make {longest}.");
+    }
+
+    private void AppendTokens(Tensor? keys, Tensor? values, ReadOnlySpan<int> counts, int lookahead)
+    {
+        int tokens = keys is null ? 0 : checked((int)keys.shape[2]);
+        int longest = CheckRoom(tokens, counts);
+        counts.CopyTo(_counts.Span);
+        AddPages(tokens, counts, lookahead);
+        NativeContext context = TensorAccess.Context(Device);
+        NativeAppend append = new()
+        {
+            Batch = BatchSize,
+            NumKvHeads = NumKvHeads,
+            NumTokens = tokens,
+            Lookahead = lookahead,
+            GroupSize = Options.GroupSize,
+            LocalWindow = Options.LocalWindow,
+            TailCapacity = _tailCapacity,
+            MaxTokens = longest,
+            Counts = counts.IsEmpty ? null : _counts.Pointer,
+            Lengths = _state.LengthsPointer,
+            Compressed = _state.CompressedPointer,
+            NewLengths = _state.NextLengthsPointer,
+            NewCompressed = _state.NextCompressedPointer,
+            NewKeys = keys is null ? default : TensorAccess.Dense(keys),
+            NewValues = values is null ? default : TensorAccess.Dense(values),
+            Keys = Blocks(keys: true),
+            Values = Blocks(keys: false),
+            TailKeys = TensorAccess.Dense(_tailKeys),
+            TailValues = TensorAccess.Dense(_tailValues),
+        };
+        int status = NativeMethods.AppendTokens(&context, &append);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        if (status != (int)Status.Ok)
+        {
+            RemoveAddedPages();
+        }
+
+        NativeCall.Check(status);
+        _state.Commit();
+    }
+
+    // Gives each sequence the pages that it will need.
+    private void AddPages(int tokens, ReadOnlySpan<int> counts, int lookahead)
+    {
+        int total = 0, most = 0;
+        for (int b = 0; b < BatchSize; b++)
+        {
+            int length = _state.Lengths[b] + NewTokens(b, tokens, counts);
+            // As the library does: what is not there yet is not compressed.
+            int due = Math.Min(CompressedTokens(length + lookahead), length);
+            int needed = due / Options.GroupSize;
+            _pagesAdded[b] = Math.Max(0, needed - _pages.Count(b));
+            total += _pagesAdded[b];
+            most = Math.Max(most, needed);
+        }
+
+        if (total == 0)
+        {
+            return;
+        }
+
+        _pages.Reserve(most);
+        nint[] pages = _pool.Rent(total);
+        for (int b = 0, next = 0; b < BatchSize; b++)
+        {
+            for (int i = 0; i < _pagesAdded[b]; i++)
+            {
+                _pages.Add(b, pages[next++]);
+            }
+        }
+    }
+
+    private void RemoveAddedPages()
+    {
+        for (int b = 0; b < BatchSize; b++)
+        {
+            for (int i = 0; i < _pagesAdded[b]; i++)
+            {
+                _pool.Return(_pages.RemoveLast(b));
+            }
+        }
+    }
+
+    // keys and values: the queries' own tokens if they are not in the cache yet.
+    private Tensor AttendTokens(Tensor query, Tensor? keys, Tensor? values, double? scale, ReadOnlySpan<int> counts)
+    {
+        long[] shape = query.shape;
+        int queries = checked((int)shape[2]);
+        query = TensorAccess.WithContiguousRows(query);
+        Tensor output = empty(shape, dtype: DType, device: Device);
+        counts.CopyTo(_counts.Span);
+        int longest = 0;
+        for (int b = 0; b < BatchSize; b++)
+        {
+            _lengthsWithFresh.Span[b] = _state.Lengths[b] + (keys is null ? 0 : NewTokens(b, queries, counts));
+            longest = Math.Max(longest, _lengthsWithFresh.Span[b]);
+        }
+
+        NativeContext context = TensorAccess.Context(Device);
+        NativeAttention attention = new()
+        {
+            Batch = BatchSize,
+            NumHeads = checked((int)shape[1]),
+            NumKvHeads = NumKvHeads,
+            NumQueries = queries,
+            NumFresh = keys is null ? 0 : queries,
+            TailCapacity = _tailCapacity,
+            MaxTokens = longest,
+            Scale = (float)(scale ?? 1 / Math.Sqrt(HeadDim)),
+            Lengths = _lengthsWithFresh.Pointer,
+            Compressed = _state.CompressedPointer,
+            QueryCounts = counts.IsEmpty ? null : _counts.Pointer,
+            Query = TensorAccess.Dense(query),
+            Output = TensorAccess.Dense(output),
+            Keys = Blocks(keys: true),
+            Values = Blocks(keys: false),
+            TailKeys = TensorAccess.Dense(_tailKeys),
+            TailValues = TensorAccess.Dense(_tailValues),
+            FreshKeys = keys is null ? default : TensorAccess.Dense(keys),
+            FreshValues = values is null ? default : TensorAccess.Dense(values),
+        };
+        long bytes;
+        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        attention.Workspace = TensorAccess.Pointer(Workspace(bytes));
+        attention.WorkspaceBytes = bytes;
+        int status = NativeMethods.AttentionForward(&context, &attention);
+        GC.KeepAlive(query);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        NativeCall.Check(status);
+        return output;
+    }
+
+    private Tensor Workspace(long bytes)
+    {
+        if (_workspace is null || _workspace.numel() < bytes)
+        {
+            _workspace?.Dispose();
+            using IDisposable mode = inference_mode(false);
+            _workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
+        }
+
+        return _workspace;
+    }
+
+    // A block of queries over a past: each sequence's past is expanded a segment at a time, then come the block's own tokens.
+    private Tensor AttendChunk(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
+    {
+        Tensor output = zeros(query.shape, dtype: DType, device: Device);
+        int tokens = checked((int)query.shape[2]);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            int count = NewTokens(b, tokens, counts);
+            if (count > 0)
+            {
+                using DisposeScope scope = NewDisposeScope();
+                output[b].narrow(1, 0, count).copy_(AttendChunk(
+                    b, query[b].narrow(1, 0, count), keys[b].narrow(1, 0, count), values[b].narrow(1, 0, count), scale));
+            }
+        }
+
+        return output;
+    }
+
+    // One sequence: query [num_heads, n, head_dim], keys and values [num_kv_heads, n, head_dim].
+    private Tensor AttendChunk(int sequence, Tensor query, Tensor keys, Tensor values, double? scale)
+    {
+        long count = query.shape[1];
+        Tensor rows = query.to(ScalarType.Float32).mul(scale ?? 1 / Math.Sqrt(HeadDim)).reshape(NumKvHeads, -1, HeadDim);
+        OnlineSoftmax softmax = new(rows);
+        int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
+        for (int first = 0; first < length;)
+        {
+            bool packed = first < compressed;
+            int end = Math.Min(packed ? compressed : length, first + SegmentTokens);
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor k, Tensor v) = packed ? Expand(sequence, first, end - first) : Window(sequence, first, end - first);
+            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden: null);
+            softmax.MoveToOuter();
+            first = end;
+        }
+
+        Tensor positions = arange(count, dtype: ScalarType.Int64, device: Device);
+        // Rows run through the heads of a group, then through the queries.
+        Tensor hidden = (positions.unsqueeze(0) > positions.unsqueeze(1)).repeat(rows.shape[1] / count, 1);
+        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), hidden);
+        return softmax.Result().reshape(query.shape);
+    }
+
+    // Compressed tokens of a sequence, dense [num_kv_heads, count, head_dim].
+    private (Tensor Keys, Tensor Values) Expand(int sequence, int first, int count)
+    {
+        return (Expanded(keys: true), Expanded(keys: false));
+
+        Tensor Expanded(bool keys)
+        {
+            Tensor dense = empty([1, NumKvHeads, count, HeadDim], dtype: DType, device: Device);
+            NativeContext context = TensorAccess.Context(Device);
+            NativeBlocks blocks = Blocks(keys, sequence);
+            NativeDense destination = TensorAccess.Dense(dense);
+            NativeCall.Check(NativeMethods.Decompress(&context, 1, NumKvHeads, first, count, &blocks, &destination));
+            return dense[0];
+        }
+    }
+
+    // Dense tokens of a sequence from the ring.
+    private (Tensor Keys, Tensor Values) Window(int sequence, int first, int count)
+    {
+        Tensor slots = arange(first, first + count, dtype: ScalarType.Int64, device: Device).remainder(_tailCapacity);
+        return (_tailKeys[sequence].index_select(1, slots), _tailValues[sequence].index_select(1, slots));
+    }
+
+    private void Shorten(int sequence, int length)
+    {
+        int compressed = Math.Min(CompressedTokens(length), _state.Compressed[sequence]);
+        int returning = Math.Min(length, _state.Compressed[sequence]) - compressed;
+        if (returning > 0)
+        {
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor keys, Tensor values) = Expand(sequence, compressed, returning);
+            Tensor slots = arange(compressed, compressed + returning, dtype: ScalarType.Int64, device: Device).remainder(_tailCapacity);
+            _tailKeys[sequence].index_copy_(1, slots, keys);
+            _tailValues[sequence].index_copy_(1, slots, values);
+        }
+
+        while (_pages.Count(sequence) > compressed / Options.GroupSize)
+        {
+            _pool.Return(_pages.RemoveLast(sequence));
+        }
+
+        _state.Set(sequence, length, compressed);
+    }
+
+    private static void ClearPadding(Tensor output, ReadOnlySpan<int> counts)
+    {
+        for (int b = 0; b < counts.Length; b++)
+        {
+            long padding = output.shape[2] - counts[b];
+            if (padding > 0)
+            {
+                output[b].narrow(1, counts[b], padding).zero_();
+            }
+        }
+    }
+
+    // Refuses a second thread for as long as it lives.
+    private readonly ref struct Use
+    {
+        private readonly MustafarCache _cache;
+
+        internal Use(MustafarCache cache)
+        {
+            _cache = cache;
+            if (Interlocked.Exchange(ref cache._busy, 1) != 0)
+            {
+                throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
+            }
+        }
+
+        public void Dispose() => Volatile.Write(ref _cache._busy, 0);
+    }
+}

@@ -1,0 +1,53 @@
+using Mustafar.Native;
+
+namespace Mustafar;
+
+/// <summary>The pages of each sequence, in the order of its tokens, as native code reads them: [batch, capacity] addresses.</summary>
+internal sealed unsafe class PageTable
+{
+    private const int SmallestCapacity = 16;
+
+    private readonly int[] _counts;
+    private BackendArray<nint> _entries;
+
+    internal PageTable(int batchSize)
+    {
+        _counts = new int[batchSize];
+        Capacity = SmallestCapacity;
+        _entries = new BackendArray<nint>(batchSize * Capacity);
+    }
+
+    /// <summary>Entries of each sequence.</summary>
+    internal int Capacity { get; private set; }
+
+    internal long Bytes => _entries.Bytes;
+
+    internal void** Pointer => (void**)_entries.Pointer;
+
+    /// <summary>Pages that a sequence has.</summary>
+    internal int Count(int sequence) => _counts[sequence];
+
+    /// <summary>Makes room for so many pages of each sequence. Only the table of addresses is copied, never a page.</summary>
+    internal void Reserve(int pages)
+    {
+        if (pages <= Capacity)
+        {
+            return;
+        }
+
+        int capacity = Math.Max(pages, 2 * Capacity);
+        BackendArray<nint> entries = new(checked(_counts.Length * capacity));
+        for (int b = 0; b < _counts.Length; b++)
+        {
+            _entries.Span.Slice(b * Capacity, _counts[b]).CopyTo(entries.Span[(b * capacity)..]);
+        }
+
+        (_entries, Capacity) = (entries, capacity);
+    }
+
+    /// <summary>Adds a page at a sequence's end; there must be room.</summary>
+    internal void Add(int sequence, nint page) => _entries.Span[(sequence * Capacity) + _counts[sequence]++] = page;
+
+    /// <summary>Takes a sequence's last page off.</summary>
+    internal nint RemoveLast(int sequence) => _entries.Span[(sequence * Capacity) + --_counts[sequence]];
+}

@@ -1,0 +1,93 @@
+using System.Runtime.CompilerServices;
+
+namespace Mustafar;
+
+/// <summary>How a <see cref="MustafarCache"/> prunes and stores keys and values.</summary>
+/// <remarks>
+/// The method is Mustafar (NeurIPS 2025, arXiv 2505.22913, section 3): of each token's key and value vector only the channels of
+/// largest magnitude are kept; the most recent tokens stay dense. Values prune further than keys: 0.5 for keys and 0.7 for values
+/// costs little on most models.
+/// </remarks>
+public sealed record MustafarOptions
+{
+    private const int BlockTokens = 32;
+    private const int LargestGroup = 1 << 20;
+    private const int LargestWindow = 1 << 24;
+
+    private readonly double _keySparsity = 0.7;
+    private readonly double _valueSparsity = 0.7;
+    private readonly int _localWindow = 32;
+    private readonly int _groupSize = 64;
+    private readonly int _keepMultiple = 8;
+
+    /// <summary>Share of each key's channels that is pruned, 0 to less than 1. Default 0.7.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
+    public double KeySparsity
+    {
+        get => _keySparsity;
+        init => _keySparsity = Sparsity(value);
+    }
+
+    /// <summary>Share of each value's channels that is pruned, 0 to less than 1. Default 0.7.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
+    public double ValueSparsity
+    {
+        get => _valueSparsity;
+        init => _valueSparsity = Sparsity(value);
+    }
+
+    /// <summary>Number of most recent tokens that are never compressed. Default 32.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is negative or larger than 2^24.</exception>
+    public int LocalWindow
+    {
+        get => _localWindow;
+        init => _localWindow = value is >= 0 and <= LargestWindow
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(LocalWindow), value, $"Expected 0 to {LargestWindow} tokens.");
+    }
+
+    /// <summary>Tokens that are compressed at a time, a multiple of 32; also the size of a page. Default 64.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not a positive multiple of 32, at most 2^20.</exception>
+    public int GroupSize
+    {
+        get => _groupSize;
+        init => _groupSize = value is > 0 and <= LargestGroup && value % BlockTokens == 0
+            ? value
+            : throw new ArgumentOutOfRangeException(
+                nameof(GroupSize), value, $"Expected a multiple of {BlockTokens}, {BlockTokens} to {LargestGroup} tokens.");
+    }
+
+    /// <summary>The number of channels kept is rounded up to a multiple of this; 1 keeps it exact. Default 8.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
+    public int KeepMultiple
+    {
+        get => _keepMultiple;
+        init => _keepMultiple = value > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(KeepMultiple), value, "Expected a positive number of channels.");
+    }
+
+    /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
+    /// <param name="headDim">Channels of a key.</param>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
+    public int KeysKept(int headDim) => Kept(headDim, KeySparsity);
+
+    /// <summary>Channels kept of a value: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
+    /// <param name="headDim">Channels of a value.</param>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
+    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity);
+
+    private int Kept(int headDim, double sparsity)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(headDim);
+        // A product such as 0.29 · 100 falls just short of the whole number it stands for.
+        int pruned = (int)Math.Floor((sparsity * headDim) + 1e-9);
+        int kept = Math.Max(1, headDim - pruned);
+        return (int)Math.Min(headDim, ((long)kept + KeepMultiple - 1) / KeepMultiple * KeepMultiple);
+    }
+
+    private static double Sparsity(double value, [CallerMemberName] string name = "") =>
+        value is >= 0 and < 1
+            ? value
+            : throw new ArgumentOutOfRangeException(name, value, "Expected a share of the channels, 0 to less than 1.");
+}

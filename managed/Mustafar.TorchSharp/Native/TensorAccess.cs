@@ -1,0 +1,104 @@
+using System.Runtime.InteropServices;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Native;
+
+/// <summary>What the native library needs to know of tensors.</summary>
+internal static unsafe partial class TensorAccess
+{
+    /// <summary>A variant that replaces the automatic choice, for tests of each; null in products.</summary>
+    internal static CpuVariant? ForcedVariant { get; set; }
+
+    /// <summary>Where and how a call on tensors of this device runs. It follows torch's number of threads.</summary>
+    /// <exception cref="NotSupportedException">There is no back end for the device.</exception>
+    internal static NativeContext Context(torch.Device device) => device.type == DeviceType.CPU
+        ? new NativeContext
+        {
+            Device = (int)Device.Cpu,
+            NumThreads = get_num_threads(),
+            CpuVariant = (int)(ForcedVariant ?? CpuVariant.Auto),
+        }
+        : throw new NotSupportedException($"Mustafar runs on the CPU, not on {device}.");
+
+    internal static DType DTypeOf(ScalarType type) => type switch
+    {
+        ScalarType.Float32 => DType.F32,
+        ScalarType.Float16 => DType.F16,
+        ScalarType.BFloat16 => DType.Bf16,
+        _ => throw new ArgumentException($"Expected Float32, Float16 or BFloat16, but got {type}."),
+    };
+
+    internal static int ElementBytes(ScalarType type) => type == ScalarType.Float32 ? 4 : 2;
+
+    /// <summary>Address of a tensor's first element; valid while the tensor is alive.</summary>
+    internal static void* Pointer(Tensor tensor) => (void*)TensorData(tensor.Handle);
+
+    /// <summary>A tensor [batch, heads, tokens, head_dim] as the native library sees it. Keep the tensor alive past the call.</summary>
+    internal static NativeDense Dense(Tensor tensor)
+    {
+        ReadOnlySpan<long> strides = tensor.stride();
+        return new NativeDense
+        {
+            Data = Pointer(tensor),
+            BatchStride = strides[0],
+            HeadStride = strides[1],
+            TokenStride = strides[2],
+        };
+    }
+
+    /// <summary>The tensor itself if its rows are contiguous, else a copy (in the current dispose scope) that is.</summary>
+    internal static Tensor WithContiguousRows(Tensor tensor) =>
+        tensor.stride(3) == 1 || tensor.shape[3] == 1 ? tensor : tensor.contiguous();
+
+    /// <summary>Checks a tensor [batch, heads, tokens, head_dim] that is not bound to any other.</summary>
+    internal static void Validate(Tensor tensor, string name)
+    {
+        ArgumentNullException.ThrowIfNull(tensor, name);
+        if (tensor.dtype is not (ScalarType.Float32 or ScalarType.Float16 or ScalarType.BFloat16))
+        {
+            throw new ArgumentException($"Expected Float32, Float16 or BFloat16, but got {tensor.dtype}.", name);
+        }
+
+        if (tensor.is_sparse)
+        {
+            throw new ArgumentException("Expected a strided tensor, but got a sparse one.", name);
+        }
+
+        if (tensor.dim() != 4)
+        {
+            throw new ArgumentException(
+                $"Expected shape [batch, heads, tokens, head_dim], but got [{string.Join(", ", tensor.shape)}].", name);
+        }
+    }
+
+    /// <summary>Checks that a tensor has the given type, device and shape.</summary>
+    internal static void Validate(Tensor tensor, string name, ScalarType type, torch.Device device, params ReadOnlySpan<long> shape)
+    {
+        ArgumentNullException.ThrowIfNull(tensor, name);
+        if (tensor.dtype != type)
+        {
+            throw new ArgumentException($"Expected {type}, but got {tensor.dtype}.", name);
+        }
+
+        if (tensor.device_type != device.type || (device.index >= 0 && tensor.device_index != device.index))
+        {
+            throw new ArgumentException($"Expected a tensor on {device}, but got one on {tensor.device}.", name);
+        }
+
+        if (tensor.is_sparse)
+        {
+            throw new ArgumentException("Expected a strided tensor, but got a sparse one.", name);
+        }
+
+        if (!shape.SequenceEqual(tensor.shape))
+        {
+            throw new ArgumentException(
+                $"Expected shape [{string.Join(", ", shape.ToArray())}], but got [{string.Join(", ", tensor.shape)}].", name);
+        }
+    }
+
+    // TorchSharp's typed accessors don't serve Half and BFloat16; this one honours the storage offset for every type.
+    [LibraryImport("LibTorchSharp", EntryPoint = "THSTensor_data")]
+    private static partial nint TensorData(nint tensor);
+}

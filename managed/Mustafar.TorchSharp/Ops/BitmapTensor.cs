@@ -1,0 +1,246 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>
+/// A pruned tensor [batch, num_kv_heads, tokens, head_dim] in Mustafar's compressed form: a bitmap of the kept channels and the
+/// kept values, packed.
+/// </summary>
+/// <remarks>
+/// The storage is one torch tensor of bytes, which belongs to this object and to no dispose scope. The format is that of
+/// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.)
+/// </remarks>
+public sealed unsafe class BitmapTensor : IDisposable
+{
+    private readonly Tensor _storage;
+    private readonly BackendArray<nint> _pages;
+    private readonly BackendArray<uint>? _offsets;
+    private readonly NativeFormat _format;
+    private readonly long _pageBytes;
+    private bool _disposed;
+
+    private BitmapTensor(long[] shape, ScalarType dtype, torch.Device device, NativeFormat format, BackendArray<uint>? offsets, long bytes)
+    {
+        (BatchSize, NumKvHeads, HeadDim) = ((int)shape[0], (int)shape[1], (int)shape[3]);
+        Tokens = shape[2];
+        DType = dtype;
+        Device = device;
+        _format = format;
+        _offsets = offsets;
+        Keep = offsets is null ? format.Keep : null;
+        // With a fixed number of values each sequence has a page of its own; with offsets all share one.
+        int pages = offsets is null ? BatchSize : 1;
+        _pageBytes = bytes;
+        using (inference_mode(false))
+        {
+            _storage = empty([Math.Max(1, checked(pages * bytes))], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
+        }
+
+        _pages = new BackendArray<nint>(BatchSize);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            _pages.Span[b] = (nint)TensorAccess.Pointer(_storage) + (nint)(offsets is null ? b * bytes : 0);
+        }
+    }
+
+    /// <summary>Number of sequences.</summary>
+    public int BatchSize { get; }
+
+    /// <summary>Number of key/value heads.</summary>
+    public int NumKvHeads { get; }
+
+    /// <summary>Number of tokens of each sequence.</summary>
+    public long Tokens { get; }
+
+    /// <summary>Channels of a row.</summary>
+    public int HeadDim { get; }
+
+    /// <summary>Channels kept of each row; null if a mask chose them.</summary>
+    public int? Keep { get; }
+
+    /// <summary>Type of the values.</summary>
+    public ScalarType DType { get; }
+
+    /// <summary>Where the tensor lives.</summary>
+    public torch.Device Device { get; }
+
+    /// <summary>Bytes of the compressed form.</summary>
+    public long Bytes => _storage.numel() + (_offsets?.Bytes ?? 0);
+
+    /// <summary>Bytes of the dense form.</summary>
+    public long DenseBytes => BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
+
+    /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude and compresses it.</summary>
+    /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
+    /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
+    /// larger than any number.</param>
+    /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    public static BitmapTensor Compress(Tensor tensor, int keep)
+    {
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep);
+        long[] shape = tensor.shape;
+        long bytes;
+        NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));
+        bytes = checked((shape[1] * Blocks(shape[2]) * bytes) + NativeConstants.PagePadding);
+        return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets: null, bytes), tensor, bitmap: null);
+    }
+
+    /// <summary>Compresses the channels that a mask chooses, any number in each row.</summary>
+    /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
+    /// <param name="mask">Bool, of the same shape and device; true where a channel is kept.</param>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    public static BitmapTensor CompressMasked(Tensor tensor, Tensor mask)
+    {
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep: null);
+        long[] shape = tensor.shape;
+        TensorAccess.Validate(mask, nameof(mask), ScalarType.Bool, tensor.device, shape);
+        using Tensor bitmap = MustafarOps.PackMask(mask);
+        NativeContext context = TensorAccess.Context(tensor.device);
+        BackendArray<uint> offsets = new(checked((int)((shape[0] * shape[1] * Blocks(shape[2])) + 1)));
+        long bytes;
+        NativeCall.Check(NativeMethods.Offsets(
+            &context, &format, (int)shape[0], (int)shape[1], shape[2], (uint*)TensorAccess.Pointer(bitmap), offsets.Pointer, &bytes));
+        return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets, bytes), tensor, bitmap);
+    }
+
+    /// <summary>The dense tensor [batch, num_kv_heads, tokens, head_dim], zero where a channel was pruned.</summary>
+    /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
+    /// <exception cref="InvalidDataException">The compressed data is damaged.</exception>
+    public Tensor Decompress()
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor dense = empty([BatchSize, NumKvHeads, Tokens, HeadDim], dtype: DType, device: Device);
+        NativeContext context = TensorAccess.Context(Device);
+        NativeBlocks blocks = Native;
+        NativeDense destination = TensorAccess.Dense(dense);
+        NativeCall.Check(NativeMethods.Decompress(&context, BatchSize, NumKvHeads, 0, Tokens, &blocks, &destination));
+        GC.KeepAlive(this);
+        return dense.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Key scores, with this tensor as the keys: scale · query · Kᵀ. (Mustafar, section 4: the key product.)</summary>
+    /// <param name="query">[batch, num_heads, queries, head_dim] in this tensor's type; num_heads is a multiple of num_kv_heads.</param>
+    /// <param name="scale">Factor of the result.</param>
+    /// <returns>Float32 [batch, num_heads, queries, tokens].</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
+    public Tensor KeyScores(Tensor query, double scale = 1)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        ValidateHeads(query, nameof(query));
+        long[] shape = query.shape;
+        TensorAccess.Validate(query, nameof(query), DType, Device, BatchSize, shape[1], shape[2], HeadDim);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor scores = empty([BatchSize, shape[1], shape[2], Tokens], dtype: ScalarType.Float32, device: Device);
+        Tensor rows = TensorAccess.WithContiguousRows(query);
+        NativeProduct product = Product(shape, rows, scores, scale);
+        NativeContext context = TensorAccess.Context(Device);
+        NativeCall.Check(NativeMethods.KeyScores(&context, &product));
+        GC.KeepAlive(rows);
+        GC.KeepAlive(this);
+        return scores.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Value sum, with this tensor as the values: scale · weights · V. (Mustafar, section 4: the value product.)</summary>
+    /// <param name="weights">Float32 [batch, num_heads, queries, tokens], such as softmax probabilities.</param>
+    /// <param name="scale">Factor of the result.</param>
+    /// <returns>[batch, num_heads, queries, head_dim] in this tensor's type.</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
+    public Tensor ValueSum(Tensor weights, double scale = 1)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        ValidateHeads(weights, nameof(weights));
+        long[] shape = weights.shape;
+        TensorAccess.Validate(weights, nameof(weights), ScalarType.Float32, Device, BatchSize, shape[1], shape[2], Tokens);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor sums = empty([BatchSize, shape[1], shape[2], HeadDim], dtype: DType, device: Device);
+        Tensor rows = TensorAccess.WithContiguousRows(weights);
+        NativeProduct product = Product(shape, sums, rows, scale);
+        NativeContext context = TensorAccess.Context(Device);
+        NativeCall.Check(NativeMethods.ValueSum(&context, &product));
+        GC.KeepAlive(rows);
+        GC.KeepAlive(this);
+        return sums.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Frees the storage.</summary>
+    public void Dispose()
+    {
+        _disposed = true;
+        _storage.Dispose();
+    }
+
+    /// <summary>The storage as the native library sees it; valid while this object is alive.</summary>
+    internal NativeBlocks Native
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            long blocks = Blocks(Tokens);
+            return new NativeBlocks
+            {
+                Format = _format,
+                PageBlocks = checked((int)Math.Max(1, blocks)),
+                PageCapacity = 1,
+                PageBytes = _pageBytes,
+                HeadStride = _offsets is null ? (_pageBytes - NativeConstants.PagePadding) / Math.Max(1, NumKvHeads) : 0,
+                Pages = (void**)_pages.Pointer,
+                Offsets = _offsets is null ? null : _offsets.Pointer,
+            };
+        }
+    }
+
+    private static long Blocks(long tokens) => (tokens + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens;
+
+    private static BitmapTensor Filled(BitmapTensor target, Tensor source, Tensor? bitmap)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor rows = TensorAccess.WithContiguousRows(source);
+        NativeContext context = TensorAccess.Context(target.Device);
+        NativeBlocks blocks = target.Native;
+        NativeDense dense = TensorAccess.Dense(rows);
+        int status = NativeMethods.Compress(
+            &context, target.BatchSize, target.NumKvHeads, target.Tokens, &dense,
+            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), &blocks);
+        GC.KeepAlive(rows);
+        GC.KeepAlive(bitmap);
+        if (status != (int)Status.Ok)
+        {
+            target.Dispose();
+        }
+
+        NativeCall.Check(status);
+        return target;
+    }
+
+    private void ValidateHeads(Tensor tensor, string name)
+    {
+        ArgumentNullException.ThrowIfNull(tensor, name);
+        if (tensor.dim() != 4 || tensor.shape[1] == 0 || tensor.shape[1] % NumKvHeads != 0)
+        {
+            throw new ArgumentException(
+                $"Expected four dimensions with a multiple of {NumKvHeads} heads in the second, but got [{string.Join(", ", tensor.shape)}].",
+                name);
+        }
+    }
+
+    private NativeProduct Product(long[] shape, Tensor dense, Tensor weights, double scale) => new()
+    {
+        Batch = BatchSize,
+        NumHeads = checked((int)shape[1]),
+        NumKvHeads = NumKvHeads,
+        NumQueries = checked((int)shape[2]),
+        Tokens = Tokens,
+        Blocks = Native,
+        Dense = TensorAccess.Dense(dense),
+        Weights = TensorAccess.Dense(weights),
+        Scale = (float)scale,
+    };
+}

@@ -1,0 +1,50 @@
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Attention over dense keys and values with torch's kernels.</summary>
+internal static class DenseAttention
+{
+    /// <summary>
+    /// scaled_dot_product_attention of [batch, num_heads, queries, head_dim] over [batch, num_kv_heads, tokens, head_dim], without
+    /// repeating keys and values for the heads of a group.
+    /// </summary>
+    /// <param name="query">Queries.</param>
+    /// <param name="keys">Keys.</param>
+    /// <param name="values">Values.</param>
+    /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="mask">Bool, broadcast to [batch, 1, queries, tokens], true where a query may look; null for all.</param>
+    /// <param name="causal">Whether query i sees tokens up to i only; then mask is null.</param>
+    /// <returns>A tensor like the query, in the current dispose scope.</returns>
+    internal static Tensor Forward(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal)
+    {
+        long[] shape = query.shape;
+        (long batch, long numHeads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
+        long numKvHeads = keys.shape[1];
+        long group = numHeads / numKvHeads;
+        // TorchSharp's function scales by 1/√head_dim; another factor goes into the queries.
+        Tensor scaled = scale is double factor ? query * (factor * Math.Sqrt(headDim)) : query;
+        if (group == 1)
+        {
+            return Sdpa(scaled, keys, values, mask, causal);
+        }
+
+        if (queries == 1)
+        {
+            return Sdpa(scaled.reshape(batch, numKvHeads, group, headDim), keys, values, mask, causal: false).reshape(shape);
+        }
+
+        // One call per member of the groups: each reads keys and values as they are stored.
+        Tensor grouped = scaled.reshape(batch, numKvHeads, group, queries, headDim);
+        Tensor[] outputs = new Tensor[group];
+        for (int member = 0; member < group; member++)
+        {
+            outputs[member] = Sdpa(grouped.select(2, member), keys, values, mask, causal);
+        }
+
+        return stack(outputs, 2).reshape(shape);
+    }
+
+    private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>
+        nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);
+}

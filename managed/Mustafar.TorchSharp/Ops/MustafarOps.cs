@@ -1,0 +1,169 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Mustafar's operations on tensors, apart from any cache.</summary>
+public static unsafe class MustafarOps
+{
+    private const int WordBits = 32;
+
+    /// <summary>Chooses each row's channels of largest magnitude. (Mustafar, section 3: per-token magnitude pruning.)</summary>
+    /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
+    /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
+    /// larger than any number.</param>
+    /// <returns>Bool of the same shape, true at exactly <paramref name="keep"/> channels of each row.</returns>
+    /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    public static Tensor PruneMask(Tensor tensor, int keep)
+    {
+        NativeFormat format = Format(tensor, nameof(tensor), keep);
+        long[] shape = tensor.shape;
+        long words = Words(shape[3]);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor rows = TensorAccess.WithContiguousRows(tensor);
+        Tensor bitmap = empty([shape[0], shape[1], shape[2], words], dtype: ScalarType.Int32, device: tensor.device);
+        NativeContext context = TensorAccess.Context(tensor.device);
+        NativeDense source = TensorAccess.Dense(rows);
+        NativeCall.Check(NativeMethods.Prune(
+            &context, &format, (int)shape[0], (int)shape[1], shape[2], &source, (uint*)TensorAccess.Pointer(bitmap)));
+        GC.KeepAlive(rows);
+        Tensor bits = arange(WordBits, dtype: ScalarType.Int32, device: tensor.device);
+        return bitmap.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).to(ScalarType.Bool)
+            .reshape(shape[0], shape[1], shape[2], words * WordBits).narrow(3, 0, shape[3]).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The tensor with all but each row's <paramref name="keep"/> channels of largest magnitude set to zero.</summary>
+    /// <inheritdoc cref="PruneMask" path="/param"/>
+    /// <inheritdoc cref="PruneMask" path="/exception"/>
+    /// <returns>A dense tensor of the same type and shape.</returns>
+    public static Tensor Prune(Tensor tensor, int keep)
+    {
+        using Tensor mask = PruneMask(tensor, keep);
+        using Tensor zero = zeros(1, dtype: tensor.dtype, device: tensor.device);
+        return where(mask, tensor, zero);
+    }
+
+    /// <summary>
+    /// Attention over compressed keys and values: softmax(scale · Q Kᵀ) V in one pass, with f32 accumulation.
+    /// </summary>
+    /// <param name="query">[batch, num_heads, queries, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads). The
+    /// queries are the last tokens: query i sees the tokens up to length − queries + i.</param>
+    /// <param name="keys">Compressed keys [batch, num_kv_heads, tokens, head_dim].</param>
+    /// <param name="values">Compressed values of the same shape.</param>
+    /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="lengths">Tokens of each sequence that count, 0 to tokens; all if empty.</param>
+    /// <returns>[batch, num_heads, queries, head_dim] in the type of the query; zero where a query sees no token.</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    /// <exception cref="ObjectDisposedException">A compressed tensor was disposed.</exception>
+    public static Tensor Attention(
+        Tensor query, BitmapTensor keys, BitmapTensor values, double? scale = null, ReadOnlySpan<int> lengths = default)
+    {
+        ArgumentNullException.ThrowIfNull(query);
+        ArgumentNullException.ThrowIfNull(keys);
+        ArgumentNullException.ThrowIfNull(values);
+        if (values.BatchSize != keys.BatchSize || values.NumKvHeads != keys.NumKvHeads || values.Tokens != keys.Tokens
+            || values.HeadDim != keys.HeadDim || values.DType != keys.DType)
+        {
+            throw new ArgumentException(
+                $"Expected values like the keys, {Describe(keys)}, but got {Describe(values)}.", nameof(values));
+        }
+
+        long[] shape = query.shape;
+        if (shape.Length != 4 || shape[1] == 0 || shape[1] % keys.NumKvHeads != 0)
+        {
+            throw new ArgumentException(
+                $"Expected [{keys.BatchSize}, a multiple of {keys.NumKvHeads} heads, queries, {keys.HeadDim}], but got [{string.Join(", ", shape)}].",
+                nameof(query));
+        }
+
+        TensorAccess.Validate(query, nameof(query), keys.DType, keys.Device, keys.BatchSize, shape[1], shape[2], keys.HeadDim);
+        if (!lengths.IsEmpty && lengths.Length != keys.BatchSize)
+        {
+            throw new ArgumentException($"Expected one length for each of {keys.BatchSize} sequences, but got {lengths.Length}.", nameof(lengths));
+        }
+
+        BackendArray<int> counts = new(keys.BatchSize);
+        for (int b = 0; b < keys.BatchSize; b++)
+        {
+            int length = lengths.IsEmpty ? checked((int)keys.Tokens) : lengths[b];
+            if (length < 0 || length > keys.Tokens)
+            {
+                throw new ArgumentOutOfRangeException(nameof(lengths), length, $"Sequence {b} must have 0 to {keys.Tokens} tokens.");
+            }
+
+            counts.Span[b] = length;
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        Tensor output = empty(shape, dtype: query.dtype, device: query.device);
+        Tensor rows = TensorAccess.WithContiguousRows(query);
+        NativeContext context = TensorAccess.Context(query.device);
+        NativeAttention attention = new()
+        {
+            Batch = keys.BatchSize,
+            NumHeads = checked((int)shape[1]),
+            NumKvHeads = keys.NumKvHeads,
+            NumQueries = checked((int)shape[2]),
+            MaxTokens = checked((int)keys.Tokens),
+            Scale = (float)(scale ?? 1 / Math.Sqrt(keys.HeadDim)),
+            Lengths = counts.Pointer,
+            Compressed = counts.Pointer,
+            Query = TensorAccess.Dense(rows),
+            Output = TensorAccess.Dense(output),
+            Keys = keys.Native,
+            Values = values.Native,
+        };
+        long bytes;
+        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        Tensor workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: query.device);
+        attention.Workspace = TensorAccess.Pointer(workspace);
+        attention.WorkspaceBytes = bytes;
+        NativeCall.Check(NativeMethods.AttentionForward(&context, &attention));
+        GC.KeepAlive(rows);
+        GC.KeepAlive(workspace);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        GC.KeepAlive(counts);
+        return output.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The format of a tensor that is to be compressed; checks the tensor, and keep unless it is null (a mask chooses).</summary>
+    internal static NativeFormat Format(Tensor tensor, string name, int? keep)
+    {
+        TensorAccess.Validate(tensor, name);
+        long headDim = tensor.shape[3];
+        if (keep is int channels && (channels < 1 || channels > headDim))
+        {
+            throw new ArgumentOutOfRangeException(nameof(keep), channels, $"Expected 1 to {headDim} channels, the head_dim of {name}.");
+        }
+
+        return new NativeFormat
+        {
+            HeadDim = (int)headDim,
+            DType = (int)TensorAccess.DTypeOf(tensor.dtype),
+            Layout = (int)(keep is null ? Layout.Offsets : Layout.Fixed),
+            Keep = keep ?? 0,
+        };
+    }
+
+    /// <summary>A bool mask [batch, heads, tokens, head_dim] as bitmap words, Int32 [batch, heads, tokens, ⌈head_dim / 32⌉].</summary>
+    internal static Tensor PackMask(Tensor mask)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        long[] shape = mask.shape;
+        long words = Words(shape[3]);
+        Tensor padded = zeros([shape[0], shape[1], shape[2], words * WordBits], dtype: ScalarType.Int64, device: mask.device);
+        padded.narrow(3, 0, shape[3]).copy_(mask);
+        Tensor weights = ones(1, dtype: ScalarType.Int64, device: mask.device)
+            .bitwise_left_shift(arange(WordBits, dtype: ScalarType.Int64, device: mask.device));
+        return (padded.reshape(shape[0], shape[1], shape[2], words, WordBits) * weights).sum(-1).to(ScalarType.Int32).MoveToOuterDisposeScope();
+    }
+
+    private static long Words(long headDim) => (headDim + WordBits - 1) / WordBits;
+
+    private static string Describe(BitmapTensor tensor) =>
+        $"{tensor.DType} [{tensor.BatchSize}, {tensor.NumKvHeads}, {tensor.Tokens}, {tensor.HeadDim}]";
+}
