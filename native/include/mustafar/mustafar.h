@@ -190,12 +190,12 @@ typedef struct mustafar_dense {
  */
 typedef struct mustafar_blocks {
     mustafar_format format;
-    int32_t page_blocks;   /* blocks of one KV head in a page, >= 1 */
-    int64_t page_capacity; /* pages that the table has room for, per sequence */
-    int64_t page_bytes;    /* size of a page, its MUSTAFAR_PAGE_PADDING included */
-    int64_t base;          /* byte of the page at which this tensor starts, a multiple of 16 */
-    int64_t head_stride;   /* bytes from one KV head to the next, a multiple of 16 */
-    void* const* pages;    /* [batch, page_capacity] addresses; entries past a sequence's tokens are not read */
+    int32_t page_blocks;     /* blocks of one KV head in a page, >= 1 */
+    int64_t page_capacity;   /* pages that the table has room for, per sequence */
+    int64_t page_bytes;      /* size of a page, its MUSTAFAR_PAGE_PADDING included */
+    int64_t base;            /* byte of the page at which this tensor starts, a multiple of 16 */
+    int64_t head_stride;     /* bytes from one KV head to the next, a multiple of 16 */
+    void* const* pages;      /* [batch, page_capacity] addresses; entries past a sequence's tokens are not read */
     const uint32_t* offsets; /* OFFSETS: the table; FIXED: null */
 } mustafar_blocks;
 
@@ -263,12 +263,12 @@ typedef struct mustafar_attention {
     int32_t batch;
     int32_t num_heads;
     int32_t num_kv_heads;
-    int32_t num_queries;    /* 1 ... */
-    int32_t num_fresh;      /* fresh tokens: 0 or num_queries */
-    int32_t tail_capacity;  /* slots of the ring; 0 when there is no tail */
-    int32_t max_tokens;     /* no length is larger */
-    int32_t sliding_window; /* a query sees only the last so many tokens, itself included; 0: all */
-    float scale;            /* > 0 */
+    int32_t num_queries;         /* 1 ... */
+    int32_t num_fresh;           /* fresh tokens: 0 or num_queries */
+    int32_t tail_capacity;       /* slots of the ring; 0 when there is no tail */
+    int32_t max_tokens;          /* no length is larger */
+    int32_t sliding_window;      /* a query sees only the last so many tokens, itself included; 0: all */
+    float scale;                 /* > 0 */
     const int32_t* lengths;      /* [batch] tokens in all */
     const int32_t* compressed;   /* [batch] how many of them are in blocks */
     const int32_t* query_counts; /* [batch] queries (and fresh tokens) of each sequence; rows past it give zeros.
@@ -277,12 +277,12 @@ typedef struct mustafar_attention {
     mustafar_dense output;       /* as query */
     mustafar_blocks keys;
     mustafar_blocks values;
-    mustafar_dense tail_keys;    /* [batch, num_kv_heads, tail_capacity, head_dim] */
+    mustafar_dense tail_keys; /* [batch, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
-    mustafar_dense fresh_keys;   /* [batch, num_kv_heads, num_fresh, head_dim] */
+    mustafar_dense fresh_keys; /* [batch, num_kv_heads, num_fresh, head_dim] */
     mustafar_dense fresh_values;
-    float* log_sum_exp;          /* [batch, num_heads, num_queries] natural logarithm; null: not wanted */
-    void* workspace;             /* aligned to 64 bytes */
+    float* log_sum_exp; /* [batch, num_heads, num_queries] natural logarithm; null: not wanted */
+    void* workspace;    /* aligned to 64 bytes */
     int64_t workspace_bytes;
 } mustafar_attention;
 
@@ -309,22 +309,22 @@ MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t local_wi
 typedef struct mustafar_append {
     int32_t batch;
     int32_t num_kv_heads;
-    int32_t num_tokens;    /* tokens in new_keys and new_values; may be 0 */
-    int32_t lookahead;     /* tokens that count for the rule but are not appended, >= 0 */
-    int32_t group_size;    /* a multiple of 32 */
-    int32_t local_window;  /* >= 0 */
-    int32_t tail_capacity; /* a multiple of 32, >= round up(local_window, 32) + group_size */
-    int32_t max_tokens;    /* no length is larger afterwards */
-    const int32_t* counts;  /* [batch] new tokens of each sequence, 0 ... num_tokens; null: num_tokens each */
+    int32_t num_tokens;        /* tokens in new_keys and new_values; may be 0 */
+    int32_t lookahead;         /* tokens that count for the rule but are not appended, >= 0 */
+    int32_t group_size;        /* a multiple of 32 */
+    int32_t local_window;      /* >= 0 */
+    int32_t tail_capacity;     /* a multiple of 32, >= round up(local_window, 32) + group_size */
+    int32_t max_tokens;        /* no length is larger afterwards */
+    const int32_t* counts;     /* [batch] new tokens of each sequence, 0 ... num_tokens; null: num_tokens each */
     const int32_t* lengths;    /* [batch] before */
     const int32_t* compressed; /* [batch] before */
     int32_t* new_lengths;      /* [batch] after; must not overlap lengths */
     int32_t* new_compressed;   /* [batch] after; must not overlap compressed */
     mustafar_dense new_keys;   /* [batch, num_kv_heads, num_tokens, head_dim] */
     mustafar_dense new_values;
-    mustafar_blocks keys;      /* FIXED */
+    mustafar_blocks keys; /* FIXED */
     mustafar_blocks values;
-    mustafar_dense tail_keys;  /* [batch, num_kv_heads, tail_capacity, head_dim] */
+    mustafar_dense tail_keys; /* [batch, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
 } mustafar_append;
 

@@ -51,14 +51,16 @@ void check_dense(const char* name, const mustafar_dense& dense, const Extent& ex
     const wide span = wide{extent.batch - 1} * dense.batch_stride + wide{extent.heads - 1} * dense.head_stride +
                       wide{extent.tokens - 1} * dense.token_stride + extent.width;
     if (span * element > max_span_bytes)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected a tensor within 2^56 bytes, got strides [%lld, %lld, %lld]",
-             name, (long long)dense.batch_stride, (long long)dense.head_stride, (long long)dense.token_stride);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s: expected a tensor within 2^56 bytes, got strides [%lld, %lld, %lld]", name,
+             (long long)dense.batch_stride, (long long)dense.head_stride, (long long)dense.token_stride);
 }
 
 // A tensor that is written must not fold several elements onto one address.
 void check_written(const char* name, const mustafar_dense& dense, const Extent& extent, int element) {
     check_dense(name, dense, extent, element);
-    if ((extent.tokens > 1 && dense.token_stride < extent.width) || (extent.heads > 1 && dense.head_stride < extent.width) ||
+    if ((extent.tokens > 1 && dense.token_stride < extent.width) ||
+        (extent.heads > 1 && dense.head_stride < extent.width) ||
         (extent.batch > 1 && dense.batch_stride < extent.width))
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "%s: expected strides >= %lld (rows that do not overlap), got [%lld, %lld, %lld]", name,
@@ -71,16 +73,17 @@ void check_shape(int32_t batch, int32_t heads, int64_t tokens) {
     check_range("heads", heads, 0, INT_MAX);
     check_range("tokens", tokens, 0, INT_MAX - block_tokens);
     if (wide{batch} * heads * divide_up(tokens, block_tokens) >= (wide{1} << 48))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "batch, heads, tokens: expected fewer than 2^48 blocks, got %d x %d x %lld",
-             batch, heads, (long long)tokens);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "batch, heads, tokens: expected fewer than 2^48 blocks, got %d x %d x %lld", batch, heads,
+             (long long)tokens);
 }
 
 void check_heads(int32_t num_heads, int32_t num_kv_heads) {
     check_range("num_kv_heads", num_kv_heads, 1, INT_MAX);
     check_range("num_heads", num_heads, 1, INT_MAX);
     if (num_heads % num_kv_heads != 0)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_heads: expected a multiple of num_kv_heads (%d), got %d", num_kv_heads,
-             num_heads);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_heads: expected a multiple of num_kv_heads (%d), got %d",
+             num_kv_heads, num_heads);
 }
 
 void check_same_values(const mustafar_format& keys, const mustafar_format& values) {
@@ -88,8 +91,8 @@ void check_same_values(const mustafar_format& keys, const mustafar_format& value
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.head_dim: expected that of the keys (%d), got %d",
              keys.head_dim, values.head_dim);
     if (keys.dtype != values.dtype)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.dtype: expected that of the keys (%d), got %d", keys.dtype,
-             values.dtype);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.dtype: expected that of the keys (%d), got %d",
+             keys.dtype, values.dtype);
 }
 
 void check_order(const char* name, const mustafar_context& context, const mustafar_format& format) {
@@ -109,11 +112,12 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
     if (blocks.page_blocks < 1)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= 1, got %d", name, blocks.page_blocks);
     if (blocks.page_capacity < 1 || wide{blocks.page_capacity} * blocks.page_blocks < used)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_capacity: expected room for %lld blocks of each head, got %lld pages of %d",
-             name, (long long)used, (long long)blocks.page_capacity, blocks.page_blocks);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.page_capacity: expected room for %lld blocks of each head, got %lld pages of %d", name,
+             (long long)used, (long long)blocks.page_capacity, blocks.page_blocks);
     if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.base, head_stride: expected multiples of 16, >= 0; got %lld, %lld", name,
-             (long long)blocks.base, (long long)blocks.head_stride);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.base, head_stride: expected multiples of 16, >= 0; got %lld, %lld",
+             name, (long long)blocks.base, (long long)blocks.head_stride);
     check_aligned(name, static_cast<const void*>(blocks.pages), sizeof(void*));
     if (blocks.page_bytes < 0 || blocks.page_bytes > (int64_t)max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_bytes: expected 0 ... 2^56, got %lld", name,
@@ -129,13 +133,15 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
                  (long long)(bytes > max_span_bytes ? max_span_bytes : bytes), heads, blocks.page_blocks,
                  (long long)blocks.page_bytes);
         if (heads > 1 && blocks.head_stride < blocks.page_blocks * fixed_block_bytes(blocks.format))
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.head_stride: expected >= %lld (blocks that do not overlap), got %lld",
-                 name, (long long)(blocks.page_blocks * fixed_block_bytes(blocks.format)), (long long)blocks.head_stride);
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+                 "%s.head_stride: expected >= %lld (blocks that do not overlap), got %lld", name,
+                 (long long)(blocks.page_blocks * fixed_block_bytes(blocks.format)), (long long)blocks.head_stride);
     } else {
         check_aligned("offsets", blocks.offsets, alignof(uint32_t));
         if (used > blocks.page_blocks)
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d", name,
-                 (long long)used, blocks.page_blocks);
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+                 "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d", name, (long long)used,
+                 blocks.page_blocks);
     }
 }
 
@@ -170,20 +176,26 @@ const mustafar_context& checked(const mustafar_context* context) {
     check_range("context.device", context->device, MUSTAFAR_DEVICE_CPU, MUSTAFAR_DEVICE_CUDA);
     check_range("context.device_index", context->device_index, 0, INT_MAX);
     check_range("context.num_threads", context->num_threads, 0, 4096);
-    check_range("context.cpu_variant", context->cpu_variant, MUSTAFAR_CPU_VARIANT_AUTO, MUSTAFAR_CPU_VARIANT_AVX512_BF16);
+    check_range("context.cpu_variant", context->cpu_variant, MUSTAFAR_CPU_VARIANT_AUTO,
+                MUSTAFAR_CPU_VARIANT_AVX512_BF16);
     return *context;
 }
 
 void check_format(const char* name, const mustafar_format& format) {
     switch (format.head_dim) {
-        case 64: case 80: case 96: case 128: case 256: break;
+        case 64:
+        case 80:
+        case 96:
+        case 128:
+        case 256: break;
         default:
             fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
                  format.head_dim);
     }
     check_dtype("format.dtype", format.dtype);
     if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name, format.value_format);
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
+             format.value_format);
     if (format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.pattern: expected 0 (unstructured), got %d", name, format.pattern);
     check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
@@ -253,8 +265,8 @@ void check_attention_shape(const mustafar_context& context, const mustafar_atten
     check_heads(attention.num_heads, attention.num_kv_heads);
     check_range("num_queries", attention.num_queries, 0, INT_MAX);
     if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d", attention.num_queries,
-             attention.num_fresh);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d",
+             attention.num_queries, attention.num_fresh);
     check_range("tail_capacity", attention.tail_capacity, 0, INT_MAX);
     check_range("max_tokens", attention.max_tokens, 0, INT_MAX - block_tokens);
     check_range("sliding_window", attention.sliding_window, 0, INT_MAX);
@@ -266,8 +278,9 @@ void check_attention_shape(const mustafar_context& context, const mustafar_atten
     check_order("keys", context, attention.keys.format);
     check_order("values", context, attention.values.format);
     if (wide{attention.batch} * attention.num_heads * attention.num_queries > (wide{1} << 40))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "batch, num_heads, num_queries: expected at most 2^40 query rows, got %d x %d x %d",
-             attention.batch, attention.num_heads, attention.num_queries);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "batch, num_heads, num_queries: expected at most 2^40 query rows, got %d x %d x %d", attention.batch,
+             attention.num_heads, attention.num_queries);
 }
 
 void check_attention(const mustafar_context& context, const mustafar_attention* pointer) {
@@ -298,7 +311,8 @@ void check_attention(const mustafar_context& context, const mustafar_attention* 
             check_range("lengths (fresh tokens included)", length, fresh, attention.max_tokens);
             check_range("compressed", attention.compressed[b], 0, length - fresh);
             if (length - fresh - attention.compressed[b] > attention.tail_capacity)
-                fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected >= %lld dense tokens of sequence %d, got %d",
+                fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+                     "tail_capacity: expected >= %lld dense tokens of sequence %d, got %d",
                      (long long)(length - fresh - attention.compressed[b]), b, attention.tail_capacity);
             if (attention.compressed[b] > compressed) compressed = attention.compressed[b];
         }
@@ -321,8 +335,8 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
              append.group_size);
     const int64_t tail = divide_up(append.local_window, block_tokens) * block_tokens + append.group_size;
     if (append.tail_capacity % block_tokens != 0 || append.tail_capacity < tail)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %lld, got %d", block_tokens,
-             (long long)tail, append.tail_capacity);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %lld, got %d",
+             block_tokens, (long long)tail, append.tail_capacity);
     check_format("keys", append.keys.format);
     check_format("values", append.values.format);
     check_same_values(append.keys.format, append.values.format);
@@ -354,9 +368,12 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
             const int64_t after = append.lengths[b] + count;
             if (after > compressed) compressed = after;
         }
-        const int64_t due = mustafar_compressed_tokens(compressed + append.lookahead, append.local_window, append.group_size);
-        check_blocks("keys", context, append.keys, append.batch, append.num_kv_heads, due < compressed ? due : compressed);
-        check_blocks("values", context, append.values, append.batch, append.num_kv_heads, due < compressed ? due : compressed);
+        const int64_t due =
+            mustafar_compressed_tokens(compressed + append.lookahead, append.local_window, append.group_size);
+        check_blocks("keys", context, append.keys, append.batch, append.num_kv_heads,
+                     due < compressed ? due : compressed);
+        check_blocks("values", context, append.values, append.batch, append.num_kv_heads,
+                     due < compressed ? due : compressed);
     }
 }
 

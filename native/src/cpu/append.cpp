@@ -40,8 +40,8 @@ private:
     }
 
     int64_t compressed_after(int32_t b) const {
-        const int64_t due = mustafar_compressed_tokens(length_after(b) + append_.lookahead, append_.local_window,
-                                                       append_.group_size);
+        const int64_t due =
+            mustafar_compressed_tokens(length_after(b) + append_.lookahead, append_.local_window, append_.group_size);
         const int64_t whole = length_after(b) / append_.group_size * append_.group_size;
         return std::max<int64_t>(append_.compressed[b], std::min(due, whole));
     }
@@ -65,8 +65,9 @@ private:
             return token < length ? row_address(ring, b, head, token % append_.tail_capacity, element_)
                                   : row_address(fresh, b, head, token - length, element_);
         };
-        write_block(BlockReader(target, append_.num_kv_heads, b, head).locate(block), target.format, table, block_tokens, row,
-                    [&](int t, uint32_t* bits) { table.select(row(t), target.format.head_dim, target.format.keep, bits); });
+        write_block(
+            BlockReader(target, append_.num_kv_heads, b, head).locate(block), target.format, table, block_tokens, row,
+            [&](int t, uint32_t* bits) { table.select(row(t), target.format.head_dim, target.format.keep, bits); });
     }
 
     void fill_ring(int32_t b) const {

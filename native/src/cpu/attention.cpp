@@ -23,14 +23,14 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 
 // How a call is divided, and where its parts lie in the workspace. All counts are floats.
 struct Plan {
-    int rows;            // query rows of a KV head
-    int padded;          // channels of a padded row
+    int rows;    // query rows of a KV head
+    int padded;  // channels of a padded row
     int tile_tokens;
     int threads;
     int64_t split_tokens;
-    int splits;          // of the longest sequence
-    int64_t partial;     // one item's result: [rows] maximum, [rows] sum, [rows][padded] weighted values
-    int64_t scratch;     // one thread's prepared queries and tile of scores
+    int splits;       // of the longest sequence
+    int64_t partial;  // one item's result: [rows] maximum, [rows] sum, [rows][padded] weighted values
+    int64_t scratch;  // one thread's prepared queries and tile of scores
 
     Plan(const mustafar_context& context, const mustafar_attention& attention) {
         const int64_t heads = int64_t{attention.batch} * attention.num_kv_heads;
@@ -41,7 +41,8 @@ struct Plan {
         const int64_t most_splits = std::max<int64_t>(1, attention.max_tokens / smallest_split);
         const int most_threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * most_splits);
         // Four items a thread even out sequences of different length; a single thread needs no splits.
-        const int64_t wanted = most_threads == 1 ? 1 : divide_up(int64_t{4} * most_threads, std::max<int64_t>(1, heads));
+        const int64_t wanted =
+            most_threads == 1 ? 1 : divide_up(int64_t{4} * most_threads, std::max<int64_t>(1, heads));
         const int64_t chosen = std::clamp<int64_t>(wanted, 1, most_splits);
         split_tokens = divide_up(divide_up(std::max(attention.max_tokens, 1), chosen), tile_tokens) * tile_tokens;
         splits = static_cast<int>(divide_up(std::max(attention.max_tokens, 1), split_tokens));
@@ -53,9 +54,7 @@ struct Plan {
     int64_t partials(const mustafar_attention& attention) const {
         return int64_t{attention.batch} * attention.num_kv_heads * splits * partial;
     }
-    int64_t bytes(const mustafar_attention& attention) const {
-        return 4 * (partials(attention) + threads * scratch);
-    }
+    int64_t bytes(const mustafar_attention& attention) const { return 4 * (partials(attention) + threads * scratch); }
 };
 
 // The tokens of one (sequence, KV head) as runs of at most a block, wherever they are stored.
@@ -65,8 +64,8 @@ public:
         : attention_(attention), kernels_(kernels), batch_(batch), head_(head),
           keys_(attention.keys, attention.num_kv_heads, batch, head),
           values_(attention.values, attention.num_kv_heads, batch, head),
-          element_(element_bytes(attention.keys.format.dtype)),
-          length_(attention.lengths[batch]), compressed_(attention.compressed[batch]),
+          element_(element_bytes(attention.keys.format.dtype)), length_(attention.lengths[batch]),
+          compressed_(attention.compressed[batch]),
           queries_(attention.query_counts ? attention.query_counts[batch] : attention.num_queries),
           fresh_(length_ - (attention.num_fresh ? queries_ : 0)) {}
 
@@ -92,8 +91,10 @@ public:
 
 private:
     TokenRun dense(const mustafar_dense& tensor, int64_t token, int64_t tokens) const {
-        return TokenRun{.data = row_address(tensor, batch_, head_, token, element_), .bitmap = nullptr,
-                        .row_bytes = tensor.token_stride * element_, .head_dim = attention_.keys.format.head_dim,
+        return TokenRun{.data = row_address(tensor, batch_, head_, token, element_),
+                        .bitmap = nullptr,
+                        .row_bytes = tensor.token_stride * element_,
+                        .head_dim = attention_.keys.format.head_dim,
                         .tokens = static_cast<int>(tokens)};
     }
 
@@ -127,14 +128,17 @@ public:
         const int64_t heads = int64_t{attention_.batch} * attention_.num_kv_heads;
         parallel_for(plan_.threads, heads * plan_.splits, [this](int64_t item, int thread) {
             const int64_t head = item / plan_.splits;
-            attend(static_cast<int32_t>(head / attention_.num_kv_heads), static_cast<int32_t>(head % attention_.num_kv_heads),
-                   item % plan_.splits, scratch_ + thread * plan_.scratch);
+            attend(static_cast<int32_t>(head / attention_.num_kv_heads),
+                   static_cast<int32_t>(head % attention_.num_kv_heads), item % plan_.splits,
+                   scratch_ + thread * plan_.scratch);
         });
         parallel_for(plan_.splits == 1 ? 1 : plan_.threads, heads, [this](int64_t head, int) { merge(head); });
     }
 
 private:
-    float* partial(int64_t head, int64_t split) const { return partials_ + (head * plan_.splits + split) * plan_.partial; }
+    float* partial(int64_t head, int64_t split) const {
+        return partials_ + (head * plan_.splits + split) * plan_.partial;
+    }
 
     // Splits of a sequence that hold any token.
     int64_t used_splits(int32_t batch) const { return divide_up(attention_.lengths[batch], plan_.split_tokens); }
@@ -168,15 +172,15 @@ private:
         bool packed;
         for (int64_t token = begin; token < end;) {
             const TokenRun run = sequence.run<true>(token, end, &packed);
-            (packed ? kernels_.packed_scores : kernels_.dense_scores)(run, queries, plan_.rows, scores + (token - begin),
-                                                                      plan_.tile_tokens);
+            (packed ? kernels_.packed_scores : kernels_.dense_scores)(run, queries, plan_.rows,
+                                                                      scores + (token - begin), plan_.tile_tokens);
             token += run.tokens;
         }
         for (int r = 0; r < plan_.rows; ++r) {
             float* row = scores + int64_t{r} * plan_.tile_tokens;
             hide(sequence, r % attention_.num_queries, begin, end, row);
-            const float factor = kernels_.softmax(row, static_cast<int>(end - begin), attention_.scale * log2e,
-                                                  maximum + r, sum + r);
+            const float factor =
+                kernels_.softmax(row, static_cast<int>(end - begin), attention_.scale * log2e, maximum + r, sum + r);
             if (factor != 1.0f) kernels_.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
         }
         for (int64_t token = begin; token < end;) {
@@ -222,8 +226,8 @@ private:
             kernels_.finish(merged, sum == 0.0f ? 0.0f : 1.0f / sum, head_dim_,
                             row_address(attention_.output, batch, query_head, query, element_));
             if (attention_.log_sum_exp != nullptr)
-                attention_.log_sum_exp[(int64_t{batch} * attention_.num_heads + query_head) * attention_.num_queries + query] =
-                    sum == 0.0f ? -infinity : (maximum + std::log2(sum)) * ln2;
+                attention_.log_sum_exp[(int64_t{batch} * attention_.num_heads + query_head) * attention_.num_queries +
+                                       query] = sum == 0.0f ? -infinity : (maximum + std::log2(sum)) * ln2;
         }
     }
 

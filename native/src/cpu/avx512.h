@@ -156,8 +156,7 @@ MUSTAFAR_INLINE __mmask16 first_lanes(int count) {
     const float tile = _mm512_reduce_max_ps(highest);
     const float next = tile > *maximum ? tile : *maximum;
     float factor = 1.0f;
-    if (next != *maximum)
-        factor = _mm512_cvtss_f32(exp2_of(_mm512_set1_ps(*maximum - next)));
+    if (next != *maximum) factor = _mm512_cvtss_f32(exp2_of(_mm512_set1_ps(*maximum - next)));
     const __m512 shift = _mm512_set1_ps(next == none ? 0.0f : next);
     __m512 total = _mm512_setzero_ps();
     for (int i = 0; i < count; i += 16) {
@@ -177,7 +176,8 @@ int count_vector(const uint32_t* bitmap, int tokens) {
     __m512i total = _mm512_setzero_si512();
     const int words = tokens * W;
     for (int i = 0; i < words; i += 16)
-        total = _mm512_add_epi32(total, _mm512_popcnt_epi32(_mm512_maskz_loadu_epi32(first_lanes(words - i), bitmap + i)));
+        total =
+            _mm512_add_epi32(total, _mm512_popcnt_epi32(_mm512_maskz_loadu_epi32(first_lanes(words - i), bitmap + i)));
     return _mm512_reduce_add_epi32(total);
 }
 

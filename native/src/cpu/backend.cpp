@@ -11,39 +11,40 @@ namespace mustafar {
 const Backend& cpu_backend() {
     static constexpr Backend table = {
         .abi_version = MUSTAFAR_ABI_VERSION,
-        .prune = [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
-                    int64_t tokens, const mustafar_dense& source, uint32_t* bitmap, ErrorText& error) {
-            return guarded(error, [&] { prune(context, format, batch, heads, tokens, source, bitmap); });
-        },
-        .offsets = [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
-                      int64_t tokens, const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes, ErrorText& error) {
-            return guarded(error, [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
-        },
-        .compress = [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                       const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
-                       ErrorText& error) {
-            return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
-        },
-        .decompress = [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                         const mustafar_blocks& source, const mustafar_dense& destination, ErrorText& error) {
-            return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
-        },
-        .key_scores = [](const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
-            return guarded(error, [&] { key_scores(context, product); });
-        },
-        .value_sum = [](const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
-            return guarded(error, [&] { value_sum(context, product); });
-        },
-        .attention_workspace = [](const mustafar_context& context, const mustafar_attention& arguments, int64_t* bytes,
-                                  ErrorText& error) {
-            return guarded(error, [&] { *bytes = attention_workspace(context, arguments); });
-        },
-        .attention = [](const mustafar_context& context, const mustafar_attention& arguments, ErrorText& error) {
-            return guarded(error, [&] { attention(context, arguments); });
-        },
-        .append = [](const mustafar_context& context, const mustafar_append& arguments, ErrorText& error) {
-            return guarded(error, [&] { append(context, arguments); });
-        },
+        .prune =
+            [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
+               int64_t tokens, const mustafar_dense& source, uint32_t* bitmap, ErrorText& error) {
+                return guarded(error, [&] { prune(context, format, batch, heads, tokens, source, bitmap); });
+            },
+        .offsets =
+            [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
+               int64_t tokens, const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes, ErrorText& error) {
+                return guarded(error,
+                               [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
+            },
+        .compress =
+            [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+               const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
+               ErrorText& error) {
+                return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
+            },
+        .decompress =
+            [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
+               const mustafar_blocks& source, const mustafar_dense& destination, ErrorText& error) {
+                return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
+            },
+        .key_scores = [](const mustafar_context& context, const mustafar_product& product,
+                         ErrorText& error) { return guarded(error, [&] { key_scores(context, product); }); },
+        .value_sum = [](const mustafar_context& context, const mustafar_product& product,
+                        ErrorText& error) { return guarded(error, [&] { value_sum(context, product); }); },
+        .attention_workspace =
+            [](const mustafar_context& context, const mustafar_attention& arguments, int64_t* bytes, ErrorText& error) {
+                return guarded(error, [&] { *bytes = attention_workspace(context, arguments); });
+            },
+        .attention = [](const mustafar_context& context, const mustafar_attention& arguments,
+                        ErrorText& error) { return guarded(error, [&] { attention(context, arguments); }); },
+        .append = [](const mustafar_context& context, const mustafar_append& arguments,
+                     ErrorText& error) { return guarded(error, [&] { append(context, arguments); }); },
     };
     return table;
 }

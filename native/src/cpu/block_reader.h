@@ -20,10 +20,8 @@ struct Block {
 class BlockReader {
 public:
     BlockReader(const mustafar_blocks& blocks, int32_t heads, int64_t batch, int32_t head)
-        : blocks_(blocks),
-          pages_(blocks.pages + batch * blocks.page_capacity),
-          fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED),
-          bitmap_bytes_(bitmap_bytes(blocks.format.head_dim)),
+        : blocks_(blocks), pages_(blocks.pages + batch * blocks.page_capacity),
+          fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format.head_dim)),
           block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0),
           head_base_(blocks.base + head * blocks.head_stride),
           first_offset_((batch * heads + head) * blocks.page_blocks) {}
@@ -42,10 +40,9 @@ public:
             start = int64_t{16} * blocks_.offsets[first_offset_ + index];
             bytes = int64_t{16} * blocks_.offsets[first_offset_ + index + 1] - start;
             if (bytes < bitmap_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.page_bytes)
-                fail(MUSTAFAR_STATUS_CORRUPT_DATA,
-                     "offsets: block %lld lies at bytes %lld ... %lld of a page of %lld", static_cast<long long>(index),
-                     static_cast<long long>(start), static_cast<long long>(start + bytes),
-                     static_cast<long long>(blocks_.page_bytes));
+                fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld lies at bytes %lld ... %lld of a page of %lld",
+                     static_cast<long long>(index), static_cast<long long>(start),
+                     static_cast<long long>(start + bytes), static_cast<long long>(blocks_.page_bytes));
         }
         return Block{.bitmap = reinterpret_cast<const uint32_t*>(page + start),
                      .values = page + start + bitmap_bytes_,
@@ -59,8 +56,11 @@ public:
         if (count > block.value_capacity)
             fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, it holds %lld",
                  static_cast<long long>(index), count, static_cast<long long>(block.value_capacity));
-        return TokenRun{.data = block.values, .bitmap = block.bitmap, .row_bytes = 0,
-                        .head_dim = blocks_.format.head_dim, .tokens = tokens};
+        return TokenRun{.data = block.values,
+                        .bitmap = block.bitmap,
+                        .row_bytes = 0,
+                        .head_dim = blocks_.format.head_dim,
+                        .tokens = tokens};
     }
 
 private:

@@ -22,7 +22,8 @@ void write_block(const Block& block, const mustafar_format& format, const Kernel
         uint32_t* bits = bitmap + t * words;
         chosen(t, bits);
         if (count + kernels.count(bits, 1) > block.value_capacity)
-            fail(MUSTAFAR_STATUS_CORRUPT_DATA, "bitmap: it marks more values than the block's %lld, which its offsets give",
+            fail(MUSTAFAR_STATUS_CORRUPT_DATA,
+                 "bitmap: it marks more values than the block's %lld, which its offsets give",
                  static_cast<long long>(block.value_capacity));
         count += kernels.pack(row(t), bits, values + count * element);
     }

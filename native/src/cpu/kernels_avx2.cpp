@@ -15,9 +15,9 @@ namespace {
 
 // Shuffles that spread packed values to the channels of a bitmap byte.
 struct Shuffles {
-    alignas(64) uint8_t bytes[256][16];   // for pshufb on 16-bit values; 0x80 gives zero
-    alignas(64) uint32_t lanes[256][8];   // for vpermd on 32-bit values
-    alignas(64) uint32_t masks[256][8];   // all ones where the channel is kept
+    alignas(64) uint8_t bytes[256][16];  // for pshufb on 16-bit values; 0x80 gives zero
+    alignas(64) uint32_t lanes[256][8];  // for vpermd on 32-bit values
+    alignas(64) uint32_t masks[256][8];  // all ones where the channel is kept
 };
 
 constexpr Shuffles make_shuffles() {
@@ -40,7 +40,8 @@ constexpr Shuffles shuffles = make_shuffles();
 
 // One token's packed values to 32 * W channels. Reads at most 32 bytes past the values.
 template <class T, int W>
-MUSTAFAR_INLINE const typename T::Bits* spread(const typename T::Bits* values, const uint32_t* bitmap, typename T::Bits* row) {
+MUSTAFAR_INLINE const typename T::Bits* spread(const typename T::Bits* values, const uint32_t* bitmap,
+                                               typename T::Bits* row) {
     for (int w = 0; w < W; ++w)
         for (int i = 0; i < 4; ++i) {
             const unsigned byte = bitmap[w] >> 8 * i & 0xffu;
@@ -250,9 +251,9 @@ const Kernels& by_words(int words) {
 }  // namespace
 
 const Kernels& avx2_kernels(int32_t dtype, int words) {
-    return dtype == MUSTAFAR_DTYPE_F32 ? by_words<F32>(words)
-         : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
-                                       : by_words<BF16>(words);
+    return dtype == MUSTAFAR_DTYPE_F32   ? by_words<F32>(words)
+           : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
+                                         : by_words<BF16>(words);
 }
 
 }  // namespace mustafar

@@ -16,7 +16,7 @@ public:
 
     // Segments First ... First + Count - 1 of the next token.
     template <int First, int Count>
-    MUSTAFAR_INLINE void read( Segment* out) {
+    MUSTAFAR_INLINE void read(Segment* out) {
         if constexpr (Packed) {
             const Bits* values = next_;
             for (int w = 0; w < W; ++w) {
@@ -76,7 +76,8 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
             float* out = sums + first * 32 * W + 32 * First;
             for (int r = 0; r < R; ++r)
                 for (int c = 0; c < C; ++c)
-                    total[r][c] = {_mm512_loadu_ps(out + r * 32 * W + 32 * c), _mm512_loadu_ps(out + r * 32 * W + 32 * c + 16)};
+                    total[r][c] = {_mm512_loadu_ps(out + r * 32 * W + 32 * c),
+                                   _mm512_loadu_ps(out + r * 32 * W + 32 * c + 16)};
             Reader<T, W, Packed> reader(run);
             for (int t = 0; t < run.tokens; ++t) {
                 Segment token[C];
@@ -122,9 +123,9 @@ const Kernels& by_words(int words) {
 }  // namespace
 
 const Kernels& avx512_kernels(int32_t dtype, int words) {
-    return dtype == MUSTAFAR_DTYPE_F32 ? by_words<F32>(words)
-         : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
-                                       : by_words<BF16>(words);
+    return dtype == MUSTAFAR_DTYPE_F32   ? by_words<F32>(words)
+           : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
+                                         : by_words<BF16>(words);
 }
 
 }  // namespace mustafar

@@ -17,7 +17,7 @@ public:
 
     // Segments First ... First + Count - 1 of the next token, 32 channels each.
     template <int First, int Count>
-    MUSTAFAR_INLINE void read( __m512i* out) {
+    MUSTAFAR_INLINE void read(__m512i* out) {
         if constexpr (Packed) {
             const uint16_t* values = next_;
             for (int w = 0; w < W; ++w) {
@@ -45,9 +45,10 @@ private:
 template <int W>
 void prepare(const void* source, int head_dim, void* target) {
     for (int w = 0; w < 2 * W; ++w)
-        _mm512_storeu_si512(static_cast<char*>(target) + 64 * w,
-                            w < W ? _mm512_maskz_loadu_epi16(valid_channels(head_dim, w), static_cast<const uint16_t*>(source) + 32 * w)
-                                  : _mm512_setzero_si512());
+        _mm512_storeu_si512(
+            static_cast<char*>(target) + 64 * w,
+            w < W ? _mm512_maskz_loadu_epi16(valid_channels(head_dim, w), static_cast<const uint16_t*>(source) + 32 * w)
+                  : _mm512_setzero_si512());
 }
 
 template <int W, bool Packed>
@@ -78,7 +79,8 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
 template <int W, bool Packed>
 void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
     // Within each 128-bit part, unpack puts channels 0 ... 3 into low and 4 ... 7 into high.
-    const __m512i low_first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high_first = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    const __m512i low_first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                  high_first = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     for_row_chunks<8>(rows, [&]<int R>(int first) {
         constexpr int most = 8 / R, C = most < W ? most : W;
         alignas(64) uint32_t pairs[R][block_tokens / 2];
@@ -103,7 +105,8 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
                     for (int c = 0; c < C; ++c) two[c] = _mm512_setzero_si512();
                 }
                 for (int c = 0; c < C; ++c) {
-                    const __m512i low = _mm512_unpacklo_epi16(one[c], two[c]), high = _mm512_unpackhi_epi16(one[c], two[c]);
+                    const __m512i low = _mm512_unpacklo_epi16(one[c], two[c]),
+                                  high = _mm512_unpackhi_epi16(one[c], two[c]);
                     for (int r = 0; r < R; ++r) {
                         const __m512i pair = _mm512_set1_epi32(static_cast<int>(pairs[r][t / 2]));
                         total[r][c][0] = dot(total[r][c][0], low, pair);

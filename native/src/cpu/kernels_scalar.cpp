@@ -98,9 +98,9 @@ const Kernels& by_words(int words) {
 }  // namespace
 
 const Kernels& scalar_kernels(int32_t dtype, int words) {
-    return dtype == MUSTAFAR_DTYPE_F32 ? by_words<F32>(words)
-         : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
-                                       : by_words<BF16>(words);
+    return dtype == MUSTAFAR_DTYPE_F32   ? by_words<F32>(words)
+           : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
+                                         : by_words<BF16>(words);
 }
 
 }  // namespace mustafar

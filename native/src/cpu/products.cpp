@@ -19,7 +19,8 @@ struct Shape {
 
     // Row r of KV head h.
     char* dense_row(int32_t batch, int32_t head, int r) const {
-        return row_address(product.dense, batch, head * group + r / product.num_queries, r % product.num_queries, element);
+        return row_address(product.dense, batch, head * group + r / product.num_queries, r % product.num_queries,
+                           element);
     }
     float* weights_row(int32_t batch, int32_t head, int r) const {
         return reinterpret_cast<float*>(row_address(product.weights, batch, head * group + r / product.num_queries,
@@ -53,7 +54,8 @@ void key_scores(const mustafar_context& context, const mustafar_product& product
         std::vector<float> scores(static_cast<size_t>(shape.rows) * block_tokens);
         for (int64_t block = item % runs * run; block < std::min(shape.blocks, (item % runs + 1) * run); ++block) {
             const int tokens = shape.block_size(block);
-            table.packed_scores(reader.read(block, tokens, table), prepared.data(), shape.rows, scores.data(), block_tokens);
+            table.packed_scores(reader.read(block, tokens, table), prepared.data(), shape.rows, scores.data(),
+                                block_tokens);
             for (int r = 0; r < shape.rows; ++r)
                 for (int t = 0; t < tokens; ++t)
                     shape.weights_row(b, h, r)[block * block_tokens + t] =
@@ -76,7 +78,8 @@ void value_sum(const mustafar_context& context, const mustafar_product& product)
         for (int64_t block = 0; block < shape.blocks; ++block) {
             const int tokens = shape.block_size(block);
             for (int r = 0; r < shape.rows; ++r)
-                std::copy_n(shape.weights_row(b, h, r) + block * block_tokens, tokens, weights.data() + r * block_tokens);
+                std::copy_n(shape.weights_row(b, h, r) + block * block_tokens, tokens,
+                            weights.data() + r * block_tokens);
             table.packed_sum(reader.read(block, tokens, table), weights.data(), block_tokens, shape.rows, sums.data());
         }
         for (int r = 0; r < shape.rows; ++r)

@@ -13,7 +13,8 @@ namespace {
 
 // Calls work(batch, head, block, tokens of the block) for all blocks of tokens first ... end - 1, on all threads.
 template <class Work>
-void for_blocks(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t end, const Work& work) {
+void for_blocks(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t end,
+                const Work& work) {
     if (batch == 0 || heads == 0 || first >= end) return;
     const int64_t first_block = first / block_tokens, blocks = divide_up(end, block_tokens) - first_block;
     const int64_t items = int64_t{batch} * heads * blocks;
@@ -48,8 +49,8 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
     });
 }
 
-void offsets(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
-             const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes) {
+void offsets(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
+             int64_t tokens, const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes) {
     const Kernels& table = kernels(context.cpu_variant, format);
     const int words = bitmap_words(format.head_dim);
     const int64_t blocks = divide_up(tokens, block_tokens), rows = int64_t{batch} * heads;
@@ -62,7 +63,8 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
                                           static_cast<int>(std::min<int64_t>(block_tokens, tokens - first)));
             units += divide_up(bitmap_bytes(format.head_dim) + int64_t{count} * element_bytes(format.dtype), 16);
             if (units > UINT32_MAX)
-                fail(MUSTAFAR_STATUS_UNSUPPORTED, "tokens: the compressed tensor is larger than 2^36 bytes, more than offsets reach");
+                fail(MUSTAFAR_STATUS_UNSUPPORTED,
+                     "tokens: the compressed tensor is larger than 2^36 bytes, more than offsets reach");
             offsets[r * blocks + block + 1] = static_cast<uint32_t>(units);
         }
     *page_bytes = units * 16 + MUSTAFAR_PAGE_PADDING;
@@ -75,15 +77,17 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
     const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
     for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
         const auto row = [&](int t) { return row_address(source, b, h, block * block_tokens + t, element); };
-        write_block(BlockReader(destination, heads, b, h).locate(block), format, table, count, row, [&](int t, uint32_t* bits) {
-            if (bitmap == nullptr) {
-                table.select(row(t), format.head_dim, format.keep, bits);
-            } else {
-                const uint32_t* given = bitmap + ((int64_t{b} * heads + h) * tokens + block * block_tokens + t) * words;
-                check_bitmap_row(given, format.head_dim);
-                std::copy_n(given, words, bits);
-            }
-        });
+        write_block(BlockReader(destination, heads, b, h).locate(block), format, table, count, row,
+                    [&](int t, uint32_t* bits) {
+                        if (bitmap == nullptr) {
+                            table.select(row(t), format.head_dim, format.keep, bits);
+                        } else {
+                            const uint32_t* given =
+                                bitmap + ((int64_t{b} * heads + h) * tokens + block * block_tokens + t) * words;
+                            check_bitmap_row(given, format.head_dim);
+                            std::copy_n(given, words, bits);
+                        }
+                    });
     });
 }
 
