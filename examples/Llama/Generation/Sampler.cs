@@ -6,6 +6,11 @@ public sealed class Sampler
     private readonly SamplingOptions _options;
     private readonly Random _random;
 
+    // Kept from call to call: for a large vocabulary they would be large objects, which cost a full collection each.
+    private readonly List<(int Id, double Probability)> _candidates = [];
+    private readonly PriorityQueue<int, (double Probability, int Order)> _largest = new();
+    private double[] _probabilities = [];
+
     /// <summary>Makes a sampler.</summary>
     /// <param name="options">How to choose.</param>
     public Sampler(SamplingOptions options)
@@ -43,12 +48,54 @@ public sealed class Sampler
 
     /// <summary>The tokens that may be drawn at a temperature above 0, with their probabilities before top-k and top-p.</summary>
     /// <param name="logits">A score for each token of the vocabulary.</param>
-    /// <returns>All tokens in order of id without top-k and top-p, else the likeliest first, the lower id first among equals.</returns>
+    /// <returns>All tokens in order of id without top-k and top-p, else the likeliest first, the lower id first among equals. The list
+    /// is overwritten by the next call.</returns>
     /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
     internal List<(int Id, double Probability)> Candidates(ReadOnlySpan<float> logits)
     {
+        Span<double> probabilities = Probabilities(logits);
+        _candidates.Clear();
+        bool limited = _options.TopK > 0 && _options.TopK < probabilities.Length;
+        if (limited)
+        {
+            AddLargest(probabilities, _options.TopK);
+        }
+        else
+        {
+            // For top-p, tokens below this are too few in sum to be among those that reach the mass, so they need no sorting.
+            double negligible = (1 - _options.TopP) / probabilities.Length;
+            for (int i = 0; i < probabilities.Length; i++)
+            {
+                if (probabilities[i] >= negligible)
+                {
+                    _candidates.Add((i, probabilities[i]));
+                }
+            }
+
+            if (_options.TopP == 1)
+            {
+                return _candidates;
+            }
+        }
+
+        _candidates.Sort((a, b) => a.Probability != b.Probability ? b.Probability.CompareTo(a.Probability) : a.Id.CompareTo(b.Id));
+        if (_options.TopP < 1)
+        {
+            KeepNucleus(_options.TopP * (limited ? _candidates.Sum(item => item.Probability) : 1));
+        }
+
+        return _candidates;
+    }
+
+    private Span<double> Probabilities(ReadOnlySpan<float> logits)
+    {
         float largest = logits[Likeliest(logits)];
-        double[] probabilities = new double[logits.Length];
+        if (_probabilities.Length < logits.Length)
+        {
+            _probabilities = new double[logits.Length];
+        }
+
+        Span<double> probabilities = _probabilities.AsSpan(0, logits.Length);
         double sum = 0;
         for (int i = 0; i < probabilities.Length; i++)
         {
@@ -56,30 +103,12 @@ public sealed class Sampler
             sum += probabilities[i];
         }
 
-        for (int i = 0; i < probabilities.Length; i++)
+        foreach (ref double probability in probabilities)
         {
-            probabilities[i] /= sum;
+            probability /= sum;
         }
 
-        bool limited = _options.TopK > 0 && _options.TopK < probabilities.Length;
-        List<(int Id, double Probability)> candidates;
-        if (limited)
-        {
-            candidates = Largest(probabilities, _options.TopK);
-        }
-        else if (_options.TopP < 1)
-        {
-            // Tokens below this are too few in sum to be among those that reach the mass, so they need no sorting.
-            double negligible = (1 - _options.TopP) / probabilities.Length;
-            candidates = [.. probabilities.Select((probability, id) => (id, probability)).Where(item => item.probability >= negligible)];
-        }
-        else
-        {
-            return [.. probabilities.Select((probability, id) => (id, probability))];
-        }
-
-        candidates.Sort((a, b) => a.Probability != b.Probability ? b.Probability.CompareTo(a.Probability) : a.Id.CompareTo(b.Id));
-        return _options.TopP < 1 ? Nucleus(candidates, _options.TopP * (limited ? candidates.Sum(item => item.Probability) : 1)) : candidates;
+        return probabilities;
     }
 
     private static int Likeliest(ReadOnlySpan<float> logits)
@@ -108,34 +137,39 @@ public sealed class Sampler
             : throw new ArgumentException($"Expected a finite largest score, but it is {logits[best]}.", nameof(logits));
     }
 
-    private static List<(int Id, double Probability)> Largest(double[] probabilities, int count)
+    private void AddLargest(ReadOnlySpan<double> probabilities, int count)
     {
         // The smallest of the chosen is on top of the queue; among equals the highest id is.
-        PriorityQueue<int, (double Probability, int Order)> chosen = new(count + 1);
+        _largest.Clear();
         for (int i = 0; i < probabilities.Length; i++)
         {
-            if (chosen.Count < count)
+            if (_largest.Count < count)
             {
-                chosen.Enqueue(i, (probabilities[i], -i));
+                _largest.Enqueue(i, (probabilities[i], -i));
             }
-            else if (probabilities[i] > probabilities[chosen.Peek()])
+            else if (probabilities[i] > probabilities[_largest.Peek()])
             {
-                chosen.DequeueEnqueue(i, (probabilities[i], -i));
+                _largest.DequeueEnqueue(i, (probabilities[i], -i));
             }
         }
 
-        return [.. chosen.UnorderedItems.Select(item => (item.Element, item.Priority.Probability))];
+        foreach ((int id, (double probability, _)) in _largest.UnorderedItems)
+        {
+            _candidates.Add((id, probability));
+        }
     }
 
-    private static List<(int Id, double Probability)> Nucleus(List<(int Id, double Probability)> sorted, double mass)
+    // Leaves the first of the sorted candidates that together have the mass, at least one.
+    private void KeepNucleus(double mass)
     {
         double sum = 0;
         int count = 0;
-        while (count < sorted.Count && sum < mass)
+        while (count < _candidates.Count && sum < mass)
         {
-            sum += sorted[count++].Probability;
+            sum += _candidates[count++].Probability;
         }
 
-        return sorted[..Math.Max(count, 1)];
+        count = Math.Max(count, 1);
+        _candidates.RemoveRange(count, _candidates.Count - count);
     }
 }

@@ -51,7 +51,7 @@ public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
     public Tensor forward(Tensor hidden, KeyValueCache cache, ReadOnlySpan<int> counts)
     {
         using DisposeScope scope = NewDisposeScope();
-        Tensor attended = hidden + self_attn.forward(input_layernorm.call(hidden), cache, counts);
-        return attended.add_(mlp.call(post_attention_layernorm.call(attended))).MoveToOuterDisposeScope();
+        Tensor attended = hidden.add(self_attn.forward(input_layernorm.call(hidden), cache, counts), Scalars.One);
+        return attended.add_(mlp.call(post_attention_layernorm.call(attended)), Scalars.One).MoveToOuterDisposeScope();
     }
 }

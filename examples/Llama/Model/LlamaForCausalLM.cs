@@ -81,7 +81,13 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         }
         else
         {
-            Tensor rows = tensor(counts.ToArray(), dtype: ScalarType.Int64, device: hidden.device).sub_(1)
+            long[] lastRows = new long[counts.Length];
+            for (int i = 0; i < lastRows.Length; i++)
+            {
+                lastRows[i] = counts[i] - 1;
+            }
+
+            Tensor rows = tensor(lastRows, device: hidden.device)
                 .reshape(-1, 1, 1).expand(-1, 1, hidden.shape[2]);
             last = hidden.gather(1, rows).squeeze(1);
         }

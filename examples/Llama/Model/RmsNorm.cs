@@ -7,7 +7,7 @@ namespace Mustafar.Examples.Llama.Model;
 /// <summary>Root-mean-square layer normalisation (arXiv 1910.07467), computed in float32.</summary>
 public sealed class RmsNorm : nn.Module<Tensor, Tensor>
 {
-    private readonly double _eps;
+    private readonly Scalar _eps;
 #pragma warning disable IDE1006 // the field's name is the key of the state dictionary
     private readonly Parameter weight;
 #pragma warning restore IDE1006
@@ -32,7 +32,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
     {
         using DisposeScope scope = NewDisposeScope();
         Tensor x = input.to(ScalarType.Float32);
-        Tensor factor = x.square().mean([-1], keepdim: true).add_(_eps).rsqrt_();
+        Tensor factor = (x * x).mean([-1], keepdim: true).add_(_eps, Scalars.One).rsqrt_();
         return (x * factor).to(input.dtype).mul_(weight).MoveToOuterDisposeScope();
     }
 }

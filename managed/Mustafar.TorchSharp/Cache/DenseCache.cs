@@ -200,7 +200,7 @@ public sealed class DenseCache : KeyValueCache
         bool causal = uniform && _lengths[0] == 0 && tokens > 1;
         Tensor? mask = causal || (uniform && tokens == 1) ? null : VisibleKeys(longest, (int)tokens, uniform);
         Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal);
-        return padded ? output.masked_fill(Padding(lengths, (int)tokens), 0) : output;
+        return padded ? output.masked_fill(Padding(lengths, (int)tokens), Scalars.Zero) : output;
     }
 
     // True where a query may look [batch or 1, 1, tokens, longest]: key j of query i if j ≤ past + i. A sequence's unused slots come
@@ -209,8 +209,8 @@ public sealed class DenseCache : KeyValueCache
     {
         int[] past = uniform ? [_lengths[0]] : _lengths;
         Tensor position = tensor(past, dtype: ScalarType.Int64, device: Device).reshape(-1, 1, 1, 1)
-            + arange(tokens, dtype: ScalarType.Int64, device: Device).reshape(1, 1, -1, 1);
-        return arange(longest, dtype: ScalarType.Int64, device: Device).reshape(1, 1, 1, -1) <= position;
+            .add(Scalars.Range(0, tokens, Device).reshape(1, 1, -1, 1), Scalars.One);
+        return Scalars.Range(0, longest, Device).reshape(1, 1, 1, -1).le(position);
     }
 
     private Tensor Padding(int[] lengths, int tokens)
@@ -221,7 +221,7 @@ public sealed class DenseCache : KeyValueCache
             counts[i] = lengths[i] - _lengths[i];
         }
 
-        return arange(tokens, dtype: ScalarType.Int64, device: Device).reshape(1, 1, -1, 1)
+        return Scalars.Range(0, tokens, Device).reshape(1, 1, -1, 1)
             >= tensor(counts, dtype: ScalarType.Int64, device: Device).reshape(-1, 1, 1, 1);
     }
 }

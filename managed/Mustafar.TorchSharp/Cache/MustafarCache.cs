@@ -478,7 +478,7 @@ public sealed unsafe class MustafarCache : KeyValueCache
     private Tensor AttendChunk(int sequence, Tensor query, Tensor keys, Tensor values, double? scale)
     {
         long count = query.shape[1];
-        Tensor rows = query.to(ScalarType.Float32).mul(scale ?? 1 / Math.Sqrt(HeadDim)).reshape(NumKvHeads, -1, HeadDim);
+        Tensor rows = query.to(ScalarType.Float32).Times(scale ?? 1 / Math.Sqrt(HeadDim)).reshape(NumKvHeads, -1, HeadDim);
         OnlineSoftmax softmax = new(rows);
         int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
         for (int first = 0; first < length;)
@@ -492,7 +492,7 @@ public sealed unsafe class MustafarCache : KeyValueCache
             first = end;
         }
 
-        Tensor positions = arange(count, dtype: ScalarType.Int64, device: Device);
+        Tensor positions = Scalars.Range(0, count, Device);
         // Rows run through the heads of a group, then through the queries.
         Tensor hidden = (positions.unsqueeze(0) > positions.unsqueeze(1)).repeat(rows.shape[1] / count, 1);
         softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), hidden);
@@ -518,8 +518,20 @@ public sealed unsafe class MustafarCache : KeyValueCache
     // Dense tokens of a sequence from the ring.
     private (Tensor Keys, Tensor Values) Window(int sequence, int first, int count)
     {
-        Tensor slots = arange(first, first + count, dtype: ScalarType.Int64, device: Device).remainder(_tailCapacity);
+        Tensor slots = Slots(first, count);
         return (_tailKeys[sequence].index_select(1, slots), _tailValues[sequence].index_select(1, slots));
+    }
+
+    // Where consecutive tokens lie in the ring.
+    private Tensor Slots(int first, int count)
+    {
+        long[] slots = new long[count];
+        for (int i = 0; i < slots.Length; i++)
+        {
+            slots[i] = (first + i) % _tailCapacity;
+        }
+
+        return tensor(slots, device: Device);
     }
 
     private void Shorten(int sequence, int length)
@@ -531,7 +543,7 @@ public sealed unsafe class MustafarCache : KeyValueCache
             using IDisposable noGrad = no_grad();
             using DisposeScope scope = NewDisposeScope();
             (Tensor keys, Tensor values) = Expand(sequence, compressed, returning);
-            Tensor slots = arange(compressed, compressed + returning, dtype: ScalarType.Int64, device: Device).remainder(_tailCapacity);
+            Tensor slots = Slots(compressed, returning);
             _tailKeys[sequence].index_copy_(1, slots, keys);
             _tailValues[sequence].index_copy_(1, slots, values);
         }

@@ -88,7 +88,7 @@ public sealed class RotaryEmbedding : IDisposable
     }
 
     // With the sine's sign in the table, rotate_half(x) · sin is the product with x rolled by half a head.
-    private static Tensor Turn(Tensor x, Tensor cos, Tensor sin) => (x * cos).addcmul_(x.roll(x.shape[3] / 2, 3), sin, 1);
+    private static Tensor Turn(Tensor x, Tensor cos, Tensor sin) => (x * cos).addcmul_(x.roll(x.shape[3] / 2, 3), sin, Scalars.One);
 
     private (Tensor Cos, Tensor Sin) Rows(Tensor like, IReadOnlyList<int> starts, int count)
     {
@@ -148,7 +148,7 @@ public sealed class RotaryEmbedding : IDisposable
             using IDisposable mode = inference_mode(false);
             using IDisposable noGrad = no_grad();
             using DisposeScope scope = NewDisposeScope();
-            Tensor angles = outer(arange(positions, dtype: ScalarType.Float64), tensor(options.AnglesPerPosition()));
+            Tensor angles = outer(Scalars.Range(0, positions, CPU).to(ScalarType.Float64), tensor(options.AnglesPerPosition()));
             Tensor cos = angles.cos();
             Tensor sin = angles.sin();
             return new Table(Laid(cat([cos, cos], 1)), Laid(cat([-sin, sin], 1)), positions);

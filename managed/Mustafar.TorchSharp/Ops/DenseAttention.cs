@@ -23,7 +23,7 @@ internal static class DenseAttention
         long numKvHeads = keys.shape[1];
         long group = numHeads / numKvHeads;
         // TorchSharp's function scales by 1/√head_dim; another factor goes into the queries.
-        Tensor scaled = scale is double factor ? query * (factor * Math.Sqrt(headDim)) : query;
+        Tensor scaled = scale is double factor ? query.Times(factor * Math.Sqrt(headDim)) : query;
         if (group == 1)
         {
             return Sdpa(scaled, keys, values, mask, causal);

@@ -30,7 +30,7 @@ public static unsafe class MustafarOps
         NativeCall.Check(NativeMethods.Prune(
             &context, &format, (int)shape[0], (int)shape[1], shape[2], &source, (uint*)TensorAccess.Pointer(bitmap)));
         GC.KeepAlive(rows);
-        Tensor bits = arange(WordBits, dtype: ScalarType.Int32, device: tensor.device);
+        Tensor bits = Scalars.Range(0, WordBits, tensor.device).to(ScalarType.Int32);
         return bitmap.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).to(ScalarType.Bool)
             .reshape(shape[0], shape[1], shape[2], words * WordBits).narrow(3, 0, shape[3]).MoveToOuterDisposeScope();
     }
@@ -158,7 +158,7 @@ public static unsafe class MustafarOps
         Tensor padded = zeros([shape[0], shape[1], shape[2], words * WordBits], dtype: ScalarType.Int64, device: mask.device);
         padded.narrow(3, 0, shape[3]).copy_(mask);
         Tensor weights = ones(1, dtype: ScalarType.Int64, device: mask.device)
-            .bitwise_left_shift(arange(WordBits, dtype: ScalarType.Int64, device: mask.device));
+            .bitwise_left_shift(Scalars.Range(0, WordBits, mask.device));
         return (padded.reshape(shape[0], shape[1], shape[2], words, WordBits) * weights).sum(-1).to(ScalarType.Int32).MoveToOuterDisposeScope();
     }
 

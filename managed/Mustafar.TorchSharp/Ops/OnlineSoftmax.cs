@@ -23,7 +23,7 @@ internal sealed class OnlineSoftmax(Tensor query)
         Tensor scores = matmul(query, keys.transpose(1, 2));
         if (hidden is not null)
         {
-            scores = scores.masked_fill_(hidden, float.NegativeInfinity);
+            scores = scores.masked_fill_(hidden, Scalars.NegativeInfinity);
         }
 
         Tensor highest = scores.amax([-1], keepdim: true);
@@ -42,8 +42,8 @@ internal sealed class OnlineSoftmax(Tensor query)
         else
         {
             Tensor factor = (_maximum - highest).exp_();
-            _sum = sum.addcmul_(_sum!, factor, 1);
-            _values = added.addcmul_(_values!, factor, 1);
+            _sum = sum.addcmul_(_sum!, factor, Scalars.One);
+            _values = added.addcmul_(_values!, factor, Scalars.One);
         }
 
         _maximum = highest;
