@@ -1,0 +1,141 @@
+// Chooses the kernel and the plan of an attention call. Axes: order (fragment or portable), dtype, head_dim.
+#include "cuda/attention/attention.h"
+
+#include "cuda/attention/fragment.h"
+#include "cuda/attention/portable.h"
+#include "cuda/common/order.h"
+#include "cuda/common/ring_layout.h"
+
+namespace mustafar::cuda {
+namespace {
+
+constexpr int rows_per_tile = 8;
+constexpr int64_t reserved_shared_bytes = 1024;  // by the driver, for each thread block
+
+struct FragmentPlan {
+    AttentionPlan plan;
+    int tile_count;
+    int64_t tiles;  // in all
+    int64_t partial_rows;
+};
+
+bool uses_fragments(const mustafar_attention& a) {
+    const bool keys = has_fragment_order(a.keys.format), values = has_fragment_order(a.values.format);
+    if (keys != values)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "keys, values: expected both in fragment order or neither, got orders %d and %d",
+             a.keys.format.order, a.values.format.order);
+    return keys;
+}
+
+FragmentLauncher fragment_launcher(const mustafar_format& format) {
+    const bool half = format.dtype == MUSTAFAR_DTYPE_F16;
+    switch (format.head_dim) {
+        case 64: return half ? attention_f16_64 : attention_bf16_64;
+        case 128: return half ? attention_f16_128 : attention_bf16_128;
+        default:
+            fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no fragment kernel for head_dim %d", format.head_dim);
+    }
+}
+
+FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_attention& a) {
+    const int64_t rows = int64_t{a.num_heads} / a.num_kv_heads * a.num_queries;
+    FragmentPlan result;
+    result.tile_count = rows > rows_per_tile ? 2 : 1;
+    const int64_t tile_rows = rows_per_tile * result.tile_count;
+    result.tiles = int64_t{a.batch} * a.num_kv_heads * divide_up(rows, tile_rows);
+    const int64_t head_dim = a.keys.format.head_dim;
+    const int64_t dense_block = bitmap_bytes(a.keys.format.head_dim) + block_tokens * head_dim * 2;
+    AttentionFootprint footprint;
+    footprint.iteration_bytes = ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
+                                ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
+    footprint.output_bytes = std::min(rows, tile_rows) * head_dim * 4;
+    // A bitmap that contradicts its block may point as far as a dense block reaches.
+    footprint.padding_bytes = dense_block;
+    footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count);
+    const int64_t seen = a.sliding_window == 0 ? a.max_tokens
+                                               : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
+    const int64_t items = divide_up(seen, block_tokens) + (a.num_fresh > 0 ? 1 : 0);
+    result.plan = plan_attention(
+        footprint, {device.multiprocessors, device.shared_memory_per_block, device.shared_memory_per_multiprocessor},
+        result.tiles, items, fragment_warps(result.tile_count));
+    if (result.plan.warps == 0)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
+             static_cast<long long>(footprint.iteration_bytes));
+    result.partial_rows = result.plan.splits == 1 ? 0 : result.tiles * result.plan.splits * tile_rows;
+    return result;
+}
+
+constexpr int64_t align(int64_t bytes) {
+    return (bytes + 63) & ~int64_t{63};
+}
+
+int64_t workspace_bytes(const FragmentPlan& plan, int head_dim) {
+    return align(plan.partial_rows * head_dim * 4) + align(plan.partial_rows * 8);
+}
+
+AttentionParams parameters(const mustafar_attention& a) {
+    AttentionParams p{};
+    p.keys = Blocks(a.keys, a.num_kv_heads);
+    p.values = Blocks(a.values, a.num_kv_heads);
+    p.query = a.query;
+    p.output = a.output;
+    p.tail_keys = a.tail_keys;
+    p.tail_values = a.tail_values;
+    p.fresh_keys = a.fresh_keys;
+    p.fresh_values = a.fresh_values;
+    p.lengths = a.lengths;
+    p.compressed = a.compressed;
+    p.query_counts = a.query_counts;
+    p.log_sum_exp = a.log_sum_exp;
+    p.batch = a.batch;
+    p.num_kv_heads = a.num_kv_heads;
+    p.group = a.num_heads / a.num_kv_heads;
+    p.num_queries = a.num_queries;
+    p.num_fresh = a.num_fresh;
+    p.tail_capacity = a.tail_capacity;
+    p.sliding_window = a.sliding_window;
+    p.scale_log2 = a.scale * 1.4426950408889634f;
+    return p;
+}
+
+void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
+    const FragmentPlan plan = plan_fragments(scope.properties(), a);
+    const int head_dim = a.keys.format.head_dim;
+    const int64_t needed = workspace_bytes(plan, head_dim);
+    if (a.workspace_bytes < needed || (needed > 0 && a.workspace == nullptr))
+        fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL, "workspace_bytes: expected >= %lld, got %lld", static_cast<long long>(needed),
+             static_cast<long long>(a.workspace_bytes));
+    AttentionParams p = parameters(a);
+    p.tiles = static_cast<int32_t>(plan.tiles / (int64_t{a.batch} * a.num_kv_heads));
+    p.splits = plan.plan.splits;
+    p.ring_depth = plan.plan.ring_depth;
+    p.aligned = is_vector_aligned(a.query, 2) && (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&
+                (a.num_fresh == 0 || (is_vector_aligned(a.fresh_keys, 2) && is_vector_aligned(a.fresh_values, 2)));
+    p.partial_output = static_cast<float*>(a.workspace);
+    p.partial_state =
+        reinterpret_cast<float2*>(static_cast<uint8_t*>(a.workspace) + align(plan.partial_rows * head_dim * 4));
+    fragment_launcher(a.keys.format)(scope, p, plan.plan, plan.tile_count);
+}
+
+bool empty(const mustafar_attention& a) {
+    return a.batch == 0 || a.num_queries == 0;
+}
+
+}  // namespace
+
+int64_t attention_workspace(const mustafar_context& context, const mustafar_attention& a) {
+    if (empty(a) || !uses_fragments(a)) return 0;
+    const DeviceScope scope(context);
+    return workspace_bytes(plan_fragments(scope.properties(), a), a.keys.format.head_dim);
+}
+
+void attention(const mustafar_context& context, const mustafar_attention& a) {
+    if (empty(a)) return;
+    const DeviceScope scope(context);
+    if (uses_fragments(a))
+        run_fragments(scope, a);
+    else
+        attention_portable(scope, a.keys.format, parameters(a));
+}
+
+}  // namespace mustafar::cuda

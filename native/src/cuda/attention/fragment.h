@@ -1,0 +1,28 @@
+// Launchers of the fragment kernels: one for each dtype and head_dim.
+#pragma once
+
+#include "cuda/attention/heuristics.h"
+#include "cuda/attention/params.h"
+#include "cuda/common/launch.h"
+
+namespace mustafar::cuda {
+
+// Runs `plan` with tiles of 8 * tile_count query rows (tile_count 1 or 2), and the merge where there are splits.
+using FragmentLauncher = void (*)(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+
+void attention_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+
+// Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
+constexpr int fragment_static_bytes_bound(int tile_count) {
+    return tile_count == 1 ? 2048 : 6144;
+}
+
+// The most warps of a thread block with that many tiles.
+constexpr int fragment_warps(int tile_count) {
+    return tile_count == 1 ? 16 : 8;
+}
+
+}  // namespace mustafar::cuda

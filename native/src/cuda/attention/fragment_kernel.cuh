@@ -1,0 +1,195 @@
+// Fused decode attention over fragment-ordered blocks and a dense tail.
+//
+// Grid: x = splits fastest, then tiles of 8 * Tiles query rows, then KV heads, then sequences.
+// Every warp of every split works alone: of the items (dense chunks of 32 tokens first, then compressed blocks) warp w
+// takes w, w + warps, ... Warps of a block are merged through shared memory; with one split that is the result, else
+// partial results go to the workspace and merge_splits finishes.
+#pragma once
+
+#include "cuda/attention/dense_chunk.cuh"
+#include "cuda/attention/merge.cuh"
+#include "cuda/common/ring.cuh"
+
+namespace mustafar::cuda {
+
+// Scores of tokens that a row must not see become -infinity. first: position of the first of 32 tokens, of which `count`
+// exist.
+template <int Tiles>
+__device__ __forceinline__ void mask_scores(const AttentionParams& p, const Sequence& sequence, int first, int count,
+                                            int first_row, int g, int t, float (&score)[Tiles][2][4]) {
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int query = (first_row + 8 * n + 2 * t + r) / p.group;
+            const int low = sequence.first_position(query) - first;
+            const int high = min(sequence.last_position(query) - first, count - 1);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int token = 8 * i + g;
+                if (token < low || token > high) score[n][i >> 1][(i & 1) * 2 + r] = minus_infinity;
+            }
+        }
+}
+
+// Shared memory of fixed size; the rings, and later the warps' outputs, are in the dynamic part.
+template <class D, int Tiles, int Warps>
+struct FragmentMemory {
+    uint64_t barriers[Warps][4];
+    float2 warp_state[Warps][8 * Tiles];  // maximum, sum
+    uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
+};
+
+template <class T, class D, int Tiles, int Warps, int BlocksPerSm>
+__global__ void __launch_bounds__(Warps * 32, BlocksPerSm) attention_fragment(const __grid_constant__ AttentionParams p) {
+    constexpr int rows = 8 * Tiles;
+    constexpr int channels = D::head_dim;
+    using Query = QueryFragments<D::steps, Tiles>;
+    extern __shared__ __align__(128) uint8_t memory[];
+    __shared__ FragmentMemory<D, Tiles, Warps> fixed;
+    auto& warp_state = fixed.warp_state;
+
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int split = blockIdx.x % p.splits;
+    const int64_t tile_of_all = blockIdx.x / p.splits;
+    const int tile = static_cast<int>(tile_of_all % p.tiles);
+    const int kv_head = static_cast<int>(tile_of_all / p.tiles % p.num_kv_heads);
+    const int first_row = tile * rows;
+
+    wait_for_previous_grid();
+    const Sequence sequence(p, static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads));
+    const int valid_rows = min(rows, sequence.queries * p.group - first_row);
+
+    // This warp's share.
+    const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
+    const uint32_t dense_items = sequence.tail_chunks + sequence.fresh_chunks;
+    const uint32_t skipped = item < dense_items ? (dense_items - item + stride - 1) / stride : 0;
+    Walk walk{sequence.index, kv_head, sequence.first_block + (item + skipped * stride - dense_items), stride, 0};
+    if (valid_rows > 0 && walk.first < static_cast<uint32_t>(sequence.end_block))
+        walk.count = (sequence.end_block - walk.first + stride - 1) / stride;
+    const uint32_t stage = ring_stage_bytes(p.keys.block_bytes) + ring_stage_bytes(p.values.block_bytes);
+    Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.ring_depth * stage,
+              shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+    ring.start();
+
+    const D decoder(p.keys, p.values, lane);
+    const int g = decoder.g, t = decoder.t;
+    Query query;
+    query.attach(fixed.query, lane);
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n) {
+        uint32_t row[channels / 8];
+        clear(row);
+        const int r = first_row + 8 * n + g;
+        if (8 * n + g < valid_rows)
+            load_row(row, p.query.row<T>(sequence.index, kv_head * p.group + r % p.group, r / p.group) + channels / 4 * t,
+                     p.aligned);
+        if (Tiles == 1 || warp == n)
+#pragma unroll
+            for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(row, i), fixed.query, lane);
+    }
+    if constexpr (Tiles > 1) __syncthreads();
+
+    float accumulator[Tiles][D::value_tiles][4];
+    RowPair state[Tiles];
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+        for (int i = 0; i < D::value_tiles; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) accumulator[n][i][j] = 0.0f;
+
+    const auto softmax = [&](float(&score)[Tiles][2][4], uint32_t(&probability)[Tiles][4]) {
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n) softmax_step<T>(state[n], score[n], p.scale_log2, accumulator[n], probability[n]);
+    };
+
+    if (valid_rows > 0) {
+        for (uint32_t i = item; i < dense_items; i += stride) {
+            const DenseChunk chunk = dense_chunk(p, sequence, static_cast<int>(i));
+            float score[Tiles][2][4] = {};
+            uint32_t probability[Tiles][4];
+            dense_keys<T>(decoder, chunk, sequence.index, kv_head, p.aligned, query, score);
+            mask_scores<Tiles>(p, sequence, chunk.position, chunk.count, first_row, g, t, score);
+            softmax(score, probability);
+            dense_values<T>(decoder, chunk, sequence.index, kv_head, p.aligned, probability, accumulator);
+        }
+    }
+    // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
+    const int full_end = min(sequence.compressed, sequence.last_position(0) + 1) / block_tokens;
+    const int full_first = (max(0, sequence.first_position(sequence.queries - 1)) + block_tokens - 1) / block_tokens;
+    const int first_full = iterations_before(walk, full_first);
+    const uint32_t full = max(0, iterations_before(walk, full_end) - first_full);
+#pragma unroll 1
+    for (int c = 0; c < walk.count; ++c) {
+        float score[Tiles][2][4] = {};
+        uint32_t probability[Tiles][4];
+        decoder.keys(ring.key(), query, score);
+        ring.release_key(c);
+        if (static_cast<uint32_t>(c - first_full) >= full) {
+            const int first = static_cast<int>(walk.first + c * stride) * block_tokens;
+            mask_scores<Tiles>(p, sequence, first, sequence.compressed - first, first_row, g, t, score);
+        }
+        softmax(score, probability);
+        decoder.values(ring.value(), probability, accumulator);
+        ring.release_value(c);
+    }
+    let_next_grid_start();
+
+    // Merge the warps: a common maximum for each row, then sums of the rescaled accumulators.
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float sum = state[n].sum[r];
+#pragma unroll
+            for (int lanes = 4; lanes < 32; lanes <<= 1) sum += __shfl_xor_sync(full_warp, sum, lanes);
+            if (g == 0) warp_state[warp][8 * n + 2 * t + r] = make_float2(state[n].maximum[r], sum);
+        }
+    __syncthreads();
+    float* const shared_output = reinterpret_cast<float*>(memory);  // [warps][valid rows][channels]
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int row = 8 * n + 2 * t + r;
+            if (row >= valid_rows) continue;
+            float maximum = minus_infinity;
+#pragma unroll
+            for (int w = 0; w < Warps; ++w) maximum = fmaxf(maximum, warp_state[w][row].x);
+            const float own = state[n].maximum[r];
+            const float factor = own == minus_infinity ? 0.0f : exp2_approximate(own - maximum);
+            float2* const target = reinterpret_cast<float2*>(shared_output + (warp * valid_rows + row) * channels);
+#pragma unroll
+            for (int i = 0; i < D::value_tiles; ++i)
+                target[channels / 16 * g + i] =
+                    make_float2(accumulator[n][i][r] * factor, accumulator[n][i][r + 2] * factor);
+        }
+    __syncthreads();
+    const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
+    for (int e = threadIdx.x; e < rows_in_tile * channels; e += Warps * 32) {
+        const int row = e / channels, channel = e % channels;
+        float maximum = minus_infinity, sum = 0.0f, output = 0.0f;
+        if (row < valid_rows) {
+#pragma unroll
+            for (int w = 0; w < Warps; ++w) {
+                output += shared_output[(w * valid_rows + row) * channels + channel];
+                maximum = fmaxf(maximum, warp_state[w][row].x);
+            }
+            if (maximum != minus_infinity)
+#pragma unroll
+                for (int w = 0; w < Warps; ++w)
+                    sum += warp_state[w][row].y * exp2_approximate(warp_state[w][row].x - maximum);
+        }
+        if (p.splits == 1) {
+            store_output<T>(p, sequence.index, kv_head, first_row + row, channel, sum == 0.0f ? 0.0f : output / sum);
+            if (channel == 0) store_log_sum_exp(p, sequence.index, kv_head, first_row + row, maximum, sum);
+        } else {
+            const int64_t partial = partial_row(p, tile_of_all, split, rows) + row;
+            if (maximum != minus_infinity) p.partial_output[partial * channels + channel] = output;
+            if (channel == 0) p.partial_state[partial] = make_float2(maximum, sum);
+        }
+    }
+}
+
+}  // namespace mustafar::cuda

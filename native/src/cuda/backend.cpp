@@ -1,0 +1,61 @@
+// The table through which libmustafar reaches this library.
+#include "core/backend.h"
+
+#include "cuda/attention/attention.h"
+#include "cuda/compress/compress.h"
+#include "cuda/product/product.h"
+
+namespace mustafar::cuda {
+namespace {
+
+int32_t prune_call(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
+                   int64_t tokens, const mustafar_dense& source, uint32_t* bitmap, ErrorText& error) {
+    return guarded(error, [&] { prune(context, format, batch, heads, tokens, source, bitmap); });
+}
+
+int32_t offsets_call(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
+                     int64_t tokens, const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes, ErrorText& error) {
+    return guarded(error, [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
+}
+
+int32_t compress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+                      const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
+                      ErrorText& error) {
+    return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
+}
+
+int32_t decompress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
+                        const mustafar_blocks& source, const mustafar_dense& destination, ErrorText& error) {
+    return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
+}
+
+int32_t key_scores_call(const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
+    return guarded(error, [&] { key_scores(context, product); });
+}
+
+int32_t value_sum_call(const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
+    return guarded(error, [&] { value_sum(context, product); });
+}
+
+int32_t attention_workspace_call(const mustafar_context& context, const mustafar_attention& arguments, int64_t* bytes,
+                                 ErrorText& error) {
+    return guarded(error, [&] { *bytes = attention_workspace(context, arguments); });
+}
+
+int32_t attention_call(const mustafar_context& context, const mustafar_attention& arguments, ErrorText& error) {
+    return guarded(error, [&] { attention(context, arguments); });
+}
+
+int32_t append_call(const mustafar_context& context, const mustafar_append& arguments, ErrorText& error) {
+    return guarded(error, [&] { append(context, arguments); });
+}
+
+constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,     offsets_call,             compress_call,  decompress_call,
+                        key_scores_call,      value_sum_call, attention_workspace_call, attention_call, append_call};
+
+}  // namespace
+}  // namespace mustafar::cuda
+
+extern "C" __attribute__((visibility("default"))) const mustafar::Backend* mustafar_cuda_backend() {
+    return &mustafar::cuda::table;
+}

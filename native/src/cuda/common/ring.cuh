@@ -1,0 +1,149 @@
+// A warp's own ring of block copies from global to shared memory: iteration c brings one key block and one value block.
+// On sm_90 and later each block is one bulk copy that completes on an mbarrier; before that, cp.async of 16-byte pieces.
+// A warp never waits for another one.
+#pragma once
+
+#include "cuda/common/blocks.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/common/ring_layout.h"
+
+namespace mustafar::cuda {
+
+// The blocks a warp walks: first, first + stride, ... (`count` of them).
+struct Walk {
+    int sequence, head;
+    uint32_t first, stride;
+    int count;
+};
+
+// How many of the walk's blocks come before `block`.
+__device__ __forceinline__ int iterations_before(const Walk& walk, int block) {
+    const int distance = block - static_cast<int>(walk.first);
+    return distance <= 0 ? 0 : static_cast<int>((distance + walk.stride - 1) / walk.stride);
+}
+
+class Ring {
+public:
+    // `memory`: depth * (key stage + value stage) bytes; `barriers`: 2 * depth of 8 bytes.
+    __device__ __forceinline__ Ring(const Blocks& keys, const Blocks& values, const Walk& walk, uint32_t memory,
+                                    uint32_t barriers, int depth, int lane)
+        : keys_(keys), values_(values), walk_(walk), memory_(memory), barriers_(barriers), depth_(depth), lane_(lane),
+          key_stage_(ring_stage_bytes(keys.block_bytes)),
+          stage_(key_stage_ + ring_stage_bytes(values.block_bytes)) {
+#if __CUDA_ARCH__ >= 900
+        if (lane == 0) {
+            for (int i = 0; i < 2 * depth; ++i)
+                asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * i) : "memory");
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+        __syncwarp();
+#endif
+    }
+
+    // Starts the first copies.
+    __device__ __forceinline__ void start() {
+        locate(0);
+        for (int c = 0; c < depth_; ++c) {
+            copy_key(c, c);
+            copy_value(c, c);
+        }
+    }
+
+    // Waits for the key (value) block of the current iteration; returns its shared-memory address.
+    __device__ __forceinline__ uint32_t key() {
+        wait(2 * slot_, 2 * depth_ - 1);
+        return memory_ + slot_ * stage_;
+    }
+    __device__ __forceinline__ uint32_t value() {
+        wait(2 * slot_ + 1, 2 * depth_ - 1);
+        return memory_ + slot_ * stage_ + key_stage_;
+    }
+
+    // The warp has read the key block of iteration c: its place is filled with that of iteration c + depth.
+    __device__ __forceinline__ void release_key(int c) {
+        __syncwarp();
+        copy_key(c + depth_, slot_);
+    }
+    // Likewise; moves on to the next iteration.
+    __device__ __forceinline__ void release_value(int c) {
+        __syncwarp();
+        copy_value(c + depth_, slot_);
+        if (++slot_ == depth_) {
+            slot_ = 0;
+            parity_ ^= 1;
+        }
+    }
+
+private:
+    // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
+    __device__ __forceinline__ void locate(int c) {
+        if (c + lane_ < walk_.count) {
+            const uint32_t block = walk_.first + (c + lane_) * walk_.stride;
+            key_address_ = keys_.fixed(walk_.sequence, walk_.head, block);
+            value_address_ = values_.fixed(walk_.sequence, walk_.head, block);
+        }
+    }
+
+    __device__ __forceinline__ void copy_key(int c, int slot) {
+        copy(c, key_address_, memory_ + slot * stage_, 2 * slot, keys_.block_bytes);
+    }
+    __device__ __forceinline__ void copy_value(int c, int slot) {
+        copy(c, value_address_, memory_ + slot * stage_ + key_stage_, 2 * slot + 1, values_.block_bytes);
+        if ((c & 31) == 31) locate(c + 1);
+    }
+
+#if __CUDA_ARCH__ >= 900
+    __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int barrier, uint32_t bytes) {
+        if (lane_ == (c & 31) && c < walk_.count) {
+            const uint32_t address = barriers_ + 8 * barrier;
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
+            asm volatile(
+                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+                "l"(source), "r"(bytes), "r"(address)
+                : "memory");
+        }
+    }
+    __device__ __forceinline__ void wait(int barrier, int) {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "again:\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+            "@done bra.uni ready;\n"
+            "bra.uni again;\n"
+            "ready:\n"
+            "}" ::"r"(barriers_ + 8 * barrier),
+            "r"(parity_)
+            : "memory");
+    }
+#else
+    __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int, uint32_t bytes) {
+        const auto address = __shfl_sync(full_warp, reinterpret_cast<unsigned long long>(source), c & 31);
+        if (c < walk_.count)
+            for (uint32_t i = 16 * lane_; i < bytes; i += 512)
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(address + i) : "memory");
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    // All but the newest `pending` copies have to be there; that number is an operand of the instruction.
+    __device__ __forceinline__ void wait(int, int pending) {
+        if (pending == 1)
+            asm volatile("cp.async.wait_group 1;" ::: "memory");
+        else
+            asm volatile("cp.async.wait_group 3;" ::: "memory");
+        __syncwarp();
+    }
+#endif
+
+    const Blocks& keys_;
+    const Blocks& values_;
+    const Walk& walk_;
+    const uint32_t memory_, barriers_;
+    const int depth_, lane_;
+    const uint32_t key_stage_, stage_;
+    const uint8_t* key_address_ = nullptr;
+    const uint8_t* value_address_ = nullptr;
+    int slot_ = 0;
+    uint32_t parity_ = 0;
+};
+
+}  // namespace mustafar::cuda

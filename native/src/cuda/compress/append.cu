@@ -1,0 +1,117 @@
+// Appends tokens to a cache: one launch compresses what falls due and fills the ring of dense tokens.
+//
+// Grid: x = parts fastest, then keys and values, then KV heads, then sequences. Part 0 compresses the blocks that take
+// tokens from the ring and, once it has read them, writes the new dense tokens into it; part j compresses the j-th block
+// that consists of new tokens alone. So nothing in a launch reads what another thread block of it writes.
+#include "cuda/common/dispatch.h"
+#include "cuda/common/launch.h"
+#include "cuda/compress/block_writer.cuh"
+#include "cuda/compress/compress.h"
+
+namespace mustafar::cuda {
+namespace {
+
+struct AppendParams {
+    Dense fresh[2], tail[2];  // keys, values
+    Blocks blocks[2];
+    ValueOrder order[2];
+    const int32_t* counts;
+    const int32_t* lengths;
+    const int32_t* compressed;
+    int32_t* new_lengths;
+    int32_t* new_compressed;
+    int32_t num_kv_heads, num_tokens, lookahead, group_size, local_window, tail_capacity, parts;
+    bool aligned;
+};
+
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(block_threads) append_tokens(const __grid_constant__ AppendParams p) {
+    using Writer = BlockWriter<T, HeadDim>;
+    extern __shared__ __align__(16) uint8_t memory[];
+    const int part = static_cast<int>(blockIdx.x % p.parts);
+    const unsigned rest = blockIdx.x / p.parts;
+    const int which = static_cast<int>(rest & 1);
+    const int head = static_cast<int>((rest >> 1) % p.num_kv_heads);
+    const int sequence = static_cast<int>((rest >> 1) / p.num_kv_heads);
+    wait_for_previous_grid();
+
+    const int before = p.lengths[sequence], compressed = p.compressed[sequence];
+    const int count = p.counts == nullptr ? p.num_tokens : min(max(p.counts[sequence], 0), p.num_tokens);
+    const int length = before + count;
+    // The rule for the length to come; tokens that are not there yet stay out.
+    const int ripe = max(0, length + p.lookahead - p.local_window) / p.group_size * p.group_size;
+    const int due = max(compressed, min(ripe, length / p.group_size * p.group_size));
+    if (part == 0 && which == 0 && head == 0 && threadIdx.x == 0) {
+        p.new_lengths[sequence] = length;
+        p.new_compressed[sequence] = due;
+    }
+
+    Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
+    const auto row = [&](int token) -> const T* {
+        return token < before ? p.tail[which].row<const T>(sequence, head, token % p.tail_capacity)
+                              : p.fresh[which].row<const T>(sequence, head, token - before);
+    };
+    const auto compress = [&](int block) {
+        const Blocks& blocks = p.blocks[which];
+        writer.load(row(block * block_tokens + writer.token()), p.aligned);
+        writer.select(blocks.keep);
+        writer.store(blocks.fixed(sequence, head, block), p.order[which], block_tokens * blocks.keep);
+    };
+    const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
+    const int end = due / block_tokens;
+    if (part > 0) {
+        if (first_new + part - 1 < end) compress(first_new + part - 1);
+        return;
+    }
+    for (int block = compressed / block_tokens; block < min(first_new, end); ++block) compress(block);
+    __syncthreads();
+    const int first_dense = max(before, due);
+    for (int i = threadIdx.x; i < (length - first_dense) * HeadDim; i += block_threads) {
+        const int token = first_dense + i / HeadDim, channel = i % HeadDim;
+        p.tail[which].row<T>(sequence, head, token % p.tail_capacity)[channel] =
+            p.fresh[which].row<const T>(sequence, head, token - before)[channel];
+    }
+}
+
+}  // namespace
+
+void append(const mustafar_context& context, const mustafar_append& a) {
+    if (a.batch == 0) return;
+    const DeviceScope scope(context);
+    AppendParams p{};
+    p.fresh[0] = a.new_keys;
+    p.fresh[1] = a.new_values;
+    p.tail[0] = a.tail_keys;
+    p.tail[1] = a.tail_values;
+    p.blocks[0] = Blocks(a.keys, a.num_kv_heads);
+    p.blocks[1] = Blocks(a.values, a.num_kv_heads);
+    p.order[0] = value_order(a.keys.format, true);
+    p.order[1] = value_order(a.values.format, false);
+    p.counts = a.counts;
+    p.lengths = a.lengths;
+    p.compressed = a.compressed;
+    p.new_lengths = a.new_lengths;
+    p.new_compressed = a.new_compressed;
+    p.num_kv_heads = a.num_kv_heads;
+    p.num_tokens = a.num_tokens;
+    p.lookahead = a.lookahead;
+    p.group_size = a.group_size;
+    p.local_window = a.local_window;
+    p.tail_capacity = a.tail_capacity;
+    p.parts = 1 + a.num_tokens / block_tokens;
+    const int element = element_bytes(a.keys.format.dtype);
+    p.aligned = is_vector_aligned(a.tail_keys, element) && is_vector_aligned(a.tail_values, element) &&
+                (a.num_tokens == 0 || (is_vector_aligned(a.new_keys, element) && is_vector_aligned(a.new_values, element)));
+    dispatch("append", a.keys.format, [&](auto type, auto head_dim) {
+        using T = typename decltype(type)::type;
+        static std::atomic<uint64_t> allowed{0};
+        const auto kernel = append_tokens<T, head_dim()>;
+        allow_shared_memory(scope, kernel, allowed, 1024);
+        launch(scope, "append", kernel,
+               LaunchShape{int64_t{p.parts} * 2 * a.num_kv_heads * a.batch, block_threads,
+                           sizeof(typename BlockWriter<T, head_dim()>::Memory), true},
+               p);
+    });
+}
+
+}  // namespace mustafar::cuda

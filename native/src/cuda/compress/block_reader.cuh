@@ -1,0 +1,41 @@
+// Expands one block into shared memory: the work of a thread block of 128 threads.
+#pragma once
+
+#include "cuda/compress/layout.cuh"
+
+namespace mustafar::cuda {
+
+template <class T, int HeadDim>
+struct BlockReader {
+    using Layout = BlockLayout<HeadDim>;
+    static constexpr int words = Layout::words;
+
+    struct Memory {
+        // One 32-bit word longer than the channels, as in BlockWriter.
+        static constexpr int stride = HeadDim + 4 / sizeof(T);
+        alignas(16) T rows[block_tokens * stride];
+        typename Layout::Memory layout;
+    };
+
+    // Fills memory.rows, absent channels with +0. Begins and ends with a barrier.
+    static __device__ __forceinline__ void read(Memory& memory, const Blocks& blocks, ValueOrder order, int sequence,
+                                                int head, int index) {
+        constexpr int bitmap = 128 * words;
+        uint32_t bytes;
+        const uint8_t* const block = blocks.any(sequence, head, index, bitmap, bytes);
+        const T* const values = reinterpret_cast<const T*>(block + bitmap);
+        const uint32_t capacity = bytes / sizeof(T);
+        __syncthreads();
+        for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
+            (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];
+        for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory.rows[i] = T(0.0f);
+        __syncthreads();
+        // Bits past head_dim are zero in a block that is whole; in one that is not they must not lead out of the row.
+        Layout::for_each_value(order, memory.layout, [&](uint32_t place, int token, int channel) {
+            if (place < capacity && channel < HeadDim) memory.rows[token * Memory::stride + channel] = values[place];
+        });
+        __syncthreads();
+    }
+};
+
+}  // namespace mustafar::cuda

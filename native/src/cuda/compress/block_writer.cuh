@@ -1,0 +1,113 @@
+// Prunes 32 rows and writes them as one block: the work of a thread block of 128 threads.
+#pragma once
+
+#include "cuda/compress/layout.cuh"
+#include "cuda/compress/select.cuh"
+
+namespace mustafar::cuda {
+
+template <class T, int HeadDim>
+class BlockWriter {
+public:
+    using Layout = BlockLayout<HeadDim>;
+    using Part = RowPart<T, HeadDim>;
+    static constexpr int words = Layout::words;
+
+    struct Memory {
+        // Rows are one 32-bit word longer than their channels, so that the same channel of several rows is spread over
+        // the banks.
+        static constexpr int stride = HeadDim + 4 / sizeof(T);
+        alignas(16) T values[block_tokens * HeadDim];
+        T rows[block_tokens * stride];
+        typename Layout::Memory layout;
+    };
+
+    __device__ __forceinline__ explicit BlockWriter(Memory& memory)
+        : memory_(memory), token_(static_cast<int>(threadIdx.x) >> 2), t_(threadIdx.x & 3) {}
+
+    int __device__ __forceinline__ token() const { return token_; }
+
+    // Reads this lane's quarter of its token's row; null: there is no such token.
+    __device__ __forceinline__ void load(const T* row, bool aligned) {
+        present_ = row != nullptr;
+#pragma unroll
+        for (int j = 0; j < Part::words; ++j) part_.word[j] = 0;
+        if (!present_) return;
+        const T* const own = row + t_ * Part::channels;
+        if (Part::words % 4 == 0 && aligned) {
+#pragma unroll
+            for (int j = 0; j < Part::words / 4; ++j) {
+                const uint4 v = __ldcs(reinterpret_cast<const uint4*>(own) + j);
+                part_.word[4 * j] = v.x, part_.word[4 * j + 1] = v.y, part_.word[4 * j + 2] = v.z, part_.word[4 * j + 3] = v.w;
+            }
+        } else if constexpr (Part::paired) {
+            const uint16_t* const elements = reinterpret_cast<const uint16_t*>(own);
+#pragma unroll
+            for (int j = 0; j < Part::words; ++j) part_.word[j] = elements[2 * j] | uint32_t{elements[2 * j + 1]} << 16;
+        } else {
+#pragma unroll
+            for (int j = 0; j < Part::words; ++j) part_.word[j] = reinterpret_cast<const uint32_t*>(own)[j];
+        }
+    }
+
+    // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
+    __device__ __forceinline__ void select(uint32_t keep) {
+        const uint64_t mask = select_channels(part_, keep, t_);
+        set_bits(present_ ? mask : 0);
+    }
+
+    // Bitmap of the rows as given; `words` of this thread's token, or null.
+    __device__ __forceinline__ void take_bits(const uint32_t* row) {
+        for (int j = t_; j < words; j += 4) memory_.layout.bits[token_][j] = row == nullptr ? 0 : row[j];
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ const uint32_t* bits() const { return memory_.layout.bits[token_]; }
+
+    // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
+    __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
+        uint32_t* const row = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
+#pragma unroll
+        for (int j = 0; j < Part::words; ++j) row[j] = part_.word[j];
+        __syncthreads();
+        const uint32_t count = Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
+            if (index < capacity) memory_.values[index] = memory_.rows[token * Memory::stride + channel];
+        });
+        for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
+        __syncthreads();
+        constexpr int bitmap = 4 * words * block_tokens;
+        copy(block, memory_.layout.bits, bitmap);
+        copy(block + bitmap, memory_.values, capacity * sizeof(T));
+        __syncthreads();
+    }
+
+private:
+    static __device__ __forceinline__ void copy(uint8_t* target, const void* source, uint32_t bytes) {
+        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
+            reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
+    }
+
+    __device__ __forceinline__ void set_bits(uint64_t mask) {
+        if constexpr (Part::channels % 32 == 0) {
+#pragma unroll
+            for (int j = 0; j < Part::channels / 32; ++j)
+                memory_.layout.bits[token_][Part::channels / 32 * t_ + j] = static_cast<uint32_t>(mask >> (32 * j));
+        } else {
+            // Quarters do not end at words: they are put together in shared memory.
+            for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;
+            __syncthreads();
+            const int first = t_ * Part::channels;
+            const uint64_t shifted = mask << first % 32;
+            atomicOr(&memory_.layout.bits[token_][first / 32], static_cast<uint32_t>(shifted));
+            if (shifted >> 32 != 0) atomicOr(&memory_.layout.bits[token_][first / 32 + 1], static_cast<uint32_t>(shifted >> 32));
+        }
+        __syncthreads();
+    }
+
+    Memory& memory_;
+    Part part_;
+    const int token_, t_;
+    bool present_ = false;
+};
+
+}  // namespace mustafar::cuda

@@ -1,0 +1,144 @@
+// Prune, compress and the table of offsets for whole tensors. One thread block of 128 threads for each block of 32 tokens;
+// grid: x = blocks of a head fastest, then heads, then sequences.
+#include "cuda/compress/compress.h"
+
+#include "cuda/common/dispatch.h"
+#include "cuda/common/launch.h"
+#include "cuda/compress/block_writer.cuh"
+
+namespace mustafar::cuda {
+namespace {
+
+struct Place {
+    int block, head, sequence;
+
+    __device__ __forceinline__ Place(int blocks, int heads) {
+        block = static_cast<int>(blockIdx.x % blocks);
+        const unsigned rest = blockIdx.x / blocks;
+        head = static_cast<int>(rest % heads);
+        sequence = static_cast<int>(rest / heads);
+    }
+};
+
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(block_threads) prune_blocks(Dense source, uint32_t* bitmap, int tokens, int blocks,
+                                                              int heads, int keep, bool aligned) {
+    using Writer = BlockWriter<T, HeadDim>;
+    extern __shared__ __align__(16) uint8_t memory[];
+    Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
+    const Place place(blocks, heads);
+    const int token = place.block * block_tokens + writer.token();
+    const bool present = token < tokens;
+    writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
+    writer.select(keep);
+    if (!present) return;
+    uint32_t* const row =
+        bitmap + ((static_cast<int64_t>(place.sequence) * heads + place.head) * tokens + token) * Writer::words;
+    for (int j = threadIdx.x & 3; j < Writer::words; j += 4) row[j] = writer.bits()[j];
+}
+
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(block_threads) compress_blocks(Dense source, const uint32_t* bitmap, Blocks destination,
+                                                                 ValueOrder order, int tokens, int blocks, bool aligned) {
+    using Writer = BlockWriter<T, HeadDim>;
+    extern __shared__ __align__(16) uint8_t memory[];
+    Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
+    const Place place(blocks, destination.heads);
+    const int token = place.block * block_tokens + writer.token();
+    const bool present = token < tokens;
+    writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
+    if (bitmap == nullptr)
+        writer.select(destination.keep);
+    else
+        writer.take_bits(present ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens +
+                                             token) * Writer::words
+                                 : nullptr);
+    uint32_t bytes;
+    uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
+    writer.store(block, order, min(bytes / static_cast<uint32_t>(sizeof(T)), uint32_t{block_tokens * HeadDim}));
+}
+
+// One thread block: sizes of all blocks and their running sum, 1024 at a time.
+__global__ void __launch_bounds__(1024) offset_table(const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes,
+                                                     int64_t lists, int tokens, int words, int element) {
+    __shared__ uint32_t warp_sums[32];
+    const int blocks = (tokens + block_tokens - 1) / block_tokens;
+    const int64_t entries = lists * blocks;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    uint32_t start = 0;
+    for (int64_t first = 0; first < entries; first += blockDim.x) {
+        const int64_t entry = first + threadIdx.x;
+        uint32_t units = 0;
+        if (entry < entries) {
+            const int64_t list = entry / blocks;
+            const int token = static_cast<int>(entry % blocks) * block_tokens;
+            const uint32_t* const rows = bitmap + (list * tokens + token) * words;
+            uint32_t count = 0;
+            for (int i = 0; i < min(block_tokens, tokens - token) * words; ++i) count += __popc(rows[i]);
+            units = (128 * words + count * element + 15) / 16;
+        }
+        uint32_t sum = units;
+        for (int lanes = 1; lanes < 32; lanes <<= 1) {
+            const uint32_t before = __shfl_up_sync(full_warp, sum, lanes);
+            if (lane >= lanes) sum += before;
+        }
+        if (lane == 31) warp_sums[warp] = sum;
+        __syncthreads();
+        uint32_t before = start, all = start;
+        for (int w = 0; w < 32; ++w) {
+            if (w < warp) before += warp_sums[w];
+            all += warp_sums[w];
+        }
+        if (entry < entries) table[entry] = before + sum - units;
+        start = all;
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        table[entries] = start;
+        *page_bytes = 16 * static_cast<int64_t>(start) + MUSTAFAR_PAGE_PADDING;
+    }
+}
+
+}  // namespace
+
+void prune(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
+           const mustafar_dense& source, uint32_t* bitmap) {
+    const int64_t blocks = divide_up(tokens, block_tokens);
+    if (batch == 0 || heads == 0 || tokens == 0) return;
+    const DeviceScope scope(context);
+    dispatch("prune", format, [&](auto type, auto head_dim) {
+        using T = typename decltype(type)::type;
+        static std::atomic<uint64_t> allowed{0};
+        const auto kernel = prune_blocks<T, head_dim()>;
+        const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
+        allow_shared_memory(scope, kernel, allowed, 1024);
+        launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source), bitmap,
+               static_cast<int>(tokens), static_cast<int>(blocks), heads, format.keep, is_vector_aligned(source, sizeof(T)));
+    });
+}
+
+void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens, const mustafar_dense& source,
+              const uint32_t* bitmap, const mustafar_blocks& destination) {
+    const int64_t blocks = divide_up(tokens, block_tokens);
+    if (batch == 0 || heads == 0 || tokens == 0) return;
+    const DeviceScope scope(context);
+    dispatch("compress", destination.format, [&](auto type, auto head_dim) {
+        using T = typename decltype(type)::type;
+        static std::atomic<uint64_t> allowed{0};
+        const auto kernel = compress_blocks<T, head_dim()>;
+        const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
+        allow_shared_memory(scope, kernel, allowed, 1024);
+        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source), bitmap,
+               Blocks(destination, heads), value_order(destination.format), static_cast<int>(tokens),
+               static_cast<int>(blocks), is_vector_aligned(source, sizeof(T)));
+    });
+}
+
+void offsets(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
+             const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes) {
+    const DeviceScope scope(context);
+    launch(scope, "offsets", offset_table, LaunchShape{1, 1024}, bitmap, table, page_bytes, int64_t{batch} * heads,
+           static_cast<int>(tokens), bitmap_words(format.head_dim), element_bytes(format.dtype));
+}
+
+}  // namespace mustafar::cuda

@@ -1,0 +1,130 @@
+// The places of a block's values, for a thread block of 128 threads that holds one block's bitmap in shared memory.
+#pragma once
+
+#include "cuda/common/blocks.cuh"
+#include "cuda/common/order.h"
+#include "cuda/common/ptx.cuh"
+
+namespace mustafar::cuda {
+
+constexpr int block_threads = 128;
+
+template <int HeadDim>
+struct BlockLayout {
+    static constexpr int words = (HeadDim + 31) / 32;  // bitmap words of a token
+    static constexpr bool has_fragments = HeadDim == 64 || HeadDim == 128;
+
+    struct Memory {
+        uint32_t bits[block_tokens][words];
+        uint32_t total[block_threads / 32];
+    };
+
+    // Calls place(index, token, channel) for every kept channel, by whichever thread; index counts values from the start
+    // of the block. Returns the number of values. memory.bits must be complete and visible.
+    template <class Place>
+    static __device__ __forceinline__ uint32_t for_each_value(ValueOrder order, Memory& memory, Place&& place) {
+        if constexpr (has_fragments)
+            if (order != ValueOrder::plain) return fragment(order == ValueOrder::keys, memory, place);
+        return plain(memory, place);
+    }
+
+private:
+    template <class Place>
+    static __device__ __forceinline__ uint32_t plain(Memory& memory, Place&& place) {
+        // Every warp looks at all rows (lane = row) for the starts, then takes its 8 rows, 4 lanes each.
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+        uint32_t count = 0;
+#pragma unroll
+        for (int j = 0; j < words; ++j) count += __popc(memory.bits[lane][j]);
+        uint32_t sum = count;
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes <<= 1) {
+            const uint32_t before = __shfl_up_sync(full_warp, sum, lanes);
+            if (lane >= lanes) sum += before;
+        }
+        const uint32_t all = __shfl_sync(full_warp, sum, 31);
+        const int token = 8 * warp + (lane >> 2);
+        uint32_t index = __shfl_sync(full_warp, sum - count, token);
+        for (int j = 0; j < words; ++j) {
+            const uint32_t word = memory.bits[token][j];
+            if ((j & 3) == (lane & 3)) {
+                uint32_t own = index;
+                for (uint32_t rest = word; rest != 0; rest &= rest - 1)
+                    place(own++, token, 32 * j + __ffs(static_cast<int>(rest)) - 1);
+            }
+            index += __popc(word);
+        }
+        return all;
+    }
+
+    // Units of 32 words, one for each warp, as in common/expand.cuh: bit 8m + i of lane 4g + t.
+    static constexpr int units = HeadDim / 32;
+
+    static __device__ __forceinline__ int token_of(bool keys, int unit, int g, int t, int m) {
+        if constexpr (HeadDim == 128) {
+            if (keys) return 8 * unit + g;
+            return 16 * (unit >> 1) + 2 * t + (m & 1) + 8 * (m >> 1);
+        } else {
+            if (keys) return 16 * unit + g + 8 * (m >> 1);
+            return 16 * unit + 2 * t + (m & 1) + 8 * (m >> 1);
+        }
+    }
+    // Of step 0; step i is i channels further.
+    static __device__ __forceinline__ int channel_of(bool keys, int unit, int g, int t, int m) {
+        if constexpr (HeadDim == 128)
+            return keys ? 32 * t + 8 * m : 16 * g + 8 * (unit & 1);
+        else
+            return keys ? 16 * t + 8 * (m & 1) : 8 * g;
+    }
+
+    template <class Place>
+    static __device__ __forceinline__ uint32_t fragment(bool keys, Memory& memory, Place&& place) {
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+        uint32_t word = 0;
+        if (warp < units) {
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const int channel = channel_of(keys, warp, g, t, m);
+                word |= (memory.bits[token_of(keys, warp, g, t, m)][channel / 32] >> (channel % 32) & 0xffu) << (8 * m);
+            }
+        }
+        // Bytes of count[]: values of this lane in the steps 0 ... 3 and 4 ... 7.
+        uint32_t count[2] = {0, 0};
+#pragma unroll
+        for (int i = 0; i < 8; ++i) count[i >> 2] |= __popc(word & 0x01010101u << i) << (8 * (i & 3));
+        uint32_t sum[2] = {count[0], count[1]};
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes <<= 1)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t before = __shfl_up_sync(full_warp, sum[half], lanes);
+                if (lane >= lanes) sum[half] += before;
+            }
+        const uint32_t all[2] = {__shfl_sync(full_warp, sum[0], 31), __shfl_sync(full_warp, sum[1], 31)};
+        const auto byte = [](const uint32_t(&bytes)[2], int i) { return bytes[i >> 2] >> (8 * (i & 3)) & 0xffu; };
+        uint32_t total = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) total += byte(all, i);
+        if (lane == 0) memory.total[warp] = total;
+        __syncthreads();
+        uint32_t start = 0, whole = 0;
+        for (int unit = 0; unit < units; ++unit) {
+            if (unit < warp) start += memory.total[unit];
+            whole += memory.total[unit];
+        }
+        if (warp < units) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                uint32_t index = start + byte(sum, i) - byte(count, i);
+#pragma unroll
+                for (int m = 0; m < 4; ++m)
+                    if (word >> (8 * m + i) & 1)
+                        place(index++, token_of(keys, warp, g, t, m), channel_of(keys, warp, g, t, m) + i);
+                start += byte(all, i);
+            }
+        }
+        return whole;
+    }
+};
+
+}  // namespace mustafar::cuda

@@ -1,0 +1,137 @@
+// The two sparse products, apart: for looking at scores and for other forms of attention. The fused kernels do not use
+// them. Blocks are expanded in shared memory, 128 threads each.
+#include "cuda/product/product.h"
+
+#include "cuda/common/dispatch.h"
+#include "cuda/common/launch.h"
+#include "cuda/compress/block_reader.cuh"
+
+namespace mustafar::cuda {
+namespace {
+
+struct ProductParams {
+    Blocks blocks;
+    ValueOrder order;
+    Dense dense, weights;
+    int32_t num_kv_heads, group, num_queries, tokens;
+    float scale;
+};
+
+__device__ __forceinline__ float widened(float value) {
+    return value;
+}
+__device__ __forceinline__ float widened(__half value) {
+    return __half2float(value);
+}
+__device__ __forceinline__ float widened(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+}
+
+// Grid: x = blocks fastest, then KV heads, then sequences.
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(block_threads) key_scores_block(const __grid_constant__ ProductParams p, int blocks) {
+    using Reader = BlockReader<T, HeadDim>;
+    extern __shared__ __align__(16) uint8_t memory[];
+    auto& tile = *reinterpret_cast<typename Reader::Memory*>(memory);
+    const int block = static_cast<int>(blockIdx.x % blocks);
+    const int kv_head = static_cast<int>(blockIdx.x / blocks % p.num_kv_heads);
+    const int sequence = static_cast<int>(blockIdx.x / blocks / p.num_kv_heads);
+    Reader::read(tile, p.blocks, p.order, sequence, kv_head, block);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, token = block * block_tokens + lane;
+    for (int row = warp; row < p.group * p.num_queries; row += block_threads / 32) {
+        const int head = kv_head * p.group + row / p.num_queries, query = row % p.num_queries;
+        const T* const vector = p.dense.row<const T>(sequence, head, query);
+        float sum = 0.0f;
+        for (int c = 0; c < HeadDim; ++c)
+            sum = fmaf(widened(vector[c]), widened(tile.rows[lane * Reader::Memory::stride + c]), sum);
+        if (token < p.tokens) p.weights.row<float>(sequence, head, query)[token] = sum * p.scale;
+    }
+}
+
+// Grid: x = query rows of a KV head, four to a block, fastest, then KV heads, then sequences.
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(block_threads) value_sum_rows(const __grid_constant__ ProductParams p, int row_blocks) {
+    using Reader = BlockReader<T, HeadDim>;
+    constexpr int own_channels = (HeadDim + 31) / 32;
+    extern __shared__ __align__(16) uint8_t memory[];
+    auto& tile = *reinterpret_cast<typename Reader::Memory*>(memory);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int row = static_cast<int>(blockIdx.x % row_blocks) * (block_threads / 32) + warp;
+    const int kv_head = static_cast<int>(blockIdx.x / row_blocks % p.num_kv_heads);
+    const int sequence = static_cast<int>(blockIdx.x / row_blocks / p.num_kv_heads);
+    const bool present = row < p.group * p.num_queries;
+    const int head = kv_head * p.group + row / p.num_queries, query = row % p.num_queries;
+    const float* const weights = present ? p.weights.row<const float>(sequence, head, query) : nullptr;
+    float sum[own_channels] = {};
+    for (int block = 0; block * block_tokens < p.tokens; ++block) {
+        Reader::read(tile, p.blocks, p.order, sequence, kv_head, block);
+        if (!present) continue;
+        const int token = block * block_tokens + lane;
+        const float own = token < p.tokens ? weights[token] : 0.0f;
+        const int count = min(block_tokens, p.tokens - block * block_tokens);
+        for (int i = 0; i < count; ++i) {
+            const float weight = __shfl_sync(full_warp, own, i);
+#pragma unroll
+            for (int j = 0; j < own_channels; ++j)
+                if (32 * j + lane < HeadDim)
+                    sum[j] = fmaf(weight, widened(tile.rows[i * Reader::Memory::stride + 32 * j + lane]), sum[j]);
+        }
+    }
+    if (!present) return;
+    T* const output = p.dense.row<T>(sequence, head, query);
+#pragma unroll
+    for (int j = 0; j < own_channels; ++j)
+        if (32 * j + lane < HeadDim) output[32 * j + lane] = static_cast<T>(sum[j] * p.scale);
+}
+
+ProductParams parameters(const mustafar_product& product, bool keys) {
+    ProductParams p{};
+    p.blocks = Blocks(product.blocks, product.num_kv_heads);
+    p.order = value_order(product.blocks.format, keys);
+    p.dense = product.dense;
+    p.weights = product.weights;
+    p.num_kv_heads = product.num_kv_heads;
+    p.group = product.num_heads / product.num_kv_heads;
+    p.num_queries = product.num_queries;
+    p.tokens = static_cast<int32_t>(product.tokens);
+    p.scale = product.scale;
+    return p;
+}
+
+}  // namespace
+
+void key_scores(const mustafar_context& context, const mustafar_product& product) {
+    if (product.batch == 0 || product.num_queries == 0 || product.tokens == 0) return;
+    const DeviceScope scope(context);
+    const ProductParams p = parameters(product, true);
+    const int64_t blocks = divide_up(product.tokens, block_tokens);
+    dispatch("key scores", product.blocks.format, [&](auto type, auto head_dim) {
+        using T = typename decltype(type)::type;
+        static std::atomic<uint64_t> allowed{0};
+        const auto kernel = key_scores_block<T, head_dim()>;
+        allow_shared_memory(scope, kernel, allowed, 1024);
+        launch(scope, "key scores", kernel,
+               LaunchShape{blocks * product.num_kv_heads * product.batch, block_threads,
+                           sizeof(typename BlockReader<T, head_dim()>::Memory)},
+               p, static_cast<int>(blocks));
+    });
+}
+
+void value_sum(const mustafar_context& context, const mustafar_product& product) {
+    if (product.batch == 0 || product.num_queries == 0) return;
+    const DeviceScope scope(context);
+    const ProductParams p = parameters(product, false);
+    const int64_t row_blocks = divide_up(int64_t{p.group} * p.num_queries, block_threads / 32);
+    dispatch("value sum", product.blocks.format, [&](auto type, auto head_dim) {
+        using T = typename decltype(type)::type;
+        static std::atomic<uint64_t> allowed{0};
+        const auto kernel = value_sum_rows<T, head_dim()>;
+        allow_shared_memory(scope, kernel, allowed, 1024);
+        launch(scope, "value sum", kernel,
+               LaunchShape{row_blocks * product.num_kv_heads * product.batch, block_threads,
+                           sizeof(typename BlockReader<T, head_dim()>::Memory)},
+               p, static_cast<int>(row_blocks));
+    });
+}
+
+}  // namespace mustafar::cuda

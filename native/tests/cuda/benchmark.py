@@ -1,0 +1,155 @@
+"""Attention over the compressed cache against torch's dense SDPA back ends, in one run.
+
+    python3 benchmark.py LIBRARY [--keep 40,64] [--shapes 0,1,...] [--dtype f16|bf16] [--csv FILE]
+
+graph: replay of a CUDA graph whose calls rotate over copies of the cache larger than 250 MB in all, per call.
+cold:  single launches with the L2 flushed before each, device events around. Medians, microseconds.
+"""
+import argparse
+import csv
+import math
+import sys
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cache import Cache, Call
+from native import Library
+
+SHAPES = [(8, 32, 8, 8192), (32, 32, 8, 4096), (8, 32, 32, 4096), (1, 32, 8, 32768), (1, 64, 8, 131072), (64, 32, 8, -2048)]
+BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+ROTATED = 250e6
+warnings.filterwarnings("ignore", category=UserWarning)  # why SDPA does not choose a back end
+
+
+def events(run, repeats, before=None):
+    times = []
+    for _ in range(repeats):
+        if before is not None:
+            before()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return sorted(times)[len(times) // 2]
+
+
+def graph_time(calls):
+    calls = calls * max(1, math.ceil(8 / len(calls)))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+    graph.replay()
+    return events(graph.replay, 21) / len(calls)
+
+
+def cold_time(call, flush):
+    call()
+    return events(call, 25, lambda: flush.zero_())
+
+
+def top_mask(x, keep):
+    index = x.float().abs().topk(keep, dim=-1).indices
+    return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, index, True)
+
+
+def copy_bandwidth():
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (events(lambda: target.copy_(source), 15) * 1e-6)
+
+
+def dense_times(query, keys, values, lengths, flush):
+    batch, heads, _, _ = query.shape
+    copies = max(1, math.ceil(ROTATED / (4.0 * keys.numel())))
+    pairs = [(keys, values)] + [(keys.clone(), values.clone()) for _ in range(copies - 1)]
+    result = {}
+    for name, backend in BACKENDS.items():
+        with sdpa_kernel(backend):
+            try:
+                calls = [lambda k=k, v=v: F.scaled_dot_product_attention(query, k, v, enable_gqa=heads != keys.shape[1])
+                         for k, v in pairs]
+                result[name] = (graph_time(calls), cold_time(calls[0], flush))
+            except RuntimeError:
+                print(f"  {name}: not available for this shape", flush=True)
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library")
+    parser.add_argument("--keep", default="40,64")
+    parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
+    parser.add_argument("--dtype", default="f16")
+    parser.add_argument("--csv")
+    parser.add_argument("--no-dense", action="store_true")
+    arguments = parser.parse_args()
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[arguments.dtype]
+    libraries = [(path, Library(path)) for path in arguments.library.split(",")]
+    bandwidth = copy_bandwidth()
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s, {arguments.dtype}", flush=True)
+    rows = []
+    for shape in (SHAPES[int(i)] for i in arguments.shapes.split(",")):
+        batch, heads, kv_heads, tokens = shape
+        generator = torch.Generator(device="cuda").manual_seed(1)
+        longest = abs(tokens)
+        lengths = [longest] * batch if tokens > 0 else torch.randint(
+            1, longest + 1, (batch,), generator=torch.Generator().manual_seed(2)).tolist()
+        make = lambda *size: torch.randn(*size, device="cuda", generator=generator).to(dtype)
+        query, keys, values = make(batch, heads, 1, 128), make(batch, kv_heads, longest, 128), make(batch, kv_heads, longest, 128)
+        dense = {} if arguments.no_dense else dense_times(query, keys, values, lengths, flush)
+        for name, (graph, cold) in dense.items():
+            print(f"{shape} {name:10} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
+        best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
+        for keep in map(int, arguments.keep.split(",")):
+            cache = Cache(keys, values, lengths, keep, keep, page_blocks=16, mask=top_mask)
+            expected = torch.cat([
+                torch.softmax(query[b].float().view(kv_heads, -1, 128) @ cache.keys[b, :, :n].float().transpose(-1, -2) / math.sqrt(128), -1)
+                @ cache.values[b, :, :n].float() for b, n in enumerate(lengths)]).view(query.shape)
+            copies = max(1, math.ceil(ROTATED / cache.bytes()))
+            caches = [cache]
+            for _ in range(copies - 1):
+                other = object.__new__(Cache)
+                other.__dict__ = dict(cache.__dict__)
+                for name in ("key_pages", "value_pages"):
+                    pages = object.__new__(type(cache.key_pages))
+                    pages.__dict__ = dict(getattr(cache, name).__dict__)
+                    original = pages.memory
+                    pages.memory = original.clone()
+                    pages.table = pages.table + (pages.memory.data_ptr() - original.data_ptr())
+                    setattr(other, name, pages)
+                other.tail_keys, other.tail_values = cache.tail_keys.clone(), cache.tail_values.clone()
+                caches.append(other)
+            for path, library in libraries:
+                calls = [Call(library, c, query, lse=False) for c in caches]
+                error = ((calls[0]().float() - expected).norm() / expected.norm()).item()
+                graph, cold = graph_time(calls), cold_time(calls[0], flush)
+                size = cache.bytes()
+                row = dict(shape="x".join(map(str, shape)), library=path, dtype=arguments.dtype, keep=keep, error=f"{error:.1e}",
+                           graph_us=f"{graph:.1f}", cold_us=f"{cold:.1f}", mb=f"{size / 1e6:.1f}", tbs=f"{size / graph / 1e6:.2f}",
+                           roofline=f"{100 * size / bandwidth / (graph * 1e-6):.0f}", dense_graph_us=f"{best[0]:.1f}",
+                           dense_cold_us=f"{best[1]:.1f}", ratio_graph=f"{best[0] / graph:.2f}", ratio_cold=f"{best[1] / cold:.2f}")
+                rows.append(row)
+                print("  " + " ".join(f"{k} {v}" for k, v in row.items() if k not in ("dtype", "mb", "dense_graph_us", "dense_cold_us")), flush=True)
+            del caches, calls
+            torch.cuda.empty_cache()
+    if arguments.csv:
+        with open(arguments.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""A compressed cache built by torch alone, and the arguments of an attention call over it."""
+import math
+
+import torch
+
+import reference
+from native import (BLOCK, DTYPES, KEY_FRAGMENT, PLAIN, VALUE_FRAGMENT, Attention, Pages, dense)
+
+NAN = float("nan")
+
+
+def compressed_tokens(length, window=32, group=64):
+    return max(0, (length - window) // group * group)
+
+
+class Cache:
+    """keys, values: dense [batch, kv heads, longest, head_dim]. After construction self.keys and self.values are what the
+    cache represents: pruned where compressed, as given where dense. Everything unused is NaN."""
+
+    def __init__(self, keys, values, lengths, keep_keys, keep_values, *, fragment=True, window=32, group=64, fresh=None,
+                 page_blocks=4, generator=None, mask=None, base=0):
+        batch, heads, longest, head_dim = keys.shape
+        self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
+        self.fresh = fresh if fresh is not None else [0] * batch
+        self.lengths_list = list(lengths)
+        stored = [max(0, length - f) for length, f in zip(lengths, self.fresh)]
+        self.compressed_list = [compressed_tokens(n, window, group) for n in stored]
+        self.capacity = (window + BLOCK - 1) // BLOCK * BLOCK + group
+        device = keys.device
+        mask = mask or reference.keep_mask
+        self.keys, self.values = keys.clone(), values.clone()
+        self.tail_keys = torch.full((batch, heads, self.capacity, head_dim), NAN, dtype=keys.dtype, device=device)
+        self.tail_values = self.tail_keys.clone()
+        orders = (KEY_FRAGMENT, VALUE_FRAGMENT) if fragment else (PLAIN, PLAIN)
+        most = max(BLOCK, max(self.compressed_list, default=0))
+        self.key_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_keys, orders[0], page_blocks, generator, base)
+        self.value_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_values, orders[1], page_blocks, generator,
+                                 base)
+        for b in range(batch):
+            c, n = self.compressed_list[b], stored[b]
+            for pages, full, keep, role in ((self.key_pages, self.keys, keep_keys, "keys"),
+                                            (self.value_pages, self.values, keep_values, "values")):
+                if c:
+                    part = full[b:b + 1, :, :c]
+                    kept = mask(part, keep)
+                    packed = reference.pack(part, kept, role if fragment else "plain")
+                    pages.memory[pages.gathered(c // BLOCK)[b]] = packed[0]
+                    full[b, :, :c] = torch.where(kept[0], part[0], 0)
+            slots = torch.arange(c, n, device=device) % self.capacity
+            self.tail_keys[b, :, slots] = self.keys[b, :, c:n]
+            self.tail_values[b, :, slots] = self.values[b, :, c:n]
+        self.lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
+        self.compressed = torch.tensor(self.compressed_list, dtype=torch.int32, device=device)
+
+    def bytes(self):
+        """What an attention step has to read: blocks and dense tokens."""
+        element = torch.empty(0, dtype=self.dtype).element_size()
+        blocks = sum(c // BLOCK for c in self.compressed_list) * self.heads
+        tail = sum(n - c for n, c in zip(self.lengths_list, self.compressed_list)) * self.heads
+        return blocks * (self.key_pages.block_bytes + self.value_pages.block_bytes) + 2 * tail * self.head_dim * element
+
+
+class Call:
+    """One attention call; keeps its tensors alive. out starts as NaN."""
+
+    def __init__(self, library, cache, query, *, scale=None, counts=None, fresh_keys=None, fresh_values=None,
+                 sliding_window=0, max_tokens=None, lse=True, out=None):
+        self.library, self.cache, self.query = library, cache, query
+        batch, heads, queries, head_dim = query.shape
+        self.out = torch.full_like(query, NAN).contiguous() if out is None else out
+        self.lse = torch.full((batch, heads, queries), NAN, dtype=torch.float32, device=query.device) if lse else None
+        self.counts = None if counts is None else torch.tensor(counts, dtype=torch.int32, device=query.device)
+        self.fresh = fresh_keys, fresh_values
+        self.arguments = Attention(
+            batch, heads, cache.heads, queries, 0 if fresh_keys is None else queries, cache.capacity,
+            max_tokens or max(1, max(cache.lengths_list)), sliding_window, scale or 1 / math.sqrt(head_dim),
+            cache.lengths.data_ptr(), cache.compressed.data_ptr(), None if counts is None else self.counts.data_ptr(),
+            dense(query), dense(self.out), cache.key_pages.blocks(), cache.value_pages.blocks(), dense(cache.tail_keys),
+            dense(cache.tail_values), dense(fresh_keys), dense(fresh_values), self.lse.data_ptr() if lse else None, None, 0)
+        needed = torch.zeros(1, dtype=torch.int64)
+        library.call("attention_workspace", self.arguments, needed)
+        self.workspace = torch.full((max(1, int(needed) // 4 + 1),), NAN, dtype=torch.float32, device=query.device)
+        self.arguments.workspace = self.workspace.data_ptr()
+        self.arguments.workspace_bytes = int(needed)
+
+    def __call__(self):
+        self.library.call("attention", self.arguments)
+        return self.out

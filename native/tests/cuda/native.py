@@ -1,0 +1,164 @@
+"""The CUDA back end through its table of functions (native/src/core/backend.h), with torch tensors as memory."""
+import ctypes
+import math
+import os
+
+import torch
+
+I32, I64, PTR, F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+PLAIN, KEY_FRAGMENT, VALUE_FRAGMENT = 0, 1, 2
+FIXED, OFFSETS = 0, 1
+BLOCK = 32
+PADDING = 64
+
+
+class Context(ctypes.Structure):
+    _fields_ = [("device", I32), ("device_index", I32), ("num_threads", I32), ("cpu_variant", I32), ("stream", PTR)]
+
+
+class Format(ctypes.Structure):
+    _fields_ = [(n, I32) for n in ("head_dim", "dtype", "value_format", "pattern", "layout", "order", "keep")]
+
+
+class Dense(ctypes.Structure):
+    _fields_ = [("data", PTR), ("batch_stride", I64), ("head_stride", I64), ("token_stride", I64)]
+
+
+class Blocks(ctypes.Structure):
+    _fields_ = [("format", Format), ("page_blocks", I32), ("page_capacity", I64), ("page_bytes", I64), ("base", I64),
+                ("head_stride", I64), ("pages", PTR), ("offsets", PTR)]
+
+
+class Product(ctypes.Structure):
+    _fields_ = [("batch", I32), ("num_heads", I32), ("num_kv_heads", I32), ("num_queries", I32), ("tokens", I64),
+                ("blocks", Blocks), ("dense", Dense), ("weights", Dense), ("scale", F32)]
+
+
+class Attention(ctypes.Structure):
+    _fields_ = [(n, I32) for n in ("batch", "num_heads", "num_kv_heads", "num_queries", "num_fresh", "tail_capacity",
+                                   "max_tokens", "sliding_window")] + [
+        ("scale", F32), ("lengths", PTR), ("compressed", PTR), ("query_counts", PTR), ("query", Dense), ("output", Dense),
+        ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
+        ("fresh_values", Dense), ("log_sum_exp", PTR), ("workspace", PTR), ("workspace_bytes", I64)]
+
+
+class Append(ctypes.Structure):
+    _fields_ = [(n, I32) for n in ("batch", "num_kv_heads", "num_tokens", "lookahead", "group_size", "local_window",
+                                   "tail_capacity", "max_tokens")] + [
+        ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
+        ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense),
+        ("tail_values", Dense)]
+
+
+class _Table(ctypes.Structure):
+    _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
+        "prune", "offsets", "compress", "decompress", "key_scores", "value_sum", "attention_workspace", "attention",
+        "append")]
+
+
+_ARGUMENTS = {
+    "prune": (PTR, I32, I32, I64, PTR, PTR),
+    "offsets": (PTR, I32, I32, I64, PTR, PTR, PTR),
+    "compress": (I32, I32, I64, PTR, PTR, PTR),
+    "decompress": (I32, I32, I64, I64, PTR, PTR),
+    "key_scores": (PTR,),
+    "value_sum": (PTR,),
+    "attention_workspace": (PTR, PTR),
+    "attention": (PTR,),
+    "append": (PTR,),
+}
+
+
+class NativeError(RuntimeError):
+    def __init__(self, status, text):
+        super().__init__(f"status {status}: {text}")
+        self.status = status
+
+
+class Library:
+    def __init__(self, path=None):
+        path = path or os.environ.get("MUSTAFAR_CUDA_LIBRARY", "libmustafar_cuda.so")
+        self._library = ctypes.CDLL(path)
+        self._library.mustafar_cuda_backend.restype = ctypes.POINTER(_Table)
+        table = self._library.mustafar_cuda_backend().contents
+        if table.abi_version != 1:
+            raise RuntimeError(f"{path}: expected ABI version 1, got {table.abi_version}")
+        self._functions = {name: ctypes.CFUNCTYPE(I32, PTR, *arguments, PTR)(getattr(table, name))
+                           for name, arguments in _ARGUMENTS.items() if getattr(table, name)}
+
+    def call(self, name, *arguments, device=None):
+        index = torch.cuda.current_device() if device is None else device.index
+        context = Context(1, index, 0, 0, torch.cuda.current_stream(index).cuda_stream)
+        error = ctypes.create_string_buffer(512)
+        pass_on = [ctypes.addressof(a) if isinstance(a, ctypes.Structure) else
+                   a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        status = self._functions[name](ctypes.addressof(context), *pass_on, ctypes.addressof(error))
+        if status != 0:
+            raise NativeError(status, error.value.decode())
+
+
+def dense(tensor):
+    """View of a [batch, heads, tokens, head_dim] tensor; None for one that is not used."""
+    if tensor is None:
+        return Dense(None, 0, 0, 0)
+    if tensor.stride(-1) != 1:
+        raise ValueError("the last dimension is not contiguous")
+    return Dense(tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def block_bytes(head_dim, dtype, keep):
+    return 128 * ((head_dim + 31) // 32) + BLOCK * keep * torch.empty(0, dtype=dtype).element_size()
+
+
+class Pages:
+    """FIXED blocks of one tensor in pages that lie in a random order of one buffer, which starts out as 0xff (NaN)."""
+
+    def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0):
+        device = "cuda"
+        self.batch, self.heads, self.order = batch, heads, order
+        self.format = Format(head_dim, DTYPES[dtype], 0, 0, FIXED, order, keep)
+        self.page_blocks = page_blocks
+        self.block_bytes = block_bytes(head_dim, dtype, keep)
+        self.head_stride = page_blocks * self.block_bytes
+        self.base = base
+        self.page_bytes = (base + heads * self.head_stride + PADDING + 63) // 64 * 64
+        self.capacity = max(1, math.ceil(math.ceil(capacity_tokens / BLOCK) / page_blocks))
+        count = batch * self.capacity
+        self.memory = torch.full((count * self.page_bytes,), 0xff, dtype=torch.uint8, device=device)
+        shuffled = torch.randperm(count, generator=generator)
+        self.table = (self.memory.data_ptr() + shuffled.to(torch.int64) * self.page_bytes).to(device)
+        self._places = shuffled.view(batch, self.capacity)
+
+    def blocks(self):
+        return Blocks(self.format, self.page_blocks, self.capacity, self.page_bytes, self.base, self.head_stride,
+                      self.table.data_ptr(), None)
+
+    def block(self, sequence, head, index):
+        """Bytes of one block, as a view."""
+        start = int(self._places[sequence, index // self.page_blocks]) * self.page_bytes + self.base + \
+            head * self.head_stride + index % self.page_blocks * self.block_bytes
+        return self.memory[start:start + self.block_bytes]
+
+    def gathered(self, blocks):
+        """[batch, heads, blocks, block bytes] of the first blocks."""
+        index = torch.arange(blocks)
+        starts = self._places[:, index // self.page_blocks] * self.page_bytes + self.base + \
+            index % self.page_blocks * self.block_bytes
+        starts = starts[:, None, :] + torch.arange(self.heads)[None, :, None] * self.head_stride
+        offsets = starts.to(self.memory.device)[..., None] + torch.arange(self.block_bytes, device=self.memory.device)
+        return offsets
+
+
+class OffsetPages:
+    """OFFSETS blocks: one buffer for all, every sequence's page being its start."""
+
+    def __init__(self, batch, heads, blocks, head_dim, dtype, offsets, page_bytes):
+        self.format = Format(head_dim, DTYPES[dtype], 0, 0, OFFSETS, PLAIN, 0)
+        self.page_blocks, self.page_bytes, self.offsets = max(1, blocks), page_bytes, offsets
+        self.memory = torch.full((page_bytes,), 0xff, dtype=torch.uint8, device="cuda")
+        self.table = torch.full((batch,), self.memory.data_ptr(), dtype=torch.int64, device="cuda")
+
+    def blocks(self):
+        return Blocks(self.format, self.page_blocks, 1, self.page_bytes, 0, 0, self.table.data_ptr(),
+                      self.offsets.data_ptr())

@@ -1,0 +1,84 @@
+"""Slow, plain oracles: pruning, the block format, attention in float64."""
+import torch
+
+BLOCK = 32
+
+
+def keep_mask(x, keep):
+    """Exactly `keep` channels of largest magnitude per row; ties to the lower channel; NaN above everything."""
+    magnitude = x.double().abs()
+    magnitude = torch.where(magnitude.isnan(), torch.full_like(magnitude, float("inf")), magnitude)
+    # Infinity and NaN differ in rank: a second key, sorted first, then a stable sort by the other.
+    nan_first = torch.sort(x.isnan().to(torch.int8), dim=-1, descending=True, stable=True).indices
+    ordered = torch.gather(magnitude, -1, nan_first)
+    order = torch.gather(nan_first, -1, torch.sort(ordered, dim=-1, descending=True, stable=True).indices)
+    return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, order[..., :keep], True)
+
+
+def value_order(head_dim, role):
+    """Positions token * head_dim + channel of a block in the order in which its values are stored."""
+    def flat(*loops):
+        if len(loops) == 0:
+            return [()]
+        return [(i, *rest) for i in range(loops[0]) for rest in flat(*loops[1:])]
+
+    pair = [0, 1, 8, 9]
+    if role == "plain":
+        places = [(token, channel) for token in range(BLOCK) for channel in range(head_dim)]
+    elif role == "keys" and head_dim == 128:
+        places = [(8 * a + g, 32 * t + 8 * m + i) for a, i, g, t, m in flat(4, 8, 8, 4, 4)]
+    elif role == "values" and head_dim == 128:
+        places = [(16 * k + 2 * t + pair[m], 16 * g + 8 * h + i) for k, h, i, g, t, m in flat(2, 2, 8, 8, 4, 4)]
+    elif role == "keys" and head_dim == 64:
+        places = [(16 * a + g + 8 * (m >> 1), 16 * t + 8 * (m & 1) + i) for a, i, g, t, m in flat(2, 8, 8, 4, 4)]
+    elif role == "values" and head_dim == 64:
+        places = [(16 * k + 2 * t + pair[m], 8 * g + i) for k, i, g, t, m in flat(2, 8, 8, 4, 4)]
+    else:
+        raise ValueError((head_dim, role))
+    assert sorted(places) == [(t, c) for t in range(BLOCK) for c in range(head_dim)]
+    return torch.tensor([token * head_dim + channel for token, channel in places])
+
+
+def bitmap_words(mask):
+    """Boolean [..., head_dim] to int32 [..., ceil(head_dim / 32)]."""
+    pad = -mask.shape[-1] % 32
+    bits = torch.nn.functional.pad(mask, (0, pad)).unflatten(-1, (-1, 32)).to(torch.int64)
+    words = (bits << torch.arange(32, device=mask.device)).sum(-1)
+    return ((words ^ 0x80000000) - 0x80000000).to(torch.int32)
+
+
+def pack(x, mask, role):
+    """FIXED blocks [batch, heads, blocks, bytes]; the number of tokens is a multiple of 32, of kept channels constant."""
+    batch, heads, tokens, head_dim = x.shape
+    order = value_order(head_dim, role).to(x.device)
+    flat = x.reshape(batch, heads, tokens // BLOCK, BLOCK * head_dim)
+    kept = mask.reshape(flat.shape)
+    values = flat[..., order][kept[..., order]].view(batch, heads, tokens // BLOCK, -1)
+    bitmap = bitmap_words(mask).view(batch, heads, tokens // BLOCK, -1)
+    return torch.cat([bitmap.contiguous().view(torch.uint8), values.contiguous().view(torch.uint8)], -1)
+
+
+def attention(query, keys, values, lengths, counts, scale, sliding_window=0):
+    """float64; query [batch, heads, n, d], keys and values [batch, kv heads, max length, d]. Returns output, log-sum-exp."""
+    batch, heads, queries, _ = query.shape
+    group = heads // keys.shape[1]
+    output = torch.zeros(query.shape, dtype=torch.float64, device=query.device)
+    lse = torch.full(query.shape[:3], float("-inf"), dtype=torch.float64, device=query.device)
+    for b in range(batch):
+        n, length = int(counts[b]), int(lengths[b])
+        if n == 0 or length == 0:
+            continue
+        k = keys[b, :, :length].double().repeat_interleave(group, 0)
+        v = values[b, :, :length].double().repeat_interleave(group, 0)
+        score = query[b, :, :n].double() @ k.transpose(-1, -2) * scale
+        position = torch.arange(length - n, length, device=query.device)[:, None]
+        token = torch.arange(length, device=query.device)[None]
+        hidden = token > position
+        if sliding_window:
+            hidden |= token <= position - sliding_window
+        score = score.masked_fill(hidden, float("-inf"))
+        lse[b, :, :n] = torch.logsumexp(score, -1)
+        weights = torch.softmax(score, -1)
+        weights = weights.masked_fill(hidden, 0)
+        output[b, :, :n] = torch.where((~hidden).any(-1)[None, :, None], weights @ v, 0)
+    return output, lse

@@ -1,0 +1,324 @@
+"""Checks of the CUDA back end against the oracles of reference.py.
+
+    MUSTAFAR_CUDA_LIBRARY=.../libmustafar_cuda.so python3 test_cuda.py [--small] [NAME ...]
+
+Every case draws fresh inputs from the seed that it prints. --small: the shapes for compute-sanitizer.
+"""
+import argparse
+import math
+import sys
+import time
+import traceback
+
+import torch
+
+import reference
+from cache import Cache, Call, compressed_tokens
+from native import (BLOCK, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PLAIN, VALUE_FRAGMENT, Append, Format, Library, OffsetPages,
+                    Pages, Product, dense)
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+SMALL = False
+library = None
+
+
+def check(condition, text):
+    if not condition:
+        raise AssertionError(text)
+
+
+def bits(x):
+    return x.contiguous().view(torch.int32 if x.dtype == F32 else torch.int16)
+
+
+def same_bits(name, got, expected):
+    different = bits(got) != bits(expected)
+    check(not different.any(), f"{name}: {int(different.sum())} of {different.numel()} differ, first at "
+                               f"{torch.nonzero(different)[:1].tolist()}")
+
+
+def rows(kind, shape, dtype, generator):
+    x = torch.randn(shape, device="cuda", generator=generator)
+    uniform = torch.rand(shape, device="cuda", generator=generator)
+    if kind == "ties":
+        x = (x * 2).round()
+    elif kind == "special":
+        x = torch.where(uniform < 0.05, float("nan"), x)
+        x = torch.where(uniform > 0.95, float("inf"), x)
+        x = torch.where((uniform > 0.4) & (uniform < 0.6), -0.0, x)
+        x = torch.where((uniform > 0.3) & (uniform < 0.35), -float("inf"), x)
+    elif kind == "tiny":
+        x = x * (3e-7 if dtype == F16 else 1e-39)
+    elif kind == "huge":
+        x = x * (2e4 if dtype == F16 else 1e38)
+    elif kind == "zeros":
+        x = torch.where(uniform < 0.9, torch.copysign(torch.zeros_like(x), x), x)
+    elif kind == "same channels":
+        x = x + 100 * (torch.arange(shape[-1], device="cuda") % 8 == 3)
+    return x.to(dtype)
+
+
+def strided(x, generator_offset):
+    """A copy of x whose rows lie at odd distances from an odd start."""
+    batch, heads, tokens, head_dim = x.shape
+    wide = torch.full((batch, heads, tokens + 1, head_dim + 3), float("nan"), dtype=x.dtype, device=x.device)
+    view = wide.flatten()[generator_offset:]
+    view = torch.as_strided(view, x.shape, wide.stride())
+    view.copy_(x)
+    return view
+
+
+def compression_cases():
+    for kind in ("random", "ties", "special", "tiny", "huge", "zeros", "same channels"):
+        for dtype in (F16, BF16, F32):
+            for head_dim, keep in ((128, 40), (64, 20), (80, 33), (96, 96), (256, 77)):
+                yield kind, dtype, head_dim, keep
+    for keep in (1, 7, 39, 64, 127, 128):
+        yield "random", F16, 128, keep
+        yield "same channels", BF16, 128, keep
+
+
+def test_compress():
+    for seed, (kind, dtype, head_dim, keep) in enumerate(compression_cases()):
+        case = f"{kind} {dtype} head_dim {head_dim} keep {keep} seed {seed}"
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        batch, heads, tokens = 2, 3, 96 if seed % 2 else 75
+        x = rows(kind, (batch, heads, tokens, head_dim), dtype, generator)
+        source = strided(x, 1) if seed % 3 == 0 else x
+        mask = reference.keep_mask(x, keep)
+        words = (head_dim + 31) // 32
+        bitmap = torch.full((batch, heads, tokens, words), -1, dtype=torch.int32, device="cuda")
+        library.call("prune", Format(head_dim, DTYPES[dtype], 0, 0, FIXED, PLAIN, keep), batch, heads, tokens, dense(source),
+                     bitmap)
+        check(torch.equal(bitmap, reference.bitmap_words(mask)), f"{case}: bitmap differs")
+        padded = tokens + -tokens % BLOCK
+        for order, role in ((PLAIN, "plain"), (KEY_FRAGMENT, "keys"), (VALUE_FRAGMENT, "values")):
+            if role != "plain" and (dtype == F32 or head_dim not in (64, 128)):
+                role = "plain"
+            pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48)
+            before = pages.memory.clone()
+            library.call("compress", batch, heads, tokens, dense(source), None, pages.blocks())
+            places = pages.gathered(padded // BLOCK)
+            if tokens % BLOCK == 0:
+                expected = reference.pack(x, mask, role)
+                check(torch.equal(pages.memory[places], expected), f"{case}: blocks differ in order {role}")
+            outside = torch.ones_like(pages.memory, dtype=torch.bool)
+            outside[places.flatten()] = False
+            check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
+            for first, count in ((0, tokens), (37, 21)):
+                out = torch.full((batch, heads, count + 2, head_dim), float("nan"), dtype=dtype, device="cuda")
+                library.call("decompress", batch, heads, first, count, pages.blocks(), dense(out[:, :, 1:]))
+                expected = torch.where(mask, x, torch.zeros_like(x))[:, :, first:first + count]
+                same_bits(f"{case} decompress {role} {first}", out[:, :, 1:-1], expected)
+                check(out[:, :, 0].isnan().all() and out[:, :, -1].isnan().all(), f"{case}: decompress wrote too much")
+
+
+def test_offsets():
+    for seed, (dtype, head_dim, tokens) in enumerate(((F16, 128, 200), (F32, 80, 33), (BF16, 64, 1), (F16, 96, 5000))):
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        batch, heads = 2, 2
+        x = rows("random", (batch, heads, tokens, head_dim), dtype, generator)
+        density = torch.rand((batch, heads, tokens, 1), device="cuda", generator=generator)
+        mask = torch.rand(x.shape, device="cuda", generator=generator) < density
+        bitmap = reference.bitmap_words(mask).contiguous()
+        blocks = math.ceil(tokens / BLOCK)
+        table = torch.full((batch * heads * blocks + 1,), -1, dtype=torch.int32, device="cuda")
+        size = torch.zeros(1, dtype=torch.int64, device="cuda")
+        form = Format(head_dim, DTYPES[dtype], 0, 0, OFFSETS, PLAIN, 0)
+        library.call("offsets", form, batch, heads, tokens, bitmap, table, size)
+        counts = torch.nn.functional.pad(mask, (0, 0, 0, blocks * BLOCK - tokens)).view(batch, heads, blocks, -1).sum(-1)
+        units = (128 * bitmap.shape[-1] + counts * x.element_size() + 15) // 16
+        expected = torch.cat([torch.zeros(1, dtype=torch.int64, device="cuda"), units.flatten().cumsum(0)])
+        check(torch.equal(table.long(), expected), f"offset table differs, seed {seed}")
+        check(int(size) == 16 * int(expected[-1]) + 64, f"page bytes {int(size)}")
+        pages = OffsetPages(batch, heads, blocks, head_dim, dtype, table, int(size))
+        library.call("compress", batch, heads, tokens, dense(x), bitmap, pages.blocks())
+        out = torch.full_like(x, float("nan"))
+        library.call("decompress", batch, heads, 0, tokens, pages.blocks(), dense(out))
+        same_bits(f"offsets seed {seed}", out, torch.where(mask, x, torch.zeros_like(x)))
+        scores_and_sums(f"offsets seed {seed}", pages, pages, out, out, 4, 2, generator)
+
+
+def scores_and_sums(case, key_pages, value_pages, keys, values, heads, queries, generator):
+    batch, kv_heads, tokens, head_dim = keys.shape
+    make = lambda *size: torch.randn(size, device="cuda", generator=generator)
+    query = make(batch, heads, queries, head_dim).to(keys.dtype)
+    group = heads // kv_heads
+    scores = torch.full((batch, heads, queries, tokens), float("nan"), device="cuda")
+    library.call("key_scores", Product(batch, heads, kv_heads, queries, tokens, key_pages.blocks(), dense(query),
+                                       dense(scores), 0.25))
+    exact = query.double() @ keys.double().repeat_interleave(group, 1).transpose(-1, -2) * 0.25
+    check((scores.double() - exact).abs().max() <= 1e-4 * exact.abs().max() + 1e-6, f"{case}: key scores")
+    weights = torch.softmax(make(batch, heads, queries, tokens), -1)
+    out = torch.full_like(query, float("nan"))
+    library.call("value_sum", Product(batch, heads, kv_heads, queries, tokens, value_pages.blocks(), dense(out),
+                                      dense(weights), 2.0))
+    exact = weights.double() @ values.double().repeat_interleave(group, 1) * 2
+    step = {F32: 1e-5, F16: 1e-3, BF16: 8e-3}[keys.dtype]
+    check((out.double() - exact).abs().max() <= step * exact.abs().max() + 1e-6, f"{case}: value sum")
+
+
+def test_products():
+    for seed, (dtype, head_dim, keep, tokens) in enumerate(((F16, 128, 40, 128), (BF16, 64, 20, 96), (F32, 80, 30, 64),
+                                                            (F16, 256, 100, 32))):
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        x, y = (rows("random", (2, 2, tokens, head_dim), dtype, generator) for _ in range(2))
+        pages = [Pages(2, 2, tokens, head_dim, dtype, keep, order, 3) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
+        for page, tensor in zip(pages, (x, y)):
+            library.call("compress", 2, 2, tokens, dense(tensor), None, page.blocks())
+        pruned = [torch.where(reference.keep_mask(t, keep), t, torch.zeros_like(t)) for t in (x, y)]
+        scores_and_sums(f"products seed {seed}", *pages, *pruned, 6, 3, generator)
+
+
+def attention_cases():
+    # batch, heads, kv heads, head_dim, longest, keep of keys, of values, dtype, queries, fresh?, sliding window
+    yield 2, 8, 8, 128, 1100, 40, 40, F16, 1, False, 0
+    yield 3, 12, 4, 128, 700, 39, 64, BF16, 1, True, 0
+    yield 2, 8, 2, 64, 900, 24, 20, F16, 1, False, 0
+    yield 1, 32, 2, 128, 2100, 50, 40, F16, 1, True, 0
+    yield 2, 6, 2, 128, 500, 33, 65, F16, 5, True, 0
+    yield 2, 8, 2, 64, 700, 20, 20, BF16, 8, True, 0
+    yield 2, 4, 2, 128, 800, 128, 128, F16, 1, False, 0
+    yield 2, 8, 4, 128, 1500, 40, 40, F16, 3, True, 200
+    yield 1, 4, 1, 128, 130, 1, 1, F16, 1, False, 0
+    yield 2, 6, 2, 128, 400, 40, 40, F16, 40, True, 0
+    yield 2, 3, 1, 80, 300, 30, 20, F16, 1, True, 0
+    yield 2, 4, 2, 96, 300, 30, 40, BF16, 2, True, 100
+    yield 1, 4, 4, 256, 300, 77, 60, F16, 1, False, 0
+    yield 2, 4, 2, 128, 300, 40, 40, F32, 2, True, 0
+    yield 2, 4, 2, 64, 40, 20, 20, F32, 1, False, 0
+    yield 5, 8, 1, 128, 3000, 24, 40, BF16, 1, False, 0
+    yield 40, 8, 8, 128, 900, 40, 40, F16, 1, False, 0
+
+
+def test_attention():
+    for seed, (batch, heads, kv_heads, head_dim, longest, kk, kv, dtype, queries, fresh, window) in enumerate(attention_cases()):
+        if SMALL and batch * heads * longest > 20000:
+            continue
+        case = f"{(batch, heads, kv_heads, head_dim, longest, kk, kv, dtype, queries, fresh, window)} seed {seed}"
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        keys, values = (rows("same channels" if seed % 4 == 3 else "random", (batch, kv_heads, longest, head_dim), dtype,
+                             generator) for _ in range(2))
+        keys, values = keys / 4, values
+        query = rows("random", (batch, heads, queries, head_dim), dtype, generator)
+        lengths = [longest] + torch.randint(0, longest + 1, (batch - 1,), generator=torch.Generator().manual_seed(seed)).tolist()
+        if batch > 2:
+            lengths[1] = 0
+        counts = [min(queries, n) for n in lengths]
+        if queries > 2 and batch > 1:
+            counts[-1] = min(2, lengths[-1])
+        cache = Cache(keys, values, lengths, kk, kv, fragment=dtype != F32, fresh=counts if fresh else None,
+                      page_blocks=1 + seed % 5, generator=torch.Generator().manual_seed(seed), base=16 * (seed % 3))
+        fresh_keys = fresh_values = None
+        if fresh:
+            fresh_keys, fresh_values = (torch.full((batch, kv_heads, queries, head_dim), float("nan"), dtype=dtype, device="cuda")
+                                        for _ in range(2))
+            for b, (n, c) in enumerate(zip(lengths, counts)):
+                fresh_keys[b, :, :c], fresh_values[b, :, :c] = keys[b, :, n - c:n], values[b, :, n - c:n]
+        scale = 1 / math.sqrt(head_dim)
+        if seed % 3 == 1:
+            query = strided(query, 1)
+        call = Call(library, cache, query, counts=counts, fresh_keys=fresh_keys, fresh_values=fresh_values,
+                    sliding_window=window, scale=scale)
+        out = call().double()
+        exact, lse = reference.attention(query, cache.keys, cache.values, lengths, counts, scale, window)
+        check(not out.isnan().any(), f"{case}: {int(out.isnan().sum())} NaNs of {out.numel()}")
+        # The same attention by torch in the same dtype, on the first sequence.
+        n, c = lengths[0], counts[0]
+        token, place = torch.arange(n, device="cuda")[None], torch.arange(n - c, n, device="cuda")[:, None]
+        seen = (token <= place) & ((token > place - window) if window else True)
+        by_torch = torch.nn.functional.scaled_dot_product_attention(
+            query[:1, :, :c].contiguous(), cache.keys[:1, :, :n].repeat_interleave(heads // kv_heads, 1),
+            cache.values[:1, :, :n].repeat_interleave(heads // kv_heads, 1), attn_mask=seen, scale=scale).double()
+        torch_error = ((by_torch - exact[:1, :, :c]).norm() / exact[:1, :, :c].norm()).item()
+        error = ((out - exact).norm() / exact.norm()).item()
+        check(error <= 2 * torch_error + 1e-6, f"{case}: error {error:.2e}, torch's {torch_error:.2e}")
+        worst = (out - exact).abs().max().item()
+        limit = {F32: 1e-5, F16: 4e-3, BF16: 3e-2}[dtype] * exact.abs().max().item()
+        check(worst <= limit, f"{case}: worst element off by {worst:.2e} (limit {limit:.2e})")
+        finite = lse.isfinite()
+        check(torch.equal(call.lse.isfinite(), finite), f"{case}: log-sum-exp is infinite in the wrong places")
+        off = (call.lse.double() - lse)[finite].abs().max().item() if finite.any() else 0
+        check(off <= {F32: 1e-4, F16: 5e-3, BF16: 5e-3}[dtype], f"{case}: log-sum-exp off by {off:.2e}")
+        first = call.out.clone()
+        call.out.fill_(float("nan"))
+        call()
+        same_bits(f"{case}: second run", call.out, first)
+
+
+def test_append():
+    for seed, (dtype, head_dim, keep, window, group, queue) in enumerate((
+            (F16, 128, 40, 32, 64, [1, 63, 1, 40, 1, 1, 200, 7]), (BF16, 64, 20, 0, 32, [31, 1, 1, 64, 33]),
+            (F32, 80, 30, 40, 96, [500, 1, 1, 90]), (F16, 256, 60, 5, 32, [3, 64, 64, 1]))):
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        host = torch.Generator().manual_seed(seed)
+        batch, heads = 3, 2
+        capacity = (window + BLOCK - 1) // BLOCK * BLOCK + group
+        longest = sum(queue)
+        keys, values = (rows("random", (batch, heads, longest, head_dim), dtype, generator) for _ in range(2))
+        pages = [Pages(batch, heads, longest + BLOCK, head_dim, dtype, keep, order, 2, host) for order in
+                 (KEY_FRAGMENT, VALUE_FRAGMENT)]
+        tails = [torch.full((batch, heads, capacity, head_dim), float("nan"), dtype=dtype, device="cuda") for _ in range(2)]
+        lengths, compressed = (torch.zeros(batch, dtype=torch.int32, device="cuda") for _ in range(2))
+        expected_lengths, expected_compressed = [0] * batch, [0] * batch
+        for step, most in enumerate(queue):
+            counts = [most] + torch.randint(0, most + 1, (batch - 1,), generator=host).tolist()
+            lookahead = step % 2
+            new = [torch.full((batch, heads, most, head_dim), float("nan"), dtype=dtype, device="cuda") for _ in range(2)]
+            for b, count in enumerate(counts):
+                for target, source in zip(new, (keys, values)):
+                    target[b, :, :count] = source[b, :, expected_lengths[b]:expected_lengths[b] + count]
+            after = [torch.full_like(lengths, -1) for _ in range(2)]
+            given = torch.tensor(counts, dtype=torch.int32, device="cuda")
+            library.call("append", Append(
+                batch, heads, most, lookahead, group, window, capacity, longest, given.data_ptr(), lengths.data_ptr(),
+                compressed.data_ptr(), after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]),
+                pages[0].blocks(), pages[1].blocks(), dense(tails[0]), dense(tails[1])))
+            lengths, compressed = after
+            for b, count in enumerate(counts):
+                expected_lengths[b] += count
+                n = expected_lengths[b]
+                expected_compressed[b] = max(expected_compressed[b],
+                                             min(compressed_tokens(n + lookahead, window, group), n // group * group))
+            check(lengths.tolist() == expected_lengths, f"append seed {seed} step {step}: lengths {lengths.tolist()}")
+            check(compressed.tolist() == expected_compressed,
+                  f"append seed {seed} step {step}: compressed {compressed.tolist()}, expected {expected_compressed}")
+            for b in range(batch):
+                n, c = expected_lengths[b], expected_compressed[b]
+                slots = torch.arange(c, n, device="cuda") % capacity
+                for page, tail, full, role in zip(pages, tails, (keys, values), ("keys", "values")):
+                    same_bits(f"append seed {seed} step {step} ring", tail[b, :, slots], full[b, :, c:n])
+                    if c:
+                        part = full[b:b + 1, :, :c]
+                        role = role if dtype != F32 and head_dim in (64, 128) else "plain"
+                        packed = reference.pack(part, reference.keep_mask(part, keep), role)[0]
+                        check(torch.equal(page.memory[page.gathered(c // BLOCK)[b]], packed),
+                              f"append seed {seed} step {step}: blocks of sequence {b} differ")
+
+
+def main():
+    global library, SMALL
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--small", action="store_true")
+    arguments = parser.parse_args()
+    SMALL = arguments.small
+    library = Library()
+    failed = 0
+    for name, test in [(n[5:], f) for n, f in globals().items() if n.startswith("test_")]:
+        if arguments.names and name not in arguments.names:
+            continue
+        start = time.time()
+        try:
+            test()
+            torch.cuda.synchronize()
+            print(f"passed {name} ({time.time() - start:.1f} s)", flush=True)
+        except Exception:
+            failed += 1
+            print(f"FAILED {name}", flush=True)
+            traceback.print_exc()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
