@@ -1,0 +1,91 @@
+using System.CommandLine;
+using System.CommandLine.Parsing;
+using System.Globalization;
+using static TorchSharp.torch;
+
+namespace Mustafar.Benchmarks;
+
+/// <summary>One shape to measure.</summary>
+internal sealed record Shape(int Batch, int NumHeads, int NumKvHeads, int Tokens)
+{
+    public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Batch},{NumHeads},{NumKvHeads},{Tokens}");
+}
+
+/// <summary>What to measure.</summary>
+internal sealed record Settings(
+    IReadOnlyList<Shape> Shapes, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<int> Keeps, int HeadDim, int Threads, double Seconds,
+    DirectoryInfo? Output);
+
+/// <summary>The options that all benchmarks share.</summary>
+internal sealed class BenchmarkOptions
+{
+    private readonly Option<Shape[]> _shapes = new("--shapes")
+    {
+        Description = "Shapes to measure, each batch,num_heads,num_kv_heads,tokens.",
+        HelpName = "B,H,KV,T",
+        AllowMultipleArgumentsPerToken = true,
+        CustomParser = result => [.. result.Tokens.Select(token => ParseShape(token.Value, result))],
+        DefaultValueFactory = _ => [new(1, 32, 8, 8192), new(1, 32, 8, 32768), new(1, 8, 8, 8192)],
+    };
+
+    private readonly Option<ScalarType[]> _dtypes = new("--dtypes")
+    {
+        Description = "float32, float16, bfloat16.",
+        HelpName = "DTYPE",
+        AllowMultipleArgumentsPerToken = true,
+        DefaultValueFactory = _ => [ScalarType.BFloat16, ScalarType.Float16, ScalarType.Float32],
+    };
+
+    private readonly Option<int[]> _keeps = new("--keep")
+    {
+        Description = "Channels kept of each key and value.",
+        HelpName = "N",
+        AllowMultipleArgumentsPerToken = true,
+        DefaultValueFactory = _ => [40, 64],
+    };
+
+    private readonly Option<int> _headDim = new("--head-dim") { Description = "Channels of a head.", DefaultValueFactory = _ => 128 };
+
+    private readonly Option<int> _threads = new("--threads")
+    {
+        Description = "CPU threads.",
+        DefaultValueFactory = _ => Environment.ProcessorCount,
+    };
+
+    private readonly Option<double> _seconds = new("--seconds")
+    {
+        Description = "Time to spend on each figure.",
+        DefaultValueFactory = _ => 1.0,
+    };
+
+    private readonly Option<DirectoryInfo?> _output = new("--output") { Description = "Folder for CSV, Markdown and a chart.", HelpName = "DIR" };
+
+    internal Command Command(string name, string description, Action<Settings> run)
+    {
+        Command command = new(name, description) { _shapes, _dtypes, _keeps, _headDim, _threads, _seconds, _output };
+        command.SetAction(parsed => run(new Settings(
+            parsed.GetRequiredValue(_shapes), parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
+            parsed.GetRequiredValue(_headDim), parsed.GetRequiredValue(_threads), parsed.GetRequiredValue(_seconds),
+            parsed.GetValue(_output))));
+        return command;
+    }
+
+    private static Shape ParseShape(string text, ArgumentResult result)
+    {
+        string[] parts = text.Split(',');
+        int[] numbers = new int[4];
+        bool valid = parts.Length == 4;
+        for (int i = 0; valid && i < 4; i++)
+        {
+            valid = int.TryParse(parts[i], NumberStyles.None, CultureInfo.InvariantCulture, out numbers[i]) && numbers[i] > 0;
+        }
+
+        if (!valid || numbers[1] % numbers[2] != 0)
+        {
+            result.AddError($"Expected batch,num_heads,num_kv_heads,tokens with num_heads a multiple of num_kv_heads, but got '{text}'.");
+            return new Shape(1, 1, 1, 1);
+        }
+
+        return new Shape(numbers[0], numbers[1], numbers[2], numbers[3]);
+    }
+}

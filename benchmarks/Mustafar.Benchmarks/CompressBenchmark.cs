@@ -1,0 +1,45 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.Benchmarks;
+
+/// <summary>Pruning and compressing a prompt's keys and values, against copying them.</summary>
+internal static class CompressBenchmark
+{
+    internal static void Run(Settings settings)
+    {
+        set_num_threads(settings.Threads);
+        using var noGrad = no_grad();
+        Report report = new("compress", "B,H,KV,T", "dtype", "keep", "µs", "ns per row", "GB/s of input", "torch copy µs", "× copy");
+        foreach (Shape shape in settings.Shapes)
+        {
+            foreach (ScalarType dtype in settings.DTypes)
+            {
+                using var scope = NewDisposeScope();
+                manual_seed(1);
+                Tensor keys = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+                Tensor values = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+                double copy = Timing.Median(settings.Seconds, () =>
+                {
+                    keys.clone();
+                    values.clone();
+                });
+                foreach (int keep in settings.Keeps)
+                {
+                    using MustafarCache cache = new(
+                        shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, Data.Options(keep, settings.HeadDim));
+                    double time = Timing.Median(settings.Seconds, () =>
+                    {
+                        cache.Clear();
+                        cache.Append(keys, values);
+                    });
+                    double rows = 2.0 * shape.Batch * shape.NumKvHeads * shape.Tokens;
+                    double bytes = rows * settings.HeadDim * (dtype == ScalarType.Float32 ? 4 : 2);
+                    report.Add(shape, dtype, keep, time, time * 1e3 / rows, bytes / time / 1e3, copy, time / copy);
+                    report.AddBar($"{shape} {dtype} keep {keep}", time / copy);
+                }
+            }
+        }
+
+        report.Write(settings.Output, $"Prune and compress: time over a plain copy, {settings.Threads} CPU threads");
+    }
+}

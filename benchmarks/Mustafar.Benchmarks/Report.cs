@@ -1,0 +1,78 @@
+using System.Globalization;
+using System.Text;
+using ScottPlot;
+using Spectre.Console;
+
+namespace Mustafar.Benchmarks;
+
+/// <summary>A table of results, on the console and in files.</summary>
+internal sealed class Report(string name, params string[] columns)
+{
+    private const int WidestTable = 180;
+
+    private readonly List<string[]> _rows = [];
+    private readonly List<(string Label, double Value)> _bars = [];
+
+    internal void Add(params object[] cells) =>
+        _rows.Add([.. cells.Select(cell => cell is double number ? Format(number) : Convert.ToString(cell, CultureInfo.InvariantCulture)!)]);
+
+    /// <summary>Adds a bar to the chart.</summary>
+    internal void AddBar(string label, double value) => _bars.Add((label, value));
+
+    /// <summary>Prints the table and, if there is a folder, writes NAME.csv, NAME.md and NAME.png into it.</summary>
+    internal void Write(DirectoryInfo? folder, string chartTitle)
+    {
+        Table table = new();
+        table.AddColumns(columns);
+        foreach (string[] row in _rows)
+        {
+            table.AddRow(row);
+        }
+
+        AnsiConsole.Profile.Width = Math.Max(AnsiConsole.Profile.Width, WidestTable);
+        AnsiConsole.Write(table);
+        if (folder is null)
+        {
+            return;
+        }
+
+        folder.Create();
+        File.WriteAllText(Path.Combine(folder.FullName, $"{name}.csv"), Lines(columns => string.Join(",", columns.Select(Quote)), rule: false));
+        File.WriteAllText(Path.Combine(folder.FullName, $"{name}.md"), Lines(columns => $"| {string.Join(" | ", columns)} |", rule: true));
+        WriteChart(Path.Combine(folder.FullName, $"{name}.png"), chartTitle);
+    }
+
+    private static string Format(double number) =>
+        number.ToString(Math.Abs(number) < 10 ? "0.00" : Math.Abs(number) < 100 ? "0.0" : "0", CultureInfo.InvariantCulture);
+
+    private static string Quote(string cell) => cell.Contains(',') ? $"\"{cell}\"" : cell;
+
+    private string Lines(Func<string[], string> line, bool rule)
+    {
+        StringBuilder text = new();
+        text.AppendLine(line(columns));
+        if (rule)
+        {
+            text.AppendLine(line([.. columns.Select(_ => "---")]));
+        }
+
+        foreach (string[] row in _rows)
+        {
+            text.AppendLine(line(row));
+        }
+
+        return text.ToString();
+    }
+
+    private void WriteChart(string path, string title)
+    {
+        Plot plot = new();
+        plot.Add.Bars(_bars.Select((bar, i) => new Bar { Position = _bars.Count - i, Value = bar.Value, Orientation = Orientation.Horizontal }).ToArray());
+        plot.Axes.Left.SetTicks([.. _bars.Select((_, i) => (double)(_bars.Count - i))], [.. _bars.Select(bar => bar.Label)]);
+        plot.Axes.Left.MajorTickStyle.Length = 0;
+        plot.Add.VerticalLine(1, color: Colors.Black);
+        plot.Axes.Margins(left: 0);
+        plot.Title(title);
+        plot.SavePng(path, 1000, 80 + (28 * _bars.Count));
+    }
+}

@@ -1,0 +1,44 @@
+using System.Diagnostics;
+using static TorchSharp.torch;
+
+namespace Mustafar.Benchmarks;
+
+/// <summary>Times calls by the wall clock.</summary>
+internal static class Timing
+{
+    private const int FewestCalls = 5;
+
+    /// <summary>Median time of a call in microseconds, after warming up.</summary>
+    /// <param name="seconds">Time to spend.</param>
+    /// <param name="call">What to time; its tensors are freed after each call.</param>
+    internal static double Median(double seconds, Action call)
+    {
+        Spend(seconds / 4, call);
+        List<double> times = Spend(seconds, call);
+        times.Sort();
+        return times[times.Count / 2];
+    }
+
+    /// <summary>Rate in GB/s at which torch reads a large tensor with all its threads, the best of several passes.</summary>
+    internal static double ReadBandwidth()
+    {
+        using var scope = NewDisposeScope();
+        Tensor large = ones(256 << 20, dtype: ScalarType.Float32);
+        return large.numel() * sizeof(float) / 1e3 / Spend(2, () => large.sum()).Min();
+    }
+
+    private static List<double> Spend(double seconds, Action call)
+    {
+        List<double> times = [];
+        Stopwatch total = Stopwatch.StartNew();
+        while (total.Elapsed.TotalSeconds < seconds || times.Count < FewestCalls)
+        {
+            using var scope = NewDisposeScope();
+            long start = Stopwatch.GetTimestamp();
+            call();
+            times.Add(Stopwatch.GetElapsedTime(start).TotalMicroseconds);
+        }
+
+        return times;
+    }
+}
