@@ -50,8 +50,9 @@ int32_t append_call(const mustafar_context& context, const mustafar_append& argu
     return guarded(error, [&] { append(context, arguments); });
 }
 
-constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,     offsets_call,             compress_call,  decompress_call,
-                        key_scores_call,      value_sum_call, attention_workspace_call, attention_call, append_call};
+constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,      offsets_call,   compress_call,
+                        decompress_call,      key_scores_call, value_sum_call, attention_workspace_call,
+                        attention_call,       append_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

@@ -22,8 +22,9 @@ struct FragmentPlan {
 bool uses_fragments(const mustafar_attention& a) {
     const bool keys = has_fragment_order(a.keys.format), values = has_fragment_order(a.values.format);
     if (keys != values)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "keys, values: expected both in fragment order or neither, got orders %d and %d",
-             a.keys.format.order, a.values.format.order);
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
+             a.values.format.order);
     return keys;
 }
 
@@ -32,8 +33,7 @@ FragmentLauncher fragment_launcher(const mustafar_format& format) {
     switch (format.head_dim) {
         case 64: return half ? attention_f16_64 : attention_bf16_64;
         case 128: return half ? attention_f16_128 : attention_bf16_128;
-        default:
-            fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no fragment kernel for head_dim %d", format.head_dim);
+        default: fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no fragment kernel for head_dim %d", format.head_dim);
     }
 }
 
@@ -52,8 +52,9 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     // A bitmap that contradicts its block may point as far as a dense block reaches.
     footprint.padding_bytes = dense_block;
     footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count);
-    const int64_t seen = a.sliding_window == 0 ? a.max_tokens
-                                               : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
+    const int64_t seen = a.sliding_window == 0
+                             ? a.max_tokens
+                             : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
     const int64_t items = divide_up(seen, block_tokens) + (a.num_fresh > 0 ? 1 : 0);
     result.plan = plan_attention(
         footprint, {device.multiprocessors, device.shared_memory_per_block, device.shared_memory_per_multiprocessor},
@@ -103,13 +104,14 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     const int head_dim = a.keys.format.head_dim;
     const int64_t needed = workspace_bytes(plan, head_dim);
     if (a.workspace_bytes < needed || (needed > 0 && a.workspace == nullptr))
-        fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL, "workspace_bytes: expected >= %lld, got %lld", static_cast<long long>(needed),
-             static_cast<long long>(a.workspace_bytes));
+        fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL, "workspace_bytes: expected >= %lld, got %lld",
+             static_cast<long long>(needed), static_cast<long long>(a.workspace_bytes));
     AttentionParams p = parameters(a);
     p.tiles = static_cast<int32_t>(plan.tiles / (int64_t{a.batch} * a.num_kv_heads));
     p.splits = plan.plan.splits;
     p.ring_depth = plan.plan.ring_depth;
-    p.aligned = is_vector_aligned(a.query, 2) && (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&
+    p.aligned = is_vector_aligned(a.query, 2) &&
+                (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&
                 (a.num_fresh == 0 || (is_vector_aligned(a.fresh_keys, 2) && is_vector_aligned(a.fresh_values, 2)));
     p.partial_output = static_cast<float*>(a.workspace);
     p.partial_state =

@@ -64,7 +64,8 @@ struct Decoder<T, 128> {
     // Channels of operand B's register pair (k = 2t, 2t + 1 | 2t + 8, 2t + 9) in a step.
     static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&row)[16], int step) {
         const uint32_t select = step & 1 ? 0x7632 : 0x5410;
-        return {permute(row[step / 2], row[4 + step / 2], select), permute(row[8 + step / 2], row[12 + step / 2], select)};
+        return {permute(row[step / 2], row[4 + step / 2], select),
+                permute(row[8 + step / 2], row[12 + step / 2], select)};
     }
 
     template <int Tiles>

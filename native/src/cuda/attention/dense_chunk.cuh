@@ -24,12 +24,20 @@ struct DenseChunk {
 __device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, const Sequence& sequence, int index) {
     if (index < sequence.tail_chunks) {
         const int position = sequence.tail_first + index * chunk_tokens;
-        return {&p.tail_keys, &p.tail_values, position, min(chunk_tokens, sequence.length - sequence.fresh - position),
-                position % p.tail_capacity, p.tail_capacity};
+        return {&p.tail_keys,
+                &p.tail_values,
+                position,
+                min(chunk_tokens, sequence.length - sequence.fresh - position),
+                position % p.tail_capacity,
+                p.tail_capacity};
     }
     const int first = (index - sequence.tail_chunks) * chunk_tokens;
-    return {&p.fresh_keys, &p.fresh_values, sequence.length - sequence.fresh + first,
-            min(chunk_tokens, sequence.fresh - first), first, INT_MAX};
+    return {&p.fresh_keys,
+            &p.fresh_values,
+            sequence.length - sequence.fresh + first,
+            min(chunk_tokens, sequence.fresh - first),
+            first,
+            INT_MAX};
 }
 
 // `aligned`: to 16 bytes; else to elements of 2.
@@ -44,7 +52,8 @@ __device__ __forceinline__ void load_row(uint32_t (&words)[Words], const void* r
     } else {
         const uint16_t* const elements = static_cast<const uint16_t*>(row);
 #pragma unroll
-        for (int i = 0; i < Words; ++i) words[i] = __ldg(elements + 2 * i) | uint32_t{__ldg(elements + 2 * i + 1)} << 16;
+        for (int i = 0; i < Words; ++i)
+            words[i] = __ldg(elements + 2 * i) | uint32_t{__ldg(elements + 2 * i + 1)} << 16;
     }
 }
 
@@ -55,8 +64,9 @@ __device__ __forceinline__ void clear(uint32_t (&words)[Words]) {
 }
 
 template <class T, class D, int Tiles>
-__device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& chunk, int sequence, int head, bool aligned,
-                                           const QueryFragments<D::steps, Tiles>& query, float (&score)[Tiles][2][4]) {
+__device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& chunk, int sequence, int head,
+                                           bool aligned, const QueryFragments<D::steps, Tiles>& query,
+                                           float (&score)[Tiles][2][4]) {
     constexpr int words = D::head_dim / 8;  // of 2 channels, a quarter of a row
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
@@ -81,8 +91,8 @@ __device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& c
 }
 
 template <class T, class D, int Tiles>
-__device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk& chunk, int sequence, int head, bool aligned,
-                                             const uint32_t (&probability)[Tiles][4],
+__device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk& chunk, int sequence, int head,
+                                             bool aligned, const uint32_t (&probability)[Tiles][4],
                                              float (&accumulator)[Tiles][D::value_tiles][4]) {
     constexpr int words = D::head_dim / 16;  // of 2 channels, an eighth of a row
 #pragma unroll
@@ -99,9 +109,9 @@ __device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk&
         for (int i = 0; i < D::value_tiles; ++i)
 #pragma unroll
             for (int n = 0; n < Tiles; ++n)
-                mma_16816<T>(accumulator[n][i], permute(row[0][i], row[1][i], 0x5410), permute(row[0][i], row[1][i], 0x7632),
-                             permute(row[2][i], row[3][i], 0x5410), permute(row[2][i], row[3][i], 0x7632),
-                             probability[n][2 * a], probability[n][2 * a + 1]);
+                mma_16816<T>(accumulator[n][i], permute(row[0][i], row[1][i], 0x5410),
+                             permute(row[0][i], row[1][i], 0x7632), permute(row[2][i], row[3][i], 0x5410),
+                             permute(row[2][i], row[3][i], 0x7632), probability[n][2 * a], probability[n][2 * a + 1]);
     }
 }
 

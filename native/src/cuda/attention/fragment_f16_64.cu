@@ -2,7 +2,8 @@
 
 namespace mustafar::cuda {
 
-void attention_f16_64(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan, int tile_count) {
+void attention_f16_64(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
+                      int tile_count) {
     launch_fragment<__half, Decoder<__half, 64>>(scope, params, plan, tile_count);
 }
 

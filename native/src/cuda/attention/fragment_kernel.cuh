@@ -41,7 +41,8 @@ struct FragmentMemory {
 };
 
 template <class T, class D, int Tiles, int Warps, int BlocksPerSm>
-__global__ void __launch_bounds__(Warps * 32, BlocksPerSm) attention_fragment(const __grid_constant__ AttentionParams p) {
+__global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
+    attention_fragment(const __grid_constant__ AttentionParams p) {
     constexpr int rows = 8 * Tiles;
     constexpr int channels = D::head_dim;
     using Query = QueryFragments<D::steps, Tiles>;
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm) attention_fragment(co
         clear(row);
         const int r = first_row + 8 * n + g;
         if (8 * n + g < valid_rows)
-            load_row(row, p.query.row<T>(sequence.index, kv_head * p.group + r % p.group, r / p.group) + channels / 4 * t,
+            load_row(row,
+                     p.query.row<T>(sequence.index, kv_head * p.group + r % p.group, r / p.group) + channels / 4 * t,
                      p.aligned);
         if (Tiles == 1 || warp == n)
 #pragma unroll
@@ -101,7 +103,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm) attention_fragment(co
 
     const auto softmax = [&](float(&score)[Tiles][2][4], uint32_t(&probability)[Tiles][4]) {
 #pragma unroll
-        for (int n = 0; n < Tiles; ++n) softmax_step<T>(state[n], score[n], p.scale_log2, accumulator[n], probability[n]);
+        for (int n = 0; n < Tiles; ++n)
+            softmax_step<T>(state[n], score[n], p.scale_log2, accumulator[n], probability[n]);
     };
 
     if (valid_rows > 0) {

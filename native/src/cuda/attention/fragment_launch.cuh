@@ -24,7 +24,8 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
 }
 
 template <class T, class D>
-void launch_fragment(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan, int tile_count) {
+void launch_fragment(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
+                     int tile_count) {
     switch (100 * tile_count + plan.warps) {
         case 116: return launch_fragment<T, D, 1, 16>(scope, params, plan);
         case 108: return launch_fragment<T, D, 1, 8>(scope, params, plan);
@@ -32,7 +33,8 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
         case 208: return launch_fragment<T, D, 2, 8>(scope, params, plan);
         case 204: return launch_fragment<T, D, 2, 4>(scope, params, plan);
         default:
-            fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no kernel for %d tiles and %d warps", tile_count, plan.warps);
+            fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no kernel for %d tiles and %d warps", tile_count,
+                 plan.warps);
     }
 }
 

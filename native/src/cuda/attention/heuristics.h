@@ -30,7 +30,8 @@ struct AttentionPlan {
 };
 
 constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, int warps, int depth) {
-    return std::max(warps * depth * footprint.iteration_bytes + footprint.padding_bytes, warps * footprint.output_bytes);
+    return std::max(warps * depth * footprint.iteration_bytes + footprint.padding_bytes,
+                    warps * footprint.output_bytes);
 }
 
 // tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Time is counted in
@@ -46,9 +47,10 @@ inline AttentionPlan plan_attention(const AttentionFootprint& footprint, const A
         int64_t resident = 0;
         for (const int candidate : {1, 2}) {
             const int64_t bytes = attention_shared_bytes(footprint, warps, candidate) + footprint.fixed_bytes;
-            const int64_t fitting = bytes > device.shared_per_block
-                                        ? 0
-                                        : std::min<int64_t>(max_warps / warps, device.shared_per_multiprocessor / bytes);
+            const int64_t fitting =
+                bytes > device.shared_per_block
+                    ? 0
+                    : std::min<int64_t>(max_warps / warps, device.shared_per_multiprocessor / bytes);
             if (fitting >= resident && fitting > 0) depth = candidate, resident = fitting;
         }
         if (depth == 0) continue;

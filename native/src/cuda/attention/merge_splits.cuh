@@ -29,7 +29,8 @@ __global__ void merge_splits(const __grid_constant__ AttentionParams p, int rows
         if (states[s].x == minus_infinity) continue;  // the split saw nothing and wrote nothing
         const float factor = exp2_approximate(states[s].x - maximum);
         sum += states[s].y * factor;
-        output += __ldcg(&p.partial_output[(partial_row(p, tile_of_all, s, rows) + row_in_tile) * channels + channel]) * factor;
+        output += __ldcg(&p.partial_output[(partial_row(p, tile_of_all, s, rows) + row_in_tile) * channels + channel]) *
+                  factor;
     }
     store_output<T>(p, sequence, kv_head, row, channel, sum == 0.0f ? 0.0f : output / sum);
     if (channel == 0) store_log_sum_exp(p, sequence, kv_head, row, maximum, sum);

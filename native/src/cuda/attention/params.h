@@ -7,20 +7,20 @@ namespace mustafar::cuda {
 
 struct AttentionParams {
     Blocks keys, values;
-    Dense query, output;            // [batch, num_heads, num_queries, head_dim]
-    Dense tail_keys, tail_values;   // [batch, num_kv_heads, tail_capacity, head_dim]
-    Dense fresh_keys, fresh_values; // [batch, num_kv_heads, num_fresh, head_dim]
-    const int32_t* lengths;         // [batch]
-    const int32_t* compressed;      // [batch]
-    const int32_t* query_counts;    // [batch] or null
-    float* log_sum_exp;             // [batch, num_heads, num_queries] or null
-    float* partial_output;          // [batch, num_kv_heads, tiles, splits, tile rows, head_dim]
-    float2* partial_state;          // [batch, num_kv_heads, tiles, splits, tile rows] maximum (base 2), sum
+    Dense query, output;             // [batch, num_heads, num_queries, head_dim]
+    Dense tail_keys, tail_values;    // [batch, num_kv_heads, tail_capacity, head_dim]
+    Dense fresh_keys, fresh_values;  // [batch, num_kv_heads, num_fresh, head_dim]
+    const int32_t* lengths;          // [batch]
+    const int32_t* compressed;       // [batch]
+    const int32_t* query_counts;     // [batch] or null
+    float* log_sum_exp;              // [batch, num_heads, num_queries] or null
+    float* partial_output;           // [batch, num_kv_heads, tiles, splits, tile rows, head_dim]
+    float2* partial_state;           // [batch, num_kv_heads, tiles, splits, tile rows] maximum (base 2), sum
     int32_t batch, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
     int32_t tiles, splits;
     int32_t ring_depth;
-    bool aligned;                   // rows of query, tail and fresh tokens start at multiples of 16 bytes
-    float scale_log2;               // scale * log2(e)
+    bool aligned;      // rows of query, tail and fresh tokens start at multiples of 16 bytes
+    float scale_log2;  // scale * log2(e)
 };
 
 }  // namespace mustafar::cuda

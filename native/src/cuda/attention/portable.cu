@@ -19,7 +19,8 @@ struct RowState {
     // score: of the lane's token, base 2; -infinity hides it. Returns its probability.
     __device__ float step(float score) {
         float highest = score;
-        for (int lanes = 1; lanes < 32; lanes <<= 1) highest = fmaxf(highest, __shfl_xor_sync(full_warp, highest, lanes));
+        for (int lanes = 1; lanes < 32; lanes <<= 1)
+            highest = fmaxf(highest, __shfl_xor_sync(full_warp, highest, lanes));
         if (highest > maximum) {
             const float factor = maximum == minus_infinity ? 0.0f : exp2f(maximum - highest);
             maximum = highest;
@@ -27,7 +28,8 @@ struct RowState {
             for (int j = 0; j < Words; ++j) accumulator[j] *= factor;
         }
         // Comparing keeps a NaN score, which fmaxf drops, in the result.
-        const float probability = score == minus_infinity ? 0.0f : exp2f(score - (maximum == minus_infinity ? 0.0f : maximum));
+        const float probability =
+            score == minus_infinity ? 0.0f : exp2f(score - (maximum == minus_infinity ? 0.0f : maximum));
         sum += probability;
         return probability;
     }

@@ -10,21 +10,22 @@
 namespace mustafar::cuda {
 
 struct Blocks {
-    void* const* pages;      // [batch, page_capacity]
-    const uint32_t* offsets; // OFFSETS: [batch, heads, page_blocks] + 1, in 16-byte units; FIXED: null
+    void* const* pages;       // [batch, page_capacity]
+    const uint32_t* offsets;  // OFFSETS: [batch, heads, page_blocks] + 1, in 16-byte units; FIXED: null
     int64_t page_capacity;
-    int64_t base;            // bytes
-    int64_t head_stride;     // bytes
+    int64_t base;         // bytes
+    int64_t head_stride;  // bytes
     int32_t page_blocks;
-    int32_t block_bytes;     // FIXED
-    int32_t keep;            // FIXED
+    int32_t block_bytes;  // FIXED
+    int32_t keep;         // FIXED
     int32_t heads;
 
     Blocks() = default;
     Blocks(const mustafar_blocks& blocks, int32_t num_heads)
         : pages(blocks.pages), offsets(blocks.offsets), page_capacity(blocks.page_capacity), base(blocks.base),
           head_stride(blocks.head_stride), page_blocks(blocks.page_blocks),
-          block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep), heads(num_heads) {}
+          block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep),
+          heads(num_heads) {}
 
     __device__ __forceinline__ uint8_t* fixed(int sequence, int head, uint32_t block) const {
         const uint32_t page = block / static_cast<uint32_t>(page_blocks);
@@ -34,7 +35,8 @@ struct Blocks {
     }
 
     // Any layout. `values` receives the bytes that the block's values may take at most.
-    __device__ __forceinline__ uint8_t* any(int sequence, int head, uint32_t block, int bitmap_size, uint32_t& values) const {
+    __device__ __forceinline__ uint8_t* any(int sequence, int head, uint32_t block, int bitmap_size,
+                                            uint32_t& values) const {
         if (offsets == nullptr) {
             values = block_bytes - bitmap_size;
             return fixed(sequence, head, block);

@@ -19,7 +19,9 @@ inline void check(cudaError_t status, const char* what) {
     const bool memory = status == cudaErrorMemoryAllocation;
     const bool missing = status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver ||
                          status == cudaErrorInvalidDevice || status == cudaErrorNoKernelImageForDevice;
-    fail(memory ? MUSTAFAR_STATUS_OUT_OF_MEMORY : missing ? MUSTAFAR_STATUS_UNSUPPORTED : MUSTAFAR_STATUS_DEVICE_ERROR,
+    fail(memory    ? MUSTAFAR_STATUS_OUT_OF_MEMORY
+         : missing ? MUSTAFAR_STATUS_UNSUPPORTED
+                   : MUSTAFAR_STATUS_DEVICE_ERROR,
          "%s: %s (%s)", what, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 

@@ -17,7 +17,7 @@ struct PlainBlock {
     uint32_t row[Words];  // bitmap of this lane's token
     uint32_t start;       // its first value
     const T* values;
-    uint32_t capacity;    // values in the block; a bitmap that says more is not followed past it
+    uint32_t capacity;  // values in the block; a bitmap that says more is not followed past it
 
     __device__ __forceinline__ PlainBlock(const Blocks& blocks, int sequence, int head, uint32_t block, int lane) {
         constexpr int bitmap = 128 * Words;

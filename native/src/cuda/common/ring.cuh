@@ -28,8 +28,7 @@ public:
     __device__ __forceinline__ Ring(const Blocks& keys, const Blocks& values, const Walk& walk, uint32_t memory,
                                     uint32_t barriers, int depth, int lane)
         : keys_(keys), values_(values), walk_(walk), memory_(memory), barriers_(barriers), depth_(depth), lane_(lane),
-          key_stage_(ring_stage_bytes(keys.block_bytes)),
-          stage_(key_stage_ + ring_stage_bytes(values.block_bytes)) {
+          key_stage_(ring_stage_bytes(keys.block_bytes)), stage_(key_stage_ + ring_stage_bytes(values.block_bytes)) {
 #if __CUDA_ARCH__ >= 900
         if (lane == 0) {
             for (int i = 0; i < 2 * depth; ++i)
@@ -96,7 +95,8 @@ private:
     __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int barrier, uint32_t bytes) {
         if (lane_ == (c & 31) && c < walk_.count) {
             const uint32_t address = barriers_ + 8 * barrier;
-            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
+                         : "memory");
             asm volatile(
                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
                 "l"(source), "r"(bytes), "r"(address)
@@ -121,7 +121,8 @@ private:
         const auto address = __shfl_sync(full_warp, reinterpret_cast<unsigned long long>(source), c & 31);
         if (c < walk_.count)
             for (uint32_t i = 16 * lane_; i < bytes; i += 512)
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(address + i) : "memory");
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(address + i)
+                             : "memory");
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
     // All but the newest `pending` copies have to be there; that number is an operand of the instruction.

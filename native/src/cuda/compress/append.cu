@@ -100,8 +100,9 @@ void append(const mustafar_context& context, const mustafar_append& a) {
     p.tail_capacity = a.tail_capacity;
     p.parts = 1 + a.num_tokens / block_tokens;
     const int element = element_bytes(a.keys.format.dtype);
-    p.aligned = is_vector_aligned(a.tail_keys, element) && is_vector_aligned(a.tail_values, element) &&
-                (a.num_tokens == 0 || (is_vector_aligned(a.new_keys, element) && is_vector_aligned(a.new_values, element)));
+    p.aligned =
+        is_vector_aligned(a.tail_keys, element) && is_vector_aligned(a.tail_values, element) &&
+        (a.num_tokens == 0 || (is_vector_aligned(a.new_keys, element) && is_vector_aligned(a.new_values, element)));
     dispatch("append", a.keys.format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
         static std::atomic<uint64_t> allowed{0};

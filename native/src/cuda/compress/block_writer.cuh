@@ -38,7 +38,8 @@ public:
 #pragma unroll
             for (int j = 0; j < Part::words / 4; ++j) {
                 const uint4 v = __ldcs(reinterpret_cast<const uint4*>(own) + j);
-                part_.word[4 * j] = v.x, part_.word[4 * j + 1] = v.y, part_.word[4 * j + 2] = v.z, part_.word[4 * j + 3] = v.w;
+                part_.word[4 * j] = v.x, part_.word[4 * j + 1] = v.y, part_.word[4 * j + 2] = v.z,
+                               part_.word[4 * j + 3] = v.w;
             }
         } else if constexpr (Part::paired) {
             const uint16_t* const elements = reinterpret_cast<const uint16_t*>(own);
@@ -62,7 +63,9 @@ public:
         __syncthreads();
     }
 
-    __device__ __forceinline__ const uint32_t* bits() const { return memory_.layout.bits[token_]; }
+    __device__ __forceinline__ const uint32_t* bits() const {
+        return memory_.layout.bits[token_];
+    }
 
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
     __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
@@ -70,9 +73,10 @@ public:
 #pragma unroll
         for (int j = 0; j < Part::words; ++j) row[j] = part_.word[j];
         __syncthreads();
-        const uint32_t count = Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
-            if (index < capacity) memory_.values[index] = memory_.rows[token * Memory::stride + channel];
-        });
+        const uint32_t count =
+            Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
+                if (index < capacity) memory_.values[index] = memory_.rows[token * Memory::stride + channel];
+            });
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
         constexpr int bitmap = 4 * words * block_tokens;
@@ -99,7 +103,8 @@ private:
             const int first = t_ * Part::channels;
             const uint64_t shifted = mask << first % 32;
             atomicOr(&memory_.layout.bits[token_][first / 32], static_cast<uint32_t>(shifted));
-            if (shifted >> 32 != 0) atomicOr(&memory_.layout.bits[token_][first / 32 + 1], static_cast<uint32_t>(shifted >> 32));
+            if (shifted >> 32 != 0)
+                atomicOr(&memory_.layout.bits[token_][first / 32 + 1], static_cast<uint32_t>(shifted >> 32));
         }
         __syncthreads();
     }

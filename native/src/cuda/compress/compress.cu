@@ -1,10 +1,9 @@
 // Prune, compress and the table of offsets for whole tensors. One thread block of 128 threads for each block of 32 tokens;
 // grid: x = blocks of a head fastest, then heads, then sequences.
-#include "cuda/compress/compress.h"
-
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/compress/block_writer.cuh"
+#include "cuda/compress/compress.h"
 
 namespace mustafar::cuda {
 namespace {
@@ -21,8 +20,8 @@ struct Place {
 };
 
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads) prune_blocks(Dense source, uint32_t* bitmap, int tokens, int blocks,
-                                                              int heads, int keep, bool aligned) {
+__global__ void __launch_bounds__(block_threads)
+    prune_blocks(Dense source, uint32_t* bitmap, int tokens, int blocks, int heads, int keep, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
@@ -38,8 +37,9 @@ __global__ void __launch_bounds__(block_threads) prune_blocks(Dense source, uint
 }
 
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads) compress_blocks(Dense source, const uint32_t* bitmap, Blocks destination,
-                                                                 ValueOrder order, int tokens, int blocks, bool aligned) {
+__global__ void __launch_bounds__(block_threads)
+    compress_blocks(Dense source, const uint32_t* bitmap, Blocks destination, ValueOrder order, int tokens, int blocks,
+                    bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
@@ -50,9 +50,11 @@ __global__ void __launch_bounds__(block_threads) compress_blocks(Dense source, c
     if (bitmap == nullptr)
         writer.select(destination.keep);
     else
-        writer.take_bits(present ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens +
-                                             token) * Writer::words
-                                 : nullptr);
+        writer.take_bits(
+            present
+                ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token) *
+                               Writer::words
+                : nullptr);
     uint32_t bytes;
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     writer.store(block, order, min(bytes / static_cast<uint32_t>(sizeof(T)), uint32_t{block_tokens * HeadDim}));
@@ -112,13 +114,14 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
         const auto kernel = prune_blocks<T, head_dim()>;
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source), bitmap,
-               static_cast<int>(tokens), static_cast<int>(blocks), heads, format.keep, is_vector_aligned(source, sizeof(T)));
+        launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
+               bitmap, static_cast<int>(tokens), static_cast<int>(blocks), heads, format.keep,
+               is_vector_aligned(source, sizeof(T)));
     });
 }
 
-void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens, const mustafar_dense& source,
-              const uint32_t* bitmap, const mustafar_blocks& destination) {
+void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+              const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination) {
     const int64_t blocks = divide_up(tokens, block_tokens);
     if (batch == 0 || heads == 0 || tokens == 0) return;
     const DeviceScope scope(context);
@@ -128,14 +131,14 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
         const auto kernel = compress_blocks<T, head_dim()>;
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source), bitmap,
-               Blocks(destination, heads), value_order(destination.format), static_cast<int>(tokens),
+        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
+               bitmap, Blocks(destination, heads), value_order(destination.format), static_cast<int>(tokens),
                static_cast<int>(blocks), is_vector_aligned(source, sizeof(T)));
     });
 }
 
-void offsets(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
-             const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes) {
+void offsets(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
+             int64_t tokens, const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes) {
     const DeviceScope scope(context);
     launch(scope, "offsets", offset_table, LaunchShape{1, 1024}, bitmap, table, page_bytes, int64_t{batch} * heads,
            static_cast<int>(tokens), bitmap_words(format.head_dim), element_bytes(format.dtype));

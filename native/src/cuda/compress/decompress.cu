@@ -8,8 +8,8 @@ namespace mustafar::cuda {
 namespace {
 
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads) decompress_blocks(Blocks source, ValueOrder order, Dense destination,
-                                                                   int first, int tokens, int blocks) {
+__global__ void __launch_bounds__(block_threads)
+    decompress_blocks(Blocks source, ValueOrder order, Dense destination, int first, int tokens, int blocks) {
     using Reader = BlockReader<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     auto& tile = *reinterpret_cast<typename Reader::Memory*>(memory);

@@ -14,7 +14,9 @@ struct RowPart {
     static constexpr int channels = HeadDim / 4;
     static constexpr int words = channels * sizeof(T) / 4;
     static constexpr bool paired = sizeof(T) == 2;
-    static constexpr uint32_t nan_key = std::is_same_v<T, float> ? 0x7f800001u : std::is_same_v<T, __half> ? 0x7c01u : 0x7f81u;
+    static constexpr uint32_t nan_key = std::is_same_v<T, float>    ? 0x7f800001u
+                                        : std::is_same_v<T, __half> ? 0x7c01u
+                                                                    : 0x7f81u;
     uint32_t word[words];
 
     // Magnitude of channel c as an integer in the same order.

@@ -1,10 +1,9 @@
 // The two sparse products, apart: for looking at scores and for other forms of attention. The fused kernels do not use
 // them. Blocks are expanded in shared memory, 128 threads each.
-#include "cuda/product/product.h"
-
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/compress/block_reader.cuh"
+#include "cuda/product/product.h"
 
 namespace mustafar::cuda {
 namespace {
@@ -50,7 +49,8 @@ __global__ void __launch_bounds__(block_threads) key_scores_block(const __grid_c
 
 // Grid: x = query rows of a KV head, four to a block, fastest, then KV heads, then sequences.
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads) value_sum_rows(const __grid_constant__ ProductParams p, int row_blocks) {
+__global__ void __launch_bounds__(block_threads)
+    value_sum_rows(const __grid_constant__ ProductParams p, int row_blocks) {
     using Reader = BlockReader<T, HeadDim>;
     constexpr int own_channels = (HeadDim + 31) / 32;
     extern __shared__ __align__(16) uint8_t memory[];
