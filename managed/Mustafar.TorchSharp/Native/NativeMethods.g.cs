@@ -79,7 +79,8 @@ internal enum Layout
 internal enum Order
 {
     Plain = 0,
-    Fragment = 1,
+    KeyFragment = 1,
+    ValueFragment = 2,
 }
 
 internal static class NativeConstants

@@ -140,8 +140,10 @@ typedef enum mustafar_layout {
 typedef enum mustafar_order {
     /* By token, then by channel. The CPU's order and the order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
-    /* The order in which a warp's lanes consume them; see docs/format.md. CUDA only. */
-    MUSTAFAR_ORDER_FRAGMENT = 1
+    /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit values and
+       head_dim 64 and 128; other FIXED formats, and OFFSETS, are plain whatever this says. */
+    MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
+    MUSTAFAR_ORDER_VALUE_FRAGMENT = 2
 } mustafar_order;
 
 enum {

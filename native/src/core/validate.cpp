@@ -199,7 +199,7 @@ void check_format(const char* name, const mustafar_format& format) {
     if (format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.pattern: expected 0 (unstructured), got %d", name, format.pattern);
     check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
-    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_FRAGMENT);
+    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
     if (format.layout == MUSTAFAR_LAYOUT_FIXED)
         check_range("format.keep", format.keep, 1, format.head_dim);
     else

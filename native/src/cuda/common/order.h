@@ -16,14 +16,12 @@ constexpr bool has_fragment_order(const mustafar_format& format) {
 // keys or values, the format does.
 enum class ValueOrder : int32_t { plain, keys, values };
 
-constexpr int32_t order_value_fragment = 2;
-
 constexpr ValueOrder value_order(const mustafar_format& format, bool keys) {
     return !has_fragment_order(format) ? ValueOrder::plain : keys ? ValueOrder::keys : ValueOrder::values;
 }
 
 constexpr ValueOrder value_order(const mustafar_format& format) {
-    return value_order(format, format.order != order_value_fragment);
+    return value_order(format, format.order != MUSTAFAR_ORDER_VALUE_FRAGMENT);
 }
 
 }  // namespace mustafar::cuda
