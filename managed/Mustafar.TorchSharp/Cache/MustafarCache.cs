@@ -18,7 +18,7 @@ namespace Mustafar;
 /// </para>
 /// <para>A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.</para>
 /// </remarks>
-public sealed unsafe class MustafarCache : KeyValueCache
+public sealed unsafe partial class MustafarCache : KeyValueCache
 {
     // Up to so many queries at once are attended by the decode kernel; for more, matrix products over expanded segments are faster.
     private const int MostDecodeQueries = 8;
@@ -53,22 +53,22 @@ public sealed unsafe class MustafarCache : KeyValueCache
     /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
     public MustafarCache(
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
-        : base(batchSize, numKvHeads, headDim, dtype, device ?? CPU)
+        : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
     {
         Options = options ?? new MustafarOptions();
         _ = TensorAccess.Context(Device); // a device without a back end is refused here, not at the first token
-        _keyFormat = Format(Options.KeysKept(headDim));
-        _valueFormat = Format(Options.ValuesKept(headDim));
+        _keyFormat = Format(keys: true, Options.KeysKept(headDim));
+        _valueFormat = Format(keys: false, Options.ValuesKept(headDim));
         _keyBlockBytes = BlockBytes(_keyFormat);
         _valueBlockBytes = BlockBytes(_valueFormat);
         const int block = NativeConstants.BlockTokens;
         _tailCapacity = ((Options.LocalWindow + block - 1) / block * block) + Options.GroupSize;
         _pool = new PagePool(ValuesBase + (numKvHeads * PageBlocks * _valueBlockBytes) + NativeConstants.PagePadding, Device);
-        _pages = new PageTable(batchSize);
-        _state = new SequenceState(batchSize);
+        _pages = new PageTable(batchSize, Device);
+        _state = new SequenceState(batchSize, Device);
         _lengths = new SequenceLengths(_state, batchSize);
-        _counts = new BackendArray<int>(batchSize);
-        _lengthsWithFresh = new BackendArray<int>(batchSize);
+        _counts = new BackendArray<int>(batchSize, Device);
+        _lengthsWithFresh = new BackendArray<int>(batchSize, Device);
         _pagesAdded = new int[batchSize];
         // A tensor made in inference mode could not be written to outside of it.
         using IDisposable mode = inference_mode(false);
@@ -232,6 +232,8 @@ public sealed unsafe class MustafarCache : KeyValueCache
         {
             Shorten(b, lengths[b]);
         }
+
+        _state.Upload();
     }
 
     /// <inheritdoc/>
@@ -247,6 +249,10 @@ public sealed unsafe class MustafarCache : KeyValueCache
             _tailValues.Dispose();
             _workspace?.Dispose();
             _pool.Dispose();
+            _pages.Dispose();
+            _state.Dispose();
+            _counts.Dispose();
+            _lengthsWithFresh.Dispose();
         }
     }
 
@@ -255,11 +261,12 @@ public sealed unsafe class MustafarCache : KeyValueCache
     // A page holds the keys of all heads, then the values of all heads.
     private long ValuesBase => NumKvHeads * PageBlocks * _keyBlockBytes;
 
-    private NativeFormat Format(int keep) => new()
+    private NativeFormat Format(bool keys, int keep) => new()
     {
         HeadDim = HeadDim,
         DType = (int)TensorAccess.DTypeOf(DType),
         Layout = (int)Layout.Fixed,
+        Order = (int)TensorAccess.OrderFor(Device, keys),
         Keep = keep,
     };
 
@@ -288,272 +295,6 @@ public sealed unsafe class MustafarCache : KeyValueCache
         {
             throw new ArgumentOutOfRangeException(nameof(scale), factor, "The scale of the scores must be positive.");
         }
-    }
-
-    private int CompressedTokens(int length) =>
-        (int)NativeMethods.CompressedTokens(length, Options.LocalWindow, Options.GroupSize);
-
-    private static int NewTokens(int sequence, int tokens, ReadOnlySpan<int> counts) => counts.IsEmpty ? tokens : counts[sequence];
-
-    // The longest length after new tokens; refuses more than the library counts.
-    private int CheckRoom(int tokens, ReadOnlySpan<int> counts)
-    {
-        const int most = int.MaxValue - NativeConstants.BlockTokens;
-        long longest = 0;
-        for (int b = 0; b < BatchSize; b++)
-        {
-            longest = Math.Max(longest, (long)_state.Lengths[b] + NewTokens(b, tokens, counts));
-        }
-
-        return longest <= most
-            ? (int)longest
-            : throw new ArgumentOutOfRangeException(nameof(tokens), tokens, $"Expected sequences of at most {most} tokens, but the new ones make {longest}.");
-    }
-
-    private void AppendTokens(Tensor? keys, Tensor? values, ReadOnlySpan<int> counts, int lookahead)
-    {
-        int tokens = keys is null ? 0 : checked((int)keys.shape[2]);
-        int longest = CheckRoom(tokens, counts);
-        counts.CopyTo(_counts.Span);
-        AddPages(tokens, counts, lookahead);
-        NativeContext context = TensorAccess.Context(Device);
-        NativeAppend append = new()
-        {
-            Batch = BatchSize,
-            NumKvHeads = NumKvHeads,
-            NumTokens = tokens,
-            Lookahead = lookahead,
-            GroupSize = Options.GroupSize,
-            LocalWindow = Options.LocalWindow,
-            TailCapacity = _tailCapacity,
-            MaxTokens = longest,
-            Counts = counts.IsEmpty ? null : _counts.Pointer,
-            Lengths = _state.LengthsPointer,
-            Compressed = _state.CompressedPointer,
-            NewLengths = _state.NextLengthsPointer,
-            NewCompressed = _state.NextCompressedPointer,
-            NewKeys = keys is null ? default : TensorAccess.Dense(keys),
-            NewValues = values is null ? default : TensorAccess.Dense(values),
-            Keys = Blocks(keys: true),
-            Values = Blocks(keys: false),
-            TailKeys = TensorAccess.Dense(_tailKeys),
-            TailValues = TensorAccess.Dense(_tailValues),
-        };
-        int status = NativeMethods.AppendTokens(&context, &append);
-        GC.KeepAlive(keys);
-        GC.KeepAlive(values);
-        if (status != (int)Status.Ok)
-        {
-            RemoveAddedPages();
-        }
-
-        NativeCall.Check(status);
-        _state.Commit();
-    }
-
-    // Gives each sequence the pages that it will need.
-    private void AddPages(int tokens, ReadOnlySpan<int> counts, int lookahead)
-    {
-        int total = 0, most = 0;
-        for (int b = 0; b < BatchSize; b++)
-        {
-            int length = _state.Lengths[b] + NewTokens(b, tokens, counts);
-            // As the library does: what is not there yet is not compressed.
-            int due = Math.Min(CompressedTokens(length + lookahead), length);
-            int needed = due / Options.GroupSize;
-            _pagesAdded[b] = Math.Max(0, needed - _pages.Count(b));
-            total += _pagesAdded[b];
-            most = Math.Max(most, needed);
-        }
-
-        if (total == 0)
-        {
-            return;
-        }
-
-        _pages.Reserve(most);
-        nint[] pages = _pool.Rent(total);
-        for (int b = 0, next = 0; b < BatchSize; b++)
-        {
-            for (int i = 0; i < _pagesAdded[b]; i++)
-            {
-                _pages.Add(b, pages[next++]);
-            }
-        }
-    }
-
-    private void RemoveAddedPages()
-    {
-        for (int b = 0; b < BatchSize; b++)
-        {
-            for (int i = 0; i < _pagesAdded[b]; i++)
-            {
-                _pool.Return(_pages.RemoveLast(b));
-            }
-        }
-    }
-
-    // keys and values: the queries' own tokens if they are not in the cache yet.
-    private Tensor AttendTokens(Tensor query, Tensor? keys, Tensor? values, double? scale, ReadOnlySpan<int> counts)
-    {
-        long[] shape = query.shape;
-        int queries = checked((int)shape[2]);
-        query = TensorAccess.WithContiguousRows(query);
-        Tensor output = empty(shape, dtype: DType, device: Device);
-        counts.CopyTo(_counts.Span);
-        int longest = 0;
-        for (int b = 0; b < BatchSize; b++)
-        {
-            _lengthsWithFresh.Span[b] = _state.Lengths[b] + (keys is null ? 0 : NewTokens(b, queries, counts));
-            longest = Math.Max(longest, _lengthsWithFresh.Span[b]);
-        }
-
-        NativeContext context = TensorAccess.Context(Device);
-        NativeAttention attention = new()
-        {
-            Batch = BatchSize,
-            NumHeads = checked((int)shape[1]),
-            NumKvHeads = NumKvHeads,
-            NumQueries = queries,
-            NumFresh = keys is null ? 0 : queries,
-            TailCapacity = _tailCapacity,
-            MaxTokens = longest,
-            Scale = (float)(scale ?? 1 / Math.Sqrt(HeadDim)),
-            Lengths = _lengthsWithFresh.Pointer,
-            Compressed = _state.CompressedPointer,
-            QueryCounts = counts.IsEmpty ? null : _counts.Pointer,
-            Query = TensorAccess.Dense(query),
-            Output = TensorAccess.Dense(output),
-            Keys = Blocks(keys: true),
-            Values = Blocks(keys: false),
-            TailKeys = TensorAccess.Dense(_tailKeys),
-            TailValues = TensorAccess.Dense(_tailValues),
-            FreshKeys = keys is null ? default : TensorAccess.Dense(keys),
-            FreshValues = values is null ? default : TensorAccess.Dense(values),
-        };
-        long bytes;
-        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
-        attention.Workspace = TensorAccess.Pointer(Workspace(bytes));
-        attention.WorkspaceBytes = bytes;
-        int status = NativeMethods.AttentionForward(&context, &attention);
-        GC.KeepAlive(query);
-        GC.KeepAlive(keys);
-        GC.KeepAlive(values);
-        NativeCall.Check(status);
-        return output;
-    }
-
-    private Tensor Workspace(long bytes)
-    {
-        if (_workspace is null || _workspace.numel() < bytes)
-        {
-            _workspace?.Dispose();
-            using IDisposable mode = inference_mode(false);
-            _workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
-        }
-
-        return _workspace;
-    }
-
-    // A block of queries over a past: each sequence's past is expanded a segment at a time, then come the block's own tokens.
-    private Tensor AttendChunk(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
-    {
-        Tensor output = zeros(query.shape, dtype: DType, device: Device);
-        int tokens = checked((int)query.shape[2]);
-        for (int b = 0; b < BatchSize; b++)
-        {
-            int count = NewTokens(b, tokens, counts);
-            if (count > 0)
-            {
-                using DisposeScope scope = NewDisposeScope();
-                output[b].narrow(1, 0, count).copy_(AttendChunk(
-                    b, query[b].narrow(1, 0, count), keys[b].narrow(1, 0, count), values[b].narrow(1, 0, count), scale));
-            }
-        }
-
-        return output;
-    }
-
-    // One sequence: query [num_heads, n, head_dim], keys and values [num_kv_heads, n, head_dim].
-    private Tensor AttendChunk(int sequence, Tensor query, Tensor keys, Tensor values, double? scale)
-    {
-        long count = query.shape[1];
-        Tensor rows = query.to(ScalarType.Float32).Times(scale ?? 1 / Math.Sqrt(HeadDim)).reshape(NumKvHeads, -1, HeadDim);
-        OnlineSoftmax softmax = new(rows);
-        int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
-        for (int first = 0; first < length;)
-        {
-            bool packed = first < compressed;
-            int end = Math.Min(packed ? compressed : length, first + SegmentTokens);
-            using DisposeScope scope = NewDisposeScope();
-            (Tensor k, Tensor v) = packed ? Expand(sequence, first, end - first) : Window(sequence, first, end - first);
-            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden: null);
-            softmax.MoveToOuter();
-            first = end;
-        }
-
-        Tensor positions = Scalars.Range(0, count, Device);
-        // Rows run through the heads of a group, then through the queries.
-        Tensor hidden = (positions.unsqueeze(0) > positions.unsqueeze(1)).repeat(rows.shape[1] / count, 1);
-        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), hidden);
-        return softmax.Result().reshape(query.shape);
-    }
-
-    // Compressed tokens of a sequence, dense [num_kv_heads, count, head_dim].
-    private (Tensor Keys, Tensor Values) Expand(int sequence, int first, int count)
-    {
-        return (Expanded(keys: true), Expanded(keys: false));
-
-        Tensor Expanded(bool keys)
-        {
-            Tensor dense = empty([1, NumKvHeads, count, HeadDim], dtype: DType, device: Device);
-            NativeContext context = TensorAccess.Context(Device);
-            NativeBlocks blocks = Blocks(keys, sequence);
-            NativeDense destination = TensorAccess.Dense(dense);
-            NativeCall.Check(NativeMethods.Decompress(&context, 1, NumKvHeads, first, count, &blocks, &destination));
-            return dense[0];
-        }
-    }
-
-    // Dense tokens of a sequence from the ring.
-    private (Tensor Keys, Tensor Values) Window(int sequence, int first, int count)
-    {
-        Tensor slots = Slots(first, count);
-        return (_tailKeys[sequence].index_select(1, slots), _tailValues[sequence].index_select(1, slots));
-    }
-
-    // Where consecutive tokens lie in the ring.
-    private Tensor Slots(int first, int count)
-    {
-        long[] slots = new long[count];
-        for (int i = 0; i < slots.Length; i++)
-        {
-            slots[i] = (first + i) % _tailCapacity;
-        }
-
-        return tensor(slots, device: Device);
-    }
-
-    private void Shorten(int sequence, int length)
-    {
-        int compressed = Math.Min(CompressedTokens(length), _state.Compressed[sequence]);
-        int returning = Math.Min(length, _state.Compressed[sequence]) - compressed;
-        if (returning > 0)
-        {
-            using IDisposable noGrad = no_grad();
-            using DisposeScope scope = NewDisposeScope();
-            (Tensor keys, Tensor values) = Expand(sequence, compressed, returning);
-            Tensor slots = Slots(compressed, returning);
-            _tailKeys[sequence].index_copy_(1, slots, keys);
-            _tailValues[sequence].index_copy_(1, slots, values);
-        }
-
-        while (_pages.Count(sequence) > compressed / Options.GroupSize)
-        {
-            _pool.Return(_pages.RemoveLast(sequence));
-        }
-
-        _state.Set(sequence, length, compressed);
     }
 
     private static void ClearPadding(Tensor output, ReadOnlySpan<int> counts)

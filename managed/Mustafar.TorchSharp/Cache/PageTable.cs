@@ -1,20 +1,23 @@
 using Mustafar.Native;
+using TorchSharp;
 
 namespace Mustafar;
 
 /// <summary>The pages of each sequence, in the order of its tokens, as native code reads them: [batch, capacity] addresses.</summary>
-internal sealed unsafe class PageTable
+internal sealed unsafe class PageTable : IDisposable
 {
     private const int SmallestCapacity = 16;
 
+    private readonly torch.Device _device;
     private readonly int[] _counts;
     private BackendArray<nint> _entries;
 
-    internal PageTable(int batchSize)
+    internal PageTable(int batchSize, torch.Device device)
     {
+        _device = device;
         _counts = new int[batchSize];
         Capacity = SmallestCapacity;
-        _entries = new BackendArray<nint>(batchSize * Capacity);
+        _entries = new BackendArray<nint>(batchSize * Capacity, device);
     }
 
     /// <summary>Entries of each sequence.</summary>
@@ -36,17 +39,23 @@ internal sealed unsafe class PageTable
         }
 
         int capacity = Math.Max(pages, 2 * Capacity);
-        BackendArray<nint> entries = new(checked(_counts.Length * capacity));
+        BackendArray<nint> entries = new(checked(_counts.Length * capacity), _device);
         for (int b = 0; b < _counts.Length; b++)
         {
             _entries.Span.Slice(b * Capacity, _counts[b]).CopyTo(entries.Span[(b * capacity)..]);
         }
 
+        _entries.Dispose();
         (_entries, Capacity) = (entries, capacity);
     }
 
     /// <summary>Adds a page at a sequence's end; there must be room.</summary>
     internal void Add(int sequence, nint page) => _entries.Span[(sequence * Capacity) + _counts[sequence]++] = page;
+
+    /// <summary>Brings the added pages to the device.</summary>
+    internal void Upload() => _entries.Upload();
+
+    public void Dispose() => _entries.Dispose();
 
     /// <summary>Takes a sequence's last page off.</summary>
     internal nint RemoveLast(int sequence) => _entries.Span[(sequence * Capacity) + --_counts[sequence]];

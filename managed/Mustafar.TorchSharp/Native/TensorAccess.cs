@@ -12,14 +12,38 @@ internal static unsafe partial class TensorAccess
 
     /// <summary>Where and how a call on tensors of this device runs. It follows torch's number of threads.</summary>
     /// <exception cref="NotSupportedException">There is no back end for the device.</exception>
-    internal static NativeContext Context(torch.Device device) => device.type == DeviceType.CPU
-        ? new NativeContext
+    internal static NativeContext Context(torch.Device device) => device.type switch
+    {
+        DeviceType.CPU => new NativeContext
         {
             Device = (int)Device.Cpu,
             NumThreads = get_num_threads(),
             CpuVariant = (int)(ForcedVariant ?? CpuVariant.Auto),
+        },
+        DeviceType.CUDA => new NativeContext
+        {
+            Device = (int)Device.Cuda,
+            DeviceIndex = Math.Max(0, device.index),
+            Stream = CudaStream.Current(Math.Max(0, device.index)),
+        },
+        _ => throw new NotSupportedException($"Mustafar runs on the CPU and on CUDA devices, not on {device}."),
+    };
+
+    /// <summary>The order in which a device's kernels read keys or values.</summary>
+    internal static Order OrderFor(torch.Device device, bool keys) =>
+        device.type == DeviceType.CPU ? Order.Plain : keys ? Order.KeyFragment : Order.ValueFragment;
+
+    /// <summary>The device with its index, if it came without one.</summary>
+    internal static torch.Device Resolve(torch.Device device)
+    {
+        if (device.type != DeviceType.CUDA || device.index >= 0)
+        {
+            return device;
         }
-        : throw new NotSupportedException($"Mustafar runs on the CPU, not on {device}.");
+
+        using Tensor probe = empty([1], device: device);
+        return probe.device;
+    }
 
     internal static DType DTypeOf(ScalarType type) => type switch
     {

@@ -38,11 +38,13 @@ public sealed unsafe class BitmapTensor : IDisposable
             _storage = empty([Math.Max(1, checked(pages * bytes))], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
         }
 
-        _pages = new BackendArray<nint>(BatchSize);
+        _pages = new BackendArray<nint>(BatchSize, device);
         for (int b = 0; b < BatchSize; b++)
         {
             _pages.Span[b] = (nint)TensorAccess.Pointer(_storage) + (nint)(offsets is null ? b * bytes : 0);
         }
+
+        _pages.Upload();
     }
 
     /// <summary>Number of sequences.</summary>
@@ -67,7 +69,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     public torch.Device Device { get; }
 
     /// <summary>Bytes of the compressed form.</summary>
-    public long Bytes => _storage.numel() + (_offsets?.Bytes ?? 0);
+    public long Bytes => (Keep is null ? _pageBytes : BatchSize * _pageBytes) + (_offsets?.Bytes ?? 0);
 
     /// <summary>Bytes of the dense form.</summary>
     public long DenseBytes => BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
@@ -101,11 +103,18 @@ public sealed unsafe class BitmapTensor : IDisposable
         TensorAccess.Validate(mask, nameof(mask), ScalarType.Bool, tensor.device, shape);
         using Tensor bitmap = MustafarOps.PackMask(mask);
         NativeContext context = TensorAccess.Context(tensor.device);
-        BackendArray<uint> offsets = new(checked((int)((shape[0] * shape[1] * Blocks(shape[2])) + 1)));
-        long bytes;
-        NativeCall.Check(NativeMethods.Offsets(
-            &context, &format, (int)shape[0], (int)shape[1], shape[2], (uint*)TensorAccess.Pointer(bitmap), offsets.Pointer, &bytes));
-        return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets, bytes), tensor, bitmap);
+        BackendArray<uint> offsets = new(checked((int)((shape[0] * shape[1] * Blocks(shape[2])) + 1)), tensor.device);
+        using BackendArray<long> bytes = new(1, tensor.device);
+        int status = NativeMethods.Offsets(
+            &context, &format, (int)shape[0], (int)shape[1], shape[2], (uint*)TensorAccess.Pointer(bitmap), offsets.Pointer, bytes.Pointer);
+        if (status != (int)Status.Ok)
+        {
+            offsets.Dispose();
+        }
+
+        NativeCall.Check(status);
+        bytes.Download();
+        return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets, bytes.Span[0]), tensor, bitmap);
     }
 
     /// <summary>The dense tensor [batch, num_kv_heads, tokens, head_dim], zero where a channel was pruned.</summary>
@@ -175,6 +184,8 @@ public sealed unsafe class BitmapTensor : IDisposable
     {
         _disposed = true;
         _storage.Dispose();
+        _pages.Dispose();
+        _offsets?.Dispose();
     }
 
     /// <summary>The storage as the native library sees it; valid while this object is alive.</summary>

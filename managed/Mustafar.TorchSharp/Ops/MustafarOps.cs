@@ -85,7 +85,7 @@ public static unsafe class MustafarOps
             throw new ArgumentException($"Expected one length for each of {keys.BatchSize} sequences, but got {lengths.Length}.", nameof(lengths));
         }
 
-        BackendArray<int> counts = new(keys.BatchSize);
+        using BackendArray<int> counts = new(keys.BatchSize, query.device);
         for (int b = 0; b < keys.BatchSize; b++)
         {
             int length = lengths.IsEmpty ? checked((int)keys.Tokens) : lengths[b];
@@ -98,6 +98,7 @@ public static unsafe class MustafarOps
         }
 
         using DisposeScope scope = NewDisposeScope();
+        counts.Upload();
         Tensor output = empty(shape, dtype: query.dtype, device: query.device);
         Tensor rows = TensorAccess.WithContiguousRows(query);
         NativeContext context = TensorAccess.Context(query.device);

@@ -1,0 +1,201 @@
+using Mustafar.Native;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+// The native calls of a step: appending tokens, with the pages they need, and attending to what is stored.
+public sealed unsafe partial class MustafarCache
+{
+    private int CompressedTokens(int length) =>
+        (int)NativeMethods.CompressedTokens(length, Options.LocalWindow, Options.GroupSize);
+
+    // As the library counts: tokens that are not there yet are not compressed.
+    private int Due(int length, int lookahead) =>
+        Math.Min(CompressedTokens(length + lookahead), length / Options.GroupSize * Options.GroupSize);
+
+    private void SetCounts(ReadOnlySpan<int> counts)
+    {
+        if (!counts.IsEmpty)
+        {
+            counts.CopyTo(_counts.Span);
+            _counts.Upload();
+        }
+    }
+
+    private static int NewTokens(int sequence, int tokens, ReadOnlySpan<int> counts) => counts.IsEmpty ? tokens : counts[sequence];
+
+    // The longest length after new tokens; refuses more than the library counts.
+    private int CheckRoom(int tokens, ReadOnlySpan<int> counts)
+    {
+        const int most = int.MaxValue - NativeConstants.BlockTokens;
+        long longest = 0;
+        for (int b = 0; b < BatchSize; b++)
+        {
+            longest = Math.Max(longest, (long)_state.Lengths[b] + NewTokens(b, tokens, counts));
+        }
+
+        return longest <= most
+            ? (int)longest
+            : throw new ArgumentOutOfRangeException(nameof(tokens), tokens, $"Expected sequences of at most {most} tokens, but the new ones make {longest}.");
+    }
+
+    private void AppendTokens(Tensor? keys, Tensor? values, ReadOnlySpan<int> counts, int lookahead)
+    {
+        int tokens = keys is null ? 0 : checked((int)keys.shape[2]);
+        int longest = CheckRoom(tokens, counts);
+        SetCounts(counts);
+        AddPages(tokens, counts, lookahead);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            int length = _state.Lengths[b] + NewTokens(b, tokens, counts);
+            _state.NextLengths[b] = length;
+            _state.NextCompressed[b] = Math.Max(_state.Compressed[b], Due(length, lookahead));
+        }
+
+        NativeContext context = TensorAccess.Context(Device);
+        NativeAppend append = new()
+        {
+            Batch = BatchSize,
+            NumKvHeads = NumKvHeads,
+            NumTokens = tokens,
+            Lookahead = lookahead,
+            GroupSize = Options.GroupSize,
+            LocalWindow = Options.LocalWindow,
+            TailCapacity = _tailCapacity,
+            MaxTokens = longest,
+            Counts = counts.IsEmpty ? null : _counts.Pointer,
+            Lengths = _state.LengthsPointer,
+            Compressed = _state.CompressedPointer,
+            NewLengths = _state.NextLengthsPointer,
+            NewCompressed = _state.NextCompressedPointer,
+            NewKeys = keys is null ? default : TensorAccess.Dense(keys),
+            NewValues = values is null ? default : TensorAccess.Dense(values),
+            Keys = Blocks(keys: true),
+            Values = Blocks(keys: false),
+            TailKeys = TensorAccess.Dense(_tailKeys),
+            TailValues = TensorAccess.Dense(_tailValues),
+        };
+        int status = NativeMethods.AppendTokens(&context, &append);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        if (status != (int)Status.Ok)
+        {
+            RemoveAddedPages();
+        }
+
+        NativeCall.Check(status);
+        _state.Commit();
+    }
+
+    // Gives each sequence the pages that it will need.
+    private void AddPages(int tokens, ReadOnlySpan<int> counts, int lookahead)
+    {
+        int total = 0, most = 0;
+        for (int b = 0; b < BatchSize; b++)
+        {
+            int needed = Due(_state.Lengths[b] + NewTokens(b, tokens, counts), lookahead) / Options.GroupSize;
+            _pagesAdded[b] = Math.Max(0, needed - _pages.Count(b));
+            total += _pagesAdded[b];
+            most = Math.Max(most, needed);
+        }
+
+        if (total == 0)
+        {
+            return;
+        }
+
+        _pages.Reserve(most);
+        nint[] pages = _pool.Rent(total);
+        for (int b = 0, next = 0; b < BatchSize; b++)
+        {
+            for (int i = 0; i < _pagesAdded[b]; i++)
+            {
+                _pages.Add(b, pages[next++]);
+            }
+        }
+
+        _pages.Upload();
+    }
+
+    private void RemoveAddedPages()
+    {
+        for (int b = 0; b < BatchSize; b++)
+        {
+            for (int i = 0; i < _pagesAdded[b]; i++)
+            {
+                _pool.Return(_pages.RemoveLast(b));
+            }
+        }
+    }
+
+    // keys and values: the queries' own tokens if they are not in the cache yet.
+    private Tensor AttendTokens(Tensor query, Tensor? keys, Tensor? values, double? scale, ReadOnlySpan<int> counts)
+    {
+        long[] shape = query.shape;
+        int queries = checked((int)shape[2]);
+        query = TensorAccess.WithContiguousRows(query);
+        Tensor output = empty(shape, dtype: DType, device: Device);
+        SetCounts(counts);
+        int longest = keys is null ? _state.Longest : AddFresh(queries, counts);
+        NativeContext context = TensorAccess.Context(Device);
+        NativeAttention attention = new()
+        {
+            Batch = BatchSize,
+            NumHeads = checked((int)shape[1]),
+            NumKvHeads = NumKvHeads,
+            NumQueries = queries,
+            NumFresh = keys is null ? 0 : queries,
+            TailCapacity = _tailCapacity,
+            MaxTokens = longest,
+            Scale = (float)(scale ?? 1 / Math.Sqrt(HeadDim)),
+            Lengths = keys is null ? _state.LengthsPointer : _lengthsWithFresh.Pointer,
+            Compressed = _state.CompressedPointer,
+            QueryCounts = counts.IsEmpty ? null : _counts.Pointer,
+            Query = TensorAccess.Dense(query),
+            Output = TensorAccess.Dense(output),
+            Keys = Blocks(keys: true),
+            Values = Blocks(keys: false),
+            TailKeys = TensorAccess.Dense(_tailKeys),
+            TailValues = TensorAccess.Dense(_tailValues),
+            FreshKeys = keys is null ? default : TensorAccess.Dense(keys),
+            FreshValues = values is null ? default : TensorAccess.Dense(values),
+        };
+        long bytes;
+        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        attention.Workspace = TensorAccess.Pointer(Workspace(bytes));
+        attention.WorkspaceBytes = bytes;
+        int status = NativeMethods.AttentionForward(&context, &attention);
+        GC.KeepAlive(query);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        NativeCall.Check(status);
+        return output;
+    }
+
+    // Lengths with tokens that are not in the cache yet; returns the longest.
+    private int AddFresh(int tokens, ReadOnlySpan<int> counts)
+    {
+        int longest = 0;
+        for (int b = 0; b < BatchSize; b++)
+        {
+            int length = _state.Lengths[b] + NewTokens(b, tokens, counts);
+            _lengthsWithFresh.Span[b] = length;
+            longest = Math.Max(longest, length);
+        }
+
+        _lengthsWithFresh.Upload();
+        return longest;
+    }
+
+    private Tensor Workspace(long bytes)
+    {
+        if (_workspace is null || _workspace.numel() < bytes)
+        {
+            _workspace?.Dispose();
+            using IDisposable mode = inference_mode(false);
+            _workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
+        }
+
+        return _workspace;
+    }
+}

@@ -1,0 +1,110 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+// What expands compressed tokens: attention of long query blocks, and shortening.
+public sealed unsafe partial class MustafarCache
+{
+    // A block of queries over a past: each sequence's past is expanded a segment at a time, then come the block's own tokens.
+    private Tensor AttendChunk(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
+    {
+        Tensor output = zeros(query.shape, dtype: DType, device: Device);
+        int tokens = checked((int)query.shape[2]);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            int count = NewTokens(b, tokens, counts);
+            if (count > 0)
+            {
+                using DisposeScope scope = NewDisposeScope();
+                output[b].narrow(1, 0, count).copy_(AttendChunk(
+                    b, query[b].narrow(1, 0, count), keys[b].narrow(1, 0, count), values[b].narrow(1, 0, count), scale));
+            }
+        }
+
+        return output;
+    }
+
+    // One sequence: query [num_heads, n, head_dim], keys and values [num_kv_heads, n, head_dim].
+    private Tensor AttendChunk(int sequence, Tensor query, Tensor keys, Tensor values, double? scale)
+    {
+        long count = query.shape[1];
+        Tensor rows = query.to(ScalarType.Float32).Times(scale ?? 1 / Math.Sqrt(HeadDim)).reshape(NumKvHeads, -1, HeadDim);
+        OnlineSoftmax softmax = new(rows);
+        int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
+        for (int first = 0; first < length;)
+        {
+            bool packed = first < compressed;
+            int end = Math.Min(packed ? compressed : length, first + SegmentTokens);
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor k, Tensor v) = packed ? Expand(sequence, first, end - first) : Window(sequence, first, end - first);
+            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden: null);
+            softmax.MoveToOuter();
+            first = end;
+        }
+
+        Tensor positions = Scalars.Range(0, count, Device);
+        // Rows run through the heads of a group, then through the queries.
+        Tensor hidden = (positions.unsqueeze(0) > positions.unsqueeze(1)).repeat(rows.shape[1] / count, 1);
+        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), hidden);
+        return softmax.Result().reshape(query.shape);
+    }
+
+    // Compressed tokens of a sequence, dense [num_kv_heads, count, head_dim].
+    private (Tensor Keys, Tensor Values) Expand(int sequence, int first, int count)
+    {
+        return (Expanded(keys: true), Expanded(keys: false));
+
+        Tensor Expanded(bool keys)
+        {
+            Tensor dense = empty([1, NumKvHeads, count, HeadDim], dtype: DType, device: Device);
+            NativeContext context = TensorAccess.Context(Device);
+            NativeBlocks blocks = Blocks(keys, sequence);
+            NativeDense destination = TensorAccess.Dense(dense);
+            NativeCall.Check(NativeMethods.Decompress(&context, 1, NumKvHeads, first, count, &blocks, &destination));
+            return dense[0];
+        }
+    }
+
+    // Dense tokens of a sequence from the ring.
+    private (Tensor Keys, Tensor Values) Window(int sequence, int first, int count)
+    {
+        Tensor slots = Slots(first, count);
+        return (_tailKeys[sequence].index_select(1, slots), _tailValues[sequence].index_select(1, slots));
+    }
+
+    // Where consecutive tokens lie in the ring.
+    private Tensor Slots(int first, int count)
+    {
+        long[] slots = new long[count];
+        for (int i = 0; i < slots.Length; i++)
+        {
+            slots[i] = (first + i) % _tailCapacity;
+        }
+
+        return tensor(slots, device: Device);
+    }
+
+    private void Shorten(int sequence, int length)
+    {
+        int compressed = Math.Min(CompressedTokens(length), _state.Compressed[sequence]);
+        int returning = Math.Min(length, _state.Compressed[sequence]) - compressed;
+        if (returning > 0)
+        {
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor keys, Tensor values) = Expand(sequence, compressed, returning);
+            Tensor slots = Slots(compressed, returning);
+            _tailKeys[sequence].index_copy_(1, slots, keys);
+            _tailValues[sequence].index_copy_(1, slots, values);
+        }
+
+        while (_pages.Count(sequence) > compressed / Options.GroupSize)
+        {
+            _pool.Return(_pages.RemoveLast(sequence));
+        }
+
+        _state.Set(sequence, length, compressed);
+    }
+}
