@@ -1,0 +1,47 @@
+using Mustafar.Native;
+
+namespace Mustafar.Tests.Bindings;
+
+[TestFixture]
+internal sealed class NativeLoaderTests
+{
+    [Test]
+    public void A_failure_lists_each_place_why_it_failed_and_what_to_do()
+    {
+        string broken = Path.GetTempFileName();
+        try
+        {
+            File.WriteAllText(broken, "not a library");
+            Assert.That(
+                () => NativeLoader.Load(["/no/such/folder/libmustafar.so", broken]),
+                Throws.TypeOf<DllNotFoundException>().With.Message.Contains("/no/such/folder/libmustafar.so: no such file")
+                    .And.Message.Contains(broken).And.Message.Contains(NativeLoader.PathVariable));
+        }
+        finally
+        {
+            File.Delete(broken);
+        }
+    }
+
+    [Test]
+    public void Another_library_is_refused()
+    {
+        Assert.That(() => NativeLoader.Load(["libm.so.6"]), Throws.TypeOf<MustafarException>().With.Message.Contains("mustafar_abi_version"));
+    }
+
+    [Test]
+    public unsafe void Null_pointers_and_unknown_numbers_give_a_status_and_a_text()
+    {
+        NativeContext context = new();
+        NativeFormat format = new() { HeadDim = 128, DType = 9, Keep = 40 };
+        long bytes;
+        Refused(NativeMethods.AttentionForward(null, null), "context");
+        Refused(NativeMethods.AppendTokens(&context, null), "append");
+        Refused(NativeMethods.BlockBytes(&format, &bytes), "dtype");
+        context.CpuVariant = 77;
+        Refused(NativeMethods.Prune(&context, &format, 1, 1, 1, null, null), "dtype");
+    }
+
+    private static void Refused(int status, string says) =>
+        Assert.That(() => NativeCall.Check(status), Throws.ArgumentException.With.Message.Contains(says));
+}

@@ -1,0 +1,267 @@
+using Mustafar.Tests.Oracle;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Cache;
+
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed class MustafarCacheTests(string device)
+{
+    /// <summary>Random operations on random shapes, after each of which the cache must be what lists of tokens say.</summary>
+    [Test]
+    public void Any_sequence_of_operations_is_what_lists_of_tokens_say([Range(1, 24)] int seed)
+    {
+        Random random = new(seed);
+        ScalarType dtype = new[] { ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16 }[random.Next(3)];
+        int batch = random.Next(1, 4), heads = random.Next(1, 4), group = random.Next(1, 5);
+        int headDim = new[] { 64, 80, 96, 128, 256 }[random.Next(5)];
+        MustafarOptions options = new()
+        {
+            KeySparsity = random.NextDouble() * 0.95,
+            ValueSparsity = random.NextDouble() * 0.95,
+            LocalWindow = new[] { 0, 1, 7, 32, 40, 1000 }[random.Next(6)],
+            GroupSize = 32 * random.Next(1, 4),
+            KeepMultiple = random.Next(1, 9),
+        };
+        string sample = $"seed {seed}: {dtype} batch {batch} heads {heads} group {group} head_dim {headDim} {options}";
+        TestContext.Out.WriteLine(sample);
+        double tolerance = dtype == ScalarType.Float32 ? 2e-5 : dtype == ScalarType.Float16 ? 3e-3 : 2.5e-2;
+        double scale = 1 / Math.Sqrt(headDim);
+
+        using var scope = NewDisposeScope();
+        manual_seed(seed);
+        using MustafarCache cache = new(batch, heads, headDim, dtype, new Device(device), options);
+        using ReferenceCache reference = new(batch, options, headDim);
+        for (int step = 0; step < 12; step++)
+        {
+            int count = random.Next(4) switch { 0 => 1, 1 => random.Next(2, 9), 2 => random.Next(9, 50), _ => random.Next(50, 200) };
+            int[] counts = random.Next(2) == 0 ? [.. Enumerable.Repeat(count, batch)] : [.. Enumerable.Range(0, batch).Select(_ => random.Next(count + 1))];
+            Tensor keys = randn(batch, heads, count, headDim).to(dtype).to(device);
+            Tensor values = randn(batch, heads, count, headDim).to(dtype).to(device);
+            Tensor query = randn(batch, heads * group, count, headDim).to(dtype).to(device);
+            string what;
+            switch (random.Next(5))
+            {
+                case 0:
+                    what = $"{sample}; step {step}: append {string.Join(",", counts)}";
+                    cache.Append(keys, values, counts);
+                    reference.Append(keys, values, counts);
+                    break;
+                case 1:
+                    int[] lengths = [.. reference.Lengths.Select(length => random.Next(length + 1))];
+                    what = $"{sample}; step {step}: truncate to {string.Join(",", lengths)}";
+                    cache.Truncate(lengths);
+                    reference.Truncate(lengths);
+                    break;
+                default:
+                    what = $"{sample}; step {step}: forward {string.Join(",", counts)}";
+                    Tensor output = cache.Forward(query, keys, values, counts: counts);
+                    Compare.Close(output, reference.Forward(query, keys, values, scale, counts), tolerance, tolerance, what);
+                    break;
+            }
+
+            Assert.That(cache.Lengths, Is.EqualTo(reference.Lengths), what);
+            Assert.That(cache.CompressedLengths, Is.EqualTo(cache.Lengths.Select(length => ReferenceCache.Rule(length, options))).Or.EqualTo(reference.Compressed), what);
+            Tensor last = randn(batch, heads * group, 1, headDim).to(dtype).to(device);
+            Compare.Close(cache.Attend(last), reference.Attend(last, scale), tolerance, tolerance, $"{what}, then attend");
+        }
+    }
+
+    [Test]
+    public void Attending_an_empty_cache_gives_zeros()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        Assert.That(Values.Of(cache.Attend(randn(2, 4, 3, 64, device: device))), Is.All.Zero);
+    }
+
+    [Test]
+    public void At_70_percent_a_cache_takes_at_most_40_percent_of_dense()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(1, 8, 128, ScalarType.Float16, new Device(device));
+        Tensor x = randn(1, 8, 4096, 128, dtype: ScalarType.Float16, device: device);
+        cache.Append(x, x);
+        TestContext.Out.WriteLine(cache.Memory);
+        Assert.That(cache.Memory.RatioToDense, Is.LessThanOrEqualTo(0.40));
+        Assert.That(cache.Memory.DenseBytes, Is.EqualTo(2 * 8 * 4096 * 128 * 2));
+    }
+
+    [Test]
+    public void Compressed_tokens_stay_where_they_are()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(1, 1, 400, 64, device: device);
+        cache.Append(x, x);
+        nint[] before = cache.PageAddresses(0);
+        long bytes = cache.Memory.CompressedBytes;
+        for (int i = 0; i < 40; i++)
+        {
+            cache.Append(x, x);
+        }
+
+        Assert.That(cache.PageAddresses(0).Take(before.Length), Is.EqualTo(before));
+        Assert.That(cache.PageAddresses(0), Has.Length.EqualTo(cache.CompressedLengths[0] / cache.Options.GroupSize).And.Unique);
+        Assert.That(cache.Memory.CompressedBytes, Is.GreaterThan(bytes));
+    }
+
+    [Test]
+    public void Pages_are_used_again_after_Clear()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(2, 2, 300, 64, device: device);
+        cache.Append(x, x);
+        long bytes = cache.Memory.CompressedBytes;
+        for (int i = 0; i < 20; i++)
+        {
+            cache.Clear();
+            Assert.That(cache.Length, Is.Zero);
+            cache.Append(x, x);
+        }
+
+        Assert.That(cache.Memory.CompressedBytes, Is.EqualTo(bytes));
+    }
+
+    [Test]
+    public void A_cache_filled_in_inference_mode_serves_outside_of_it()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = randn(1, 1, 150, 64, device: device);
+        MustafarCache cache;
+        using (inference_mode())
+        {
+            cache = new MustafarCache(1, 1, 64, ScalarType.Float32, new Device(device));
+            cache.Append(x, x);
+        }
+
+        using (cache)
+        {
+            Assert.That(() => cache.Forward(x, x, x), Throws.Nothing);
+            Assert.That(() => cache.Truncate(100), Throws.Nothing);
+        }
+    }
+
+    [Test]
+    public void Bad_input_is_named_and_leaves_the_cache_as_it_was()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(2, 2, 150, 64, device: device);
+        Tensor q = randn(2, 4, 1, 64, device: device);
+        cache.Append(x, x);
+        Tensor before = cache.Attend(q).clone();
+        (string Name, Action Call, string Parameter, string Says)[] cases =
+        [
+            ("dtype", () => cache.Append(x.to(ScalarType.Float16), x), "keys", "Float16"),
+            ("values' dtype", () => cache.Append(x, x.to(ScalarType.BFloat16)), "values", "BFloat16"),
+            ("rank", () => cache.Append(x[0], x), "keys", "[2, 150, 64]"),
+            ("heads", () => cache.Append(x.narrow(1, 0, 1), x), "keys", "[2, 1, 150, 64]"),
+            ("head_dim", () => cache.Append(x.narrow(3, 0, 32), x), "keys", "32"),
+            ("tokens", () => cache.Append(x, x.narrow(2, 0, 149)), "values", "149"),
+            ("no tokens", () => cache.Append(x.narrow(2, 0, 0), x.narrow(2, 0, 0)), "keys", "tokens"),
+            ("query heads", () => cache.Attend(randn(2, 3, 1, 64, device: device)), "query", "multiple of 2"),
+            ("query dtype", () => cache.Attend(q.to(ScalarType.Float16)), "query", "Float16"),
+            ("queries", () => cache.Forward(q, x, x), "query", "150"),
+            ("scale", () => cache.Attend(q, double.NaN), "scale", "finite"),
+            ("negative scale", () => cache.Attend(q, -1), "scale", "positive"),
+            ("counts", () => cache.Append(x, x, [1]), "counts", "2"),
+            ("count", () => cache.Append(x, x, [1, 151]), "counts", "151"),
+            ("length", () => cache.Truncate(151), "length", "150"),
+            ("lengths", () => cache.Truncate([1, -1]), "lengths", "-1"),
+        ];
+        foreach ((string name, Action call, string parameter, string says) in cases)
+        {
+            ArgumentException? failure = Assert.Catch<ArgumentException>(call, name);
+            Assert.That(failure!.ParamName, Is.EqualTo(parameter), name);
+            Assert.That(failure.Message, Does.Contain(says), name);
+            Assert.That(cache.Lengths, Is.EqualTo(new[] { 150, 150 }), name);
+        }
+
+        Compare.Same(cache.Attend(q), before.to(ScalarType.Float32), "after all");
+    }
+
+    [Test]
+    public void Bad_sizes_are_named()
+    {
+        Device where = new(device);
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => new MustafarCache(0, 1, 64, ScalarType.Float32, where), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new MustafarCache(1, 0, 64, ScalarType.Float32, where), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new MustafarCache(1, 1, 72, ScalarType.Float32, where), Throws.TypeOf<NotSupportedException>().With.Message.Contains("72"));
+            Assert.That(() => new MustafarCache(1, 1, 64, ScalarType.Int32, where), Throws.ArgumentException.With.Message.Contains("Int32"));
+            Assert.That(() => new MustafarCache(1, 1, 64, ScalarType.Float32, new Device("meta")), Throws.TypeOf<NotSupportedException>().With.Message.Contains("meta"));
+        });
+    }
+
+    [Test]
+    public void After_Dispose_every_use_says_so()
+    {
+        using var scope = NewDisposeScope();
+        MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(1, 1, 3, 64, device: device);
+        cache.Dispose();
+        cache.Dispose();
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => cache.Append(x, x), Throws.TypeOf<ObjectDisposedException>());
+            Assert.That(() => cache.Attend(x), Throws.TypeOf<ObjectDisposedException>());
+            Assert.That(() => cache.Forward(x, x, x), Throws.TypeOf<ObjectDisposedException>());
+            Assert.That(() => cache.Truncate(0), Throws.TypeOf<ObjectDisposedException>());
+            Assert.That(() => cache.Clear(), Throws.TypeOf<ObjectDisposedException>());
+            Assert.That(() => cache.Memory, Throws.TypeOf<ObjectDisposedException>());
+        });
+    }
+
+    [Test]
+    public void Two_threads_at_once_either_both_finish_or_one_is_refused()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(1, 2, 64, 64, device: device);
+        int refused = 0;
+        Parallel.For(0, 200, new ParallelOptions { MaxDegreeOfParallelism = 4 }, _ =>
+        {
+            try
+            {
+                cache.Append(x, x);
+            }
+            catch (InvalidOperationException)
+            {
+                Interlocked.Increment(ref refused);
+            }
+        });
+        Assert.That(cache.Length, Is.EqualTo((200 - refused) * 64));
+    }
+
+    [Test]
+    public void Memory_of_the_process_stays_flat_over_many_steps()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(1, 2, 1, 64, device: device);
+        void Steps(int count)
+        {
+            for (int i = 0; i < count; i++)
+            {
+                if (cache.Length >= 512)
+                {
+                    cache.Clear();
+                }
+
+                cache.Forward(x, x, x).Dispose();
+            }
+
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+        }
+
+        Steps(3000);
+        long before = Environment.WorkingSet;
+        long tensors = Tensor.TotalCount;
+        Steps(12000);
+        Assert.That(Tensor.TotalCount, Is.LessThanOrEqualTo(tensors));
+        Assert.That(Environment.WorkingSet - before, Is.LessThan(8 << 20));
+    }
+}

@@ -1,0 +1,41 @@
+namespace Mustafar.Tests.Cache;
+
+[TestFixture]
+internal sealed class MustafarOptionsTests
+{
+    [TestCase(0.0, 128, 1, 128)]
+    [TestCase(0.5, 128, 1, 64)]
+    [TestCase(0.7, 128, 1, 39)]
+    [TestCase(0.7, 128, 8, 40)]
+    [TestCase(0.6875, 128, 1, 40)]
+    [TestCase(0.8125, 128, 8, 24)]
+    [TestCase(0.29, 100, 1, 71)] // 0.29 · 100 is 28.999999999999996
+    [TestCase(0.999, 64, 1, 1)]
+    [TestCase(0.99, 80, 16, 16)]
+    [TestCase(0.1, 80, 64, 80)]
+    public void Kept_channels(double sparsity, int headDim, int multiple, int expected)
+    {
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = multiple };
+        Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
+        Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public void Values_out_of_range_are_named()
+    {
+        Assert.Multiple(() =>
+        {
+            Refused(() => new MustafarOptions { KeySparsity = 1 }, "KeySparsity", "1");
+            Refused(() => new MustafarOptions { ValueSparsity = -0.1 }, "ValueSparsity", "-0.1");
+            Refused(() => new MustafarOptions { ValueSparsity = double.NaN }, "ValueSparsity", "NaN");
+            Refused(() => new MustafarOptions { LocalWindow = -1 }, "LocalWindow", "-1");
+            Refused(() => new MustafarOptions { GroupSize = 48 }, "GroupSize", "multiple of 32");
+            Refused(() => new MustafarOptions { GroupSize = 0 }, "GroupSize", "0");
+            Refused(() => new MustafarOptions { KeepMultiple = 0 }, "KeepMultiple", "0");
+            Assert.That(() => new MustafarOptions().KeysKept(0), Throws.TypeOf<ArgumentOutOfRangeException>());
+        });
+    }
+
+    private static void Refused(Func<MustafarOptions> make, string parameter, string says) => Assert.That(
+        () => make(), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo(parameter).And.Message.Contains(says));
+}

@@ -1,0 +1,95 @@
+using Mustafar.Tests.Oracle;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Ops;
+
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed class PruningTests(string device)
+{
+    private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
+
+    [Test]
+    public void Random_rows_keep_what_sorting_keeps([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 80, 96, 128, 256)] int headDim)
+    {
+        Random random = new(headDim);
+        TestDevices.ForEachVariant(device, variant =>
+        {
+            using var scope = NewDisposeScope();
+            foreach (int keep in new[] { 1, random.Next(2, headDim), headDim - 1, headDim })
+            {
+                manual_seed(keep);
+                Tensor x = randn(2, 3, 37, headDim).to(dtype).to(device);
+                Compare.Same(MustafarOps.PruneMask(x, keep), ReferencePruning.Mask(x, keep), $"{variant} {dtype} {headDim} keep {keep}");
+            }
+        });
+    }
+
+    [Test]
+    public void Ties_go_to_the_lower_channel([ValueSource(nameof(DTypes))] ScalarType dtype)
+    {
+        TestDevices.ForEachVariant(device, variant =>
+        {
+            using var scope = NewDisposeScope();
+            manual_seed(1);
+            // Few distinct magnitudes, both signs.
+            Tensor x = randint(-2, 3, [1, 2, 64, 128]).to(dtype).to(device);
+            foreach (int keep in new[] { 1, 31, 32, 33, 40, 64, 100 })
+            {
+                Compare.Same(MustafarOps.PruneMask(x, keep), ReferencePruning.Mask(x, keep), $"{variant} {dtype} keep {keep}");
+            }
+
+            Tensor zero = zeros(1, 1, 1, 128, dtype: dtype, device: device);
+            Assert.That(Values.Of(MustafarOps.PruneMask(zero, 40)), Is.EqualTo(Enumerable.Range(0, 128).Select(c => c < 40 ? 1f : 0f)));
+        });
+    }
+
+    [Test]
+    public void NaN_comes_before_infinity_and_infinity_before_numbers([ValueSource(nameof(DTypes))] ScalarType dtype)
+    {
+        TestDevices.ForEachVariant(device, variant =>
+        {
+            using var scope = NewDisposeScope();
+            manual_seed(2);
+            Tensor x = randn(1, 1, 8, 128);
+            foreach ((int channel, float value) in new[] { (3, float.PositiveInfinity), (70, float.NegativeInfinity), (9, float.NaN), (127, -float.NaN) })
+            {
+                x[0, 0, TensorIndex.Colon, channel] = tensor(value);
+            }
+
+            x = x.to(dtype).to(device);
+            foreach (int keep in new[] { 1, 2, 3, 4, 5, 64 })
+            {
+                Compare.Same(MustafarOps.PruneMask(x, keep), ReferencePruning.Mask(x, keep), $"{variant} {dtype} keep {keep}");
+            }
+        });
+    }
+
+    [Test]
+    public void Prune_zeroes_the_rest_of_any_view()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(3);
+        Tensor x = randn(2, 50, 3, 96, device: device).transpose(1, 2);
+        Compare.Same(MustafarOps.Prune(x, 30), ReferencePruning.Prune(x, 30), "transposed");
+        Tensor columns = randn(2, 3, 64, 50, device: device).transpose(2, 3);
+        Compare.Same(MustafarOps.Prune(columns, 30), ReferencePruning.Prune(columns, 30), "rows that are not contiguous");
+        Tensor expanded = randn(1, 1, 5, 64, device: device).expand(2, 3, 5, 64);
+        Compare.Same(MustafarOps.Prune(expanded, 30), ReferencePruning.Prune(expanded, 30), "expanded");
+    }
+
+    [Test]
+    public void Bad_arguments_are_named()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = randn(1, 2, 3, 64, device: device);
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => MustafarOps.PruneMask(x, 0), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("keep"));
+            Assert.That(() => MustafarOps.PruneMask(x, 65), Throws.TypeOf<ArgumentOutOfRangeException>().With.Message.Contains("64"));
+            Assert.That(() => MustafarOps.PruneMask(x[0], 4), Throws.ArgumentException.With.Message.Contains("[2, 3, 64]"));
+            Assert.That(() => MustafarOps.PruneMask(x.to(ScalarType.Float64), 4), Throws.ArgumentException.With.Message.Contains("Float64"));
+            Assert.That(() => MustafarOps.PruneMask(x.narrow(3, 0, 48), 4), Throws.TypeOf<NotSupportedException>().With.Message.Contains("48"));
+            Assert.That(() => MustafarOps.PruneMask(null!, 4), Throws.ArgumentNullException);
+        });
+    }
+}

@@ -1,0 +1,112 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Oracle;
+
+/// <summary>
+/// What a compressed cache must be, as lists of rows: tokens that the rule compresses are replaced by their pruned rows, and attention
+/// is computed in double precision.
+/// </summary>
+internal sealed class ReferenceCache(int batch, MustafarOptions options, int headDim) : IDisposable
+{
+    private readonly DisposeScope _scope = NewDisposeScope();
+    private readonly Tensor?[] _keys = new Tensor?[batch];
+    private readonly Tensor?[] _values = new Tensor?[batch];
+    private readonly int[] _compressed = new int[batch];
+
+    internal int Length(int b) => (int)(_keys[b]?.shape[1] ?? 0);
+
+    internal int[] Lengths => [.. Enumerable.Range(0, batch).Select(Length)];
+
+    internal int[] Compressed => [.. _compressed];
+
+    internal static int Rule(int length, MustafarOptions options) =>
+        Math.Max(0, (int)Math.Floor((length - options.LocalWindow) / (double)options.GroupSize)) * options.GroupSize;
+
+    internal void Append(Tensor keys, Tensor values, int[] counts)
+    {
+        for (int b = 0; b < batch; b++)
+        {
+            Add(b, keys, values, counts[b]);
+            Compress(b, Rule(Length(b), options));
+        }
+    }
+
+    internal Tensor Attend(Tensor query, double scale) => stack(Enumerable.Range(0, batch).Select(b => Attend(b, query[b], scale)).ToArray());
+
+    /// <summary>Before the new tokens attend, what the first of them makes due is compressed; the rest after.</summary>
+    internal Tensor Forward(Tensor query, Tensor keys, Tensor values, double scale, int[] counts)
+    {
+        Tensor output = zeros(query.shape, dtype: ScalarType.Float64);
+        bool prompt = Lengths.All(length => length == 0) && keys.shape[2] > 1;
+        for (int b = 0; b < batch; b++)
+        {
+            // A single token is appended first; of several, none is there yet when the cache makes room for the first.
+            int past = Length(b);
+            bool single = keys.shape[2] == 1;
+            Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), past / options.GroupSize * options.GroupSize));
+            Add(b, keys, values, counts[b]);
+            if (single)
+            {
+                Compress(b, Rule(Length(b), options));
+            }
+
+            if (counts[b] > 0)
+            {
+                output[b].narrow(1, 0, counts[b]).copy_(Attend(b, query[b].narrow(1, 0, counts[b]), scale));
+            }
+
+            Compress(b, Rule(Length(b), options));
+        }
+
+        return output;
+    }
+
+    internal void Truncate(int[] lengths)
+    {
+        for (int b = 0; b < batch; b++)
+        {
+            _keys[b] = _keys[b]?.narrow(1, 0, lengths[b]);
+            _values[b] = _values[b]?.narrow(1, 0, lengths[b]);
+            _compressed[b] = Math.Min(_compressed[b], Rule(lengths[b], options));
+        }
+    }
+
+    public void Dispose() => _scope.Dispose();
+
+    private Tensor Attend(int b, Tensor query, double scale)
+    {
+        Tensor none = zeros(1, 0, headDim);
+        return Length(b) == 0
+            ? zeros(query.shape, dtype: ScalarType.Float64)
+            : ReferenceAttention.Attend(query, _keys[b] ?? none, _values[b] ?? none, scale);
+    }
+
+    private void Add(int b, Tensor keys, Tensor values, int count)
+    {
+        Tensor k = keys[b].narrow(1, 0, count).clone();
+        Tensor v = values[b].narrow(1, 0, count).clone();
+        _keys[b] = _keys[b] is Tensor oldKeys ? cat([oldKeys, k], 1) : k;
+        _values[b] = _values[b] is Tensor oldValues ? cat([oldValues, v], 1) : v;
+    }
+
+    private void Compress(int b, int until)
+    {
+        int from = _compressed[b];
+        if (until <= from)
+        {
+            return;
+        }
+
+        _keys[b] = Pruned(_keys[b]!, from, until, options.KeysKept(headDim));
+        _values[b] = Pruned(_values[b]!, from, until, options.ValuesKept(headDim));
+        _compressed[b] = until;
+    }
+
+    private static Tensor Pruned(Tensor rows, int from, int until, int keep)
+    {
+        Tensor copy = rows.clone();
+        copy.narrow(1, from, until - from).copy_(ReferencePruning.Prune(rows.narrow(1, from, until - from), keep));
+        return copy;
+    }
+}
