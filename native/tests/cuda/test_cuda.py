@@ -207,7 +207,7 @@ def test_attention():
         counts = [min(queries, n) for n in lengths]
         if queries > 2 and batch > 1:
             counts[-1] = min(2, lengths[-1])
-        cache = Cache(keys, values, lengths, kk, kv, fragment=dtype != F32, fresh=counts if fresh else None,
+        cache = Cache(keys, values, lengths, kk, kv, fragment=dtype != F32 and head_dim in (64, 128), fresh=counts if fresh else None,
                       page_blocks=1 + seed % 5, generator=torch.Generator().manual_seed(seed), base=16 * (seed % 3))
         fresh_keys = fresh_values = None
         if fresh:
@@ -231,8 +231,10 @@ def test_attention():
             query[:1, :, :c].contiguous(), cache.keys[:1, :, :n].repeat_interleave(heads // kv_heads, 1),
             cache.values[:1, :, :n].repeat_interleave(heads // kv_heads, 1), attn_mask=seen, scale=scale).double()
         torch_error = ((by_torch - exact[:1, :, :c]).norm() / exact[:1, :, :c].norm()).item()
-        error = ((out - exact).norm() / exact.norm()).item()
+        error = ((out - exact)[:1, :, :c].norm() / exact[:1, :, :c].norm()).item()
         check(error <= 2 * torch_error + 1e-6, f"{case}: error {error:.2e}, torch's {torch_error:.2e}")
+        error = ((out - exact).norm() / exact.norm()).item()
+        check(error <= {F32: 1e-5, F16: 6e-4, BF16: 4e-3}[dtype], f"{case}: error {error:.2e} over all sequences")
         worst = (out - exact).abs().max().item()
         limit = {F32: 1e-5, F16: 4e-3, BF16: 3e-2}[dtype] * exact.abs().max().item()
         check(worst <= limit, f"{case}: worst element off by {worst:.2e} (limit {limit:.2e})")

@@ -1,6 +1,7 @@
 // Chooses the kernel and the plan of an attention call. Axes: order (fragment or portable), dtype, head_dim.
 #include "cuda/attention/attention.h"
 
+#include "cuda/attention/arrivals.h"
 #include "cuda/attention/fragment.h"
 #include "cuda/attention/portable.h"
 #include "cuda/common/order.h"
@@ -56,9 +57,10 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
     const int64_t items = divide_up(seen, block_tokens) + (a.num_fresh > 0 ? 1 : 0);
-    result.plan = plan_attention(
-        footprint, {device.multiprocessors, device.shared_memory_per_block, device.shared_memory_per_multiprocessor},
-        result.tiles, items, fragment_warps(result.tile_count));
+    const AttentionDevice limits{device.multiprocessors, device.shared_memory_per_block,
+                                 device.shared_memory_per_multiprocessor};
+    result.plan = result.tile_count == 1 ? plan_attention(footprint, limits, result.tiles, items, single_tile_warps)
+                                         : plan_attention(footprint, limits, result.tiles, items, double_tile_warps);
     if (result.plan.warps == 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
              static_cast<long long>(footprint.iteration_bytes));
@@ -116,6 +118,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.partial_output = static_cast<float*>(a.workspace);
     p.partial_state =
         reinterpret_cast<float2*>(static_cast<uint8_t*>(a.workspace) + align(plan.partial_rows * head_dim * 4));
+    if (p.splits > 1) p.arrivals = arrival_counters(scope, a.workspace, plan.tiles);
     fragment_launcher(a.keys.format)(scope, p, plan.plan, plan.tile_count);
 }
 

@@ -20,9 +20,4 @@ constexpr int fragment_static_bytes_bound(int tile_count) {
     return tile_count == 1 ? 2048 : 6144;
 }
 
-// The most warps of a thread block with that many tiles.
-constexpr int fragment_warps(int tile_count) {
-    return tile_count == 1 ? 16 : 8;
-}
-
 }  // namespace mustafar::cuda

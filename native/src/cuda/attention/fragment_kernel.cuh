@@ -1,9 +1,10 @@
 // Fused decode attention over fragment-ordered blocks and a dense tail.
 //
 // Grid: x = splits fastest, then tiles of 8 * Tiles query rows, then KV heads, then sequences.
-// Every warp of every split works alone: of the items (dense chunks of 32 tokens first, then compressed blocks) warp w
-// takes w, w + warps, ... Warps of a block are merged through shared memory; with one split that is the result, else
-// partial results go to the workspace and merge_splits finishes.
+// Every warp of every split works alone: of the items (compressed blocks, then dense chunks of 32 tokens) warp w takes
+// w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
+// merged through shared memory; with one split that is the result. Else partial results go to the workspace, and the last
+// thread block of a tile to arrive merges them (or a second launch, merge_splits, where there are no counters).
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
@@ -37,6 +38,7 @@ template <class D, int Tiles, int Warps>
 struct FragmentMemory {
     uint64_t barriers[Warps][4];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
+    int last;                             // whether this thread block is the tile's last one
     uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
 };
 
@@ -57,21 +59,26 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const int kv_head = static_cast<int>(tile_of_all / p.tiles % p.num_kv_heads);
     const int first_row = tile * rows;
 
-    wait_for_previous_grid();
-    const Sequence sequence(p, static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads));
-    const int valid_rows = min(rows, sequence.queries * p.group - first_row);
-
-    // This warp's share.
     const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
-    const uint32_t dense_items = sequence.tail_chunks + sequence.fresh_chunks;
-    const uint32_t skipped = item < dense_items ? (dense_items - item + stride - 1) / stride : 0;
-    Walk walk{sequence.index, kv_head, sequence.first_block + (item + skipped * stride - dense_items), stride, 0};
-    if (valid_rows > 0 && walk.first < static_cast<uint32_t>(sequence.end_block))
-        walk.count = (sequence.end_block - walk.first + stride - 1) / stride;
+    Walk walk{static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads), kv_head, item, stride, 0};
     const uint32_t stage = ring_stage_bytes(p.keys.block_bytes) + ring_stage_bytes(p.values.block_bytes);
     Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.ring_depth * stage,
               shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+    wait_for_previous_grid();
+    // Without a sliding window the first block is known before the lengths are: both are read at the same time.
+    if (p.sliding_window == 0) ring.locate_first();
+    const Sequence sequence(p, walk.sequence);
+    const int valid_rows = min(rows, sequence.queries * p.group - first_row);
+    walk.first += sequence.first_block;
+    if (valid_rows > 0 && walk.first < static_cast<uint32_t>(sequence.end_block))
+        walk.count = (sequence.end_block - walk.first + stride - 1) / stride;
+    if (p.sliding_window != 0) ring.locate_first();
     ring.start();
+
+    // This warp's dense items: those of number item, item + stride, ... behind the blocks.
+    const uint32_t blocks = sequence.end_block - sequence.first_block;
+    const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
+    const uint32_t first_dense = item + (blocks > item ? (blocks - item + stride - 1) / stride * stride : 0) - blocks;
 
     const D decoder(p.keys, p.values, lane);
     const int g = decoder.g, t = decoder.t;
@@ -107,16 +114,14 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
             softmax_step<T>(state[n], score[n], p.scale_log2, accumulator[n], probability[n]);
     };
 
-    if (valid_rows > 0) {
-        for (uint32_t i = item; i < dense_items; i += stride) {
-            const DenseChunk chunk = dense_chunk(p, sequence, static_cast<int>(i));
-            float score[Tiles][2][4] = {};
-            uint32_t probability[Tiles][4];
-            dense_keys<T>(decoder, chunk, sequence.index, kv_head, p.aligned, query, score);
-            mask_scores<Tiles>(p, sequence, chunk.position, chunk.count, first_row, g, t, score);
-            softmax(score, probability);
-            dense_values<T>(decoder, chunk, sequence.index, kv_head, p.aligned, probability, accumulator);
-        }
+    for (uint32_t i = first_dense; i < dense_items; i += stride) {
+        const DenseChunk chunk = dense_chunk(p, sequence, static_cast<int>(i));
+        float score[Tiles][2][4] = {};
+        uint32_t probability[Tiles][4];
+        dense_keys<T>(decoder, chunk, sequence.index, kv_head, p.aligned, query, score);
+        mask_scores<Tiles>(p, sequence, chunk.position, chunk.count, first_row, g, t, score);
+        softmax(score, probability);
+        dense_values<T>(decoder, chunk, sequence.index, kv_head, p.aligned, probability, accumulator);
     }
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
     const int full_end = min(sequence.compressed, sequence.last_position(0) + 1) / block_tokens;
@@ -193,6 +198,22 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
             if (channel == 0) p.partial_state[partial] = make_float2(maximum, sum);
         }
     }
+    if (p.splits == 1 || p.arrivals == nullptr) return;
+
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        fixed.last = atomicInc(&p.arrivals[tile_of_all], p.splits - 1) == static_cast<uint32_t>(p.splits - 1);
+    __syncthreads();
+    if (!fixed.last) return;
+    __threadfence();
+    float2* const states = reinterpret_cast<float2*>(memory);  // [splits][rows]
+    for (int i = threadIdx.x; i < p.splits * rows; i += Warps * 32)
+        states[i] = __ldcg(&p.partial_state[partial_row(p, tile_of_all, 0, rows) + i]);
+    __syncthreads();
+    for (int e = threadIdx.x; e < rows_in_tile * channels; e += Warps * 32)
+        merge_element<T>(p, states + e / channels, rows, tile_of_all, rows, e / channels, sequence.index, kv_head, first_row,
+                         e % channels, channels);
 }
 
 }  // namespace mustafar::cuda

@@ -9,8 +9,8 @@ namespace mustafar::cuda {
 
 template <class T, class D, int Tiles, int Warps>
 void launch_fragment(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan) {
-    // Registers: 128 a thread where one tile is at work, 255 for two.
-    constexpr int blocks_per_multiprocessor = Tiles == 1 ? max_warps / Warps : 1;
+    // What the registers are shared out for: 16 or 12 warps with one tile, 8 with two.
+    constexpr int blocks_per_multiprocessor = (Tiles == 1 ? 16 : 8) / Warps;
     static std::atomic<uint64_t> allowed{0};
     const auto kernel = attention_fragment<T, D, Tiles, Warps, blocks_per_multiprocessor>;
     static_assert(sizeof(FragmentMemory<D, Tiles, Warps>) + 128 <= fragment_static_bytes_bound(Tiles));
@@ -18,7 +18,7 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
     const int64_t tiles = int64_t{params.batch} * params.num_kv_heads * params.tiles;
     launch(scope, "attention", kernel,
            LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true}, params);
-    if (plan.splits > 1)
+    if (plan.splits > 1 && params.arrivals == nullptr)
         launch(scope, "attention merge", merge_splits<T>, LaunchShape{tiles * 8 * Tiles, D::head_dim, 0, true}, params,
                8 * Tiles);
 }
@@ -28,7 +28,9 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
                      int tile_count) {
     switch (100 * tile_count + plan.warps) {
         case 116: return launch_fragment<T, D, 1, 16>(scope, params, plan);
+        case 112: return launch_fragment<T, D, 1, 12>(scope, params, plan);
         case 108: return launch_fragment<T, D, 1, 8>(scope, params, plan);
+        case 106: return launch_fragment<T, D, 1, 6>(scope, params, plan);
         case 104: return launch_fragment<T, D, 1, 4>(scope, params, plan);
         case 208: return launch_fragment<T, D, 2, 8>(scope, params, plan);
         case 204: return launch_fragment<T, D, 2, 4>(scope, params, plan);

@@ -7,7 +7,6 @@
 namespace mustafar::cuda {
 
 constexpr int max_splits = 64;
-constexpr int max_warps = 16;  // on a multiprocessor: what their registers allow
 
 // What a thread block needs, in bytes of shared memory.
 struct AttentionFootprint {
@@ -34,31 +33,47 @@ constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, in
                     warps * footprint.output_bytes);
 }
 
-// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Time is counted in
-// iterations of a warp; starting and finishing a thread block costs about two, merging splits one.
-inline AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
-                                    int64_t items, int most_warps) {
-    constexpr int64_t start_cost = 2, merge_cost = 1;
+// The numbers of warps that kernels exist for, and what an iteration costs with so many on a multiprocessor, for each warp:
+// with fewer there are more registers for each.
+struct AttentionWarps {
+    int warps;
+    int blocks_per_multiprocessor;
+    int iteration_cost;
+};
+
+constexpr AttentionWarps single_tile_warps[] = {{16, 1, 100}, {12, 1, 95}, {8, 2, 100}, {6, 2, 95}, {4, 4, 100}};
+constexpr AttentionWarps double_tile_warps[] = {{8, 1, 100}, {4, 2, 100}};
+
+// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of a
+// warp's iteration. Starting and finishing a thread block takes about as long as two iterations of all warps of a
+// multiprocessor, merging splits as long as one.
+template <int N>
+AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
+                             int64_t items, const AttentionWarps (&candidates)[N]) {
+    constexpr int64_t start_cost = 2 * 1600, merge_cost = 1600;
     AttentionPlan best{};
     int64_t best_cost = INT64_MAX;
-    for (int warps = most_warps; warps >= 4; warps /= 2) {
+    for (const AttentionWarps& candidate : candidates) {
+        const int warps = candidate.warps;
         // The deeper ring, unless it would leave fewer thread blocks resident.
         int depth = 0;
         int64_t resident = 0;
-        for (const int candidate : {1, 2}) {
-            const int64_t bytes = attention_shared_bytes(footprint, warps, candidate) + footprint.fixed_bytes;
-            const int64_t fitting =
-                bytes > device.shared_per_block
-                    ? 0
-                    : std::min<int64_t>(max_warps / warps, device.shared_per_multiprocessor / bytes);
-            if (fitting >= resident && fitting > 0) depth = candidate, resident = fitting;
+        for (const int deeper : {1, 2}) {
+            const int64_t bytes = attention_shared_bytes(footprint, warps, deeper) + footprint.fixed_bytes;
+            const int64_t fitting = bytes > device.shared_per_block
+                                        ? 0
+                                        : std::min<int64_t>(candidate.blocks_per_multiprocessor,
+                                                            device.shared_per_multiprocessor / bytes);
+            if (fitting >= resident && fitting > 0) depth = deeper, resident = fitting;
         }
         if (depth == 0) continue;
         const int64_t slots = device.multiprocessors * resident;
+        const int64_t iteration = candidate.iteration_cost * warps * resident;
         for (int splits = 1; splits <= max_splits; ++splits) {
             const int64_t waves = (tiles * splits + slots - 1) / slots;
             const int64_t share = int64_t{splits} * warps;
-            const int64_t cost = waves * ((items + share - 1) / share + start_cost) + (splits > 1 ? merge_cost : 0);
+            const int64_t cost =
+                waves * ((items + share - 1) / share * iteration + start_cost) + (splits > 1 ? merge_cost : 0);
             if (cost < best_cost) {
                 best_cost = cost;
                 best = {warps, depth, splits, attention_shared_bytes(footprint, warps, depth)};

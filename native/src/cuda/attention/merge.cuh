@@ -37,4 +37,26 @@ __device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t
     return (tile_of_all * p.splits + split) * rows;
 }
 
+// Adds up what the splits have seen of one element of a row. `states`: one for each split, `stride` apart.
+template <class T>
+__device__ __forceinline__ void merge_element(const AttentionParams& p, const float2* states, int stride,
+                                              int64_t tile_of_all, int rows, int row_in_tile, int sequence, int kv_head,
+                                              int first_row, int channel, int channels) {
+    float maximum = minus_infinity;
+    for (int s = 0; s < p.splits; ++s) maximum = fmaxf(maximum, states[s * stride].x);
+    float sum = 0.0f, output = 0.0f;
+#pragma unroll 8
+    for (int s = 0; s < p.splits; ++s) {
+        // A split that saw nothing wrote nothing.
+        const bool seen = states[s * stride].x != minus_infinity;
+        const float factor = seen ? exp2_approximate(states[s * stride].x - maximum) : 0.0f;
+        const int64_t partial = partial_row(p, tile_of_all, s, rows) + row_in_tile;
+        const float part = seen ? __ldcg(&p.partial_output[partial * channels + channel]) : 0.0f;
+        sum += states[s * stride].y * factor;
+        output += part * factor;
+    }
+    store_output<T>(p, sequence, kv_head, first_row + row_in_tile, channel, sum == 0.0f ? 0.0f : output / sum);
+    if (channel == 0) store_log_sum_exp(p, sequence, kv_head, first_row + row_in_tile, maximum, sum);
+}
+
 }  // namespace mustafar::cuda

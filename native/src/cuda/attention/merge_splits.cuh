@@ -1,4 +1,4 @@
-// The second launch of a split attention: one thread block per query row.
+// The second launch of a split attention that could not merge by itself: one thread block per query row.
 #pragma once
 
 #include "cuda/attention/heuristics.h"
@@ -21,19 +21,7 @@ __global__ void merge_splits(const __grid_constant__ AttentionParams p, int rows
     for (int s = channel; s < p.splits; s += channels)
         states[s] = __ldcg(&p.partial_state[partial_row(p, tile_of_all, s, rows) + row_in_tile]);
     __syncthreads();
-    float maximum = minus_infinity;
-    for (int s = 0; s < p.splits; ++s) maximum = fmaxf(maximum, states[s].x);
-    float sum = 0.0f, output = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < p.splits; ++s) {
-        if (states[s].x == minus_infinity) continue;  // the split saw nothing and wrote nothing
-        const float factor = exp2_approximate(states[s].x - maximum);
-        sum += states[s].y * factor;
-        output += __ldcg(&p.partial_output[(partial_row(p, tile_of_all, s, rows) + row_in_tile) * channels + channel]) *
-                  factor;
-    }
-    store_output<T>(p, sequence, kv_head, row, channel, sum == 0.0f ? 0.0f : output / sum);
-    if (channel == 0) store_log_sum_exp(p, sequence, kv_head, row, maximum, sum);
+    merge_element<T>(p, states, 1, tile_of_all, rows, row_in_tile, sequence, kv_head, tile * rows, channel, channels);
 }
 
 }  // namespace mustafar::cuda

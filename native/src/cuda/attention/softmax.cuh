@@ -22,6 +22,14 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     return bits;
 }
 
+template <class T>
+__device__ __forceinline__ float2 unpack(uint32_t pair) {
+    if constexpr (std::is_same_v<T, __half>)
+        return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    else
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
 // State of the rows 2t and 2t + 1 of a tile. `maximum` is the reference of the exponentials; it is raised only once a
 // score exceeds it by 2^slack, so that most steps need no exchange between lanes. `sum` is this lane's share.
 struct RowPair {
@@ -64,12 +72,16 @@ __device__ __forceinline__ void softmax_step(RowPair& rows, const float (&score)
     for (int a = 0; a < 2; ++a) {
         float e[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            e[i] = exp2_approximate(fmaf(score[a][i], scale_log2, -reference[i & 1]));
-            rows.sum[i & 1] += e[i];
+        for (int i = 0; i < 4; ++i) e[i] = exp2_approximate(fmaf(score[a][i], scale_log2, -reference[i & 1]));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            // The sum takes what the product takes, so that rounding cancels where values are alike.
+            const uint32_t pair = pack<T>(e[2 * i], e[2 * i + 1]);
+            const float2 rounded = unpack<T>(pair);
+            rows.sum[0] += rounded.x;
+            rows.sum[1] += rounded.y;
+            probability[2 * a + i] = transpose_matrix(pair);
         }
-        probability[2 * a] = transpose_matrix(pack<T>(e[0], e[1]));
-        probability[2 * a + 1] = transpose_matrix(pack<T>(e[2], e[3]));
     }
 }
 

@@ -39,9 +39,15 @@ public:
 #endif
     }
 
+    // Reads the page table for the first iterations; `walk.count` need not be known yet.
+    __device__ __forceinline__ void locate_first() {
+        const int64_t blocks = min(keys_.page_capacity * keys_.page_blocks, values_.page_capacity * values_.page_blocks);
+        const uint32_t block = walk_.first + lane_ * walk_.stride;
+        if (block < blocks) address(block);
+    }
+
     // Starts the first copies.
     __device__ __forceinline__ void start() {
-        locate(0);
         for (int c = 0; c < depth_; ++c) {
             copy_key(c, c);
             copy_value(c, c);
@@ -76,11 +82,11 @@ public:
 private:
     // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
     __device__ __forceinline__ void locate(int c) {
-        if (c + lane_ < walk_.count) {
-            const uint32_t block = walk_.first + (c + lane_) * walk_.stride;
-            key_address_ = keys_.fixed(walk_.sequence, walk_.head, block);
-            value_address_ = values_.fixed(walk_.sequence, walk_.head, block);
-        }
+        if (c + lane_ < walk_.count) address(walk_.first + (c + lane_) * walk_.stride);
+    }
+    __device__ __forceinline__ void address(uint32_t block) {
+        key_address_ = keys_.fixed(walk_.sequence, walk_.head, block);
+        value_address_ = values_.fixed(walk_.sequence, walk_.head, block);
     }
 
     __device__ __forceinline__ void copy_key(int c, int slot) {

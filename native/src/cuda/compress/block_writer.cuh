@@ -53,13 +53,15 @@ public:
 
     // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(uint32_t keep) {
-        const uint64_t mask = select_channels(part_, keep, t_);
-        set_bits(present_ ? mask : 0);
+        const typename Part::Mask mask = select_channels(part_, keep, t_);
+        set_bits(present_ ? mask : typename Part::Mask{0});
     }
 
     // Bitmap of the rows as given; `words` of this thread's token, or null.
     __device__ __forceinline__ void take_bits(const uint32_t* row) {
-        for (int j = t_; j < words; j += 4) memory_.layout.bits[token_][j] = row == nullptr ? 0 : row[j];
+        constexpr uint32_t last = HeadDim % 32 == 0 ? 0xffffffffu : (1u << HeadDim % 32) - 1;
+        for (int j = t_; j < words; j += 4)
+            memory_.layout.bits[token_][j] = row == nullptr ? 0 : row[j] & (j == words - 1 ? last : 0xffffffffu);
         __syncthreads();
     }
 
@@ -75,7 +77,7 @@ public:
         __syncthreads();
         const uint32_t count =
             Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
-                if (index < capacity) memory_.values[index] = memory_.rows[token * Memory::stride + channel];
+                memory_.values[index] = memory_.rows[token * Memory::stride + channel];
             });
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
@@ -91,17 +93,17 @@ private:
             reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
     }
 
-    __device__ __forceinline__ void set_bits(uint64_t mask) {
+    __device__ __forceinline__ void set_bits(typename Part::Mask mask) {
         if constexpr (Part::channels % 32 == 0) {
 #pragma unroll
             for (int j = 0; j < Part::channels / 32; ++j)
-                memory_.layout.bits[token_][Part::channels / 32 * t_ + j] = static_cast<uint32_t>(mask >> (32 * j));
+                memory_.layout.bits[token_][Part::channels / 32 * t_ + j] = static_cast<uint32_t>(mask >> (31 * j) >> j);
         } else {
             // Quarters do not end at words: they are put together in shared memory.
             for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;
             __syncthreads();
             const int first = t_ * Part::channels;
-            const uint64_t shifted = mask << first % 32;
+            const uint64_t shifted = static_cast<uint64_t>(mask) << first % 32;
             atomicOr(&memory_.layout.bits[token_][first / 32], static_cast<uint32_t>(shifted));
             if (shifted >> 32 != 0)
                 atomicOr(&memory_.layout.bits[token_][first / 32 + 1], static_cast<uint32_t>(shifted >> 32));

@@ -17,6 +17,7 @@ struct RowPart {
     static constexpr uint32_t nan_key = std::is_same_v<T, float>    ? 0x7f800001u
                                         : std::is_same_v<T, __half> ? 0x7c01u
                                                                     : 0x7f81u;
+    using Mask = std::conditional_t<(channels > 32), uint64_t, uint32_t>;  // bit c: channel c
     uint32_t word[words];
 
     // Magnitude of channel c as an integer in the same order.
@@ -41,6 +42,28 @@ __device__ __forceinline__ uint32_t row_prefix(uint32_t value, int t) {
     before = __shfl_up_sync(full_warp, sum, 2, 4);
     if (t >= 2) sum += before;
     return sum - value;
+}
+
+__device__ __forceinline__ int count_bits(uint32_t mask) {
+    return __popc(mask);
+}
+__device__ __forceinline__ int count_bits(uint64_t mask) {
+    return __popcll(mask);
+}
+
+__device__ __forceinline__ uint32_t without_highest(uint32_t mask) {
+    return mask & ~(0x80000000u >> __clz(static_cast<int>(mask)));
+}
+__device__ __forceinline__ uint64_t without_highest(uint64_t mask) {
+    return mask & ~(uint64_t{1} << (63 - __clzll(static_cast<long long>(mask))));
+}
+
+// Bit i to bit 2i.
+__device__ __forceinline__ uint32_t spread(uint32_t low_half) {
+    low_half = (low_half | low_half << 8) & 0x00ff00ffu;
+    low_half = (low_half | low_half << 4) & 0x0f0f0f0fu;
+    low_half = (low_half | low_half << 2) & 0x33333333u;
+    return (low_half | low_half << 1) & 0x55555555u;
 }
 
 __device__ __forceinline__ __half2 as_half2(uint32_t bits) {
@@ -68,7 +91,7 @@ __device__ __forceinline__ uint32_t count_from(const Part& part, uint32_t thresh
         __half2 even = as_half2(0), odd = as_half2(0);
 #pragma unroll
         for (int j = 0; j < Part::words; ++j) {
-            const __half2 reached = __hge2(as_half2(part.word[j] & 0x7fff7fffu), limit);
+            const __half2 reached = __hge2(__habs2(as_half2(part.word[j])), limit);
             if (j & 1)
                 odd = __hadd2(odd, reached);
             else
@@ -86,47 +109,69 @@ __device__ __forceinline__ uint32_t count_from(const Part& part, uint32_t thresh
 
 // Bit c: channel c of this lane has a key of at least `threshold`.
 template <bool AsHalf, class Part>
-__device__ __forceinline__ uint64_t mask_from(const Part& part, uint32_t threshold) {
-    uint64_t mask = 0;
+__device__ __forceinline__ typename Part::Mask mask_from(const Part& part, uint32_t threshold) {
+    typename Part::Mask mask = 0;
     if constexpr (AsHalf) {
         const __half2 limit = as_half2(threshold * 0x10001u);
 #pragma unroll
-        for (int j = 0; j < Part::words; ++j) {
-            const uint32_t reached = __hge2_mask(as_half2(part.word[j] & 0x7fff7fffu), limit);
-            mask |= static_cast<uint64_t>((reached & 1u) | (reached >> 16 & 1u) << 1) << (2 * j);
+        for (int first = 0; first < Part::words; first += 16) {
+            uint32_t reached = 0;  // even channels in the low half, odd ones in the high half
+#pragma unroll
+            for (int j = first; j < first + 16 && j < Part::words; ++j)
+                reached |= __hge2_mask(__habs2(as_half2(part.word[j])), limit) & 0x10001u << (j - first);
+            mask |= static_cast<typename Part::Mask>(spread(reached & 0xffffu) | spread(reached >> 16) << 1) << (2 * first);
         }
     } else {
 #pragma unroll
-        for (int c = 0; c < Part::channels; ++c) mask |= static_cast<uint64_t>(part.key(c) >= threshold) << c;
+        for (int c = 0; c < Part::channels; ++c)
+            mask |= static_cast<typename Part::Mask>(part.key(c) >= threshold) << c;
     }
     return mask;
 }
 
+// Mean of some of the row's keys: of the order of the threshold for most data.
+template <class Part>
+__device__ __forceinline__ uint32_t typical_key(const Part& part) {
+    uint32_t sum = 0, sampled = 0;
+#pragma unroll
+    for (int j = 0; j < Part::words; j += 2) {
+        sum = __dp2a_lo(part.word[j] & 0x7fff7fffu, 0x0101u, sum);
+        sampled += 2;
+    }
+    return row_sum(sum) / (4 * sampled);
+}
+
 template <bool AsHalf, class Part>
-__device__ __forceinline__ uint64_t select_by(const Part& part, uint32_t keep, int t) {
-    // The largest threshold that at least `keep` channels reach, or any that exactly `keep` reach.
+__device__ __forceinline__ typename Part::Mask select_by(const Part& part, uint32_t keep, int t) {
+    // The largest threshold that at least `keep` channels reach, or any that exactly `keep` reach: from a guess outwards
+    // until it is between two probes, then by halves.
     uint32_t low = 0, high = AsHalf ? half_limit + 1 : Part::nan_key + 1;
+    uint32_t probe = AsHalf ? min(max(typical_key(part), 1u), half_limit) : high >> 1;
+    uint32_t reach = AsHalf ? 0x200 : high;
     bool found = false;
     do {
-        const uint32_t middle = (low + high) >> 1;
-        const uint32_t count = count_from<AsHalf>(part, middle);
+        const uint32_t count = count_from<AsHalf>(part, probe);
         if (!found) {
-            if (count >= keep)
-                low = middle;
+            const bool enough = count >= keep;
+            if (enough)
+                low = probe;
             else
-                high = middle;
+                high = probe;
             found = count == keep || high - low <= 1;
+            const uint32_t middle = (low + high) >> 1;
+            probe = enough ? min(middle, low + reach) : max(middle, high > reach ? high - reach : 0);
+            if (reach < half_limit) reach <<= 2;
         }
     } while (!__all_sync(full_warp, found));
-    uint64_t mask = mask_from<AsHalf>(part, low);
-    const uint32_t reached = row_sum(__popcll(mask));
+    typename Part::Mask mask = mask_from<AsHalf>(part, low);
+    const uint32_t reached = row_sum(count_bits(mask));
     if (__any_sync(full_warp, reached != keep)) {
         // Channels at the threshold itself are taken from the lowest up.
-        const uint64_t above = mask_from<AsHalf>(part, low + 1);
-        uint64_t equal = mask & ~above;
-        const int wanted = static_cast<int>(keep - row_sum(__popcll(above)));
-        const int own = max(0, wanted - static_cast<int>(row_prefix(__popcll(equal), t)));
-        while (__popcll(equal) > own) equal &= ~(uint64_t{1} << (63 - __clzll(equal)));
+        const typename Part::Mask above = mask_from<AsHalf>(part, low + 1);
+        typename Part::Mask equal = mask & ~above;
+        const int wanted = static_cast<int>(keep - row_sum(count_bits(above)));
+        const int own = max(0, wanted - static_cast<int>(row_prefix(count_bits(equal), t)));
+        while (count_bits(equal) > own) equal = without_highest(equal);
         if (reached != keep) mask = above | equal;
     }
     return mask;
@@ -134,9 +179,8 @@ __device__ __forceinline__ uint64_t select_by(const Part& part, uint32_t keep, i
 
 // Bit c: channel c of this lane is kept. All lanes of the warp take part.
 template <class T, int HeadDim>
-__device__ __forceinline__ uint64_t select_channels(const RowPart<T, HeadDim>& part, uint32_t keep, int t) {
+__device__ __forceinline__ typename RowPart<T, HeadDim>::Mask select_channels(const RowPart<T, HeadDim>& part, uint32_t keep, int t) {
     if constexpr (sizeof(T) == 2) {
-        // low + 1 must stay a number, too: a threshold at infinity takes the other way.
         if (compares_as_half(part)) return select_by<true>(part, keep, t);
     }
     return select_by<false>(part, keep, t);
