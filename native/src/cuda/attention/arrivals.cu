@@ -1,7 +1,7 @@
-#include "cuda/attention/arrivals.h"
-
 #include <mutex>
 #include <unordered_map>
+
+#include "cuda/attention/arrivals.h"
 
 namespace mustafar::cuda {
 namespace {

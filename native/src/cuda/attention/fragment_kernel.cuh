@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
             if (channel == 0) store_log_sum_exp(p, sequence.index, kv_head, first_row + row, maximum, sum);
         } else {
             const int64_t partial = partial_row(p, tile_of_all, split, rows) + row;
-            if (maximum != minus_infinity) p.partial_output[partial * channels + channel] = output;
+            p.partial_output[partial * channels + channel] = output;
             if (channel == 0) p.partial_state[partial] = make_float2(maximum, sum);
         }
     }
@@ -212,8 +212,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         states[i] = __ldcg(&p.partial_state[partial_row(p, tile_of_all, 0, rows) + i]);
     __syncthreads();
     for (int e = threadIdx.x; e < rows_in_tile * channels; e += Warps * 32)
-        merge_element<T>(p, states + e / channels, rows, tile_of_all, rows, e / channels, sequence.index, kv_head, first_row,
-                         e % channels, channels);
+        merge_element<T>(p, states + e / channels, rows, tile_of_all, rows, e / channels, sequence.index, kv_head,
+                         first_row, e % channels, channels);
 }
 
 }  // namespace mustafar::cuda

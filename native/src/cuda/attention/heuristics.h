@@ -46,11 +46,11 @@ constexpr AttentionWarps double_tile_warps[] = {{8, 1, 100}, {4, 2, 100}};
 
 // tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of a
 // warp's iteration. Starting and finishing a thread block takes about as long as two iterations of all warps of a
-// multiprocessor, merging splits as long as one.
+// multiprocessor, merging splits as long as one half, and more for each split.
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2 * 1600, merge_cost = 1600;
+    constexpr int64_t start_cost = 2 * 1600, merge_cost = 800, split_cost = 150;
     AttentionPlan best{};
     int64_t best_cost = INT64_MAX;
     for (const AttentionWarps& candidate : candidates) {
@@ -60,10 +60,10 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         int64_t resident = 0;
         for (const int deeper : {1, 2}) {
             const int64_t bytes = attention_shared_bytes(footprint, warps, deeper) + footprint.fixed_bytes;
-            const int64_t fitting = bytes > device.shared_per_block
-                                        ? 0
-                                        : std::min<int64_t>(candidate.blocks_per_multiprocessor,
-                                                            device.shared_per_multiprocessor / bytes);
+            const int64_t fitting =
+                bytes > device.shared_per_block
+                    ? 0
+                    : std::min<int64_t>(candidate.blocks_per_multiprocessor, device.shared_per_multiprocessor / bytes);
             if (fitting >= resident && fitting > 0) depth = deeper, resident = fitting;
         }
         if (depth == 0) continue;
@@ -72,8 +72,8 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         for (int splits = 1; splits <= max_splits; ++splits) {
             const int64_t waves = (tiles * splits + slots - 1) / slots;
             const int64_t share = int64_t{splits} * warps;
-            const int64_t cost =
-                waves * ((items + share - 1) / share * iteration + start_cost) + (splits > 1 ? merge_cost : 0);
+            const int64_t cost = waves * ((items + share - 1) / share * iteration + start_cost) +
+                                 (splits > 1 ? merge_cost + splits * split_cost : 0);
             if (cost < best_cost) {
                 best_cost = cost;
                 best = {warps, depth, splits, attention_shared_bytes(footprint, warps, depth)};

@@ -44,16 +44,23 @@ __device__ __forceinline__ void merge_element(const AttentionParams& p, const fl
                                               int first_row, int channel, int channels) {
     float maximum = minus_infinity;
     for (int s = 0; s < p.splits; ++s) maximum = fmaxf(maximum, states[s * stride].x);
+    const float* const outputs =
+        p.partial_output + (partial_row(p, tile_of_all, 0, rows) + row_in_tile) * channels + channel;
+    constexpr int batch = 16;  // loads on their way at once
     float sum = 0.0f, output = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < p.splits; ++s) {
-        // A split that saw nothing wrote nothing.
-        const bool seen = states[s * stride].x != minus_infinity;
-        const float factor = seen ? exp2_approximate(states[s * stride].x - maximum) : 0.0f;
-        const int64_t partial = partial_row(p, tile_of_all, s, rows) + row_in_tile;
-        const float part = seen ? __ldcg(&p.partial_output[partial * channels + channel]) : 0.0f;
-        sum += states[s * stride].y * factor;
-        output += part * factor;
+    for (int first = 0; first < p.splits; first += batch) {
+        float part[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i)
+            part[i] = __ldcg(outputs + static_cast<int64_t>(min(first + i, p.splits - 1)) * rows * channels);
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const float2 state = states[min(first + i, p.splits - 1) * stride];
+            const bool counts = first + i < p.splits && state.x != minus_infinity;
+            const float factor = counts ? exp2_approximate(state.x - maximum) : 0.0f;
+            sum = fmaf(state.y, factor, sum);
+            output = fmaf(part[i], factor, output);
+        }
     }
     store_output<T>(p, sequence, kv_head, first_row + row_in_tile, channel, sum == 0.0f ? 0.0f : output / sum);
     if (channel == 0) store_log_sum_exp(p, sequence, kv_head, first_row + row_in_tile, maximum, sum);

@@ -16,7 +16,7 @@ struct AttentionParams {
     float* log_sum_exp;              // [batch, num_heads, num_queries] or null
     float* partial_output;           // [batch, num_kv_heads, tiles, splits, tile rows, head_dim]
     float2* partial_state;           // [batch, num_kv_heads, tiles, splits, tile rows] maximum (base 2), sum
-    uint32_t* arrivals;  // [batch, num_kv_heads, tiles] zeros, left as zeros; null: merge_splits merges
+    uint32_t* arrivals;              // [batch, num_kv_heads, tiles] zeros, left as zeros; null: merge_splits merges
     int32_t batch, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
     int32_t tiles, splits;
     int32_t ring_depth;

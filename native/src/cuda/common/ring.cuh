@@ -41,7 +41,8 @@ public:
 
     // Reads the page table for the first iterations; `walk.count` need not be known yet.
     __device__ __forceinline__ void locate_first() {
-        const int64_t blocks = min(keys_.page_capacity * keys_.page_blocks, values_.page_capacity * values_.page_blocks);
+        const int64_t blocks =
+            min(keys_.page_capacity * keys_.page_blocks, values_.page_capacity * values_.page_blocks);
         const uint32_t block = walk_.first + lane_ * walk_.stride;
         if (block < blocks) address(block);
     }

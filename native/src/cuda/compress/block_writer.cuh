@@ -97,7 +97,8 @@ private:
         if constexpr (Part::channels % 32 == 0) {
 #pragma unroll
             for (int j = 0; j < Part::channels / 32; ++j)
-                memory_.layout.bits[token_][Part::channels / 32 * t_ + j] = static_cast<uint32_t>(mask >> (31 * j) >> j);
+                memory_.layout.bits[token_][Part::channels / 32 * t_ + j] =
+                    static_cast<uint32_t>(mask >> (31 * j) >> j);
         } else {
             // Quarters do not end at words: they are put together in shared memory.
             for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;

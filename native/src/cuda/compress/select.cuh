@@ -76,10 +76,11 @@ constexpr uint32_t half_limit = 0x7c00u;
 
 template <class Part>
 __device__ __forceinline__ bool compares_as_half(const Part& part) {
-    bool beyond = false;
+    // A NaN among the f16 numbers makes the sum of all a NaN, an infinity does not: no number is negative.
+    __half2 sum = as_half2(0);
 #pragma unroll
-    for (int j = 0; j < Part::words; ++j)
-        beyond |= (part.word[j] & 0x7fffu) > half_limit || (part.word[j] >> 16 & 0x7fffu) > half_limit;
+    for (int j = 0; j < Part::words; ++j) sum = __hadd2(sum, __habs2(as_half2(part.word[j])));
+    const bool beyond = __hisnan(__low2half(sum)) || __hisnan(__high2half(sum));
     return !__any_sync(full_warp, beyond);
 }
 
@@ -119,7 +120,8 @@ __device__ __forceinline__ typename Part::Mask mask_from(const Part& part, uint3
 #pragma unroll
             for (int j = first; j < first + 16 && j < Part::words; ++j)
                 reached |= __hge2_mask(__habs2(as_half2(part.word[j])), limit) & 0x10001u << (j - first);
-            mask |= static_cast<typename Part::Mask>(spread(reached & 0xffffu) | spread(reached >> 16) << 1) << (2 * first);
+            mask |= static_cast<typename Part::Mask>(spread(reached & 0xffffu) | spread(reached >> 16) << 1)
+                    << (2 * first);
         }
     } else {
 #pragma unroll
@@ -179,7 +181,8 @@ __device__ __forceinline__ typename Part::Mask select_by(const Part& part, uint3
 
 // Bit c: channel c of this lane is kept. All lanes of the warp take part.
 template <class T, int HeadDim>
-__device__ __forceinline__ typename RowPart<T, HeadDim>::Mask select_channels(const RowPart<T, HeadDim>& part, uint32_t keep, int t) {
+__device__ __forceinline__ typename RowPart<T, HeadDim>::Mask select_channels(const RowPart<T, HeadDim>& part,
+                                                                              uint32_t keep, int t) {
     if constexpr (sizeof(T) == 2) {
         if (compares_as_half(part)) return select_by<true>(part, keep, t);
     }
