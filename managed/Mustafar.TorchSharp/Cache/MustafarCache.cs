@@ -133,8 +133,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         }
         else if (_state.Longest == 0)
         {
-            output = DenseAttention.Forward(query, keys, values, scale, mask: null, causal: true);
-            ClearPadding(output, counts);
+            output = AttendPrompt(query, keys, values, scale, counts);
             AppendTokens(keys, values, counts, lookahead: 0);
         }
         else
@@ -256,6 +255,9 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         }
     }
 
+    /// <summary>Addresses of a sequence's pages, for tests.</summary>
+    internal nint[] PageAddresses(int sequence) => _pages.Addresses(sequence);
+
     private int PageBlocks => Options.GroupSize / NativeConstants.BlockTokens;
 
     // A page holds the keys of all heads, then the values of all heads.
@@ -297,16 +299,29 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         }
     }
 
-    private static void ClearPadding(Tensor output, ReadOnlySpan<int> counts)
+    // Padded sequences one by one: what stands in the padding must not reach a token, not even as 0 · NaN.
+    private static Tensor AttendPrompt(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
     {
+        if (counts.IndexOfAnyExcept(checked((int)query.shape[2])) < 0)
+        {
+            return DenseAttention.Forward(query, keys, values, scale, mask: null, causal: true);
+        }
+
+        Tensor output = zeros_like(query);
         for (int b = 0; b < counts.Length; b++)
         {
-            long padding = output.shape[2] - counts[b];
-            if (padding > 0)
+            if (counts[b] > 0)
             {
-                output[b].narrow(1, counts[b], padding).zero_();
+                using DisposeScope scope = NewDisposeScope();
+                Own(output, b, counts).copy_(DenseAttention.Forward(
+                    Own(query, b, counts), Own(keys, b, counts), Own(values, b, counts), scale, mask: null, causal: true));
             }
         }
+
+        return output;
+
+        static Tensor Own(Tensor tensor, int sequence, ReadOnlySpan<int> counts) =>
+            tensor.narrow(0, sequence, 1).narrow(2, 0, counts[sequence]);
     }
 
     // Refuses a second thread for as long as it lives.

@@ -30,6 +30,9 @@ internal sealed unsafe class PageTable : IDisposable
     /// <summary>Pages that a sequence has.</summary>
     internal int Count(int sequence) => _counts[sequence];
 
+    /// <summary>A sequence's pages.</summary>
+    internal nint[] Addresses(int sequence) => _entries.Span.Slice(sequence * Capacity, _counts[sequence]).ToArray();
+
     /// <summary>Makes room for so many pages of each sequence. Only the table of addresses is copied, never a page.</summary>
     internal void Reserve(int pages)
     {
