@@ -148,9 +148,11 @@ private:
         const Sequence sequence(attention_, kernels_, batch, head);
         const int64_t end = std::min(sequence.length(), (split + 1) * plan_.split_tokens);
         int64_t begin = split * plan_.split_tokens;
-        // Tokens before the first query's window are seen by no query.
-        if (attention_.sliding_window > 0)
-            begin = std::clamp(sequence.length() - sequence.queries() + 1 - attention_.sliding_window, begin, end);
+        // Blocks before the first query's window are seen by no query; a block is read from its first token.
+        if (attention_.sliding_window > 0) {
+            const int64_t seen = sequence.length() - sequence.queries() + 1 - attention_.sliding_window;
+            begin = std::clamp(seen / block_tokens * block_tokens, begin, end);
+        }
         float* maximum = partial(int64_t{batch} * attention_.num_kv_heads + head, split);
         float* sum = maximum + plan_.rows;
         float* values = sum + plan_.rows;
