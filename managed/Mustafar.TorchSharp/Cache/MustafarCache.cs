@@ -291,11 +291,13 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         Pages = _pages.Pointer + (firstSequence * (long)_pages.Capacity),
     };
 
+    // Single precision, in which the library computes, may not hold what double precision does; that must show before a token is added.
     private static void ValidateScale(double? scale)
     {
-        if (scale is double factor && factor <= 0)
+        if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
         {
-            throw new ArgumentOutOfRangeException(nameof(scale), factor, "The scale of the scores must be positive.");
+            throw new ArgumentOutOfRangeException(
+                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
         }
     }
 

@@ -118,7 +118,7 @@ internal sealed class PrefillTests(string device)
         }
     }
 
-    /// <summary>Going back and taking the same tokens again gives the same, as long as the way back leads through no compressed group.</summary>
+    /// <summary>Going back and taking the same tokens again gives the same, if no compressed group has to return.</summary>
     [Test]
     public void Truncating_within_the_window_and_appending_again_changes_nothing()
     {

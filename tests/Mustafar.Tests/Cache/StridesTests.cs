@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Cache;
 
-/// <summary>Tensors as they come out of models: views, slices, transposed, expanded, of autograd. The numbers decide, not how they lie.</summary>
+/// <summary>Tensors as they come out of models: slices, transposed, expanded, of autograd. The numbers decide, not how they lie.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class StridesTests(string device)
 {
@@ -25,7 +25,9 @@ internal sealed class StridesTests(string device)
 
     [Test]
     public void A_view_serves_like_its_copy(
-        [ValueSource(nameof(ViewNames))] string name, [Values(1, 4, 70)] int count, [Values(ScalarType.Float32, ScalarType.BFloat16)] ScalarType dtype)
+        [ValueSource(nameof(ViewNames))] string name,
+        [Values(1, 4, 70)] int count,
+        [Values(ScalarType.Float32, ScalarType.BFloat16)] ScalarType dtype)
     {
         using var scope = NewDisposeScope();
         manual_seed(count);

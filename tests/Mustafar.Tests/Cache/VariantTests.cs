@@ -39,7 +39,8 @@ internal sealed class VariantTests(string device)
         {
             int compressed = ReferenceCache.Rule(past + 1, options);
             Assert.That(compressed, Is.EqualTo(640));
-            return cat([ReferencePruning.Prune(tokens.narrow(2, 0, compressed), keep), tokens.narrow(2, compressed, past - compressed), last], 2);
+            Tensor pruned = ReferencePruning.Prune(tokens.narrow(2, 0, compressed), keep);
+            return cat([pruned, tokens.narrow(2, compressed, past - compressed), last], 2);
         }
 
         Tensor Causal(Tensor query, Tensor keys, Tensor values)

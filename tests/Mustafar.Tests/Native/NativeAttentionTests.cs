@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Native;
 
-/// <summary>mustafar_attention_forward itself: the parts of its interface that no managed type uses, and arguments it must refuse.</summary>
+/// <summary>mustafar_attention_forward itself: what no managed type uses of it, and arguments that it must refuse.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed unsafe class NativeAttentionTests(string device)
 {
@@ -240,8 +240,9 @@ internal sealed unsafe class NativeAttentionTests(string device)
         private static Tensor Stored(Tensor tokens, int sequence, int keep)
         {
             Tensor all = tokens[sequence].cpu();
-            return cat([ReferencePruning.Prune(all.narrow(1, 0, Compressed[sequence]), keep), all.narrow(1, Compressed[sequence], all.shape[1] - Compressed[sequence])], 1)
-                .to(ScalarType.Float64);
+            int packed = Compressed[sequence];
+            Tensor pruned = ReferencePruning.Prune(all.narrow(1, 0, packed), keep);
+            return cat([pruned, all.narrow(1, packed, all.shape[1] - packed)], 1).to(ScalarType.Float64);
         }
     }
 }

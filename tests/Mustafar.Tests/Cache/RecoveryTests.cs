@@ -1,0 +1,113 @@
+using Mustafar.Native;
+using Mustafar.Tests.Oracle;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Cache;
+
+/// <summary>A call that fails, wherever it fails, leaves the cache as it was.</summary>
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed class RecoveryTests(string device)
+{
+    private static readonly MustafarOptions Options = new() { LocalWindow = 16, GroupSize = 32 };
+
+    /// <summary>The library refuses the work itself, after all arguments were found good.</summary>
+    [TestCase(0, 100)]
+    [TestCase(110, 1)]
+    [TestCase(111, 5)]
+    [TestCase(111, 60)]
+    public void A_native_failure_leaves_everything_as_it_was(int past, int count)
+    {
+        if (device != "cpu")
+        {
+            Assert.Ignore("An unknown instruction set is refused by the CPU's part of the library.");
+        }
+
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        using MustafarCache cache = New();
+        using MustafarCache untouched = New();
+        if (past > 0)
+        {
+            (Tensor earlierKeys, Tensor earlierValues) = (Random(2, past), Random(2, past));
+            cache.Append(earlierKeys, earlierValues);
+            untouched.Append(earlierKeys, earlierValues);
+        }
+
+        (Tensor query, Tensor keys, Tensor values) = (Random(4, count), Random(2, count), Random(2, count));
+        KeyValueCacheMemory memory = cache.Memory;
+        Fails(() => cache.Forward(query, keys, values));
+        Fails(() => cache.Append(keys, values));
+        Fails(() => cache.Attend(query));
+        if (past > 0)
+        {
+            Fails(() => cache.Truncate(40));
+        }
+
+        Assert.That(cache.Lengths, Is.EqualTo(untouched.Lengths));
+        Assert.That(cache.CompressedLengths, Is.EqualTo(untouched.CompressedLengths));
+        Assert.That(cache.PageAddresses(0), Has.Length.EqualTo(cache.CompressedLengths[0] / Options.GroupSize));
+        Compare.Same(cache.Forward(query, keys, values), untouched.Forward(query, keys, values), "the same call, later");
+        Assert.That(cache.Memory.CompressedBytes, Is.EqualTo(untouched.Memory.CompressedBytes), $"was {memory}");
+    }
+
+    /// <summary>A factor that is a number in double precision and none in single is refused before a token is added.</summary>
+    [TestCase(1e-60)]
+    [TestCase(1e60)]
+    public void A_scale_that_single_precision_does_not_hold_is_refused_in_time(double scale)
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = New();
+        foreach (int count in new[] { 30, 1, 4, 20 })
+        {
+            (Tensor query, Tensor keys, Tensor values) = (Random(4, count), Random(2, count), Random(2, count));
+            int before = cache.Length;
+            ArgumentException? failure = Assert.Catch<ArgumentException>(() => cache.Forward(query, keys, values, scale));
+            Assert.That(failure!.ParamName, Is.EqualTo("scale"));
+            Assert.That(cache.Length, Is.EqualTo(before), $"{count} tokens");
+            cache.Forward(query, keys, values);
+        }
+    }
+
+    /// <summary>Memory is back when a cache is disposed, however often.</summary>
+    [Test]
+    public void Disposing_frees_every_tensor()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = Random(2, 300);
+        using (MustafarCache warm = New())
+        {
+            warm.Forward(x, x, x).Dispose();
+        }
+
+        long before = Tensor.TotalCount;
+        for (int i = 0; i < 20; i++)
+        {
+            MustafarCache cache = New();
+            cache.Forward(x, x, x).Dispose();
+            cache.Forward(x, x, x).Dispose();
+            cache.Truncate(150);
+            cache.Dispose();
+            cache.Dispose();
+        }
+
+        Assert.That(Tensor.TotalCount, Is.EqualTo(before));
+    }
+
+    private static void Fails(Action call)
+    {
+        TensorAccess.ForcedVariant = (CpuVariant)77;
+        try
+        {
+            Assert.That(() => call(), Throws.ArgumentException.With.Message.Contains("cpu_variant"));
+        }
+        finally
+        {
+            TensorAccess.ForcedVariant = null;
+        }
+    }
+
+    private MustafarCache New() => new(2, 2, 64, ScalarType.Float32, new torch.Device(device), Options);
+
+    private Tensor Random(int heads, int tokens) => randn(2, heads, tokens, 64).to(device);
+}
