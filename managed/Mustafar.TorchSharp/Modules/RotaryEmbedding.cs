@@ -147,13 +147,22 @@ public sealed class RotaryEmbedding : IDisposable
             // A tensor made in inference mode could not take part in training later.
             using IDisposable mode = inference_mode(false);
             using IDisposable noGrad = no_grad();
-            using DisposeScope scope = NewDisposeScope();
-            Tensor angles = outer(Scalars.Range(0, positions, CPU).to(ScalarType.Float64), tensor(options.AnglesPerPosition()));
-            Tensor cos = angles.cos();
-            Tensor sin = angles.sin();
-            return new Table(Laid(cat([cos, cos], 1)), Laid(cat([-sin, sin], 1)), positions);
+            long headDim = options.HeadDim;
+            Tensor cos = empty([positions, 1, headDim], dtype: dtype, device: device).DetachFromDisposeScope();
+            Tensor sin = empty([positions, 1, headDim], dtype: dtype, device: device).DetachFromDisposeScope();
+            using Tensor anglesPerPosition = tensor(options.AnglesPerPosition());
+            for (int first = 0; first < positions; first += SmallestTable)
+            {
+                // A part at a time: in float64, a long table as a whole would take many times its own memory.
+                using DisposeScope scope = NewDisposeScope();
+                int count = Math.Min(SmallestTable, positions - first);
+                Tensor angles = outer(Scalars.Range(first, count, CPU).to(ScalarType.Float64), anglesPerPosition).unsqueeze(1);
+                Tensor sines = angles.sin();
+                cos.narrow(0, first, count).copy_(angles.cos().repeat(1, 1, 2));
+                sin.narrow(0, first, count).copy_(cat([-sines, sines], 2));
+            }
 
-            Tensor Laid(Tensor table) => table.unsqueeze(1).to(dtype).to(device).DetachFromDisposeScope();
+            return new Table(cos, sin, positions);
         }
 
         public void Dispose()
