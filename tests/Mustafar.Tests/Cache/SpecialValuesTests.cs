@@ -70,7 +70,7 @@ internal sealed class SpecialValuesTests(string device)
         using MustafarCache cache = New();
         manual_seed(3);
         Tensor keys = Random(2, 150);
-        keys[1, 0, token, 7] = tensor(float.NaN);
+        keys[1, 0, token, 7] = tensor(float.NaN, device: device);
         cache.Append(keys, Random(2, 150));
         Tensor output = cache.Attend(Random(4, 1)).isnan();
         // Sequence 1, KV head 0: query heads 0 and 1.
@@ -87,8 +87,8 @@ internal sealed class SpecialValuesTests(string device)
         using MustafarCache cache = New();
         manual_seed(4);
         Tensor values = Random(2, 150);
-        values[0, 1, token, 5] = tensor(float.NaN);
-        values[0, 1, token, 6] = tensor(float.NegativeInfinity);
+        values[0, 1, token, 5] = tensor(float.NaN, device: device);
+        values[0, 1, token, 6] = tensor(float.NegativeInfinity, device: device);
         cache.Append(Random(2, 150), values);
         float[] output = Values.Of(cache.Attend(Random(4, 1))[0, 2, 0]);
         using (Assert.EnterMultipleScope())
@@ -108,7 +108,7 @@ internal sealed class SpecialValuesTests(string device)
         using MustafarCache cache = New();
         manual_seed(5);
         Tensor keys = Random(2, 150);
-        keys[0, 0, token, 0] = tensor(float.PositiveInfinity);
+        keys[0, 0, token, 0] = tensor(float.PositiveInfinity, device: device);
         cache.Append(keys, Random(2, 150));
         Tensor output = cache.Attend(ones(2, 4, 1, 64, device: device));
         Assert.That(Values.Of(output[0, 0]), Is.All.NaN);
@@ -125,7 +125,7 @@ internal sealed class SpecialValuesTests(string device)
         (Tensor keys, Tensor values) = (Random(2, 150), Random(2, 150));
         foreach (int token in new[] { 3, 148 })
         {
-            keys[0, 0, token, 0] = tensor(float.NegativeInfinity);
+            keys[0, 0, token, 0] = tensor(float.NegativeInfinity, device: device);
             values[0, 0, token].fill_(1e6);
         }
 
