@@ -78,7 +78,7 @@ internal sealed class PerplexityCommand : LlamaCommand
         TokenIds.Check(windows[0], session.Model.Config);
         Stopwatch stopwatch = Stopwatch.StartNew();
         MemoryReport memory = null!;
-        double[] nll = output.WithProgress($"Decoding {count} windows", progress =>
+        double[] nll = output.WithProgress($"Decoding {WindowsText(count)}", progress =>
         {
             List<double> all = [];
             for (int i = 0; i < count; i += batch)
@@ -106,12 +106,14 @@ internal sealed class PerplexityCommand : LlamaCommand
         double tokensPerSecond = nll.Length / stopwatch.Elapsed.TotalSeconds;
         RunReport run = RunReport.Of(session);
         output.WriteLine(string.Create(
-            CultureInfo.InvariantCulture, $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {count} windows)"));
-        output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {Math.Min(batch, count)} windows side by side"));
+            CultureInfo.InvariantCulture, $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {WindowsText(count)})"));
+        output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {WindowsText(Math.Min(batch, count))} side by side"));
         output.WriteLine($"cache       {memory}");
         output.WriteLine($"sparsity    {run.DescribeSparsity()}");
         output.WriteJson(new Result(run, file, context, prefill, count, nll.Length, mean, Math.Exp(mean), means, tokensPerSecond, memory));
     }
+
+    private static string WindowsText(int count) => count == 1 ? "1 window" : string.Create(CultureInfo.InvariantCulture, $"{count} windows");
 
     // The text is encoded as a whole; every window begins like a text.
     private static List<List<int>> Windows(ModelSession session, string text, int context)

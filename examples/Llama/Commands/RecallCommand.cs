@@ -80,11 +80,14 @@ internal sealed class RecallCommand : LlamaCommand
         });
         int recalled = tasks.Zip(answers).Count(pair => pair.First.IsAnsweredBy(pair.Second));
         double share = (double)recalled / count;
+        double standardError = Math.Sqrt(share * (1 - share) / count);
         RunReport run = RunReport.Of(session);
-        output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"recall    {recalled} of {count} ({share:P1}), contexts of {context} tokens, seed {seed}"));
+        output.WriteLine(string.Create(
+            CultureInfo.InvariantCulture,
+            $"recall    {recalled} of {count} ({share:P1}, standard error {standardError:P1}), contexts of {context} tokens, seed {seed}"));
         output.WriteLine($"sparsity  {run.DescribeSparsity()}");
         output.WriteJson(new Result(
-            run, file, count, context, seed, recalled, share, [.. tasks.Zip(answers, (task, answer) => new Asked(task.Answer, answer))]));
+            run, file, count, context, seed, recalled, share, standardError, [.. tasks.Zip(answers, (task, answer) => new Asked(task.Answer, answer))]));
     }
 
     // The contexts are the prompts; the questions, of different lengths, and the answers are decoded over the cached contexts.
@@ -122,5 +125,13 @@ internal sealed class RecallCommand : LlamaCommand
     private sealed record Asked(string Expected, string Got);
 
     private sealed record Result(
-        RunReport Run, string File, int Contexts, int Context, int Seed, int Recalled, double Recall, Asked[] Answers);
+        RunReport Run,
+        string File,
+        int Contexts,
+        int Context,
+        int Seed,
+        int Recalled,
+        double Recall,
+        double StandardError,
+        Asked[] Answers);
 }
