@@ -64,7 +64,8 @@ internal sealed class CompareCommand : LlamaCommand
         {
             output.WriteLine($"--- {side.Attention}");
             output.WriteLine(side.Text);
-            output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"--- {side.TokensPerSecond:F1} tokens/s, prompt {side.PromptSeconds:F2} s"));
+            output.WriteLine(string.Create(
+                CultureInfo.InvariantCulture, $"--- {side.TokensPerSecond:F1} tokens/s, prompt {side.PromptSeconds:F2} s"));
             output.WriteLine($"--- cache {side.Cache}");
             output.WriteLine();
         }

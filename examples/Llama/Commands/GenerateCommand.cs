@@ -86,7 +86,8 @@ internal sealed class GenerateCommand : LlamaCommand
         output.WriteLine();
         output.WriteLine(string.Create(
             CultureInfo.InvariantCulture,
-            $"tokens    {count} after a prompt of {promptIds.Count}; {generator.TokensPerSecond:F1} tokens/s, prompt {generator.PrefillTime.TotalSeconds:F2} s"));
+            $"tokens    {count} after a prompt of {promptIds.Count}; {generator.TokensPerSecond:F1} tokens/s, ")
+            + string.Create(CultureInfo.InvariantCulture, $"prompt {generator.PrefillTime.TotalSeconds:F2} s"));
         output.WriteLine($"cache     {memory}");
         output.WriteLine($"sparsity  {run.DescribeSparsity()}");
         output.WriteJson(new Result(

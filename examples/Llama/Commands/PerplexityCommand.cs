@@ -106,8 +106,10 @@ internal sealed class PerplexityCommand : LlamaCommand
         double tokensPerSecond = nll.Length / stopwatch.Elapsed.TotalSeconds;
         RunReport run = RunReport.Of(session);
         output.WriteLine(string.Create(
-            CultureInfo.InvariantCulture, $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {WindowsText(count)})"));
-        output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {WindowsText(Math.Min(batch, count))} side by side"));
+            CultureInfo.InvariantCulture,
+            $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {WindowsText(count)})"));
+        output.WriteLine(string.Create(
+            CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {WindowsText(Math.Min(batch, count))} side by side"));
         output.WriteLine($"cache       {memory}");
         output.WriteLine($"sparsity    {run.DescribeSparsity()}");
         output.WriteJson(new Result(run, file, context, prefill, count, nll.Length, mean, Math.Exp(mean), means, tokensPerSecond, memory));

@@ -20,7 +20,7 @@ public static class TeacherForcing
     /// <param name="prefill">1 to n; to n − 1 if the prompt is not scored.</param>
     /// <param name="includePrompt">Whether to score the tokens of the prompt too.</param>
     /// <param name="advanced">Told the number of tokens done, after the prompt and after each token.</param>
-    /// <returns>Float64, in nats: [batch, n − 1] for tokens 1 … n − 1 with the prompt, else [batch, n − prefill] for tokens prefill … n − 1.
+    /// <returns>Float64, in nats: [batch, n − 1] for tokens 1 … n − 1 with the prompt, else [batch, n − prefill] for the rest.
     /// Each token is predicted from the position before it.</returns>
     public static Tensor NegativeLogLikelihoods(
         LlamaForCausalLM model, ModelCache cache, Tensor ids, int prefill, bool includePrompt, Action<int>? advanced = null)
