@@ -125,7 +125,23 @@ typedef enum mustafar_pattern {
     /* The `keep` channels of largest magnitude, exactly `keep` in every token; of equal magnitudes the lower channel.
        NaNs are equal to each other and larger than any number, infinity is larger than any finite one; +0 and -0 are
        equal and are kept when a token has fewer than `keep` non-zero channels. (Mustafar, section 3.) */
-    MUSTAFAR_PATTERN_UNSTRUCTURED = 0
+    MUSTAFAR_PATTERN_UNSTRUCTURED = 0,
+    /*
+     * Balanced patterns keep exactly n of every unit of 16 and at most 2 of every group of 4, which the sparse tensor
+     * cores of GPUs read nearly as they are stored. A unit is four groups of four. In each group only the two largest
+     * compete; of those eight the n largest are kept. Magnitudes are ordered as above; of equal ones in a unit the lower
+     * token, then the lower channel wins. n = 16 * keep / head_dim is 5, 6, 7 or 8 (8 is the 2:4 pattern); head_dim is
+     * 64, 128 or 256; FIXED only.
+     *
+     * Keys: a unit is 16 channels of one token, so every token has exactly `keep`. Group i of unit 4p + j has the channels
+     * 16p + j + 4i + m * head_dim / 4, m = 0 ... 3: neighbouring channels, which tend to be large together, are in
+     * different groups.
+     */
+    MUSTAFAR_PATTERN_BALANCED_KEYS = 1,
+    /* Values: a unit is 4 neighbouring channels (multiples of 4 on) of 4 consecutive tokens (likewise), a group is one of
+       its channels. A block of 32 tokens has 32 * keep values, a token any number. Tokens past the last one count as
+       zeros and are never marked in a bitmap. */
+    MUSTAFAR_PATTERN_BALANCED_VALUES = 2
 } mustafar_pattern;
 
 /* How blocks follow each other. */
@@ -141,7 +157,8 @@ typedef enum mustafar_order {
     /* By token, then by channel. The CPU's order and the order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
     /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit values and
-       head_dim 64 and 128; other FIXED formats, and OFFSETS, are plain whatever this says. */
+       head_dim 64 and 128; other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these
+       orders have no bitmap but the operands of sparse matrix products. */
     MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
     MUSTAFAR_ORDER_VALUE_FRAGMENT = 2
 } mustafar_order;
@@ -157,12 +174,12 @@ enum {
  *   - bitmap: 32 rows of w = ceil(head_dim / 32) little-endian u32; channel c of token t is bit c % 32 of word
  *     t * w + c / 32. Bits past head_dim, and rows past the last token, are zero.
  *   - values: the kept channels, packed in `order`, in the tensor's dtype.
- * FIXED blocks are 128 * w + 32 * keep * sizeof(dtype) bytes; OFFSETS blocks are 128 * w bytes plus their values,
- * rounded up to 16. For head_dim 128 and 16-bit values a FIXED block is 512 + 64 * keep bytes: 56.3 % of dense at
+ * FIXED blocks are 128 * w + 32 * keep * sizeof(dtype) bytes (balanced patterns in fragment order with n < 8:
+ * 1.5 * head_dim more); OFFSETS blocks are 128 * w bytes plus their values, rounded up to 16. For head_dim 128 and 16-bit values a FIXED block is 512 + 64 * keep bytes: 56.3 % of dense at
  * keep 64, 37.5 % at 40.
  */
 typedef struct mustafar_format {
-    int32_t head_dim;     /* 64, 80, 96, 128 or 256 */
+    int32_t head_dim;     /* 64, 80, 96, 128 or 256; balanced patterns 64, 128 or 256 */
     int32_t dtype;        /* mustafar_dtype of the values */
     int32_t value_format; /* mustafar_value_format */
     int32_t pattern;      /* mustafar_pattern */

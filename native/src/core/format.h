@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/balanced.h"
 #include "mustafar/mustafar.h"
 
 namespace mustafar {
@@ -27,8 +28,24 @@ constexpr int bitmap_bytes(int head_dim) {
     return block_tokens * bitmap_words(head_dim) * 4;
 }
 
+// Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.
+constexpr bool has_fragment_order(const mustafar_format& format) {
+    return format.order != MUSTAFAR_ORDER_PLAIN && format.layout == MUSTAFAR_LAYOUT_FIXED &&
+           format.dtype != MUSTAFAR_DTYPE_F32 && (format.head_dim == 64 || format.head_dim == 128);
+}
+
+constexpr bool is_balanced(const mustafar_format& format) {
+    return format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED;
+}
+
+// In front of the values: the bitmap, or what stands for it in a balanced block in fragment order.
+constexpr int64_t fixed_header_bytes(const mustafar_format& format) {
+    const bool codes = is_balanced(format) && has_fragment_order(format) && balanced_kept(format) < 8;
+    return bitmap_bytes(format.head_dim) + (codes ? balanced_code_bytes(format.head_dim) : 0);
+}
+
 constexpr int64_t fixed_block_bytes(const mustafar_format& format) {
-    return bitmap_bytes(format.head_dim) + int64_t{block_tokens} * format.keep * element_bytes(format.dtype);
+    return fixed_header_bytes(format) + int64_t{block_tokens} * format.keep * element_bytes(format.dtype);
 }
 
 }  // namespace mustafar

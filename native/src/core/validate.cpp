@@ -163,6 +163,20 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
     check(text, values, extent, element);
 }
 
+void check_balanced(const char* name, const mustafar_format& format) {
+    if (format.head_dim % 64 != 0)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: balanced patterns exist for 64, 128 and 256, got %d",
+             name, format.head_dim);
+    if (format.layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.layout: expected 0 (fixed) for a balanced pattern, got %d",
+             name, format.layout);
+    const int kept = balanced_kept(format);
+    if (format.keep * unit_elements % format.head_dim != 0 || kept < fewest_balanced || kept > most_balanced)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "%s.format.keep: expected 5, 6, 7 or 8 sixteenths of head_dim %d for a balanced pattern, got %d", name,
+             format.head_dim, format.keep);
+}
+
 template <class T>
 const T& not_null(const char* name, const T* pointer) {
     check_pointer(name, pointer);
@@ -196,14 +210,14 @@ void check_format(const char* name, const mustafar_format& format) {
     if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
              format.value_format);
-    if (format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.pattern: expected 0 (unstructured), got %d", name, format.pattern);
+    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_BALANCED_VALUES);
     check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
     check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
     if (format.layout == MUSTAFAR_LAYOUT_FIXED)
         check_range("format.keep", format.keep, 1, format.head_dim);
     else
         check_range("format.keep (offsets layout)", format.keep, 0, 0);
+    if (is_balanced(format)) check_balanced(name, format);
 }
 
 void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,

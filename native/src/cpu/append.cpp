@@ -10,6 +10,7 @@
 #include "cpu/block_writer.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/pattern.h"
 
 namespace mustafar {
 namespace {
@@ -65,9 +66,9 @@ private:
             return token < length ? row_address(ring, b, head, token % append_.tail_capacity, element_)
                                   : row_address(fresh, b, head, token - length, element_);
         };
-        write_block(
-            BlockReader(target, append_.num_kv_heads, b, head).locate(block), target.format, table, block_tokens, row,
-            [&](int t, uint32_t* bits) { table.select(row(t), target.format.head_dim, target.format.keep, bits); });
+        write_block(BlockReader(target, append_.num_kv_heads, b, head).locate(block), target.format, table,
+                    block_tokens, row,
+                    [&](uint32_t* bits) { choose(target.format, table, block_rows(block_tokens, row), bits); });
     }
 
     void fill_ring(int32_t b) const {

@@ -9,18 +9,18 @@
 
 namespace mustafar {
 
-// Writes tokens 0 ... tokens - 1 of a block. row(t) is the address of token t; chosen(t, bitmap) fills its bitmap row.
+// Writes tokens 0 ... tokens - 1 of a block. row(t) is the address of token t; choose(bitmap) fills the bitmap's rows.
 // Rows past tokens are empty, and the rest of the values' room is zero, so that equal tokens give equal bytes.
-template <class Row, class Chosen>
+template <class Row, class Choose>
 void write_block(const Block& block, const mustafar_format& format, const Kernels& kernels, int tokens, const Row& row,
-                 const Chosen& chosen) {
+                 const Choose& choose) {
     const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
     uint32_t* bitmap = block.writable_bitmap();
     char* values = block.writable_values();
     int64_t count = 0;
+    choose(bitmap);
     for (int t = 0; t < tokens; ++t) {
-        uint32_t* bits = bitmap + t * words;
-        chosen(t, bits);
+        const uint32_t* bits = bitmap + t * words;
         if (count + kernels.count(bits, 1) > block.value_capacity)
             fail(MUSTAFAR_STATUS_CORRUPT_DATA,
                  "bitmap: it marks more values than the block's %lld, which its offsets give",

@@ -7,6 +7,7 @@
 #include "cpu/block_writer.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/pattern.h"
 
 namespace mustafar {
 namespace {
@@ -43,9 +44,9 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
     const Kernels& table = kernels(context.cpu_variant, format);
     const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
     for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
-        for (int64_t t = block * block_tokens; t < block * block_tokens + count; ++t)
-            table.select(row_address(source, b, h, t, element), format.head_dim, format.keep,
-                         bitmap + ((int64_t{b} * heads + h) * tokens + t) * words);
+        const int64_t first = block * block_tokens;
+        choose(format, table, block_rows(count, [&](int t) { return row_address(source, b, h, first + t, element); }),
+               bitmap + ((int64_t{b} * heads + h) * tokens + first) * words);
     });
 }
 
@@ -77,17 +78,13 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
     const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
     for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
         const auto row = [&](int t) { return row_address(source, b, h, block * block_tokens + t, element); };
-        write_block(BlockReader(destination, heads, b, h).locate(block), format, table, count, row,
-                    [&](int t, uint32_t* bits) {
-                        if (bitmap == nullptr) {
-                            table.select(row(t), format.head_dim, format.keep, bits);
-                        } else {
-                            const uint32_t* given =
-                                bitmap + ((int64_t{b} * heads + h) * tokens + block * block_tokens + t) * words;
-                            check_bitmap_row(given, format.head_dim);
-                            std::copy_n(given, words, bits);
-                        }
-                    });
+        write_block(
+            BlockReader(destination, heads, b, h).locate(block), format, table, count, row, [&](uint32_t* bits) {
+                if (bitmap == nullptr) return choose(format, table, block_rows(count, row), bits);
+                const uint32_t* given = bitmap + ((int64_t{b} * heads + h) * tokens + block * block_tokens) * words;
+                for (int t = 0; t < count; ++t) check_bitmap_row(given + t * words, format.head_dim);
+                std::copy_n(given, count * words, bits);
+            });
     });
 }
 

@@ -88,7 +88,7 @@ def dense_times(query, keys, values, lengths, flush):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
-    parser.add_argument("--keep", default="40,64")
+    parser.add_argument("--keep", default="40,64,b40,b64", help="channels kept, b: of the balanced pattern")
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
     parser.add_argument("--dtype", default="f16")
     parser.add_argument("--csv")
@@ -112,8 +112,10 @@ def main():
         for name, (graph, cold) in dense.items():
             print(f"{shape} {name:10} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
         best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
-        for keep in map(int, arguments.keep.split(",")):
-            cache = Cache(keys, values, lengths, keep, keep, page_blocks=16, mask=top_mask)
+        for name in arguments.keep.split(","):
+            balanced, keep = name.startswith("b"), int(name.lstrip("b"))
+            cache = Cache(keys, values, lengths, keep, keep, page_blocks=16, mask=top_mask,
+                          balanced=libraries[0][1] if balanced else None)
             expected = torch.cat([
                 torch.softmax(query[b].float().view(kv_heads, -1, 128) @ cache.keys[b, :, :n].float().transpose(-1, -2) / math.sqrt(128), -1)
                 @ cache.values[b, :, :n].float() for b, n in enumerate(lengths)]).view(query.shape)
@@ -122,13 +124,13 @@ def main():
             for _ in range(copies - 1):
                 other = object.__new__(Cache)
                 other.__dict__ = dict(cache.__dict__)
-                for name in ("key_pages", "value_pages"):
+                for part in ("key_pages", "value_pages"):
                     pages = object.__new__(type(cache.key_pages))
-                    pages.__dict__ = dict(getattr(cache, name).__dict__)
+                    pages.__dict__ = dict(getattr(cache, part).__dict__)
                     original = pages.memory
                     pages.memory = original.clone()
                     pages.table = pages.table + (pages.memory.data_ptr() - original.data_ptr())
-                    setattr(other, name, pages)
+                    setattr(other, part, pages)
                 other.tail_keys, other.tail_values = cache.tail_keys.clone(), cache.tail_values.clone()
                 caches.append(other)
             for path, library in libraries:
@@ -136,7 +138,7 @@ def main():
                 error = ((calls[0]().float() - expected).norm() / expected.norm()).item()
                 graph, cold = graph_time(calls), cold_time(calls[0], flush)
                 size = cache.bytes()
-                row = dict(shape="x".join(map(str, shape)), library=path, dtype=arguments.dtype, keep=keep, error=f"{error:.1e}",
+                row = dict(shape="x".join(map(str, shape)), library=path, dtype=arguments.dtype, keep=name, error=f"{error:.1e}",
                            graph_us=f"{graph:.1f}", cold_us=f"{cold:.1f}", mb=f"{size / 1e6:.1f}", tbs=f"{size / graph / 1e6:.2f}",
                            roofline=f"{100 * size / bandwidth / (graph * 1e-6):.0f}", dense_graph_us=f"{best[0]:.1f}",
                            dense_cold_us=f"{best[1]:.1f}", ratio_graph=f"{best[0] / graph:.2f}", ratio_cold=f"{best[1] / cold:.2f}")

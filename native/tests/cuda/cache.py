@@ -4,7 +4,8 @@ import math
 import torch
 
 import reference
-from native import (BLOCK, DTYPES, KEY_FRAGMENT, PLAIN, VALUE_FRAGMENT, Attention, Pages, dense)
+from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
+                    Pages, dense)
 
 NAN = float("nan")
 
@@ -18,7 +19,8 @@ class Cache:
     cache represents: pruned where compressed, as given where dense. Everything unused is NaN."""
 
     def __init__(self, keys, values, lengths, keep_keys, keep_values, *, fragment=True, window=32, group=64, fresh=None,
-                 page_blocks=4, generator=None, mask=None, base=0):
+                 page_blocks=4, generator=None, mask=None, base=0, balanced=None):
+        """balanced: a Library that writes blocks of the balanced patterns; None: unstructured ones."""
         batch, heads, longest, head_dim = keys.shape
         self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
         self.fresh = fresh if fresh is not None else [0] * batch
@@ -33,14 +35,20 @@ class Cache:
         self.tail_values = self.tail_keys.clone()
         orders = (KEY_FRAGMENT, VALUE_FRAGMENT) if fragment else (PLAIN, PLAIN)
         most = max(BLOCK, max(self.compressed_list, default=0))
-        self.key_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_keys, orders[0], page_blocks, generator, base)
+        patterns = (BALANCED_KEYS, BALANCED_VALUES) if balanced else (UNSTRUCTURED, UNSTRUCTURED)
+        self.key_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_keys, orders[0], page_blocks, generator, base,
+                               patterns[0])
         self.value_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_values, orders[1], page_blocks, generator,
-                                 base)
+                                 base, patterns[1])
         for b in range(batch):
             c, n = self.compressed_list[b], stored[b]
             for pages, full, keep, role in ((self.key_pages, self.keys, keep_keys, "keys"),
                                             (self.value_pages, self.values, keep_values, "values")):
-                if c:
+                if c and balanced:
+                    part = full[b:b + 1, :, :c].contiguous()
+                    balanced.call("compress", 1, heads, c, dense(part), None, pages.blocks_of(b))
+                    full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
+                elif c:
                     part = full[b:b + 1, :, :c]
                     kept = mask(part, keep)
                     packed = reference.pack(part, kept, role if fragment else "plain")

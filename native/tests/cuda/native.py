@@ -9,6 +9,7 @@ I32, I64, PTR, F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_f
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLAIN, KEY_FRAGMENT, VALUE_FRAGMENT = 0, 1, 2
 FIXED, OFFSETS = 0, 1
+UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES = 0, 1, 2
 BLOCK = 32
 PADDING = 64
 
@@ -107,19 +108,22 @@ def dense(tensor):
     return Dense(tensor.data_ptr(), *tensor.stride()[:3])
 
 
-def block_bytes(head_dim, dtype, keep):
-    return 128 * ((head_dim + 31) // 32) + BLOCK * keep * torch.empty(0, dtype=dtype).element_size()
+def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN):
+    element = torch.empty(0, dtype=dtype).element_size()
+    codes = pattern != UNSTRUCTURED and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
+    return 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0) + BLOCK * keep * element
 
 
 class Pages:
     """FIXED blocks of one tensor in pages that lie in a random order of one buffer, which starts out as 0xff (NaN)."""
 
-    def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0):
+    def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0,
+                 pattern=UNSTRUCTURED):
         device = "cuda"
         self.batch, self.heads, self.order = batch, heads, order
-        self.format = Format(head_dim, DTYPES[dtype], 0, 0, FIXED, order, keep)
+        self.format = Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, order, keep)
         self.page_blocks = page_blocks
-        self.block_bytes = block_bytes(head_dim, dtype, keep)
+        self.block_bytes = block_bytes(head_dim, dtype, keep, pattern, order)
         self.head_stride = page_blocks * self.block_bytes
         self.base = base
         self.page_bytes = (base + heads * self.head_stride + PADDING + 63) // 64 * 64
@@ -133,6 +137,12 @@ class Pages:
     def blocks(self):
         return Blocks(self.format, self.page_blocks, self.capacity, self.page_bytes, self.base, self.head_stride,
                       self.table.data_ptr(), None)
+
+    def blocks_of(self, sequence):
+        """Of one sequence only."""
+        blocks = self.blocks()
+        blocks.pages += 8 * sequence * self.capacity
+        return blocks
 
     def block(self, sequence, head, index):
         """Bytes of one block, as a view."""

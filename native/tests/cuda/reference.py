@@ -15,6 +15,38 @@ def keep_mask(x, keep):
     return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, order[..., :keep], True)
 
 
+def balanced_mask(x, keep, role):
+    """The balanced pattern of keys or values [batch, heads, tokens, head_dim], unit by unit."""
+    batch, heads, tokens, head_dim = x.shape
+    kept = 16 * keep // head_dim
+    if role == "keys":
+        # unit (p, j) of a token, group i, element m: channel 16p + j + 4i + m * head_dim / 4
+        units = x.view(batch, heads, tokens, 4, head_dim // 64, 4, 4).permute(0, 1, 2, 4, 6, 5, 3)
+    else:
+        # four tokens (element m), four channels (group i)
+        x = torch.nn.functional.pad(x, (0, 0, 0, -tokens % 4))
+        units = x.view(batch, heads, -1, 4, head_dim // 4, 4).permute(0, 1, 2, 4, 5, 3)
+    # Flattened element-major, so that position = 4m + i breaks ties.
+    flat = units.transpose(-1, -2).flatten(-2)
+    magnitude = torch.where(flat.isnan(), torch.full_like(flat, float("inf"), dtype=torch.float64), flat.double().abs())
+    nan_first = torch.sort(flat.isnan().to(torch.int8), dim=-1, descending=True, stable=True).indices
+    order = torch.gather(nan_first, -1, torch.sort(torch.gather(magnitude, -1, nan_first), dim=-1, descending=True,
+                                                   stable=True).indices)
+    taken = torch.zeros_like(flat, dtype=torch.bool)
+    in_group = torch.zeros(*flat.shape[:-1], 4, dtype=torch.int64, device=x.device)
+    total = torch.zeros(flat.shape[:-1], dtype=torch.int64, device=x.device)
+    for i in range(16):
+        place = order[..., i:i + 1]
+        free = (torch.gather(in_group, -1, place % 4)[..., 0] < 2) & (total < kept)
+        taken.scatter_(-1, place, free[..., None])
+        in_group.scatter_add_(-1, place % 4, free[..., None].to(torch.int64))
+        total += free
+    units = taken.unflatten(-1, (4, 4)).transpose(-1, -2)
+    if role == "keys":
+        return units.permute(0, 1, 2, 6, 3, 5, 4).reshape(batch, heads, tokens, head_dim)
+    return units.permute(0, 1, 2, 5, 3, 4).reshape(batch, heads, -1, head_dim)[:, :, :tokens]
+
+
 def value_order(head_dim, role):
     """Positions token * head_dim + channel of a block in the order in which its values are stored."""
     def flat(*loops):

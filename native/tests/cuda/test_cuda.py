@@ -14,7 +14,7 @@ import torch
 
 import reference
 from cache import Cache, Call, compressed_tokens
-from native import (BLOCK, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PLAIN, VALUE_FRAGMENT, Append, Format, Library, OffsetPages,
+from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PLAIN, VALUE_FRAGMENT, Append, Format, Library, OffsetPages,
                     Pages, Product, dense)
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -113,6 +113,38 @@ def test_compress():
                 check(out[:, :, 0].isnan().all() and out[:, :, -1].isnan().all(), f"{case}: decompress wrote too much")
 
 
+def test_balanced():
+    cases = [(kind, dtype, head_dim, kept) for kind in ("random", "ties", "special", "zeros", "same channels")
+             for dtype in (F16, BF16, F32) for head_dim in (64, 128, 256) for kept in (5, 6, 7, 8)]
+    for seed, (kind, dtype, head_dim, kept) in enumerate(cases):
+        if SMALL and seed % 7:
+            continue
+        keep = kept * head_dim // 16
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        batch, heads, tokens = 2, 2, (96, 75, 33)[seed % 3]
+        x = rows(kind, (batch, heads, tokens, head_dim), dtype, generator)
+        source = strided(x, 1) if seed % 2 == 0 else x
+        for pattern, role, fragment in ((BALANCED_KEYS, "keys", KEY_FRAGMENT), (BALANCED_VALUES, "values", VALUE_FRAGMENT)):
+            case = f"{kind} {dtype} {role} head_dim {head_dim} keep {keep} seed {seed}"
+            mask = reference.balanced_mask(x, keep, role)
+            bitmap = torch.full((batch, heads, tokens, head_dim // 32), -1, dtype=torch.int32, device="cuda")
+            library.call("prune", Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, PLAIN, keep), batch, heads, tokens,
+                         dense(source), bitmap)
+            check(torch.equal(bitmap, reference.bitmap_words(mask)), f"{case}: bitmap differs")
+            for order in (PLAIN, fragment):
+                pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48, pattern=pattern)
+                before = pages.memory.clone()
+                library.call("compress", batch, heads, tokens, dense(source), None, pages.blocks())
+                outside = torch.ones_like(pages.memory, dtype=torch.bool)
+                outside[pages.gathered((tokens + BLOCK - 1) // BLOCK).flatten()] = False
+                check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
+                for first, count in ((0, tokens), (17, 11)):
+                    out = torch.full((batch, heads, count, head_dim), float("nan"), dtype=dtype, device="cuda")
+                    library.call("decompress", batch, heads, first, count, pages.blocks(), dense(out))
+                    expected = torch.where(mask, x, torch.zeros_like(x))[:, :, first:first + count]
+                    same_bits(f"{case} decompress order {order} from {first}", out, expected)
+
+
 def test_offsets():
     for seed, (dtype, head_dim, tokens) in enumerate(((F16, 128, 200), (F32, 80, 33), (BF16, 64, 1), (F16, 96, 5000))):
         generator = torch.Generator(device="cuda").manual_seed(seed)
@@ -171,7 +203,23 @@ def test_products():
 
 
 def attention_cases():
-    # batch, heads, kv heads, head_dim, longest, keep of keys, of values, dtype, queries, fresh?, sliding window
+    # batch, heads, kv heads, head_dim, longest, keep of keys, of values, dtype, queries, fresh?, sliding window, balanced?
+    for case in unstructured_cases():
+        yield *case, False
+    yield 2, 8, 8, 128, 1100, 40, 40, F16, 1, False, 0, True
+    yield 3, 12, 4, 128, 700, 64, 40, BF16, 1, True, 0, True
+    yield 2, 8, 2, 64, 900, 20, 24, F16, 1, False, 0, True
+    yield 1, 32, 2, 128, 2100, 48, 56, F16, 1, True, 0, True
+    yield 2, 6, 2, 128, 500, 56, 64, F16, 5, True, 0, True
+    yield 2, 8, 2, 64, 700, 28, 32, BF16, 8, True, 0, True
+    yield 2, 8, 4, 128, 1500, 40, 48, F16, 3, True, 200, True
+    yield 1, 4, 4, 256, 300, 80, 96, F16, 1, False, 0, True
+    yield 2, 4, 2, 128, 300, 40, 64, F32, 2, True, 0, True
+    yield 5, 8, 1, 128, 3000, 40, 40, BF16, 1, False, 0, True
+    yield 40, 8, 8, 64, 900, 20, 32, F16, 1, False, 0, True
+
+
+def unstructured_cases():
     yield 2, 8, 8, 128, 1100, 40, 40, F16, 1, False, 0
     yield 3, 12, 4, 128, 700, 39, 64, BF16, 1, True, 0
     yield 2, 8, 2, 64, 900, 24, 20, F16, 1, False, 0
@@ -192,10 +240,11 @@ def attention_cases():
 
 
 def test_attention():
-    for seed, (batch, heads, kv_heads, head_dim, longest, kk, kv, dtype, queries, fresh, window) in enumerate(attention_cases()):
+    for seed, (batch, heads, kv_heads, head_dim, longest, kk, kv, dtype, queries, fresh, window,
+               balanced) in enumerate(attention_cases()):
         if SMALL and batch * heads * longest > 20000:
             continue
-        case = f"{(batch, heads, kv_heads, head_dim, longest, kk, kv, dtype, queries, fresh, window)} seed {seed}"
+        case = f"{(batch, heads, kv_heads, head_dim, longest, kk, kv, dtype, queries, fresh, window, balanced)} seed {seed}"
         generator = torch.Generator(device="cuda").manual_seed(seed)
         keys, values = (rows("same channels" if seed % 4 == 3 else "random", (batch, kv_heads, longest, head_dim), dtype,
                              generator) for _ in range(2))
@@ -208,7 +257,8 @@ def test_attention():
         if queries > 2 and batch > 1:
             counts[-1] = min(2, lengths[-1])
         cache = Cache(keys, values, lengths, kk, kv, fragment=dtype != F32 and head_dim in (64, 128), fresh=counts if fresh else None,
-                      page_blocks=1 + seed % 5, generator=torch.Generator().manual_seed(seed), base=16 * (seed % 3))
+                      page_blocks=1 + seed % 5, generator=torch.Generator().manual_seed(seed), base=16 * (seed % 3),
+                      balanced=library if balanced else None)
         fresh_keys = fresh_values = None
         if fresh:
             fresh_keys, fresh_values = (torch.full((batch, kv_heads, queries, head_dim), float("nan"), dtype=dtype, device="cuda")

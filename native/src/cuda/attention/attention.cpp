@@ -26,14 +26,24 @@ bool uses_fragments(const mustafar_attention& a) {
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
              "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
              a.values.format.order);
+    if (keys && is_balanced(a.keys.format) != is_balanced(a.values.format))
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "keys, values: expected both balanced or both unstructured in fragment order, got patterns %d and %d",
+             a.keys.format.pattern, a.values.format.pattern);
     return keys;
 }
 
 FragmentLauncher fragment_launcher(const mustafar_format& format) {
-    const bool half = format.dtype == MUSTAFAR_DTYPE_F16;
+    const bool half = format.dtype == MUSTAFAR_DTYPE_F16, balanced = is_balanced(format);
     switch (format.head_dim) {
-        case 64: return half ? attention_f16_64 : attention_bf16_64;
-        case 128: return half ? attention_f16_128 : attention_bf16_128;
+        case 64:
+            return balanced ? half ? attention_balanced_f16_64 : attention_balanced_bf16_64
+                   : half   ? attention_f16_64
+                            : attention_bf16_64;
+        case 128:
+            return balanced ? half ? attention_balanced_f16_128 : attention_balanced_bf16_128
+                   : half   ? attention_f16_128
+                            : attention_bf16_128;
         default: fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no fragment kernel for head_dim %d", format.head_dim);
     }
 }
@@ -50,9 +60,10 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     footprint.iteration_bytes = ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
                                 ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
     footprint.output_bytes = std::min(rows, tile_rows) * head_dim * 4;
-    // A bitmap that contradicts its block may point as far as a dense block reaches.
-    footprint.padding_bytes = dense_block;
-    footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count);
+    // A bitmap that contradicts its block may point as far as a dense block reaches; balanced blocks have no bitmap.
+    const bool balanced = is_balanced(a.keys.format);
+    footprint.padding_bytes = balanced ? 0 : dense_block;
+    footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced);
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);

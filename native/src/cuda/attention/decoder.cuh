@@ -9,39 +9,11 @@
 //   head_dim 64:  K: channels 16t ... 16t + 15;                       V: channels 8g ... 8g + 7
 #pragma once
 
-#include "cuda/common/blocks.cuh"
+#include "cuda/attention/params.h"
+#include "cuda/attention/query.cuh"
 #include "cuda/common/expand.cuh"
 
 namespace mustafar::cuda {
-
-// Query rows as operand B. One tile of 8 rows stays in registers; several are read from shared memory at every use.
-template <int Steps, int Tiles>
-class QueryFragments {
-public:
-    static constexpr int shared_bytes = Tiles == 1 ? 0 : Steps * Tiles * 32 * 8;
-
-    __device__ __forceinline__ uint2 operator()(int tile, int step) const {
-        if constexpr (Tiles == 1)
-            return own_[step];
-        else
-            return load_shared_u64(address_ + (step * Tiles + tile) * 256);
-    }
-
-    // `memory` is used by several tiles only; every warp writes the same values or one writes for all.
-    __device__ __forceinline__ void set(int tile, int step, uint2 fragment, uint2* memory, int lane) {
-        if constexpr (Tiles == 1)
-            own_[step] = fragment;
-        else
-            memory[(step * Tiles + tile) * 32 + lane] = fragment;
-    }
-    __device__ __forceinline__ void attach(const uint2* memory, int lane) {
-        if constexpr (Tiles > 1) address_ = shared_address(memory + lane);
-    }
-
-private:
-    uint2 own_[Tiles == 1 ? Steps : 1];
-    uint32_t address_ = 0;
-};
 
 template <class T, int HeadDim>
 struct Decoder;
@@ -49,7 +21,9 @@ struct Decoder;
 template <class T>
 struct Decoder<T, 128> {
     static constexpr int head_dim = 128;
-    static constexpr int steps = 8;  // of 16 channels along k
+    static constexpr bool has_shared = false;
+    static constexpr int part_words = 16;  // of a dense row, for one lane
+    static constexpr int steps = 8;        // of 16 channels along k
     static constexpr int bitmap = 512;
     static constexpr int value_tiles = 8;
 
@@ -57,12 +31,21 @@ struct Decoder<T, 128> {
     const int lane, g, t;
     const uint32_t key_half, value_half;  // bytes of the values of 8 tokens
 
-    __device__ __forceinline__ Decoder(const Blocks& keys, const Blocks& values, int lane_index)
-        : constants(lane_index), lane(lane_index), g(lane_index >> 2), t(lane_index & 3), key_half(16 * keys.keep),
-          value_half(16 * values.keep) {}
+    struct Shared {};
+    static __device__ __forceinline__ void prepare(Shared&, const AttentionParams&) {}
+
+    __device__ __forceinline__ Decoder(const Shared&, const AttentionParams& p, int lane_index)
+        : constants(lane_index), lane(lane_index), g(lane_index >> 2), t(lane_index & 3), key_half(16 * p.keys.keep),
+          value_half(16 * p.values.keep) {}
+
+    // A lane's part of a dense row: what its registers of operands A or B take.
+    template <class E>
+    static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
+        load_row(part, row + 2 * part_words * t, aligned);
+    }
 
     // Channels of operand B's register pair (k = 2t, 2t + 1 | 2t + 8, 2t + 9) in a step.
-    static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&row)[16], int step) {
+    static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&row)[part_words], int step, int) {
         const uint32_t select = step & 1 ? 0x7632 : 0x5410;
         return {permute(row[step / 2], row[4 + step / 2], select),
                 permute(row[8 + step / 2], row[12 + step / 2], select)};
@@ -130,6 +113,8 @@ private:
 template <class T>
 struct Decoder<T, 64> {
     static constexpr int head_dim = 64;
+    static constexpr bool has_shared = false;
+    static constexpr int part_words = 8;  // of a dense row, for one lane
     static constexpr int steps = 4;
     static constexpr int bitmap = 256;
     static constexpr int value_tiles = 4;
@@ -138,11 +123,19 @@ struct Decoder<T, 64> {
     const int lane, g, t;
     const uint32_t key_half, value_half;
 
-    __device__ __forceinline__ Decoder(const Blocks& keys, const Blocks& values, int lane_index)
-        : constants(lane_index), lane(lane_index), g(lane_index >> 2), t(lane_index & 3), key_half(16 * keys.keep),
-          value_half(16 * values.keep) {}
+    struct Shared {};
+    static __device__ __forceinline__ void prepare(Shared&, const AttentionParams&) {}
 
-    static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&row)[8], int step) {
+    __device__ __forceinline__ Decoder(const Shared&, const AttentionParams& p, int lane_index)
+        : constants(lane_index), lane(lane_index), g(lane_index >> 2), t(lane_index & 3), key_half(16 * p.keys.keep),
+          value_half(16 * p.values.keep) {}
+
+    template <class E>
+    static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
+        load_row(part, row + 2 * part_words * t, aligned);
+    }
+
+    static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&row)[part_words], int step, int) {
         return {permute(row[step], row[4 + step], 0x5410), permute(row[step], row[4 + step], 0x7632)};
     }
 

@@ -40,47 +40,23 @@ __device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, cons
             INT_MAX};
 }
 
-// `aligned`: to 16 bytes; else to elements of 2.
-template <int Words>
-__device__ __forceinline__ void load_row(uint32_t (&words)[Words], const void* row, bool aligned) {
-    if (aligned) {
-#pragma unroll
-        for (int i = 0; i < Words / 4; ++i) {
-            const uint4 v = __ldg(static_cast<const uint4*>(row) + i);
-            words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
-        }
-    } else {
-        const uint16_t* const elements = static_cast<const uint16_t*>(row);
-#pragma unroll
-        for (int i = 0; i < Words; ++i)
-            words[i] = __ldg(elements + 2 * i) | uint32_t{__ldg(elements + 2 * i + 1)} << 16;
-    }
-}
-
-template <int Words>
-__device__ __forceinline__ void clear(uint32_t (&words)[Words]) {
-#pragma unroll
-    for (int i = 0; i < Words; ++i) words[i] = 0;
-}
-
 template <class T, class D, int Tiles>
 __device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& chunk, int sequence, int head,
                                            bool aligned, const QueryFragments<D::steps, Tiles>& query,
                                            float (&score)[Tiles][2][4]) {
-    constexpr int words = D::head_dim / 8;  // of 2 channels, a quarter of a row
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
-        uint32_t row[2][words];
+        uint32_t row[2][D::part_words];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int token = 16 * a + 8 * r + decoder.g;
             clear(row[r]);
             if (token < chunk.count)
-                load_row(row[r], chunk.row<T>(*chunk.keys, sequence, head, token) + 2 * words * decoder.t, aligned);
+                D::load_part(row[r], chunk.row<T>(*chunk.keys, sequence, head, token), decoder.t, aligned);
         }
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) {
-            const uint2 low = D::query_fragment(row[0], i), high = D::query_fragment(row[1], i);
+            const uint2 low = D::query_fragment(row[0], i, decoder.t), high = D::query_fragment(row[1], i, decoder.t);
 #pragma unroll
             for (int n = 0; n < Tiles; ++n) {
                 const uint2 q = query(n, i);

@@ -1,3 +1,4 @@
+#include "cuda/attention/decoder.cuh"
 #include "cuda/attention/fragment_launch.cuh"
 
 namespace mustafar::cuda {

@@ -39,6 +39,7 @@ struct FragmentMemory {
     uint64_t barriers[Warps][4];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
     int last;                             // whether this thread block is the tile's last one
+    typename D::Shared decoder;
     uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
 };
 
@@ -80,24 +81,24 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
     const uint32_t first_dense = item + (blocks > item ? (blocks - item + stride - 1) / stride * stride : 0) - blocks;
 
-    const D decoder(p.keys, p.values, lane);
+    D::prepare(fixed.decoder, p);
+    const D decoder(fixed.decoder, p, lane);
     const int g = decoder.g, t = decoder.t;
     Query query;
     query.attach(fixed.query, lane);
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
-        uint32_t row[channels / 8];
+        uint32_t row[D::part_words];
         clear(row);
         const int r = first_row + 8 * n + g;
         if (8 * n + g < valid_rows)
-            load_row(row,
-                     p.query.row<T>(sequence.index, kv_head * p.group + r % p.group, r / p.group) + channels / 4 * t,
-                     p.aligned);
+            D::load_part(row, p.query.row<T>(sequence.index, kv_head * p.group + r % p.group, r / p.group), t,
+                         p.aligned);
         if (Tiles == 1 || warp == n)
 #pragma unroll
-            for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(row, i), fixed.query, lane);
+            for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(row, i, t), fixed.query, lane);
     }
-    if constexpr (Tiles > 1) __syncthreads();
+    if constexpr (Tiles > 1 || D::has_shared) __syncthreads();
 
     float accumulator[Tiles][D::value_tiles][4];
     RowPair state[Tiles];

@@ -13,8 +13,9 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
     constexpr int blocks_per_multiprocessor = (Tiles == 1 ? 16 : 8) / Warps;
     static std::atomic<uint64_t> allowed{0};
     const auto kernel = attention_fragment<T, D, Tiles, Warps, blocks_per_multiprocessor>;
-    static_assert(sizeof(FragmentMemory<D, Tiles, Warps>) + 128 <= fragment_static_bytes_bound(Tiles));
-    allow_shared_memory(scope, kernel, allowed, fragment_static_bytes_bound(Tiles));
+    constexpr int static_bytes = fragment_static_bytes_bound(Tiles, D::has_shared);
+    static_assert(sizeof(FragmentMemory<D, Tiles, Warps>) + 128 <= static_bytes);
+    allow_shared_memory(scope, kernel, allowed, static_bytes);
     const int64_t tiles = int64_t{params.batch} * params.num_kv_heads * params.tiles;
     launch(scope, "attention", kernel,
            LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true}, params);

@@ -18,6 +18,7 @@ struct Blocks {
     int32_t page_blocks;
     int32_t block_bytes;  // FIXED
     int32_t keep;         // FIXED
+    int32_t pattern;
     int32_t heads;
 
     Blocks() = default;
@@ -25,7 +26,7 @@ struct Blocks {
         : pages(blocks.pages), offsets(blocks.offsets), page_capacity(blocks.page_capacity), base(blocks.base),
           head_stride(blocks.head_stride), page_blocks(blocks.page_blocks),
           block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep),
-          heads(num_heads) {}
+          pattern(blocks.format.pattern), heads(num_heads) {}
 
     __device__ __forceinline__ uint8_t* fixed(int sequence, int head, uint32_t block) const {
         const uint32_t page = block / static_cast<uint32_t>(page_blocks);

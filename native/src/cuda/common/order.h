@@ -5,23 +5,23 @@
 
 namespace mustafar::cuda {
 
-// The fragment orders exist where tensor cores read blocks directly: FIXED, 16-bit values, head_dim 64 and 128. For any
-// other format they are the plain order.
-constexpr bool has_fragment_order(const mustafar_format& format) {
-    return format.order != MUSTAFAR_ORDER_PLAIN && format.layout == MUSTAFAR_LAYOUT_FIXED &&
-           format.dtype != MUSTAFAR_DTYPE_F32 && (format.head_dim == 64 || format.head_dim == 128);
-}
-
-// How a kernel places values. The two fragment orders differ; where the call does not say by itself whether it handles
-// keys or values, the format does.
-enum class ValueOrder : int32_t { plain, keys, values };
+// How a kernel places values. The fragment orders of keys and values differ; where the call does not say by itself which of
+// them it handles, the format does.
+enum class ValueOrder : int32_t { plain, keys, values, balanced_keys, balanced_values };
 
 constexpr ValueOrder value_order(const mustafar_format& format, bool keys) {
-    return !has_fragment_order(format) ? ValueOrder::plain : keys ? ValueOrder::keys : ValueOrder::values;
+    if (!has_fragment_order(format)) return ValueOrder::plain;
+    if (is_balanced(format)) return keys ? ValueOrder::balanced_keys : ValueOrder::balanced_values;
+    return keys ? ValueOrder::keys : ValueOrder::values;
 }
 
 constexpr ValueOrder value_order(const mustafar_format& format) {
-    return value_order(format, format.order != MUSTAFAR_ORDER_VALUE_FRAGMENT);
+    return value_order(format, is_balanced(format) ? format.pattern == MUSTAFAR_PATTERN_BALANCED_KEYS
+                                                   : format.order != MUSTAFAR_ORDER_VALUE_FRAGMENT);
+}
+
+constexpr bool is_balanced_order(ValueOrder order) {
+    return order == ValueOrder::balanced_keys || order == ValueOrder::balanced_values;
 }
 
 }  // namespace mustafar::cuda

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace mustafar::cuda {
 
@@ -29,6 +30,14 @@ __device__ __forceinline__ uint32_t load_shared_u16(uint32_t address) {
 __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
     uint32_t value;
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
+    return value;
+}
+
+__device__ __forceinline__ uint4 load_shared_u128(uint32_t address) {
+    uint4 value;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(address));
     return value;
 }
 
@@ -84,6 +93,34 @@ __device__ __forceinline__ void mma_16816<__nv_bfloat16>(float (&c)[4], uint32_t
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+
+// The positions in a sparse operand ascend, which later toolkits want to be said.
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 5)
+#define MUSTAFAR_MMA_SPARSE "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32."
+#else
+#define MUSTAFAR_MMA_SPARSE "mma.sp.sync.aligned.m16n8k32.row.col.f32."
+#endif
+
+// c += A B with 16x32 A, of which two of each four along k are stored, and 32x8 B of 16-bit floats. Lanes 4g + 2 Selector
+// and the next one provide the positions.
+template <class T, int Selector>
+__device__ __forceinline__ void mma_sparse(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint2 b01,
+                                           uint2 b23, uint32_t positions) {
+    if constexpr (std::is_same_v<T, __half>)
+        asm volatile(MUSTAFAR_MMA_SPARSE
+                     "f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b01.x), "r"(b01.y), "r"(b23.x), "r"(b23.y),
+                       "r"(positions), "n"(Selector));
+    else
+        asm volatile(MUSTAFAR_MMA_SPARSE
+                     "bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b01.x), "r"(b01.y), "r"(b23.x), "r"(b23.y),
+                       "r"(positions), "n"(Selector));
+}
+
+#undef MUSTAFAR_MMA_SPARSE
 
 // d = A B + c with 16x16 A of u8, 16x8 B of s8 (nearly everywhere not negative).
 __device__ __forceinline__ void mma_u8(uint32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const uint32_t (&c)[4]) {

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const auto compress = [&](int block) {
         const Blocks& blocks = p.blocks[which];
         writer.load(row(block * block_tokens + writer.token()), p.aligned);
-        writer.select(blocks.keep);
+        writer.select(blocks.pattern, blocks.keep);
         writer.store(blocks.fixed(sequence, head, block), p.order[which], block_tokens * blocks.keep);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone

@@ -1,7 +1,7 @@
 // Expands one block into shared memory: the work of a thread block of 128 threads.
 #pragma once
 
-#include "cuda/compress/layout.cuh"
+#include "cuda/compress/balanced.cuh"
 
 namespace mustafar::cuda {
 
@@ -23,18 +23,36 @@ struct BlockReader {
         constexpr int bitmap = 128 * words;
         uint32_t bytes;
         const uint8_t* const block = blocks.any(sequence, head, index, bitmap, bytes);
+        if constexpr (Layout::has_fragments && sizeof(T) == 2)
+            if (is_balanced_order(order)) {
+                __syncthreads();
+                clear_rows(memory);
+                __syncthreads();
+                read_balanced<HeadDim>(block, order == ValueOrder::balanced_keys, balanced_kept(HeadDim, blocks.keep),
+                                       [&](int token, int channel, uint16_t value) {
+                                           reinterpret_cast<uint16_t*>(memory.rows)[token * Memory::stride + channel] =
+                                               value;
+                                       });
+                __syncthreads();
+                return;
+            }
         const T* const values = reinterpret_cast<const T*>(block + bitmap);
         const uint32_t capacity = bytes / sizeof(T);
         __syncthreads();
         for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
             (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];
-        for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory.rows[i] = T(0.0f);
+        clear_rows(memory);
         __syncthreads();
         // Bits past head_dim are zero in a block that is whole; in one that is not they must not lead out of the row.
         Layout::for_each_value(order, memory.layout, [&](uint32_t place, int token, int channel) {
             if (place < capacity && channel < HeadDim) memory.rows[token * Memory::stride + channel] = values[place];
         });
         __syncthreads();
+    }
+
+private:
+    static __device__ __forceinline__ void clear_rows(Memory& memory) {
+        for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory.rows[i] = T(0.0f);
     }
 };
 

@@ -1,8 +1,7 @@
 // Prunes 32 rows and writes them as one block: the work of a thread block of 128 threads.
 #pragma once
 
-#include "cuda/compress/layout.cuh"
-#include "cuda/compress/select.cuh"
+#include "cuda/compress/balanced.cuh"
 
 namespace mustafar::cuda {
 
@@ -52,7 +51,17 @@ public:
     }
 
     // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
-    __device__ __forceinline__ void select(uint32_t keep) {
+    __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
+        if constexpr (HeadDim % 64 == 0)
+            if (pattern != MUSTAFAR_PATTERN_UNSTRUCTURED) {
+                store_rows();
+                clear_bits();
+                select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                                            balanced_kept(HeadDim, keep), memory_.layout.bits);
+                __syncthreads();
+                marks_absent_ = true;
+                return;
+            }
         const typename Part::Mask mask = select_channels(part_, keep, t_);
         set_bits(present_ ? mask : typename Part::Mask{0});
     }
@@ -71,10 +80,26 @@ public:
 
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
     __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
-        uint32_t* const row = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
-#pragma unroll
-        for (int j = 0; j < Part::words; ++j) row[j] = part_.word[j];
+        store_rows();
         __syncthreads();
+        if constexpr (Layout::has_fragments && sizeof(T) == 2)
+            if (is_balanced_order(order)) {
+                const int kept = balanced_kept(HeadDim, capacity / block_tokens);
+                uint8_t* const image = reinterpret_cast<uint8_t*>(memory_.values);
+                write_balanced<HeadDim>(
+                    image, order == ValueOrder::balanced_keys, kept, memory_.layout.bits, [&](int token, int channel) {
+                        return reinterpret_cast<const uint16_t*>(memory_.rows)[token * Memory::stride + channel];
+                    });
+                copy(block, image, BalancedGeometry<HeadDim>::value_start(kept) + 2 * capacity);
+                __syncthreads();
+                return;
+            }
+        if (marks_absent_) {
+            // Zeros of tokens that do not exist fill up the units, but a bitmap does not show them.
+            if (!present_)
+                for (int j = t_; j < words; j += 4) memory_.layout.bits[token_][j] = 0;
+            __syncthreads();
+        }
         const uint32_t count =
             Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
                 memory_.values[index] = memory_.rows[token * Memory::stride + channel];
@@ -93,6 +118,19 @@ private:
             reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
     }
 
+    // The rows in shared memory; ends without a barrier.
+    __device__ __forceinline__ void store_rows() {
+        uint32_t* const row = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
+#pragma unroll
+        for (int j = 0; j < Part::words; ++j) row[j] = part_.word[j];
+    }
+
+    // Ends with a barrier.
+    __device__ __forceinline__ void clear_bits() {
+        for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;
+        __syncthreads();
+    }
+
     __device__ __forceinline__ void set_bits(typename Part::Mask mask) {
         if constexpr (Part::channels % 32 == 0) {
 #pragma unroll
@@ -101,8 +139,7 @@ private:
                     static_cast<uint32_t>(mask >> (31 * j) >> j);
         } else {
             // Quarters do not end at words: they are put together in shared memory.
-            for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;
-            __syncthreads();
+            clear_bits();
             const int first = t_ * Part::channels;
             const uint64_t shifted = static_cast<uint64_t>(mask) << first % 32;
             atomicOr(&memory_.layout.bits[token_][first / 32], static_cast<uint32_t>(shifted));
@@ -115,7 +152,7 @@ private:
     Memory& memory_;
     Part part_;
     const int token_, t_;
-    bool present_ = false;
+    bool present_ = false, marks_absent_ = false;
 };
 
 }  // namespace mustafar::cuda

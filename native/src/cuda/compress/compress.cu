@@ -20,8 +20,8 @@ struct Place {
 };
 
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads)
-    prune_blocks(Dense source, uint32_t* bitmap, int tokens, int blocks, int heads, int keep, bool aligned) {
+__global__ void __launch_bounds__(block_threads) prune_blocks(Dense source, uint32_t* bitmap, int tokens, int blocks,
+                                                              int heads, int pattern, int keep, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(block_threads)
     const int token = place.block * block_tokens + writer.token();
     const bool present = token < tokens;
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
-    writer.select(keep);
+    writer.select(pattern, keep);
     if (!present) return;
     uint32_t* const row =
         bitmap + ((static_cast<int64_t>(place.sequence) * heads + place.head) * tokens + token) * Writer::words;
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(block_threads)
     const bool present = token < tokens;
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
     if (bitmap == nullptr)
-        writer.select(destination.keep);
+        writer.select(destination.pattern, destination.keep);
     else
         writer.take_bits(
             present
@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(block_threads)
                 : nullptr);
     uint32_t bytes;
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
-    writer.store(block, order, min(bytes / static_cast<uint32_t>(sizeof(T)), uint32_t{block_tokens * HeadDim}));
+    const uint32_t capacity = bitmap == nullptr ? block_tokens * destination.keep : bytes / sizeof(T);
+    writer.store(block, order, min(capacity, uint32_t{block_tokens * HeadDim}));
 }
 
 // One thread block: sizes of all blocks and their running sum, 1024 at a time.
@@ -115,7 +116,7 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
         launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
-               bitmap, static_cast<int>(tokens), static_cast<int>(blocks), heads, format.keep,
+               bitmap, static_cast<int>(tokens), static_cast<int>(blocks), heads, format.pattern, format.keep,
                is_vector_aligned(source, sizeof(T)));
     });
 }

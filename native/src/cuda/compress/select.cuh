@@ -27,6 +27,12 @@ struct RowPart {
         else
             return min(word[c] & 0x7fffffffu, nan_key);
     }
+    static __device__ __forceinline__ uint32_t key(T value) {
+        if constexpr (paired)
+            return min(*reinterpret_cast<const uint16_t*>(&value) & 0x7fffu, nan_key);
+        else
+            return min(__float_as_uint(value) & 0x7fffffffu, nan_key);
+    }
 };
 
 __device__ __forceinline__ uint32_t row_sum(uint32_t value) {

@@ -1,0 +1,26 @@
+// Which channels of a block are kept, for every pattern.
+#pragma once
+
+#include "core/format.h"
+#include "cpu/kernels.h"
+
+namespace mustafar {
+
+// The addresses of a block's rows.
+struct BlockRows {
+    const char* row[block_tokens];
+    int tokens;
+};
+
+template <class Row>
+BlockRows block_rows(int tokens, const Row& row) {
+    BlockRows rows;
+    rows.tokens = tokens;
+    for (int t = 0; t < tokens; ++t) rows.row[t] = row(t);
+    return rows;
+}
+
+// Fills the bitmap rows of the block's tokens.
+void choose(const mustafar_format& format, const Kernels& kernels, const BlockRows& rows, uint32_t* bitmap);
+
+}  // namespace mustafar

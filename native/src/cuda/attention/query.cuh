@@ -1,0 +1,60 @@
+// Dense rows, and query rows as operands.
+#pragma once
+
+#include "cuda/common/ptx.cuh"
+
+namespace mustafar::cuda {
+
+// `aligned`: to 16 bytes; else to elements of 2.
+template <int Words>
+__device__ __forceinline__ void load_row(uint32_t (&words)[Words], const void* row, bool aligned) {
+    if (aligned) {
+#pragma unroll
+        for (int i = 0; i < Words / 4; ++i) {
+            const uint4 v = __ldg(static_cast<const uint4*>(row) + i);
+            words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+        }
+    } else {
+        const uint16_t* const elements = static_cast<const uint16_t*>(row);
+#pragma unroll
+        for (int i = 0; i < Words; ++i)
+            words[i] = __ldg(elements + 2 * i) | uint32_t{__ldg(elements + 2 * i + 1)} << 16;
+    }
+}
+
+template <int Words>
+__device__ __forceinline__ void clear(uint32_t (&words)[Words]) {
+#pragma unroll
+    for (int i = 0; i < Words; ++i) words[i] = 0;
+}
+
+// Query rows as operand B. One tile of 8 rows stays in registers; several are read from shared memory at every use.
+template <int Steps, int Tiles>
+class QueryFragments {
+public:
+    static constexpr int shared_bytes = Tiles == 1 ? 0 : Steps * Tiles * 32 * 8;
+
+    __device__ __forceinline__ uint2 operator()(int tile, int step) const {
+        if constexpr (Tiles == 1)
+            return own_[step];
+        else
+            return load_shared_u64(address_ + (step * Tiles + tile) * 256);
+    }
+
+    // `memory` is used by several tiles only; every warp writes the same values or one writes for all.
+    __device__ __forceinline__ void set(int tile, int step, uint2 fragment, uint2* memory, int lane) {
+        if constexpr (Tiles == 1)
+            own_[step] = fragment;
+        else
+            memory[(step * Tiles + tile) * 32 + lane] = fragment;
+    }
+    __device__ __forceinline__ void attach(const uint2* memory, int lane) {
+        if constexpr (Tiles > 1) address_ = shared_address(memory + lane);
+    }
+
+private:
+    uint2 own_[Tiles == 1 ? Steps : 1];
+    uint32_t address_ = 0;
+};
+
+}  // namespace mustafar::cuda

@@ -1,0 +1,128 @@
+// Balanced blocks for a thread block of 128 threads: choosing what is kept, writing the fragment order, reading it.
+#pragma once
+
+#include "cuda/common/balanced.cuh"
+#include "cuda/compress/layout.cuh"
+#include "cuda/compress/select.cuh"
+
+namespace mustafar::cuda {
+
+__constant__ constexpr BalancedCodes balanced_codes = make_balanced_codes();
+
+// The bitmap of a block's rows, which lie `stride` elements apart. bits: [32][words], all zero. Ends without a barrier.
+template <class T, int HeadDim, class Bits>
+__device__ __forceinline__ void select_balanced(const T* rows, int stride, bool keys, int kept, Bits& bits) {
+    using Rank = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+    for (int unit = threadIdx.x; unit < block_tokens * HeadDim / unit_elements; unit += block_threads) {
+        constexpr int per_token = HeadDim / unit_elements, per_quad = HeadDim / 4;
+        const int token = keys ? unit / per_token : unit / per_quad * 4;
+        const int channel = keys ? key_unit_channel(unit % per_token) : unit % per_quad * 4;
+        const T* const first = rows + token * stride + channel;
+        const int group = keys ? 4 : 1, element = keys ? HeadDim / 4 : stride;
+        Rank rank[unit_elements];
+#pragma unroll
+        for (int bit = 0; bit < unit_elements; ++bit)
+            rank[bit] = unit_rank(
+                static_cast<Rank>(RowPart<T, HeadDim>::key(first[(bit & 3) * group + (bit >> 2) * element])), bit);
+        const uint32_t mask = select_unit(rank, kept);
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+            const uint32_t four = mask >> 4 * m & 0xfu;
+            const int at = channel + (keys ? HeadDim / 4 * m : 0);
+            const uint32_t spread = (four & 1) | (four & 2) << 3 | (four & 4) << 6 | (four & 8) << 9;
+            atomicOr(&bits[keys ? token : token + m][at / 32], (keys ? spread : four) << at % 32);
+        }
+    }
+}
+
+// Calls visit(unit number, unit) for the units of this thread.
+template <int HeadDim, class Visit>
+__device__ __forceinline__ void for_own_units(bool keys, Visit&& visit) {
+    constexpr int own = BalancedGeometry<HeadDim>::units / 4;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    for (int i = 0; i < own; ++i) visit(own * warp + i, BalancedUnit<HeadDim>(keys, lane, own * warp + i));
+}
+
+// Bytes of the two parts of a lane's code string.
+template <int HeadDim>
+__device__ __forceinline__ int low_code_byte(int lane) {
+    using Geometry = BalancedGeometry<HeadDim>;
+    return Geometry::position_bytes + lane * Geometry::low_code_bytes;
+}
+template <int HeadDim>
+__device__ __forceinline__ int high_code_byte(int lane) {
+    using Geometry = BalancedGeometry<HeadDim>;
+    return Geometry::position_bytes + 32 * Geometry::low_code_bytes + lane * Geometry::high_code_bytes;
+}
+
+// Builds a block in shared memory. value(token, channel): 16 bits. Begins and ends with a barrier.
+template <int HeadDim, class Bits, class Value>
+__device__ __forceinline__ void write_balanced(uint8_t* block, bool keys, int kept, const Bits& bits, Value&& value) {
+    using Geometry = BalancedGeometry<HeadDim>;
+    __syncthreads();
+    for (int i = threadIdx.x; i < Geometry::value_start(kept) / 4; i += block_threads)
+        reinterpret_cast<uint32_t*>(block)[i] = 0;
+    __syncthreads();
+    for_own_units<HeadDim>(keys, [&](int number, const BalancedUnit<HeadDim>& unit) {
+        uint32_t places = 0;
+        int count = 0;
+        for (int i = 0; i < 4; ++i) {
+            int position[2] = {0, 0}, taken = 0;
+            for (int m = 0; m < 4; ++m) {
+                const int channel = unit.channel_of(i, m);
+                if ((bits[unit.token_of(m)][channel / 32] >> channel % 32 & 1) != 0 && taken < 2) position[taken++] = m;
+            }
+            // A single value goes to the first place, with the last position beside it, unless it has that position itself.
+            const bool second_place = taken == 1 && position[0] == 3;
+            const int first = taken == 0 || second_place ? 0 : position[0];
+            const int second = taken == 0 ? 1 : taken == 1 ? 3 : position[1];
+            atomicOr(reinterpret_cast<uint32_t*>(block + unit.position_byte(i)),
+                     static_cast<uint32_t>(first | second << 2) << unit.position_bit(i));
+            for (int j = 0; j < taken; ++j) {
+                const int place = second_place ? 1 : j, m = position[j];
+                places |= 1u << (2 * i + place);
+                *reinterpret_cast<uint16_t*>(block + unit.value_byte(kept, number, count++, i, place)) =
+                    value(unit.token_of(m), unit.channel_of(i, m));
+            }
+        }
+        if (kept == most_balanced) return;
+        constexpr int low_bits = 8 * Geometry::low_code_bytes;
+        const uint64_t code = static_cast<uint64_t>(balanced_codes.code[kept - fewest_balanced][places]) << 6 * number;
+        const auto set = [&](int byte, uint32_t part) {
+            atomicOr(reinterpret_cast<uint32_t*>(block + (byte & ~3)), part << 8 * (byte & 3));
+        };
+        set(low_code_byte<HeadDim>(unit.lane), static_cast<uint32_t>(code & ((uint64_t{1} << low_bits) - 1)));
+        set(high_code_byte<HeadDim>(unit.lane), static_cast<uint32_t>(code >> low_bits));
+    });
+    __syncthreads();
+}
+
+// Calls place(token, channel, 16 bits) for every stored value of a block.
+template <int HeadDim, class Place>
+__device__ __forceinline__ void read_balanced(const uint8_t* block, bool keys, int kept, Place&& place) {
+    using Geometry = BalancedGeometry<HeadDim>;
+    for_own_units<HeadDim>(keys, [&](int number, const BalancedUnit<HeadDim>& unit) {
+        uint32_t places = 0xff;
+        if (kept < most_balanced) {
+            uint64_t codes = 0;
+            for (int i = 0; i < Geometry::low_code_bytes; ++i)
+                codes |= static_cast<uint64_t>(block[low_code_byte<HeadDim>(unit.lane) + i]) << 8 * i;
+            for (int i = 0; i < Geometry::high_code_bytes; ++i)
+                codes |= static_cast<uint64_t>(block[high_code_byte<HeadDim>(unit.lane) + i])
+                         << 8 * (Geometry::low_code_bytes + i);
+            places = balanced_codes.places[kept - fewest_balanced][codes >> 6 * number & 63];
+        }
+        int count = 0;
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t word = *reinterpret_cast<const uint32_t*>(block + unit.position_byte(i));
+            for (int j = 0; j < 2; ++j) {
+                if ((places >> (2 * i + j) & 1) == 0) continue;
+                const int m = word >> (unit.position_bit(i) + 2 * j) & 3;
+                place(unit.token_of(m), unit.channel_of(i, m),
+                      *reinterpret_cast<const uint16_t*>(block + unit.value_byte(kept, number, count++, i, j)));
+            }
+        }
+    });
+}
+
+}  // namespace mustafar::cuda
