@@ -13,6 +13,10 @@ namespace {
 constexpr int rows_per_tile = 8;
 constexpr int64_t reserved_shared_bytes = 1024;  // by the driver, for each thread block
 
+constexpr int64_t align(int64_t bytes) {
+    return (bytes + 63) & ~int64_t{63};
+}
+
 struct FragmentPlan {
     AttentionPlan plan;
     int tile_count;
@@ -59,7 +63,7 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     AttentionFootprint footprint;
     footprint.iteration_bytes = ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
                                 ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
-    footprint.output_bytes = std::min(rows, tile_rows) * head_dim * 4;
+    footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
     // A bitmap that contradicts its block may point as far as a dense block reaches; balanced blocks have no bitmap.
     const bool balanced = is_balanced(a.keys.format);
     footprint.padding_bytes = balanced ? 0 : dense_block;
@@ -77,10 +81,6 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
              static_cast<long long>(footprint.iteration_bytes));
     result.partial_rows = result.plan.splits == 1 ? 0 : result.tiles * result.plan.splits * tile_rows;
     return result;
-}
-
-constexpr int64_t align(int64_t bytes) {
-    return (bytes + 63) & ~int64_t{63};
 }
 
 int64_t workspace_bytes(const FragmentPlan& plan, int head_dim) {
@@ -123,6 +123,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.tiles = static_cast<int32_t>(plan.tiles / (int64_t{a.batch} * a.num_kv_heads));
     p.splits = plan.plan.splits;
     p.ring_depth = plan.plan.ring_depth;
+    p.warp_bytes = static_cast<int32_t>(plan.plan.warp_bytes);
     p.aligned = is_vector_aligned(a.query, 2) &&
                 (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&
                 (a.num_fresh == 0 || (is_vector_aligned(a.fresh_keys, 2) && is_vector_aligned(a.fresh_values, 2)));

@@ -62,9 +62,14 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 
     const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
     Walk walk{static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads), kv_head, item, stride, 0};
-    const uint32_t stage = ring_stage_bytes(p.keys.block_bytes) + ring_stage_bytes(p.values.block_bytes);
-    Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.ring_depth * stage,
+    Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
               shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+    // What is read first comes near while the grid before this one, which may write it, still runs.
+    if (lane == 0) {
+        prefetch_l2(p.lengths + walk.sequence);
+        prefetch_l2(p.compressed + walk.sequence);
+    }
+    ring.prefetch_first();
     wait_for_previous_grid();
     // Without a sliding window the first block is known before the lengths are: both are read at the same time.
     if (p.sliding_window == 0) ring.locate_first();
@@ -145,76 +150,58 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     }
     let_next_grid_start();
 
-    // Merge the warps: a common maximum for each row, then sums of the rescaled accumulators.
-#pragma unroll
-    for (int n = 0; n < Tiles; ++n)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            float sum = state[n].sum[r];
-#pragma unroll
-            for (int lanes = 4; lanes < 32; lanes <<= 1) sum += __shfl_xor_sync(full_warp, sum, lanes);
-            if (g == 0) warp_state[warp][8 * n + 2 * t + r] = make_float2(state[n].maximum[r], sum);
-        }
-    __syncthreads();
-    float* const shared_output = reinterpret_cast<float*>(memory);  // [warps][valid rows][channels]
+    // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad.
+    // Rows are eight floats longer than their channels, so that the lanes' stores are spread over the banks.
+    constexpr int row_floats = channels + 8;
+    float* const own_output = reinterpret_cast<float*>(memory + warp * p.warp_bytes);
 #pragma unroll
     for (int n = 0; n < Tiles; ++n)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int row = 8 * n + 2 * t + r;
-            if (row >= valid_rows) continue;
-            float maximum = minus_infinity;
+            float sum = state[n].sum[r];
 #pragma unroll
-            for (int w = 0; w < Warps; ++w) maximum = fmaxf(maximum, warp_state[w][row].x);
-            const float own = state[n].maximum[r];
-            const float factor = own == minus_infinity ? 0.0f : exp2_approximate(own - maximum);
-            float2* const target = reinterpret_cast<float2*>(shared_output + (warp * valid_rows + row) * channels);
+            for (int lanes = 4; lanes < 32; lanes <<= 1) sum += __shfl_xor_sync(full_warp, sum, lanes);
+            if (row >= valid_rows) continue;
+            if (g == 0) warp_state[warp][row] = make_float2(state[n].maximum[r], sum);
+            float* const target = own_output + row * row_floats + 2 * g;
 #pragma unroll
             for (int i = 0; i < D::value_tiles; ++i)
-                target[channels / 16 * g + i] =
-                    make_float2(accumulator[n][i][r] * factor, accumulator[n][i][r + 2] * factor);
+                *reinterpret_cast<float2*>(target + 16 * i) =
+                    make_float2(accumulator[n][i][r], accumulator[n][i][r + 2]);
         }
     __syncthreads();
+    constexpr int quads = channels / 4;
     const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
-    for (int e = threadIdx.x; e < rows_in_tile * channels; e += Warps * 32) {
-        const int row = e / channels, channel = e % channels;
-        float maximum = minus_infinity, sum = 0.0f, output = 0.0f;
-        if (row < valid_rows) {
-#pragma unroll
-            for (int w = 0; w < Warps; ++w) {
-                output += shared_output[(w * valid_rows + row) * channels + channel];
-                maximum = fmaxf(maximum, warp_state[w][row].x);
-            }
-            if (maximum != minus_infinity)
-#pragma unroll
-                for (int w = 0; w < Warps; ++w)
-                    sum += warp_state[w][row].y * exp2_approximate(warp_state[w][row].x - maximum);
-        }
+    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
+        const int row = e / quads, quad = e % quads;
+        MergedQuad merged(std::integral_constant<int, 4>{}, row < valid_rows ? Warps : 0,
+                          [&](int w, float2& part_state, float4& output) {
+                              part_state = warp_state[w][row];
+                              output = reinterpret_cast<const float4*>(memory + w * p.warp_bytes +
+                                                                       row * row_floats * sizeof(float))[quad];
+                          });
         if (p.splits == 1) {
-            store_output<T>(p, sequence.index, kv_head, first_row + row, channel, sum == 0.0f ? 0.0f : output / sum);
-            if (channel == 0) store_log_sum_exp(p, sequence.index, kv_head, first_row + row, maximum, sum);
+            merged.template store<T, channels>(p, sequence.index, kv_head, first_row + row, quad);
         } else {
             const int64_t partial = partial_row(p, tile_of_all, split, rows) + row;
-            p.partial_output[partial * channels + channel] = output;
-            if (channel == 0) p.partial_state[partial] = make_float2(maximum, sum);
+            reinterpret_cast<float4*>(p.partial_output + partial * channels)[quad] = merged.output;
+            if (quad == 0) p.partial_state[partial] = make_float2(merged.maximum, merged.sum);
         }
     }
     if (p.splits == 1 || p.arrivals == nullptr) return;
 
-    __threadfence();
+    // The barrier puts the block's stores before the fence of the thread that announces them.
     __syncthreads();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        __threadfence();
         fixed.last = atomicInc(&p.arrivals[tile_of_all], p.splits - 1) == static_cast<uint32_t>(p.splits - 1);
+        __threadfence();
+    }
     __syncthreads();
     if (!fixed.last) return;
-    __threadfence();
-    float2* const states = reinterpret_cast<float2*>(memory);  // [splits][rows]
-    for (int i = threadIdx.x; i < p.splits * rows; i += Warps * 32)
-        states[i] = __ldcg(&p.partial_state[partial_row(p, tile_of_all, 0, rows) + i]);
-    __syncthreads();
-    for (int e = threadIdx.x; e < rows_in_tile * channels; e += Warps * 32)
-        merge_element<T>(p, states + e / channels, rows, tile_of_all, rows, e / channels, sequence.index, kv_head,
-                         first_row, e % channels, channels);
+    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
+        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, sequence.index, kv_head, first_row);
 }
 
 }  // namespace mustafar::cuda

@@ -20,8 +20,8 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
     launch(scope, "attention", kernel,
            LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true}, params);
     if (plan.splits > 1 && params.arrivals == nullptr)
-        launch(scope, "attention merge", merge_splits<T>, LaunchShape{tiles * 8 * Tiles, D::head_dim, 0, true}, params,
-               8 * Tiles);
+        launch(scope, "attention merge", merge_splits<T, D::head_dim>,
+               LaunchShape{tiles * 8 * Tiles, D::head_dim / 4, 0, true}, params, 8 * Tiles);
 }
 
 template <class T, class D>

@@ -11,7 +11,7 @@ constexpr int max_splits = 64;
 // What a thread block needs, in bytes of shared memory.
 struct AttentionFootprint {
     int64_t iteration_bytes;  // one key and one value block in a warp's ring
-    int64_t output_bytes;     // a warp's share of the merge, in the same memory
+    int64_t output_bytes;     // what a warp leaves for the merge, in the same memory
     int64_t padding_bytes;    // that must be readable behind the ring
     int64_t fixed_bytes;      // statically allocated, and what the driver reserves
 };
@@ -25,12 +25,15 @@ struct AttentionPlan {
     int warps;       // in a thread block; 0: nothing fits
     int ring_depth;  // iterations that a warp's ring holds
     int splits;      // thread blocks that share one tile of query rows
-    int64_t shared_bytes;
+    int64_t warp_bytes, shared_bytes;
 };
 
+constexpr int64_t attention_warp_bytes(const AttentionFootprint& footprint, int depth) {
+    return std::max(depth * footprint.iteration_bytes, footprint.output_bytes);
+}
+
 constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, int warps, int depth) {
-    return std::max(warps * depth * footprint.iteration_bytes + footprint.padding_bytes,
-                    warps * footprint.output_bytes);
+    return warps * attention_warp_bytes(footprint, depth) + footprint.padding_bytes;
 }
 
 // The numbers of warps that kernels exist for, and what an iteration costs with so many on a multiprocessor, for each warp:
@@ -76,7 +79,8 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
                                  (splits > 1 ? merge_cost + splits * split_cost : 0);
             if (cost < best_cost) {
                 best_cost = cost;
-                best = {warps, depth, splits, attention_shared_bytes(footprint, warps, depth)};
+                best = {warps, depth, splits, attention_warp_bytes(footprint, depth),
+                        attention_shared_bytes(footprint, warps, depth)};
             }
             if (share >= items) break;
         }

@@ -32,38 +32,81 @@ __device__ __forceinline__ void store_log_sum_exp(const AttentionParams& p, int 
     p.log_sum_exp[head * p.num_queries + row / p.group] = sum == 0.0f ? minus_infinity : (maximum + log2f(sum)) * ln2;
 }
 
+// Rows of accumulators are kept in the order in which a warp's lanes hold them: position 16i + 2g + b is channel
+// D/8 g + 2i + b. A quad is four positions.
+template <int HeadDim>
+__device__ __forceinline__ int channel_at(int position) {
+    return HeadDim / 8 * (position >> 1 & 7) + 2 * (position >> 4) + (position & 1);
+}
+
 // Where the partial results of one split of one tile start, counted in rows.
 __device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int split, int rows) {
     return (tile_of_all * p.splits + split) * rows;
 }
 
-// Adds up what the splits have seen of one element of a row. `states`: one for each split, `stride` apart.
-template <class T>
-__device__ __forceinline__ void merge_element(const AttentionParams& p, const float2* states, int stride,
-                                              int64_t tile_of_all, int rows, int row_in_tile, int sequence, int kv_head,
-                                              int first_row, int channel, int channels) {
-    float maximum = minus_infinity;
-    for (int s = 0; s < p.splits; ++s) maximum = fmaxf(maximum, states[s * stride].x);
-    const float* const outputs =
-        p.partial_output + (partial_row(p, tile_of_all, 0, rows) + row_in_tile) * channels + channel;
-    constexpr int batch = 16;  // loads on their way at once
-    float sum = 0.0f, output = 0.0f;
-    for (int first = 0; first < p.splits; first += batch) {
-        float part[batch];
+// What several parts of the tokens (of warps, of splits) have given for one quad of one row.
+struct MergedQuad {
+    float maximum = minus_infinity, sum = 0.0f;
+    float4 output = {0.0f, 0.0f, 0.0f, 0.0f};
+
+    // load(i, state, output): maximum and sum, and the unscaled quad, of part i. Batch of them are loaded at once.
+    template <int Batch, class Load>
+    __device__ __forceinline__ MergedQuad(std::integral_constant<int, Batch>, int parts, Load&& load) {
+#pragma unroll 1
+        for (int first = 0; first < parts; first += Batch) {
+            float2 state[Batch];
+            float4 part[Batch];
 #pragma unroll
-        for (int i = 0; i < batch; ++i)
-            part[i] = __ldcg(outputs + static_cast<int64_t>(min(first + i, p.splits - 1)) * rows * channels);
+            for (int i = 0; i < Batch; ++i) {
+                load(min(first + i, parts - 1), state[i], part[i]);
+                if (first + i >= parts) state[i].x = minus_infinity;
+            }
+            const float before = maximum;
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            const float2 state = states[min(first + i, p.splits - 1) * stride];
-            const bool counts = first + i < p.splits && state.x != minus_infinity;
-            const float factor = counts ? exp2_approximate(state.x - maximum) : 0.0f;
-            sum = fmaf(state.y, factor, sum);
-            output = fmaf(part[i], factor, output);
+            for (int i = 0; i < Batch; ++i) maximum = fmaxf(maximum, state[i].x);
+            if (maximum == minus_infinity) continue;
+            scale(exp2_approximate(before - maximum));
+#pragma unroll
+            for (int i = 0; i < Batch; ++i) {
+                const float factor = exp2_approximate(state[i].x - maximum);
+                sum = fmaf(state[i].y, factor, sum);
+                output.x = fmaf(part[i].x, factor, output.x);
+                output.y = fmaf(part[i].y, factor, output.y);
+                output.z = fmaf(part[i].z, factor, output.z);
+                output.w = fmaf(part[i].w, factor, output.w);
+            }
         }
     }
-    store_output<T>(p, sequence, kv_head, first_row + row_in_tile, channel, sum == 0.0f ? 0.0f : output / sum);
-    if (channel == 0) store_log_sum_exp(p, sequence, kv_head, first_row + row_in_tile, maximum, sum);
+    MergedQuad() = default;
+
+    // The final result. row: of the KV head.
+    template <class T, int HeadDim>
+    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad) {
+        scale(sum == 0.0f ? 0.0f : 1.0f / sum, false);
+        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad), output.x);
+        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 1), output.y);
+        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 2), output.z);
+        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 3), output.w);
+        if (quad == 0) store_log_sum_exp(p, sequence, kv_head, row, maximum, sum);
+    }
+
+private:
+    __device__ __forceinline__ void scale(float factor, bool with_sum = true) {
+        if (with_sum) sum *= factor;
+        output.x *= factor, output.y *= factor, output.z *= factor, output.w *= factor;
+    }
+};
+
+// One quad of a row of a tile over all splits, from the workspace.
+template <class T, int HeadDim>
+__device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
+                                               int quad, int sequence, int kv_head, int first_row) {
+    MergedQuad merged(std::integral_constant<int, 8>{}, p.splits, [&](int split, float2& state, float4& output) {
+        const int64_t at = partial_row(p, tile_of_all, split, rows) + row;
+        state = __ldcg(p.partial_state + at);
+        output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
+    });
+    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad);
 }
 
 }  // namespace mustafar::cuda

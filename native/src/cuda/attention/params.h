@@ -20,8 +20,9 @@ struct AttentionParams {
     int32_t batch, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
     int32_t tiles, splits;
     int32_t ring_depth;
-    bool aligned;      // rows of query, tail and fresh tokens start at multiples of 16 bytes
-    float scale_log2;  // scale * log2(e)
+    int32_t warp_bytes;  // of shared memory
+    bool aligned;        // rows of query, tail and fresh tokens start at multiples of 16 bytes
+    float scale_log2;    // scale * log2(e)
 };
 
 }  // namespace mustafar::cuda

@@ -28,6 +28,10 @@ struct Blocks {
           block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep),
           pattern(blocks.format.pattern), heads(num_heads) {}
 
+    __device__ __forceinline__ void* const* page_entry(int sequence, uint32_t block) const {
+        return pages + sequence * page_capacity + block / static_cast<uint32_t>(page_blocks);
+    }
+
     __device__ __forceinline__ uint8_t* fixed(int sequence, int head, uint32_t block) const {
         const uint32_t page = block / static_cast<uint32_t>(page_blocks);
         const uint32_t within = block - page * static_cast<uint32_t>(page_blocks);

@@ -150,6 +150,10 @@ __device__ __forceinline__ void let_next_grid_start() {
 #endif
 }
 
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // Keeps a value in a register: the compiler can't compute it again where it is used.
 __device__ __forceinline__ uint32_t pinned(uint32_t value) {
     asm volatile("" : "+r"(value));

@@ -39,12 +39,18 @@ public:
 #endif
     }
 
+    // Brings the part of the page table that locate_first reads into the second-level cache.
+    __device__ __forceinline__ void prefetch_first() {
+        const uint32_t block = walk_.first + lane_ * walk_.stride;
+        if (block >= room()) return;
+        prefetch_l2(keys_.page_entry(walk_.sequence, block));
+        if (values_.pages != keys_.pages) prefetch_l2(values_.page_entry(walk_.sequence, block));
+    }
+
     // Reads the page table for the first iterations; `walk.count` need not be known yet.
     __device__ __forceinline__ void locate_first() {
-        const int64_t blocks =
-            min(keys_.page_capacity * keys_.page_blocks, values_.page_capacity * values_.page_blocks);
         const uint32_t block = walk_.first + lane_ * walk_.stride;
-        if (block < blocks) address(block);
+        if (block < room()) address(block);
     }
 
     // Starts the first copies.
@@ -81,6 +87,11 @@ public:
     }
 
 private:
+    // Blocks that the page table has entries for.
+    __device__ __forceinline__ int64_t room() const {
+        return min(keys_.page_capacity * keys_.page_blocks, values_.page_capacity * values_.page_blocks);
+    }
+
     // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
     __device__ __forceinline__ void locate(int c) {
         if (c + lane_ < walk_.count) address(walk_.first + (c + lane_) * walk_.stride);
