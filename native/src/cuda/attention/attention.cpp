@@ -73,13 +73,14 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
     const int64_t items = divide_up(seen, block_tokens) + (a.num_fresh > 0 ? 1 : 0);
     const AttentionDevice limits{device.multiprocessors, device.shared_memory_per_block,
-                                 device.shared_memory_per_multiprocessor};
+                                 device.shared_memory_per_multiprocessor, device.compute_capability >= 90};
     result.plan = result.tile_count == 1 ? plan_attention(footprint, limits, result.tiles, items, single_tile_warps)
                                          : plan_attention(footprint, limits, result.tiles, items, double_tile_warps);
     if (result.plan.warps == 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
              static_cast<long long>(footprint.iteration_bytes));
-    result.partial_rows = result.plan.splits == 1 ? 0 : result.tiles * result.plan.splits * tile_rows;
+    const int partials = result.plan.splits / result.plan.cluster;
+    result.partial_rows = partials == 1 ? 0 : result.tiles * partials * tile_rows;
     return result;
 }
 
@@ -122,6 +123,8 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     AttentionParams p = parameters(a);
     p.tiles = static_cast<int32_t>(plan.tiles / (int64_t{a.batch} * a.num_kv_heads));
     p.splits = plan.plan.splits;
+    p.cluster = plan.plan.cluster;
+    p.partials = p.splits / p.cluster;
     p.ring_depth = plan.plan.ring_depth;
     p.warp_bytes = static_cast<int32_t>(plan.plan.warp_bytes);
     p.aligned = is_vector_aligned(a.query, 2) &&
@@ -130,7 +133,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.partial_output = static_cast<float*>(a.workspace);
     p.partial_state =
         reinterpret_cast<float2*>(static_cast<uint8_t*>(a.workspace) + align(plan.partial_rows * head_dim * 4));
-    if (p.splits > 1) p.arrivals = arrival_counters(scope, a.workspace, plan.tiles);
+    if (p.partials > 1) p.arrivals = arrival_counters(scope, a.workspace, plan.tiles);
     fragment_launcher(a.keys.format)(scope, p, plan.plan, plan.tile_count);
 }
 

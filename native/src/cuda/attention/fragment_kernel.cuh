@@ -3,8 +3,10 @@
 // Grid: x = splits fastest, then tiles of 8 * Tiles query rows, then KV heads, then sequences.
 // Every warp of every split works alone: of the items (compressed blocks, then dense chunks of 32 tokens) warp w takes
 // w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
-// merged through shared memory; with one split that is the result. Else partial results go to the workspace, and the last
-// thread block of a tile to arrive merges them (or a second launch, merge_splits, where there are no counters).
+// merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
+// where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
+// without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it (or a second launch,
+// merge_splits, where there are no counters).
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
@@ -38,6 +40,7 @@ template <class D, int Tiles, int Warps>
 struct FragmentMemory {
     uint64_t barriers[Warps][4];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
+    float2 block_state[8 * Tiles];        // the same of all warps, for the other thread blocks of a cluster
     int last;                             // whether this thread block is the tile's last one
     typename D::Shared decoder;
     uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
@@ -183,13 +186,36 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                           });
         if (p.splits == 1) {
             merged.template store<T, channels>(p, sequence.index, kv_head, first_row + row, quad);
+        } else if (p.cluster > 1) {
+            // In place of the quad of warp 0, which no other thread reads.
+            reinterpret_cast<float4*>(memory + row * row_floats * sizeof(float))[quad] = merged.output;
+            if (quad == 0) fixed.block_state[row] = make_float2(merged.maximum, merged.sum);
         } else {
-            const int64_t partial = partial_row(p, tile_of_all, split, rows) + row;
-            reinterpret_cast<float4*>(p.partial_output + partial * channels)[quad] = merged.output;
-            if (quad == 0) p.partial_state[partial] = make_float2(merged.maximum, merged.sum);
+            merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split, rows) + row, quad);
         }
     }
-    if (p.splits == 1 || p.arrivals == nullptr) return;
+    if (p.cluster > 1) {
+        // The thread blocks of a cluster share the quads, a warp's worth at a time.
+        cluster_barrier();
+        const int cluster_warps = p.cluster * Warps;
+        for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
+             e += cluster_warps * 32) {
+            const int row = e / quads, quad = e % quads;
+            MergedQuad merged(
+                std::integral_constant<int, 8>{}, p.cluster, [&](int rank, float2& part_state, float4& output) {
+                    part_state = load_cluster_f32x2(cluster_address(shared_address(fixed.block_state + row), rank));
+                    output = load_cluster_f32x4(
+                        cluster_address(shared_address(memory) + row * row_floats * sizeof(float) + 16 * quad, rank));
+                });
+            if (p.partials == 1)
+                merged.template store<T, channels>(p, sequence.index, kv_head, first_row + row, quad);
+            else
+                merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
+                                                        quad);
+        }
+        cluster_barrier();  // until then the others may read this block's memory
+    }
+    if (p.partials == 1 || p.arrivals == nullptr) return;
 
     // The barrier puts the block's stores before the fence of the thread that announces them.
     __syncthreads();

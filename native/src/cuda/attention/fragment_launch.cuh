@@ -18,8 +18,9 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
     allow_shared_memory(scope, kernel, allowed, static_bytes);
     const int64_t tiles = int64_t{params.batch} * params.num_kv_heads * params.tiles;
     launch(scope, "attention", kernel,
-           LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true}, params);
-    if (plan.splits > 1 && params.arrivals == nullptr)
+           LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true, plan.cluster},
+           params);
+    if (params.partials > 1 && params.arrivals == nullptr)
         launch(scope, "attention merge", merge_splits<T, D::head_dim>,
                LaunchShape{tiles * 8 * Tiles, D::head_dim / 4, 0, true}, params, 8 * Tiles);
 }

@@ -19,12 +19,14 @@ struct AttentionFootprint {
 struct AttentionDevice {
     int multiprocessors;
     int64_t shared_per_block, shared_per_multiprocessor;
+    bool clusters;
 };
 
 struct AttentionPlan {
     int warps;       // in a thread block; 0: nothing fits
     int ring_depth;  // iterations that a warp's ring holds
     int splits;      // thread blocks that share one tile of query rows
+    int cluster;     // of them so many merge through each other's shared memory
     int64_t warp_bytes, shared_bytes;
 };
 
@@ -34,6 +36,13 @@ constexpr int64_t attention_warp_bytes(const AttentionFootprint& footprint, int 
 
 constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, int warps, int depth) {
     return warps * attention_warp_bytes(footprint, depth) + footprint.padding_bytes;
+}
+
+// Powers of two up to 8 fit the groups of multiprocessors that a cluster must lie in without leaving any over.
+constexpr int cluster_of(int splits) {
+    int cluster = 1;
+    while (cluster < 8 && splits % (2 * cluster) == 0) cluster *= 2;
+    return cluster;
 }
 
 // The numbers of warps that kernels exist for, and what an iteration costs with so many on a multiprocessor, for each warp:
@@ -49,11 +58,11 @@ constexpr AttentionWarps double_tile_warps[] = {{8, 1, 100}, {4, 2, 100}};
 
 // tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of a
 // warp's iteration. Starting and finishing a thread block takes about as long as two iterations of all warps of a
-// multiprocessor, merging splits as long as one half, and more for each split.
+// multiprocessor, merging clusters as long as an eighth, merging in the workspace one half, and more for each part.
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2 * 1600, merge_cost = 800, split_cost = 150;
+    constexpr int64_t start_cost = 2 * 1600, cluster_cost = 200, merge_cost = 800, part_cost = 150;
     AttentionPlan best{};
     int64_t best_cost = INT64_MAX;
     for (const AttentionWarps& candidate : candidates) {
@@ -75,11 +84,17 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         for (int splits = 1; splits <= max_splits; ++splits) {
             const int64_t waves = (tiles * splits + slots - 1) / slots;
             const int64_t share = int64_t{splits} * warps;
+            const int cluster = device.clusters ? cluster_of(splits) : 1, partials = splits / cluster;
             const int64_t cost = waves * ((items + share - 1) / share * iteration + start_cost) +
-                                 (splits > 1 ? merge_cost + splits * split_cost : 0);
+                                 (cluster > 1 ? cluster_cost : 0) +
+                                 (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
                 best_cost = cost;
-                best = {warps, depth, splits, attention_warp_bytes(footprint, depth),
+                best = {warps,
+                        depth,
+                        splits,
+                        cluster,
+                        attention_warp_bytes(footprint, depth),
                         attention_shared_bytes(footprint, warps, depth)};
             }
             if (share >= items) break;

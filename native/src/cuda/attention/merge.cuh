@@ -39,9 +39,9 @@ __device__ __forceinline__ int channel_at(int position) {
     return HeadDim / 8 * (position >> 1 & 7) + 2 * (position >> 4) + (position & 1);
 }
 
-// Where the partial results of one split of one tile start, counted in rows.
-__device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int split, int rows) {
-    return (tile_of_all * p.splits + split) * rows;
+// Where the partial results of one part of one tile start, counted in rows.
+__device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int part, int rows) {
+    return (tile_of_all * p.partials + part) * rows;
 }
 
 // What several parts of the tokens (of warps, of splits) have given for one quad of one row.
@@ -90,6 +90,13 @@ struct MergedQuad {
         if (quad == 0) store_log_sum_exp(p, sequence, kv_head, row, maximum, sum);
     }
 
+    // As one of several, in the workspace. at: row of the partial results.
+    template <int HeadDim>
+    __device__ __forceinline__ void store_partial(const AttentionParams& p, int64_t at, int quad) const {
+        reinterpret_cast<float4*>(p.partial_output + at * HeadDim)[quad] = output;
+        if (quad == 0) p.partial_state[at] = make_float2(maximum, sum);
+    }
+
 private:
     __device__ __forceinline__ void scale(float factor, bool with_sum = true) {
         if (with_sum) sum *= factor;
@@ -97,12 +104,12 @@ private:
     }
 };
 
-// One quad of a row of a tile over all splits, from the workspace.
+// One quad of a row of a tile over all its partial results.
 template <class T, int HeadDim>
 __device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
                                                int quad, int sequence, int kv_head, int first_row) {
-    MergedQuad merged(std::integral_constant<int, 8>{}, p.splits, [&](int split, float2& state, float4& output) {
-        const int64_t at = partial_row(p, tile_of_all, split, rows) + row;
+    MergedQuad merged(std::integral_constant<int, 8>{}, p.partials, [&](int part, float2& state, float4& output) {
+        const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
     });

@@ -14,11 +14,13 @@ struct AttentionParams {
     const int32_t* compressed;       // [batch]
     const int32_t* query_counts;     // [batch] or null
     float* log_sum_exp;              // [batch, num_heads, num_queries] or null
-    float* partial_output;           // [batch, num_kv_heads, tiles, splits, tile rows, head_dim]
-    float2* partial_state;           // [batch, num_kv_heads, tiles, splits, tile rows] maximum (base 2), sum
+    float* partial_output;           // [batch, num_kv_heads, tiles, partials, tile rows, head_dim]
+    float2* partial_state;           // [batch, num_kv_heads, tiles, partials, tile rows] maximum (base 2), sum
     uint32_t* arrivals;              // [batch, num_kv_heads, tiles] zeros, left as zeros; null: merge_splits merges
     int32_t batch, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
     int32_t tiles, splits;
+    int32_t cluster;   // thread blocks of a cluster, a divisor of splits
+    int32_t partials;  // results that the workspace takes for a tile: splits / cluster
     int32_t ring_depth;
     int32_t warp_bytes;  // of shared memory
     bool aligned;        // rows of query, tail and fresh tokens start at multiples of 16 bytes

@@ -65,6 +65,7 @@ struct LaunchShape {
     size_t shared_bytes = 0;
     // The kernel waits for the grid before it by itself, so that its start overlaps that grid's end.
     bool overlapping = false;
+    int cluster = 1;  // consecutive thread blocks that form one
 };
 
 // Raises a kernel's limit of dynamic shared memory; `allowed` (one per kernel) remembers on which devices that was done.
@@ -91,12 +92,18 @@ void launch(const DeviceScope& scope, const char* name, void (*kernel)(Parameter
     config.blockDim = dim3(static_cast<unsigned>(shape.threads));
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = scope.stream;
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
     if (shape.overlapping && scope.properties().compute_capability >= 90) {
-        config.attrs = &overlap;
-        config.numAttrs = 1;
+        cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (shape.cluster > 1) {
+        cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+        cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     }
     check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
 }

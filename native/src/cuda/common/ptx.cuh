@@ -154,6 +154,50 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+// Thread block clusters (sm_90 and later): consecutive thread blocks that run at the same time and can read each other's
+// shared memory. Elsewhere a kernel is never launched with clusters.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+
+// All threads of the cluster; what they wrote before is seen by all after.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// The same place in the shared memory of thread block `rank` of the cluster.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+    uint32_t mapped = address;
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+#endif
+    return mapped;
+}
+
+__device__ __forceinline__ float2 load_cluster_f32x2(uint32_t address) {
+    float2 value = {0.0f, 0.0f};
+#if __CUDA_ARCH__ >= 900
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
+#endif
+    return value;
+}
+
+__device__ __forceinline__ float4 load_cluster_f32x4(uint32_t address) {
+    float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
+#if __CUDA_ARCH__ >= 900
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(address));
+#endif
+    return value;
+}
+
 // Keeps a value in a register: the compiler can't compute it again where it is used.
 __device__ __forceinline__ uint32_t pinned(uint32_t value) {
     asm volatile("" : "+r"(value));
