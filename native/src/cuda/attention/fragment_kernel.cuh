@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                         quad);
         }
-        cluster_barrier();  // until then the others may read this block's memory
+        cluster_barrier_relaxed();  // until then the others may read this block's memory
     }
     if (p.partials == 1 || p.arrivals == nullptr) return;
 

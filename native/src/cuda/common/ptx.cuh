@@ -171,6 +171,13 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 
+// Likewise, but nothing that was written before has to be seen.
+__device__ __forceinline__ void cluster_barrier_relaxed() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
 // The same place in the shared memory of thread block `rank` of the cluster.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
     uint32_t mapped = address;
