@@ -38,11 +38,9 @@ constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, in
     return warps * attention_warp_bytes(footprint, depth) + footprint.padding_bytes;
 }
 
-// Powers of two up to 8 fit the groups of multiprocessors that a cluster must lie in without leaving any over.
+// Larger clusters than of two do not always find room: the groups of multiprocessors they must lie in differ in size.
 constexpr int cluster_of(int splits) {
-    int cluster = 1;
-    while (cluster < 8 && splits % (2 * cluster) == 0) cluster *= 2;
-    return cluster;
+    return splits % 2 == 0 ? 2 : 1;
 }
 
 // The numbers of warps that kernels exist for, and what an iteration costs with so many on a multiprocessor, for each warp:

@@ -58,9 +58,8 @@ struct MergedQuad {
             float4 part[Batch];
 #pragma unroll
             for (int i = 0; i < Batch; ++i) {
-                state[i] = make_float2(minus_infinity, 0.0f);
-                part[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (first + i < parts) load(first + i, state[i], part[i]);
+                load(min(first + i, parts - 1), state[i], part[i]);
+                if (first + i >= parts) state[i].x = minus_infinity;
             }
             const float before = maximum;
 #pragma unroll
@@ -109,7 +108,7 @@ private:
 template <class T, int HeadDim>
 __device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
                                                int quad, int sequence, int kv_head, int first_row) {
-    MergedQuad merged(std::integral_constant<int, 8>{}, p.partials, [&](int part, float2& state, float4& output) {
+    MergedQuad merged(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
         const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);

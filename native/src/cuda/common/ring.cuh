@@ -115,9 +115,14 @@ private:
             const uint32_t address = barriers_ + 8 * barrier;
             asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
                          : "memory");
+            // Blocks are read once: they need not drive code, tables and queries out of the second-level cache.
+            uint64_t policy;
+            asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
             asm volatile(
-                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
-                "l"(source), "r"(bytes), "r"(address)
+                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+                "[%3], "
+                "%4;" ::"r"(target),
+                "l"(source), "r"(bytes), "r"(address), "l"(policy)
                 : "memory");
         }
     }
