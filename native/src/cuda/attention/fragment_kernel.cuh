@@ -40,7 +40,6 @@ template <class D, int Tiles, int Warps>
 struct FragmentMemory {
     uint64_t barriers[Warps][4];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
-    float2 block_state[8 * Tiles];        // the same of all warps, for the other thread blocks of a cluster
     int last;                             // whether this thread block is the tile's last one
     typename D::Shared decoder;
     uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
@@ -54,7 +53,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     using Query = QueryFragments<D::steps, Tiles>;
     extern __shared__ __align__(128) uint8_t memory[];
     __shared__ FragmentMemory<D, Tiles, Warps> fixed;
-    auto& warp_state = fixed.warp_state;
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int split = blockIdx.x % p.splits;
@@ -153,10 +151,11 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     }
     let_next_grid_start();
 
-    // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad.
-    // Rows are eight floats longer than their channels, so that the lanes' stores are spread over the banks.
-    constexpr int row_floats = channels + 8;
-    float* const own_output = reinterpret_cast<float*>(memory + warp * p.warp_bytes);
+    // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad over all
+    // warps of the cluster. Rows are eight floats longer than their channels, so that the lanes' stores are spread over
+    // the banks.
+    constexpr int row_bytes = 4 * (channels + 8);
+    uint8_t* const own_output = memory + warp * p.warp_bytes;
 #pragma unroll
     for (int n = 0; n < Tiles; ++n)
 #pragma unroll
@@ -166,55 +165,39 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
             for (int lanes = 4; lanes < 32; lanes <<= 1) sum += __shfl_xor_sync(full_warp, sum, lanes);
             if (row >= valid_rows) continue;
-            if (g == 0) warp_state[warp][row] = make_float2(state[n].maximum[r], sum);
-            float* const target = own_output + row * row_floats + 2 * g;
+            if (g == 0) fixed.warp_state[warp][row] = make_float2(state[n].maximum[r], sum);
+            float* const target = reinterpret_cast<float*>(own_output + row * row_bytes) + 2 * g;
 #pragma unroll
             for (int i = 0; i < D::value_tiles; ++i)
                 *reinterpret_cast<float2*>(target + 16 * i) =
                     make_float2(accumulator[n][i][r], accumulator[n][i][r + 2]);
         }
-    __syncthreads();
+    if (p.cluster > 1)
+        cluster_barrier();
+    else
+        __syncthreads();
     constexpr int quads = channels / 4;
     const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
-    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
+    const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
+    // The thread blocks of a cluster share the quads, a warp's worth at a time.
+    for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
+         e += p.cluster * Warps * 32) {
         const int row = e / quads, quad = e % quads;
-        MergedQuad merged(std::integral_constant<int, 4>{}, row < valid_rows ? Warps : 0,
-                          [&](int w, float2& part_state, float4& output) {
-                              part_state = warp_state[w][row];
-                              output = reinterpret_cast<const float4*>(memory + w * p.warp_bytes +
-                                                                       row * row_floats * sizeof(float))[quad];
+        MergedQuad merged(std::integral_constant<int, 8>{}, row < valid_rows ? p.cluster * Warps : 0,
+                          [&](int part, float2& part_state, float4& output) {
+                              const uint32_t rank = part / Warps, w = part % Warps;
+                              part_state = load_cluster_f32x2(
+                                  cluster_address(states_address + (w * rows + row) * sizeof(float2), rank));
+                              output = load_cluster_f32x4(cluster_address(
+                                  outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
                           });
-        if (p.splits == 1) {
+        if (p.partials == 1)
             merged.template store<T, channels>(p, sequence.index, kv_head, first_row + row, quad);
-        } else if (p.cluster > 1) {
-            // In place of the quad of warp 0, which no other thread reads.
-            reinterpret_cast<float4*>(memory + row * row_floats * sizeof(float))[quad] = merged.output;
-            if (quad == 0) fixed.block_state[row] = make_float2(merged.maximum, merged.sum);
-        } else {
-            merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split, rows) + row, quad);
-        }
+        else
+            merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
+                                                    quad);
     }
-    if (p.cluster > 1) {
-        // The thread blocks of a cluster share the quads, a warp's worth at a time.
-        cluster_barrier();
-        const int cluster_warps = p.cluster * Warps;
-        for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
-             e += cluster_warps * 32) {
-            const int row = e / quads, quad = e % quads;
-            MergedQuad merged(
-                std::integral_constant<int, 8>{}, p.cluster, [&](int rank, float2& part_state, float4& output) {
-                    part_state = load_cluster_f32x2(cluster_address(shared_address(fixed.block_state + row), rank));
-                    output = load_cluster_f32x4(
-                        cluster_address(shared_address(memory) + row * row_floats * sizeof(float) + 16 * quad, rank));
-                });
-            if (p.partials == 1)
-                merged.template store<T, channels>(p, sequence.index, kv_head, first_row + row, quad);
-            else
-                merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
-                                                        quad);
-        }
-        cluster_barrier_relaxed();  // until then the others may read this block's memory
-    }
+    if (p.cluster > 1) cluster_barrier_relaxed();  // until then the other block may read this one's memory
     if (p.partials == 1 || p.arrivals == nullptr) return;
 
     // The barrier puts the block's stores before the fence of the thread that announces them.

@@ -9,8 +9,7 @@ namespace mustafar::cuda {
 
 template <class T, class D, int Tiles, int Warps>
 void launch_fragment(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan) {
-    // What the registers are shared out for: 16 or 12 warps with one tile, 8 with two.
-    constexpr int blocks_per_multiprocessor = (Tiles == 1 ? 16 : 8) / Warps;
+    constexpr int blocks_per_multiprocessor = (Tiles == 1 ? 12 : 8) / Warps;
     static std::atomic<uint64_t> allowed{0};
     const auto kernel = attention_fragment<T, D, Tiles, Warps, blocks_per_multiprocessor>;
     constexpr int static_bytes = fragment_static_bytes_bound(Tiles, D::has_shared);
@@ -29,9 +28,7 @@ template <class T, class D>
 void launch_fragment(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
                      int tile_count) {
     switch (100 * tile_count + plan.warps) {
-        case 116: return launch_fragment<T, D, 1, 16>(scope, params, plan);
         case 112: return launch_fragment<T, D, 1, 12>(scope, params, plan);
-        case 108: return launch_fragment<T, D, 1, 8>(scope, params, plan);
         case 106: return launch_fragment<T, D, 1, 6>(scope, params, plan);
         case 104: return launch_fragment<T, D, 1, 4>(scope, params, plan);
         case 208: return launch_fragment<T, D, 2, 8>(scope, params, plan);

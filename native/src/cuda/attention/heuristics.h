@@ -43,50 +43,47 @@ constexpr int cluster_of(int splits) {
     return splits % 2 == 0 ? 2 : 1;
 }
 
-// The numbers of warps that kernels exist for, and what an iteration costs with so many on a multiprocessor, for each warp:
-// with fewer there are more registers for each.
+// The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, with two eight: what the
+// registers allow.
 struct AttentionWarps {
     int warps;
     int blocks_per_multiprocessor;
-    int iteration_cost;
 };
 
-constexpr AttentionWarps single_tile_warps[] = {{16, 1, 100}, {12, 1, 95}, {8, 2, 100}, {6, 2, 95}, {4, 4, 100}};
-constexpr AttentionWarps double_tile_warps[] = {{8, 1, 100}, {4, 2, 100}};
+constexpr AttentionWarps single_tile_warps[] = {{12, 1}, {6, 2}, {4, 3}};
+constexpr AttentionWarps double_tile_warps[] = {{8, 1}, {4, 2}};
 
 // tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of a
 // warp's iteration. Starting and finishing a thread block takes about as long as two iterations of all warps of a
-// multiprocessor, merging clusters as long as an eighth, merging in the workspace one half, and more for each part.
+// multiprocessor, merging a cluster half of one, merging in the workspace one, and more for each part.
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2 * 1600, cluster_cost = 200, merge_cost = 800, part_cost = 150;
+    constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 100;
+    // A second stage of the ring pays for itself only in a long walk; in a short one it delays the first blocks.
+    constexpr int64_t long_walk = 16;
+    const auto resident = [&](const AttentionWarps& candidate, int depth) -> int64_t {
+        const int64_t bytes = attention_shared_bytes(footprint, candidate.warps, depth) + footprint.fixed_bytes;
+        if (bytes > device.shared_per_block) return 0;
+        return std::min<int64_t>(candidate.blocks_per_multiprocessor, device.shared_per_multiprocessor / bytes);
+    };
     AttentionPlan best{};
     int64_t best_cost = INT64_MAX;
     for (const AttentionWarps& candidate : candidates) {
         const int warps = candidate.warps;
-        // The deeper ring, unless it would leave fewer thread blocks resident.
-        int depth = 0;
-        int64_t resident = 0;
-        for (const int deeper : {1, 2}) {
-            const int64_t bytes = attention_shared_bytes(footprint, warps, deeper) + footprint.fixed_bytes;
-            const int64_t fitting =
-                bytes > device.shared_per_block
-                    ? 0
-                    : std::min<int64_t>(candidate.blocks_per_multiprocessor, device.shared_per_multiprocessor / bytes);
-            if (fitting >= resident && fitting > 0) depth = deeper, resident = fitting;
-        }
-        if (depth == 0) continue;
-        const int64_t slots = device.multiprocessors * resident;
-        const int64_t iteration = candidate.iteration_cost * warps * resident;
+        const int64_t fitting = resident(candidate, 1);
+        if (fitting == 0) continue;
+        const bool deeper_fits = resident(candidate, 2) == fitting;
+        const int64_t slots = device.multiprocessors * fitting;
+        const int64_t iteration = 100 * warps * fitting;
         for (int splits = 1; splits <= max_splits; ++splits) {
             const int64_t waves = (tiles * splits + slots - 1) / slots;
-            const int64_t share = int64_t{splits} * warps;
+            const int64_t share = int64_t{splits} * warps, walk = (items + share - 1) / share;
             const int cluster = device.clusters ? cluster_of(splits) : 1, partials = splits / cluster;
-            const int64_t cost = waves * ((items + share - 1) / share * iteration + start_cost) +
-                                 (cluster > 1 ? cluster_cost : 0) +
+            const int64_t cost = waves * (walk * iteration + start_cost) + (cluster > 1 ? cluster_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
+                const int depth = deeper_fits && walk >= long_walk ? 2 : 1;
                 best_cost = cost;
                 best = {warps,
                         depth,

@@ -155,7 +155,7 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {
 }
 
 // Thread block clusters (sm_90 and later): consecutive thread blocks that run at the same time and can read each other's
-// shared memory. Elsewhere a kernel is never launched with clusters.
+// shared memory. Elsewhere every thread block is a cluster by itself.
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank = 0;
 #if __CUDA_ARCH__ >= 900
@@ -188,17 +188,23 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t r
 }
 
 __device__ __forceinline__ float2 load_cluster_f32x2(uint32_t address) {
-    float2 value = {0.0f, 0.0f};
+    float2 value;
 #if __CUDA_ARCH__ >= 900
     asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
+#else
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
 #endif
     return value;
 }
 
 __device__ __forceinline__ float4 load_cluster_f32x4(uint32_t address) {
-    float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
+    float4 value;
 #if __CUDA_ARCH__ >= 900
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(address));
+#else
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
                  : "r"(address));
 #endif
