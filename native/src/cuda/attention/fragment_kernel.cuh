@@ -65,6 +65,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     Walk walk{static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads), kv_head, item, stride, 0};
     Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
               shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+    D::prepare(fixed.decoder, p);
+    const D decoder(fixed.decoder, p, lane);
+    const int g = decoder.g, t = decoder.t;
     // What is read first comes near while the grid before this one, which may write it, still runs.
     if (lane == 0) {
         prefetch_l2(p.lengths + walk.sequence);
@@ -87,9 +90,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
     const uint32_t first_dense = item + (blocks > item ? (blocks - item + stride - 1) / stride * stride : 0) - blocks;
 
-    D::prepare(fixed.decoder, p);
-    const D decoder(fixed.decoder, p, lane);
-    const int g = decoder.g, t = decoder.t;
     Query query;
     query.attach(fixed.query, lane);
 #pragma unroll
