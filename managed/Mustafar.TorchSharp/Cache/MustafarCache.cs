@@ -50,7 +50,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <param name="options">Sparsity, window and group; the defaults if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
     public MustafarCache(
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
         : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
@@ -267,6 +267,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     {
         HeadDim = HeadDim,
         DType = (int)TensorAccess.DTypeOf(DType),
+        Pattern = (int)(!Options.Balanced ? SparsityPattern.Unstructured
+            : keys ? SparsityPattern.BalancedKeys : SparsityPattern.BalancedValues),
         Layout = (int)Layout.Fixed,
         Order = (int)TensorAccess.OrderFor(Device, keys),
         Keep = keep,

@@ -66,6 +66,8 @@ internal enum ValueFormat
 internal enum Pattern
 {
     Unstructured = 0,
+    BalancedKeys = 1,
+    BalancedValues = 2,
 }
 
 // enum mustafar_layout

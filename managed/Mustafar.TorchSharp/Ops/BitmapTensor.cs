@@ -59,7 +59,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Channels of a row.</summary>
     public int HeadDim { get; }
 
-    /// <summary>Channels kept of each row; null if a mask chose them.</summary>
+    /// <summary>Channels kept of each row (balanced values: on average); null if a mask chose them.</summary>
     public int? Keep { get; }
 
     /// <summary>Type of the values.</summary>
@@ -74,16 +74,19 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Bytes of the dense form.</summary>
     public long DenseBytes => BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
 
-    /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude and compresses it.</summary>
+    /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
     /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
     /// larger than any number.</param>
+    /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
+    /// for head_dim 64, 128 and 256.</param>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
-    public static BitmapTensor Compress(Tensor tensor, int keep)
+    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
+    /// served.</exception>
+    public static BitmapTensor Compress(Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep, pattern);
         long[] shape = tensor.shape;
         long bytes;
         NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));

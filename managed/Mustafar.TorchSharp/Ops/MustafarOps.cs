@@ -13,13 +13,17 @@ public static unsafe class MustafarOps
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
     /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
     /// larger than any number.</param>
-    /// <returns>Bool of the same shape, true at exactly <paramref name="keep"/> channels of each row.</returns>
+    /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
+    /// for head_dim 64, 128 and 256.</param>
+    /// <returns>Bool of the same shape, true at <paramref name="keep"/> channels of each row (balanced values: on average, tokens
+    /// past the last counting as zeros).</returns>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
-    public static Tensor PruneMask(Tensor tensor, int keep)
+    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
+    /// served.</exception>
+    public static Tensor PruneMask(Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured)
     {
-        NativeFormat format = Format(tensor, nameof(tensor), keep);
+        NativeFormat format = Format(tensor, nameof(tensor), keep, pattern);
         long[] shape = tensor.shape;
         long words = Words(shape[3]);
         using DisposeScope scope = NewDisposeScope();
@@ -35,13 +39,13 @@ public static unsafe class MustafarOps
             .reshape(shape[0], shape[1], shape[2], words * WordBits).narrow(3, 0, shape[3]).MoveToOuterDisposeScope();
     }
 
-    /// <summary>The tensor with all but each row's <paramref name="keep"/> channels of largest magnitude set to zero.</summary>
+    /// <summary>The tensor with all but the channels of <see cref="PruneMask"/> set to zero.</summary>
     /// <inheritdoc cref="PruneMask" path="/param"/>
     /// <inheritdoc cref="PruneMask" path="/exception"/>
     /// <returns>A dense tensor of the same type and shape.</returns>
-    public static Tensor Prune(Tensor tensor, int keep)
+    public static Tensor Prune(Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured)
     {
-        using Tensor mask = PruneMask(tensor, keep);
+        using Tensor mask = PruneMask(tensor, keep, pattern);
         using Tensor zero = zeros(1, dtype: tensor.dtype, device: tensor.device);
         return where(mask, tensor, zero);
     }
@@ -132,7 +136,8 @@ public static unsafe class MustafarOps
     }
 
     /// <summary>The format of a tensor that is to be compressed; checks the tensor, and keep unless it is null (a mask chooses).</summary>
-    internal static NativeFormat Format(Tensor tensor, string name, int? keep)
+    internal static NativeFormat Format(
+        Tensor tensor, string name, int? keep, SparsityPattern pattern = SparsityPattern.Unstructured)
     {
         TensorAccess.Validate(tensor, name);
         long headDim = tensor.shape[3];
@@ -141,10 +146,16 @@ public static unsafe class MustafarOps
             throw new ArgumentOutOfRangeException(nameof(keep), channels, $"Expected 1 to {headDim} channels, the head_dim of {name}.");
         }
 
+        if (!Enum.IsDefined(pattern))
+        {
+            throw new ArgumentOutOfRangeException(nameof(pattern), pattern, "Expected a SparsityPattern.");
+        }
+
         return new NativeFormat
         {
             HeadDim = (int)headDim,
             DType = (int)TensorAccess.DTypeOf(tensor.dtype),
+            Pattern = (int)pattern,
             Layout = (int)(keep is null ? Layout.Offsets : Layout.Fixed),
             Keep = keep ?? 0,
         };

@@ -8,19 +8,26 @@ internal sealed class MustafarCacheTests(string device)
 {
     /// <summary>Random operations on random shapes, after each of which the cache must be what lists of tokens say.</summary>
     [Test]
-    public void Any_sequence_of_operations_is_what_lists_of_tokens_say([Range(1, 24)] int seed)
+    public void Any_sequence_of_operations_is_what_lists_of_tokens_say([Range(1, 24)] int seed) => RandomOperations(seed, balanced: false);
+
+    [Test]
+    public void So_with_balanced_patterns([Range(101, 112)] int seed) => RandomOperations(seed, balanced: true);
+
+    private void RandomOperations(int seed, bool balanced)
     {
         Random random = new(unchecked((int)(seed * 2654435761u))); // neighbouring seeds give alike first numbers
         ScalarType dtype = new[] { ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16 }[random.Next(3)];
         int batch = random.Next(1, 4), heads = random.Next(1, 4), group = random.Next(1, 5);
-        int headDim = new[] { 64, 80, 96, 128, 256 }[random.Next(5)];
+        int headDim = balanced ? new[] { 64, 128, 256 }[random.Next(3)] : new[] { 64, 80, 96, 128, 256 }[random.Next(5)];
+        double lowest = balanced ? 0.5 : 0;
         MustafarOptions options = new()
         {
-            KeySparsity = random.NextDouble() * 0.95,
-            ValueSparsity = random.NextDouble() * 0.95,
+            KeySparsity = lowest + (random.NextDouble() * (0.95 - lowest)),
+            ValueSparsity = lowest + (random.NextDouble() * (0.95 - lowest)),
             LocalWindow = new[] { 0, 1, 7, 32, 40, 1000 }[random.Next(6)],
             GroupSize = 32 * random.Next(1, 4),
             KeepMultiple = random.Next(1, 9),
+            Balanced = balanced,
         };
         string sample = $"seed {seed}: {dtype} batch {batch} heads {heads} group {group} head_dim {headDim} {options}";
         TestContext.Out.WriteLine(sample);

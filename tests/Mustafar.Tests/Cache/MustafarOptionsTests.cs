@@ -20,6 +20,31 @@ internal sealed class MustafarOptionsTests
         Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
     }
 
+    [TestCase(0.5, 128, 64)]
+    [TestCase(0.55, 128, 64)]
+    [TestCase(0.6, 128, 56)]
+    [TestCase(0.625, 64, 24)]
+    [TestCase(0.7, 128, 40)]
+    [TestCase(0.95, 256, 80)]
+    public void Kept_channels_of_balanced_patterns(double sparsity, int headDim, int expected)
+    {
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = 7, Balanced = true };
+        Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
+        Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public void What_no_balanced_pattern_has_is_refused()
+    {
+        MustafarOptions options = new() { KeySparsity = 0.4, Balanced = true };
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => options.KeysKept(128), Throws.TypeOf<NotSupportedException>().With.Message.Contains("KeysKept would be 77 of 128"));
+            Assert.That(() => options.ValuesKept(80), Throws.TypeOf<NotSupportedException>().With.Message.Contains("80"));
+            Assert.That(() => new MustafarCache(1, 1, 128, TorchSharp.torch.ScalarType.Float32, options: options), Throws.TypeOf<NotSupportedException>());
+        });
+    }
+
     [Test]
     public void Values_out_of_range_are_named()
     {

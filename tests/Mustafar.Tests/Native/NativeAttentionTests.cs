@@ -97,7 +97,7 @@ internal sealed unsafe class NativeAttentionTests(string device)
         [
             ("head_dim", format => format with { HeadDim = 65 }),
             ("value_format", format => format with { ValueFormat = (int)ValueFormat.Int8 }),
-            ("pattern", format => format with { Pattern = 1 }),
+            ("balanced", format => format with { Pattern = 1, Keep = 3 }),
         ];
         foreach ((string says, Func<NativeFormat, NativeFormat> change) in unsupported)
         {

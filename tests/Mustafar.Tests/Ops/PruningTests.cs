@@ -25,6 +25,28 @@ internal sealed class PruningTests(string device)
     }
 
     [Test]
+    public void Balanced_patterns_keep_the_largest_that_their_groups_allow(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 128, 256)] int headDim, [Values(5, 6, 7, 8)] int ofSixteen)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(headDim + ofSixteen);
+        int keep = headDim / 16 * ofSixteen;
+        Tensor ties = randint(-3, 4, [1, 2, 33, headDim]);
+        Tensor special = where(rand(1, 2, 37, headDim) < 0.1, tensor(float.NaN), where(rand(1, 2, 37, headDim) < 0.1, tensor(float.NegativeInfinity), randn(1, 2, 37, headDim)));
+        foreach ((string name, Tensor tensor) in new[] { ("random", randn(2, 2, 50, headDim)), ("ties", ties), ("special values", special) })
+        {
+            Tensor x = tensor.to(dtype).to(device);
+            foreach (SparsityPattern pattern in new[] { SparsityPattern.BalancedKeys, SparsityPattern.BalancedValues })
+            {
+                Tensor mask = ReferencePruning.Mask(x, keep, pattern);
+                Compare.Same(MustafarOps.PruneMask(x, keep, pattern), mask, $"{name} {pattern} {dtype} {headDim} keep {keep}");
+                using BitmapTensor compressed = BitmapTensor.Compress(x, keep, pattern);
+                Compare.Same(compressed.Decompress(), where(mask.to(device), x, zeros_like(x)), $"{name} {pattern} {dtype} {headDim} keep {keep}");
+            }
+        }
+    }
+
+    [Test]
     public void Ties_go_to_the_lower_channel([ValueSource(nameof(DTypes))] ScalarType dtype)
     {
         TestDevices.ForEachVariant(device, variant =>
@@ -90,6 +112,9 @@ internal sealed class PruningTests(string device)
             Assert.That(() => MustafarOps.PruneMask(x.to(ScalarType.Float64), 4), Throws.ArgumentException.With.Message.Contains("Float64"));
             Assert.That(() => MustafarOps.PruneMask(x.narrow(3, 0, 48), 4), Throws.TypeOf<NotSupportedException>().With.Message.Contains("48"));
             Assert.That(() => MustafarOps.PruneMask(null!, 4), Throws.ArgumentNullException);
+            Assert.That(() => MustafarOps.PruneMask(x, 20, (SparsityPattern)9), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("pattern"));
+            Assert.That(() => MustafarOps.PruneMask(x, 21, SparsityPattern.BalancedKeys), Throws.TypeOf<NotSupportedException>().With.Message.Contains("21"));
+            Assert.That(() => MustafarOps.PruneMask(randn(1, 1, 3, 80, device: device), 40, SparsityPattern.BalancedKeys), Throws.TypeOf<NotSupportedException>().With.Message.Contains("80"));
         });
     }
 }

@@ -98,15 +98,16 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             return;
         }
 
-        _keys[b] = Pruned(_keys[b]!, from, until, options.KeysKept(headDim));
-        _values[b] = Pruned(_values[b]!, from, until, options.ValuesKept(headDim));
+        _keys[b] = Pruned(_keys[b]!, from, until, options.KeysKept(headDim), SparsityPattern.BalancedKeys);
+        _values[b] = Pruned(_values[b]!, from, until, options.ValuesKept(headDim), SparsityPattern.BalancedValues);
         _compressed[b] = until;
     }
 
-    private static Tensor Pruned(Tensor rows, int from, int until, int keep)
+    private Tensor Pruned(Tensor rows, int from, int until, int keep, SparsityPattern balanced)
     {
+        SparsityPattern pattern = options.Balanced ? balanced : SparsityPattern.Unstructured;
         Tensor copy = rows.clone();
-        copy.narrow(1, from, until - from).copy_(ReferencePruning.Prune(rows.narrow(1, from, until - from), keep));
+        copy.narrow(1, from, until - from).copy_(ReferencePruning.Prune(rows.narrow(1, from, until - from), keep, pattern));
         return copy;
     }
 }
