@@ -15,7 +15,7 @@ internal static class AppendBenchmark
         {
             foreach (ScalarType dtype in settings.DTypes)
             {
-                foreach (int keep in settings.Keeps)
+                foreach (Kept keep in settings.Keeps)
                 {
                     Measure(settings, shape, dtype, keep, report);
                 }
@@ -25,14 +25,14 @@ internal static class AppendBenchmark
         report.Write(settings.Output, $"Appending a token: mean time in percent of the attention step, {settings.Threads} CPU threads");
     }
 
-    private static void Measure(Settings settings, Shape shape, ScalarType dtype, int keep, Report report)
+    private static void Measure(Settings settings, Shape shape, ScalarType dtype, Kept keep, Report report)
     {
         using var scope = NewDisposeScope();
         manual_seed(1);
         MustafarOptions options = Data.Options(keep, settings.HeadDim);
-        Tensor query = Data.Random(dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
-        Tensor keys = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        Tensor values = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        Tensor query = Data.Random(CPU, dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
+        Tensor keys = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        Tensor values = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
         using MustafarCache cache = new(shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, options);
         cache.Append(keys, values);
         double attention = Timing.Median(settings.Seconds, () => cache.Attend(query));

@@ -29,16 +29,16 @@ internal static class AttentionBenchmark
     {
         using var scope = NewDisposeScope();
         manual_seed(1);
-        Tensor query = Data.Random(dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
-        Tensor keys = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        Tensor values = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        Tensor query = Data.Random(CPU, dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
+        Tensor keys = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        Tensor values = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
         using DenseForms dense = new(query, keys, values);
         double sdpa = Timing.Median(settings.Seconds, () => dense.Sdpa());
         double matmul = Timing.Median(settings.Seconds, () => dense.MatMul());
         // A window longer than the sequence keeps all tokens dense.
         using MustafarCache window = Filled(shape, keys, values, new MustafarOptions { LocalWindow = shape.Tokens });
         double own = Timing.Median(settings.Seconds, () => window.Attend(query));
-        foreach (int keep in settings.Keeps)
+        foreach (Kept keep in settings.Keeps)
         {
             using MustafarCache cache = Filled(shape, keys, values, Data.Options(keep, settings.HeadDim));
             double time = Timing.Median(settings.Seconds, () => cache.Attend(query));

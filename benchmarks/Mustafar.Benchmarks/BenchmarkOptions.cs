@@ -11,10 +11,16 @@ internal sealed record Shape(int Batch, int NumHeads, int NumKvHeads, int Tokens
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Batch},{NumHeads},{NumKvHeads},{Tokens}");
 }
 
+/// <summary>How many channels are kept of keys and values, and by which patterns.</summary>
+internal sealed record Kept(int Channels, bool Balanced)
+{
+    public override string ToString() => Balanced ? $"{Channels} balanced" : $"{Channels}";
+}
+
 /// <summary>What to measure.</summary>
 internal sealed record Settings(
-    IReadOnlyList<Shape> Shapes, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<int> Keeps, int HeadDim, int Threads, double Seconds,
-    DirectoryInfo? Output);
+    IReadOnlyList<Shape> Shapes, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<Kept> Keeps, int HeadDim, Device Device, int Threads,
+    double Seconds, DirectoryInfo? Output);
 
 /// <summary>The options that all benchmarks share.</summary>
 internal sealed class BenchmarkOptions
@@ -36,12 +42,20 @@ internal sealed class BenchmarkOptions
         DefaultValueFactory = _ => [ScalarType.BFloat16, ScalarType.Float16, ScalarType.Float32],
     };
 
-    private readonly Option<int[]> _keeps = new("--keep")
+    private readonly Option<Kept[]> _keeps = new("--keep")
     {
-        Description = "Channels kept of each key and value.",
-        HelpName = "N",
+        Description = "Channels kept of each key and value; with a b before the number, by balanced patterns.",
+        HelpName = "N|bN",
         AllowMultipleArgumentsPerToken = true,
-        DefaultValueFactory = _ => [40, 64],
+        CustomParser = result => [.. result.Tokens.Select(token => ParseKept(token.Value, result))],
+        DefaultValueFactory = _ => [new(40, false), new(64, false)],
+    };
+
+    private readonly Option<string> _device = new("--device")
+    {
+        Description = "cpu, cuda or cuda:N.",
+        DefaultValueFactory = _ => "cpu",
+        HelpName = "DEVICE",
     };
 
     private readonly Option<int> _headDim = new("--head-dim") { Description = "Channels of a head.", DefaultValueFactory = _ => 128 };
@@ -62,12 +76,24 @@ internal sealed class BenchmarkOptions
 
     internal Command Command(string name, string description, Action<Settings> run)
     {
-        Command command = new(name, description) { _shapes, _dtypes, _keeps, _headDim, _threads, _seconds, _output };
+        Command command = new(name, description) { _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
         command.SetAction(parsed => run(new Settings(
             parsed.GetRequiredValue(_shapes), parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
-            parsed.GetRequiredValue(_headDim), parsed.GetRequiredValue(_threads), parsed.GetRequiredValue(_seconds),
-            parsed.GetValue(_output))));
+            parsed.GetRequiredValue(_headDim), device(parsed.GetRequiredValue(_device)), parsed.GetRequiredValue(_threads),
+            parsed.GetRequiredValue(_seconds), parsed.GetValue(_output))));
         return command;
+    }
+
+    private static Kept ParseKept(string text, ArgumentResult result)
+    {
+        bool balanced = text.StartsWith('b');
+        if (int.TryParse(balanced ? text[1..] : text, NumberStyles.None, CultureInfo.InvariantCulture, out int channels) && channels > 0)
+        {
+            return new Kept(channels, balanced);
+        }
+
+        result.AddError($"Expected a number of channels, or b and a number, but got '{text}'.");
+        return new Kept(1, false);
     }
 
     private static Shape ParseShape(string text, ArgumentResult result)

@@ -16,14 +16,14 @@ internal static class CompressBenchmark
             {
                 using var scope = NewDisposeScope();
                 manual_seed(1);
-                Tensor keys = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-                Tensor values = Data.Random(dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+                Tensor keys = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+                Tensor values = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
                 double copy = Timing.Median(settings.Seconds, () =>
                 {
                     keys.clone();
                     values.clone();
                 });
-                foreach (int keep in settings.Keeps)
+                foreach (Kept keep in settings.Keeps)
                 {
                     using MustafarCache cache = new(
                         shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, Data.Options(keep, settings.HeadDim));

@@ -1,9 +1,14 @@
 using System.CommandLine;
 using Mustafar.Benchmarks;
+using Mustafar.Benchmarks.Cuda;
+using TorchSharp;
 
 BenchmarkOptions options = new();
 RootCommand root = new("Measures Mustafar's operations against dense attention of torch, in one process on this machine.");
-root.Subcommands.Add(options.Command("attention", "One decode step of attention over a filled cache.", AttentionBenchmark.Run));
-root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prompt.", CompressBenchmark.Run));
-root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", AppendBenchmark.Run));
+root.Subcommands.Add(options.Command("attention", "One decode step of attention over a filled cache.", OnDevice(AttentionBenchmark.Run, CudaAttentionBenchmark.Run)));
+root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prompt.", OnDevice(CompressBenchmark.Run, CudaCompressBenchmark.Prompt)));
+root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", OnDevice(AppendBenchmark.Run, CudaCompressBenchmark.Append)));
 return root.Parse(args).Invoke();
+
+static Action<Settings> OnDevice(Action<Settings> cpu, Action<Settings> cuda) =>
+    settings => (settings.Device.type == DeviceType.CUDA ? cuda : cpu)(settings);

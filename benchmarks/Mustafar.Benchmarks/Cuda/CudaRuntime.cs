@@ -1,0 +1,109 @@
+using System.Runtime.InteropServices;
+using TorchSharp;
+
+namespace Mustafar.Benchmarks.Cuda;
+
+/// <summary>What TorchSharp has no name for: streams, events and graphs of the CUDA runtime that libtorch has loaded.</summary>
+internal static unsafe class CudaRuntime
+{
+    private const uint NonBlocking = 1;
+    private const int RelaxedCapture = 2;
+
+    private static readonly nint Library = Load("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll");
+    private static readonly nint Torch = Load("libtorch_cuda.so", "torch_cuda.dll");
+
+    internal static nint CreateStream()
+    {
+        nint stream;
+        Check(((delegate* unmanaged<nint*, uint, int>)Function(Library, "cudaStreamCreateWithFlags"))(&stream, NonBlocking));
+        return stream;
+    }
+
+    internal static void Synchronize(nint stream) =>
+        Check(((delegate* unmanaged<nint, int>)Function(Library, "cudaStreamSynchronize"))(stream));
+
+    /// <summary>Makes a stream torch's current one for this thread; the result gives it back.</summary>
+    internal static nint EnterStream(nint stream, int device)
+    {
+        nint guard;
+        Check(((delegate* unmanaged<nint, int, nint*, int>)Function(Torch, "aoti_torch_create_cuda_stream_guard"))(stream, device, &guard));
+        return guard;
+    }
+
+    internal static void LeaveStream(nint guard) =>
+        Check(((delegate* unmanaged<nint, int>)Function(Torch, "aoti_torch_delete_cuda_stream_guard"))(guard));
+
+    internal static void BeginCapture(nint stream) =>
+        Check(((delegate* unmanaged<nint, int, int>)Function(Library, "cudaStreamBeginCapture"))(stream, RelaxedCapture));
+
+    /// <summary>What was captured, ready to be launched.</summary>
+    internal static nint EndCapture(nint stream)
+    {
+        nint graph, executable;
+        Check(((delegate* unmanaged<nint, nint*, int>)Function(Library, "cudaStreamEndCapture"))(stream, &graph));
+        Check(((delegate* unmanaged<nint*, nint, ulong, int>)Function(Library, "cudaGraphInstantiateWithFlags"))(&executable, graph, 0));
+        Check(((delegate* unmanaged<nint, int>)Function(Library, "cudaGraphDestroy"))(graph));
+        return executable;
+    }
+
+    internal static void Launch(nint executable, nint stream) =>
+        Check(((delegate* unmanaged<nint, nint, int>)Function(Library, "cudaGraphLaunch"))(executable, stream));
+
+    internal static void DestroyGraph(nint executable) =>
+        Check(((delegate* unmanaged<nint, int>)Function(Library, "cudaGraphExecDestroy"))(executable));
+
+    internal static nint CreateEvent()
+    {
+        nint created;
+        Check(((delegate* unmanaged<nint*, int>)Function(Library, "cudaEventCreate"))(&created));
+        return created;
+    }
+
+    internal static void Record(nint created, nint stream) =>
+        Check(((delegate* unmanaged<nint, nint, int>)Function(Library, "cudaEventRecord"))(created, stream));
+
+    /// <summary>Microseconds between two events of which the second has happened.</summary>
+    internal static double Elapsed(nint first, nint second)
+    {
+        float milliseconds;
+        Check(((delegate* unmanaged<nint, int>)Function(Library, "cudaEventSynchronize"))(second));
+        Check(((delegate* unmanaged<float*, nint, nint, int>)Function(Library, "cudaEventElapsedTime"))(&milliseconds, first, second));
+        return milliseconds * 1e3;
+    }
+
+    /// <summary>Whether torch may choose one of its implementations of scaled_dot_product_attention.</summary>
+    /// <param name="name">Flash, MemEfficient, CuDNN or Math.</param>
+    /// <param name="enabled">The choice.</param>
+    internal static void AllowSdpa(string name, bool enabled)
+    {
+        // A C++ interface, of which TorchSharp wraps only a part. These are its names in libtorch for Linux.
+        nint cpu = Load("libtorch_cpu.so");
+        nint context = ((delegate* unmanaged<nint>)Function(cpu, "_ZN2at13globalContextEv"))();
+        string method = $"setSDPUse{name}";
+        ((delegate* unmanaged<nint, byte, void>)Function(cpu, $"_ZN2at7Context{method.Length}{method}Eb"))(context, enabled ? (byte)1 : (byte)0);
+    }
+
+    private static nint Load(params string[] names)
+    {
+        torch.InitializeDeviceType(DeviceType.CUDA);
+        foreach (string name in names)
+        {
+            if (NativeLibrary.TryLoad(name, out nint library))
+            {
+                return library;
+            }
+        }
+
+        throw new NotSupportedException($"None of {string.Join(", ", names)} can be loaded.");
+    }
+
+    private static nint Function(nint library, string name) => NativeLibrary.GetExport(library, name);
+
+    private static void Check(int status)
+    {
+        if (status != 0)
+        {
+            throw new InvalidOperationException($"A call of the CUDA runtime failed with status {status}.");
+        }
+    }
+}
