@@ -42,10 +42,15 @@ struct RowPair {
 template <class T, int Tiles>
 __device__ __forceinline__ void softmax_step(RowPair& rows, const float (&score)[2][4], float scale_log2,
                                              float (&accumulator)[Tiles][4], uint32_t (&probability)[4]) {
-    float highest[2];
+    // Rounded before the maximum is taken off: fused, what rounding leaves of a huge score would be its exponent.
+    float scaled[2][4], highest[2];
+#pragma unroll
+    for (int a = 0; a < 2; ++a)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scaled[a][i] = __fmul_rn(score[a][i], scale_log2);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-        highest[r] = fmaxf(fmaxf(score[0][r], score[0][r + 2]), fmaxf(score[1][r], score[1][r + 2])) * scale_log2;
+        highest[r] = fmaxf(fmaxf(scaled[0][r], scaled[0][r + 2]), fmaxf(scaled[1][r], scaled[1][r + 2]));
     const bool raise = highest[0] > rows.maximum[0] + RowPair::slack || highest[1] > rows.maximum[1] + RowPair::slack;
     if (__any_sync(full_warp, raise)) {
 #pragma unroll
@@ -72,7 +77,7 @@ __device__ __forceinline__ void softmax_step(RowPair& rows, const float (&score)
     for (int a = 0; a < 2; ++a) {
         float e[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) e[i] = exp2_approximate(fmaf(score[a][i], scale_log2, -reference[i & 1]));
+        for (int i = 0; i < 4; ++i) e[i] = exp2_approximate(scaled[a][i] - reference[i & 1]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             // The sum takes what the product takes, so that rounding cancels where values are alike.
