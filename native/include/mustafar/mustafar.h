@@ -22,6 +22,7 @@
  *     h / (num_heads / num_kv_heads).
  *   - All pointers of one call point to memory of the context's device, except the argument structs themselves.
  *     On CUDA work is queued on the context's stream and the call returns at once.
+ *   - No tensor and no table spans more than 2^56 bytes, and no call has 2^31 or more query rows.
  *   - Every function returns a status. Anything but MUSTAFAR_STATUS_OK leaves a text for mustafar_last_error and, unless
  *     it says otherwise, outputs that are partly written and must not be used; inputs are never changed.
  *   - Functions may be called from any thread. Calls that write the same memory must not overlap in time.
@@ -298,7 +299,8 @@ MUSTAFAR_API int32_t mustafar_attention_forward(const mustafar_context* context,
 /* ------------------------------------------------------------------------------------------------------ 6 cache -- */
 
 /* How many of a sequence's first tokens are compressed once it holds `length`: whole groups that leave at least
-   local_window dense ones, floor((length - local_window) / group_size) * group_size, at least 0. */
+   local_window dense ones, floor((length - local_window) / group_size) * group_size, at least 0. 0 for a
+   local_window < 0 or a group_size < 1. */
 MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size);
 
 /*

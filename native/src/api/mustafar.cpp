@@ -51,7 +51,7 @@ int32_t mustafar_default_cpu_variant(void) {
 }
 
 int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size) {
-    if (group_size < 1 || length <= local_window) return 0;
+    if (group_size < 1 || local_window < 0 || length <= local_window) return 0;
     return (length - local_window) / group_size * group_size;
 }
 
@@ -106,7 +106,7 @@ int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int3
 
 int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product) {
     return exported([&] {
-        check_product(checked(context), product);
+        check_product(checked(context), product, ProductOutput::weights);
         ErrorText text;
         pass_on(backend(*context).key_scores(*context, *product, text), text);
     });
@@ -114,7 +114,7 @@ int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_prod
 
 int32_t mustafar_value_sum(const mustafar_context* context, const mustafar_product* product) {
     return exported([&] {
-        check_product(checked(context), product);
+        check_product(checked(context), product, ProductOutput::dense);
         ErrorText text;
         pass_on(backend(*context).value_sum(*context, *product, text), text);
     });

@@ -1,5 +1,6 @@
 #include "core/validate.h"
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 
@@ -28,6 +29,11 @@ void check_aligned(const char* name, const void* pointer, uintptr_t alignment) {
     if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected an address that is a multiple of %llu, got %p", name,
              (unsigned long long)alignment, pointer);
+}
+
+// An array that may be left out.
+void check_optional(const char* name, const void* pointer, uintptr_t alignment) {
+    if (pointer != nullptr) check_aligned(name, pointer, alignment);
 }
 
 void check_dtype(const char* name, int32_t dtype) {
@@ -86,6 +92,15 @@ void check_heads(int32_t num_heads, int32_t num_kv_heads) {
              num_kv_heads, num_heads);
 }
 
+// Query rows are counted in 32 bits, those of one call together, so that no size made of them leaves 64. An empty
+// dimension counts as one: a size query may come before the dimension is known.
+void check_query_rows(int32_t batch, int32_t num_heads, int32_t num_queries) {
+    if (wide{std::max(batch, 1)} * num_heads * std::max(num_queries, 1) > INT_MAX)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "batch, num_heads, num_queries: expected fewer than 2^31 query rows, got %d x %d x %d", batch, num_heads,
+             num_queries);
+}
+
 void check_same_values(const mustafar_format& keys, const mustafar_format& values) {
     if (keys.head_dim != values.head_dim)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.head_dim: expected that of the keys (%d), got %d",
@@ -118,6 +133,9 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
     if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.base, head_stride: expected multiples of 16, >= 0; got %lld, %lld",
              name, (long long)blocks.base, (long long)blocks.head_stride);
+    if (wide{batch} * blocks.page_capacity * int{sizeof(void*)} > max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_capacity: expected a table within 2^56 bytes, got %lld", name,
+             (long long)blocks.page_capacity);
     check_aligned(name, static_cast<const void*>(blocks.pages), sizeof(void*));
     if (blocks.page_bytes < 0 || blocks.page_bytes > (int64_t)max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_bytes: expected 0 ... 2^56, got %lld", name,
@@ -138,6 +156,9 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
                  (long long)(blocks.page_blocks * fixed_block_bytes(blocks.format)), (long long)blocks.head_stride);
     } else {
         check_aligned("offsets", blocks.offsets, alignof(uint32_t));
+        if (wide{batch} * heads * blocks.page_blocks * int{sizeof(uint32_t)} > max_span_bytes)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+                 "%s.page_blocks: expected a table of offsets within 2^56 bytes, got %d", name, blocks.page_blocks);
         if (used > blocks.page_blocks)
             fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
                  "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d", name, (long long)used,
@@ -246,17 +267,20 @@ void check_decompress(const mustafar_context& context, int32_t batch, int32_t he
                   Extent{batch, heads, tokens, source->format.head_dim}, element_bytes(source->format.dtype));
 }
 
-void check_product(const mustafar_context& context, const mustafar_product* pointer) {
+void check_product(const mustafar_context& context, const mustafar_product* pointer, ProductOutput output) {
     const mustafar_product& product = not_null("product", pointer);
     check_shape(product.batch, product.num_kv_heads, product.tokens);
     check_heads(product.num_heads, product.num_kv_heads);
     check_range("num_queries", product.num_queries, 0, INT_MAX);
+    check_query_rows(product.batch, product.num_heads, product.num_queries);
     check_blocks("blocks", context, product.blocks, product.batch, product.num_kv_heads, product.tokens);
     const mustafar_format& format = product.blocks.format;
-    check_dense("dense", product.dense, Extent{product.batch, product.num_heads, product.num_queries, format.head_dim},
-                element_bytes(format.dtype));
-    const Extent weights{product.batch, product.num_heads, product.num_queries, product.tokens};
-    check_dense("weights", product.weights, product.tokens == 0 ? Extent{0, 0, 0, 0} : weights, 4);
+    const Extent dense{product.batch, product.num_heads, product.num_queries, format.head_dim};
+    const Extent weights{product.tokens == 0 ? 0 : product.batch, product.num_heads, product.num_queries,
+                         product.tokens};
+    const bool scores = output == ProductOutput::weights;
+    (scores ? check_dense : check_written)("dense", product.dense, dense, element_bytes(format.dtype));
+    (scores ? check_written : check_dense)("weights", product.weights, weights, sizeof(float));
 }
 
 void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
@@ -277,10 +301,7 @@ void check_attention_shape(const mustafar_context& context, const mustafar_atten
     check_same_values(attention.keys.format, attention.values.format);
     check_order("keys", context, attention.keys.format);
     check_order("values", context, attention.values.format);
-    if (wide{attention.batch} * attention.num_heads * attention.num_queries > (wide{1} << 40))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "batch, num_heads, num_queries: expected at most 2^40 query rows, got %d x %d x %d", attention.batch,
-             attention.num_heads, attention.num_queries);
+    check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
 }
 
 void check_attention(const mustafar_context& context, const mustafar_attention* pointer) {
@@ -294,6 +315,8 @@ void check_attention(const mustafar_context& context, const mustafar_attention* 
     if (queries.empty()) return;
     check_aligned("lengths", attention.lengths, alignof(int32_t));
     check_aligned("compressed", attention.compressed, alignof(int32_t));
+    check_optional("query_counts", attention.query_counts, alignof(int32_t));
+    check_optional("log_sum_exp", attention.log_sum_exp, alignof(float));
     check_pair("tail", attention.tail_keys, attention.tail_values,
                Extent{attention.batch, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
     check_pair("fresh", attention.fresh_keys, attention.fresh_values,
@@ -348,6 +371,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     check_aligned("compressed", append.compressed, alignof(int32_t));
     check_aligned("new_lengths", append.new_lengths, alignof(int32_t));
     check_aligned("new_compressed", append.new_compressed, alignof(int32_t));
+    check_optional("counts", append.counts, alignof(int32_t));
     const int head_dim = append.keys.format.head_dim;
     const int element = element_bytes(append.keys.format.dtype);
     check_pair("new", append.new_keys, append.new_values,

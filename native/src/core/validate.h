@@ -20,7 +20,9 @@ void check_compress(const mustafar_context& context, int32_t batch, int32_t head
                     const mustafar_dense* source, const void* bitmap, const mustafar_blocks* destination);
 void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
                       const mustafar_blocks* source, const mustafar_dense* destination);
-void check_product(const mustafar_context& context, const mustafar_product* product);
+// Which of a product's two dense tensors it writes.
+enum class ProductOutput { weights, dense };
+void check_product(const mustafar_context& context, const mustafar_product* product, ProductOutput output);
 
 // Counts and formats: what the workspace depends on.
 void check_attention_shape(const mustafar_context& context, const mustafar_attention* attention);

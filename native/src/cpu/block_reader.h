@@ -23,7 +23,7 @@ public:
         : blocks_(blocks), pages_(blocks.pages + batch * blocks.page_capacity),
           fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format.head_dim)),
           block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0),
-          head_base_(blocks.base + head * blocks.head_stride),
+          head_base_(fixed_ ? blocks.base + head * blocks.head_stride : 0),
           first_offset_((batch * heads + head) * blocks.page_blocks) {}
 
     // The block's place, without a look at its content.
