@@ -42,6 +42,32 @@ void check_dtype(const char* name, int32_t dtype) {
              dtype);
 }
 
+// Any format that this library knows.
+void check_format(const char* name, const mustafar_format& format) {
+    switch (format.head_dim) {
+        case 64:
+        case 80:
+        case 96:
+        case 128:
+        case 256: break;
+        default:
+            fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
+                 format.head_dim);
+    }
+    check_dtype("format.dtype", format.dtype);
+    if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
+             format.value_format);
+    if (format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.pattern: expected 0 (unstructured), got %d", name, format.pattern);
+    check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
+    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
+    if (format.layout == MUSTAFAR_LAYOUT_FIXED)
+        check_range("format.keep", format.keep, 1, format.head_dim);
+    else
+        check_range("format.keep (offsets layout)", format.keep, 0, 0);
+}
+
 struct Extent {
     int64_t batch, heads, tokens, width;
     bool empty() const { return batch == 0 || heads == 0 || tokens == 0; }
@@ -186,14 +212,36 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
 
 template <class T>
 const T& not_null(const char* name, const T* pointer) {
-    check_pointer(name, pointer);
+    check_aligned(name, pointer, alignof(T));
     return *pointer;
+}
+
+// Counts and formats: what the workspace depends on.
+void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
+    const mustafar_attention& attention = not_null("attention", pointer);
+    check_range("batch", attention.batch, 0, INT_MAX);
+    check_heads(attention.num_heads, attention.num_kv_heads);
+    check_range("num_queries", attention.num_queries, 0, INT_MAX);
+    if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d",
+             attention.num_queries, attention.num_fresh);
+    check_range("tail_capacity", attention.tail_capacity, 0, INT_MAX);
+    check_range("max_tokens", attention.max_tokens, 0, INT_MAX - block_tokens);
+    check_range("sliding_window", attention.sliding_window, 0, INT_MAX);
+    if (!std::isfinite(attention.scale) || attention.scale <= 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "scale: expected a positive number, got %g", (double)attention.scale);
+    check_format("keys", attention.keys.format);
+    check_format("values", attention.values.format);
+    check_same_values(attention.keys.format, attention.values.format);
+    check_order("keys", context, attention.keys.format);
+    check_order("values", context, attention.values.format);
+    check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
 }
 
 }  // namespace
 
 const mustafar_context& checked(const mustafar_context* context) {
-    check_pointer("context", context);
+    not_null("context", context);
     check_range("context.device", context->device, MUSTAFAR_DEVICE_CPU, MUSTAFAR_DEVICE_CUDA);
     check_range("context.device_index", context->device_index, 0, INT_MAX);
     check_range("context.num_threads", context->num_threads, 0, 4096);
@@ -202,29 +250,11 @@ const mustafar_context& checked(const mustafar_context* context) {
     return *context;
 }
 
-void check_format(const char* name, const mustafar_format& format) {
-    switch (format.head_dim) {
-        case 64:
-        case 80:
-        case 96:
-        case 128:
-        case 256: break;
-        default:
-            fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
-                 format.head_dim);
-    }
-    check_dtype("format.dtype", format.dtype);
-    if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
-             format.value_format);
-    if (format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.pattern: expected 0 (unstructured), got %d", name, format.pattern);
-    check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
-    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
-    if (format.layout == MUSTAFAR_LAYOUT_FIXED)
-        check_range("format.keep", format.keep, 1, format.head_dim);
-    else
-        check_range("format.keep (offsets layout)", format.keep, 0, 0);
+void check_block_bytes(const mustafar_format* format, const int64_t* bytes) {
+    check_format("block_bytes", not_null("format", format));
+    if (format->layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 0 (fixed), got %d", format->layout);
+    not_null("bytes", bytes);
 }
 
 void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,
@@ -283,25 +313,10 @@ void check_product(const mustafar_context& context, const mustafar_product* poin
     (scores ? check_written : check_dense)("weights", product.weights, weights, sizeof(float));
 }
 
-void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
-    const mustafar_attention& attention = not_null("attention", pointer);
-    check_range("batch", attention.batch, 0, INT_MAX);
-    check_heads(attention.num_heads, attention.num_kv_heads);
-    check_range("num_queries", attention.num_queries, 0, INT_MAX);
-    if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d",
-             attention.num_queries, attention.num_fresh);
-    check_range("tail_capacity", attention.tail_capacity, 0, INT_MAX);
-    check_range("max_tokens", attention.max_tokens, 0, INT_MAX - block_tokens);
-    check_range("sliding_window", attention.sliding_window, 0, INT_MAX);
-    if (!std::isfinite(attention.scale) || attention.scale <= 0)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "scale: expected a positive number, got %g", (double)attention.scale);
-    check_format("keys", attention.keys.format);
-    check_format("values", attention.values.format);
-    check_same_values(attention.keys.format, attention.values.format);
-    check_order("keys", context, attention.keys.format);
-    check_order("values", context, attention.values.format);
-    check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
+void check_attention_workspace(const mustafar_context& context, const mustafar_attention* attention,
+                               const int64_t* bytes) {
+    check_attention_shape(context, attention);
+    not_null("bytes", bytes);
 }
 
 void check_attention(const mustafar_context& context, const mustafar_attention* pointer) {

@@ -16,8 +16,8 @@ int64_t bitmap_words(int32_t head_dim) {
 
 wide span(const mustafar_dense& dense, int64_t batch, int64_t heads, int64_t tokens, int64_t width) {
     if (batch <= 0 || heads <= 0 || tokens <= 0) return 0;
-    return wide{batch - 1} * dense.batch_stride + wide{heads - 1} * dense.head_stride +
-           wide{tokens - 1} * dense.token_stride + width;
+    return times(batch - 1, dense.batch_stride) + times(heads - 1, dense.head_stride) +
+           times(tokens - 1, dense.token_stride) + width;
 }
 
 int64_t Arguments::number(int64_t low, int64_t high) {
@@ -92,7 +92,7 @@ mustafar_dense Arguments::dense(int64_t batch, int64_t heads, int64_t tokens, in
     mustafar_dense dense = strides(heads, tokens, width);
     const bool small_numbers = input.ConsumeIntegralInRange<int>(0, 3) != 0;
     const wide elements = span(dense, batch, heads, tokens, width);
-    dense.data = address(memory.make<char>(elements * element, small_numbers));
+    dense.data = address(memory.make<char>(times(elements, element), small_numbers));
     return dense;
 }
 
@@ -126,9 +126,9 @@ void Arguments::fixed_pages(mustafar_blocks& blocks, int64_t batch, int64_t head
     void** const pages = memory.make<void*>(entries);
     if (entries > 0 && entries <= 64)
         for (int64_t p = 0; p < static_cast<int64_t>(entries); ++p)
-            pages[p] = mishap(128) ? nullptr : memory.make<char>(blocks.page_bytes);
+            pages[p] = mishap(128) ? nullptr : page(blocks.page_bytes);
     else if (entries > 0 && entries <= Memory::address_space / 8)
-        memory.make<char>(Memory::most_bytes + 1);  // so many pages are not made
+        memory.make<char>(Memory::most_bytes + 1);  // a table of so many pages is not filled
     blocks.pages = address(pages);
     blocks.offsets = mishap(64) ? memory.make<uint32_t>(16) : nullptr;
 }
@@ -149,13 +149,25 @@ void Arguments::offset_pages(mustafar_blocks& blocks, int64_t batch, int64_t hea
     blocks.page_bytes = mishap() ? number(0, 8192) : bytes;
     blocks.offsets = address(table);
     void** const pages = memory.make<void*>(wide{batch} * blocks.page_capacity);
-    void* const page = memory.make<char>(blocks.page_bytes);
+    void* const shared = page(blocks.page_bytes);
     const wide count = wide{batch} * blocks.page_capacity;
     if (count > 0 && count <= 64)
-        for (int64_t p = 0; p < static_cast<int64_t>(count); ++p) pages[p] = page;
+        for (int64_t p = 0; p < static_cast<int64_t>(count); ++p) pages[p] = shared;
     else if (count > 0 && count <= Memory::address_space / 8)
         memory.make<char>(Memory::most_bytes + 1);
     blocks.pages = address(pages);
+}
+
+char* Arguments::page(int64_t bytes) {
+    char* const page = memory.make<char>(bytes);
+    if (bytes > 0 && bytes <= Memory::most_bytes) pages_.emplace_back(page, static_cast<size_t>(bytes));
+    return page;
+}
+
+void Arguments::corrupt_page() {
+    if (pages_.empty()) return;
+    const auto [page, bytes] = pages_[input.ConsumeIntegralInRange<size_t>(0, pages_.size() - 1)];
+    corrupt(page, bytes);
 }
 
 void Arguments::corrupt(void* buffer, size_t bytes) {

@@ -3,6 +3,9 @@
 
 #include <fuzzer/FuzzedDataProvider.h>
 
+#include <utility>
+#include <vector>
+
 #include "memory.h"
 #include "mustafar/mustafar.h"
 
@@ -17,6 +20,10 @@ public:
     // A number of low ... high; of a hostile input, sometimes one that is not.
     int64_t number(int64_t low, int64_t high);
     int32_t number32(int32_t low, int32_t high) { return static_cast<int32_t>(number(low, high)); }
+    // One, two or three times a number, as far as 32 bits go.
+    int32_t multiple(int32_t of) {
+        return static_cast<int32_t>(static_cast<uint32_t>(of) * input.ConsumeIntegralInRange<uint32_t>(1, 3));
+    }
     // True for about one in `of`, for hostile inputs only.
     bool mishap(int of = 16);
     // Sometimes null or an address that is not aligned.
@@ -36,6 +43,9 @@ public:
     mustafar_blocks blocks(const mustafar_format& format, int64_t batch, int64_t heads, int64_t tokens);
     // Overwrites a few bytes of a buffer.
     void corrupt(void* buffer, size_t bytes);
+    // The same for one of the pages made so far.
+    void corrupt_page();
+    char* page(int64_t bytes);
 
     FuzzedDataProvider input;
 
@@ -48,6 +58,8 @@ public:
 private:
     void fixed_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads);
     void offset_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads);
+
+    std::vector<std::pair<char*, size_t>> pages_;
 };
 
 int element_bytes(int32_t dtype);

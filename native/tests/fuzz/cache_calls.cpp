@@ -23,8 +23,7 @@ int64_t largest(const int32_t* counts, int32_t batch) {
 void shape(Arguments& from, mustafar_attention& attention) {
     attention.batch = from.number32(0, 2);
     attention.num_kv_heads = from.number32(1, 2);
-    attention.num_heads = from.mishap() ? from.number32(1, 4)
-                                        : static_cast<int32_t>(uint32_t(attention.num_kv_heads) * from.number(1, 3));
+    attention.num_heads = from.mishap() ? from.number32(1, 4) : from.multiple(attention.num_kv_heads);
     attention.num_queries = from.number32(0, 3);
     attention.num_fresh = from.mishap() ? from.number32(0, 3) : from.input.ConsumeBool() ? attention.num_queries : 0;
     attention.tail_capacity = from.number32(0, 40);
@@ -135,7 +134,7 @@ void append(Arguments& from) {
 
 void cache(Arguments& from) {
     const mustafar_context context = from.context();
-    constexpr int32_t capacity = 160;
+    constexpr int32_t capacity = 96;
     mustafar_append append{};
     append.batch = from.input.ConsumeIntegralInRange<int>(1, 2);
     append.num_kv_heads = from.input.ConsumeIntegralInRange<int>(1, 2);
@@ -154,7 +153,7 @@ void cache(Arguments& from) {
     append.tail_values = tail();
     std::vector<int32_t> lengths(static_cast<size_t>(append.batch)), compressed = lengths;
     for (int step = from.input.ConsumeIntegralInRange<int>(1, 4); step > 0; --step) {
-        append.num_tokens = from.input.ConsumeIntegralInRange<int>(0, step > 2 ? 60 : 3);
+        append.num_tokens = from.input.ConsumeIntegralInRange<int>(0, step > 2 ? 40 : 3);
         append.lookahead = from.input.ConsumeIntegralInRange<int>(0, 1);
         append.counts = from.input.ConsumeBool() ? counts(from, append.batch, 0, append.num_tokens) : nullptr;
         append.new_keys = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
@@ -185,8 +184,8 @@ void cache(Arguments& from) {
     attention.tail_values = append.tail_values;
     if (!from.memory.possible()) return;
     if (mustafar_attention_forward(&context, &attention) != MUSTAFAR_STATUS_OK) return;
-    for (const mustafar_blocks* blocks : {&append.keys, &append.values})
-        from.corrupt(blocks->pages[0], static_cast<size_t>(blocks->page_bytes));
+    from.corrupt_page();
+    from.corrupt_page();
     mustafar_attention_forward(&context, &attention);
 }
 

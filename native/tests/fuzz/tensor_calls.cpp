@@ -7,34 +7,27 @@ namespace {
 
 struct Shape {
     explicit Shape(Arguments& from)
-        : batch(from.number32(0, 2)), heads(from.number32(0, 2)), tokens(from.number(0, 70)) {}
+        : batch(from.number32(0, 2)), heads(from.number32(0, 2)), tokens(from.number(0, 44)) {}
 
     int32_t batch, heads;
     int64_t tokens;
 
     wide blocks() const {
-        return wide{batch} * heads * (tokens / MUSTAFAR_BLOCK_TOKENS + (tokens % MUSTAFAR_BLOCK_TOKENS > 0));
+        return times(wide{batch} * heads, tokens / MUSTAFAR_BLOCK_TOKENS + (tokens % MUSTAFAR_BLOCK_TOKENS > 0));
     }
     wide words(const mustafar_format& format) const {
-        return wide{batch} * heads * tokens * bitmap_words(format.head_dim);
+        return times(times(wide{batch} * heads, tokens), bitmap_words(format.head_dim));
     }
 };
 
 void decompress(Arguments& from, const mustafar_context& context, const Shape& shape, const mustafar_blocks& blocks) {
     const int64_t first = from.number(0, shape.tokens > 0 ? shape.tokens : 0);
     const int64_t rest = shape.tokens > first && first >= 0 ? shape.tokens - first : 0;
-    const int64_t count = from.mishap() ? from.number(0, 70) : rest;
+    const int64_t count = from.mishap() ? from.number(0, 44) : rest;
     const mustafar_dense target =
         from.dense(shape.batch, shape.heads, count, blocks.format.head_dim, element_bytes(blocks.format.dtype));
     if (from.memory.possible())
         mustafar_decompress(&context, shape.batch, shape.heads, first, count, from.address(&blocks), &target);
-}
-
-// The bytes of the pages that a call may have filled.
-void corrupt_pages(Arguments& from, const mustafar_blocks& blocks, int32_t batch) {
-    if (blocks.page_bytes <= 0 || batch <= 0 || reinterpret_cast<uintptr_t>(blocks.pages) % sizeof(void*) != 0) return;
-    if (blocks.pages != nullptr && blocks.pages[0] != nullptr)
-        from.corrupt(blocks.pages[0], static_cast<size_t>(blocks.page_bytes));
 }
 
 }  // namespace
@@ -72,7 +65,7 @@ void compress(Arguments& from) {
     const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
     if (!from.memory.possible()) return;
     if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, nullptr, &blocks) != 0) return;
-    corrupt_pages(from, blocks, shape.batch);
+    from.corrupt_page();
     decompress(from, context, shape, blocks);
 }
 
@@ -100,13 +93,13 @@ void masked(Arguments& from) {
     blocks.page_bytes = from.mishap() ? from.number(0, 8192) : page_bytes;
     blocks.offsets = table;
     void** const pages = from.memory.make<void*>(shape.batch);
-    void* const page = from.memory.make<char>(blocks.page_bytes);
+    void* const page = from.page(blocks.page_bytes);
     if (!from.memory.possible() || shape.batch > 64) return;
     for (int32_t b = 0; b < shape.batch; ++b) pages[b] = page;
     blocks.pages = pages;
     if (from.mishap()) from.corrupt(bitmap, static_cast<size_t>(shape.words(format)) * sizeof *bitmap);
     if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, &blocks) != 0) return;
-    corrupt_pages(from, blocks, shape.batch);
+    from.corrupt_page();
     from.corrupt(table, static_cast<size_t>(shape.blocks() + 1) * sizeof *table);
     decompress(from, context, shape, blocks);
 }
@@ -125,10 +118,9 @@ void products(Arguments& from) {
     mustafar_product product{};
     product.batch = from.number32(0, 2);
     product.num_kv_heads = from.number32(1, 2);
-    product.num_heads =
-        from.mishap() ? from.number32(1, 4) : static_cast<int32_t>(uint32_t(product.num_kv_heads) * from.number(1, 3));
+    product.num_heads = from.mishap() ? from.number32(1, 4) : from.multiple(product.num_kv_heads);
     product.num_queries = from.number32(0, 3);
-    product.tokens = from.number(0, 70);
+    product.tokens = from.number(0, 44);
     const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
     product.blocks = from.blocks(format, product.batch, product.num_kv_heads, product.tokens);
     product.dense =
