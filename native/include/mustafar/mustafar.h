@@ -97,6 +97,26 @@ typedef struct mustafar_context {
 /* ABI version the library was built with (mustafar_abi). */
 MUSTAFAR_API int32_t mustafar_abi_version(void);
 
+typedef enum mustafar_abi_kind {
+    MUSTAFAR_ABI_KIND_STRUCT = 0,
+    MUSTAFAR_ABI_KIND_FIELD = 1,
+    MUSTAFAR_ABI_KIND_ENUMERATOR = 2
+} mustafar_abi_kind;
+
+/* What the compiler that built the library made of one declaration of this header. */
+typedef struct mustafar_abi_entry {
+    int32_t kind;      /* mustafar_abi_kind */
+    int32_t size;      /* bytes */
+    int32_t alignment; /* bytes */
+    int32_t value;     /* field: its offset in bytes; enumerator: its value; struct: 0 */
+    const char* type;  /* the struct or enum; null for an enumerator of an enum without a name */
+    const char* name;  /* the field or enumerator; null for a struct */
+} mustafar_abi_entry;
+
+/* Every struct, field and enumerator of this header, for bindings in other languages to check themselves against. *count
+   receives how many there are; a static table, null if count is null. */
+MUSTAFAR_API const mustafar_abi_entry* mustafar_abi_table(int32_t* count);
+
 /* Semantic version of the library, for example "0.1.0"; a static string. */
 MUSTAFAR_API const char* mustafar_version(void);
 
