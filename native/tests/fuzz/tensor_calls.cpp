@@ -1,4 +1,4 @@
-#include <climits>
+#include <algorithm>
 
 #include "calls.h"
 
@@ -79,6 +79,10 @@ void masked(Arguments& from) {
     uint32_t* const table = from.memory.make<uint32_t>(shape.blocks() + 1);
     int64_t page_bytes = 0;
     if (!from.memory.possible()) return;
+    if (std::max(shape.words(format), shape.blocks()) > Memory::most_bytes / 4) {  // nothing is there to be filled
+        mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &page_bytes);
+        return;
+    }
     if (format.head_dim % 32 != 0 && shape.words(format) > 0 && !from.mishap())
         for (int64_t w = bitmap_words(format.head_dim) - 1; w < static_cast<int64_t>(shape.words(format));
              w += bitmap_words(format.head_dim))
