@@ -1,5 +1,4 @@
 using System.CommandLine;
-using Mustafar.BindingGenerator.Clang;
 using Mustafar.BindingGenerator.Emit;
 using Mustafar.BindingGenerator.Model;
 
@@ -15,12 +14,14 @@ public static class GeneratorCommand
     public const string OutputPath = "managed/Mustafar.TorchSharp/Native/NativeMethods.g.cs";
 
     /// <summary>Runs the command.</summary>
+    /// <param name="read">Reads the header with this path.</param>
     /// <param name="args">The command line's arguments.</param>
     /// <param name="directory">A directory of the repository.</param>
     /// <param name="output">Receives what was done.</param>
     /// <param name="error">Receives what went wrong.</param>
     /// <returns>0: done; 1: wrong arguments, not up to date, or the header cannot be bound.</returns>
-    public static int Run(IReadOnlyList<string> args, string directory, TextWriter output, TextWriter error)
+    public static int Run(
+        Func<string, HeaderModel> read, IReadOnlyList<string> args, string directory, TextWriter output, TextWriter error)
     {
         var check = new Option<bool>("--check")
         {
@@ -28,7 +29,7 @@ public static class GeneratorCommand
         };
         var command = new RootCommand("Writes the C# imports of the native library from its C header.") { check };
         command.SetAction(parsed => Guard(
-            () => parsed.GetValue(check) ? Check(FindRoot(directory), output, error) : Write(FindRoot(directory), output),
+            () => parsed.GetValue(check) ? Check(read, FindRoot(directory), output, error) : Write(read, FindRoot(directory), output),
             error));
         return command.Parse(args).Invoke(new InvocationConfiguration { Output = output, Error = error });
     }
@@ -61,25 +62,25 @@ public static class GeneratorCommand
         }
     }
 
-    private static string Generate(string root) =>
-        CSharpEmitter.Emit(ClangHeaderReader.Read(ClangTool.FindOnPath(), Path.Combine(root, HeaderPath)));
+    private static string Generate(Func<string, HeaderModel> read, string root) =>
+        CSharpEmitter.Emit(read(Path.Combine(root, HeaderPath)));
 
-    private static int Write(string root, TextWriter output)
+    private static int Write(Func<string, HeaderModel> read, string root, TextWriter output)
     {
         string path = Path.Combine(root, OutputPath);
-        string generated = Generate(root);
+        string generated = Generate(read, root);
         Directory.CreateDirectory(Path.GetDirectoryName(path)!);
         File.WriteAllText(path, generated);
         output.WriteLine($"Wrote {path}");
         return 0;
     }
 
-    private static int Check(string root, TextWriter output, TextWriter error)
+    private static int Check(Func<string, HeaderModel> read, string root, TextWriter output, TextWriter error)
     {
         string path = Path.Combine(root, OutputPath);
         // A checkout may have turned the line ends into the platform's own.
         string committed = File.Exists(path) ? File.ReadAllText(path).ReplaceLineEndings("\n") : "";
-        string[] expected = Generate(root).Split('\n');
+        string[] expected = Generate(read, root).Split('\n');
         string[] actual = committed.Split('\n');
         int same = expected.Zip(actual).TakeWhile(pair => pair.First == pair.Second).Count();
         if (same == expected.Length && same == actual.Length)

@@ -7,15 +7,10 @@ namespace Mustafar.BindingGenerator.Clang;
 /// <summary>Builds the model of a header from clang's JSON syntax tree.</summary>
 public sealed class ClangHeaderReader
 {
-    private readonly HashSet<string> enumNames = [];
-    private readonly HashSet<string> structNames = [];
-    private readonly List<EnumDeclaration> enums = [];
-    private readonly List<EnumMember> constants = [];
-    private readonly List<StructDeclaration> structs = [];
-    private readonly List<FunctionDeclaration> functions = [];
+    private readonly HeaderBuilder builder = new();
     private readonly ClangTypeParser types;
 
-    private ClangHeaderReader() => types = new ClangTypeParser(enumNames, structNames);
+    private ClangHeaderReader() => types = new ClangTypeParser(builder);
 
     /// <summary>Reads a header and the headers beside it that it includes; system headers are left out.</summary>
     /// <param name="clang">The parser to use.</param>
@@ -37,7 +32,7 @@ public sealed class ClangHeaderReader
             }
         }
 
-        return new HeaderModel(reader.enums, reader.constants, reader.structs, reader.functions);
+        return reader.builder.Build();
     }
 
     private void ReadDeclaration(ClangNode node)
@@ -67,28 +62,16 @@ public sealed class ClangHeaderReader
     private void ReadEnum(ClangNode node)
     {
         RefuseAttributes(node, NameOr(node, "an unnamed enum"));
-        var members = new List<EnumMember>();
+        var members = new List<(string Name, long Value)>();
         long next = 0;
         foreach (ClangNode member in node.Children.Where(child => child.Kind == "EnumConstantDecl"))
         {
             long value = ConstantValue(member) ?? next;
-            if (value is < int.MinValue or > int.MaxValue)
-            {
-                throw new UnsupportedDeclarationException(member.Name, $"the value {value} does not fit a 32-bit int");
-            }
-
-            members.Add(new EnumMember(member.Name, (int)value));
+            members.Add((member.Name, value));
             next = value + 1;
         }
 
-        if (node.Name.Length == 0)
-        {
-            constants.AddRange(members);
-        }
-        else if (enumNames.Add(node.Name))
-        {
-            enums.Add(new EnumDeclaration(node.Name, members));
-        }
+        builder.AddEnum(node.Name, members);
     }
 
     private static long? ConstantValue(ClangNode node)
@@ -123,18 +106,11 @@ public sealed class ClangHeaderReader
                 "structs need a name of their own (typedef struct x { ... } x)");
         }
 
-        int declared = structs.FindIndex(known => known.Name == name);
-        if (declared < 0)
-        {
-            // Known before its fields are read: they may point to the struct itself.
-            structNames.Add(name);
-            declared = structs.Count;
-            structs.Add(new StructDeclaration(name, Fields: null));
-        }
-
+        // Known before its fields are read: they may point to the struct itself.
+        builder.DeclareStruct(name);
         if (node.Flag("completeDefinition"))
         {
-            structs[declared] = new StructDeclaration(name, ReadFields(node, name));
+            builder.DefineStruct(name, ReadFields(node, name));
         }
     }
 
@@ -161,9 +137,7 @@ public sealed class ClangHeaderReader
             }
         }
 
-        return fields.Count > 0
-            ? fields
-            : throw new UnsupportedDeclarationException(structName, "structs without fields are not supported");
+        return fields;
     }
 
     // Packing and alignment would make the layout another one than C# gives the same fields.
@@ -192,11 +166,6 @@ public sealed class ClangHeaderReader
     private void ReadFunction(ClangNode node)
     {
         string name = node.Name;
-        if (functions.Exists(known => known.Name == name))
-        {
-            return;
-        }
-
         if (node.Flag("inline") || node.Text("storageClass") == "static")
         {
             throw new UnsupportedDeclarationException(name, "static and inline functions are not exported by a library");
@@ -223,7 +192,7 @@ public sealed class ClangHeaderReader
             parameters.Add(new FunctionParameter(parameter.Name, types.Parse(parameter.TypeText, $"{name}: {parameterName}")));
         }
 
-        functions.Add(new FunctionDeclaration(name, types.Parse(returnType, name), parameters));
+        builder.AddFunction(new FunctionDeclaration(name, types.Parse(returnType, name), parameters));
     }
 
     private static string NameOr(ClangNode node, string alternative) => node.Name.Length > 0 ? node.Name : alternative;

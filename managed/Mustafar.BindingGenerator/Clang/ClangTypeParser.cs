@@ -4,9 +4,8 @@ using Mustafar.BindingGenerator.Model;
 namespace Mustafar.BindingGenerator.Clang;
 
 /// <summary>Reads types as clang writes them: <c>const mustafar_format *</c>, <c>void *const *</c>.</summary>
-/// <param name="enums">Names of the enums declared so far.</param>
-/// <param name="structs">Names of the structs declared so far.</param>
-internal sealed partial class ClangTypeParser(IReadOnlySet<string> enums, IReadOnlySet<string> structs)
+/// <param name="header">What is declared so far.</param>
+internal sealed partial class ClangTypeParser(HeaderBuilder header)
 {
     /// <param name="text">The type.</param>
     /// <param name="declaration">The declaration whose type it is, for the message of an exception.</param>
@@ -52,25 +51,8 @@ internal sealed partial class ClangTypeParser(IReadOnlySet<string> enums, IReadO
         return type ?? Named(names, isConst, text, declaration);
     }
 
-    private HeaderType Named(List<string> names, bool isConst, string text, string declaration)
-    {
-        string name = string.Join(' ', names);
-        if (Scalar.Find(name) is { } scalar)
-        {
-            return new ScalarType(scalar, isConst);
-        }
-
-        if (structs.Contains(name))
-        {
-            return new StructType(name, isConst);
-        }
-
-        return enums.Contains(name)
-            ? new EnumType(name, isConst)
-            : throw new UnsupportedDeclarationException(
-                declaration,
-                $"type {text} is not supported; use a type of <stdint.h>, size_t, char, int, float, double or a struct or enum of the header");
-    }
+    private HeaderType Named(List<string> names, bool isConst, string text, string declaration) =>
+        header.NamedType(string.Join(' ', names), isConst, text, declaration);
 
     [GeneratedRegex(@"\*|\w+")]
     private static partial Regex Token();

@@ -46,6 +46,14 @@ internal enum CpuVariant
     Avx512Bf16 = 4,
 }
 
+// enum mustafar_abi_kind
+internal enum AbiKind
+{
+    Struct = 0,
+    Field = 1,
+    Enumerator = 2,
+}
+
 // enum mustafar_dtype
 internal enum DType
 {
@@ -101,6 +109,18 @@ internal unsafe struct NativeContext
     public int NumThreads; // int32_t num_threads
     public int CpuVariant; // int32_t cpu_variant
     public void* Stream; // void* stream
+}
+
+// struct mustafar_abi_entry
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeAbiEntry
+{
+    public int Kind; // int32_t kind
+    public int Size; // int32_t size
+    public int Alignment; // int32_t alignment
+    public int Value; // int32_t value
+    public byte* Type; // const char* type
+    public byte* Name; // const char* name
 }
 
 // struct mustafar_format
@@ -216,6 +236,10 @@ internal static unsafe partial class NativeMethods
     // int32_t mustafar_abi_version(void)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_abi_version")]
     internal static partial int AbiVersion();
+
+    // const mustafar_abi_entry* mustafar_abi_table(int32_t* count)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_abi_table")]
+    internal static partial NativeAbiEntry* AbiTable(int* count);
 
     // const char* mustafar_version(void)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_version")]

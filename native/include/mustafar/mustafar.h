@@ -22,6 +22,7 @@
  *     h / (num_heads / num_kv_heads).
  *   - All pointers of one call point to memory of the context's device, except the argument structs themselves.
  *     On CUDA work is queued on the context's stream and the call returns at once.
+ *   - No tensor and no table spans more than 2^56 bytes, and no call has 2^31 or more query rows.
  *   - Every function returns a status. Anything but MUSTAFAR_STATUS_OK leaves a text for mustafar_last_error and, unless
  *     it says otherwise, outputs that are partly written and must not be used; inputs are never changed.
  *   - Functions may be called from any thread. Calls that write the same memory must not overlap in time.
@@ -95,6 +96,26 @@ typedef struct mustafar_context {
 
 /* ABI version the library was built with (mustafar_abi). */
 MUSTAFAR_API int32_t mustafar_abi_version(void);
+
+typedef enum mustafar_abi_kind {
+    MUSTAFAR_ABI_KIND_STRUCT = 0,
+    MUSTAFAR_ABI_KIND_FIELD = 1,
+    MUSTAFAR_ABI_KIND_ENUMERATOR = 2
+} mustafar_abi_kind;
+
+/* What the compiler that built the library made of one declaration of this header. */
+typedef struct mustafar_abi_entry {
+    int32_t kind;      /* mustafar_abi_kind */
+    int32_t size;      /* bytes */
+    int32_t alignment; /* bytes */
+    int32_t value;     /* field: its offset in bytes; enumerator: its value; struct: 0 */
+    const char* type;  /* the struct or enum; null for an enumerator of an enum without a name */
+    const char* name;  /* the field or enumerator; null for a struct */
+} mustafar_abi_entry;
+
+/* Every struct, field and enumerator of this header, for bindings in other languages to check themselves against. *count
+   receives how many there are; a static table, null if count is null. */
+MUSTAFAR_API const mustafar_abi_entry* mustafar_abi_table(int32_t* count);
 
 /* Semantic version of the library, for example "0.1.0"; a static string. */
 MUSTAFAR_API const char* mustafar_version(void);
@@ -315,7 +336,8 @@ MUSTAFAR_API int32_t mustafar_attention_forward(const mustafar_context* context,
 /* ------------------------------------------------------------------------------------------------------ 6 cache -- */
 
 /* How many of a sequence's first tokens are compressed once it holds `length`: whole groups that leave at least
-   local_window dense ones, floor((length - local_window) / group_size) * group_size, at least 0. */
+   local_window dense ones, floor((length - local_window) / group_size) * group_size, at least 0. 0 for a
+   local_window < 0 or a group_size < 1. */
 MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size);
 
 /*

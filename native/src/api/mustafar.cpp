@@ -51,17 +51,13 @@ int32_t mustafar_default_cpu_variant(void) {
 }
 
 int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size) {
-    if (group_size < 1 || length <= local_window) return 0;
+    if (group_size < 1 || local_window < 0 || length <= local_window) return 0;
     return (length - local_window) / group_size * group_size;
 }
 
 int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes) {
     return exported([&] {
-        if (format == nullptr || bytes == nullptr)
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format, bytes: expected addresses, got null");
-        check_format("block_bytes", *format);
-        if (format->layout != MUSTAFAR_LAYOUT_FIXED)
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 0 (fixed), got %d", format->layout);
+        check_block_bytes(format, bytes);
         *bytes = fixed_block_bytes(*format);
     });
 }
@@ -106,7 +102,7 @@ int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int3
 
 int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product) {
     return exported([&] {
-        check_product(checked(context), product);
+        check_product(checked(context), product, ProductOutput::weights);
         ErrorText text;
         pass_on(backend(*context).key_scores(*context, *product, text), text);
     });
@@ -114,7 +110,7 @@ int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_prod
 
 int32_t mustafar_value_sum(const mustafar_context* context, const mustafar_product* product) {
     return exported([&] {
-        check_product(checked(context), product);
+        check_product(checked(context), product, ProductOutput::dense);
         ErrorText text;
         pass_on(backend(*context).value_sum(*context, *product, text), text);
     });
@@ -123,8 +119,7 @@ int32_t mustafar_value_sum(const mustafar_context* context, const mustafar_produ
 int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
                                      int64_t* bytes) {
     return exported([&] {
-        check_attention_shape(checked(context), attention);
-        if (bytes == nullptr) fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "bytes: expected an address, got null");
+        check_attention_workspace(checked(context), attention, bytes);
         ErrorText text;
         pass_on(backend(*context).attention_workspace(*context, *attention, bytes, text), text);
     });

@@ -1,5 +1,6 @@
 #include "core/validate.h"
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 
@@ -30,10 +31,55 @@ void check_aligned(const char* name, const void* pointer, uintptr_t alignment) {
              (unsigned long long)alignment, pointer);
 }
 
+// An array that may be left out.
+void check_optional(const char* name, const void* pointer, uintptr_t alignment) {
+    if (pointer != nullptr) check_aligned(name, pointer, alignment);
+}
+
 void check_dtype(const char* name, int32_t dtype) {
     if (dtype < MUSTAFAR_DTYPE_F32 || dtype > MUSTAFAR_DTYPE_BF16)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected a mustafar_dtype (0 f32, 1 f16, 2 bf16), got %d", name,
              dtype);
+}
+
+// Any format that this library knows.
+void check_balanced(const char* name, const mustafar_format& format) {
+    if (format.head_dim % 64 != 0)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: balanced patterns exist for 64, 128 and 256, got %d",
+             name, format.head_dim);
+    if (format.layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.layout: expected 0 (fixed) for a balanced pattern, got %d",
+             name, format.layout);
+    const int kept = balanced_kept(format);
+    if (format.keep * unit_elements % format.head_dim != 0 || kept < fewest_balanced || kept > most_balanced)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "%s.format.keep: expected 5, 6, 7 or 8 sixteenths of head_dim %d for a balanced pattern, got %d", name,
+             format.head_dim, format.keep);
+}
+
+void check_format(const char* name, const mustafar_format& format) {
+    switch (format.head_dim) {
+        case 64:
+        case 80:
+        case 96:
+        case 128:
+        case 256: break;
+        default:
+            fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
+                 format.head_dim);
+    }
+    check_dtype("format.dtype", format.dtype);
+    if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
+             format.value_format);
+    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_BALANCED_VALUES);
+    check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
+    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
+    if (format.layout == MUSTAFAR_LAYOUT_FIXED)
+        check_range("format.keep", format.keep, 1, format.head_dim);
+    else
+        check_range("format.keep (offsets layout)", format.keep, 0, 0);
+    if (is_balanced(format)) check_balanced(name, format);
 }
 
 struct Extent {
@@ -86,6 +132,15 @@ void check_heads(int32_t num_heads, int32_t num_kv_heads) {
              num_kv_heads, num_heads);
 }
 
+// Query rows are counted in 32 bits, those of one call together, so that no size made of them leaves 64. An empty
+// dimension counts as one: a size query may come before the dimension is known.
+void check_query_rows(int32_t batch, int32_t num_heads, int32_t num_queries) {
+    if (wide{std::max(batch, 1)} * num_heads * std::max(num_queries, 1) > INT_MAX)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "batch, num_heads, num_queries: expected fewer than 2^31 query rows, got %d x %d x %d", batch, num_heads,
+             num_queries);
+}
+
 void check_same_values(const mustafar_format& keys, const mustafar_format& values) {
     if (keys.head_dim != values.head_dim)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "values.format.head_dim: expected that of the keys (%d), got %d",
@@ -118,6 +173,9 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
     if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.base, head_stride: expected multiples of 16, >= 0; got %lld, %lld",
              name, (long long)blocks.base, (long long)blocks.head_stride);
+    if (wide{batch} * blocks.page_capacity * int{sizeof(void*)} > max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_capacity: expected a table within 2^56 bytes, got %lld", name,
+             (long long)blocks.page_capacity);
     check_aligned(name, static_cast<const void*>(blocks.pages), sizeof(void*));
     if (blocks.page_bytes < 0 || blocks.page_bytes > (int64_t)max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_bytes: expected 0 ... 2^56, got %lld", name,
@@ -138,6 +196,9 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
                  (long long)(blocks.page_blocks * fixed_block_bytes(blocks.format)), (long long)blocks.head_stride);
     } else {
         check_aligned("offsets", blocks.offsets, alignof(uint32_t));
+        if (wide{batch} * heads * blocks.page_blocks * int{sizeof(uint32_t)} > max_span_bytes)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+                 "%s.page_blocks: expected a table of offsets within 2^56 bytes, got %d", name, blocks.page_blocks);
         if (used > blocks.page_blocks)
             fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
                  "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d", name, (long long)used,
@@ -163,30 +224,38 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
     check(text, values, extent, element);
 }
 
-void check_balanced(const char* name, const mustafar_format& format) {
-    if (format.head_dim % 64 != 0)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: balanced patterns exist for 64, 128 and 256, got %d",
-             name, format.head_dim);
-    if (format.layout != MUSTAFAR_LAYOUT_FIXED)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.layout: expected 0 (fixed) for a balanced pattern, got %d",
-             name, format.layout);
-    const int kept = balanced_kept(format);
-    if (format.keep * unit_elements % format.head_dim != 0 || kept < fewest_balanced || kept > most_balanced)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "%s.format.keep: expected 5, 6, 7 or 8 sixteenths of head_dim %d for a balanced pattern, got %d", name,
-             format.head_dim, format.keep);
-}
-
 template <class T>
 const T& not_null(const char* name, const T* pointer) {
-    check_pointer(name, pointer);
+    check_aligned(name, pointer, alignof(T));
     return *pointer;
+}
+
+// Counts and formats: what the workspace depends on.
+void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
+    const mustafar_attention& attention = not_null("attention", pointer);
+    check_range("batch", attention.batch, 0, INT_MAX);
+    check_heads(attention.num_heads, attention.num_kv_heads);
+    check_range("num_queries", attention.num_queries, 0, INT_MAX);
+    if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d",
+             attention.num_queries, attention.num_fresh);
+    check_range("tail_capacity", attention.tail_capacity, 0, INT_MAX);
+    check_range("max_tokens", attention.max_tokens, 0, INT_MAX - block_tokens);
+    check_range("sliding_window", attention.sliding_window, 0, INT_MAX);
+    if (!std::isfinite(attention.scale) || attention.scale <= 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "scale: expected a positive number, got %g", (double)attention.scale);
+    check_format("keys", attention.keys.format);
+    check_format("values", attention.values.format);
+    check_same_values(attention.keys.format, attention.values.format);
+    check_order("keys", context, attention.keys.format);
+    check_order("values", context, attention.values.format);
+    check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
 }
 
 }  // namespace
 
 const mustafar_context& checked(const mustafar_context* context) {
-    check_pointer("context", context);
+    not_null("context", context);
     check_range("context.device", context->device, MUSTAFAR_DEVICE_CPU, MUSTAFAR_DEVICE_CUDA);
     check_range("context.device_index", context->device_index, 0, INT_MAX);
     check_range("context.num_threads", context->num_threads, 0, 4096);
@@ -195,29 +264,11 @@ const mustafar_context& checked(const mustafar_context* context) {
     return *context;
 }
 
-void check_format(const char* name, const mustafar_format& format) {
-    switch (format.head_dim) {
-        case 64:
-        case 80:
-        case 96:
-        case 128:
-        case 256: break;
-        default:
-            fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
-                 format.head_dim);
-    }
-    check_dtype("format.dtype", format.dtype);
-    if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
-             format.value_format);
-    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_BALANCED_VALUES);
-    check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
-    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
-    if (format.layout == MUSTAFAR_LAYOUT_FIXED)
-        check_range("format.keep", format.keep, 1, format.head_dim);
-    else
-        check_range("format.keep (offsets layout)", format.keep, 0, 0);
-    if (is_balanced(format)) check_balanced(name, format);
+void check_block_bytes(const mustafar_format* format, const int64_t* bytes) {
+    check_format("block_bytes", not_null("format", format));
+    if (format->layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 0 (fixed), got %d", format->layout);
+    not_null("bytes", bytes);
 }
 
 void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,
@@ -260,41 +311,26 @@ void check_decompress(const mustafar_context& context, int32_t batch, int32_t he
                   Extent{batch, heads, tokens, source->format.head_dim}, element_bytes(source->format.dtype));
 }
 
-void check_product(const mustafar_context& context, const mustafar_product* pointer) {
+void check_product(const mustafar_context& context, const mustafar_product* pointer, ProductOutput output) {
     const mustafar_product& product = not_null("product", pointer);
     check_shape(product.batch, product.num_kv_heads, product.tokens);
     check_heads(product.num_heads, product.num_kv_heads);
     check_range("num_queries", product.num_queries, 0, INT_MAX);
+    check_query_rows(product.batch, product.num_heads, product.num_queries);
     check_blocks("blocks", context, product.blocks, product.batch, product.num_kv_heads, product.tokens);
     const mustafar_format& format = product.blocks.format;
-    check_dense("dense", product.dense, Extent{product.batch, product.num_heads, product.num_queries, format.head_dim},
-                element_bytes(format.dtype));
-    const Extent weights{product.batch, product.num_heads, product.num_queries, product.tokens};
-    check_dense("weights", product.weights, product.tokens == 0 ? Extent{0, 0, 0, 0} : weights, 4);
+    const Extent dense{product.batch, product.num_heads, product.num_queries, format.head_dim};
+    const Extent weights{product.tokens == 0 ? 0 : product.batch, product.num_heads, product.num_queries,
+                         product.tokens};
+    const bool scores = output == ProductOutput::weights;
+    (scores ? check_dense : check_written)("dense", product.dense, dense, element_bytes(format.dtype));
+    (scores ? check_written : check_dense)("weights", product.weights, weights, sizeof(float));
 }
 
-void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
-    const mustafar_attention& attention = not_null("attention", pointer);
-    check_range("batch", attention.batch, 0, INT_MAX);
-    check_heads(attention.num_heads, attention.num_kv_heads);
-    check_range("num_queries", attention.num_queries, 0, INT_MAX);
-    if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "num_fresh: expected 0 or num_queries (%d), got %d",
-             attention.num_queries, attention.num_fresh);
-    check_range("tail_capacity", attention.tail_capacity, 0, INT_MAX);
-    check_range("max_tokens", attention.max_tokens, 0, INT_MAX - block_tokens);
-    check_range("sliding_window", attention.sliding_window, 0, INT_MAX);
-    if (!std::isfinite(attention.scale) || attention.scale <= 0)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "scale: expected a positive number, got %g", (double)attention.scale);
-    check_format("keys", attention.keys.format);
-    check_format("values", attention.values.format);
-    check_same_values(attention.keys.format, attention.values.format);
-    check_order("keys", context, attention.keys.format);
-    check_order("values", context, attention.values.format);
-    if (wide{attention.batch} * attention.num_heads * attention.num_queries > (wide{1} << 40))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "batch, num_heads, num_queries: expected at most 2^40 query rows, got %d x %d x %d", attention.batch,
-             attention.num_heads, attention.num_queries);
+void check_attention_workspace(const mustafar_context& context, const mustafar_attention* attention,
+                               const int64_t* bytes) {
+    check_attention_shape(context, attention);
+    not_null("bytes", bytes);
 }
 
 void check_attention(const mustafar_context& context, const mustafar_attention* pointer) {
@@ -308,6 +344,8 @@ void check_attention(const mustafar_context& context, const mustafar_attention* 
     if (queries.empty()) return;
     check_aligned("lengths", attention.lengths, alignof(int32_t));
     check_aligned("compressed", attention.compressed, alignof(int32_t));
+    check_optional("query_counts", attention.query_counts, alignof(int32_t));
+    check_optional("log_sum_exp", attention.log_sum_exp, alignof(float));
     check_pair("tail", attention.tail_keys, attention.tail_values,
                Extent{attention.batch, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
     check_pair("fresh", attention.fresh_keys, attention.fresh_values,
@@ -362,6 +400,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     check_aligned("compressed", append.compressed, alignof(int32_t));
     check_aligned("new_lengths", append.new_lengths, alignof(int32_t));
     check_aligned("new_compressed", append.new_compressed, alignof(int32_t));
+    check_optional("counts", append.counts, alignof(int32_t));
     const int head_dim = append.keys.format.head_dim;
     const int element = element_bytes(append.keys.format.dtype);
     check_pair("new", append.new_keys, append.new_values,

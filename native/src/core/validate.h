@@ -9,9 +9,7 @@ namespace mustafar {
 
 const mustafar_context& checked(const mustafar_context* context);
 
-// Any format that this library knows.
-void check_format(const char* name, const mustafar_format& format);
-
+void check_block_bytes(const mustafar_format* format, const int64_t* bytes);
 void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,
                  const mustafar_dense* source, const void* bitmap);
 void check_offsets(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens, const void* bitmap,
@@ -20,11 +18,12 @@ void check_compress(const mustafar_context& context, int32_t batch, int32_t head
                     const mustafar_dense* source, const void* bitmap, const mustafar_blocks* destination);
 void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
                       const mustafar_blocks* source, const mustafar_dense* destination);
-void check_product(const mustafar_context& context, const mustafar_product* product);
+// Which of a product's two dense tensors it writes.
+enum class ProductOutput { weights, dense };
+void check_product(const mustafar_context& context, const mustafar_product* product, ProductOutput output);
 
-// Counts and formats: what the workspace depends on.
-void check_attention_shape(const mustafar_context& context, const mustafar_attention* attention);
-// The shape and the pointers.
+void check_attention_workspace(const mustafar_context& context, const mustafar_attention* attention,
+                               const int64_t* bytes);
 void check_attention(const mustafar_context& context, const mustafar_attention* attention);
 void check_append(const mustafar_context& context, const mustafar_append* append);
 

@@ -19,26 +19,27 @@ struct Block {
 // The compressed tokens of one (sequence, KV head).
 class BlockReader {
 public:
+    // Nothing of blocks is looked at before one is asked for: where there are none, any of it may be anything.
     BlockReader(const mustafar_blocks& blocks, int32_t heads, int64_t batch, int32_t head)
-        : blocks_(blocks), pages_(blocks.pages + batch * blocks.page_capacity),
+        : blocks_(blocks), heads_(heads), batch_(batch), head_(head),
           fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format.head_dim)),
-          block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0),
-          head_base_(blocks.base + head * blocks.head_stride),
-          first_offset_((batch * heads + head) * blocks.page_blocks) {}
+          block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0) {}
 
     // The block's place, without a look at its content.
     Block locate(int64_t index) const {
-        const char* page = static_cast<const char*>(pages_[fixed_ ? index / blocks_.page_blocks : 0]);
+        const char* page = static_cast<const char*>(
+            blocks_.pages[batch_ * blocks_.page_capacity + (fixed_ ? index / blocks_.page_blocks : 0)]);
         if (page == nullptr || reinterpret_cast<uintptr_t>(page) % 16 != 0)
             fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "pages: expected a 16-byte aligned address for block %lld, got %p",
                  static_cast<long long>(index), static_cast<const void*>(page));
         int64_t start, bytes;
         if (fixed_) {
-            start = head_base_ + index % blocks_.page_blocks * block_bytes_;
+            start = blocks_.base + head_ * blocks_.head_stride + index % blocks_.page_blocks * block_bytes_;
             bytes = block_bytes_;
         } else {
-            start = int64_t{16} * blocks_.offsets[first_offset_ + index];
-            bytes = int64_t{16} * blocks_.offsets[first_offset_ + index + 1] - start;
+            const uint32_t* offset = blocks_.offsets + (batch_ * heads_ + head_) * blocks_.page_blocks + index;
+            start = int64_t{16} * offset[0];
+            bytes = int64_t{16} * offset[1] - start;
             if (bytes < bitmap_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.page_bytes)
                 fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld lies at bytes %lld ... %lld of a page of %lld",
                      static_cast<long long>(index), static_cast<long long>(start),
@@ -65,9 +66,9 @@ public:
 
 private:
     const mustafar_blocks& blocks_;
-    void* const* pages_;
+    int64_t heads_, batch_, head_;
     bool fixed_;
-    int64_t bitmap_bytes_, block_bytes_, head_base_, first_offset_;
+    int64_t bitmap_bytes_, block_bytes_;
 };
 
 // Address of a dense row.

@@ -59,7 +59,7 @@ void key_scores(const mustafar_context& context, const mustafar_product& product
             for (int r = 0; r < shape.rows; ++r)
                 for (int t = 0; t < tokens; ++t)
                     shape.weights_row(b, h, r)[block * block_tokens + t] =
-                        product.scale * scores[static_cast<size_t>(r * block_tokens + t)];
+                        product.scale * scores[static_cast<size_t>(r) * block_tokens + static_cast<size_t>(t)];
         }
     });
 }
@@ -79,7 +79,7 @@ void value_sum(const mustafar_context& context, const mustafar_product& product)
             const int tokens = shape.block_size(block);
             for (int r = 0; r < shape.rows; ++r)
                 std::copy_n(shape.weights_row(b, h, r) + block * block_tokens, tokens,
-                            weights.data() + r * block_tokens);
+                            weights.data() + int64_t{r} * block_tokens);
             table.packed_sum(reader.read(block, tokens, table), weights.data(), block_tokens, shape.rows, sums.data());
         }
         for (int r = 0; r < shape.rows; ++r)

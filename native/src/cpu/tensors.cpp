@@ -54,7 +54,7 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
              int64_t tokens, const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes) {
     const Kernels& table = kernels(context.cpu_variant, format);
     const int words = bitmap_words(format.head_dim);
-    const int64_t blocks = divide_up(tokens, block_tokens), rows = int64_t{batch} * heads;
+    const int64_t blocks = divide_up(tokens, block_tokens), rows = blocks == 0 ? 0 : int64_t{batch} * heads;
     int64_t units = 0;
     offsets[0] = 0;
     for (int64_t r = 0; r < rows; ++r)

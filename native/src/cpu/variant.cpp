@@ -1,5 +1,9 @@
 #include "cpu/variant.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -10,13 +14,21 @@ namespace {
 
 constexpr const char* names[] = {"auto", "scalar", "avx2", "avx512", "avx512bf16"};
 
+#if defined(__x86_64__)
+// Not among the names that clang's __builtin_cpu_supports knows. Whether the operating system keeps the registers is
+// what AVX2 answers.
+bool has_f16c() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 uint32_t detect() {
     uint32_t variants = 1u << MUSTAFAR_CPU_VARIANT_AUTO | 1u << MUSTAFAR_CPU_VARIANT_SCALAR;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2") &&
-                      __builtin_cpu_supports("popcnt");
+                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&

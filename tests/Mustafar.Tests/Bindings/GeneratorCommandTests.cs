@@ -1,4 +1,5 @@
 using Mustafar.BindingGenerator;
+using Mustafar.BindingGenerator.Clang;
 
 namespace Mustafar.Tests.Bindings;
 
@@ -107,7 +108,8 @@ public sealed class GeneratorCommandTests
     {
         using StringWriter output = new();
         using StringWriter error = new();
-        int exitCode = GeneratorCommand.Run(arguments, directory, output, error);
+        int exitCode = GeneratorCommand.Run(
+            header => ClangHeaderReader.Read(ClangTool.FindOnPath(), header), arguments, directory, output, error);
         return (exitCode, output.ToString(), error.ToString());
     }
 }

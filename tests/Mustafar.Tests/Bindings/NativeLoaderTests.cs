@@ -1,3 +1,4 @@
+using Mustafar.BindingGenerator;
 using Mustafar.Native;
 
 namespace Mustafar.Tests.Bindings;
@@ -27,6 +28,26 @@ internal sealed class NativeLoaderTests
     public void Another_library_is_refused()
     {
         Assert.That(() => NativeLoader.Load(["libm.so.6"]), Throws.TypeOf<MustafarException>().With.Message.Contains("mustafar_abi_version"));
+    }
+
+    [Test]
+    public void A_library_of_another_ABI_version_is_refused()
+    {
+        string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
+        string library = Path.Combine(root, "artifacts", "native", "lib", "libmustafar_other_abi.so");
+        Assume.That(library, Does.Exist, "the native library was built elsewhere");
+        int expected = (int)Abi.Version;
+        Assert.That(
+            () => NativeLoader.Load([library]),
+            Throws.TypeOf<MustafarException>().With.Message.Contains(library)
+                .And.Message.Contains($"ABI version {expected + 1}").And.Message.Contains($"needs {expected}"));
+    }
+
+    [Test]
+    public void A_path_that_cannot_be_loaded_does_not_hide_the_next()
+    {
+        string loaded = NativeLoader.Candidates().First(File.Exists);
+        Assert.That(NativeLoader.Load(["/no/such/folder/libmustafar.so", loaded]), Is.Not.Zero);
     }
 
     [Test]

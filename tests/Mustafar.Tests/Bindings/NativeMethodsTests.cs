@@ -29,6 +29,17 @@ public sealed class NativeMethodsTests
     }
 
     [Test]
+    [Platform("Linux")]
+    public void WhatTheLibraryExportsIsImportedAndNothingElse()
+    {
+        string library = NativeLoader.Candidates().First(File.Exists);
+
+        Assert.That(
+            ElfSymbols.Exported(library),
+            Is.EquivalentTo(Imports().Select(data => ((MethodInfo)data.Arguments[0]!).GetCustomAttribute<DllImportAttribute>()?.EntryPoint)));
+    }
+
+    [Test]
     public void EveryFunctionOfTheHeaderIsImported()
     {
         ClangTool clang = HeaderText.ClangOrIgnore();

@@ -1,0 +1,157 @@
+using CppSharp.AST;
+using Mustafar.BindingGenerator.Model;
+using Ast = CppSharp.AST;
+
+namespace Mustafar.BindingGenerator.Reader;
+
+/// <summary>Turns CppSharp's declarations into the model. CppSharp sorts them by kind, so the places in the file give their order.</summary>
+internal sealed class AstReader
+{
+    private readonly HeaderBuilder builder = new();
+
+    private AstReader()
+    {
+    }
+
+    /// <summary>The model of these files.</summary>
+    /// <exception cref="UnsupportedDeclarationException">They hold something that the bindings cannot express.</exception>
+    public static HeaderModel Read(IEnumerable<TranslationUnit> files)
+    {
+        TranslationUnit[] units = [.. files];
+        var reader = new AstReader();
+        Refuse(units.SelectMany(unit => unit.Variables), "variables are not supported");
+        foreach (Enumeration declared in InOrder(units, unit => unit.Enums))
+        {
+            reader.builder.AddEnum(TagName(declared), declared.Items.Select(item => (item.Name, Value(declared, item))));
+        }
+
+        // All names before any field: fields point to any of them.
+        Class[] structs = [.. InOrder(units, unit => unit.Classes)];
+        foreach (Class declared in structs)
+        {
+            reader.builder.DeclareStruct(StructName(declared));
+        }
+
+        foreach (Class declared in structs.Where(declared => !declared.IsIncomplete))
+        {
+            reader.builder.DefineStruct(declared.Name, reader.Fields(declared));
+        }
+
+        foreach (Function declared in InOrder(units, unit => unit.Functions))
+        {
+            reader.builder.AddFunction(reader.Function(declared));
+        }
+
+        reader.CheckTypedefs(units.SelectMany(unit => unit.Typedefs));
+        return reader.builder.Build();
+    }
+
+    private static IEnumerable<T> InOrder<T>(IEnumerable<TranslationUnit> units, Func<TranslationUnit, IEnumerable<T>> declarations)
+        where T : Declaration =>
+        units.SelectMany(unit => declarations(unit).OrderBy(declared => declared.LineNumberStart));
+
+    private static void Refuse(IEnumerable<Declaration> declarations, string reason)
+    {
+        if (declarations.FirstOrDefault() is { } declared)
+        {
+            throw new UnsupportedDeclarationException(declared.Name, reason);
+        }
+    }
+
+    // An enum without a tag has no name, or one that no header could write: (unnamed enum at ...).
+    private static string TagName(Declaration declared) =>
+        declared.Name is { Length: > 0 } name && name.All(letter => char.IsAsciiLetterOrDigit(letter) || letter == '_') ? name : "";
+
+    // The parser hands over the bits of a value as an unsigned number.
+    private static long Value(Enumeration declared, Enumeration.Item item) =>
+        declared.BuiltinType.Type is PrimitiveType.Int ? unchecked((int)item.Value) : checked((long)item.Value);
+
+    private static string StructName(Class declared)
+    {
+        if (declared.IsUnion)
+        {
+            throw new UnsupportedDeclarationException(declared.Name, "unions are not supported");
+        }
+
+        return TagName(declared) is { Length: > 0 } name
+            ? name
+            : throw new UnsupportedDeclarationException(
+                $"an unnamed struct with the fields {string.Join(", ", declared.Fields.Select(field => field.Name))}",
+                "structs need a name of their own (typedef struct x { ... } x)");
+    }
+
+    private List<StructField> Fields(Class declared)
+    {
+        var fields = new List<StructField>();
+        foreach (Field field in declared.Fields)
+        {
+            string name = $"{declared.Name}.{field.Name}";
+            if (field.IsBitField)
+            {
+                throw new UnsupportedDeclarationException(name, "bit fields are not supported");
+            }
+
+            fields.Add(new StructField(field.Name, Type(field.QualifiedType, name)));
+        }
+
+        return fields;
+    }
+
+    private FunctionDeclaration Function(Function declared)
+    {
+        if (declared.IsInline)
+        {
+            throw new UnsupportedDeclarationException(declared.Name, "static and inline functions are not exported by a library");
+        }
+
+        if (declared.IsVariadic)
+        {
+            throw new UnsupportedDeclarationException(declared.Name, "variable arguments are not supported");
+        }
+
+        return new FunctionDeclaration(
+            declared.Name,
+            Type(declared.ReturnType, declared.Name),
+            [.. declared.Parameters.Select(parameter => new FunctionParameter(
+                parameter.Name, Type(parameter.QualifiedType, $"{declared.Name}: {parameter.Name}")))]);
+    }
+
+    private void CheckTypedefs(IEnumerable<TypedefNameDecl> typedefs)
+    {
+        // The tag and its typedef share one name, so the model needs no typedefs; anything else would hide a type.
+        if (typedefs.FirstOrDefault(declared => !builder.Knows(declared.Name)) is { } other)
+        {
+            throw new UnsupportedDeclarationException(
+                other.Name, $"a typedef may only name a struct or enum of the same name, not {other.Type}");
+        }
+    }
+
+    private HeaderType Type(QualifiedType type, string declaration)
+    {
+        bool isConst = type.Qualifiers.IsConst;
+        return type.Type switch
+        {
+            Ast.PointerType { Pointee: FunctionType } =>
+                throw new UnsupportedDeclarationException(declaration, $"function pointers are not supported (type {type.Type})"),
+            Ast.PointerType pointer => new Model.PointerType(Type(pointer.QualifiedPointee, declaration), isConst),
+            BuiltinType builtin => builder.NamedType(Keyword(builtin.Type), isConst, Keyword(builtin.Type), declaration),
+            TypedefType named => builder.NamedType(named.Declaration.Name, isConst, named.Declaration.Name, declaration),
+            TagType tag => builder.NamedType(tag.Declaration.Name, isConst, tag.Declaration.Name, declaration),
+            ArrayType => throw new UnsupportedDeclarationException(
+                declaration, $"arrays are not supported (type {type.Type}); pass a pointer"),
+            _ => throw new UnsupportedDeclarationException(declaration, $"type {type.Type} is not supported"),
+        };
+    }
+
+    // What C writes for the types that have no typedef; a name that is none is refused as such.
+    private static string Keyword(PrimitiveType type) => type switch
+    {
+        PrimitiveType.Void => "void",
+        PrimitiveType.Char => "char",
+        PrimitiveType.Int => "int",
+        PrimitiveType.UInt => "unsigned int",
+        PrimitiveType.Float => "float",
+        PrimitiveType.Double => "double",
+        _ => type.ToString(),
+    };
+}

@@ -1,0 +1,80 @@
+using CppSharp;
+using CppSharp.AST;
+using CppSharp.Generators;
+using Mustafar.BindingGenerator.Model;
+
+namespace Mustafar.BindingGenerator.Reader;
+
+/// <summary>Builds the model of a header from CppSharp's syntax tree.</summary>
+public static class CppSharpHeaderReader
+{
+    /// <summary>Reads a header and the headers beside it that it includes; system headers are left out.</summary>
+    /// <param name="header">The header's path.</param>
+    /// <exception cref="UnsupportedDeclarationException">The header holds something that the bindings cannot express.</exception>
+    /// <exception cref="BindingException">CppSharp fails.</exception>
+    public static HeaderModel Read(string header)
+    {
+        // CppSharp goes on to write bindings of its own. They are not wanted.
+        string scratch = Directory.CreateTempSubdirectory("mustafar-cppsharp-").FullName;
+        try
+        {
+            var library = new Library(Path.GetFullPath(header), scratch);
+            bool succeeded = ConsoleDriver.Run(library);
+            if (library.Failure is not null)
+            {
+                throw library.Failure;
+            }
+
+            return succeeded && library.Model is not null
+                ? library.Model
+                : throw new BindingException($"CppSharp cannot read {header}; it has written the reason above.");
+        }
+        finally
+        {
+            Directory.Delete(scratch, recursive: true);
+        }
+    }
+
+    private sealed class Library(string header, string outputDirectory) : ILibrary
+    {
+        public HeaderModel? Model { get; private set; }
+
+        // Kept until the driver has returned: it is not ours to unwind.
+        public UnsupportedDeclarationException? Failure { get; private set; }
+
+        public void Setup(Driver driver)
+        {
+            driver.Options.GeneratorKind = GeneratorKind.CSharp;
+            driver.Options.OutputDir = outputDirectory;
+            driver.Options.GenerationOutputMode = GenerationOutputMode.FilePerModule;
+            Module module = driver.Options.AddModule("mustafar");
+            module.SharedLibraryName = "mustafar";
+            module.OutputNamespace = "Mustafar";
+            module.IncludeDirs.Add(Path.GetDirectoryName(header)!);
+            module.Headers.Add(Path.GetFileName(header));
+        }
+
+        public void SetupPasses(Driver driver)
+        {
+        }
+
+        // Before CppSharp's passes rename anything.
+        public void Preprocess(Driver driver, ASTContext context)
+        {
+            try
+            {
+                string directory = Path.GetDirectoryName(header)!;
+                Model = AstReader.Read(context.TranslationUnits.Where(unit =>
+                    unit.IsValid && !unit.IsSystemHeader && Path.GetDirectoryName(Path.GetFullPath(unit.FilePath)) == directory));
+            }
+            catch (UnsupportedDeclarationException failure)
+            {
+                Failure = failure;
+            }
+        }
+
+        public void Postprocess(Driver driver, ASTContext context)
+        {
+        }
+    }
+}

@@ -1,0 +1,69 @@
+// Argument structs made from bytes: mostly ones that the ABI allows, now and then a field with any other number.
+#pragma once
+
+#include <fuzzer/FuzzedDataProvider.h>
+
+#include <utility>
+#include <vector>
+
+#include "memory.h"
+#include "mustafar/mustafar.h"
+
+namespace mustafar_fuzz {
+
+class Arguments {
+public:
+    Arguments(const uint8_t* data, size_t size)
+        : input(data, size), hostility(input.ConsumeIntegral<uint8_t>()),
+          memory(input.ConsumeIntegral<uint32_t>() * uint64_t{0x9e3779b97f4a7c15}) {}
+
+    // A number of low ... high; of a hostile input, sometimes one that is not.
+    int64_t number(int64_t low, int64_t high);
+    int32_t number32(int32_t low, int32_t high) { return static_cast<int32_t>(number(low, high)); }
+    // One, two or three times a number, as far as 32 bits go.
+    int32_t multiple(int32_t of) {
+        return static_cast<int32_t>(static_cast<uint32_t>(of) * input.ConsumeIntegralInRange<uint32_t>(1, 3));
+    }
+    // True for about one in `of`, for hostile inputs only.
+    bool mishap(int of = 16);
+    // Sometimes null or an address that is not aligned.
+    template <class T>
+    T* address(T* proper) {
+        if (!mishap(64)) return proper;
+        return input.ConsumeBool() ? nullptr : reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(proper) + 1);
+    }
+
+    mustafar_context context();
+    mustafar_format format(int32_t layout);
+    // Rows of `width` elements that end with the buffer.
+    mustafar_dense dense(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int element);
+    // Strides of a dense tensor without its memory.
+    mustafar_dense strides(int64_t heads, int64_t tokens, int64_t width);
+    // Places for blocks with random content: pages of page_bytes and, for the OFFSETS layout, a table that ascends.
+    mustafar_blocks blocks(const mustafar_format& format, int64_t batch, int64_t heads, int64_t tokens);
+    // Overwrites a few bytes of a buffer.
+    void corrupt(void* buffer, size_t bytes);
+    // The same for one of the pages made so far.
+    void corrupt_page();
+    char* page(int64_t bytes);
+
+    FuzzedDataProvider input;
+
+private:
+    uint8_t hostility;  // below 128: no field is out of its range on purpose
+
+public:
+    Memory memory;
+
+private:
+    void fixed_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads);
+    void offset_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads);
+
+    std::vector<std::pair<char*, size_t>> pages_;
+};
+
+int element_bytes(int32_t dtype);
+int64_t bitmap_words(int32_t head_dim);
+wide span(const mustafar_dense& dense, int64_t batch, int64_t heads, int64_t tokens, int64_t width);
+
+}  // namespace mustafar_fuzz

@@ -1,0 +1,192 @@
+#include <algorithm>
+#include <climits>
+#include <vector>
+
+#include "calls.h"
+
+namespace mustafar_fuzz {
+namespace {
+
+// A count for each sequence. Of a batch that is too large for memory it is an address at which nothing can be read.
+int32_t* counts(Arguments& from, int32_t batch, int64_t low, int64_t high) {
+    int32_t* const counts = from.memory.make<int32_t>(batch);
+    if (batch > 0 && batch <= 64)
+        for (int32_t b = 0; b < batch; ++b)
+            counts[b] = from.number32(static_cast<int32_t>(low), static_cast<int32_t>(high));
+    return counts;
+}
+
+int64_t largest(const int32_t* counts, int32_t batch) {
+    return batch > 0 && batch <= 64 ? *std::max_element(counts, counts + batch) : 0;
+}
+
+void shape(Arguments& from, mustafar_attention& attention) {
+    attention.batch = from.number32(0, 2);
+    attention.num_kv_heads = from.number32(1, 2);
+    attention.num_heads = from.mishap() ? from.number32(1, 4) : from.multiple(attention.num_kv_heads);
+    attention.num_queries = from.number32(0, 3);
+    attention.num_fresh = from.mishap() ? from.number32(0, 3) : from.input.ConsumeBool() ? attention.num_queries : 0;
+    attention.tail_capacity = from.number32(0, 40);
+    attention.max_tokens = from.number32(100, 2000);
+    attention.sliding_window = from.input.ConsumeBool() ? 0 : from.number32(0, 50);
+    attention.scale = from.mishap() ? from.input.ConsumeFloatingPoint<float>() : 0.125f;
+    const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
+    attention.keys.format = attention.values.format = format;
+    if (from.mishap())
+        attention.values.format = from.format(format.layout);
+    else if (format.layout == MUSTAFAR_LAYOUT_FIXED)
+        attention.values.format.keep = from.number32(1, 64);
+}
+
+// Whether a valid call would walk so many tokens that it takes too long for a fuzzer.
+bool lengthy(const mustafar_attention& attention) {
+    return largest(attention.lengths, attention.batch) > 4096;
+}
+
+// Query, output, tail and fresh tokens, workspace.
+void tensors(Arguments& from, mustafar_attention& attention, const mustafar_context& context) {
+    const int32_t head_dim = attention.keys.format.head_dim;
+    const int element = element_bytes(attention.keys.format.dtype);
+    attention.query = from.dense(attention.batch, attention.num_heads, attention.num_queries, head_dim, element);
+    attention.output = from.dense(attention.batch, attention.num_heads, attention.num_queries, head_dim, element);
+    attention.tail_keys =
+        from.dense(attention.batch, attention.num_kv_heads, attention.tail_capacity, head_dim, element);
+    attention.tail_values =
+        from.dense(attention.batch, attention.num_kv_heads, attention.tail_capacity, head_dim, element);
+    attention.fresh_keys = from.dense(attention.batch, attention.num_kv_heads, attention.num_fresh, head_dim, element);
+    attention.fresh_values =
+        from.dense(attention.batch, attention.num_kv_heads, attention.num_fresh, head_dim, element);
+    if (from.input.ConsumeBool())
+        attention.log_sum_exp =
+            from.address(from.memory.make<float>(wide{attention.batch} * attention.num_heads * attention.num_queries));
+    int64_t bytes = 0;
+    mustafar_attention_workspace(&context, &attention, &bytes);
+    attention.workspace_bytes = from.mishap() ? from.number(0, 65536) : bytes;
+    attention.workspace = from.address(from.memory.make<char>(attention.workspace_bytes));
+}
+
+}  // namespace
+
+void workspace(Arguments& from) {
+    mustafar_context context = from.context();
+    context.num_threads = from.number32(0, 4096);
+    mustafar_attention attention{};
+    shape(from, attention);
+    int64_t bytes = -1;
+    if (mustafar_attention_workspace(&context, &attention, &bytes) == MUSTAFAR_STATUS_OK && bytes < 0) __builtin_trap();
+}
+
+void attention(Arguments& from) {
+    const mustafar_context context = from.context();
+    mustafar_attention attention{};
+    shape(from, attention);
+    attention.compressed = counts(from, attention.batch, 0, 64);
+    int32_t* const lengths = counts(from, attention.batch, 0, 3);
+    if (attention.batch > 0 && attention.batch <= 64)
+        for (int32_t b = 0; b < attention.batch; ++b) {
+            const int64_t tokens = int64_t{lengths[b]} + attention.compressed[b] +
+                                   (attention.tail_capacity > 0 ? from.input.ConsumeIntegralInRange<int>(0, 40) : 0);
+            lengths[b] = static_cast<int32_t>(std::clamp<int64_t>(tokens, INT_MIN, INT_MAX));
+        }
+    attention.lengths = lengths;
+    if (from.input.ConsumeBool())
+        attention.query_counts = from.address(counts(from, attention.batch, 0, std::max(attention.num_queries, 0)));
+    const int64_t compressed = largest(attention.compressed, attention.batch);
+    const mustafar_format keys = attention.keys.format, values = attention.values.format;
+    attention.keys = from.blocks(keys, attention.batch, attention.num_kv_heads, compressed);
+    attention.values = from.blocks(values, attention.batch, attention.num_kv_heads, compressed);
+    tensors(from, attention, context);
+    if (from.memory.possible() && !lengthy(attention)) mustafar_attention_forward(&context, &attention);
+}
+
+void append(Arguments& from) {
+    const mustafar_context context = from.context();
+    mustafar_append append{};
+    append.batch = from.number32(0, 2);
+    append.num_kv_heads = from.number32(1, 2);
+    append.num_tokens = from.number32(0, 70);
+    append.lookahead = from.number32(0, 1);
+    append.group_size = from.mishap() ? from.number32(1, 64) : 32;
+    append.local_window = from.number32(0, 40);
+    append.tail_capacity = from.mishap() ? from.number32(0, 128) : 32 * from.input.ConsumeIntegralInRange<int>(1, 4);
+    append.max_tokens = from.number32(100, 200);
+    append.lengths = counts(from, append.batch, 0, 60);
+    int32_t* const compressed = counts(from, append.batch, 0, 1);
+    if (append.batch > 0 && append.batch <= 64)
+        for (int32_t b = 0; b < append.batch; ++b)
+            if (compressed[b] == 1 && !from.mishap()) compressed[b] = 32;
+    append.compressed = compressed;
+    if (from.input.ConsumeBool())
+        append.counts = from.address(counts(from, append.batch, 0, std::max(append.num_tokens, 0)));
+    append.new_lengths = from.memory.make<int32_t>(append.batch);
+    append.new_compressed = from.memory.make<int32_t>(append.batch);
+    const mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    const int64_t tokens = largest(append.lengths, append.batch) + append.num_tokens;
+    append.keys = from.blocks(format, append.batch, append.num_kv_heads, tokens);
+    append.values = from.blocks(format, append.batch, append.num_kv_heads, tokens);
+    const int element = element_bytes(format.dtype);
+    append.new_keys = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
+    append.new_values = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
+    append.tail_keys = from.dense(append.batch, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
+    append.tail_values = from.dense(append.batch, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
+    if (from.memory.possible() && append.num_tokens <= 4096) mustafar_append_tokens(&context, &append);
+}
+
+void cache(Arguments& from) {
+    const mustafar_context context = from.context();
+    constexpr int32_t capacity = 96;
+    mustafar_append append{};
+    append.batch = from.input.ConsumeIntegralInRange<int>(1, 2);
+    append.num_kv_heads = from.input.ConsumeIntegralInRange<int>(1, 2);
+    append.group_size = 32;
+    append.local_window = from.input.ConsumeIntegralInRange<int>(0, 40);
+    append.tail_capacity = (append.local_window + 31) / 32 * 32 + append.group_size;
+    append.max_tokens = capacity;
+    const mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    append.keys = from.blocks(format, append.batch, append.num_kv_heads, capacity);
+    append.values = from.blocks(format, append.batch, append.num_kv_heads, capacity);
+    const int element = element_bytes(format.dtype);
+    const auto tail = [&] {
+        return from.dense(append.batch, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
+    };
+    append.tail_keys = tail();
+    append.tail_values = tail();
+    std::vector<int32_t> lengths(static_cast<size_t>(append.batch)), compressed = lengths;
+    for (int step = from.input.ConsumeIntegralInRange<int>(1, 4); step > 0; --step) {
+        append.num_tokens = from.input.ConsumeIntegralInRange<int>(0, step > 2 ? 40 : 3);
+        append.lookahead = from.input.ConsumeIntegralInRange<int>(0, 1);
+        append.counts = from.input.ConsumeBool() ? counts(from, append.batch, 0, append.num_tokens) : nullptr;
+        append.new_keys = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
+        append.new_values = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
+        std::vector<int32_t> new_lengths = lengths, new_compressed = compressed;
+        append.lengths = lengths.data();
+        append.compressed = compressed.data();
+        append.new_lengths = new_lengths.data();
+        append.new_compressed = new_compressed.data();
+        if (!from.memory.possible() || mustafar_append_tokens(&context, &append) != MUSTAFAR_STATUS_OK) return;
+        lengths = new_lengths;
+        compressed = new_compressed;
+    }
+    mustafar_attention attention{};
+    attention.batch = append.batch;
+    attention.num_kv_heads = append.num_kv_heads;
+    attention.num_heads = append.num_kv_heads * from.input.ConsumeIntegralInRange<int>(1, 3);
+    attention.num_queries = 1;
+    attention.tail_capacity = append.tail_capacity;
+    attention.max_tokens = capacity;
+    attention.scale = 0.125f;
+    attention.lengths = lengths.data();
+    attention.compressed = compressed.data();
+    attention.keys = append.keys;
+    attention.values = append.values;
+    tensors(from, attention, context);
+    attention.tail_keys = append.tail_keys;
+    attention.tail_values = append.tail_values;
+    if (!from.memory.possible()) return;
+    if (mustafar_attention_forward(&context, &attention) != MUSTAFAR_STATUS_OK) return;
+    from.corrupt_page();
+    from.corrupt_page();
+    mustafar_attention_forward(&context, &attention);
+}
+
+}  // namespace mustafar_fuzz

@@ -1,0 +1,19 @@
+// One call, or a few that belong together, per function. Each makes its arguments from the input.
+#pragma once
+
+#include "arguments.h"
+
+namespace mustafar_fuzz {
+
+void queries(Arguments& arguments);     // functions that take no tensor
+void workspace(Arguments& arguments);   // the size of attention's workspace, for any shape
+void prune(Arguments& arguments);       //
+void compress(Arguments& arguments);    // FIXED blocks: compress, corrupt, decompress
+void masked(Arguments& arguments);      // OFFSETS blocks: offsets, compress, corrupt, decompress
+void decompress(Arguments& arguments);  // blocks of random content
+void products(Arguments& arguments);
+void attention(Arguments& arguments);
+void append(Arguments& arguments);
+void cache(Arguments& arguments);  // the life of a cache: appends, attention, corruption, attention
+
+}  // namespace mustafar_fuzz

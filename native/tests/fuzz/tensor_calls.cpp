@@ -1,0 +1,139 @@
+#include <algorithm>
+
+#include "calls.h"
+
+namespace mustafar_fuzz {
+namespace {
+
+struct Shape {
+    explicit Shape(Arguments& from)
+        : batch(from.number32(0, 2)), heads(from.number32(0, 2)), tokens(from.number(0, 44)) {}
+
+    int32_t batch, heads;
+    int64_t tokens;
+
+    wide blocks() const {
+        return times(wide{batch} * heads, tokens / MUSTAFAR_BLOCK_TOKENS + (tokens % MUSTAFAR_BLOCK_TOKENS > 0));
+    }
+    wide words(const mustafar_format& format) const {
+        return times(times(wide{batch} * heads, tokens), bitmap_words(format.head_dim));
+    }
+};
+
+void decompress(Arguments& from, const mustafar_context& context, const Shape& shape, const mustafar_blocks& blocks) {
+    const int64_t first = from.number(0, shape.tokens > 0 ? shape.tokens : 0);
+    const int64_t rest = shape.tokens > first && first >= 0 ? shape.tokens - first : 0;
+    const int64_t count = from.mishap() ? from.number(0, 44) : rest;
+    const mustafar_dense target =
+        from.dense(shape.batch, shape.heads, count, blocks.format.head_dim, element_bytes(blocks.format.dtype));
+    if (from.memory.possible())
+        mustafar_decompress(&context, shape.batch, shape.heads, first, count, from.address(&blocks), &target);
+}
+
+}  // namespace
+
+void queries(Arguments& from) {
+    const int64_t length = from.number(0, 1000);
+    const int32_t local_window = from.number32(0, 100), group_size = from.number32(1, 100);
+    const int64_t compressed = mustafar_compressed_tokens(length, local_window, group_size);
+    if (compressed < 0 || (compressed > length && length >= 0)) __builtin_trap();
+    const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
+    int64_t bytes = 0;
+    if (mustafar_block_bytes(from.address(&format), from.address(&bytes)) == MUSTAFAR_STATUS_OK && bytes <= 0)
+        __builtin_trap();
+    if (mustafar_last_error() == nullptr || mustafar_version() == nullptr) __builtin_trap();
+}
+
+void prune(Arguments& from) {
+    const mustafar_context context = from.context();
+    const mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    const Shape shape(from);
+    const mustafar_dense source =
+        from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
+    uint32_t* const bitmap = from.memory.make<uint32_t>(shape.words(format));
+    if (from.memory.possible())
+        mustafar_prune(from.address(&context), from.address(&format), shape.batch, shape.heads, shape.tokens,
+                       from.address(&source), from.address(bitmap));
+}
+
+void compress(Arguments& from) {
+    const mustafar_context context = from.context();
+    const mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    const Shape shape(from);
+    const mustafar_dense source =
+        from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
+    const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
+    if (!from.memory.possible()) return;
+    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, nullptr, &blocks) != 0) return;
+    from.corrupt_page();
+    decompress(from, context, shape, blocks);
+}
+
+void masked(Arguments& from) {
+    const mustafar_context context = from.context();
+    const mustafar_format format = from.format(MUSTAFAR_LAYOUT_OFFSETS);
+    const Shape shape(from);
+    const mustafar_dense source =
+        from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
+    uint32_t* const bitmap = from.memory.make<uint32_t>(shape.words(format));
+    uint32_t* const table = from.memory.make<uint32_t>(shape.blocks() + 1);
+    int64_t page_bytes = 0;
+    if (!from.memory.possible()) return;
+    if (std::max(shape.words(format), shape.blocks()) > Memory::most_bytes / 4) {  // nothing is there to be filled
+        mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &page_bytes);
+        return;
+    }
+    if (format.head_dim % 32 != 0 && shape.words(format) > 0 && !from.mishap())
+        for (int64_t w = bitmap_words(format.head_dim) - 1; w < static_cast<int64_t>(shape.words(format));
+             w += bitmap_words(format.head_dim))
+            bitmap[w] &= (1u << format.head_dim % 32) - 1;
+    if (mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &page_bytes) != 0)
+        return;
+
+    mustafar_blocks blocks{};
+    blocks.format = format;
+    blocks.page_blocks = static_cast<int32_t>((shape.tokens + 31) / 32);
+    blocks.page_capacity = 1;
+    blocks.page_bytes = from.mishap() ? from.number(0, 8192) : page_bytes;
+    blocks.offsets = table;
+    void** const pages = from.memory.make<void*>(shape.batch);
+    void* const page = from.page(blocks.page_bytes);
+    if (!from.memory.possible() || shape.batch > 64) return;
+    for (int32_t b = 0; b < shape.batch; ++b) pages[b] = page;
+    blocks.pages = pages;
+    if (from.mishap()) from.corrupt(bitmap, static_cast<size_t>(shape.words(format)) * sizeof *bitmap);
+    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, &blocks) != 0) return;
+    from.corrupt_page();
+    from.corrupt(table, static_cast<size_t>(shape.blocks() + 1) * sizeof *table);
+    decompress(from, context, shape, blocks);
+}
+
+void decompress(Arguments& from) {
+    const mustafar_context context = from.context();
+    const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
+    const Shape shape(from);
+    const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
+    decompress(from, context, shape, blocks);
+}
+
+void products(Arguments& from) {
+    const mustafar_context context = from.context();
+    const bool key_scores = from.input.ConsumeBool();
+    mustafar_product product{};
+    product.batch = from.number32(0, 2);
+    product.num_kv_heads = from.number32(1, 2);
+    product.num_heads = from.mishap() ? from.number32(1, 4) : from.multiple(product.num_kv_heads);
+    product.num_queries = from.number32(0, 3);
+    product.tokens = from.number(0, 44);
+    const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
+    product.blocks = from.blocks(format, product.batch, product.num_kv_heads, product.tokens);
+    product.dense =
+        from.dense(product.batch, product.num_heads, product.num_queries, format.head_dim, element_bytes(format.dtype));
+    product.weights = from.dense(product.batch, product.num_heads, product.num_queries, product.tokens, 4);
+    product.scale = from.mishap() ? from.input.ConsumeFloatingPoint<float>() : 0.125f;
+    if (!from.memory.possible()) return;
+    key_scores ? mustafar_key_scores(&context, from.address(&product))
+               : mustafar_value_sum(&context, from.address(&product));
+}
+
+}  // namespace mustafar_fuzz

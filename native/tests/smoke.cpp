@@ -1,0 +1,221 @@
+// Every function of the C API once, with results that can be told beforehand, and many short lives of a cache. Meant for
+// the sanitizers: what the functions compute is tested elsewhere.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "mustafar/mustafar.h"
+
+namespace {
+
+constexpr int head_dim = 64, keep = 16, heads = 2, block_tokens = MUSTAFAR_BLOCK_TOKENS;
+
+[[noreturn]] void stop(const char* what, int line) {
+    std::fprintf(stderr, "smoke.cpp:%d: %s (%s)\n", line, what, mustafar_last_error());
+    std::exit(1);
+}
+
+#define EXPECT(condition) \
+    if (!(condition)) stop(#condition, __LINE__)
+#define EXPECT_OK(call) EXPECT((call) == MUSTAFAR_STATUS_OK)
+
+// Zeroed memory that starts at a multiple of 64.
+template <class T>
+class Aligned {
+public:
+    explicit Aligned(size_t count) : data_(static_cast<T*>(::operator new(count * sizeof(T), alignment))) {
+        std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
+    }
+    ~Aligned() { ::operator delete(data_, alignment); }
+    Aligned(const Aligned&) = delete;
+    Aligned& operator=(const Aligned&) = delete;
+    T* get() const { return data_; }
+
+private:
+    static constexpr std::align_val_t alignment{64};
+    T* data_;
+};
+
+mustafar_format format(int32_t layout) {
+    return {.head_dim = head_dim,
+            .dtype = MUSTAFAR_DTYPE_F32,
+            .value_format = MUSTAFAR_VALUE_FORMAT_NATIVE,
+            .pattern = MUSTAFAR_PATTERN_UNSTRUCTURED,
+            .layout = layout,
+            .order = MUSTAFAR_ORDER_PLAIN,
+            .keep = layout == MUSTAFAR_LAYOUT_FIXED ? keep : 0};
+}
+
+// A contiguous tensor [1, heads, tokens, width].
+mustafar_dense dense(std::vector<float>& data, int64_t tokens, int64_t width = head_dim) {
+    return {data.data(), heads * tokens * width, tokens * width, width};
+}
+
+// In each token the channels 0, 4, 8, ... are the largest: those that are kept.
+std::vector<float> numbers(int64_t tokens) {
+    std::vector<float> data(static_cast<size_t>(heads * tokens * head_dim));
+    for (size_t i = 0; i < data.size(); ++i) data[i] = i % 4 == 0 ? 1.0f : 0.25f;
+    return data;
+}
+
+void library() {
+    EXPECT(mustafar_abi_version() == MUSTAFAR_ABI_VERSION);
+    EXPECT(std::strlen(mustafar_version()) > 0);
+    EXPECT((mustafar_cpu_variants() >> mustafar_default_cpu_variant() & 1) == 1);
+    int32_t count = 0;
+    const mustafar_abi_entry* table = mustafar_abi_table(&count);
+    EXPECT(table != nullptr && count > 0 && mustafar_abi_table(nullptr) == nullptr);
+    EXPECT(mustafar_compressed_tokens(100, 32, 32) == 64 && mustafar_compressed_tokens(INT64_MAX, -1, 1) == 0);
+    int64_t bytes = 0;
+    const mustafar_format fixed = format(MUSTAFAR_LAYOUT_FIXED), offsets = format(MUSTAFAR_LAYOUT_OFFSETS);
+    EXPECT_OK(mustafar_block_bytes(&fixed, &bytes));
+    EXPECT(bytes == 4 * block_tokens * (head_dim / 32 + keep));
+    EXPECT(mustafar_block_bytes(&offsets, &bytes) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(std::strstr(mustafar_last_error(), "layout") != nullptr);
+}
+
+// Prune, then compress and decompress in both layouts: what was kept comes back.
+void tensors(const mustafar_context& context) {
+    constexpr int64_t tokens = 40, blocks = 2;
+    std::vector<float> data = numbers(tokens);
+    const mustafar_dense source = dense(data, tokens);
+    const mustafar_format fixed = format(MUSTAFAR_LAYOUT_FIXED);
+    std::vector<uint32_t> bitmap(heads * tokens * 2);
+    EXPECT_OK(mustafar_prune(&context, &fixed, 1, heads, tokens, &source, bitmap.data()));
+    EXPECT(std::all_of(bitmap.begin(), bitmap.end(), [](uint32_t word) { return word == 0x11111111u; }));
+
+    for (const int32_t layout : {MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS}) {
+        const bool is_fixed = layout == MUSTAFAR_LAYOUT_FIXED;
+        mustafar_blocks compressed{};
+        compressed.format = format(layout);
+        compressed.page_blocks = blocks;
+        compressed.page_capacity = 1;
+        std::vector<uint32_t> offsets(heads * blocks + 1);
+        if (is_fixed) {
+            EXPECT_OK(mustafar_block_bytes(&compressed.format, &compressed.page_bytes));
+            compressed.head_stride = blocks * compressed.page_bytes;
+            compressed.page_bytes = heads * compressed.head_stride + MUSTAFAR_PAGE_PADDING;
+        } else {
+            EXPECT_OK(mustafar_offsets(&context, &compressed.format, 1, heads, tokens, bitmap.data(), offsets.data(),
+                                       &compressed.page_bytes));
+            compressed.offsets = offsets.data();
+        }
+        const Aligned<char> page(static_cast<size_t>(compressed.page_bytes));
+        void* const pages[] = {page.get()};
+        compressed.pages = pages;
+        EXPECT_OK(
+            mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? nullptr : bitmap.data(), &compressed));
+        std::vector<float> restored(data.size());
+        const mustafar_dense target = dense(restored, tokens);
+        EXPECT_OK(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target));
+        for (size_t i = 0; i < data.size(); ++i) EXPECT(restored[i] == (i % 4 == 0 ? data[i] : 0.0f));
+
+        // A query of ones meets 16 ones in each key, and equal weights give the mean of the values.
+        std::vector<float> query(heads * head_dim, 1.0f), weights(heads * tokens);
+        mustafar_product product{};
+        product.batch = 1;
+        product.num_heads = product.num_kv_heads = heads;
+        product.num_queries = 1;
+        product.tokens = tokens;
+        product.blocks = compressed;
+        product.dense = dense(query, 1);
+        product.weights = dense(weights, 1, tokens);
+        product.scale = 0.5f;
+        EXPECT_OK(mustafar_key_scores(&context, &product));
+        for (const float weight : weights) EXPECT(weight == 8.0f);
+        product.scale = 1.0f / (8 * tokens);
+        EXPECT_OK(mustafar_value_sum(&context, &product));
+        for (size_t i = 0; i < query.size(); ++i) EXPECT(std::abs(query[i] - (i % 4 == 0 ? 1.0f : 0.0f)) < 1e-5f);
+
+        // A bitmap row that marks all channels: more values than the block holds.
+        std::memset(page.get(), 0xff, 8 * block_tokens);
+        EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target) ==
+               MUSTAFAR_STATUS_CORRUPT_DATA);
+    }
+}
+
+// A sequence grows by a prompt and single tokens, and is attended after each.
+void cache(const mustafar_context& context) {
+    constexpr int32_t tail = 64, capacity = 160, page_blocks = 2, pages = 3;
+    mustafar_append append{};
+    append.batch = 1;
+    append.num_kv_heads = heads;
+    append.group_size = append.local_window = 32;
+    append.tail_capacity = tail;
+    append.max_tokens = capacity;
+    append.keys.format = format(MUSTAFAR_LAYOUT_FIXED);
+    append.keys.page_blocks = page_blocks;
+    append.keys.page_capacity = pages;
+    int64_t block_bytes = 0;
+    EXPECT_OK(mustafar_block_bytes(&append.keys.format, &block_bytes));
+    append.keys.head_stride = page_blocks * block_bytes;
+    append.values = append.keys;
+    append.values.base = heads * append.keys.head_stride;
+    append.keys.page_bytes = append.values.page_bytes = 2 * append.values.base + MUSTAFAR_PAGE_PADDING;
+    const size_t page_bytes = static_cast<size_t>(append.keys.page_bytes);
+    const Aligned<char> first(page_bytes), second(page_bytes), third(page_bytes);
+    void* const table[pages] = {first.get(), second.get(), third.get()};
+    append.keys.pages = append.values.pages = table;
+    std::vector<float> tail_keys(heads * tail * head_dim), tail_values(heads * tail * head_dim);
+    append.tail_keys = dense(tail_keys, tail);
+    append.tail_values = dense(tail_values, tail);
+
+    std::vector<float> query(heads * head_dim, 1.0f), output(heads * head_dim), log_sum_exp(heads);
+    int32_t length = 0, compressed = 0;
+    for (const int32_t count : {100, 1, 1, 31, 20}) {
+        std::vector<float> tokens = numbers(count);
+        append.num_tokens = count;
+        append.new_keys = append.new_values = dense(tokens, count);
+        int32_t new_length = 0, new_compressed = 0;
+        append.lengths = &length;
+        append.compressed = &compressed;
+        append.new_lengths = &new_length;
+        append.new_compressed = &new_compressed;
+        EXPECT_OK(mustafar_append_tokens(&context, &append));
+        EXPECT(new_length == length + count && new_compressed == mustafar_compressed_tokens(new_length, 32, 32));
+        length = new_length;
+        compressed = new_compressed;
+
+        mustafar_attention attention{};
+        attention.batch = attention.num_queries = 1;
+        attention.num_heads = attention.num_kv_heads = heads;
+        attention.tail_capacity = tail;
+        attention.max_tokens = capacity;
+        attention.scale = 0.125f;
+        attention.lengths = &length;
+        attention.compressed = &compressed;
+        attention.query = dense(query, 1);
+        attention.output = dense(output, 1);
+        attention.keys = append.keys;
+        attention.values = append.values;
+        attention.tail_keys = append.tail_keys;
+        attention.tail_values = append.tail_values;
+        attention.log_sum_exp = log_sum_exp.data();
+        EXPECT_OK(mustafar_attention_workspace(&context, &attention, &attention.workspace_bytes));
+        const Aligned<char> workspace(static_cast<size_t>(attention.workspace_bytes));
+        attention.workspace = workspace.get();
+        EXPECT_OK(mustafar_attention_forward(&context, &attention));
+        // Every token has a one in channel 0, kept or not.
+        EXPECT(std::abs(output[0] - 1.0f) < 1e-5f && std::isfinite(log_sum_exp[0]));
+    }
+    append.max_tokens = length;
+    EXPECT(mustafar_append_tokens(&context, &append) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+}
+
+}  // namespace
+
+int main() {
+    library();
+    for (int32_t variant = MUSTAFAR_CPU_VARIANT_AUTO; variant <= MUSTAFAR_CPU_VARIANT_AVX512_BF16; ++variant) {
+        if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
+        for (const int32_t threads : {1, 3}) {
+            const mustafar_context context{MUSTAFAR_DEVICE_CPU, 0, threads, variant, nullptr};
+            tensors(context);
+            for (int life = 0; life < 50; ++life) cache(context);
+        }
+    }
+    std::puts("every function was called");
+}
