@@ -86,6 +86,11 @@ public sealed class ModelCache : IDisposable
         {
             for (int i = 0; i < config.NumLayers; i++)
             {
+                if (config.WindowOf(i) is int window)
+                {
+                    throw new NotSupportedException($"A cache with a sliding window, which layer {i} has of {window} tokens, is not supported.");
+                }
+
                 layers.Add(make());
             }
         }
