@@ -14,7 +14,7 @@ internal sealed class ModelSession : IDisposable
     // Of a model whose head is its embedding, some checkpoints hold both.
     private const string Head = "lm_head.weight";
 
-    private ModelSession(CommonSettings settings, LlamaForCausalLM model, ByteLevelTokenizer tokenizer, IReadOnlySet<int> stopTokens)
+    private ModelSession(CommonSettings settings, LlamaForCausalLM model, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens)
     {
         Settings = settings;
         Model = model;
@@ -29,7 +29,7 @@ internal sealed class ModelSession : IDisposable
     public LlamaForCausalLM Model { get; }
 
     /// <summary>Its tokenizer.</summary>
-    public ByteLevelTokenizer Tokenizer { get; }
+    public TextTokenizer Tokenizer { get; }
 
     /// <summary>Tokens that end a text.</summary>
     public IReadOnlySet<int> StopTokens { get; }
@@ -48,12 +48,12 @@ internal sealed class ModelSession : IDisposable
         }
 
         LlamaConfig config = LlamaConfig.Load(Path.Combine(settings.Model, "config.json"));
-        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(settings.Model, "tokenizer.json"));
+        TextTokenizer tokenizer = TextTokenizer.Load(settings.Model);
         if (tokenizer.VocabSize > config.VocabSize)
         {
             throw new CheckpointException(
                 $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.",
-                Path.Combine(settings.Model, "tokenizer.json"));
+                settings.Model);
         }
 
         IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(settings.Model, config);

@@ -19,7 +19,7 @@ public sealed record RecallTask(IReadOnlyList<int> Context, IReadOnlyList<int> Q
     /// <param name="length">Ids of the context.</param>
     /// <param name="random">Chooses part, places, names, digits, and which note is asked for.</param>
     /// <exception cref="ArgumentException">The length leaves no room for code, or the haystack is shorter or has no lines.</exception>
-    public static RecallTask Make(ByteLevelTokenizer tokenizer, int beginning, IReadOnlyList<int> haystack, int length, Random random)
+    public static RecallTask Make(TextTokenizer tokenizer, int beginning, IReadOnlyList<int> haystack, int length, Random random)
     {
         ArgumentNullException.ThrowIfNull(tokenizer);
         ArgumentNullException.ThrowIfNull(haystack);

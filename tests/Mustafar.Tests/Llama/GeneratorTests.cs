@@ -116,7 +116,7 @@ public sealed class GeneratorTests
     [Test]
     public void RecallTasksHideTheNoteThatTheyAskFor()
     {
-        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+        TextTokenizer tokenizer = TextTokenizer.Load(Golden.Checkpoint);
         List<int> haystack = tokenizer.Encode(string.Concat(Enumerable.Range(0, 400).Select(i => $"value_{i} = compute({i})\n")), false);
         for (int seed = 0; seed < 20; seed++)
         {
@@ -138,7 +138,7 @@ public sealed class GeneratorTests
     [Test]
     public void RecallTasksNeedRoom()
     {
-        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+        TextTokenizer tokenizer = TextTokenizer.Load(Golden.Checkpoint);
         List<int> haystack = tokenizer.Encode("a = 1\nb = 2\n", false);
         using (Assert.EnterMultipleScope())
         {
