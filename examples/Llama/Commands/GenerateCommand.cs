@@ -15,54 +15,24 @@ internal sealed class GenerateCommand : LlamaCommand
     private readonly Option<string?> _prompt = new("--prompt") { Description = "Text to continue.", HelpName = "TEXT" };
     private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue.", HelpName = "FILE" };
 
-    private readonly Option<int> _maxTokens = new("--max-tokens")
-    {
-        Description = "Tokens to generate at most.",
-        DefaultValueFactory = _ => 256,
-        HelpName = "N",
-    };
-
-    private readonly Option<double> _temperature = new("--temperature")
-    {
-        Description = "Divides the scores before a token is drawn; 0 takes the likeliest.",
-        DefaultValueFactory = _ => 0,
-        HelpName = "T",
-    };
-
-    private readonly Option<int> _topK = new("--top-k") { Description = "Draw from the K likeliest tokens; 0 from all.", HelpName = "K" };
-
-    private readonly Option<double> _topP = new("--top-p")
-    {
-        Description = "Draw from the fewest of the likeliest tokens that have this probability together.",
-        DefaultValueFactory = _ => 1,
-        HelpName = "P",
-    };
-
-    private readonly Option<int> _seed = new("--seed") { Description = "Start of the random numbers.", HelpName = "S" };
-
+    private readonly GenerationOptions _generation = new(maxTokens: 256);
     private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Go on after a token that ends a text." };
 
     public GenerateCommand()
         : base("generate", "Continue a prompt, and report speed and cache size.")
     {
-        Add(_prompt, _promptFile, _maxTokens, _temperature, _topK, _topP, _seed, _ignoreStop);
+        Add([_prompt, _promptFile, .. _generation.All, _ignoreStop]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        SamplingOptions sampling = new()
-        {
-            Temperature = arguments.GetValue(_temperature),
-            TopK = arguments.GetValue(_topK),
-            TopP = arguments.GetValue(_topP),
-            Seed = arguments.GetValue(_seed),
-        };
-        int maxTokens = Positive(arguments, _maxTokens);
+        SamplingOptions sampling = _generation.Sampling(arguments);
+        int maxTokens = Positive(arguments, _generation.MaxTokens);
         string prompt = Prompt(arguments);
         using ModelSession session = ModelSession.Load(settings, output);
         using ModelCache cache = session.NewCache();
         TokenGenerator generator = new(session.Model, cache);
-        IncrementalDetokenizer detokenizer = new(session.Tokenizer);
+        IncrementalDetokenizer detokenizer = new(session.Tokenizer, continuesText: true);
         List<int> promptIds = session.Tokenizer.Encode(prompt);
         IReadOnlySet<int> stopTokens = arguments.GetValue(_ignoreStop) ? new HashSet<int>() : session.StopTokens;
         StringBuilder text = new();

@@ -66,25 +66,35 @@ public abstract class TextTokenizer
     public List<int> Encode(string text, bool addSpecialTokens = true)
     {
         ArgumentNullException.ThrowIfNull(text);
-        List<int> ids = addSpecialTokens ? [.. Prefix] : [];
-        string whole = WithoutHalfPairs(text);
+        List<int> ids = Encode([new TextPart(text, IsMarkup: true)]);
+        return addSpecialTokens ? [.. Prefix, .. ids, .. Suffix] : ids;
+    }
+
+    /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
+    /// <param name="parts">The parts; added tokens are recognised in markup only. Half surrogate pairs count as U+FFFD.</param>
+    public List<int> Encode(IReadOnlyList<TextPart> parts)
+    {
+        ArgumentNullException.ThrowIfNull(parts);
+        string[] texts = [.. parts.Select(part => WithoutHalfPairs(part.Text))];
+        string whole = string.Concat(texts);
+        List<int> ids = [];
         int end = 0;
-        if (_addedPattern is not null)
+        int partStart = 0;
+        for (int i = 0; i < texts.Length; i++)
         {
-            foreach (ValueMatch match in _addedPattern.EnumerateMatches(whole))
+            int partEnd = partStart + texts[i].Length;
+            Match? match = parts[i].IsMarkup ? _addedPattern?.Match(whole, partStart, partEnd - partStart) : null;
+            for (; match is { Success: true }; match = match.NextMatch())
             {
                 Plain(end, match.Index);
+                ids.Add(_addedByText[match.Value].Id);
                 end = match.Index + match.Length;
-                ids.Add(_addedByText[whole[match.Index..end]].Id);
             }
+
+            partStart = partEnd;
         }
 
         Plain(end, whole.Length);
-        if (addSpecialTokens)
-        {
-            ids.AddRange(Suffix);
-        }
-
         return ids;
 
         void Plain(int from, int to)
