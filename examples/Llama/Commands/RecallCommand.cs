@@ -97,13 +97,12 @@ internal sealed class RecallCommand : LlamaCommand
         using ModelCache cache = session.NewCache(tasks.Length);
         Prefill(session, cache, tasks);
         int[] counts = [.. tasks.Select(task => task.Question.Count)];
-        int longest = counts.Max();
-        List<int>[] inputs = [.. tasks.Select(task => task.Question.Concat(Enumerable.Repeat(0, longest - task.Question.Count)).ToList())];
+        IReadOnlyList<int>[] inputs = [.. tasks.Select(task => task.Question)];
         List<int>[] answers = [.. tasks.Select(_ => new List<int>())];
         for (int step = 0; step < AnswerTokens; step++)
         {
             using DisposeScope scope = NewDisposeScope();
-            Tensor ids = TokenIds.ToTensor(inputs, session.Model.Device);
+            Tensor ids = TokenIds.ToPaddedTensor(inputs, session.Model.Device);
             Tensor logits = session.Model.NextTokenLogits(ids, cache, step == 0 ? counts : default);
             long[] likeliest = logits.argmax(-1).cpu().data<long>().ToArray();
             for (int i = 0; i < tasks.Length; i++)

@@ -26,6 +26,9 @@ public sealed class ModelCache : IDisposable
     /// <summary>Cached tokens of the longest sequence.</summary>
     public int Length => _layers[0].Length;
 
+    /// <summary>Cached tokens of each sequence.</summary>
+    public IReadOnlyList<int> Lengths => _layers[0].Lengths;
+
     /// <summary>What all layers together occupy.</summary>
     public KeyValueCacheMemory Memory => _layers.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.Memory);
 

@@ -8,6 +8,7 @@ public sealed class CommandLineTests
 {
     [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n")]
     [TestCase("generate", "--max-tokens", "8", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9", "--seed", "4")]
+    [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n", "--prompt", "def ")]
     [TestCase("compare", "--max-tokens", "4", "--prompt-file", "{short}")]
     [TestCase("perplexity", "--windows", "1", "--context", "160", "--prefill", "130")]
     [TestCase("recall", "--contexts", "2", "--context", "256")]
@@ -40,6 +41,26 @@ public sealed class CommandLineTests
             Assert.That(output, Does.Contain("tokens/s").And.Contain("dense fp16").And.Contain("40 of 128"));
             Assert.That(error, Is.Empty);
         }
+    }
+
+    [Test]
+    public void GenerateContinuesSeveralPromptsAsEachAlone()
+    {
+        string[] prompts = ["import os\n", "def add(a, b):\n"];
+        string[] args = ["--max-tokens", "8", "--dtype", "float32", "--json"];
+        (int code, string output, string error) = Run(["generate", "--prompt", prompts[0], "--prompt", prompts[1], .. args]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument document = JsonDocument.Parse(output);
+        JsonElement texts = document.RootElement.GetProperty("texts");
+        for (int i = 0; i < prompts.Length; i++)
+        {
+            (_, string alone, _) = Run(["generate", "--prompt", prompts[i], .. args]);
+            using JsonDocument expected = JsonDocument.Parse(alone);
+            Assert.That(texts[i].GetProperty("text").GetString(), Is.EqualTo(expected.RootElement.GetProperty("text").GetString()));
+        }
+
+        (_, output, _) = Run("generate", "--prompt", prompts[0], "--prompt", prompts[1], "--max-tokens", "2");
+        Assert.That(output, Does.StartWith("--- 2 tokens").And.Contain("\n" + prompts[1]).And.Contain("tokens/s"));
     }
 
     [Test]
