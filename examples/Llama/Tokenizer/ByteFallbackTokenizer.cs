@@ -1,4 +1,5 @@
 using System.Text;
+using System.Text.RegularExpressions;
 using Microsoft.ML.Tokenizers;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
@@ -13,6 +14,10 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
     private readonly int[] _byteIds;
     private readonly BpeTokenizer _bpe;
 
+    // Added tokens that are found in normalised text, as the normalizer writes them.
+    private readonly Dictionary<string, int> _normalizedTokens;
+    private readonly Regex? _normalizedPattern;
+
     public ByteFallbackTokenizer(TokenizerFile file, ByteFallbackRules rules)
         : this(file, rules, ByteFallback.Ids(file.Vocabulary, file.Path))
     {
@@ -25,6 +30,9 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
         _rules = rules;
         _byteIds = byteIds;
         _bpe = BpeTokenizer.Create(new BpeOptions(file.Vocabulary) { Merges = file.Merges });
+        _normalizedTokens = file.AddedTokens.Where(token => token.IsNormalized)
+            .ToDictionary(token => rules.WithSpaces(token.Content, isFirst: true), token => token.Id);
+        _normalizedPattern = AnyOf(_normalizedTokens.Keys);
     }
 
     public override IReadOnlyList<int> Prefix => _file.Prefix;
@@ -36,6 +44,19 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
     private protected override void EncodePlain(string text, bool isFirst, List<int> ids)
     {
         string spaced = _rules.WithSpaces(text, isFirst);
+        int end = 0;
+        for (Match? match = _normalizedPattern?.Match(spaced); match is { Success: true }; match = match.NextMatch())
+        {
+            EncodeWords(spaced[end..match.Index], ids);
+            ids.Add(_normalizedTokens[match.Value]);
+            end = match.Index + match.Length;
+        }
+
+        EncodeWords(spaced[end..], ids);
+    }
+
+    private void EncodeWords(string spaced, List<int> ids)
+    {
         int start = 0;
         for (int i = 1; _rules.SplitsAtSpaces && i < spaced.Length; i++)
         {

@@ -27,12 +27,7 @@ public abstract class TextTokenizer
         }
 
         VocabSize = _bytesOf.Keys.Max() + 1;
-        if (_addedByText.Count > 0)
-        {
-            // Of two tokens that begin at one place, the longer wins.
-            IEnumerable<string> longestFirst = _addedByText.Keys.OrderByDescending(text => text.Length).Select(Regex.Escape);
-            _addedPattern = new Regex(string.Join('|', longestFirst), RegexOptions.CultureInvariant | RegexOptions.Compiled);
-        }
+        _addedPattern = AnyOf(addedTokens.Where(token => !token.IsNormalized).Select(token => token.Content));
     }
 
     /// <summary>Ids that stand in front of an encoded text, such as the one that begins a text.</summary>
@@ -140,6 +135,16 @@ public abstract class TextTokenizer
     /// <param name="isFirst">Whether it begins the whole text.</param>
     /// <param name="ids">Where to add.</param>
     private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids);
+
+    /// <summary>An expression that matches any of several texts, or null if there are none.</summary>
+    private protected static Regex? AnyOf(IEnumerable<string> texts)
+    {
+        // Of two that begin at one place, the longer wins.
+        string[] longestFirst = [.. texts.OrderByDescending(text => text.Length).Select(Regex.Escape)];
+        return longestFirst.Length == 0
+            ? null
+            : new Regex(string.Join('|', longestFirst), RegexOptions.CultureInvariant | RegexOptions.Compiled);
+    }
 
     private static string WithoutHalfPairs(string text)
     {

@@ -171,11 +171,6 @@ internal sealed class TokenizerFile
                 throw new CheckpointException($"expected a text as 'content' of each added token, but got {token.GetRawText()}.", path);
             }
 
-            if ((token.FindBoolean("normalized", path) ?? false) && root.Find("normalizer") is not null)
-            {
-                throw new UnsupportedModelException($"'normalized' of the added token '{content}' is not supported beside a normalizer.", path);
-            }
-
             foreach (string flag in (string[])["single_word", "lstrip", "rstrip"])
             {
                 if (token.FindBoolean(flag, path) ?? false)
@@ -184,7 +179,11 @@ internal sealed class TokenizerFile
                 }
             }
 
-            added.Add(new AddedToken(token.RequireInt32("id", path), content, token.FindBoolean("special", path) ?? false));
+            added.Add(new AddedToken(
+                token.RequireInt32("id", path),
+                content,
+                token.FindBoolean("special", path) ?? false,
+                (token.FindBoolean("normalized", path) ?? false) && root.Find("normalizer") is not null));
         }
 
         return added;
@@ -267,6 +266,12 @@ internal sealed class TokenizerFile
 
     private void RequireByteLevelTokens()
     {
+        if (AddedTokens.FirstOrDefault(token => token.IsNormalized) is AddedToken normalized)
+        {
+            throw new UnsupportedModelException(
+                $"'normalized' of the added token '{normalized.Content}' is not supported beside the normalizer of byte-level BPE.", Path);
+        }
+
         foreach (char character in ByteLevelAlphabet.Characters)
         {
             if (!Vocabulary.ContainsKey(character.ToString()))
