@@ -3,6 +3,7 @@ using Mustafar.Examples.Llama.Tokenizer;
 namespace Mustafar.Examples.Llama.Chat;
 
 /// <summary>ChatML, the chats of Qwen.</summary>
+/// <remarks>Qwen 3 leaves the reasoning out of replies that it reads again; a chat over one cache keeps what it has said.</remarks>
 /// <param name="defaultSystem">What the system says in a chat where it says nothing; nothing if null.</param>
 public sealed class ChatMlTemplate(string? defaultSystem = null) : ChatTemplate
 {

@@ -2,7 +2,11 @@ using Mustafar.Examples.Llama.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Chat;
 
-/// <summary>The chats of Mistral's instruction models. What the system says goes in front of the user's first turn.</summary>
+/// <summary>The chats of Mistral's instruction models.</summary>
+/// <remarks>
+/// What the system says goes in front of the user's first turn. Version 0.3 puts it in front of the latest, which would mean to write
+/// the chat anew at each turn.
+/// </remarks>
 /// <param name="beforeUser">Markup in front of what a user says; the versions differ in spaces.</param>
 /// <param name="afterUser">Markup behind it.</param>
 public sealed class MistralTemplate(string beforeUser = "[INST] ", string afterUser = " [/INST]") : ChatTemplate

@@ -83,7 +83,13 @@ internal sealed class ChatCommand : LlamaCommand
     private string? Ask(ConsoleOutput output)
     {
         output.Write("> ");
-        return _input.ReadLine();
+        string? line = _input.ReadLine();
+        if (line is null)
+        {
+            output.WriteLine();
+        }
+
+        return line;
     }
 
     private sealed record Exchange(string User, string Assistant, int CachedTokens, int NewTokens, int ReplyTokens, string FinishReason);

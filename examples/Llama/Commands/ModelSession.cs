@@ -63,12 +63,6 @@ internal sealed class ModelSession : IDisposable
         ? ModelCache.Dense(Model, batchSize)
         : ModelCache.Mustafar(Model, Settings.Options, batchSize);
 
-    /// <summary>The id that begins a text.</summary>
-    /// <exception cref="CommandException">The tokenizer has none.</exception>
-    public int BeginningOfText => Tokenizer.Prefix.Count > 0
-        ? Tokenizer.Prefix[0]
-        : throw new CommandException("This command needs a tokenizer with a token that begins a text, but this one has none.");
-
     /// <inheritdoc/>
     public void Dispose() => Language.Dispose();
 }

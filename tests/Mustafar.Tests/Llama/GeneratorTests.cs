@@ -161,7 +161,7 @@ public sealed class GeneratorTests
         List<int> haystack = tokenizer.Encode(string.Concat(Enumerable.Range(0, 400).Select(i => $"value_{i} = compute({i})\n")), false);
         for (int seed = 0; seed < 20; seed++)
         {
-            RecallTask task = RecallTask.Make(tokenizer, 8184, haystack, 512, new Random(seed));
+            RecallTask task = RecallTask.Make(tokenizer, haystack, 512, new Random(seed));
             string[] lines = tokenizer.Decode(task.Context).Split('\n');
             string name = tokenizer.Decode(task.Question)["\n# recall ".Length..^" =".Length];
             using (Assert.EnterMultipleScope())
@@ -183,8 +183,8 @@ public sealed class GeneratorTests
         List<int> haystack = tokenizer.Encode("a = 1\nb = 2\n", false);
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(() => RecallTask.Make(tokenizer, 8184, haystack, 20, new Random(0)), Throws.ArgumentException.With.Message.Contains("room"));
-            Assert.That(() => RecallTask.Make(tokenizer, 8184, haystack, 512, new Random(0)), Throws.ArgumentException.With.Message.Contains("at least"));
+            Assert.That(() => RecallTask.Make(tokenizer, haystack, 20, new Random(0)), Throws.ArgumentException.With.Message.Contains("room"));
+            Assert.That(() => RecallTask.Make(tokenizer, haystack, 512, new Random(0)), Throws.ArgumentException.With.Message.Contains("at least"));
         }
     }
 
