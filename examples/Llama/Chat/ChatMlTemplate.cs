@@ -5,12 +5,15 @@ namespace Mustafar.Examples.Llama.Chat;
 /// <summary>ChatML, the chats of Qwen.</summary>
 /// <remarks>Qwen 3 leaves the reasoning out of replies that it reads again; a chat over one cache keeps what it has said.</remarks>
 /// <param name="defaultSystem">What the system says in a chat where it says nothing; nothing if null.</param>
-public sealed class ChatMlTemplate(string? defaultSystem = null) : ChatTemplate
+/// <param name="beginsText">Whether a chat begins with the token that begins a text.</param>
+public sealed class ChatMlTemplate(string? defaultSystem = null, bool beginsText = false) : ChatTemplate
 {
     private const string Begin = "<|im_start|>";
 
     /// <inheritdoc/>
     public override string EndOfReply => "<|im_end|>";
+
+    private protected override bool BeginsText => beginsText;
 
     private protected override string AfterReply => "\n";
 

@@ -48,7 +48,8 @@ public abstract class ChatTemplate
         }
 
         Write(parts, turns, from);
-        return tokenizer.Encode(parts);
+        List<int> ids = tokenizer.Encode(parts);
+        return from == 0 && BeginsText ? [.. tokenizer.Prefix, .. ids] : ids;
     }
 
     /// <summary>Checks that a tokenizer has the tokens that the template is made of.</summary>
@@ -63,6 +64,9 @@ public abstract class ChatTemplate
             }
         }
     }
+
+    /// <summary>Whether a chat begins with what the tokenizer puts in front of a text, beside what the template writes.</summary>
+    private protected virtual bool BeginsText => false;
 
     /// <summary>Markup behind <see cref="EndOfReply"/>.</summary>
     private protected virtual string AfterReply => "";

@@ -69,17 +69,34 @@ public static partial class ChatTemplates
         if (Has("<|im_start|>") && Has("<|im_end|>"))
         {
             Match system = DefaultSystem().Match(program);
-            return new ChatMlTemplate(system.Success ? system.Groups["text"].Value : null);
+            return new ChatMlTemplate(system.Success ? system.Groups["text"].Value : null, beginsText: Has("bos_token"));
         }
 
-        // Llama 2 wraps what the system says in marks of its own.
-        return Has("[INST]") && Has("[/INST]") && !Has("<<SYS>>")
-            ? new MistralTemplate(HasText(" [INST] ") ? " [INST] " : "[INST] ", HasText(" [/INST]") ? " [/INST]" : "[/INST]")
-            : null;
+        // Llama 2, and later models of Mistral, wrap what the system says in marks of their own.
+        string? beforeUser = FirstText(" [INST] ", "[INST] ", "[INST]");
+        string? afterUser = FirstText(" [/INST]", "[/INST]");
+        return beforeUser is null || afterUser is null || Has("<<SYS>>") || Has("[SYSTEM_PROMPT]")
+            ? null
+            : new MistralTemplate(
+                beforeUser,
+                afterUser,
+                beforeReply: Has("' ' + message['content']") || Has("\" \" + message[\"content\"]") ? " " : "",
+                afterReply: Has("eos_token + ' '") ? " " : "");
 
         bool Has(string text) => program.Contains(text, StringComparison.Ordinal);
 
-        bool HasText(string text) => Has($"'{text}'") || Has($"\"{text}\"");
+        string? FirstText(params ReadOnlySpan<string> texts)
+        {
+            foreach (string text in texts)
+            {
+                if (Has($"'{text}'") || Has($"\"{text}\""))
+                {
+                    return text;
+                }
+            }
+
+            return null;
+        }
     }
 
     /// <summary>Who speaks, as templates spell it.</summary>

@@ -9,10 +9,15 @@ namespace Mustafar.Examples.Llama.Chat;
 /// </remarks>
 /// <param name="beforeUser">Markup in front of what a user says; the versions differ in spaces.</param>
 /// <param name="afterUser">Markup behind it.</param>
-public sealed class MistralTemplate(string beforeUser = "[INST] ", string afterUser = " [/INST]") : ChatTemplate
+/// <param name="beforeReply">Markup in front of an earlier reply that is read again.</param>
+/// <param name="afterReply">Markup behind the token that ends a reply.</param>
+public sealed class MistralTemplate(
+    string beforeUser = "[INST] ", string afterUser = " [/INST]", string beforeReply = "", string afterReply = "") : ChatTemplate
 {
     /// <inheritdoc/>
     public override string EndOfReply => "</s>";
+
+    private protected override string AfterReply => afterReply;
 
     private protected override IReadOnlyList<string> Tokens => ["<s>", "</s>"];
 
@@ -37,9 +42,9 @@ public sealed class MistralTemplate(string beforeUser = "[INST] ", string afterU
         for (int i = Math.Max(from, first); i < turns.Count; i++)
         {
             bool isUser = turns[i].Speaker == ChatSpeaker.User;
-            parts.Add(new TextPart(isUser ? beforeUser : " ", IsMarkup: true));
+            parts.Add(new TextPart(isUser ? beforeUser : beforeReply, IsMarkup: true));
             parts.Add(new TextPart(i == first && system is not null ? $"{system}\n\n{turns[i].Text}" : turns[i].Text, IsMarkup: false));
-            parts.Add(new TextPart(isUser ? afterUser : EndOfReply, IsMarkup: true));
+            parts.Add(new TextPart(isUser ? afterUser : EndOfReply + AfterReply, IsMarkup: true));
         }
     }
 }

@@ -54,7 +54,7 @@ public sealed class ChatTemplateTests
         yield return Case("mistral", new MistralTemplate(), [s_more], "<s>[INST] More [/INST]");
         yield return Case(
             "mistral, system, history",
-            new MistralTemplate(" [INST] ", "[/INST]"),
+            new MistralTemplate(" [INST] ", "[/INST]", " "),
             [s_system, s_more, s_reply, s_more],
             "<s> [INST] Be brief.\n\nMore[/INST] Hi.</s> [INST] More[/INST]");
     }
@@ -73,8 +73,8 @@ public sealed class ChatTemplateTests
         TextTokenizer tokenizer = Tokenizer("<|im_start|>", "<|im_end|>", "<s>", "</s>");
         ChatTurn[] longer = [.. turns, new ChatTurn(ChatSpeaker.Assistant, "def f():"), s_more];
         List<int> ids = template.Encode(tokenizer, turns);
-        // Mistral's replies begin with a space, which is the model's to generate.
-        ids.AddRange(tokenizer.Encode((template is MistralTemplate ? " " : "") + "def f():", addSpecialTokens: false));
+        // Where a template writes a space in front of a reply, it is the model's to generate.
+        ids.AddRange(tokenizer.Encode((expected.Contains("[/INST] Hi.") ? " " : "") + "def f():", addSpecialTokens: false));
         ids.AddRange(template.Encode(tokenizer, longer, turns.Length + 1));
         Assert.That(tokenizer.Decode(ids, skipSpecialTokens: false), Is.EqualTo(tokenizer.Decode(template.Encode(tokenizer, longer), false))
             .And.StartWith(expected));
@@ -110,16 +110,14 @@ public sealed class ChatTemplateTests
         }
     }
 
-    // Parts of the programs of Llama 3, 3.1, 3.2, Qwen 2, 2.5 and 3, and Mistral 0.1 to 0.3.
+    // Parts of the programs of Llama 3, 3.1, 3.2, Qwen 2, 2.5 and 3, and of another ChatML.
     [TestCase("{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' %}", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nMore")]
     [TestCase("{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}{{- \"Cutting Knowledge Date: December 2023\\n\" }}<|eot_id|>", "Today Date: 26 Jul 2024\n")]
     [TestCase("{%- set date_string = strftime_now(\"%d %b %Y\") %}{{- \"<|start_header_id|>Cutting Knowledge Date: December 2023\\n\" }}<|eot_id|>", "Today Date: 01 Feb 2026\n")]
     [TestCase("{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nMore")]
     [TestCase("{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}", "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n")]
     [TestCase("{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}", "<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n")]
-    [TestCase("{{ '[INST] ' + message['content'] + ' [/INST]' }}", "<s>[INST] More [/INST]")]
-    [TestCase("{{- ' [INST] ' + message['content'] + ' [/INST]' }}", "<s> [INST] More [/INST]")]
-    [TestCase("{{- \"[INST] \" + message[\"content\"] + \"[/INST]\" }}", "<s>[INST] More[/INST]")]
+    [TestCase("{{ bos_token }}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}", "<|begin_of_text|><|im_start|>user\nMore<|im_end|>\n")]
     public void AreFoundByTheCheckpointsProgram(string program, string expected)
     {
         TextTokenizer tokenizer = Tokenizer("<|im_start|>", "<|im_end|>", "<s>", "</s>");
@@ -127,6 +125,21 @@ public sealed class ChatTemplateTests
         Assert.That(tokenizer.Decode(template.Encode(tokenizer, [s_more]), skipSpecialTokens: false), Does.Contain(expected));
     }
 
+    // Mistral 0.1, 0.2 at first, both later, 0.3, and Nemo.
+    [TestCase("{{ '[INST] ' + message['content'] + ' [/INST]' }}{{ message['content'] + eos_token + ' ' }}", "<s>[INST] More [/INST]Hi.</s> [INST] More [/INST]")]
+    [TestCase("{{ '[INST] ' + message['content'] + ' [/INST]' }}{{ message['content'] + eos_token }}", "<s>[INST] More [/INST]Hi.</s>[INST] More [/INST]")]
+    [TestCase("{{- ' [INST] ' + message['content'] + ' [/INST]' }}{{- ' ' + message['content'] + eos_token}}", "<s> [INST] More [/INST] Hi.</s> [INST] More [/INST]")]
+    [TestCase("{{- \"[INST] \" + message[\"content\"] + \"[/INST]\" }}{{- \" \" + message[\"content\"]|trim + eos_token}}", "<s>[INST] More[/INST] Hi.</s>[INST] More[/INST]")]
+    [TestCase("{{- \"[INST]\" + message[\"content\"] + \"[/INST]\" }}{{- message[\"content\"] + eos_token}}", "<s>[INST]More[/INST]Hi.</s>[INST]More[/INST]")]
+    public void OfMistralDifferInSpaces(string program, string expected)
+    {
+        TextTokenizer tokenizer = Tokenizer("<s>", "</s>");
+        ChatTemplate template = ChatTemplates.Recognise(program, new DateOnly(2026, 2, 1))!;
+        Assert.That(
+            template.Encode(tokenizer, [s_more, s_reply, s_more]), Is.EqualTo(tokenizer.Encode(expected, addSpecialTokens: false)));
+    }
+
+    [TestCase("{{- '[SYSTEM_PROMPT]' }}{{ '[INST]' + message['content'] + '[/INST]' }}")]
     [TestCase("{{ '[INST] <<SYS>>\\n' + system_message }} [/INST]")]
     [TestCase("{{ '<start_of_turn>' + role }}")]
     [TestCase("")]
