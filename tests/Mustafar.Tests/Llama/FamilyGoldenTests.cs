@@ -15,14 +15,11 @@ namespace Mustafar.Tests.Llama;
 [TestFixture("qwen3")]
 public sealed class FamilyGoldenTests(string name)
 {
-    private const int Tokens = 160;
-    private const int LastLogits = 8;
-
-    private readonly string _directory = Path.Combine(Golden.Directory, "tiny", name);
+    private readonly string _directory = TinyGolden.Directory(name);
 
     private LlamaForCausalLM _model = null!;
 
-    private string GoldenFile => Path.Combine(_directory, "golden.safetensors");
+    private string GoldenFile => TinyGolden.File(name);
 
     [OneTimeSetUp]
     public void Load() => _model = Golden.LoadModel(_directory);
@@ -40,8 +37,8 @@ public sealed class FamilyGoldenTests(string name)
         using ModelCache unpruned = ModelCache.Mustafar(_model, new MustafarOptions { KeySparsity = 0, ValueSparsity = 0, GroupSize = 32 });
         using (Assert.EnterMultipleScope())
         {
-            AssertGolden(_model, dense, cuts);
-            AssertGolden(_model, unpruned, cuts);
+            TinyGolden.AssertLogits(_model, dense, name, cuts);
+            TinyGolden.AssertLogits(_model, unpruned, name, cuts);
         }
     }
 
@@ -91,29 +88,5 @@ public sealed class FamilyGoldenTests(string name)
         LlamaConfig actual = LlamaConfig.Load(directory.File("config.json"));
         Assert.That(
             actual with { EosTokenIds = expected.EosTokenIds, SlidingLayers = expected.SlidingLayers }, Is.EqualTo(expected));
-    }
-
-    private void AssertGolden(LlamaForCausalLM model, ModelCache cache, int[] cuts)
-    {
-        using DisposeScope scope = NewDisposeScope();
-        using IDisposable mode = inference_mode();
-        Tensor ids = tensor(Golden.Longs(GoldenFile, "ids")).reshape(1, -1);
-        List<Tensor> parts = [];
-        int start = 0;
-        foreach (int count in cuts.Length > 0 ? cuts : Enumerable.Repeat(1, Tokens))
-        {
-            parts.Add(model.forward(ids.narrow(1, start, count), cache)[0]);
-            start += count;
-        }
-
-        Tensor logits = cat(parts, 0);
-        Tensor nll = TeacherForcing.OfToken(logits.narrow(0, 0, Tokens - 1), ids[0].narrow(0, 1, Tokens - 1));
-        double[] last = [.. logits.narrow(0, Tokens - LastLogits, LastLogits).reshape(-1).data<float>().Select(value => (double)value)];
-        using (Assert.EnterMultipleScope())
-        {
-            Assert.That(start, Is.EqualTo(Tokens));
-            Assert.That(Golden.LargestError(nll.data<double>().ToArray(), Golden.Floats(GoldenFile, "nll")), Is.LessThan(1e-3));
-            Assert.That(Golden.LargestError(last, Golden.Floats(GoldenFile, "logits")), Is.LessThan(2e-3));
-        }
     }
 }
