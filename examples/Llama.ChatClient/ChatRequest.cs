@@ -9,7 +9,8 @@ namespace Mustafar.Examples.Llama;
 /// <param name="Sampling">How tokens are chosen.</param>
 /// <param name="MaxTokens">Tokens to generate at most.</param>
 /// <param name="StopSequences">Texts that end the reply.</param>
-internal sealed record ChatRequest(IReadOnlyList<ChatTurn> Turns, SamplingOptions Sampling, int MaxTokens, IReadOnlyList<string> StopSequences)
+internal sealed record ChatRequest(
+    IReadOnlyList<ChatTurn> Turns, SamplingOptions Sampling, int MaxTokens, IReadOnlyList<string> StopSequences)
 {
     /// <summary>Reads messages and options.</summary>
     /// <param name="messages">The chat.</param>

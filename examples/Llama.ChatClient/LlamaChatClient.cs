@@ -33,7 +33,8 @@ public sealed class LlamaChatClient : IChatClient
     {
         _model = model;
         _options = options;
-        _metadata = new ChatClientMetadata("mustafar", defaultModelId: Path.GetFileName(Path.TrimEndingDirectorySeparator(model.Language.Directory)));
+        string modelId = Path.GetFileName(Path.TrimEndingDirectorySeparator(model.Language.Directory));
+        _metadata = new ChatClientMetadata("mustafar", defaultModelId: modelId);
     }
 
     private string ModelId => _metadata.DefaultModelId!;
@@ -147,6 +148,10 @@ public sealed class LlamaChatClient : IChatClient
         };
     }
 
+    private ModelCache NewCache() => _options.Cache is MustafarOptions options
+        ? ModelCache.Mustafar(_model.Language.Model, options)
+        : ModelCache.Dense(_model.Language.Model);
+
     // The one whose cache serves most of the turns; else a new one, or the one that was not used for longest.
     private Conversation ConversationFor(IReadOnlyList<ChatTurn> turns)
     {
@@ -164,9 +169,7 @@ public sealed class LlamaChatClient : IChatClient
             _conversations.Remove(conversation);
         }
 
-        conversation ??= new Conversation(
-            _model,
-            _options.Cache is MustafarOptions cache ? ModelCache.Mustafar(_model.Language.Model, cache) : ModelCache.Dense(_model.Language.Model));
+        conversation ??= new Conversation(_model, NewCache());
         _conversations.Add(conversation);
         return conversation;
     }

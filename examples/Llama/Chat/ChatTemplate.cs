@@ -33,7 +33,8 @@ public abstract class ChatTemplate
 
         if (turns[^1].Speaker != ChatSpeaker.User)
         {
-            throw new ArgumentException($"Expected a chat that ends with a turn of the user, but it is the {turns[^1].Speaker}'s.", nameof(turns));
+            throw new ArgumentException(
+                $"Expected a chat that ends with a turn of the user, but it is the {turns[^1].Speaker}'s.", nameof(turns));
         }
 
         List<TextPart> parts = [];
@@ -41,7 +42,8 @@ public abstract class ChatTemplate
         {
             if (turns[from - 1].Speaker != ChatSpeaker.Assistant)
             {
-                throw new ArgumentException($"Expected a reply in front of turn {from}, but it is the {turns[from - 1].Speaker}'s.", nameof(from));
+                throw new ArgumentException(
+                    $"Expected a reply in front of turn {from}, but it is the {turns[from - 1].Speaker}'s.", nameof(from));
             }
 
             parts.Add(new TextPart(EndOfReply + AfterReply, IsMarkup: true));

@@ -45,10 +45,11 @@ public static partial class ChatTemplates
         }
         else
         {
+            string names = string.Join(", ", Names);
             string program = ReadProgram(directory)
-                ?? throw new UnsupportedModelException($"there is no chat template; one of {string.Join(", ", Names)} can be chosen.", directory);
+                ?? throw new UnsupportedModelException($"there is no chat template; one of {names} can be chosen.", directory);
             template = Recognise(program, DateOnly.FromDateTime(DateTime.Now))
-                ?? throw new UnsupportedModelException($"the chat template is not known; expected one of {string.Join(", ", Names)}.", directory);
+                ?? throw new UnsupportedModelException($"the chat template is not known; expected one of {names}.", directory);
         }
 
         template.RequireTokens(tokenizer, directory);

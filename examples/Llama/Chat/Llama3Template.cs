@@ -10,7 +10,8 @@ public sealed class Llama3Template(DateOnly? today = null) : ChatTemplate
     /// <inheritdoc/>
     public override string EndOfReply => "<|eot_id|>";
 
-    private protected override IReadOnlyList<string> Tokens => ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
+    private protected override IReadOnlyList<string> Tokens =>
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
 
     private protected override void Write(List<TextPart> parts, IReadOnlyList<ChatTurn> turns, int from)
     {

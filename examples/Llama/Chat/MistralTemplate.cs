@@ -30,7 +30,8 @@ public sealed class MistralTemplate(
             ChatSpeaker expected = (i - first) % 2 == 0 ? ChatSpeaker.User : ChatSpeaker.Assistant;
             if (turns[i].Speaker != expected)
             {
-                throw new ArgumentException($"Expected turns of user and assistant by turns, but turn {i} is the {turns[i].Speaker}'s.", nameof(turns));
+                throw new ArgumentException(
+                    $"Expected turns of user and assistant by turns, but turn {i} is the {turns[i].Speaker}'s.", nameof(turns));
             }
         }
 

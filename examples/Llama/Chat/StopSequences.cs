@@ -12,7 +12,7 @@ internal sealed class StopSequences(IReadOnlyList<string> sequences)
     public bool IsFound { get; private set; }
 
     /// <summary>Takes the next part of the text.</summary>
-    /// <returns>What can't be part of a sequence: all before the first sequence, and until one appears nothing that may begin one.</returns>
+    /// <returns>What can't be part of a sequence: all before the first one, and until one appears nothing that may begin one.</returns>
     public string Append(string part)
     {
         if (IsFound)

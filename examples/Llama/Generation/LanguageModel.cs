@@ -14,7 +14,8 @@ public sealed class LanguageModel : IDisposable
     // Of a model whose head is its embedding, some checkpoints hold both.
     private const string Head = "lm_head.weight";
 
-    private LanguageModel(string directory, LlamaForCausalLM model, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens, IReadOnlyList<string> unused)
+    private LanguageModel(
+        string directory, LlamaForCausalLM model, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens, IReadOnlyList<string> unused)
     {
         Directory = directory;
         Model = model;
@@ -53,7 +54,8 @@ public sealed class LanguageModel : IDisposable
         if (tokenizer.VocabSize > config.VocabSize)
         {
             throw new CheckpointException(
-                $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.", directory);
+                $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.",
+                directory);
         }
 
         IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);

@@ -91,7 +91,8 @@ public sealed class ModelCache : IDisposable
             {
                 if (config.WindowOf(i) is int window)
                 {
-                    throw new NotSupportedException($"A cache with a sliding window, which layer {i} has of {window} tokens, is not supported.");
+                    throw new NotSupportedException(
+                        $"A cache with a sliding window, which layer {i} has of {window} tokens, is not supported.");
                 }
 
                 layers.Add(make());

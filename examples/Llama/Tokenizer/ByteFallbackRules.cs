@@ -97,7 +97,8 @@ internal sealed record ByteFallbackRules(SpaceInFront InFront, bool SplitsAtSpac
             throw Unsupported("pre-tokenizer", step, path);
         }
 
-        string scheme = step.FindString("prepend_scheme", path) ?? ((step.FindBoolean("add_prefix_space", path) ?? true) ? "always" : "never");
+        string scheme = step.FindString("prepend_scheme", path)
+            ?? ((step.FindBoolean("add_prefix_space", path) ?? true) ? "always" : "never");
         SpaceInFront inFront = scheme switch
         {
             "always" => SpaceInFront.EachWithout,

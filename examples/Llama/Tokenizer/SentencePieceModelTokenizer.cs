@@ -16,7 +16,12 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     private readonly bool _spaceInFrontOfParts;
 
     private SentencePieceModelTokenizer(
-        SentencePieceModelFile file, SentencePieceTokenizer pieces, int[] byteIds, IReadOnlyList<int> prefix, IReadOnlyList<int> suffix, bool legacy)
+        SentencePieceModelFile file,
+        SentencePieceTokenizer pieces,
+        int[] byteIds,
+        IReadOnlyList<int> prefix,
+        IReadOnlyList<int> suffix,
+        bool legacy)
         : base(file.Controls, ByteFallback.Bytes(file.Vocabulary, byteIds))
     {
         _pieces = pieces;

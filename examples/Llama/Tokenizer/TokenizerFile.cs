@@ -4,7 +4,8 @@ using Mustafar.Examples.Llama.Checkpoint;
 namespace Mustafar.Examples.Llama.Tokenizer;
 
 /// <summary>
-/// What a tokenizer.json of BPE says of tokens and of the frame of a text. What would change ids and isn't implemented is refused, never ignored.
+/// What a tokenizer.json of BPE says of tokens and of the frame of a text. What would change ids and isn't implemented is refused, never
+/// ignored.
 /// </summary>
 internal sealed class TokenizerFile
 {

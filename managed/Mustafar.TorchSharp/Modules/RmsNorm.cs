@@ -17,7 +17,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
     /// <param name="eps">Added to the mean square.</param>
     /// <param name="dtype">Type of the weight.</param>
     /// <param name="device">Device of the weight; the CPU if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">The size is not positive, or <paramref name="eps"/> negative or not finite.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The size is not positive, or eps negative or not finite.</exception>
     public RmsNorm(int size, double eps, ScalarType dtype, Device? device = null)
         : base(nameof(RmsNorm))
     {

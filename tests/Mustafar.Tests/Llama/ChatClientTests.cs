@@ -60,7 +60,7 @@ public sealed class ChatClientTests
         ChatResponse edited = await _client.GetResponseAsync(messages);
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(second.Usage!.CachedInputTokenCount, Is.EqualTo(first.Usage!.TotalTokenCount - 1), "the last token is read with the next turn");
+            Assert.That(second.Usage!.CachedInputTokenCount, Is.EqualTo(first.Usage!.TotalTokenCount - 1), "the last token is read next");
             Assert.That(same.Usage!.CachedInputTokenCount, Is.Zero, "it doesn't extend the chat, which has the reply too");
             Assert.That(edited.Usage!.CachedInputTokenCount, Is.Zero);
         }

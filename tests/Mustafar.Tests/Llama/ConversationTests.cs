@@ -127,7 +127,9 @@ public sealed class ConversationTests
             Assert.That(() => conversation.Reply([], Greedy(), 3), Throws.InstanceOf<ArgumentException>());
             Assert.That(() => conversation.Reply([s_second], Greedy(), 0), Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => conversation.Reply([s_second], Greedy(), 3, [""]), Throws.ArgumentException);
-            Assert.That(() => conversation.Reply([s_second], Greedy(), 3, cancellationToken: new CancellationToken(true)).Count(), Throws.InstanceOf<OperationCanceledException>());
+            Assert.That(
+                () => conversation.Reply([s_second], Greedy(), 3, cancellationToken: new CancellationToken(true)).Count(),
+                Throws.InstanceOf<OperationCanceledException>());
             Assert.That(conversation.Turns, Is.EqualTo(before));
             Assert.That(conversation.CachedTokens, Is.EqualTo(cached));
             Assert.That(() => new Conversation(_model, used), Throws.ArgumentException.With.Message.Contains("empty"));
