@@ -11,6 +11,7 @@ namespace Mustafar.Tests.Llama;
 /// </summary>
 [TestFixture("llama2")]
 [TestFixture("llama31")]
+[TestFixture("mistral")]
 [TestFixture("qwen2")]
 [TestFixture("qwen3")]
 public sealed class FamilyGoldenTests(string name)

@@ -34,17 +34,6 @@ public sealed class SlidingWindowTests
         }
     }
 
-    [Test]
-    public void CachesThatHaveNoWindowRefuseTheModel()
-    {
-        using (Assert.EnterMultipleScope())
-        {
-            Assert.That(() => ModelCache.Dense(_model), Throws.TypeOf<NotSupportedException>().With.Message.Contains("48 tokens"));
-            Assert.That(
-                () => ModelCache.Mustafar(_model, new MustafarOptions()), Throws.TypeOf<NotSupportedException>().With.Message.Contains("48 tokens"));
-        }
-    }
-
     private ModelCache Caches(Func<int, int?> windowOf) => new(Enumerable.Range(0, _model.Config.NumLayers).Select(layer => new PrunedDenseCache(
         _model.Config.NumKvHeads, _model.Config.HeadDim, new MustafarOptions { KeySparsity = 0, ValueSparsity = 0 }, windowOf(layer))));
 }
