@@ -1,3 +1,3 @@
 using Mustafar.Examples.Llama.Commands;
 
-return LlamaProgram.Run(args, Console.Out, Console.Error, showProgress: !Console.IsErrorRedirected);
+return LlamaProgram.Run(args, Console.In, Console.Out, Console.Error, showProgress: !Console.IsErrorRedirected);

@@ -21,6 +21,7 @@ public sealed record MustafarOptions
     private readonly int _localWindow = 32;
     private readonly int _groupSize = 64;
     private readonly int _keepMultiple = 8;
+    private readonly int? _slidingWindow;
 
     /// <summary>Share of each key's channels that is pruned, 0 to less than 1. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
@@ -79,6 +80,20 @@ public sealed record MustafarOptions
     /// <see cref="KeepMultiple"/> is not used. <see cref="GroupSize"/> and all else are as without.
     /// </remarks>
     public bool Balanced { get; init; }
+
+    /// <summary>
+    /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models);
+    /// null, the default, for all.
+    /// </summary>
+    /// <remarks>Pages of tokens that no coming query sees are used again, so that endless generation takes a bounded number of them.</remarks>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
+    public int? SlidingWindow
+    {
+        get => _slidingWindow;
+        init => _slidingWindow = value is null or > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(SlidingWindow), value, "Expected a positive number of tokens, or null.");
+    }
 
     /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
     /// <param name="headDim">Channels of a key.</param>

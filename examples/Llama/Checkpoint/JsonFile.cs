@@ -100,6 +100,10 @@ internal static class JsonFile
         return value.ValueKind == kind ? value : throw Wrong(key, Describe(kind), value, path);
     }
 
+    /// <summary>Whether a value is a given number.</summary>
+    public static bool IsNumber(this JsonElement value, double expected) =>
+        value.ValueKind == JsonValueKind.Number && value.GetDouble() == expected;
+
     /// <summary>A kind of JSON value in words.</summary>
     public static string Describe(JsonValueKind kind) => kind switch
     {

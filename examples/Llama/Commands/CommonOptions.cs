@@ -10,48 +10,25 @@ internal sealed class CommonOptions
 {
     private const string TypeOfCheckpoint = "auto";
 
-    private readonly Option<string> _model = new("--model")
-    {
-        Description = "Directory of a Hugging Face checkpoint.",
-        DefaultValueFactory = _ => ShippedFiles.Model,
-        HelpName = "DIR",
-    };
+    private readonly Option<string> _model = CommandOption.WithDefault(
+        "--model", "Directory of a Hugging Face checkpoint.", ShippedFiles.Model, "DIR");
 
-    private readonly Option<string> _attention = new("--attention")
-    {
-        Description = "Whether attention reads a pruned and compressed cache, or a dense one.",
-        DefaultValueFactory = _ => "mustafar",
-    };
+    private readonly Option<string> _attention = CommandOption.WithDefault(
+        "--attention", "Whether attention reads a pruned and compressed cache, or a dense one.", "mustafar");
 
     private readonly Option<double> _keySparsity = Share("--key-sparsity", "Share of each key's channels that is pruned.");
     private readonly Option<double> _valueSparsity = Share("--value-sparsity", "Share of each value's channels that is pruned.");
 
-    private readonly Option<int> _localWindow = new("--local-window")
-    {
-        Description = "Latest tokens that always stay dense.",
-        DefaultValueFactory = _ => new MustafarOptions().LocalWindow,
-        HelpName = "TOKENS",
-    };
+    private readonly Option<int> _localWindow = CommandOption.WithDefault(
+        "--local-window", "Latest tokens that always stay dense.", new MustafarOptions().LocalWindow, "TOKENS");
 
-    private readonly Option<int> _groupSize = new("--group-size")
-    {
-        Description = "Tokens that are compressed together, a multiple of 32.",
-        DefaultValueFactory = _ => new MustafarOptions().GroupSize,
-        HelpName = "TOKENS",
-    };
+    private readonly Option<int> _groupSize = CommandOption.WithDefault(
+        "--group-size", "Tokens that are compressed together, a multiple of 32.", new MustafarOptions().GroupSize, "TOKENS");
 
-    private readonly Option<string> _device = new("--device")
-    {
-        Description = "cpu, cuda or cuda:N.",
-        DefaultValueFactory = _ => "cpu",
-        HelpName = "DEVICE",
-    };
+    private readonly Option<string> _device = CommandOption.WithDefault("--device", "cpu, cuda or cuda:N.", "cpu", "DEVICE");
 
-    private readonly Option<string> _dtype = new("--dtype")
-    {
-        Description = "Type of the weights and of the cache; auto is the checkpoint's.",
-        DefaultValueFactory = _ => TypeOfCheckpoint,
-    };
+    private readonly Option<string> _dtype = CommandOption.WithDefault(
+        "--dtype", "Type of the weights and of the cache; auto is the checkpoint's.", TypeOfCheckpoint);
 
     private readonly Option<int?> _threads = new("--threads")
     {
@@ -115,12 +92,8 @@ internal sealed class CommonOptions
             threads);
     }
 
-    private static Option<double> Share(string name, string description) => new(name)
-    {
-        Description = description,
-        DefaultValueFactory = _ => new MustafarOptions().KeySparsity,
-        HelpName = "0..1",
-    };
+    private static Option<double> Share(string name, string description) =>
+        CommandOption.WithDefault(name, description, new MustafarOptions().KeySparsity, "0..1");
 
     private static Device ReadDevice(string text)
     {

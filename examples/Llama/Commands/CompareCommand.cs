@@ -18,12 +18,7 @@ internal sealed class CompareCommand : LlamaCommand
         HelpName = "FILE",
     };
 
-    private readonly Option<int> _maxTokens = new("--max-tokens")
-    {
-        Description = "Tokens to generate at most.",
-        DefaultValueFactory = _ => 128,
-        HelpName = "N",
-    };
+    private readonly Option<int> _maxTokens = GenerationOptions.NewMaxTokens(128);
 
     public CompareCommand()
         : base("compare", "Continue one prompt with a dense and with a compressed cache: speed, size, text and divergence.")

@@ -7,114 +7,145 @@ using Mustafar.Examples.Llama.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Continues a prompt.</summary>
+/// <summary>Continues a prompt, or several side by side.</summary>
 internal sealed class GenerateCommand : LlamaCommand
 {
     private const string DefaultPrompt = "def fibonacci(n):\n    \"\"\"Return the first n Fibonacci numbers.\"\"\"\n";
 
-    private readonly Option<string?> _prompt = new("--prompt") { Description = "Text to continue.", HelpName = "TEXT" };
+    private readonly Option<string[]> _prompts = new("--prompt")
+    {
+        Description = "Text to continue; given several times, the texts are continued side by side.",
+        HelpName = "TEXT",
+    };
+
     private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue.", HelpName = "FILE" };
 
-    private readonly Option<int> _maxTokens = new("--max-tokens")
-    {
-        Description = "Tokens to generate at most.",
-        DefaultValueFactory = _ => 256,
-        HelpName = "N",
-    };
-
-    private readonly Option<double> _temperature = new("--temperature")
-    {
-        Description = "Divides the scores before a token is drawn; 0 takes the likeliest.",
-        DefaultValueFactory = _ => 0,
-        HelpName = "T",
-    };
-
-    private readonly Option<int> _topK = new("--top-k") { Description = "Draw from the K likeliest tokens; 0 from all.", HelpName = "K" };
-
-    private readonly Option<double> _topP = new("--top-p")
-    {
-        Description = "Draw from the fewest of the likeliest tokens that have this probability together.",
-        DefaultValueFactory = _ => 1,
-        HelpName = "P",
-    };
-
-    private readonly Option<int> _seed = new("--seed") { Description = "Start of the random numbers.", HelpName = "S" };
-
+    private readonly GenerationOptions _generation = new(maxTokens: 256);
     private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Go on after a token that ends a text." };
 
     public GenerateCommand()
         : base("generate", "Continue a prompt, and report speed and cache size.")
     {
-        Add(_prompt, _promptFile, _maxTokens, _temperature, _topK, _topP, _seed, _ignoreStop);
+        Add([_prompts, _promptFile, .. _generation.All, _ignoreStop]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        SamplingOptions sampling = new()
-        {
-            Temperature = arguments.GetValue(_temperature),
-            TopK = arguments.GetValue(_topK),
-            TopP = arguments.GetValue(_topP),
-            Seed = arguments.GetValue(_seed),
-        };
-        int maxTokens = Positive(arguments, _maxTokens);
-        string prompt = Prompt(arguments);
+        SamplingOptions sampling = _generation.Sampling(arguments);
+        int maxTokens = Positive(arguments, _generation.MaxTokens);
+        string[] prompts = Prompts(arguments);
         using ModelSession session = ModelSession.Load(settings, output);
-        using ModelCache cache = session.NewCache();
+        using ModelCache cache = session.NewCache(prompts.Length);
         TokenGenerator generator = new(session.Model, cache);
-        IncrementalDetokenizer detokenizer = new(session.Tokenizer);
-        List<int> promptIds = session.Tokenizer.Encode(prompt);
         IReadOnlySet<int> stopTokens = arguments.GetValue(_ignoreStop) ? new HashSet<int>() : session.StopTokens;
-        StringBuilder text = new();
-        bool stopped = false;
-        int count = 0;
+        Continuation[] texts = [.. prompts.Select(prompt => new Continuation(prompt, session.Tokenizer, stopTokens))];
 
         // Evaluated before the prompt is echoed, so that a prompt that can't be used leaves no output.
-        IEnumerable<int> tokens = generator.Generate(promptIds, new Sampler(sampling), maxTokens, stopTokens);
-        output.Write(prompt);
-        foreach (int token in tokens)
+        IEnumerable<SequenceToken> tokens = generator.Generate(
+            [.. texts.Select(text => text.PromptIds)],
+            [.. texts.Select((_, i) => new Sampler(sampling with { Seed = unchecked(sampling.Seed + i) }))],
+            maxTokens,
+            stopTokens);
+        if (texts is [Continuation single])
         {
-            count++;
-            stopped = stopTokens.Contains(token);
-            Emit(stopped ? "" : detokenizer.Append(token));
+            output.Write(single.Prompt);
+            foreach (SequenceToken item in tokens)
+            {
+                output.Write(single.Append(item.Token));
+            }
+
+            output.WriteLine(single.Finish());
+        }
+        else
+        {
+            foreach (SequenceToken item in tokens)
+            {
+                texts[item.Sequence].Append(item.Token);
+            }
+
+            foreach (Continuation text in texts)
+            {
+                text.Finish();
+                output.WriteLine($"--- {text.Tokens} tokens after a prompt of {text.PromptIds.Count}");
+                output.WriteLine(text.Prompt + text.Text);
+            }
         }
 
-        Emit(detokenizer.Finish());
-        RunReport run = RunReport.Of(session);
-        MemoryReport memory = MemoryReport.Of(cache);
-        output.WriteLine();
+        Report(new Outcome(RunReport.Of(session), texts, generator, MemoryReport.Of(cache)), output);
+    }
+
+    private static void Report(Outcome run, ConsoleOutput output)
+    {
+        (int promptTokens, int tokens) = (run.Texts.Sum(text => text.PromptIds.Count), run.Texts.Sum(text => text.Tokens));
+        double promptSeconds = run.Generator.PrefillTime.TotalSeconds;
         output.WriteLine();
         output.WriteLine(string.Create(
             CultureInfo.InvariantCulture,
-            $"tokens    {count} after a prompt of {promptIds.Count}; {generator.TokensPerSecond:F1} tokens/s, ")
-            + string.Create(CultureInfo.InvariantCulture, $"prompt {generator.PrefillTime.TotalSeconds:F2} s"));
-        output.WriteLine($"cache     {memory}");
-        output.WriteLine($"sparsity  {run.DescribeSparsity()}");
-        output.WriteJson(new Result(
-            run,
-            prompt,
-            text.ToString(),
-            promptIds.Count,
-            count,
-            stopped ? "stop" : "length",
-            generator.TokensPerSecond,
-            generator.PrefillTime.TotalSeconds,
-            memory));
-
-        void Emit(string part)
+            $"tokens    {tokens} after a prompt of {promptTokens}; {run.Generator.TokensPerSecond:F1} tokens/s, prompt {promptSeconds:F2} s"));
+        output.WriteLine($"cache     {run.Cache}");
+        output.WriteLine($"sparsity  {run.Report.DescribeSparsity()}");
+        TextResult[] results = [.. run.Texts.Select(text =>
+            new TextResult(text.Prompt, text.Text, text.PromptIds.Count, text.Tokens, text.IsStopped ? "stop" : "length"))];
+        if (results is [TextResult single])
         {
-            text.Append(part);
-            output.Write(part);
+            output.WriteJson(new Result(
+                run.Report,
+                single.Prompt,
+                single.Text,
+                promptTokens,
+                tokens,
+                single.FinishReason,
+                run.Generator.TokensPerSecond,
+                promptSeconds,
+                run.Cache));
+        }
+        else
+        {
+            output.WriteJson(new BatchResult(run.Report, results, tokens, run.Generator.TokensPerSecond, promptSeconds, run.Cache));
         }
     }
 
-    private string Prompt(ParseResult arguments) => (arguments.GetValue(_prompt), arguments.GetValue(_promptFile)) switch
+    private string[] Prompts(ParseResult arguments) => (arguments.GetValue(_prompts) ?? [], arguments.GetValue(_promptFile)) switch
     {
-        (null, null) => DefaultPrompt,
-        (string prompt, null) => prompt,
-        (null, string file) => ShippedFiles.ReadText(file),
+        ([], null) => [DefaultPrompt],
+        (string[] prompts, null) => prompts,
+        ([], string file) => [ShippedFiles.ReadText(file)],
         _ => throw new CommandException("Expected --prompt or --prompt-file, but got both."),
     };
+
+    // One of the texts as it grows.
+    private sealed class Continuation(string prompt, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens)
+    {
+        private readonly IncrementalDetokenizer _detokenizer = new(tokenizer, continuesText: true);
+        private readonly StringBuilder _text = new();
+
+        public string Prompt => prompt;
+
+        public List<int> PromptIds { get; } = tokenizer.Encode(prompt);
+
+        public string Text => _text.ToString();
+
+        public int Tokens { get; private set; }
+
+        public bool IsStopped { get; private set; }
+
+        public string Append(int token)
+        {
+            Tokens++;
+            IsStopped = stopTokens.Contains(token);
+            return Add(IsStopped ? "" : _detokenizer.Append(token));
+        }
+
+        public string Finish() => Add(_detokenizer.Finish());
+
+        private string Add(string part)
+        {
+            _text.Append(part);
+            return part;
+        }
+    }
+
+    private sealed record Outcome(RunReport Report, Continuation[] Texts, TokenGenerator Generator, MemoryReport Cache);
 
     private sealed record Result(
         RunReport Run,
@@ -126,4 +157,9 @@ internal sealed class GenerateCommand : LlamaCommand
         double TokensPerSecond,
         double PromptSeconds,
         MemoryReport Cache);
+
+    private sealed record TextResult(string Prompt, string Text, int PromptTokens, int Tokens, string FinishReason);
+
+    private sealed record BatchResult(
+        RunReport Run, TextResult[] Texts, int Tokens, double TokensPerSecond, double PromptSeconds, MemoryReport Cache);
 }

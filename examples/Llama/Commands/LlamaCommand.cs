@@ -30,7 +30,7 @@ internal abstract class LlamaCommand : Command
     protected abstract void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output);
 
     /// <summary>Gives the command its own options.</summary>
-    protected void Add(params ReadOnlySpan<Option> options)
+    protected void Add(params IEnumerable<Option> options)
     {
         foreach (Option option in options)
         {

@@ -11,18 +11,20 @@ public static class LlamaProgram
 
     /// <summary>Runs a command line.</summary>
     /// <param name="args">Its words.</param>
+    /// <param name="input">Where a chat's lines come from.</param>
     /// <param name="output">Where results go.</param>
     /// <param name="error">Where messages go.</param>
     /// <param name="showProgress">Whether <paramref name="error"/> is a terminal, where progress can be drawn.</param>
     /// <returns>The exit code: 0, 1 after an error, or 2 if the command line is wrong.</returns>
-    public static int Run(IReadOnlyList<string> args, TextWriter output, TextWriter error, bool showProgress)
+    public static int Run(IReadOnlyList<string> args, TextReader input, TextWriter output, TextWriter error, bool showProgress)
     {
         ArgumentNullException.ThrowIfNull(args);
+        ArgumentNullException.ThrowIfNull(input);
         ArgumentNullException.ThrowIfNull(output);
         ArgumentNullException.ThrowIfNull(error);
         RootCommand root = new("A Llama whose attention reads a pruned, bitmap-compressed key/value cache.");
         foreach (LlamaCommand command in (LlamaCommand[])
-            [new GenerateCommand(), new CompareCommand(), new PerplexityCommand(), new RecallCommand(), new ScoreCommand()])
+            [new GenerateCommand(), new ChatCommand(input), new CompareCommand(), new PerplexityCommand(), new RecallCommand(), new ScoreCommand()])
         {
             command.SetAction(arguments => command.Run(arguments, output, error, showProgress));
             root.Subcommands.Add(command);

@@ -1,4 +1,4 @@
-using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
 using Mustafar.Examples.Llama.Tokenizer;
 using static TorchSharp.torch;
@@ -8,31 +8,26 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <summary>A loaded checkpoint, and the caches that the command line asks for.</summary>
 internal sealed class ModelSession : IDisposable
 {
-    // A rotary table that older checkpoints carry; it follows from the config.
-    private const string DerivedSuffix = ".rotary_emb.inv_freq";
-
-    // Of a model whose head is its embedding, some checkpoints hold both.
-    private const string Head = "lm_head.weight";
-
-    private ModelSession(CommonSettings settings, LlamaForCausalLM model, ByteLevelTokenizer tokenizer, IReadOnlySet<int> stopTokens)
+    private ModelSession(CommonSettings settings, LanguageModel language)
     {
         Settings = settings;
-        Model = model;
-        Tokenizer = tokenizer;
-        StopTokens = stopTokens;
+        Language = language;
     }
 
     /// <summary>What the command line asks for.</summary>
     public CommonSettings Settings { get; }
 
+    /// <summary>The checkpoint.</summary>
+    public LanguageModel Language { get; }
+
     /// <summary>The model.</summary>
-    public LlamaForCausalLM Model { get; }
+    public LlamaForCausalLM Model => Language.Model;
 
     /// <summary>Its tokenizer.</summary>
-    public ByteLevelTokenizer Tokenizer { get; }
+    public TextTokenizer Tokenizer => Language.Tokenizer;
 
     /// <summary>Tokens that end a text.</summary>
-    public IReadOnlySet<int> StopTokens { get; }
+    public IReadOnlySet<int> StopTokens => Language.StopTokens;
 
     /// <summary>Loads a checkpoint.</summary>
     public static ModelSession Load(CommonSettings settings, ConsoleOutput output)
@@ -47,35 +42,14 @@ internal sealed class ModelSession : IDisposable
             throw new CommandException($"--model: the directory '{settings.Model}' doesn't exist.");
         }
 
-        LlamaConfig config = LlamaConfig.Load(Path.Combine(settings.Model, "config.json"));
-        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(settings.Model, "tokenizer.json"));
-        if (tokenizer.VocabSize > config.VocabSize)
+        LanguageModel language = output.WithProgress(
+            "Loading", progress => LanguageModel.Load(settings.Model, settings.DType, settings.Device, progress));
+        if (language.UnusedTensors is { Count: > 0 } unused)
         {
-            throw new CheckpointException(
-                $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.",
-                Path.Combine(settings.Model, "tokenizer.json"));
+            output.Message($"warning: {unused.Count} tensors of the checkpoint are not used: {string.Join(", ", unused.Take(5))}");
         }
 
-        IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(settings.Model, config);
-        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(settings.Model);
-        LlamaForCausalLM model = new(config, settings.DType ?? config.DType, settings.Device);
-        try
-        {
-            IReadOnlyList<string> unused = output.WithProgress("Loading", progress => CheckpointLoader.Load(model, checkpoint, progress));
-            string[] unexpected = [.. unused.Where(name => !name.EndsWith(DerivedSuffix, StringComparison.Ordinal)
-                && !(name == Head && config.TieWordEmbeddings))];
-            if (unexpected.Length > 0)
-            {
-                output.Message($"warning: {unexpected.Length} tensors of the checkpoint are not used: {string.Join(", ", unexpected.Take(5))}");
-            }
-        }
-        catch
-        {
-            model.Dispose();
-            throw;
-        }
-
-        return new ModelSession(settings, model, tokenizer, stopTokens);
+        return new ModelSession(settings, language);
     }
 
     /// <summary>Makes the empty caches that the command line asks for.</summary>
@@ -89,12 +63,6 @@ internal sealed class ModelSession : IDisposable
         ? ModelCache.Dense(Model, batchSize)
         : ModelCache.Mustafar(Model, Settings.Options, batchSize);
 
-    /// <summary>The id that begins a text.</summary>
-    /// <exception cref="CommandException">The tokenizer has none.</exception>
-    public int BeginningOfText => Tokenizer.Prefix.Count > 0
-        ? Tokenizer.Prefix[0]
-        : throw new CommandException("This command needs a tokenizer with a token that begins a text, but this one has none.");
-
     /// <inheritdoc/>
-    public void Dispose() => Model.Dispose();
+    public void Dispose() => Language.Dispose();
 }

@@ -14,35 +14,17 @@ namespace Mustafar.Examples.Llama.Commands;
 /// </summary>
 internal sealed class PerplexityCommand : LlamaCommand
 {
-    private readonly Option<string> _file = new("--file")
-    {
-        Description = "Text to predict.",
-        DefaultValueFactory = _ => ShippedFiles.HeldOutText,
-        HelpName = "FILE",
-    };
+    private readonly Option<string> _file = CommandOption.WithDefault("--file", "Text to predict.", ShippedFiles.HeldOutText, "FILE");
 
-    private readonly Option<int> _context = new("--context")
-    {
-        Description = "Tokens of a window, the one that begins a text included.",
-        DefaultValueFactory = _ => 2048,
-        HelpName = "TOKENS",
-    };
+    private readonly Option<int> _context = CommandOption.WithDefault(
+        "--context", "Tokens of a window, the one that begins a text included.", 2048, "TOKENS");
 
-    private readonly Option<int> _prefill = new("--prefill")
-    {
-        Description = "Tokens of a window that are its prompt.",
-        DefaultValueFactory = _ => 512,
-        HelpName = "TOKENS",
-    };
+    private readonly Option<int> _prefill = CommandOption.WithDefault(
+        "--prefill", "Tokens of a window that are its prompt.", 512, "TOKENS");
 
     private readonly Option<int?> _windows = new("--windows") { Description = "Windows to measure; all if not given.", HelpName = "N" };
 
-    private readonly Option<int> _batch = new("--batch")
-    {
-        Description = "Windows that are decoded side by side.",
-        DefaultValueFactory = _ => 11,
-        HelpName = "N",
-    };
+    private readonly Option<int> _batch = CommandOption.WithDefault("--batch", "Windows that are decoded side by side.", 11, "N");
 
     public PerplexityCommand()
         : base("perplexity", "Measure perplexity on a text, decoding token by token through the cache.")
@@ -120,12 +102,12 @@ internal sealed class PerplexityCommand : LlamaCommand
     // The text is encoded as a whole; every window begins like a text.
     private static List<List<int>> Windows(ModelSession session, string text, int context)
     {
-        int first = session.BeginningOfText;
+        IReadOnlyList<int> prefix = session.Tokenizer.Prefix;
         List<int> all = session.Tokenizer.Encode(text);
         List<List<int>> windows = [];
         for (int i = 0; (i + 1) * context <= all.Count; i++)
         {
-            windows.Add([first, .. all.GetRange((i * context) + 1, context - 1)]);
+            windows.Add([.. prefix, .. all.GetRange((i * context) + prefix.Count, context - prefix.Count)]);
         }
 
         return windows;

@@ -13,35 +13,16 @@ internal sealed class RecallCommand : LlamaCommand
     // A space, and six digits of one token each at worst.
     private const int AnswerTokens = 7;
 
-    private readonly Option<string> _file = new("--file")
-    {
-        Description = "Code to hide the notes in.",
-        DefaultValueFactory = _ => ShippedFiles.HeldOutText,
-        HelpName = "FILE",
-    };
+    private readonly Option<string> _file = CommandOption.WithDefault(
+        "--file", "Code to hide the notes in.", ShippedFiles.HeldOutText, "FILE");
 
-    private readonly Option<int> _contexts = new("--contexts")
-    {
-        Description = "Contexts to ask about.",
-        DefaultValueFactory = _ => 100,
-        HelpName = "N",
-    };
+    private readonly Option<int> _contexts = CommandOption.WithDefault("--contexts", "Contexts to ask about.", 100, "N");
 
-    private readonly Option<int> _context = new("--context")
-    {
-        Description = "Tokens of a context.",
-        DefaultValueFactory = _ => 2048,
-        HelpName = "TOKENS",
-    };
+    private readonly Option<int> _context = CommandOption.WithDefault("--context", "Tokens of a context.", 2048, "TOKENS");
 
     private readonly Option<int> _seed = new("--seed") { Description = "Start of the random numbers that draw the contexts.", HelpName = "S" };
 
-    private readonly Option<int> _batch = new("--batch")
-    {
-        Description = "Contexts that are decoded side by side.",
-        DefaultValueFactory = _ => 10,
-        HelpName = "N",
-    };
+    private readonly Option<int> _batch = CommandOption.WithDefault("--batch", "Contexts that are decoded side by side.", 10, "N");
 
     public RecallCommand()
         : base("recall", "Measure how often a note in a long context is recalled.")
@@ -58,10 +39,9 @@ internal sealed class RecallCommand : LlamaCommand
         string file = arguments.GetRequiredValue(_file);
         string text = ShippedFiles.ReadDocuments(file);
         using ModelSession session = ModelSession.Load(settings, output);
-        int beginning = session.BeginningOfText;
         List<int> haystack = session.Tokenizer.Encode(text, addSpecialTokens: false);
         Random random = new(seed);
-        RecallTask[] tasks = [.. Enumerable.Range(0, count).Select(_ => RecallTask.Make(session.Tokenizer, beginning, haystack, context, random))];
+        RecallTask[] tasks = [.. Enumerable.Range(0, count).Select(_ => RecallTask.Make(session.Tokenizer, haystack, context, random))];
         foreach (RecallTask task in tasks)
         {
             TokenIds.Check([.. task.Context, .. task.Question, .. new int[AnswerTokens]], session.Model.Config);
@@ -97,13 +77,12 @@ internal sealed class RecallCommand : LlamaCommand
         using ModelCache cache = session.NewCache(tasks.Length);
         Prefill(session, cache, tasks);
         int[] counts = [.. tasks.Select(task => task.Question.Count)];
-        int longest = counts.Max();
-        List<int>[] inputs = [.. tasks.Select(task => task.Question.Concat(Enumerable.Repeat(0, longest - task.Question.Count)).ToList())];
+        IReadOnlyList<int>[] inputs = [.. tasks.Select(task => task.Question)];
         List<int>[] answers = [.. tasks.Select(_ => new List<int>())];
         for (int step = 0; step < AnswerTokens; step++)
         {
             using DisposeScope scope = NewDisposeScope();
-            Tensor ids = TokenIds.ToTensor(inputs, session.Model.Device);
+            Tensor ids = TokenIds.ToPaddedTensor(inputs, session.Model.Device);
             Tensor logits = session.Model.NextTokenLogits(ids, cache, step == 0 ? counts : default);
             long[] likeliest = logits.argmax(-1).cpu().data<long>().ToArray();
             for (int i = 0; i < tasks.Length; i++)

@@ -60,18 +60,17 @@ internal sealed record MemoryReport(
     int Tokens, long CacheBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
 {
     /// <summary>Describes the caches of a model.</summary>
-    public static MemoryReport Of(ModelCache cache)
-    {
-        KeyValueCacheMemory memory = cache.Memory;
-        return new MemoryReport(
-            cache.Length,
-            memory.TotalBytes,
-            memory.CompressedBytes,
-            memory.WindowBytes,
-            memory.DenseBytes,
-            memory.Fp16Bytes,
-            Math.Round(memory.RatioToFp16, 4));
-    }
+    public static MemoryReport Of(ModelCache cache) => Of(cache.Length, cache.Memory);
+
+    /// <summary>Describes the caches of a model.</summary>
+    public static MemoryReport Of(int tokens, KeyValueCacheMemory memory) => new(
+        tokens,
+        memory.TotalBytes,
+        memory.CompressedBytes,
+        memory.WindowBytes,
+        memory.DenseBytes,
+        memory.Fp16Bytes,
+        Math.Round(memory.RatioToFp16, 4));
 
     /// <summary>The memory in words.</summary>
     public override string ToString() => string.Create(

@@ -3,7 +3,7 @@ using Mustafar.Examples.Llama.Tokenizer;
 namespace Mustafar.Examples.Llama.Generation;
 
 /// <summary>A long text that hides a few notes, and the question for one of them.</summary>
-/// <param name="Context">Ids of the text, the one that begins a text included.</param>
+/// <param name="Context">Ids of the text, those that begin a text included.</param>
 /// <param name="Question">Ids that ask for a note's digits.</param>
 /// <param name="Answer">The digits.</param>
 public sealed record RecallTask(IReadOnlyList<int> Context, IReadOnlyList<int> Question, string Answer)
@@ -14,12 +14,11 @@ public sealed record RecallTask(IReadOnlyList<int> Context, IReadOnlyList<int> Q
 
     /// <summary>Makes a task: code with four lines <c># note NAME = DIGITS</c> in it, and the question <c># recall NAME =</c>.</summary>
     /// <param name="tokenizer">The tokenizer.</param>
-    /// <param name="beginning">The id that begins a text.</param>
     /// <param name="haystack">Ids of a long text of code, of which a random part becomes the context.</param>
     /// <param name="length">Ids of the context.</param>
     /// <param name="random">Chooses part, places, names, digits, and which note is asked for.</param>
     /// <exception cref="ArgumentException">The length leaves no room for code, or the haystack is shorter or has no lines.</exception>
-    public static RecallTask Make(ByteLevelTokenizer tokenizer, int beginning, IReadOnlyList<int> haystack, int length, Random random)
+    public static RecallTask Make(TextTokenizer tokenizer, IReadOnlyList<int> haystack, int length, Random random)
     {
         ArgumentNullException.ThrowIfNull(tokenizer);
         ArgumentNullException.ThrowIfNull(haystack);
@@ -38,7 +37,7 @@ public sealed record RecallTask(IReadOnlyList<int> Context, IReadOnlyList<int> Q
             notes[i] = tokenizer.Encode($"# note {names[i]} = {answers[i]}\n", addSpecialTokens: false);
         }
 
-        int codeLength = length - 1 - notes.Sum(note => note.Count);
+        int codeLength = length - tokenizer.Prefix.Count - notes.Sum(note => note.Count);
         if (codeLength < 1)
         {
             throw new ArgumentException($"Expected room for code beside {length - codeLength} tokens, but the context has {length}.", nameof(length));
@@ -58,7 +57,7 @@ public sealed record RecallTask(IReadOnlyList<int> Context, IReadOnlyList<int> Q
         }
 
         int[] places = [.. Enumerable.Range(0, Notes).Select(_ => lineEnds[random.Next(lineEnds.Length)]).Order()];
-        List<int> context = new(length) { beginning };
+        List<int> context = [.. tokenizer.Prefix];
         int done = 0;
         for (int i = 0; i < Notes; i++)
         {

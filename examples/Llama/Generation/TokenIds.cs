@@ -37,6 +37,15 @@ public static class TokenIds
         }
     }
 
+    /// <summary>Sequences of any lengths as a tensor, with zeros behind the shorter ones.</summary>
+    /// <returns>Int64 [batch, n] with the longest's n.</returns>
+    public static Tensor ToPaddedTensor(IReadOnlyList<IReadOnlyList<int>> sequences, Device device)
+    {
+        ArgumentNullException.ThrowIfNull(sequences);
+        int longest = sequences.Max(sequence => sequence.Count);
+        return ToTensor([.. sequences.Select(sequence => sequence.Concat(new int[longest - sequence.Count]).ToArray())], device);
+    }
+
     /// <summary>One sequence as a tensor.</summary>
     /// <returns>Int64 [1, n].</returns>
     public static Tensor ToTensor(IReadOnlyList<int> ids, Device device) => ToTensor([ids], device);

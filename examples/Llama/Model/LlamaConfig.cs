@@ -49,11 +49,26 @@ public sealed record LlamaConfig
     /// <summary>Whether the MLP's projections have a bias.</summary>
     public bool MlpBias { get; init; }
 
+    /// <summary>
+    /// Whether each head's query and key are normalised before their positions are encoded, with <see cref="RmsNormEps"/>.
+    /// </summary>
+    public bool QueryKeyNorm { get; init; }
+
+    /// <summary>Latest tokens that a layer with a sliding window sees, the current one included; no layer has one if null.</summary>
+    public int? SlidingWindow { get; init; }
+
+    /// <summary>For each layer, whether it has the sliding window; if null, all have it where there is one.</summary>
+    public IReadOnlyList<bool>? SlidingLayers { get; init; }
+
     /// <summary>Type of the checkpoint's weights.</summary>
     public ScalarType DType { get; init; } = ScalarType.Float32;
 
     /// <summary>Tokens that end a text; generation_config.json may name others.</summary>
     public IReadOnlyList<int> EosTokenIds { get; init; } = [];
+
+    /// <summary>Latest tokens that a layer sees, the current one included; all if null.</summary>
+    /// <param name="layer">0 to <see cref="NumLayers"/> − 1.</param>
+    public int? WindowOf(int layer) => SlidingLayers is null || SlidingLayers[layer] ? SlidingWindow : null;
 
     /// <summary>Reads a Hugging Face config.json, as transformers 4 or 5 writes it.</summary>
     /// <param name="path">The file.</param>

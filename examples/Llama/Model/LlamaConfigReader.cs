@@ -7,37 +7,43 @@ namespace Mustafar.Examples.Llama.Model;
 /// <summary>Reads config.json. What would change the model's numbers and isn't implemented is refused, never ignored.</summary>
 internal static class LlamaConfigReader
 {
-    // Architectures, each with what its configs leave unsaid.
-    private static readonly Dictionary<string, Func<LlamaConfig, JsonElement, string, LlamaConfig>> s_architectures = new()
-    {
-        ["LlamaForCausalLM"] = WithLlamaBiases,
-    };
+    private const int MistralWindow = 4096;
+    private const int QwenWindow = 4096;
+    private const int QwenFirstWindowedLayer = 28;
+    private const int Qwen3HeadDim = 128;
+
+    // What transformers has for each architecture: which parts it adds, and what a config that leaves something out means.
+    private static readonly Family[] s_families =
+    [
+        new("LlamaForCausalLM", "llama", WithLlamaBiases, KvHeadsDefaultToHeads: true),
+        new("MistralForCausalLM", "mistral", WithMistralWindow),
+        new("Qwen2ForCausalLM", "qwen2", (config, root, path) => WithQwenWindow(config with { QkvBias = true }, root, path)),
+        new("Qwen3ForCausalLM", "qwen3", WithQwen3Parts, HeadDim: Qwen3HeadDim),
+    ];
 
     // Keys of related models that change the computation, each with the test of a value that does not.
     private static readonly Dictionary<string, Func<JsonElement, bool>> s_neutralValues = new()
     {
         ["quantization_config"] = _ => false,
-        ["partial_rotary_factor"] = value => IsNumber(value, 1),
-        ["sliding_window"] = _ => false,
-        ["layer_types"] = value => value.ValueKind == JsonValueKind.Array
-            && value.EnumerateArray().All(item => item.ValueKind == JsonValueKind.String && item.GetString() == "full_attention"),
+        ["partial_rotary_factor"] = value => value.IsNumber(1),
         ["attn_logit_softcapping"] = _ => false,
         ["final_logit_softcapping"] = _ => false,
         ["query_pre_attn_scalar"] = _ => false,
         ["attention_multiplier"] = _ => false,
-        ["embedding_multiplier"] = value => IsNumber(value, 1),
-        ["residual_multiplier"] = value => IsNumber(value, 1),
-        ["logits_scaling"] = value => IsNumber(value, 1),
-        ["logit_scale"] = value => IsNumber(value, 1),
+        ["embedding_multiplier"] = value => value.IsNumber(1),
+        ["residual_multiplier"] = value => value.IsNumber(1),
+        ["logits_scaling"] = value => value.IsNumber(1),
+        ["logit_scale"] = value => value.IsNumber(1),
         ["use_qk_norm"] = value => value.ValueKind == JsonValueKind.False,
-        ["num_local_experts"] = value => IsNumber(value, 0) || IsNumber(value, 1),
-        ["num_experts"] = value => IsNumber(value, 0) || IsNumber(value, 1),
+        ["clip_qkv"] = _ => false,
+        ["num_local_experts"] = value => value.IsNumber(0) || value.IsNumber(1),
+        ["num_experts"] = value => value.IsNumber(0) || value.IsNumber(1),
     };
 
     /// <summary>Reads the root object of config.json.</summary>
     public static LlamaConfig Read(JsonElement root, string path)
     {
-        string architecture = Architecture(root, path);
+        Family family = FamilyOf(root, path);
         foreach ((string key, Func<JsonElement, bool> isNeutral) in s_neutralValues)
         {
             if (root.Find(key) is JsonElement value && !isNeutral(value))
@@ -54,14 +60,16 @@ internal static class LlamaConfigReader
 
         int hiddenSize = Positive(root, "hidden_size", path);
         int numHeads = Positive(root, "num_attention_heads", path);
-        int numKvHeads = root.Find("num_key_value_heads") is null ? numHeads : Positive(root, "num_key_value_heads", path);
+        int numKvHeads = family.KvHeadsDefaultToHeads && root.Find("num_key_value_heads") is null
+            ? numHeads
+            : Positive(root, "num_key_value_heads", path);
         if (numHeads % numKvHeads != 0)
         {
             throw new CheckpointException(
                 $"expected 'num_attention_heads' to be a multiple of 'num_key_value_heads', but they are {numHeads} and {numKvHeads}.", path);
         }
 
-        int headDim = HeadDim(root, hiddenSize, numHeads, path);
+        int headDim = HeadDim(root, hiddenSize, numHeads, family.HeadDim, path);
         LlamaConfig config = new()
         {
             VocabSize = Positive(root, "vocab_size", path),
@@ -72,13 +80,13 @@ internal static class LlamaConfigReader
             NumKvHeads = numKvHeads,
             HeadDim = headDim,
             RmsNormEps = root.FindDouble("rms_norm_eps", path) ?? 1e-6,
-            Rotary = Rotary(root, headDim, path),
+            Rotary = RotaryConfig.Read(root, headDim, path),
             MaxPositions = root.Find("max_position_embeddings") is null ? 2048 : Positive(root, "max_position_embeddings", path),
             TieWordEmbeddings = root.FindBoolean("tie_word_embeddings", path) ?? false,
             DType = DType(root, path),
             EosTokenIds = TokenIds(root, "eos_token_id", path),
         };
-        return s_architectures[architecture](config, root, path);
+        return family.Complete(config, root, path);
     }
 
     /// <summary>A key that holds one token id or a list of them; none if it is absent.</summary>
@@ -95,31 +103,40 @@ internal static class LlamaConfigReader
             : throw new CheckpointException($"expected token ids as '{key}', but got {value.GetRawText()}.", path)).ToList();
     }
 
-    private static string Architecture(JsonElement root, string path)
+    private static Family FamilyOf(JsonElement root, string path)
     {
-        string supported = string.Join(", ", s_architectures.Keys);
+        Family? family;
+        string what;
         if (root.Find("architectures") is not JsonElement list)
         {
             // Some tools leave the list out; the type of the model is then the only word on it.
             string type = root.FindString("model_type", path) ?? throw new CheckpointException("expected 'architectures' or 'model_type'.", path);
-            return type == "llama" ? "LlamaForCausalLM" : throw Unsupported($"model type '{type}'");
+            family = s_families.FirstOrDefault(item => item.ModelType == type);
+            what = $"model type '{type}'";
         }
-
-        if (list.ValueKind != JsonValueKind.Array || list.GetArrayLength() == 0 || list[0].ValueKind != JsonValueKind.String)
+        else if (list.ValueKind != JsonValueKind.Array || list.GetArrayLength() == 0 || list[0].ValueKind != JsonValueKind.String)
         {
             throw new CheckpointException($"expected a list of names as 'architectures', but got {list.GetRawText()}.", path);
         }
+        else
+        {
+            family = s_families.FirstOrDefault(item => item.Architecture == list[0].GetString());
+            what = $"architecture '{list[0].GetString()}'";
+        }
 
-        string name = list[0].GetString()!;
-        return s_architectures.ContainsKey(name) ? name : throw Unsupported($"architecture '{name}'");
-
-        UnsupportedModelException Unsupported(string what) => new($"{what} is not supported; expected one of: {supported}.", path);
+        return family ?? throw new UnsupportedModelException(
+            $"{what} is not supported; expected one of: {string.Join(", ", s_families.Select(item => item.Architecture))}.", path);
     }
 
     private static LlamaConfig WithLlamaBiases(LlamaConfig config, JsonElement root, string path)
     {
+        if (root.Find("sliding_window") is JsonElement window)
+        {
+            throw new UnsupportedModelException($"'sliding_window' = {window.GetRawText()} of a Llama is not supported.", path);
+        }
+
         bool attentionBias = root.FindBoolean("attention_bias", path) ?? false;
-        return config with
+        return WithLayerTypes(config, root, path) with
         {
             QkvBias = attentionBias,
             AttentionOutputBias = attentionBias,
@@ -127,12 +144,92 @@ internal static class LlamaConfigReader
         };
     }
 
-    private static int HeadDim(JsonElement root, int hiddenSize, int numHeads, string path)
+    private static LlamaConfig WithMistralWindow(LlamaConfig config, JsonElement root, string path)
+    {
+        RequireNoBias(root, "attention_bias", path);
+        RequireNoBias(root, "mlp_bias", path);
+        LlamaConfig windowed = WithLayerTypes(config with { SlidingWindow = WindowOr(MistralWindow, root, path) }, root, path);
+        // transformers gives all layers the window, whatever layer_types says.
+        return windowed.SlidingLayers?.Contains(false) ?? false
+            ? throw new UnsupportedModelException("'layer_types' with 'full_attention' beside 'sliding_window' is not supported.", path)
+            : windowed;
+    }
+
+    private static LlamaConfig WithQwen3Parts(LlamaConfig config, JsonElement root, string path)
+    {
+        bool attentionBias = root.FindBoolean("attention_bias", path) ?? false;
+        return WithQwenWindow(config with { QueryKeyNorm = true, QkvBias = attentionBias, AttentionOutputBias = attentionBias }, root, path);
+    }
+
+    // Qwen's window is off unless use_sliding_window says otherwise; layer_types says which layers have it, else max_window_layers.
+    private static LlamaConfig WithQwenWindow(LlamaConfig config, JsonElement root, string path)
+    {
+        RequireNoBias(root, "mlp_bias", path);
+        if (!config.QueryKeyNorm)
+        {
+            RequireNoBias(root, "attention_bias", path);
+        }
+
+        if (!(root.FindBoolean("use_sliding_window", path) ?? false) || WindowOr(QwenWindow, root, path) is not int window)
+        {
+            return WithLayerTypes(config, root, path);
+        }
+
+        int first = root.FindInt32("max_window_layers", path) ?? QwenFirstWindowedLayer;
+        return WithLayerTypes(
+            config with { SlidingWindow = window, SlidingLayers = [.. Enumerable.Range(0, config.NumLayers).Select(layer => layer >= first)] },
+            root,
+            path);
+    }
+
+    // transformers has a default where the key is absent; null is a model without a window.
+    private static int? WindowOr(int absent, JsonElement root, string path) =>
+        !root.TryGetProperty("sliding_window", out JsonElement value) ? absent
+        : value.ValueKind == JsonValueKind.Null ? null
+        : Positive(root, "sliding_window", path);
+
+    private static LlamaConfig WithLayerTypes(LlamaConfig config, JsonElement root, string path)
+    {
+        if (root.Find("layer_types") is not JsonElement list)
+        {
+            return config;
+        }
+
+        string?[] types = list.ValueKind == JsonValueKind.Array
+            ? [.. list.EnumerateArray().Select(item => item.ValueKind == JsonValueKind.String ? item.GetString() : item.GetRawText())]
+            : [];
+        if (types.Length != config.NumLayers)
+        {
+            throw new CheckpointException($"expected 'layer_types' of {config.NumLayers} layers, but got {list.GetRawText()}.", path);
+        }
+
+        bool[] sliding = [.. types.Select(type => type == "sliding_attention")];
+        bool isKnown = types.Zip(sliding).All(pair => pair.Second || pair.First == "full_attention");
+        return isKnown && (config.SlidingWindow is not null || !sliding.Contains(true))
+            ? config with { SlidingLayers = config.SlidingWindow is null ? null : sliding }
+            : throw new UnsupportedModelException(
+                $"'layer_types' = {list.GetRawText()} is not supported; expected 'full_attention', or 'sliding_attention' in a model with a window.",
+                path);
+    }
+
+    private static void RequireNoBias(JsonElement root, string key, string path)
+    {
+        if (root.FindBoolean(key, path) ?? false)
+        {
+            throw new UnsupportedModelException($"'{key}' is not supported for this architecture.", path);
+        }
+    }
+
+    private static int HeadDim(JsonElement root, int hiddenSize, int numHeads, int? inFamily, string path)
     {
         int headDim;
         if (root.Find("head_dim") is not null)
         {
             headDim = Positive(root, "head_dim", path);
+        }
+        else if (inFamily is int always)
+        {
+            headDim = always;
         }
         else if (hiddenSize % numHeads == 0)
         {
@@ -146,38 +243,6 @@ internal static class LlamaConfigReader
         }
 
         return headDim % 2 == 0 ? headDim : throw new CheckpointException($"expected an even 'head_dim', but it is {headDim}.", path);
-    }
-
-    // transformers 5 has all of it in rope_parameters; 4 has rope_theta, and rope_scaling for anything but plain positions.
-    private static RotaryOptions Rotary(JsonElement root, int headDim, string path)
-    {
-        JsonElement? scaling = root.Find("rope_parameters") ?? root.Find("rope_scaling");
-        string type = "default";
-        double? theta = null;
-        if (scaling is JsonElement parameters)
-        {
-            if (parameters.ValueKind != JsonValueKind.Object)
-            {
-                throw new CheckpointException($"expected an object with the parameters of RoPE, but got {parameters.GetRawText()}.", path);
-            }
-
-            type = parameters.FindString("rope_type", path) ?? parameters.FindString("type", path) ?? "default";
-            theta = parameters.FindDouble("rope_theta", path);
-            if (parameters.Find("partial_rotary_factor") is JsonElement partial && !IsNumber(partial, 1))
-            {
-                throw new UnsupportedModelException($"'partial_rotary_factor' = {partial.GetRawText()} is not supported.", path);
-            }
-        }
-
-        if (type != "default")
-        {
-            throw new UnsupportedModelException($"RoPE type '{type}' is not supported; expected 'default'.", path);
-        }
-
-        double value = theta ?? root.FindDouble("rope_theta", path) ?? 10_000;
-        return value > 0
-            ? new RotaryOptions { HeadDim = headDim, Theta = value }
-            : throw new CheckpointException($"expected a positive 'rope_theta', but it is {value}.", path);
     }
 
     private static ScalarType DType(JsonElement root, string path)
@@ -198,6 +263,15 @@ internal static class LlamaConfigReader
         return value > 0 ? value : throw new CheckpointException($"expected a positive '{key}', but it is {value}.", path);
     }
 
-    private static bool IsNumber(JsonElement value, double expected) =>
-        value.ValueKind == JsonValueKind.Number && value.GetDouble() == expected;
+    /// <param name="Architecture">Its name in <c>architectures</c>.</param>
+    /// <param name="ModelType">Its name as <c>model_type</c>.</param>
+    /// <param name="Complete">Adds what this architecture has beyond the others.</param>
+    /// <param name="HeadDim">Size of a head where the config says none; hidden_size / num_attention_heads if null.</param>
+    /// <param name="KvHeadsDefaultToHeads">Whether <c>num_key_value_heads</c> may be left out.</param>
+    private sealed record Family(
+        string Architecture,
+        string ModelType,
+        Func<LlamaConfig, JsonElement, string, LlamaConfig> Complete,
+        int? HeadDim = null,
+        bool KvHeadsDefaultToHeads = false);
 }

@@ -29,6 +29,7 @@ public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
             HeadDim = config.HeadDim,
             QkvBias = config.QkvBias,
             OutputBias = config.AttentionOutputBias,
+            QueryKeyNormEps = config.QueryKeyNorm ? config.RmsNormEps : null,
         };
         input_layernorm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
         self_attn = new MustafarAttention(attention, rotary, dtype, device);

@@ -63,15 +63,10 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The cache of every layer; the tokens join it.</param>
-    /// <param name="counts">How many of the n tokens belong to each sequence, at least one; all if empty.</param>
-    /// <returns>Logits [batch, vocab_size] in the type of the weights.</returns>
+    /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <returns>Logits [batch, vocab_size] in the type of the weights; meaningless for a sequence that got no token.</returns>
     public Tensor NextTokenLogits(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default)
     {
-        foreach (int count in counts)
-        {
-            ArgumentOutOfRangeException.ThrowIfNegativeOrZero(count, nameof(counts));
-        }
-
         using DisposeScope scope = NewDisposeScope();
         Tensor hidden = Hidden(ids, cache, counts);
         Tensor last;
@@ -84,7 +79,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
             long[] lastRows = new long[counts.Length];
             for (int i = 0; i < lastRows.Length; i++)
             {
-                lastRows[i] = counts[i] - 1;
+                lastRows[i] = Math.Max(counts[i] - 1, 0);
             }
 
             Tensor rows = tensor(lastRows, device: hidden.device)

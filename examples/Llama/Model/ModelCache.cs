@@ -26,29 +26,38 @@ public sealed class ModelCache : IDisposable
     /// <summary>Cached tokens of the longest sequence.</summary>
     public int Length => _layers[0].Length;
 
+    /// <summary>Cached tokens of each sequence.</summary>
+    public IReadOnlyList<int> Lengths => _layers[0].Lengths;
+
     /// <summary>What all layers together occupy.</summary>
     public KeyValueCacheMemory Memory => _layers.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.Memory);
 
-    /// <summary>Makes empty dense caches for a model.</summary>
+    /// <summary>Makes empty dense caches for a model, with its sliding window where it has one.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batchSize">Number of sequences.</param>
     /// <param name="capacity">Tokens to allocate for at first.</param>
     public static ModelCache Dense(LlamaForCausalLM model, int batchSize = 1, int capacity = 0)
     {
         ArgumentNullException.ThrowIfNull(model);
-        return ForEachLayer(model.Config, () =>
-            new DenseCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, capacity));
+        return ForEachLayer(model.Config, window =>
+            new DenseCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, capacity, window));
     }
 
     /// <summary>Makes empty caches that prune and compress, for a model.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="options">How they prune.</param>
+    /// <param name="options">How they prune; the model's sliding window, where it has one, goes before theirs.</param>
     /// <param name="batchSize">Number of sequences.</param>
     public static ModelCache Mustafar(LlamaForCausalLM model, MustafarOptions options, int batchSize = 1)
     {
         ArgumentNullException.ThrowIfNull(model);
-        return ForEachLayer(model.Config, () =>
-            new MustafarCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, options));
+        ArgumentNullException.ThrowIfNull(options);
+        return ForEachLayer(model.Config, window => new MustafarCache(
+            batchSize,
+            model.Config.NumKvHeads,
+            model.Config.HeadDim,
+            model.DType,
+            model.Device,
+            options with { SlidingWindow = window ?? options.SlidingWindow }));
     }
 
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
@@ -79,14 +88,14 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    private static ModelCache ForEachLayer(LlamaConfig config, Func<KeyValueCache> make)
+    private static ModelCache ForEachLayer(LlamaConfig config, Func<int?, KeyValueCache> make)
     {
         List<KeyValueCache> layers = new(config.NumLayers);
         try
         {
             for (int i = 0; i < config.NumLayers; i++)
             {
-                layers.Add(make());
+                layers.Add(make(config.WindowOf(i)));
             }
         }
         catch

@@ -3,25 +3,16 @@ using Mustafar.Examples.Llama.Checkpoint;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
 
-/// <summary>A token with a meaning of its own, which is found in a text before anything else.</summary>
-/// <param name="Id">Its id.</param>
-/// <param name="Content">Its text.</param>
-/// <param name="IsSpecial">Whether it is left out of decoded text.</param>
-internal sealed record AddedToken(int Id, string Content, bool IsSpecial);
-
 /// <summary>
-/// What a tokenizer.json of byte-level BPE says. What would change ids and isn't implemented is refused, never ignored.
+/// What a tokenizer.json of BPE says of tokens and of the frame of a text. What would change ids and isn't implemented is refused, never
+/// ignored.
 /// </summary>
 internal sealed class TokenizerFile
 {
-    // The expression that a ByteLevel pre-tokenizer has built in (GPT-2's).
-    private const string ByteLevelPattern = @"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+    /// <summary>The file.</summary>
+    public required string Path { get; init; }
 
-    private readonly string _path;
-
-    private TokenizerFile(string path) => _path = path;
-
-    /// <summary>Ids of the model's tokens, in the byte-level alphabet.</summary>
+    /// <summary>Ids of the model's tokens, as the file spells them.</summary>
     public required IReadOnlyDictionary<string, int> Vocabulary { get; init; }
 
     /// <summary>Pairs of tokens to merge, first to last, as "left right".</summary>
@@ -32,12 +23,6 @@ internal sealed class TokenizerFile
 
     /// <summary>Tokens that are found in a text before anything else.</summary>
     public required IReadOnlyList<AddedToken> AddedTokens { get; init; }
-
-    /// <summary>Cuts a text into pieces.</summary>
-    public required PieceSplitter Splitter { get; init; }
-
-    /// <summary>Whether a text gets a space in front if it has none.</summary>
-    public required bool AddPrefixSpace { get; init; }
 
     /// <summary>Ids in front of a text.</summary>
     public required IReadOnlyList<int> Prefix { get; init; }
@@ -50,38 +35,54 @@ internal sealed class TokenizerFile
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
     /// <exception cref="UnsupportedModelException">A part is of a kind that is not implemented.</exception>
-    public static TokenizerFile Load(string path)
+    public static TextTokenizer Load(string path)
     {
         using JsonDocument document = JsonFile.Open(path);
         JsonElement root = document.RootElement;
-        foreach (string part in (string[])["normalizer", "truncation", "padding"])
+        foreach (string part in (string[])["truncation", "padding"])
         {
-            if (root.Find(part) is JsonElement value)
+            if (root.Find(part) is not null)
             {
-                throw new UnsupportedModelException($"a {part} ({TypeOf(value)}) is not supported.", path);
+                throw new UnsupportedModelException($"'{part}' is not supported.", path);
             }
         }
 
         JsonElement model = root.Require("model", JsonValueKind.Object, path);
         Dictionary<string, int> vocabulary = ReadModel(model, path);
-        List<AddedToken> added = ReadAddedTokens(root, path);
-        (string pattern, bool addPrefixSpace) = ReadPreTokenizer(root, path);
-        RequireByteLevelDecoder(root, path);
         (List<int> prefix, List<int> suffix) = ReadPostProcessor(root, path);
-        return new TokenizerFile(path)
+        TokenizerFile file = new()
         {
+            Path = path,
             Vocabulary = vocabulary,
             Merges = ReadMerges(model, vocabulary, path),
             IgnoreMerges = model.FindBoolean("ignore_merges", path) ?? false,
-            AddedTokens = added,
-            Splitter = MakeSplitter(pattern, path),
-            AddPrefixSpace = addPrefixSpace,
+            AddedTokens = ReadAddedTokens(root, path),
             Prefix = prefix,
             Suffix = suffix,
-        }.Checked();
+        };
+        file.RequireOneTokenPerId();
+        if (model.FindBoolean("byte_fallback", path) ?? false)
+        {
+            file.RequireCharacterTokens();
+            return new ByteFallbackTokenizer(file, ByteFallbackRules.Read(root, path));
+        }
+
+        ByteLevelRules rules = ByteLevelRules.Read(root, path);
+        file.RequireByteLevelTokens();
+        return new ByteLevelTokenizer(file, rules);
     }
 
-    private static string TypeOf(JsonElement part) => part.Find("type")?.ToString() ?? "of unknown type";
+    /// <summary>The kind of a part.</summary>
+    public static string TypeOf(JsonElement part) => part.Find("type")?.ToString() ?? "of unknown type";
+
+    /// <summary>The steps of a part: those of a Sequence, the part itself, or none if it is absent.</summary>
+    /// <param name="root">The root object.</param>
+    /// <param name="part">Its key.</param>
+    /// <param name="list">Where a Sequence has its steps.</param>
+    /// <param name="path">The file.</param>
+    public static JsonElement[] Steps(JsonElement root, string part, string list, string path) => root.Find(part) is not JsonElement value
+        ? []
+        : TypeOf(value) == "Sequence" ? [.. value.Require(list, JsonValueKind.Array, path).EnumerateArray()] : [value];
 
     private static Dictionary<string, int> ReadModel(JsonElement model, string path)
     {
@@ -89,11 +90,6 @@ internal sealed class TokenizerFile
         if (type != "BPE")
         {
             throw new UnsupportedModelException($"model type '{type}' is not supported; expected 'BPE'.", path);
-        }
-
-        if (model.FindBoolean("byte_fallback", path) ?? false)
-        {
-            throw new UnsupportedModelException("a SentencePiece-style model ('byte_fallback') is not supported; expected byte-level BPE.", path);
         }
 
         if (model.Find("dropout") is JsonElement dropout && !(dropout.ValueKind == JsonValueKind.Number && dropout.GetDouble() == 0))
@@ -184,90 +180,22 @@ internal sealed class TokenizerFile
                 }
             }
 
-            added.Add(new AddedToken(token.RequireInt32("id", path), content, token.FindBoolean("special", path) ?? false));
+            added.Add(new AddedToken(
+                token.RequireInt32("id", path),
+                content,
+                token.FindBoolean("special", path) ?? false,
+                (token.FindBoolean("normalized", path) ?? false) && root.Find("normalizer") is not null));
         }
 
         return added;
     }
 
-    // Either a ByteLevel that splits by its built-in expression, or a Split by the file's expression and a ByteLevel that doesn't.
-    private static (string Pattern, bool AddPrefixSpace) ReadPreTokenizer(JsonElement root, string path)
-    {
-        JsonElement preTokenizer = root.Require("pre_tokenizer", JsonValueKind.Object, path);
-        JsonElement[] steps = TypeOf(preTokenizer) == "Sequence"
-            ? [.. preTokenizer.Require("pretokenizers", JsonValueKind.Array, path).EnumerateArray()]
-            : [preTokenizer];
-        string[] types = [.. steps.Select(TypeOf)];
-        if (types is not (["ByteLevel"] or ["Split", "ByteLevel"]))
-        {
-            throw new UnsupportedModelException(
-                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected [ByteLevel] or [Split, ByteLevel].", path);
-        }
-
-        JsonElement byteLevel = steps[^1];
-        bool addPrefixSpace = byteLevel.FindBoolean("add_prefix_space", path) ?? true;
-        bool usesBuiltIn = byteLevel.FindBoolean("use_regex", path) ?? true;
-        if (types.Length == 1)
-        {
-            return usesBuiltIn
-                ? (ByteLevelPattern, addPrefixSpace)
-                : throw new UnsupportedModelException("a ByteLevel pre-tokenizer with neither a Split nor 'use_regex' is not supported.", path);
-        }
-
-        // The space would go in front of each piece.
-        if (usesBuiltIn || addPrefixSpace)
-        {
-            throw new UnsupportedModelException("'use_regex' or 'add_prefix_space' of a ByteLevel after a Split is not supported.", path);
-        }
-
-        JsonElement split = steps[0];
-        string behavior = split.FindString("behavior", path) ?? "";
-        if (behavior != "Isolated" || (split.FindBoolean("invert", path) ?? false))
-        {
-            throw new UnsupportedModelException(
-                $"a Split with behavior '{behavior}' or 'invert' is not supported; expected 'Isolated', not inverted.", path);
-        }
-
-        return split.Require("pattern", JsonValueKind.Object, path).FindString("Regex", path) is string pattern
-            ? (pattern, false)
-            : throw new UnsupportedModelException("a Split by a literal text is not supported; expected a 'Regex'.", path);
-    }
-
-    private static PieceSplitter MakeSplitter(string pattern, string path)
-    {
-        try
-        {
-            return new PieceSplitter(pattern);
-        }
-        catch (ArgumentException exception)
-        {
-            throw new UnsupportedModelException($"the pre-tokenizer's expression is not supported: {exception.Message}", path);
-        }
-    }
-
-    private static void RequireByteLevelDecoder(JsonElement root, string path)
-    {
-        string type = TypeOf(root.Require("decoder", JsonValueKind.Object, path));
-        if (type != "ByteLevel")
-        {
-            throw new UnsupportedModelException($"decoder '{type}' is not supported; expected 'ByteLevel'.", path);
-        }
-    }
-
     private static (List<int> Prefix, List<int> Suffix) ReadPostProcessor(JsonElement root, string path)
     {
-        if (root.Find("post_processor") is not JsonElement processor)
-        {
-            return ([], []);
-        }
-
-        JsonElement[] steps = TypeOf(processor) == "Sequence"
-            ? [.. processor.Require("processors", JsonValueKind.Array, path).EnumerateArray()]
-            : [processor];
         List<int> prefix = [];
         List<int> suffix = [];
         bool hasTemplate = false;
-        foreach (JsonElement step in steps)
+        foreach (JsonElement step in Steps(root, "post_processor", "processors", path))
         {
             switch (TypeOf(step))
             {
@@ -315,17 +243,8 @@ internal sealed class TokenizerFile
         }
     }
 
-    private TokenizerFile Checked()
+    private void RequireOneTokenPerId()
     {
-        foreach (char character in ByteLevelAlphabet.Characters)
-        {
-            if (!Vocabulary.ContainsKey(character.ToString()))
-            {
-                throw new CheckpointException(
-                    $"expected a token for every byte, but '{character}' is not in the vocabulary; is it a byte-level tokenizer?", _path);
-            }
-        }
-
         Dictionary<int, string> texts = [];
         IEnumerable<KeyValuePair<string, int>> all =
             Vocabulary.Concat(AddedTokens.Select(token => new KeyValuePair<string, int>(token.Content, token.Id)));
@@ -333,15 +252,7 @@ internal sealed class TokenizerFile
         {
             if (!texts.TryAdd(id, text) && texts[id] != text)
             {
-                throw new CheckpointException($"expected one token per id, but {id} is '{texts[id]}' and '{text}'.", _path);
-            }
-        }
-
-        foreach (string token in Vocabulary.Keys)
-        {
-            if (ByteLevelAlphabet.BytesOf(token) is null && !AddedTokens.Any(added => added.Content == token))
-            {
-                throw new CheckpointException($"expected tokens of byte-level BPE, but '{token}' stands for no bytes.", _path);
+                throw new CheckpointException($"expected one token per id, but {id} is '{texts[id]}' and '{text}'.", Path);
             }
         }
 
@@ -349,10 +260,54 @@ internal sealed class TokenizerFile
         {
             if (!texts.ContainsKey(id))
             {
-                throw new CheckpointException($"expected ids of the vocabulary in the post-processor's template, but got {id}.", _path);
+                throw new CheckpointException($"expected ids of the vocabulary in the post-processor's template, but got {id}.", Path);
+            }
+        }
+    }
+
+    private void RequireByteLevelTokens()
+    {
+        if (AddedTokens.FirstOrDefault(token => token.IsNormalized) is AddedToken normalized)
+        {
+            throw new UnsupportedModelException(
+                $"'normalized' of the added token '{normalized.Content}' is not supported beside the normalizer of byte-level BPE.", Path);
+        }
+
+        foreach (char character in ByteLevelAlphabet.Characters)
+        {
+            if (!Vocabulary.ContainsKey(character.ToString()))
+            {
+                throw new CheckpointException(
+                    $"expected a token for every byte, but '{character}' is not in the vocabulary; is it a byte-level tokenizer?", Path);
             }
         }
 
-        return this;
+        HashSet<string> added = [.. AddedTokens.Select(token => token.Content)];
+        foreach (string token in Vocabulary.Keys)
+        {
+            if (ByteLevelAlphabet.BytesOf(token) is null && !added.Contains(token))
+            {
+                throw new CheckpointException($"expected tokens of byte-level BPE, but '{token}' stands for no bytes.", Path);
+            }
+        }
+    }
+
+    // Bytes stand for characters that have no token, which are left out of merging.
+    private void RequireCharacterTokens()
+    {
+        if (IgnoreMerges)
+        {
+            throw new UnsupportedModelException("'ignore_merges' is not supported in a tokenizer with byte fallback.", Path);
+        }
+
+        foreach (string merge in Merges)
+        {
+            if (merge.Contains("<0x", StringComparison.Ordinal) && merge.Split(' ').Any(IsByte))
+            {
+                throw new UnsupportedModelException($"merge '{merge}' of a byte is not supported.", Path);
+            }
+        }
+
+        static bool IsByte(string token) => token is ['<', '0', 'x', _, _, '>'];
     }
 }

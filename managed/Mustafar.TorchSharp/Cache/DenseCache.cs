@@ -27,12 +27,22 @@ public sealed class DenseCache : KeyValueCache
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="capacity">Tokens to allocate for at first; the cache grows past it by itself.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive, or <paramref name="capacity"/> is negative.</exception>
+    /// <param name="slidingWindow">A token sees only the last so many tokens, itself included; all if null. Those that it doesn't see
+    /// stay in the cache, but are not read.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size or <paramref name="slidingWindow"/> is not positive, or
+    /// <paramref name="capacity"/> is negative.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
-    public DenseCache(int batchSize, int numKvHeads, int headDim, ScalarType dtype, Device? device = null, int capacity = 0)
+    public DenseCache(
+        int batchSize, int numKvHeads, int headDim, ScalarType dtype, Device? device = null, int capacity = 0, int? slidingWindow = null)
         : base(batchSize, numKvHeads, headDim, dtype, device ?? CPU)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(capacity);
+        if (slidingWindow is int window)
+        {
+            ArgumentOutOfRangeException.ThrowIfNegativeOrZero(window, nameof(slidingWindow));
+        }
+
+        SlidingWindow = slidingWindow;
         _lengths = new int[batchSize];
         _readOnlyLengths = Array.AsReadOnly(_lengths);
         if (capacity > 0)
@@ -40,6 +50,9 @@ public sealed class DenseCache : KeyValueCache
             Reserve(capacity);
         }
     }
+
+    /// <summary>A token sees only the last so many tokens, itself included; all if null.</summary>
+    public int? SlidingWindow { get; }
 
     /// <inheritdoc/>
     public override IReadOnlyList<int> Lengths => _readOnlyLengths;
@@ -193,24 +206,39 @@ public sealed class DenseCache : KeyValueCache
     // The new tokens are in storage; _lengths still counts the past, lengths the tokens that each sequence has now.
     private Tensor Attend(Tensor query, double? scale, int longest, int[] lengths, bool padded)
     {
-        Tensor keys = _keys!.narrow(2, 0, longest);
-        Tensor values = _values!.narrow(2, 0, longest);
+        int first = SlidingWindow is int window ? (int)Math.Max(0, _lengths.Min() + 1L - window) : 0;
+        Tensor keys = _keys!.narrow(2, first, longest - first);
+        Tensor values = _values!.narrow(2, first, longest - first);
         long tokens = query.shape[2];
         bool uniform = AllEqual(_lengths, _lengths[0]) && !padded;
-        bool causal = uniform && _lengths[0] == 0 && tokens > 1;
-        Tensor? mask = causal || (uniform && tokens == 1) ? null : VisibleKeys(longest, (int)tokens, uniform);
-        Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal);
+        if (uniform && _lengths[0] == 0)
+        {
+            return DenseAttention.Causal(query, keys, values, scale, SlidingWindow);
+        }
+
+        Tensor? mask = uniform && tokens == 1 ? null : VisibleKeys(first, longest, (int)tokens, uniform);
+        Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal: false);
         return padded ? output.masked_fill(Padding(lengths, (int)tokens), Scalars.Zero) : output;
     }
 
-    // True where a query may look [batch or 1, 1, tokens, longest]: key j of query i if j ≤ past + i. A sequence's unused slots come
-    // after all of its real queries, and each query, padding too, sees slot 0, so that no row of the softmax is empty.
-    private Tensor VisibleKeys(int longest, int tokens, bool uniform)
+    // True where a query may look [batch or 1, 1, tokens, longest - first]: key j of query i if j ≤ past + i and within the window. A
+    // sequence's unused slots come after all of its real queries, each of which sees itself. Without a window padding sees slot 0;
+    // with one it may see nothing, and what the softmax makes of that is masked.
+    private Tensor VisibleKeys(int first, int longest, int tokens, bool uniform)
     {
         int[] past = uniform ? [_lengths[0]] : _lengths;
         Tensor position = tensor(past, dtype: ScalarType.Int64, device: Device).reshape(-1, 1, 1, 1)
             .add(Scalars.Range(0, tokens, Device).reshape(1, 1, -1, 1), Scalars.One);
-        return Scalars.Range(0, longest, Device).reshape(1, 1, 1, -1).le(position);
+        Tensor key = Scalars.Range(first, longest - first, Device).reshape(1, 1, 1, -1);
+        Tensor visible = key.le(position);
+        if (SlidingWindow is int window)
+        {
+            Scalar limit = window;
+            visible = visible.logical_and((position - key).lt(limit));
+            GC.KeepAlive(limit);
+        }
+
+        return visible;
     }
 
     private Tensor Padding(int[] lengths, int tokens)

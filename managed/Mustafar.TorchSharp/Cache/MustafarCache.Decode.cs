@@ -147,6 +147,7 @@ public sealed unsafe partial class MustafarCache
             NumFresh = keys is null ? 0 : queries,
             TailCapacity = _tailCapacity,
             MaxTokens = longest,
+            SlidingWindow = Options.SlidingWindow ?? 0,
             Scale = (float)(scale ?? 1 / Math.Sqrt(HeadDim)),
             Lengths = keys is null ? _state.LengthsPointer : _lengthsWithFresh.Pointer,
             Compressed = _state.CompressedPointer,

@@ -31,24 +31,40 @@ public sealed unsafe partial class MustafarCache
     {
         long count = query.shape[1];
         Tensor rows = query.to(ScalarType.Float32).Times(scale ?? 1 / Math.Sqrt(HeadDim)).reshape(NumKvHeads, -1, HeadDim);
+        long group = rows.shape[1] / count;
         OnlineSoftmax softmax = new(rows);
         int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
-        for (int first = 0; first < length;)
+        // The block's own tokens come first: there each query sees itself, so that no maximum is that of nothing.
+        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), Hidden(length, length, (int)count, (int)count, group));
+        for (int first = FirstVisible(length); first < length;)
         {
             bool packed = first < compressed;
             int end = Math.Min(packed ? compressed : length, first + SegmentTokens);
             using DisposeScope scope = NewDisposeScope();
             (Tensor k, Tensor v) = packed ? Expand(sequence, first, end - first) : Window(sequence, first, end - first);
-            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden: null);
+            Tensor? hidden = Options.SlidingWindow is null ? null : Hidden(length, first, end - first, (int)count, group);
+            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden);
             softmax.MoveToOuter();
             first = end;
         }
 
-        Tensor positions = Scalars.Range(0, count, Device);
-        // Rows run through the heads of a group, then through the queries.
-        Tensor hidden = (positions.unsqueeze(0) > positions.unsqueeze(1)).repeat(rows.shape[1] / count, 1);
-        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), hidden);
         return softmax.Result().reshape(query.shape);
+    }
+
+    // True where a query at position + i must not look at token first + j: [group · queries, tokens]. Rows run through the heads of a
+    // group, then through the queries.
+    private Tensor Hidden(int position, int first, int tokens, int queries, long group)
+    {
+        Tensor distance = Scalars.Range(position, queries, Device).unsqueeze(1) - Scalars.Range(first, tokens, Device);
+        Tensor hidden = distance.lt(Scalars.Zero);
+        if (Options.SlidingWindow is int window)
+        {
+            Scalar limit = window;
+            hidden = hidden.logical_or(distance.ge(limit));
+            GC.KeepAlive(limit);
+        }
+
+        return hidden.repeat(group, 1);
     }
 
     // Compressed tokens of a sequence, dense [num_kv_heads, count, head_dim].
@@ -88,7 +104,15 @@ public sealed unsafe partial class MustafarCache
 
     private void Shorten(int sequence, int length)
     {
-        int compressed = Math.Min(CompressedTokens(length), _state.Compressed[sequence]);
+        if (length == 0)
+        {
+            Forget(sequence);
+            return;
+        }
+
+        // What the sliding window released can't come back, and nothing sees it.
+        int compressed = Math.Max(
+            Math.Min(CompressedTokens(length), _state.Compressed[sequence]), _pages.Released(sequence) * Options.GroupSize);
         int returning = Math.Min(length, _state.Compressed[sequence]) - compressed;
         if (returning > 0)
         {
@@ -106,5 +130,16 @@ public sealed unsafe partial class MustafarCache
         }
 
         _state.Set(sequence, length, compressed);
+    }
+
+    private void Forget(int sequence)
+    {
+        while (_pages.Count(sequence) > _pages.Released(sequence))
+        {
+            _pool.Return(_pages.RemoveLast(sequence));
+        }
+
+        _pages.Restart(sequence);
+        _state.Set(sequence, 0, 0);
     }
 }

@@ -133,7 +133,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         }
         else if (_state.Longest == 0)
         {
-            output = AttendPrompt(query, keys, values, scale, counts);
+            output = AttendPrompt(query, keys, values, scale, counts, Options.SlidingWindow);
             AppendTokens(keys, values, counts, lookahead: 0);
         }
         else
@@ -146,6 +146,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             AppendTokens(keys, values, counts, lookahead: 0);
         }
 
+        ReleasePages();
         return output.MoveToOuterDisposeScope();
     }
 
@@ -163,6 +164,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         using Use use = new(this);
         using DisposeScope scope = NewDisposeScope();
         AppendTokens(TensorAccess.WithContiguousRows(keys), TensorAccess.WithContiguousRows(values), counts, lookahead: 0);
+        ReleasePages();
     }
 
     /// <summary>Attention of queries that stand at the last n cached tokens: query i of n sees the tokens up to its own.</summary>
@@ -171,13 +173,15 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <returns>Output [batch, num_heads, n, head_dim]; zero where a query sees no token, as in an empty sequence.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
-    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the first query would see fell out
+    /// of the sliding window.</exception>
     public Tensor Attend(Tensor query, double? scale = null)
     {
         ThrowIfDisposed();
         ValidateQuery(query, scale);
         ValidateScale(scale);
         using Use use = new(this);
+        CheckWindow(query.shape[2]);
         using DisposeScope scope = NewDisposeScope();
         return AttendTokens(query, null, null, scale, default).MoveToOuterDisposeScope();
     }
@@ -185,7 +189,11 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <inheritdoc/>
     /// <remarks>
     /// Groups that are no longer due to be compressed return to the dense window as they were stored: what was pruned stays pruned.
+    /// With a sliding window, tokens that fell out of it are gone: a sequence can go back by <see cref="MustafarOptions.GroupSize"/>
+    /// tokens at least, and to 0.
     /// </remarks>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see fell out of
+    /// the sliding window.</exception>
     public override void Truncate(int length)
     {
         ThrowIfDisposed();
@@ -208,7 +216,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <param name="lengths">Tokens to leave, 0 to the sequence's length, for each sequence.</param>
     /// <exception cref="ArgumentException">There is not one length for each sequence, or one is out of range.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
-    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see fell out of
+    /// the sliding window.</exception>
     public void Truncate(ReadOnlySpan<int> lengths)
     {
         ThrowIfDisposed();
@@ -227,6 +236,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         }
 
         using Use use = new(this);
+        CheckWindow(lengths);
         for (int b = 0; b < BatchSize; b++)
         {
             Shorten(b, lengths[b]);
@@ -304,11 +314,12 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     }
 
     // Padded sequences one by one: what stands in the padding must not reach a token, not even as 0 · NaN.
-    private static Tensor AttendPrompt(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
+    private static Tensor AttendPrompt(
+        Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts, int? window)
     {
         if (counts.IndexOfAnyExcept(checked((int)query.shape[2])) < 0)
         {
-            return DenseAttention.Forward(query, keys, values, scale, mask: null, causal: true);
+            return DenseAttention.Causal(query, keys, values, scale, window);
         }
 
         Tensor output = zeros_like(query);
@@ -317,8 +328,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             if (counts[b] > 0)
             {
                 using DisposeScope scope = NewDisposeScope();
-                Own(output, b, counts).copy_(DenseAttention.Forward(
-                    Own(query, b, counts), Own(keys, b, counts), Own(values, b, counts), scale, mask: null, causal: true));
+                Own(output, b, counts).copy_(DenseAttention.Causal(
+                    Own(query, b, counts), Own(keys, b, counts), Own(values, b, counts), scale, window));
             }
         }
 

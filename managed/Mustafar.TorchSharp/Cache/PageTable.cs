@@ -10,12 +10,14 @@ internal sealed unsafe class PageTable : IDisposable
 
     private readonly torch.Device _device;
     private readonly int[] _counts;
+    private readonly int[] _released;
     private BackendArray<nint> _entries;
 
     internal PageTable(int batchSize, torch.Device device)
     {
         _device = device;
         _counts = new int[batchSize];
+        _released = new int[batchSize];
         Capacity = SmallestCapacity;
         _entries = new BackendArray<nint>(batchSize * Capacity, device);
     }
@@ -27,11 +29,14 @@ internal sealed unsafe class PageTable : IDisposable
 
     internal void** Pointer => (void**)_entries.Pointer;
 
-    /// <summary>Pages that a sequence has.</summary>
+    /// <summary>Pages that a sequence has had in all: those that it has, after those that it gave back from its front.</summary>
     internal int Count(int sequence) => _counts[sequence];
 
-    /// <summary>A sequence's pages.</summary>
-    internal nint[] Addresses(int sequence) => _entries.Span.Slice(sequence * Capacity, _counts[sequence]).ToArray();
+    /// <summary>Pages that a sequence gave back from its front.</summary>
+    internal int Released(int sequence) => _released[sequence];
+
+    /// <summary>The pages that a sequence has.</summary>
+    internal nint[] Addresses(int sequence) => _entries.Span[((sequence * Capacity) + _released[sequence])..((sequence * Capacity) + _counts[sequence])].ToArray();
 
     /// <summary>Makes room for so many pages of each sequence. Only the table of addresses is copied, never a page.</summary>
     internal void Reserve(int pages)
@@ -62,4 +67,10 @@ internal sealed unsafe class PageTable : IDisposable
 
     /// <summary>Takes a sequence's last page off.</summary>
     internal nint RemoveLast(int sequence) => _entries.Span[(sequence * Capacity) + --_counts[sequence]];
+
+    /// <summary>Takes a sequence's first page off. Its entry stays in the table, where nothing reads it.</summary>
+    internal nint RemoveFirst(int sequence) => _entries.Span[(sequence * Capacity) + _released[sequence]++];
+
+    /// <summary>Forgets what a sequence without pages gave back.</summary>
+    internal void Restart(int sequence) => _counts[sequence] = _released[sequence] = 0;
 }

@@ -8,8 +8,8 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// A <see cref="DenseCache"/> makes it ordinary attention, a cache that prunes and compresses makes it Mustafar's. The children
-/// <c>q_proj</c>, <c>k_proj</c>, <c>v_proj</c> and <c>o_proj</c> carry the names of Hugging Face checkpoints. It is for inference:
-/// no gradient passes the cache.
+/// <c>q_proj</c>, <c>k_proj</c>, <c>v_proj</c> and <c>o_proj</c>, and <c>q_norm</c> and <c>k_norm</c> where heads are normalised, carry
+/// the names of Hugging Face checkpoints. It is for inference: no gradient passes the cache.
 /// </remarks>
 public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
 {
@@ -19,6 +19,8 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
     private readonly nn.Module<Tensor, Tensor> k_proj;
     private readonly nn.Module<Tensor, Tensor> v_proj;
     private readonly nn.Module<Tensor, Tensor> o_proj;
+    private readonly nn.Module<Tensor, Tensor>? q_norm;
+    private readonly nn.Module<Tensor, Tensor>? k_norm;
 #pragma warning restore IDE1006
 
     /// <summary>Makes a layer whose weights are not initialised, for a checkpoint to fill.</summary>
@@ -35,17 +37,21 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
             Weights.Linear(options.HiddenSize, options.NumHeads * options.HeadDim, options.QkvBias, dtype, device),
             Weights.Linear(options.HiddenSize, options.NumKvHeads * options.HeadDim, options.QkvBias, dtype, device),
             Weights.Linear(options.HiddenSize, options.NumKvHeads * options.HeadDim, options.QkvBias, dtype, device),
-            Weights.Linear(options.NumHeads * options.HeadDim, options.HiddenSize, options.OutputBias, dtype, device))
+            Weights.Linear(options.NumHeads * options.HeadDim, options.HiddenSize, options.OutputBias, dtype, device),
+            Norm(options, dtype, device),
+            Norm(options, dtype, device))
     {
     }
 
     /// <summary>Makes a layer of given projections.</summary>
-    /// <param name="options">Sizes; its bias flags are not used.</param>
+    /// <param name="options">Sizes; its bias flags and <see cref="MustafarAttentionOptions.QueryKeyNormEps"/> are not used.</param>
     /// <param name="rotary">Positions; shared by layers, and not disposed with this one.</param>
     /// <param name="queryProjection">[.., hidden_size] to [.., num_heads · head_dim].</param>
     /// <param name="keyProjection">[.., hidden_size] to [.., num_kv_heads · head_dim].</param>
     /// <param name="valueProjection">[.., hidden_size] to [.., num_kv_heads · head_dim].</param>
     /// <param name="outputProjection">[.., num_heads · head_dim] to [.., hidden_size].</param>
+    /// <param name="queryNorm">Applied to the queries [batch, n, num_heads, head_dim] before rotary positions; none if null.</param>
+    /// <param name="keyNorm">Applied to the keys [batch, n, num_kv_heads, head_dim] before rotary positions; none if null.</param>
     /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
     public MustafarAttention(
         MustafarAttentionOptions options,
@@ -53,7 +59,9 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
         nn.Module<Tensor, Tensor> queryProjection,
         nn.Module<Tensor, Tensor> keyProjection,
         nn.Module<Tensor, Tensor> valueProjection,
-        nn.Module<Tensor, Tensor> outputProjection)
+        nn.Module<Tensor, Tensor> outputProjection,
+        nn.Module<Tensor, Tensor>? queryNorm = null,
+        nn.Module<Tensor, Tensor>? keyNorm = null)
         : base(nameof(MustafarAttention))
     {
         Options = Checked(options, rotary);
@@ -66,6 +74,8 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
         k_proj = keyProjection;
         v_proj = valueProjection;
         o_proj = outputProjection;
+        q_norm = queryNorm;
+        k_norm = keyNorm;
         RegisterComponents();
     }
 
@@ -109,10 +119,15 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
         Tensor query = q_proj.call(hidden).reshape(batch, tokens, Options.NumHeads, Options.HeadDim);
         Tensor key = k_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
         Tensor value = v_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
+        query = q_norm?.call(query) ?? query;
+        key = k_norm?.call(key) ?? key;
         (query, key) = _rotary.Apply(query, key, cache.Lengths);
         Tensor attended = cache.Forward(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), Options.Scale, counts);
         return o_proj.call(attended.transpose(1, 2).reshape(batch, tokens, Options.NumHeads * Options.HeadDim)).MoveToOuterDisposeScope();
     }
+
+    private static RmsNorm? Norm(MustafarAttentionOptions options, ScalarType dtype, Device? device) =>
+        options.QueryKeyNormEps is double eps ? new RmsNorm(options.HeadDim, eps, dtype, device) : null;
 
     private static MustafarAttentionOptions Checked(MustafarAttentionOptions options, RotaryEmbedding rotary)
     {

@@ -12,7 +12,7 @@ public sealed record MustafarAttentionOptions
     /// <summary>Number of key/value heads, a divisor of <see cref="NumHeads"/>: fewer than query heads is grouped-query attention.</summary>
     public required int NumKvHeads { get; init; }
 
-    /// <summary>Elements of one head.</summary>
+    /// <summary>Elements of one head; hidden_size / num_heads in many models, but not in all.</summary>
     public required int HeadDim { get; init; }
 
     /// <summary>Whether q_proj, k_proj and v_proj have a bias.</summary>
@@ -20,6 +20,12 @@ public sealed record MustafarAttentionOptions
 
     /// <summary>Whether o_proj has a bias.</summary>
     public bool OutputBias { get; init; }
+
+    /// <summary>
+    /// Added to the mean square where each head's query and key are normalised (<see cref="RmsNorm"/>, children <c>q_norm</c> and
+    /// <c>k_norm</c>) before their positions are encoded, as in Qwen 3; they are not if null.
+    /// </summary>
+    public double? QueryKeyNormEps { get; init; }
 
     /// <summary>Factor of the scores before softmax; 1/√head_dim if null.</summary>
     public double? Scale { get; init; }

@@ -19,9 +19,11 @@ public sealed class RotaryEmbedding : IDisposable
 
     /// <summary>Makes an embedding; tables are computed on first use.</summary>
     /// <param name="options">Channels and wavelengths.</param>
+    /// <exception cref="ArgumentException">The values of a scaling don't fit together.</exception>
     public RotaryEmbedding(RotaryOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
+        options.Scaling?.Validate();
         Options = options;
     }
 

@@ -26,13 +26,17 @@ public sealed record RotaryOptions
             : throw new ArgumentOutOfRangeException(nameof(Theta), value, "Expected a positive finite number.");
     }
 
+    /// <summary>How the wavelengths are stretched for texts longer than those of pre-training; not at all if null.</summary>
+    public Llama3RotaryScaling? Scaling { get; init; }
+
     /// <summary>The angle per position of each of the head_dim / 2 pairs of channels, in radians.</summary>
     public double[] AnglesPerPosition()
     {
         double[] angles = new double[HeadDim / 2];
         for (int i = 0; i < angles.Length; i++)
         {
-            angles[i] = Math.Pow(Theta, -2.0 * i / HeadDim);
+            double angle = Math.Pow(Theta, -2.0 * i / HeadDim);
+            angles[i] = Scaling?.Scale(angle) ?? angle;
         }
 
         return angles;

@@ -1,3 +1,4 @@
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -5,6 +6,8 @@ namespace Mustafar;
 /// <summary>Attention over dense keys and values with torch's kernels.</summary>
 internal static class DenseAttention
 {
+    private const int QueryBlock = 512;
+
     /// <summary>
     /// scaled_dot_product_attention of [batch, num_heads, queries, head_dim] over [batch, num_kv_heads, tokens, head_dim], without
     /// repeating keys and values for the heads of a group.
@@ -43,6 +46,40 @@ internal static class DenseAttention
         }
 
         return stack(outputs, 2).reshape(shape);
+    }
+
+    /// <summary>Attention of n tokens to themselves: token i sees tokens up to i, of these only the last <paramref name="window"/>.</summary>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="window">Tokens that a query sees, itself included; null for all.</param>
+    /// <returns>A tensor like the query, in the current dispose scope.</returns>
+    internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window)
+    {
+        long tokens = query.shape[2];
+        if (window is not int seen || seen >= tokens)
+        {
+            return Forward(query, keys, values, scale, mask: null, causal: tokens > 1);
+        }
+
+        // In blocks of queries: only the keys that a block sees are read, and no mask is n by n.
+        Tensor output = empty_like(query);
+        for (long first = 0; first < tokens; first += QueryBlock)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            long count = Math.Min(QueryBlock, tokens - first);
+            long begin = Math.Max(0, first + 1 - seen);
+            long end = first + count;
+            Tensor distance = Scalars.Range(first, count, query.device).unsqueeze(1) - Scalars.Range(begin, end - begin, query.device);
+            Scalar limit = seen;
+            Tensor mask = distance.ge(Scalars.Zero).logical_and(distance.lt(limit));
+            GC.KeepAlive(limit);
+            output.narrow(2, first, count).copy_(Forward(
+                query.narrow(2, first, count), keys.narrow(2, begin, end - begin), values.narrow(2, begin, end - begin), scale, mask, causal: false));
+        }
+
+        return output;
     }
 
     private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>

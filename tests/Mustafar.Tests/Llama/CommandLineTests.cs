@@ -8,6 +8,7 @@ public sealed class CommandLineTests
 {
     [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n")]
     [TestCase("generate", "--max-tokens", "8", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9", "--seed", "4")]
+    [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n", "--prompt", "def ")]
     [TestCase("compare", "--max-tokens", "4", "--prompt-file", "{short}")]
     [TestCase("perplexity", "--windows", "1", "--context", "160", "--prefill", "130")]
     [TestCase("recall", "--contexts", "2", "--context", "256")]
@@ -39,6 +40,56 @@ public sealed class CommandLineTests
             Assert.That(output, Does.StartWith("import os\n"));
             Assert.That(output, Does.Contain("tokens/s").And.Contain("dense fp16").And.Contain("40 of 128"));
             Assert.That(error, Is.Empty);
+        }
+    }
+
+    [Test]
+    public void GenerateContinuesSeveralPromptsAsEachAlone()
+    {
+        string[] prompts = ["import os\n", "def add(a, b):\n"];
+        string[] args = ["--max-tokens", "8", "--dtype", "float32", "--json"];
+        (int code, string output, string error) = Run(["generate", "--prompt", prompts[0], "--prompt", prompts[1], .. args]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument document = JsonDocument.Parse(output);
+        JsonElement texts = document.RootElement.GetProperty("texts");
+        for (int i = 0; i < prompts.Length; i++)
+        {
+            (_, string alone, _) = Run(["generate", "--prompt", prompts[i], .. args]);
+            using JsonDocument expected = JsonDocument.Parse(alone);
+            Assert.That(texts[i].GetProperty("text").GetString(), Is.EqualTo(expected.RootElement.GetProperty("text").GetString()));
+        }
+
+        (_, output, _) = Run("generate", "--prompt", prompts[0], "--prompt", prompts[1], "--max-tokens", "2");
+        Assert.That(output, Does.StartWith("--- 2 tokens").And.Contain("\n" + prompts[1]).And.Contain("tokens/s"));
+    }
+
+    [Test]
+    public void ChatReadsOnlyTheNewTurnsAndBeginsAnewWhenAsked()
+    {
+        string[] args = ["chat", "--chat-template", "llama3", "--max-tokens", "6", "--system", "Write Python."];
+        (int code, string output, string error) = Chat("Hello\n\nAgain\n/reset\nHello\n/exit\nnever", [.. args, "--json"]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument document = JsonDocument.Parse(output);
+        JsonElement[] exchanges = [.. document.RootElement.GetProperty("exchanges").EnumerateArray()];
+        (int Cached, int New, int Reply)[] counts = [.. exchanges.Select(exchange => (
+            exchange.GetProperty("cached_tokens").GetInt32(),
+            exchange.GetProperty("new_tokens").GetInt32(),
+            exchange.GetProperty("reply_tokens").GetInt32()))];
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(counts, Has.Length.EqualTo(3));
+            Assert.That(counts[0].Cached, Is.Zero);
+            Assert.That(counts[1].Cached, Is.EqualTo(counts[0].New + counts[0].Reply - 1), "the last token is read with the next turn");
+            Assert.That(counts[1].New, Is.LessThan(counts[0].New), "no system and no beginning");
+            Assert.That(counts[2], Is.EqualTo(counts[0]));
+            Assert.That(exchanges[2].GetProperty("assistant").GetString(), Is.EqualTo(exchanges[0].GetProperty("assistant").GetString()));
+        }
+
+        (code, output, error) = Chat("Hello\n", args);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(code, Is.Zero, error);
+            Assert.That(output, Does.StartWith("> ").And.Contain("--- read").And.Contain("dense fp16"));
         }
     }
 
@@ -96,6 +147,9 @@ public sealed class CommandLineTests
     [TestCase(1, "doesn't exist", new[] { "generate", "--model", "no-such-directory" })]
     [TestCase(1, "doesn't exist", new[] { "generate", "--prompt-file", "no-such-file" })]
     [TestCase(1, "both", new[] { "generate", "--prompt-file", "a", "--prompt", "b" })]
+    [TestCase(2, "jinja", new[] { "chat", "--chat-template", "jinja" })]
+    [TestCase(1, "no chat template", new[] { "chat" })]
+    [TestCase(1, "<|im_start|>", new[] { "chat", "--chat-template", "chatml" })]
     [TestCase(1, "KeySparsity", new[] { "generate", "--key-sparsity", "1.5" })]
     [TestCase(1, "TopP", new[] { "generate", "--top-p", "2" })]
     [TestCase(1, "--file or --ids-file", new[] { "score" })]
@@ -152,19 +206,25 @@ public sealed class CommandLineTests
         using (Assert.EnterMultipleScope())
         {
             Assert.That(code, Is.Zero);
-            Assert.That(output, Does.Contain("generate").And.Contain("compare").And.Contain("perplexity").And.Contain("recall").And.Contain("score"));
+            foreach (string name in (string[])["generate", "chat", "compare", "perplexity", "recall", "score"])
+            {
+                Assert.That(output, Does.Contain(name));
+            }
         }
     }
 
-    private static (int Code, string Output, string Error) Run(params string[] args)
+    private static (int Code, string Output, string Error) Run(params string[] args) => Chat("", args);
+
+    private static (int Code, string Output, string Error) Chat(string input, params string[] args)
     {
+        using StringReader lines = new(input);
         using TemporaryDirectory directory = new();
         File.WriteAllText(directory.File("short"), "import os\nprint(os.getcwd())\n");
         File.WriteAllText(directory.File("ids"), "8184, 323 4295\n[869, 258, 1998]");
         string[] filled = [.. args.Select(arg => arg.Replace("{short}", directory.File("short")).Replace("{ids}", directory.File("ids")))];
         using StringWriter output = new() { NewLine = "\n" };
         using StringWriter error = new() { NewLine = "\n" };
-        int code = LlamaProgram.Run(filled, output, error, showProgress: false);
+        int code = LlamaProgram.Run(filled, lines, output, error, showProgress: false);
         return (code, output.ToString(), error.ToString());
     }
 }

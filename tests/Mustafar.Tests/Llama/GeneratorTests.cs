@@ -41,6 +41,43 @@ public sealed class GeneratorTests
         Assert.That(first.Concat(second), Is.EqualTo(s_greedy[..20]));
     }
 
+    // Prompts of different lengths, of which some end before others, and each with its own random numbers.
+    [TestCase(false)]
+    [TestCase(true)]
+    public void TextsSideBySideAreThoseOneByOne(bool compressed)
+    {
+        int[] lengths = [130, 1, 77, 64];
+        int[][] prompts = [.. lengths.Select((length, i) => Golden.PromptIds[(i * 3)..((i * 3) + length)])];
+        HashSet<int> stops = [.. Golden.PromptIds.CountBy(id => id).OrderByDescending(pair => pair.Value).Skip(3).Take(4).Select(pair => pair.Key)];
+        const int maxTokens = 70;
+        Sampler NewSampler(int i) => new(new SamplingOptions { Temperature = i % 2 == 0 ? 0 : 0.7, Seed = i });
+        ModelCache NewCache(int batch) => compressed
+            ? ModelCache.Mustafar(_model, new MustafarOptions { GroupSize = 32 }, batch)
+            : ModelCache.Dense(_model, batch);
+        using ModelCache together = NewCache(prompts.Length);
+        List<int>[] texts = [.. prompts.Select(_ => new List<int>())];
+        TokenGenerator generator = new(_model, together);
+        foreach (SequenceToken item in generator.Generate(prompts, [.. prompts.Select((_, i) => NewSampler(i))], maxTokens, stops))
+        {
+            texts[item.Sequence].Add(item.Token);
+        }
+
+        for (int i = 0; i < prompts.Length; i++)
+        {
+            using ModelCache alone = NewCache(1);
+            int[] expected = [.. new TokenGenerator(_model, alone).Generate(prompts[i], NewSampler(i), maxTokens, stops)];
+            using (Assert.EnterMultipleScope())
+            {
+                Assert.That(texts[i], Is.EqualTo(expected), $"sequence {i}");
+                Assert.That(together.Lengths[i], Is.EqualTo(alone.Length), "no padding, and nothing behind a text's end");
+                Assert.That(together.Lengths[i], Is.EqualTo(lengths[i] + expected.Length - 1));
+            }
+        }
+
+        Assert.That(texts.Select(text => text.Count), Has.Some.EqualTo(maxTokens).And.Some.LessThan(maxTokens), "some end early");
+        Assert.That(generator.DecodedTokens, Is.EqualTo(texts.Sum(text => text.Count - 1)));
+    }
+
     [Test]
     public void StopsAtTheModelsLongestText()
     {
@@ -52,7 +89,7 @@ public sealed class GeneratorTests
         {
             Assert.That(tokens, Has.Length.EqualTo(5));
             Assert.That(cache.Length, Is.EqualTo(20));
-            Assert.That(generator.DecodeSteps, Is.EqualTo(4));
+            Assert.That(generator.DecodedTokens, Is.EqualTo(4));
         }
     }
 
@@ -72,7 +109,11 @@ public sealed class GeneratorTests
             Assert.That(() => generator.Generate([1, 8192], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("8192"));
             Assert.That(() => generator.Generate([1, -1], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("-1"));
             Assert.That(() => generator.Generate([1], sampler, -1, none), Throws.TypeOf<ArgumentOutOfRangeException>());
-            Assert.That(() => new TokenGenerator(shortModel, pair), Throws.ArgumentException);
+            TokenGenerator both = new(shortModel, pair);
+            Assert.That(() => both.Generate([1], sampler, 1, none), Throws.ArgumentException.With.Message.Contains("2 sequences"));
+            Assert.That(() => both.Generate([[1], [2]], [sampler], 1, none), Throws.ArgumentException.With.Message.Contains("sampler"));
+            Assert.That(() => both.Generate([[1], []], [sampler, sampler], 1, none), Throws.ArgumentException.With.Message.Contains("empty"));
+            Assert.That(pair.Length, Is.Zero);
             Assert.That(cache.Length, Is.Zero);
         }
     }
@@ -116,11 +157,11 @@ public sealed class GeneratorTests
     [Test]
     public void RecallTasksHideTheNoteThatTheyAskFor()
     {
-        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+        TextTokenizer tokenizer = TextTokenizer.Load(Golden.Checkpoint);
         List<int> haystack = tokenizer.Encode(string.Concat(Enumerable.Range(0, 400).Select(i => $"value_{i} = compute({i})\n")), false);
         for (int seed = 0; seed < 20; seed++)
         {
-            RecallTask task = RecallTask.Make(tokenizer, 8184, haystack, 512, new Random(seed));
+            RecallTask task = RecallTask.Make(tokenizer, haystack, 512, new Random(seed));
             string[] lines = tokenizer.Decode(task.Context).Split('\n');
             string name = tokenizer.Decode(task.Question)["\n# recall ".Length..^" =".Length];
             using (Assert.EnterMultipleScope())
@@ -138,12 +179,12 @@ public sealed class GeneratorTests
     [Test]
     public void RecallTasksNeedRoom()
     {
-        ByteLevelTokenizer tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+        TextTokenizer tokenizer = TextTokenizer.Load(Golden.Checkpoint);
         List<int> haystack = tokenizer.Encode("a = 1\nb = 2\n", false);
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(() => RecallTask.Make(tokenizer, 8184, haystack, 20, new Random(0)), Throws.ArgumentException.With.Message.Contains("room"));
-            Assert.That(() => RecallTask.Make(tokenizer, 8184, haystack, 512, new Random(0)), Throws.ArgumentException.With.Message.Contains("at least"));
+            Assert.That(() => RecallTask.Make(tokenizer, haystack, 20, new Random(0)), Throws.ArgumentException.With.Message.Contains("room"));
+            Assert.That(() => RecallTask.Make(tokenizer, haystack, 512, new Random(0)), Throws.ArgumentException.With.Message.Contains("at least"));
         }
     }
 

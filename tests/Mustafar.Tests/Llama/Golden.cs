@@ -36,6 +36,20 @@ internal static class Golden
         return model;
     }
 
+    /// <summary>The largest difference; infinite where one is NaN, which must not pass as a small error.</summary>
+    public static double LargestError(double[] actual, float[] expected)
+    {
+        Assert.That(actual, Has.Length.EqualTo(expected.Length));
+        double largest = 0;
+        for (int i = 0; i < actual.Length; i++)
+        {
+            double error = Math.Abs(actual[i] - expected[i]);
+            largest = double.IsNaN(error) ? double.PositiveInfinity : Math.Max(largest, error);
+        }
+
+        return largest;
+    }
+
     private static T[] Read<T>(string path, string name, ScalarType dtype)
         where T : struct
     {

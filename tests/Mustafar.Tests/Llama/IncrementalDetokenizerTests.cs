@@ -6,7 +6,7 @@ namespace Mustafar.Tests.Llama;
 [TestFixture]
 public sealed class IncrementalDetokenizerTests
 {
-    private static readonly ByteLevelTokenizer s_tokenizer = ByteLevelTokenizer.Load(Path.Combine(Golden.Checkpoint, "tokenizer.json"));
+    private static readonly TextTokenizer s_tokenizer = TextTokenizer.Load(Golden.Checkpoint);
 
     // Each byte as a token of its own is the worst case of a character spread over tokens.
     [TestCase("naïve café — 漢字 😀 end")]

@@ -5,9 +5,9 @@ namespace Mustafar.Tests.Llama;
 
 /// <summary>
 /// What a pruned cache must give, done slowly: dense tokens, in which all but the largest channels of the old ones are set to zero.
-/// One sequence.
+/// One sequence. With a window, a query sees only so many of the latest tokens, its own included.
 /// </summary>
-internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOptions options)
+internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOptions options, int? window = null)
     : KeyValueCache(1, numKvHeads, headDim, ScalarType.Float32, CPU)
 {
     // [heads][token] -> channels
@@ -39,11 +39,12 @@ internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOpti
         for (int i = 0; i < numHeads * tokens; i++)
         {
             int head = i / tokens / (numHeads / NumKvHeads);
+            int end = past + (i % tokens) + 1;
+            int start = Math.Max(0, end - (window ?? end));
             Attend(
                 queries.AsSpan(i * HeadDim, HeadDim),
-                _keys[head],
-                _values[head],
-                past + (i % tokens) + 1,
+                _keys[head][start..end],
+                _values[head][start..end],
                 scale ?? (1 / Math.Sqrt(HeadDim)),
                 outputs.AsSpan(i * HeadDim, HeadDim));
         }
@@ -94,10 +95,10 @@ internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOpti
         }
     }
 
-    // One query over the first visible tokens, in double precision.
-    private static void Attend(
-        ReadOnlySpan<float> query, List<float[]> keys, List<float[]> values, int visible, double scale, Span<float> output)
+    // One query over the tokens that it sees, in double precision.
+    private static void Attend(ReadOnlySpan<float> query, List<float[]> keys, List<float[]> values, double scale, Span<float> output)
     {
+        int visible = keys.Count;
         double[] weights = new double[visible];
         for (int token = 0; token < visible; token++)
         {

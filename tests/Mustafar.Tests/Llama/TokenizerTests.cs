@@ -9,7 +9,7 @@ namespace Mustafar.Tests.Llama;
 public sealed class TokenizerTests
 {
     private static readonly string s_file = Path.Combine(Golden.Checkpoint, "tokenizer.json");
-    private static readonly ByteLevelTokenizer s_tokenizer = ByteLevelTokenizer.Load(s_file);
+    private static readonly TextTokenizer s_tokenizer = TextTokenizer.Load(Golden.Checkpoint);
 
     private static IEnumerable<TestCaseData> GoldenTexts() => Golden.Json.GetProperty("tokenizer").EnumerateArray()
         .Select((item, i) => new TestCaseData(item).SetArgDisplayNames($"text {i}"));
@@ -65,7 +65,7 @@ public sealed class TokenizerTests
     [Test]
     public void TakesTheLongestOfAddedTokensThatBeginAtOnePlace()
     {
-        ByteLevelTokenizer tokenizer = LoadWith(root => root["added_tokens"]!.AsArray().Add(
+        TextTokenizer tokenizer = LoadWith(root => root["added_tokens"]!.AsArray().Add(
             JsonNode.Parse("""{ "id": 8189, "content": "<|eot_id|>!", "special": false }""")));
         using (Assert.EnterMultipleScope())
         {
@@ -95,7 +95,7 @@ public sealed class TokenizerTests
     [Test]
     public void AddsWhatTheTemplateSaysBehindAText()
     {
-        ByteLevelTokenizer tokenizer = LoadWith(root => root["post_processor"]!["single"]!.AsArray().Add(
+        TextTokenizer tokenizer = LoadWith(root => root["post_processor"]!["single"]!.AsArray().Add(
             JsonNode.Parse("""{ "SpecialToken": { "id": "<|begin_of_text|>", "type_id": 0 } }""")));
         Assert.That(tokenizer.Encode("x"), Is.EqualTo(new[] { 8184, s_tokenizer.Encode("x")[1], 8184 }));
     }
@@ -107,7 +107,7 @@ public sealed class TokenizerTests
     [Test]
     public void ReadsMergesAsStrings()
     {
-        ByteLevelTokenizer tokenizer = LoadWith(root =>
+        TextTokenizer tokenizer = LoadWith(root =>
         {
             JsonArray merges = root["model"]!["merges"]!.AsArray();
             root["model"]!["merges"] = new JsonArray([.. merges.Select(merge => (JsonNode)$"{merge![0]} {merge[1]}")]);
@@ -119,17 +119,44 @@ public sealed class TokenizerTests
     [Test]
     public void ReadsAByteLevelPreTokenizerWithItsOwnExpression()
     {
-        ByteLevelTokenizer tokenizer = LoadWith(root => root["pre_tokenizer"] =
+        TextTokenizer tokenizer = LoadWith(root => root["pre_tokenizer"] =
             JsonNode.Parse("""{ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }"""));
         Assert.That(tokenizer.Encode("the", addSpecialTokens: false), Is.EqualTo(s_tokenizer.Encode(" the", addSpecialTokens: false)));
     }
 
+    // What Qwen's files have: NFC, single digits, and no token in front of a text.
+    [Test]
+    public void NormalisesAsQwensFilesAsk()
+    {
+        TextTokenizer tokenizer = LoadWith(root =>
+        {
+            root["normalizer"] = JsonNode.Parse("""{ "type": "NFC" }""");
+            root["post_processor"] = JsonNode.Parse("""{ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false }""");
+            root["pre_tokenizer"]!["pretokenizers"]![0]!["pattern"]!["Regex"] =
+                @"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        });
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(tokenizer.Encode("cafe\u0301"), Is.EqualTo(s_tokenizer.Encode("caf\u00E9", addSpecialTokens: false)));
+            Assert.That(
+                tokenizer.Encode("2048"),
+                Is.EqualTo("2048".SelectMany(digit => s_tokenizer.Encode(digit.ToString(), addSpecialTokens: false))));
+        }
+    }
+
     private static IEnumerable<TestCaseData> UnsupportedParts()
     {
-        yield return Case("normalizer", root => root["normalizer"] = JsonNode.Parse("""{ "type": "NFC" }"""), "NFC");
+        yield return Case("normalizer", root => root["normalizer"] = JsonNode.Parse("""{ "type": "NFKC" }"""), "NFKC");
         yield return Case("truncation", root => root["truncation"] = JsonNode.Parse("""{ "max_length": 5 }"""), "truncation");
         yield return Case("model type", root => root["model"]!["type"] = "Unigram", "Unigram");
-        yield return Case("byte fallback", root => root["model"]!["byte_fallback"] = true, "byte_fallback");
+        yield return Case(
+            "normalized added token",
+            root =>
+            {
+                root["normalizer"] = JsonNode.Parse("""{ "type": "NFC" }""");
+                root["added_tokens"]![0]!["normalized"] = true;
+            },
+            "normalized");
         yield return Case("dropout", root => root["model"]!["dropout"] = 0.1, "dropout");
         yield return Case("subword prefix", root => root["model"]!["continuing_subword_prefix"] = "##", "##");
         yield return Case("pre-tokenizer", root => root["pre_tokenizer"] = JsonNode.Parse("""{ "type": "Metaspace" }"""), "Metaspace");
@@ -180,8 +207,8 @@ public sealed class TokenizerTests
         File.WriteAllText(directory.File("tokenizer.json"), "{ \"model\": ");
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(() => ByteLevelTokenizer.Load(directory.File("none.json")), Throws.TypeOf<FileNotFoundException>());
-            Assert.That(() => ByteLevelTokenizer.Load(directory.File("tokenizer.json")), Throws.TypeOf<CheckpointException>());
+            Assert.That(() => TextTokenizer.Load(directory.File("none")), Throws.TypeOf<FileNotFoundException>());
+            Assert.That(() => TextTokenizer.Load(directory.Path), Throws.TypeOf<CheckpointException>());
         }
     }
 
@@ -192,12 +219,12 @@ public sealed class TokenizerTests
     private static TestCaseData Case(string name, Action<JsonNode> change, string expected) =>
         new TestCaseData(change, expected).SetArgDisplayNames(name);
 
-    private static ByteLevelTokenizer LoadWith(Action<JsonNode> change)
+    private static TextTokenizer LoadWith(Action<JsonNode> change)
     {
         JsonNode root = JsonNode.Parse(File.ReadAllText(s_file))!;
         change(root);
         using TemporaryDirectory directory = new();
         File.WriteAllText(directory.File("tokenizer.json"), root.ToJsonString());
-        return ByteLevelTokenizer.Load(directory.File("tokenizer.json"));
+        return TextTokenizer.Load(directory.Path);
     }
 }

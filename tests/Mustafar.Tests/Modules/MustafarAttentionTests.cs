@@ -36,6 +36,26 @@ public sealed class MustafarAttentionTests
     }
 
     [Test]
+    public void NormalisesEachHeadsQueryAndKeyBeforeItsPosition()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        manual_seed(4);
+        const double eps = 0.25; // large enough to matter
+        using MustafarAttention attention = Random(s_options with { QueryKeyNormEps = eps });
+        Dictionary<string, Tensor> state = attention.state_dict();
+        Tensor hidden = randn(2, 5, 24);
+        using DenseCache cache = NewCache();
+        using DenseCache expectedCache = NewCache();
+        Tensor Heads(string projection, int heads) => nn.functional.linear(hidden, state[projection]).reshape(2, 5, heads, 8);
+        Tensor Normal(Tensor x, string norm) => x / (x.square().mean([-1], keepdim: true) + eps).sqrt() * state[norm];
+        (Tensor query, Tensor key) = _rotary.Apply(
+            Normal(Heads("q_proj.weight", 4), "q_norm.weight"), Normal(Heads("k_proj.weight", 2), "k_norm.weight"), [0, 0]);
+        Tensor attended = expectedCache.Forward(query.transpose(1, 2), key.transpose(1, 2), Heads("v_proj.weight", 2).transpose(1, 2));
+        Tensor expected = nn.functional.linear(attended.transpose(1, 2).reshape(2, 5, 32), state["o_proj.weight"]);
+        Assert.That((attention.forward(hidden, cache) - expected).abs().max().item<float>(), Is.LessThan(1e-5));
+    }
+
+    [Test]
     public void ParametersOutliveTheScopeTheyAreMadeIn()
     {
         MustafarAttention attention;
@@ -119,10 +139,10 @@ public sealed class MustafarAttentionTests
 
     private static DenseCache NewCache() => new(2, 2, 8, ScalarType.Float32);
 
-    private MustafarAttention Random()
+    private MustafarAttention Random(MustafarAttentionOptions? options = null)
     {
         manual_seed(9);
-        MustafarAttention attention = new(s_options, _rotary);
+        MustafarAttention attention = new(options ?? s_options, _rotary);
         foreach (Parameter parameter in attention.parameters())
         {
             parameter.normal_(0, 0.2);

@@ -73,6 +73,39 @@ public sealed class RotaryEmbeddingTests
         }
     }
 
+    // Wavelengths by the formula of transformers, written out case by case.
+    [TestCase(8.0, 1.0, 4.0, 8192, 500_000.0)]
+    [TestCase(32.0, 1.0, 4.0, 8192, 500_000.0)]
+    [TestCase(8.0, 1.0, 4.0, 256, 10_000.0)]
+    public void Llama3ScalingStretchesLongWavelengths(double factor, double low, double high, int original, double theta)
+    {
+        RotaryOptions plain = new() { HeadDim = 64, Theta = theta };
+        RotaryOptions scaled = plain with
+        {
+            Scaling = new Llama3RotaryScaling
+            {
+                Factor = factor, LowFrequencyFactor = low, HighFrequencyFactor = high, OriginalMaxPositions = original,
+            },
+        };
+        double[] expected = [.. plain.AnglesPerPosition().Select(angle =>
+        {
+            double wavelength = 2 * Math.PI / angle;
+            if (wavelength < original / high)
+            {
+                return angle;
+            }
+
+            double smooth = ((original / wavelength) - low) / (high - low);
+            return wavelength > original / low ? angle / factor : ((1 - smooth) * angle / factor) + (smooth * angle);
+        })];
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(scaled.AnglesPerPosition(), Is.EqualTo(expected).Within(1e-15));
+            Assert.That(scaled.AnglesPerPosition()[0], Is.EqualTo(1), "the shortest wavelength stays");
+            Assert.That(scaled.AnglesPerPosition()[^1], Is.EqualTo(plain.AnglesPerPosition()[^1] / factor), "the longest is stretched");
+        }
+    }
+
     [Test]
     public void RefusesBadInput()
     {
@@ -87,6 +120,11 @@ public sealed class RotaryEmbeddingTests
             Assert.That(() => rotary.Apply(x, x, [0]), Throws.ArgumentException.With.Message.Contains("2 sequences"));
             Assert.That(() => rotary.Apply(x, x, [0, -1]), Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new RotaryOptions { HeadDim = 7 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new Llama3RotaryScaling { Factor = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new Llama3RotaryScaling { OriginalMaxPositions = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(
+                () => new RotaryEmbedding(s_options with { Scaling = new Llama3RotaryScaling { HighFrequencyFactor = 1 } }),
+                Throws.ArgumentException.With.Message.Contains("more than 1"));
             Assert.That(() => new RotaryOptions { Theta = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());
         }
 

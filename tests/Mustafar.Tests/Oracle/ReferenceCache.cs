@@ -79,7 +79,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         Tensor none = zeros(1, 0, headDim);
         return Length(b) == 0
             ? zeros(query.shape, dtype: ScalarType.Float64)
-            : ReferenceAttention.Attend(query, _keys[b] ?? none, _values[b] ?? none, scale);
+            : ReferenceAttention.Attend(query, _keys[b] ?? none, _values[b] ?? none, scale, options.SlidingWindow);
     }
 
     private void Add(int b, Tensor keys, Tensor values, int count)

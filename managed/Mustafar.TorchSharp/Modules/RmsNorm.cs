@@ -2,7 +2,7 @@ using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
-namespace Mustafar.Examples.Llama.Model;
+namespace Mustafar;
 
 /// <summary>Root-mean-square layer normalisation (arXiv 1910.07467), computed in float32.</summary>
 public sealed class RmsNorm : nn.Module<Tensor, Tensor>
@@ -16,11 +16,15 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
     /// <param name="size">Elements of the last axis.</param>
     /// <param name="eps">Added to the mean square.</param>
     /// <param name="dtype">Type of the weight.</param>
-    /// <param name="device">Device of the weight.</param>
-    public RmsNorm(int size, double eps, ScalarType dtype, Device device)
+    /// <param name="device">Device of the weight; the CPU if null.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The size is not positive, or eps negative or not finite.</exception>
+    public RmsNorm(int size, double eps, ScalarType dtype, Device? device = null)
         : base(nameof(RmsNorm))
     {
-        _eps = eps;
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(size);
+        _eps = double.IsFinite(eps) && eps >= 0
+            ? eps
+            : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
         weight = Weights.Empty([size], dtype, device);
         RegisterComponents();
     }

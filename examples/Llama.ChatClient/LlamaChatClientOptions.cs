@@ -1,0 +1,42 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama;
+
+/// <summary>How a <see cref="LlamaChatClient"/> runs its model.</summary>
+public sealed record LlamaChatClientOptions
+{
+    private readonly int _maxConversations = 1;
+    private readonly int _maxOutputTokens = 1024;
+
+    /// <summary>How caches prune and compress; they are dense if null.</summary>
+    public MustafarOptions? Cache { get; init; } = new();
+
+    /// <summary>Type of the weights and of the caches; the checkpoint's if null.</summary>
+    public ScalarType? DType { get; init; }
+
+    /// <summary>Where the model runs; the CPU if null.</summary>
+    public Device? Device { get; init; }
+
+    /// <summary>llama3, mistral or chatml, in place of the checkpoint's chat template; the checkpoint's if null.</summary>
+    public string? ChatTemplate { get; init; }
+
+    /// <summary>Conversations whose caches are kept to be gone on with. Default 1.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
+    public int MaxConversations
+    {
+        get => _maxConversations;
+        init => _maxConversations = value > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(MaxConversations), value, "Expected at least one conversation.");
+    }
+
+    /// <summary>Longest reply where a request doesn't say, in tokens. Default 1024.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
+    public int MaxOutputTokens
+    {
+        get => _maxOutputTokens;
+        init => _maxOutputTokens = value > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(MaxOutputTokens), value, "Expected at least one token.");
+    }
+}

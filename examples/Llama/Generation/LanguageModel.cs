@@ -1,0 +1,79 @@
+using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Examples.Llama.Model;
+using Mustafar.Examples.Llama.Tokenizer;
+using static TorchSharp.torch;
+
+namespace Mustafar.Examples.Llama.Generation;
+
+/// <summary>A loaded checkpoint: the model, its tokenizer and the tokens that end a text.</summary>
+public sealed class LanguageModel : IDisposable
+{
+    // A rotary table that older checkpoints carry; it follows from the config.
+    private const string DerivedSuffix = ".rotary_emb.inv_freq";
+
+    // Of a model whose head is its embedding, some checkpoints hold both.
+    private const string Head = "lm_head.weight";
+
+    private LanguageModel(
+        string directory, LlamaForCausalLM model, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens, IReadOnlyList<string> unused)
+    {
+        Directory = directory;
+        Model = model;
+        Tokenizer = tokenizer;
+        StopTokens = stopTokens;
+        UnusedTensors = unused;
+    }
+
+    /// <summary>Where the checkpoint lies.</summary>
+    public string Directory { get; }
+
+    /// <summary>The model.</summary>
+    public LlamaForCausalLM Model { get; }
+
+    /// <summary>Its tokenizer.</summary>
+    public TextTokenizer Tokenizer { get; }
+
+    /// <summary>Tokens that end a text.</summary>
+    public IReadOnlySet<int> StopTokens { get; }
+
+    /// <summary>Tensors of the checkpoint that the model doesn't know; usually a sign that it is of another kind.</summary>
+    public IReadOnlyList<string> UnusedTensors { get; }
+
+    /// <summary>Loads a checkpoint.</summary>
+    /// <param name="directory">A Hugging Face checkpoint: config.json, safetensors, tokenizer.json or tokenizer.model.</param>
+    /// <param name="dtype">Type of the weights and of the caches; the checkpoint's if null.</param>
+    /// <param name="device">Where the model runs; the CPU if null.</param>
+    /// <param name="progress">Told the share of bytes that is loaded, 0 to 1.</param>
+    /// <exception cref="IOException">A file is missing or damaged.</exception>
+    /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented.</exception>
+    public static LanguageModel Load(string directory, ScalarType? dtype = null, Device? device = null, IProgress<double>? progress = null)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        LlamaConfig config = LlamaConfig.Load(Path.Combine(directory, "config.json"));
+        TextTokenizer tokenizer = TextTokenizer.Load(directory);
+        if (tokenizer.VocabSize > config.VocabSize)
+        {
+            throw new CheckpointException(
+                $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.",
+                directory);
+        }
+
+        IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
+        LlamaForCausalLM model = new(config, dtype ?? config.DType, device);
+        try
+        {
+            IReadOnlyList<string> unused = [.. CheckpointLoader.Load(model, checkpoint, progress)
+                .Where(name => !name.EndsWith(DerivedSuffix, StringComparison.Ordinal) && !(name == Head && config.TieWordEmbeddings))];
+            return new LanguageModel(directory, model, tokenizer, stopTokens, unused);
+        }
+        catch
+        {
+            model.Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => Model.Dispose();
+}

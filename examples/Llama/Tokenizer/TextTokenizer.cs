@@ -1,0 +1,165 @@
+using System.Text;
+using System.Text.RegularExpressions;
+using Mustafar.Examples.Llama.Checkpoint;
+
+namespace Mustafar.Examples.Llama.Tokenizer;
+
+/// <summary>Turns text into a model's tokens and back.</summary>
+/// <remarks>
+/// Added tokens are found first; the text between them is encoded as the derived class knows. What a file asks for and is not
+/// implemented is refused when the file is read, so that no text gets wrong ids.
+/// </remarks>
+public abstract class TextTokenizer
+{
+    private readonly Dictionary<string, AddedToken> _addedByText;
+    private readonly Dictionary<int, byte[]> _bytesOf;
+    private readonly HashSet<int> _special;
+    private readonly Regex? _addedPattern;
+
+    private protected TextTokenizer(IReadOnlyList<AddedToken> addedTokens, Dictionary<int, byte[]> bytesOf)
+    {
+        _addedByText = addedTokens.ToDictionary(token => token.Content);
+        _special = addedTokens.Where(token => token.IsSpecial).Select(token => token.Id).ToHashSet();
+        _bytesOf = bytesOf;
+        foreach (AddedToken token in addedTokens)
+        {
+            _bytesOf[token.Id] = Encoding.UTF8.GetBytes(token.Content);
+        }
+
+        VocabSize = _bytesOf.Keys.Max() + 1;
+        _addedPattern = AnyOf(addedTokens.Where(token => !token.IsNormalized).Select(token => token.Content));
+    }
+
+    /// <summary>Ids that stand in front of an encoded text, such as the one that begins a text.</summary>
+    public abstract IReadOnlyList<int> Prefix { get; }
+
+    /// <summary>Whether a space that begins a decoded text is the tokenizer's own, and left out.</summary>
+    public abstract bool DropsFirstSpace { get; }
+
+    /// <summary>One more than the largest id.</summary>
+    public int VocabSize { get; }
+
+    private protected abstract IReadOnlyList<int> Suffix { get; }
+
+    /// <summary>Reads the tokenizer of a checkpoint: its tokenizer.json, or where there is none, its tokenizer.model.</summary>
+    /// <param name="directory">The checkpoint.</param>
+    /// <exception cref="FileNotFoundException">It has neither.</exception>
+    /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
+    /// <exception cref="UnsupportedModelException">A part is of a kind that is not implemented.</exception>
+    public static TextTokenizer Load(string directory)
+    {
+        string json = Path.Combine(directory, "tokenizer.json");
+        string model = Path.Combine(directory, "tokenizer.model");
+        return File.Exists(json) ? TokenizerFile.Load(json)
+            : File.Exists(model) ? SentencePieceModelTokenizer.Load(model)
+            : throw new FileNotFoundException($"{directory}: expected a tokenizer.json or a tokenizer.model, but there is neither.", json);
+    }
+
+    /// <summary>The ids of a text.</summary>
+    /// <param name="text">Any text; added tokens in it are recognised. Half surrogate pairs count as U+FFFD.</param>
+    /// <param name="addSpecialTokens">Whether to add what the tokenizer puts in front of and behind a text.</param>
+    public List<int> Encode(string text, bool addSpecialTokens = true)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        List<int> ids = Encode([new TextPart(text, IsMarkup: true)]);
+        return addSpecialTokens ? [.. Prefix, .. ids, .. Suffix] : ids;
+    }
+
+    /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
+    /// <param name="parts">The parts; added tokens are recognised in markup only. Half surrogate pairs count as U+FFFD.</param>
+    public List<int> Encode(IReadOnlyList<TextPart> parts)
+    {
+        ArgumentNullException.ThrowIfNull(parts);
+        string[] texts = [.. parts.Select(part => WithoutHalfPairs(part.Text))];
+        string whole = string.Concat(texts);
+        List<int> ids = [];
+        int end = 0;
+        int partStart = 0;
+        for (int i = 0; i < texts.Length; i++)
+        {
+            int partEnd = partStart + texts[i].Length;
+            Match? match = parts[i].IsMarkup ? _addedPattern?.Match(whole, partStart, partEnd - partStart) : null;
+            for (; match is { Success: true }; match = match.NextMatch())
+            {
+                Plain(end, match.Index);
+                ids.Add(_addedByText[match.Value].Id);
+                end = match.Index + match.Length;
+            }
+
+            partStart = partEnd;
+        }
+
+        Plain(end, whole.Length);
+        return ids;
+
+        void Plain(int from, int to)
+        {
+            if (from < to)
+            {
+                EncodePlain(whole[from..to], isFirst: from == 0, ids);
+            }
+        }
+    }
+
+    /// <summary>The text of ids. Bytes that are not UTF-8 become U+FFFD.</summary>
+    /// <param name="ids">Ids of the vocabulary.</param>
+    /// <param name="skipSpecialTokens">Whether to leave out special tokens.</param>
+    /// <exception cref="ArgumentOutOfRangeException">An id is not in the vocabulary.</exception>
+    public string Decode(IEnumerable<int> ids, bool skipSpecialTokens = true)
+    {
+        ArgumentNullException.ThrowIfNull(ids);
+        IncrementalDetokenizer detokenizer = new(this, skipSpecialTokens);
+        StringBuilder text = new();
+        foreach (int id in ids)
+        {
+            text.Append(detokenizer.Append(id));
+        }
+
+        return text.Append(detokenizer.Finish()).ToString();
+    }
+
+    /// <summary>The id of an added token, or null if there is none of this text.</summary>
+    public int? FindAddedToken(string text) => _addedByText.TryGetValue(text, out AddedToken? token) ? token.Id : null;
+
+    /// <summary>Whether an id is a special token, which is left out of decoded text.</summary>
+    public bool IsSpecial(int id) => _special.Contains(id);
+
+    /// <summary>The bytes that an id stands for: any part of UTF-8 text.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
+    public ReadOnlySpan<byte> BytesOf(int id) => _bytesOf.TryGetValue(id, out byte[]? bytes)
+        ? bytes
+        : throw new ArgumentOutOfRangeException(nameof(id), id, "The tokenizer has no token of this id.");
+
+    /// <summary>Adds the ids of a text without added tokens.</summary>
+    /// <param name="text">The text, not empty.</param>
+    /// <param name="isFirst">Whether it begins the whole text.</param>
+    /// <param name="ids">Where to add.</param>
+    private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids);
+
+    /// <summary>An expression that matches any of several texts, or null if there are none.</summary>
+    private protected static Regex? AnyOf(IEnumerable<string> texts)
+    {
+        // Of two that begin at one place, the longer wins.
+        string[] longestFirst = [.. texts.OrderByDescending(text => text.Length).Select(Regex.Escape)];
+        return longestFirst.Length == 0
+            ? null
+            : new Regex(string.Join('|', longestFirst), RegexOptions.CultureInvariant | RegexOptions.Compiled);
+    }
+
+    private static string WithoutHalfPairs(string text)
+    {
+        for (int i = 0; i < text.Length; i++)
+        {
+            if (char.IsSurrogatePair(text, i))
+            {
+                i++;
+            }
+            else if (char.IsSurrogate(text[i]))
+            {
+                return Encoding.UTF8.GetString(Encoding.UTF8.GetBytes(text));
+            }
+        }
+
+        return text;
+    }
+}
