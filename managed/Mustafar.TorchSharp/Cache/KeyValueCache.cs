@@ -12,6 +12,8 @@ namespace Mustafar;
 /// </remarks>
 public abstract class KeyValueCache : IDisposable
 {
+    private int _disposed;
+
     /// <summary>Describes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
     /// <param name="numKvHeads">Number of key/value heads; a divisor of the number of query heads.</param>
@@ -105,16 +107,15 @@ public abstract class KeyValueCache : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        if (!IsDisposed)
+        if (Interlocked.Exchange(ref _disposed, 1) == 0)
         {
-            IsDisposed = true;
             Dispose(disposing: true);
             GC.SuppressFinalize(this);
         }
     }
 
     /// <summary>Whether <see cref="Dispose()"/> was called.</summary>
-    protected bool IsDisposed { get; private set; }
+    protected bool IsDisposed => Volatile.Read(ref _disposed) != 0;
 
     /// <summary>Frees the storage. Called once.</summary>
     /// <param name="disposing">False when called from a finaliser.</param>

@@ -9,6 +9,63 @@ public sealed unsafe partial class MustafarCache
     private int CompressedTokens(int length) =>
         (int)NativeMethods.CompressedTokens(length, Options.LocalWindow, Options.GroupSize);
 
+    // The work of Forward; what it leaves behind when it fails is for GoBack to undo.
+    private Tensor Step(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
+    {
+        int tokens = checked((int)keys.shape[2]);
+        Tensor output;
+        if (tokens == 1)
+        {
+            AppendTokens(keys, values, counts, lookahead: 0);
+            output = AttendTokens(query, null, null, scale, counts);
+        }
+        else if (_state.Longest == 0)
+        {
+            output = AttendPrompt(query, keys, values, scale, counts, Options.SlidingWindow);
+            AppendTokens(keys, values, counts, lookahead: 0);
+        }
+        else
+        {
+            CheckRoom(tokens, counts);
+            AppendTokens(null, null, default, lookahead: 1);
+            output = tokens <= MostDecodeQueries
+                ? AttendTokens(query, keys, values, scale, counts)
+                : AttendChunk(query, keys, values, scale, counts);
+            AppendTokens(keys, values, counts, lookahead: 0);
+        }
+
+        return output;
+    }
+
+    // Remembers where the sequences stand.
+    private void Mark()
+    {
+        _state.Lengths.CopyTo(_lengthsBefore);
+        _state.Compressed.CopyTo(_compressedBefore);
+    }
+
+    // Undoes what was done since Mark. The ring still holds what it held: it has room for more than what may wait in it, and new tokens
+    // come last, so none of them took the place of a token that is dense again.
+    private void GoBack()
+    {
+        for (int b = 0; b < BatchSize; b++)
+        {
+            ReturnPages(b, _compressedBefore[b]);
+            _state.Set(b, _lengthsBefore[b], _compressedBefore[b]);
+        }
+
+        _state.Upload();
+    }
+
+    // Leaves a sequence the pages of so many compressed tokens.
+    private void ReturnPages(int sequence, int compressed)
+    {
+        while (_pages.Count(sequence) > Math.Max(compressed / Options.GroupSize, _pages.Released(sequence)))
+        {
+            _pool.Return(_pages.RemoveLast(sequence));
+        }
+    }
+
     // As the library counts: tokens that are not there yet are not compressed.
     private int Due(int length, int lookahead) =>
         Math.Min(CompressedTokens(length + lookahead), length / Options.GroupSize * Options.GroupSize);
@@ -78,11 +135,6 @@ public sealed unsafe partial class MustafarCache
         int status = NativeMethods.AppendTokens(&context, &append);
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
-        if (status != (int)Status.Ok)
-        {
-            RemoveAddedPages();
-        }
-
         NativeCall.Check(status);
         _state.Commit();
     }
@@ -115,17 +167,6 @@ public sealed unsafe partial class MustafarCache
         }
 
         _pages.Upload();
-    }
-
-    private void RemoveAddedPages()
-    {
-        for (int b = 0; b < BatchSize; b++)
-        {
-            for (int i = 0; i < _pagesAdded[b]; i++)
-            {
-                _pool.Return(_pages.RemoveLast(b));
-            }
-        }
     }
 
     // keys and values: the queries' own tokens if they are not in the cache yet.
@@ -192,7 +233,9 @@ public sealed unsafe partial class MustafarCache
     {
         if (_workspace is null || _workspace.numel() < bytes)
         {
+            // Not held while the larger one is made, which may fail.
             _workspace?.Dispose();
+            _workspace = null;
             using IDisposable mode = inference_mode(false);
             _workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
         }

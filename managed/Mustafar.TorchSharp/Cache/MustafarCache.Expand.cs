@@ -102,44 +102,43 @@ public sealed unsafe partial class MustafarCache
         return tensor(slots, device: Device);
     }
 
-    private void Shorten(int sequence, int length)
+    // All that can fail comes before the first change.
+    private void Shorten(ReadOnlySpan<int> lengths)
     {
-        if (length == 0)
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        int[] compressed = new int[BatchSize];
+        List<(int Sequence, Tensor Slots, Tensor Keys, Tensor Values)> returning = [];
+        for (int b = 0; b < BatchSize; b++)
         {
-            Forget(sequence);
-            return;
+            // What the sliding window released can't come back, and nothing sees it.
+            int due = Math.Max(CompressedTokens(lengths[b]), _pages.Released(b) * Options.GroupSize);
+            compressed[b] = lengths[b] == 0 ? 0 : Math.Min(due, _state.Compressed[b]);
+            int count = Math.Min(lengths[b], _state.Compressed[b]) - compressed[b];
+            if (count > 0)
+            {
+                (Tensor keys, Tensor values) = Expand(b, compressed[b], count);
+                returning.Add((b, Slots(compressed[b], count), keys, values));
+            }
         }
 
-        // What the sliding window released can't come back, and nothing sees it.
-        int compressed = Math.Max(
-            Math.Min(CompressedTokens(length), _state.Compressed[sequence]), _pages.Released(sequence) * Options.GroupSize);
-        int returning = Math.Min(length, _state.Compressed[sequence]) - compressed;
-        if (returning > 0)
+        foreach ((int sequence, Tensor slots, Tensor keys, Tensor values) in returning)
         {
-            using IDisposable noGrad = no_grad();
-            using DisposeScope scope = NewDisposeScope();
-            (Tensor keys, Tensor values) = Expand(sequence, compressed, returning);
-            Tensor slots = Slots(compressed, returning);
             _tailKeys[sequence].index_copy_(1, slots, keys);
             _tailValues[sequence].index_copy_(1, slots, values);
         }
 
-        while (_pages.Count(sequence) > compressed / Options.GroupSize)
+        for (int b = 0; b < BatchSize; b++)
         {
-            _pool.Return(_pages.RemoveLast(sequence));
+            ReturnPages(b, compressed[b]);
+            if (lengths[b] == 0)
+            {
+                _pages.Restart(b);
+            }
+
+            _state.Set(b, lengths[b], compressed[b]);
         }
 
-        _state.Set(sequence, length, compressed);
-    }
-
-    private void Forget(int sequence)
-    {
-        while (_pages.Count(sequence) > _pages.Released(sequence))
-        {
-            _pool.Return(_pages.RemoveLast(sequence));
-        }
-
-        _pages.Restart(sequence);
-        _state.Set(sequence, 0, 0);
+        _state.Upload();
     }
 }

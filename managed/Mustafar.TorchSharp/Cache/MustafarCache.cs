@@ -39,6 +39,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     private readonly BackendArray<int> _lengthsWithFresh;
     private Tensor? _workspace;
     private readonly int[] _pagesAdded;
+    private readonly int[] _lengthsBefore;
+    private readonly int[] _compressedBefore;
     private int _busy;
 
     /// <summary>Makes an empty cache.</summary>
@@ -70,6 +72,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         _counts = new BackendArray<int>(batchSize, Device);
         _lengthsWithFresh = new BackendArray<int>(batchSize, Device);
         _pagesAdded = new int[batchSize];
+        _lengthsBefore = new int[batchSize];
+        _compressedBefore = new int[batchSize];
         // A tensor made in inference mode could not be written to outside of it.
         using IDisposable mode = inference_mode(false);
         _tailKeys = zeros([batchSize, numKvHeads, _tailCapacity, headDim], dtype: dtype, device: Device).DetachFromDisposeScope();
@@ -122,28 +126,18 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         using Use use = new(this);
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        int tokens = checked((int)keys.shape[2]);
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
+        Mark();
         Tensor output;
-        if (tokens == 1)
+        try
         {
-            AppendTokens(keys, values, counts, lookahead: 0);
-            output = AttendTokens(query, null, null, scale, counts);
+            output = Step(query, keys, values, scale, counts);
         }
-        else if (_state.Longest == 0)
+        catch
         {
-            output = AttendPrompt(query, keys, values, scale, counts, Options.SlidingWindow);
-            AppendTokens(keys, values, counts, lookahead: 0);
-        }
-        else
-        {
-            CheckRoom(tokens, counts);
-            AppendTokens(null, null, default, lookahead: 1);
-            output = tokens <= MostDecodeQueries
-                ? AttendTokens(query, keys, values, scale, counts)
-                : AttendChunk(query, keys, values, scale, counts);
-            AppendTokens(keys, values, counts, lookahead: 0);
+            GoBack();
+            throw;
         }
 
         ReleasePages();
@@ -163,7 +157,19 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         ValidateNewTokens(keys, values, counts);
         using Use use = new(this);
         using DisposeScope scope = NewDisposeScope();
-        AppendTokens(TensorAccess.WithContiguousRows(keys), TensorAccess.WithContiguousRows(values), counts, lookahead: 0);
+        keys = TensorAccess.WithContiguousRows(keys);
+        values = TensorAccess.WithContiguousRows(values);
+        Mark();
+        try
+        {
+            AppendTokens(keys, values, counts, lookahead: 0);
+        }
+        catch
+        {
+            GoBack();
+            throw;
+        }
+
         ReleasePages();
     }
 
@@ -237,12 +243,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
 
         using Use use = new(this);
         CheckWindow(lengths);
-        for (int b = 0; b < BatchSize; b++)
-        {
-            Shorten(b, lengths[b]);
-        }
-
-        _state.Upload();
+        Shorten(lengths);
     }
 
     /// <inheritdoc/>
@@ -254,6 +255,13 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     {
         if (disposing)
         {
+            // A call that another thread is in comes to its end first; none begins after it.
+            SpinWait wait = default;
+            while (Interlocked.Exchange(ref _busy, 1) != 0)
+            {
+                wait.SpinOnce();
+            }
+
             _tailKeys.Dispose();
             _tailValues.Dispose();
             _workspace?.Dispose();
@@ -349,6 +357,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             _cache = cache;
             if (Interlocked.Exchange(ref cache._busy, 1) != 0)
             {
+                cache.ThrowIfDisposed();
                 throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
             }
         }

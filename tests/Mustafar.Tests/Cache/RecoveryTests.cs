@@ -69,6 +69,62 @@ internal sealed class RecoveryTests(string device)
         }
     }
 
+    /// <summary>A damaged page is found by the attention, after the tokens were added, and by the expansion of one of the sequences.</summary>
+    [TestCase(1)]
+    [TestCase(5)]
+    [TestCase(40)]
+    public unsafe void A_failure_half_way_leaves_everything_as_it_was(int count)
+    {
+        if (device != "cpu")
+        {
+            Assert.Ignore("The test damages a page through its address.");
+        }
+
+        using var scope = NewDisposeScope();
+        manual_seed(2);
+        using MustafarCache cache = New();
+        using MustafarCache untouched = New();
+        Tensor x = Random(2, 111);
+        cache.Append(x, x);
+        untouched.Append(x, x);
+        Span<byte> page = new((void*)cache.PageAddresses(1)[1], 64);
+        byte[] sound = page.ToArray();
+        page.Fill(0xFF);
+        Tensor y = Random(2, count);
+        Assert.That(() => cache.Forward(y, y, y), Throws.TypeOf<InvalidDataException>());
+        Assert.That(() => cache.Truncate(70), Throws.TypeOf<InvalidDataException>());
+        Assert.That(cache.Lengths, Is.All.EqualTo(111));
+        Assert.That(cache.CompressedLengths, Is.EqualTo(untouched.CompressedLengths));
+        Assert.That(cache.PageAddresses(0), Has.Length.EqualTo(untouched.PageAddresses(0).Length));
+        sound.CopyTo(page);
+        Compare.Same(cache.Forward(y, y, y), untouched.Forward(y, y, y), "after the damage is mended");
+        Compare.Same(cache.Attend(y), untouched.Attend(y), "and again");
+    }
+
+    /// <summary>A thread in a call finishes it, and finds the cache disposed at the next.</summary>
+    [Test]
+    public void Disposing_waits_for_the_call_of_another_thread()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = Random(2, 64);
+        for (int i = 0; i < 20; i++)
+        {
+            MustafarCache cache = New();
+            using ManualResetEventSlim started = new();
+            Task worker = Task.Run(() =>
+            {
+                while (true)
+                {
+                    cache.Append(x, x);
+                    started.Set();
+                }
+            });
+            started.Wait();
+            Parallel.Invoke(cache.Dispose, cache.Dispose);
+            Assert.That(async () => await worker, Throws.TypeOf<ObjectDisposedException>());
+        }
+    }
+
     /// <summary>Memory is back when a cache is disposed, however often.</summary>
     [Test]
     public void Disposing_frees_every_tensor()
