@@ -1,0 +1,152 @@
+using System.Reflection;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Reads <c>Attention</c> of Microsoft.ML.GenAI.Core, the attention of its LLaMA, Mistral and Phi-3 models.</summary>
+/// <remarks>
+/// <c>AttentionOutput forward(AttentionInput)</c>. The input's cache stands for the conversation; it is a dictionary from layer to keys
+/// and values, in which the model finds the length.
+/// </remarks>
+internal sealed class GenAIAttentionAdapter : AttentionAdapter
+{
+    private static readonly string[] Fields = ["_layerIdx", "_numHeads", "_headDim", "_numKeyValueHeads", "o_proj"];
+    private static readonly string[] Inputs = ["HiddenStates", "AttentionMask", "PositionIds", "Cache"];
+
+    public override bool Matches(nn.Module candidate)
+    {
+        Type type = candidate.GetType();
+        return type.Name == "Attention"
+            && Array.TrueForAll(Fields, name => Reflected.Has(type, name))
+            && (Reflected.Has(type, "qkv_proj") || Reflected.Has(type, "q_proj"))
+            && Reflected.ForwardParameters(candidate) is [ParameterInfo input]
+            && Array.TrueForAll(Inputs, name => Reflected.Has(input.ParameterType, name));
+    }
+
+    public override AttentionStep? Read(nn.Module attention, IReadOnlyList<object?> arguments)
+    {
+        object input = arguments[0] ?? throw new ArgumentNullException(nameof(arguments));
+        if (Reflected.Get(input, "Cache") is not object conversation)
+        {
+            return null;
+        }
+
+        if (Reflected.Get(input, "OutputAttentions") is true)
+        {
+            throw new NotSupportedException("Attention on a compressed cache has no attention weights to return (OutputAttentions).");
+        }
+
+        if (attention.training && Reflected.Get(attention, "_attentionDropout") is double and not 0)
+        {
+            throw new NotSupportedException("Attention on a compressed cache has no dropout; call eval() on the model.");
+        }
+
+        IDictionary<int, (Tensor, Tensor)> past = PastOf(conversation);
+        int layer = Reflected.GetCount(attention, "_layerIdx");
+        Tensor hidden = Reflected.Get<Tensor>(input, "HiddenStates");
+        (Tensor query, Tensor keys, Tensor values) = Project(attention, hidden);
+        (Tensor cos, Tensor sin) = Positions(attention, input, values, Start(past, layer));
+        return new AttentionStep
+        {
+            Query = Rotary.RotateHalf(query, cos, sin),
+            Keys = Rotary.RotateHalf(keys, cos, sin),
+            Values = values,
+            Conversation = conversation,
+            Start = Start(past, layer),
+            Mask = (Tensor?)Reflected.Get(input, "AttentionMask"),
+            Past = past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !ConversationLayer.IsLengthOnly(dense.Keys)
+                ? dense
+                : null,
+        };
+    }
+
+    public override object? Complete(nn.Module attention, IReadOnlyList<object?> arguments, AttentionResult result)
+    {
+        object conversation = Reflected.Get<object>(arguments[0]!, "Cache");
+        IDictionary<int, (Tensor, Tensor)> past = PastOf(conversation);
+        int layer = Reflected.GetCount(attention, "_layerIdx");
+        Tensor hidden = Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "o_proj").forward(result.Output);
+        if (past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !ConversationLayer.IsLengthOnly(dense.Keys))
+        {
+            // Taken over at this step; the model's own update disposes what it replaces, too.
+            dense.Keys.Dispose();
+            dense.Values.Dispose();
+        }
+
+        Tensor length = result.LengthOnly(
+            hidden.shape[0], Reflected.GetCount(attention, "_numKeyValueHeads"), result.Length, Reflected.GetCount(attention, "_headDim"));
+        past[layer] = (length, length);
+        return OutputOf(attention, hidden.MoveToOuterDisposeScope(), conversation);
+    }
+
+    private static IDictionary<int, (Tensor, Tensor)> PastOf(object conversation) =>
+        conversation as IDictionary<int, (Tensor, Tensor)> ?? throw new NotSupportedException(
+            $"The cache {conversation.GetType()} is no dictionary from layer to keys and values, by which it would be read.");
+
+    private static int Start(IDictionary<int, (Tensor Keys, Tensor)> past, int layer)
+    {
+        if (!past.TryGetValue(layer, out (Tensor Keys, Tensor) dense))
+        {
+            return 0;
+        }
+
+        return !dense.Keys.IsInvalid
+            ? checked((int)dense.Keys.shape[^2])
+            : throw new InvalidOperationException("The conversation's compressed caches were released; begin it with a new cache.");
+    }
+
+    private static (Tensor Query, Tensor Keys, Tensor Values) Project(nn.Module attention, Tensor hidden)
+    {
+        long numHeads = Reflected.GetCount(attention, "_numHeads");
+        long numKvHeads = Reflected.GetCount(attention, "_numKeyValueHeads");
+        long headDim = Reflected.GetCount(attention, "_headDim");
+        if (Reflected.Get(attention, "qkv_proj") is nn.Module<Tensor, Tensor> joint)
+        {
+            Tensor all = joint.forward(hidden);
+            return (
+                Heads(all.narrow(-1, 0, numHeads * headDim), numHeads),
+                Heads(all.narrow(-1, numHeads * headDim, numKvHeads * headDim), numKvHeads),
+                Heads(all.narrow(-1, (numHeads + numKvHeads) * headDim, numKvHeads * headDim), numKvHeads));
+        }
+
+        return (
+            Heads(Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "q_proj").forward(hidden), numHeads),
+            Heads(Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "k_proj").forward(hidden), numKvHeads),
+            Heads(Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "v_proj").forward(hidden), numKvHeads));
+
+        Tensor Heads(Tensor projected, long heads) =>
+            projected.reshape(hidden.shape[0], hidden.shape[1], heads, headDim).transpose(1, 2);
+    }
+
+    // Newer versions compute cosines and sines once for all layers and hand them over; older ones have a module in each layer.
+    private static (Tensor Cos, Tensor Sin) Positions(nn.Module attention, object input, Tensor values, int start)
+    {
+        object? embeddings = Reflected.Get(input, "PositionalEmbeddings");
+        if (embeddings is null)
+        {
+            object module = Reflected.Get(attention, "rotary_emb")
+                ?? throw new NotSupportedException($"{attention.GetType()} was given no rotary positions and has no rotary_emb.");
+            MethodInfo forward = module.GetType().GetMethods().Single(method => method.Name == "forward" && method.IsVirtual);
+            object request = Activator.CreateInstance(
+                forward.GetParameters()[0].ParameterType,
+                BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic,
+                binder: null,
+                [values, Reflected.Get<Tensor>(input, "PositionIds"), checked((int)(start + values.shape[2]))],
+                culture: null)!;
+            embeddings = forward.Invoke(module, BindingFlags.DoNotWrapExceptions, binder: null, [request], culture: null)!;
+        }
+
+        (Tensor cos, Tensor sin) = embeddings is ValueTuple<Tensor, Tensor> pair
+            ? pair
+            : (Reflected.Get<Tensor>(embeddings, "Cos"), Reflected.Get<Tensor>(embeddings, "Sin"));
+        return (cos.unsqueeze(1), sin.unsqueeze(1));
+    }
+
+    private static object OutputOf(nn.Module attention, Tensor hidden, object conversation)
+    {
+        Type output = attention.GetType().GetMethod("forward", BindingFlags.Instance | BindingFlags.Public)!.ReturnType;
+        const BindingFlags constructors =
+            BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic | BindingFlags.DoNotWrapExceptions;
+        return Activator.CreateInstance(output, constructors, binder: null, [hidden, null, conversation], culture: null)!;
+    }
+}

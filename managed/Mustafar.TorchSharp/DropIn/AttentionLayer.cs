@@ -1,0 +1,133 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>What stands behind one replaced attention module: it answers the calls of forward.</summary>
+internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapter, MustafarAttachment attachment)
+{
+    /// <summary>The module that was replaced.</summary>
+    internal nn.Module Original => original;
+
+    /// <summary>Called by the emitted conversions (<c>to</c>), which convert the original: its class shows all of its fields.</summary>
+    internal static nn.Module BeforeConversion(IReplacedAttention replacement)
+    {
+        nn.Module original = replacement.Layer.Original;
+        FieldCopy.Copy(original.GetType(), replacement, original);
+        return original;
+    }
+
+    /// <summary>Takes over the fields that a conversion replaced.</summary>
+    internal static void AfterConversion(IReplacedAttention replacement)
+    {
+        nn.Module original = replacement.Layer.Original;
+        FieldCopy.Copy(original.GetType(), original, replacement);
+    }
+
+    /// <summary>Called by the emitted forward.</summary>
+    internal object? Forward(IReplacedAttention replacement, object?[] arguments)
+    {
+        if (attachment.IsDisposed)
+        {
+            return replacement.CallOriginal(arguments);
+        }
+
+        using (IDisposable noGrad = no_grad())
+        using (DisposeScope scope = NewDisposeScope())
+        {
+            nn.Module attention = (nn.Module)replacement;
+            AttentionStep? step = adapter.Read(attention, arguments);
+            if (step is not null)
+            {
+                ConversationLayer conversation = attachment.ConversationOf(step.Conversation, this);
+                return adapter.Complete(attention, arguments, Attend(conversation, step));
+            }
+        }
+
+        return replacement.CallOriginal(arguments);
+    }
+
+    private AttentionResult Attend(ConversationLayer conversation, AttentionStep step)
+    {
+        int tokens = checked((int)step.Query.shape[2]);
+        bool begins = step.Start == 0;
+        int[] padding = begins ? new int[step.Query.shape[0]] : Continue(conversation, step);
+        int[] padded = attachment.Mask.Read(step, step.Start, padding);
+        if (begins)
+        {
+            conversation.Restart(step, attachment.Options);
+        }
+
+        MustafarCache cache = conversation.Cache!;
+        Tensor output;
+        if (begins && Array.Exists(padded, count => count > 0))
+        {
+            // The cache has padding on the right and keeps none of it: each sequence is turned left by its padding, the output back.
+            int[] counts = Array.ConvertAll(padded, count => tokens - count);
+            Tensor turned = cache.Forward(
+                Turn(step.Query, padded), Turn(step.Keys, padded), Turn(step.Values, padded), step.Scale, counts);
+            output = Turn(turned, counts);
+            conversation.Pad(padded);
+        }
+        else
+        {
+            output = cache.Forward(step.Query, step.Keys, step.Values, step.Scale);
+        }
+
+        conversation.Length = step.Start + tokens;
+        long[] shape = step.Query.shape;
+        Tensor joined = output.transpose(1, 2).reshape(shape[0], tokens, shape[1] * shape[3]);
+        return new AttentionResult(joined, conversation.Length, conversation);
+    }
+
+    // Brings the conversation to the step's start, and returns its padding.
+    private int[] Continue(ConversationLayer conversation, AttentionStep step)
+    {
+        if (conversation.Cache is null && step.Past is (Tensor keys, Tensor values))
+        {
+            conversation.Restart(step, attachment.Options);
+            conversation.Cache!.Append(keys, values);
+            conversation.Length = step.Start;
+        }
+
+        if (conversation.Cache is null || step.Start > conversation.Length)
+        {
+            throw new InvalidOperationException(
+                $"The call continues a conversation at token {step.Start}, of which {conversation.Length} tokens are cached: " +
+                "it began before attention was replaced, or its caches were released.");
+        }
+
+        if (step.Query.shape[0] != conversation.Cache.BatchSize)
+        {
+            throw new ArgumentException(
+                $"Expected {conversation.Cache.BatchSize} sequences, as the conversation began with, but got {step.Query.shape[0]}.");
+        }
+
+        if (step.Start < conversation.Length)
+        {
+            if (Array.Exists(conversation.Padding, count => count > 0))
+            {
+                throw new NotSupportedException("Tokens cannot be taken back from a conversation with padding.");
+            }
+
+            conversation.Cache.Truncate(step.Start);
+            conversation.Length = step.Start;
+        }
+
+        return conversation.Padding;
+    }
+
+    // Sequence b of [batch, heads, n, head_dim] turned left by counts[b] tokens.
+    private static Tensor Turn(Tensor tensor, int[] counts)
+    {
+        long[] shape = tensor.shape;
+        long[] source = new long[shape[0] * shape[2]];
+        for (int i = 0; i < source.Length; i++)
+        {
+            source[i] = ((i % shape[2]) + counts[i / shape[2]]) % shape[2];
+        }
+
+        Tensor index = torch.tensor(source, device: tensor.device).reshape(shape[0], 1, shape[2], 1).expand(shape);
+        return tensor.gather(2, index);
+    }
+}

@@ -1,0 +1,118 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Reads additive attention masks: which are causal, with padding on the left of some sequences or without.</summary>
+/// <remarks>
+/// A model hands the same mask to all of its layers, so the last one read is remembered. Reading one takes a synchronisation with the
+/// device, once per step of the model.
+/// </remarks>
+internal sealed class AttentionMask
+{
+    private static readonly Scalar Hidden = -1e4;
+
+    private sealed record Reading(WeakReference<Tensor> Mask, int Start, int[] Before, int[] Padding);
+
+    private Reading? _last;
+
+    /// <summary>Finds the padding on the left of each sequence, and checks that the mask is causal otherwise.</summary>
+    /// <param name="step">New tokens and their mask.</param>
+    /// <param name="start">Tokens before them.</param>
+    /// <param name="padding">Padding of each sequence as known from before; all zero where the conversation begins.</param>
+    /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins.</returns>
+    /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first tokens.</exception>
+    internal int[] Read(AttentionStep step, int start, int[] padding)
+    {
+        int tokens = checked((int)step.Query.shape[2]);
+        if (step.Mask is not Tensor mask)
+        {
+            return tokens == 1 && Array.TrueForAll(padding, count => count == 0)
+                ? padding
+                : throw Unsupported(tokens == 1
+                    ? "no mask hides the padding of this conversation"
+                    : $"{tokens} tokens without a mask see each other in both directions");
+        }
+
+        Reading? last = _last;
+        if (last is not null && last.Mask.TryGetTarget(out Tensor? seen) && ReferenceEquals(seen, mask)
+            && last.Start == start && last.Before.AsSpan().SequenceEqual(padding))
+        {
+            return last.Padding;
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        int[] read = Read(Shaped(mask, step, start, tokens), start, tokens, padding);
+        _last = new Reading(new WeakReference<Tensor>(mask), start, padding, read);
+        return read;
+    }
+
+    // [batch or 1, n, columns] with columns = start + n, or 1 where one number is added to all scores of a single token.
+    private static Tensor Shaped(Tensor mask, AttentionStep step, int start, int tokens)
+    {
+        long batch = step.Query.shape[0];
+        long[] shape = mask.shape;
+        long columns = shape.Length == 0 ? 0 : shape[^1];
+        bool fits = shape.Length switch
+        {
+            2 => shape[0] == tokens,
+            4 => (shape[0] == batch || shape[0] == 1) && shape[1] == 1 && shape[2] == tokens,
+            _ => false,
+        };
+        if (!fits || !(columns == start + tokens || (columns == 1 && tokens == 1)) || mask.dtype == ScalarType.Bool)
+        {
+            throw Unsupported(
+                $"expected numbers to add, [{batch}, 1, {tokens}, {start + tokens}], but got {mask.dtype} [{string.Join(", ", shape)}]");
+        }
+
+        return mask.reshape(shape.Length == 2 ? 1 : shape[0], tokens, columns);
+    }
+
+    private static int[] Read(Tensor mask, int start, int tokens, int[] padding)
+    {
+        Tensor visible = mask.eq(Scalars.Zero);
+        if (!visible.logical_or(mask.le(Hidden)).all().item<bool>())
+        {
+            throw Unsupported("it adds numbers to the scores of tokens that are visible");
+        }
+
+        long columns = visible.shape[2];
+        if (columns == 1)
+        {
+            // One number for all tokens of the past: either all are visible or the softmax is of equal scores.
+            return Array.TrueForAll(padding, count => count == 0) && visible.all().item<bool>()
+                ? padding
+                : throw Unsupported("it does not tell padding from tokens");
+        }
+
+        int[] padded = start == 0 ? HiddenInLastRow(visible, padding.Length) : padding;
+        Tensor column = Scalars.Range(0, columns, mask.device).reshape(1, 1, -1);
+        Tensor row = Scalars.Range(start, tokens, mask.device).reshape(1, -1, 1);
+        Tensor first = tensor(padded.Select(count => (long)count).ToArray(), device: mask.device).reshape(-1, 1, 1);
+        Tensor expected = column.le(row).logical_and(column.ge(first));
+        // What a padding token sees matters to nobody.
+        Tensor fits = visible.eq(expected).logical_or(row.lt(first));
+        return fits.all().item<bool>()
+            ? padded
+            : throw Unsupported("it is not causal (a sliding window?), or padding stands elsewhere than before a conversation's first tokens");
+    }
+
+    private static int[] HiddenInLastRow(Tensor visible, int batch)
+    {
+        long columns = visible.shape[2];
+        long[] counts = visible.select(1, visible.shape[1] - 1).sum(1).to(ScalarType.Int64).cpu().data<long>().ToArray();
+        int[] padded = new int[batch];
+        for (int i = 0; i < batch; i++)
+        {
+            long count = counts[counts.Length == 1 ? 0 : i];
+            padded[i] = count > 0
+                ? checked((int)(columns - count))
+                : throw Unsupported("it hides all tokens of a sequence");
+        }
+
+        return padded;
+    }
+
+    private static NotSupportedException Unsupported(string reason) =>
+        new($"The model's attention mask cannot be served by a compressed cache: {reason}.");
+}

@@ -1,0 +1,41 @@
+using System.Diagnostics.CodeAnalysis;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Puts compressed caches into existing TorchSharp models.</summary>
+public static class MustafarModuleExtensions
+{
+    private static readonly AttentionAdapter[] Shipped = [new GenAIAttentionAdapter(), new SelfAttentionAdapter(), new LlamaAttentionAdapter()];
+
+    /// <summary>
+    /// Replaces the attention of a model in place, so that it runs on pruned and compressed caches, until the result is disposed.
+    /// </summary>
+    /// <remarks>
+    /// <para>
+    /// Each attention module is exchanged for an object of a subclass wherever the model holds it. Weights are shared; the state
+    /// dictionary, the names and order of modules and parameters, <c>to</c>, <c>train</c> and <c>eval</c> stay as they were.
+    /// </para>
+    /// <para>
+    /// Read without further ado are <c>Attention</c> of Microsoft.ML.GenAI.Core (LLaMA, Mistral and Phi-3), <c>SelfAttention</c> of
+    /// Torchsharp-llama and <c>LlamaAttention</c> of llm-sharp. It is for inference: no gradient passes the caches.
+    /// </para>
+    /// </remarks>
+    /// <param name="model">A model, its components registered.</param>
+    /// <param name="options">How keys and values are pruned and stored; the defaults if null.</param>
+    /// <param name="adapters">How further attention classes are read; they are asked first.</param>
+    /// <returns>What puts the model's own attention back.</returns>
+    /// <exception cref="ArgumentException">The model is an attention module itself.</exception>
+    /// <exception cref="InvalidOperationException">The model's attention is replaced already.</exception>
+    /// <exception cref="NotSupportedException">No adapter reads a module of the model, the attention's class is sealed, or the runtime
+    /// emits no code (NativeAOT). The model is as it was.</exception>
+    [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
+    [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
+    public static MustafarAttachment UseMustafar(
+        this nn.Module model, MustafarOptions? options = null, params AttentionAdapter[] adapters)
+    {
+        ArgumentNullException.ThrowIfNull(model);
+        ArgumentNullException.ThrowIfNull(adapters);
+        return new MustafarAttachment(model, options ?? new MustafarOptions(), [.. adapters, .. Shipped]);
+    }
+}

@@ -1,0 +1,251 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Reflection;
+using System.Reflection.Emit;
+using System.Runtime.CompilerServices;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Emits, for an attention class, the subclass whose objects stand in for its own.</summary>
+/// <remarks>
+/// Models call their attention through fields of its own type, often internal, and hooks do not run on <c>forward</c>. So a replacement
+/// must be of that type and override <c>forward</c>. It is made without running a constructor and shares every field's value with the
+/// object that it replaces, the handle of the native module among them.
+/// </remarks>
+[RequiresDynamicCode("Emits a subclass of the model's attention class.")]
+[RequiresUnreferencedCode("Reads the model's fields by reflection.")]
+internal static class ReplacementType
+{
+    private static readonly ConditionalWeakTable<Type, Type> Emitted = new();
+
+    /// <summary>Makes an object that can take the place of <paramref name="original"/>.</summary>
+    /// <exception cref="NotSupportedException">No subclass can be made of its class.</exception>
+    [SuppressMessage("Usage", "CA1816", Justification = "The native module belongs to the original, whose finaliser frees it.")]
+    internal static nn.Module Replace(nn.Module original, AttentionLayer layer)
+    {
+        Type type = original.GetType();
+        nn.Module replacement = (nn.Module)RuntimeHelpers.GetUninitializedObject(For(type));
+        GC.SuppressFinalize(replacement);
+        FieldCopy.Copy(type, original, replacement);
+        ((IReplacedAttention)replacement).Layer = layer;
+        return replacement;
+    }
+
+    private static Type For(Type attention)
+    {
+        lock (Emitted)
+        {
+            if (!Emitted.TryGetValue(attention, out Type? emitted))
+            {
+                emitted = Emit(attention, ForwardOf(attention));
+                Emitted.Add(attention, emitted);
+            }
+
+            return emitted;
+        }
+    }
+
+    private static MethodInfo ForwardOf(Type attention)
+    {
+        if (!RuntimeFeature.IsDynamicCodeSupported)
+        {
+            throw new NotSupportedException(
+                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
+                $"call {nameof(MustafarCache)} from the model's own attention instead.");
+        }
+
+        if (attention.IsSealed)
+        {
+            throw new NotSupportedException($"{attention} is sealed: no subclass can take its place.");
+        }
+
+        MethodInfo[] forwards = attention.GetMethods(BindingFlags.Instance | BindingFlags.Public)
+            .Where(method => method.Name == "forward" && method.IsVirtual
+                && method.GetBaseDefinition().DeclaringType!.Assembly == typeof(nn.Module).Assembly)
+            .ToArray();
+        if (forwards.Length != 1)
+        {
+            throw new NotSupportedException($"{attention} has {forwards.Length} overrides of a module's forward; expected one.");
+        }
+
+        return forwards[0].IsFinal
+            ? throw new NotSupportedException($"{attention}.forward is sealed: no subclass can take its place.")
+            : forwards[0];
+    }
+
+    private static Type Emit(Type attention, MethodInfo forward)
+    {
+        AssemblyBuilder assembly = AssemblyBuilder.DefineDynamicAssembly(
+            new AssemblyName($"Mustafar.DropIn.{attention.Name}"), AssemblyBuilderAccess.RunAndCollect);
+        ConstructorInfo ignoresAccessChecks = typeof(IgnoresAccessChecksToAttribute).GetConstructor([typeof(string)])!;
+        foreach (string friend in AssembliesOf(attention, forward))
+        {
+            assembly.SetCustomAttribute(new CustomAttributeBuilder(ignoresAccessChecks, [friend]));
+        }
+
+        TypeBuilder builder = assembly.DefineDynamicModule("Replacement").DefineType(
+            string.IsNullOrEmpty(attention.Namespace) ? attention.Name : $"{attention.Namespace}.{attention.Name}",
+            TypeAttributes.Public | TypeAttributes.Class | TypeAttributes.Sealed,
+            attention,
+            [typeof(IReplacedAttention)]);
+        FieldBuilder layer = builder.DefineField("mustafarLayer", typeof(AttentionLayer), FieldAttributes.Private);
+        EmitConstructor(builder);
+        EmitLayer(builder, layer);
+        EmitForward(builder, layer, forward);
+        EmitCallOriginal(builder, forward);
+        foreach (MethodInfo conversion in typeof(nn.Module)
+            .GetMethods(BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)
+            .Where(method => method.Name == "_to" && method.IsVirtual && !method.IsFinal))
+        {
+            EmitConversion(builder, conversion);
+        }
+
+        return builder.CreateType();
+    }
+
+    private static HashSet<string> AssembliesOf(Type attention, MethodInfo forward)
+    {
+        HashSet<string> names = [];
+        Add(typeof(IReplacedAttention));
+        Add(forward.ReturnType);
+        foreach (ParameterInfo parameter in forward.GetParameters())
+        {
+            Add(parameter.ParameterType);
+        }
+
+        for (Type? type = attention; type is not null && type != typeof(object); type = type.BaseType)
+        {
+            Add(type);
+        }
+
+        return names;
+
+        void Add(Type type)
+        {
+            names.Add(type.Assembly.GetName().Name!);
+            foreach (Type argument in type.GetGenericArguments())
+            {
+                Add(argument);
+            }
+        }
+    }
+
+    // Never called; without one, the builder would look for a parameterless constructor of the base.
+    private static void EmitConstructor(TypeBuilder builder)
+    {
+        ILGenerator il = builder.DefineConstructor(MethodAttributes.Private, CallingConventions.Standard, Type.EmptyTypes).GetILGenerator();
+        il.Emit(OpCodes.Ldnull);
+        il.Emit(OpCodes.Throw);
+    }
+
+    private static void EmitLayer(TypeBuilder builder, FieldBuilder layer)
+    {
+        PropertyInfo property = typeof(IReplacedAttention).GetProperty(nameof(IReplacedAttention.Layer))!;
+        ILGenerator getter = Implement(builder, property.GetMethod!).GetILGenerator();
+        getter.Emit(OpCodes.Ldarg_0);
+        getter.Emit(OpCodes.Ldfld, layer);
+        getter.Emit(OpCodes.Ret);
+        ILGenerator setter = Implement(builder, property.SetMethod!).GetILGenerator();
+        setter.Emit(OpCodes.Ldarg_0);
+        setter.Emit(OpCodes.Ldarg_1);
+        setter.Emit(OpCodes.Stfld, layer);
+        setter.Emit(OpCodes.Ret);
+    }
+
+    // R forward(A a, B b) => (R)mustafarLayer.Forward(this, new object[] { a, b });
+    private static void EmitForward(TypeBuilder builder, FieldBuilder layer, MethodInfo forward)
+    {
+        Type[] parameters = ParametersOf(forward);
+        ILGenerator il = Override(builder, forward, parameters).GetILGenerator();
+        il.Emit(OpCodes.Ldarg_0);
+        il.Emit(OpCodes.Ldfld, layer);
+        il.Emit(OpCodes.Ldarg_0);
+        il.Emit(OpCodes.Ldc_I4, parameters.Length);
+        il.Emit(OpCodes.Newarr, typeof(object));
+        for (int i = 0; i < parameters.Length; i++)
+        {
+            il.Emit(OpCodes.Dup);
+            il.Emit(OpCodes.Ldc_I4, i);
+            il.Emit(OpCodes.Ldarg, (short)(i + 1));
+            if (parameters[i].IsValueType)
+            {
+                il.Emit(OpCodes.Box, parameters[i]);
+            }
+
+            il.Emit(OpCodes.Stelem_Ref);
+        }
+
+        il.Emit(OpCodes.Call, typeof(AttentionLayer).GetMethod(
+            nameof(AttentionLayer.Forward), BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)!);
+        il.Emit(OpCodes.Unbox_Any, forward.ReturnType);
+        il.Emit(OpCodes.Ret);
+    }
+
+    // object CallOriginal(object[] arguments) => base.forward((A)arguments[0], (B)arguments[1]);
+    private static void EmitCallOriginal(TypeBuilder builder, MethodInfo forward)
+    {
+        Type[] parameters = ParametersOf(forward);
+        ILGenerator il = Implement(builder, typeof(IReplacedAttention).GetMethod(nameof(IReplacedAttention.CallOriginal))!).GetILGenerator();
+        il.Emit(OpCodes.Ldarg_0);
+        for (int i = 0; i < parameters.Length; i++)
+        {
+            il.Emit(OpCodes.Ldarg_1);
+            il.Emit(OpCodes.Ldc_I4, i);
+            il.Emit(OpCodes.Ldelem_Ref);
+            il.Emit(OpCodes.Unbox_Any, parameters[i]);
+        }
+
+        il.Emit(OpCodes.Call, forward);
+        if (forward.ReturnType.IsValueType)
+        {
+            il.Emit(OpCodes.Box, forward.ReturnType);
+        }
+
+        il.Emit(OpCodes.Ret);
+    }
+
+    // Module _to(..) { Layer.BeforeConversion(this)._to(..); Layer.AfterConversion(this); return this; }
+    // TorchSharp converts the fields that GetType() shows, which are not the private ones of a base class.
+    private static void EmitConversion(TypeBuilder builder, MethodInfo conversion)
+    {
+        Type[] parameters = ParametersOf(conversion);
+        ILGenerator il = Override(builder, conversion, parameters).GetILGenerator();
+        il.Emit(OpCodes.Ldarg_0);
+        il.Emit(OpCodes.Call, LayerMethod(nameof(AttentionLayer.BeforeConversion)));
+        for (int i = 0; i < parameters.Length; i++)
+        {
+            il.Emit(OpCodes.Ldarg, (short)(i + 1));
+        }
+
+        il.Emit(OpCodes.Callvirt, conversion);
+        il.Emit(OpCodes.Pop);
+        il.Emit(OpCodes.Ldarg_0);
+        il.Emit(OpCodes.Call, LayerMethod(nameof(AttentionLayer.AfterConversion)));
+        il.Emit(OpCodes.Ldarg_0);
+        il.Emit(OpCodes.Ret);
+    }
+
+    private static MethodInfo LayerMethod(string name) =>
+        typeof(AttentionLayer).GetMethod(name, BindingFlags.Static | BindingFlags.NonPublic)!;
+
+    private static MethodBuilder Override(TypeBuilder builder, MethodInfo method, Type[] parameters)
+    {
+        // From another assembly, protected internal is overridden as protected.
+        MethodAttributes access = method.IsPublic ? MethodAttributes.Public : MethodAttributes.Family;
+        return builder.DefineMethod(
+            method.Name, access | MethodAttributes.Virtual | MethodAttributes.HideBySig, method.ReturnType, parameters);
+    }
+
+    private static MethodBuilder Implement(TypeBuilder builder, MethodInfo method)
+    {
+        MethodBuilder implementation = builder.DefineMethod(
+            $"{nameof(IReplacedAttention)}.{method.Name}",
+            MethodAttributes.Private | MethodAttributes.Virtual | MethodAttributes.Final | MethodAttributes.HideBySig | MethodAttributes.NewSlot,
+            method.ReturnType,
+            ParametersOf(method));
+        builder.DefineMethodOverride(implementation, method);
+        return implementation;
+    }
+
+    private static Type[] ParametersOf(MethodInfo method) => method.GetParameters().Select(parameter => parameter.ParameterType).ToArray();
+}
