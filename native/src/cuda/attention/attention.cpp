@@ -1,6 +1,8 @@
 // Chooses the kernel and the plan of an attention call. Axes: order (fragment or portable), dtype, head_dim.
 #include "cuda/attention/attention.h"
 
+#include <array>
+
 #include "cuda/attention/arrivals.h"
 #include "cuda/attention/fragment.h"
 #include "cuda/attention/portable.h"
@@ -52,6 +54,31 @@ FragmentLauncher fragment_launcher(const mustafar_format& format) {
     }
 }
 
+// Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
+AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
+                        int64_t items, int tile_count) {
+    using Key = std::array<int64_t, 11>;
+    const Key key{footprint.iteration_bytes,
+                  footprint.output_bytes,
+                  footprint.padding_bytes,
+                  footprint.fixed_bytes,
+                  device.multiprocessors,
+                  device.shared_per_block,
+                  device.shared_per_multiprocessor,
+                  device.clusters,
+                  tiles,
+                  items,
+                  tile_count};
+    thread_local Key last_key{};
+    thread_local AttentionPlan last_plan{};
+    if (key != last_key) {
+        last_plan = tile_count == 1 ? plan_attention(footprint, device, tiles, items, single_tile_warps)
+                                    : plan_attention(footprint, device, tiles, items, double_tile_warps);
+        last_key = key;
+    }
+    return last_plan;
+}
+
 FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_attention& a) {
     const int64_t rows = int64_t{a.num_heads} / a.num_kv_heads * a.num_queries;
     FragmentPlan result;
@@ -74,8 +101,7 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     const int64_t items = divide_up(seen, block_tokens) + (a.num_fresh > 0 ? 1 : 0);
     const AttentionDevice limits{device.multiprocessors, device.shared_memory_per_block,
                                  device.shared_memory_per_multiprocessor, device.compute_capability >= 90};
-    result.plan = result.tile_count == 1 ? plan_attention(footprint, limits, result.tiles, items, single_tile_warps)
-                                         : plan_attention(footprint, limits, result.tiles, items, double_tile_warps);
+    result.plan = plan_once(footprint, limits, result.tiles, items, result.tile_count);
     if (result.plan.warps == 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
              static_cast<long long>(footprint.iteration_bytes));
