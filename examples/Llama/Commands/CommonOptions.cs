@@ -19,6 +19,11 @@ internal sealed class CommonOptions
     private readonly Option<double> _keySparsity = Share("--key-sparsity", "Share of each key's channels that is pruned.");
     private readonly Option<double> _valueSparsity = Share("--value-sparsity", "Share of each value's channels that is pruned.");
 
+    private readonly Option<bool> _balanced = new("--balanced")
+    {
+        Description = "Prune to balanced patterns (at most 2 of 4 channels), which sparse tensor cores read.",
+    };
+
     private readonly Option<int> _localWindow = CommandOption.WithDefault(
         "--local-window", "Latest tokens that always stay dense.", new MustafarOptions().LocalWindow, "TOKENS");
 
@@ -51,7 +56,7 @@ internal sealed class CommonOptions
     public void AddTo(Command command)
     {
         foreach (Option option in (Option[])
-            [_model, _attention, _keySparsity, _valueSparsity, _localWindow, _groupSize, _device, _dtype, _threads, _json])
+            [_model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _groupSize, _device, _dtype, _threads, _json])
         {
             command.Options.Add(option);
         }
@@ -78,6 +83,7 @@ internal sealed class CommonOptions
             {
                 KeySparsity = result.GetValue(_keySparsity),
                 ValueSparsity = result.GetValue(_valueSparsity),
+                Balanced = result.GetValue(_balanced),
                 LocalWindow = result.GetValue(_localWindow),
                 GroupSize = result.GetValue(_groupSize),
             },

@@ -13,6 +13,7 @@ internal sealed record RunReport(
     int KeysKept,
     int ValuesKept,
     int HeadDim,
+    bool Balanced,
     int? LocalWindow,
     int? GroupSize,
     string Device,
@@ -37,6 +38,7 @@ internal sealed record RunReport(
             keysKept,
             valuesKept,
             headDim,
+            options?.Balanced ?? false,
             options?.LocalWindow,
             options?.GroupSize,
             session.Model.Device.ToString(),
@@ -52,7 +54,7 @@ internal sealed record RunReport(
     /// <summary>The sparsity in words.</summary>
     public string DescribeSparsity() => string.Create(
         CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept)");
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept){(Balanced ? ", balanced" : "")}");
 }
 
 /// <summary>What the caches of all layers occupy, in bytes.</summary>
