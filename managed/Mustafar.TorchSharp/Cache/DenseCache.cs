@@ -129,6 +129,33 @@ public sealed class DenseCache : KeyValueCache
     }
 
     /// <inheritdoc/>
+    /// <remarks>Everything is copied.</remarks>
+    public override DenseCache Fork(ReadOnlySpan<int> parents)
+    {
+        ThrowIfDisposed();
+        ValidateParents(parents);
+        DenseCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, _capacity, SlidingWindow);
+        try
+        {
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            for (int b = 0; b < parents.Length; b++)
+            {
+                fork._keys?[b].copy_(_keys![parents[b]]);
+                fork._values?[b].copy_(_values![parents[b]]);
+                fork._lengths[b] = _lengths[parents[b]];
+            }
+
+            return fork;
+        }
+        catch
+        {
+            fork.Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
     public override void Clear() => Truncate(0);
 
     /// <inheritdoc/>

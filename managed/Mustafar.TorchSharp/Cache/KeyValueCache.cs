@@ -104,6 +104,33 @@ public abstract class KeyValueCache : IDisposable
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract void Clear();
 
+    /// <summary>Makes a cache whose sequences continue sequences of this one, for beams or several answers to one prompt.</summary>
+    /// <param name="parents">For each sequence of the new cache the one that it continues; one may occur several times.</param>
+    /// <returns>A cache of as many sequences as there are parents, independent of this one, for the caller to dispose.</returns>
+    /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of this cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="NotSupportedException">This kind of cache can't be forked.</exception>
+    public virtual KeyValueCache Fork(ReadOnlySpan<int> parents) =>
+        throw new NotSupportedException($"{GetType().Name} can't be forked.");
+
+    /// <summary>Checks the argument of <see cref="Fork"/>.</summary>
+    /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of this cache.</exception>
+    protected void ValidateParents(ReadOnlySpan<int> parents)
+    {
+        if (parents.IsEmpty)
+        {
+            throw new ArgumentException("Expected a parent for each sequence, but got none.", nameof(parents));
+        }
+
+        foreach (int parent in parents)
+        {
+            if (parent < 0 || parent >= BatchSize)
+            {
+                throw new ArgumentOutOfRangeException(nameof(parents), parent, $"Expected sequences 0 to {BatchSize - 1}.");
+            }
+        }
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {

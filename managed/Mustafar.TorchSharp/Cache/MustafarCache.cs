@@ -55,6 +55,13 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
     public MustafarCache(
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
+        : this(batchSize, numKvHeads, headDim, dtype, device, options, family: null)
+    {
+    }
+
+    // family: the cache whose pages this one may share.
+    private MustafarCache(
+        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, MustafarCache? family)
         : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
     {
         Options = options ?? new MustafarOptions();
@@ -65,7 +72,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         _valueBlockBytes = BlockBytes(_valueFormat);
         const int block = NativeConstants.BlockTokens;
         _tailCapacity = ((Options.LocalWindow + block - 1) / block * block) + Options.GroupSize;
-        _pool = new PagePool(ValuesBase + (numKvHeads * PageBlocks * _valueBlockBytes) + NativeConstants.PagePadding, Device);
+        _pool = family?._pool.AddOwner() ?? new PagePool(ValuesBase + (numKvHeads * PageBlocks * _valueBlockBytes) + NativeConstants.PagePadding, Device);
         _pages = new PageTable(batchSize, Device);
         _state = new SequenceState(batchSize, Device);
         _lengths = new SequenceLengths(_state, batchSize);
@@ -90,6 +97,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     public IReadOnlyList<int> CompressedLengths => _state.Compressed.ToArray();
 
     /// <inheritdoc/>
+    /// <remarks>Forks share one pool of pages; each counts an equal part of it, so that their sum is what they occupy together.</remarks>
     public override KeyValueCacheMemory Memory
     {
         get
@@ -104,7 +112,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             long elements = tokens * 2 * NumKvHeads * HeadDim;
             int elementBytes = TensorAccess.ElementBytes(DType);
             return new KeyValueCacheMemory(
-                CompressedBytes: _pool.Bytes + _pages.Bytes,
+                CompressedBytes: _pool.BytesOfOwner + _pages.Bytes,
                 WindowBytes: 2 * _tailKeys.numel() * elementBytes,
                 DenseBytes: elements * elementBytes,
                 Fp16Bytes: elements * 2);
@@ -265,6 +273,11 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             _tailKeys.Dispose();
             _tailValues.Dispose();
             _workspace?.Dispose();
+            for (int b = 0; b < BatchSize; b++)
+            {
+                ReturnPages(b, compressed: 0);
+            }
+
             _pool.Dispose();
             _pages.Dispose();
             _state.Dispose();

@@ -71,6 +71,6 @@ internal sealed unsafe class PageTable : IDisposable
     /// <summary>Takes a sequence's first page off. Its entry stays in the table, where nothing reads it.</summary>
     internal nint RemoveFirst(int sequence) => _entries.Span[(sequence * Capacity) + _released[sequence]++];
 
-    /// <summary>Forgets what a sequence without pages gave back.</summary>
-    internal void Restart(int sequence) => _counts[sequence] = _released[sequence] = 0;
+    /// <summary>Lets a sequence without pages begin as if it had given back so many from its front; there must be room.</summary>
+    internal void Restart(int sequence, int released = 0) => _counts[sequence] = _released[sequence] = released;
 }

@@ -1,0 +1,99 @@
+using Mustafar.Tests.Oracle;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Cache;
+
+/// <summary>A fork is what a cache would be that saw the parents' tokens itself.</summary>
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed class ForkTests(string device)
+{
+    [TestCase(null)]
+    [TestCase(40)]
+    public void A_fork_goes_on_as_its_parents_would(int? window)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        MustafarOptions options = new() { LocalWindow = 16, GroupSize = 32, SlidingWindow = window };
+        int[] parents = [1, 0, 1];
+        using MustafarCache cache = New(2), untouched = New(2), expected = New(3);
+        (Tensor prompt, Tensor next) = (Random(2, 200), Random(3, 70));
+        int[] counts = [200, 90];
+        cache.Append(prompt, prompt, counts);
+        untouched.Append(prompt, prompt, counts);
+        expected.Append(Of(prompt), Of(prompt), [90, 200, 90]);
+        MustafarCache fork = cache.Fork(parents);
+        Assert.That(fork.PageAddresses(0), Is.EqualTo(cache.PageAddresses(1)).And.Not.Empty);
+        cache.Truncate([180, 90]);
+        untouched.Truncate([180, 90]);
+        Compare.Same(fork.Forward(next, next, next), expected.Forward(next, next, next), "a chunk");
+        Tensor one = Random(3, 1);
+        Compare.Same(fork.Forward(one, one, one), expected.Forward(one, one, one), "a token");
+        Tensor two = Random(2, 60);
+        Compare.Same(cache.Forward(two, two, two), untouched.Forward(two, two, two), "the parent");
+        fork.Dispose();
+        Compare.Same(cache.Forward(two, two, two), untouched.Forward(two, two, two), "the parent alone");
+
+        MustafarCache orphan = cache.Fork([0, 1]);
+        cache.Dispose();
+        Compare.Same(orphan.Forward(two, two, two), untouched.Forward(two, two, two), "a fork whose parent is gone");
+        orphan.Dispose();
+
+        MustafarCache New(int batch) => new(batch, 1, 64, ScalarType.Float32, new Device(device), options);
+        Tensor Of(Tensor tensor) => stack([.. parents.Select(parent => tensor[parent])]);
+    }
+
+    [Test]
+    public void A_fork_of_a_dense_cache_goes_on_as_its_parents_would()
+    {
+        using var scope = NewDisposeScope();
+        using DenseCache cache = new(2, 1, 64, ScalarType.Float32, new Device(device));
+        using DenseCache expected = new(3, 1, 64, ScalarType.Float32, new Device(device));
+        using (KeyValueCache empty = cache.Fork([1]))
+        {
+            Assert.That(empty.Length, Is.Zero);
+        }
+
+        (Tensor prompt, Tensor next) = (Random(2, 20), Random(3, 4));
+        Tensor copies = stack([prompt[1], prompt[0], prompt[1]]);
+        cache.Forward(prompt, prompt, prompt, counts: [20, 9]);
+        expected.Forward(copies, copies, copies, counts: [9, 20, 9]);
+        using DenseCache fork = cache.Fork([1, 0, 1]);
+        cache.Clear();
+        Assert.That(fork.Lengths, Is.EqualTo(expected.Lengths));
+        Compare.Same(fork.Forward(next, next, next), expected.Forward(next, next, next), "next tokens");
+    }
+
+    [Test]
+    public void Shared_pages_are_counted_once_and_freed_with_the_last()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = Random(1, 3000);
+        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        cache.Append(x, x);
+        long alone = cache.Memory.CompressedBytes;
+        long tensors = Tensor.TotalCount;
+        for (int i = 0; i < 20; i++)
+        {
+            using MustafarCache fork = cache.Fork([0]);
+            Assert.That((cache.Memory + fork.Memory).CompressedBytes, Is.LessThan(alone * 1.05));
+        }
+
+        Assert.That(cache.Memory.CompressedBytes, Is.EqualTo(alone));
+        Assert.That(Tensor.TotalCount, Is.EqualTo(tensors));
+        cache.Clear();
+        cache.Append(x, x);
+        Assert.That(cache.Memory.CompressedBytes, Is.EqualTo(alone), "the pages came back");
+    }
+
+    [Test]
+    public void Parents_that_are_none_are_named()
+    {
+        MustafarCache cache = new(2, 1, 64, ScalarType.Float32, new Device(device));
+        Assert.That(() => cache.Fork([]), Throws.ArgumentException.With.Property("ParamName").EqualTo("parents"));
+        Assert.That(() => cache.Fork([2]), Throws.TypeOf<ArgumentOutOfRangeException>().With.Message.Contains("0 to 1"));
+        cache.Dispose();
+        Assert.That(() => cache.Fork([0]), Throws.TypeOf<ObjectDisposedException>());
+    }
+
+    private Tensor Random(int batch, int tokens) => randn(batch, 1, tokens, 64).to(device);
+}
