@@ -160,10 +160,10 @@ public abstract class KeyValueCache : IDisposable
         ThrowIfDisposed();
         ValidateNewTokens(keys, values, counts);
         ValidateQuery(query, scale);
-        if (query.shape[2] != keys.shape[2])
+        if (query.size(2) != keys.size(2))
         {
             throw new ArgumentException(
-                $"Expected one query per new token: {keys.shape[2]} keys came with {query.shape[2]} queries.", nameof(query));
+                $"Expected one query per new token: {keys.size(2)} keys came with {query.size(2)} queries.", nameof(query));
         }
     }
 
@@ -175,11 +175,11 @@ public abstract class KeyValueCache : IDisposable
         ValidateTensor(values, nameof(values));
         ValidateShape(keys, nameof(keys), NumKvHeads);
         ValidateShape(values, nameof(values), NumKvHeads);
-        long tokens = keys.shape[2];
-        if (values.shape[2] != tokens)
+        long tokens = keys.size(2);
+        if (values.size(2) != tokens)
         {
             throw new ArgumentException(
-                $"Expected values of {tokens} tokens, as many as there are keys, but got {values.shape[2]}.", nameof(values));
+                $"Expected values of {tokens} tokens, as many as there are keys, but got {values.size(2)}.", nameof(values));
         }
 
         if (counts.IsEmpty)
@@ -208,10 +208,10 @@ public abstract class KeyValueCache : IDisposable
     {
         ValidateTensor(query, nameof(query));
         ValidateShape(query, nameof(query), heads: null);
-        if (query.shape[1] == 0 || query.shape[1] % NumKvHeads != 0)
+        if (query.size(1) == 0 || query.size(1) % NumKvHeads != 0)
         {
             throw new ArgumentException(
-                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {query.shape[1]}.", nameof(query));
+                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {query.size(1)}.", nameof(query));
         }
 
         if (scale is double factor && !double.IsFinite(factor))
@@ -241,12 +241,12 @@ public abstract class KeyValueCache : IDisposable
 
     private void ValidateShape(Tensor tensor, string name, int? heads)
     {
-        long[] shape = tensor.shape;
-        if (shape.Length != 4 || shape[0] != BatchSize || (heads is int count && shape[1] != count) || shape[2] == 0 || shape[3] != HeadDim)
+        if (tensor.dim() != 4 || tensor.size(0) != BatchSize || (heads is int count && tensor.size(1) != count) || tensor.size(2) == 0
+            || tensor.size(3) != HeadDim)
         {
             string headsText = heads?.ToString(System.Globalization.CultureInfo.InvariantCulture) ?? "heads";
             throw new ArgumentException(
-                $"Expected shape [{BatchSize}, {headsText}, tokens > 0, {HeadDim}], but got [{string.Join(", ", shape)}].", name);
+                $"Expected shape [{BatchSize}, {headsText}, tokens > 0, {HeadDim}], but got [{string.Join(", ", tensor.shape)}].", name);
         }
     }
 }

@@ -12,7 +12,7 @@ public sealed unsafe partial class MustafarCache
     // The work of Forward; what it leaves behind when it fails is for GoBack to undo.
     private Tensor Step(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
     {
-        int tokens = checked((int)keys.shape[2]);
+        int tokens = checked((int)keys.size(2));
         Tensor output;
         if (tokens == 1)
         {
@@ -98,7 +98,7 @@ public sealed unsafe partial class MustafarCache
 
     private void AppendTokens(Tensor? keys, Tensor? values, ReadOnlySpan<int> counts, int lookahead)
     {
-        int tokens = keys is null ? 0 : checked((int)keys.shape[2]);
+        int tokens = keys is null ? 0 : checked((int)keys.size(2));
         int longest = CheckRoom(tokens, counts);
         SetCounts(counts);
         AddPages(tokens, counts, lookahead);
@@ -129,8 +129,8 @@ public sealed unsafe partial class MustafarCache
             NewValues = values is null ? default : TensorAccess.Dense(values),
             Keys = Blocks(keys: true),
             Values = Blocks(keys: false),
-            TailKeys = TensorAccess.Dense(_tailKeys),
-            TailValues = TensorAccess.Dense(_tailValues),
+            TailKeys = _denseTailKeys,
+            TailValues = _denseTailValues,
         };
         int status = NativeMethods.AppendTokens(&context, &append);
         GC.KeepAlive(keys);
@@ -172,17 +172,16 @@ public sealed unsafe partial class MustafarCache
     // keys and values: the queries' own tokens if they are not in the cache yet.
     private Tensor AttendTokens(Tensor query, Tensor? keys, Tensor? values, double? scale, ReadOnlySpan<int> counts)
     {
-        long[] shape = query.shape;
-        int queries = checked((int)shape[2]);
+        int queries = checked((int)query.size(2));
         query = TensorAccess.WithContiguousRows(query);
-        Tensor output = empty(shape, dtype: DType, device: Device);
+        Tensor output = empty([query.size(0), query.size(1), queries, HeadDim], dtype: DType, device: Device);
         SetCounts(counts);
         int longest = keys is null ? _state.Longest : AddFresh(queries, counts);
         NativeContext context = TensorAccess.Context(Device);
         NativeAttention attention = new()
         {
             Batch = BatchSize,
-            NumHeads = checked((int)shape[1]),
+            NumHeads = checked((int)query.size(1)),
             NumKvHeads = NumKvHeads,
             NumQueries = queries,
             NumFresh = keys is null ? 0 : queries,
@@ -197,8 +196,8 @@ public sealed unsafe partial class MustafarCache
             Output = TensorAccess.Dense(output),
             Keys = Blocks(keys: true),
             Values = Blocks(keys: false),
-            TailKeys = TensorAccess.Dense(_tailKeys),
-            TailValues = TensorAccess.Dense(_tailValues),
+            TailKeys = _denseTailKeys,
+            TailValues = _denseTailValues,
             FreshKeys = keys is null ? default : TensorAccess.Dense(keys),
             FreshValues = values is null ? default : TensorAccess.Dense(values),
         };

@@ -31,6 +31,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     private readonly int _tailCapacity;
     private readonly Tensor _tailKeys;
     private readonly Tensor _tailValues;
+    private readonly NativeDense _denseTailKeys;
+    private readonly NativeDense _denseTailValues;
     private readonly PagePool _pool;
     private readonly PageTable _pages;
     private readonly SequenceState _state;
@@ -85,6 +87,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         using IDisposable mode = inference_mode(false);
         _tailKeys = zeros([batchSize, numKvHeads, _tailCapacity, headDim], dtype: dtype, device: Device).DetachFromDisposeScope();
         _tailValues = zeros_like(_tailKeys).DetachFromDisposeScope();
+        (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
     }
 
     /// <summary>Sparsity, window and group.</summary>
@@ -195,7 +198,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         ValidateQuery(query, scale);
         ValidateScale(scale);
         using Use use = new(this);
-        CheckWindow(query.shape[2]);
+        CheckWindow(query.size(2));
         using DisposeScope scope = NewDisposeScope();
         return AttendTokens(query, null, null, scale, default).MoveToOuterDisposeScope();
     }
@@ -338,7 +341,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     private static Tensor AttendPrompt(
         Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts, int? window)
     {
-        if (counts.IndexOfAnyExcept(checked((int)query.shape[2])) < 0)
+        if (counts.IndexOfAnyExcept(checked((int)query.size(2))) < 0)
         {
             return DenseAttention.Causal(query, keys, values, scale, window);
         }

@@ -14,6 +14,7 @@ internal sealed unsafe class BackendArray<T> : IDisposable
 {
     private readonly T[] _items;
     private readonly Tensor? _onDevice;
+    private readonly T* _pointer;
 
     internal BackendArray(int length, torch.Device device)
     {
@@ -25,6 +26,8 @@ internal sealed unsafe class BackendArray<T> : IDisposable
             using IDisposable mode = inference_mode(false);
             _onDevice = zeros([Bytes], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
         }
+
+        _pointer = _onDevice is null ? Host : (T*)TensorAccess.Pointer(_onDevice);
     }
 
     internal int Length { get; }
@@ -34,7 +37,7 @@ internal sealed unsafe class BackendArray<T> : IDisposable
     internal Span<T> Span => _items.AsSpan(0, Length);
 
     /// <summary>Address of the first item for native code; valid while this object is reachable.</summary>
-    internal T* Pointer => _onDevice is null ? Host : (T*)TensorAccess.Pointer(_onDevice);
+    internal T* Pointer => _pointer;
 
     private T* Host => (T*)Unsafe.AsPointer(ref _items[0]);
 

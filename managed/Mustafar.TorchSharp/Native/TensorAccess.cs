@@ -59,21 +59,17 @@ internal static unsafe partial class TensorAccess
     internal static void* Pointer(Tensor tensor) => (void*)TensorData(tensor.Handle);
 
     /// <summary>A tensor [batch, heads, tokens, head_dim] as the native library sees it. Keep the tensor alive past the call.</summary>
-    internal static NativeDense Dense(Tensor tensor)
+    internal static NativeDense Dense(Tensor tensor) => new()
     {
-        ReadOnlySpan<long> strides = tensor.stride();
-        return new NativeDense
-        {
-            Data = Pointer(tensor),
-            BatchStride = strides[0],
-            HeadStride = strides[1],
-            TokenStride = strides[2],
-        };
-    }
+        Data = Pointer(tensor),
+        BatchStride = tensor.stride(0),
+        HeadStride = tensor.stride(1),
+        TokenStride = tensor.stride(2),
+    };
 
     /// <summary>The tensor itself if its rows are contiguous, else a copy (in the current dispose scope) that is.</summary>
     internal static Tensor WithContiguousRows(Tensor tensor) =>
-        tensor.stride(3) == 1 || tensor.shape[3] == 1 ? tensor : tensor.contiguous();
+        tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
 
     /// <summary>Checks a tensor [batch, heads, tokens, head_dim] that is not bound to any other.</summary>
     internal static void Validate(Tensor tensor, string name)

@@ -7,19 +7,23 @@ import sys
 import torch
 
 from benchmark import graph_time
-from native import KEY_FRAGMENT, VALUE_FRAGMENT, Append, Library, Pages, dense
+from native import (BALANCED_KEYS, BALANCED_VALUES, KEY_FRAGMENT, UNSTRUCTURED, VALUE_FRAGMENT, Append, Library, Pages,
+                    dense)
 
 
 def main():
     library = Library(sys.argv[1])
     for dtype in (torch.float16, torch.bfloat16):
-        for keep in (40, 64):
-            x = torch.randn(8, 8, 8192, 128, device="cuda").to(dtype)
-            sources = [x, torch.randn_like(x)]
-            for order in (KEY_FRAGMENT, VALUE_FRAGMENT):
-                pages = Pages(8, 8, 8192, 128, dtype, keep, order, 16)
-                calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, pages.blocks()) for s in sources]
-                print(f"compress 64x8192x128 {dtype} keep {keep} order {order}: {graph_time(calls):.1f} us", flush=True)
+        x = torch.randn(8, 8, 8192, 128, device="cuda").to(dtype)
+        sources = [x, torch.randn_like(x)]
+        for name, patterns in (("unstructured", (UNSTRUCTURED, UNSTRUCTURED)), ("balanced", (BALANCED_KEYS, BALANCED_VALUES))):
+            for keep in (40, 64):
+                times = []
+                for order, pattern in zip((KEY_FRAGMENT, VALUE_FRAGMENT), patterns):
+                    pages = Pages(8, 8, 8192, 128, dtype, keep, order, 16, pattern=pattern)
+                    calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, pages.blocks()) for s in sources]
+                    times.append(graph_time(calls))
+                print(f"compress 64x8192x128 {dtype} {name} keep {keep}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
     batch, heads = 64, 8
     pages = [Pages(batch, heads, 8192 + 64, 128, torch.float16, 40, order, 16) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
     tails = [torch.randn(batch, heads, 96, 128, device="cuda").half() for _ in range(2)]

@@ -61,6 +61,13 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return y;
 }
 
+// Approximate.
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // The 8x8 matrix of 16-bit elements that the warp holds, transposed.
 __device__ __forceinline__ uint32_t transpose_matrix(uint32_t fragment) {
     uint32_t value;
@@ -135,6 +142,22 @@ __device__ __forceinline__ void mma_bits(uint32_t (&d)[4], uint32_t a0, uint32_t
         "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
         : "r"(a0), "r"(a1), "r"(b), "r"(0));
+}
+
+// The same with 16x256 A, 256x8 B, whose words are all `b`, added to c.
+__device__ __forceinline__ void add_mma_bits(uint32_t (&c)[4], const uint32_t (&a)[4], uint32_t b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %8}, {%0, "
+        "%1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b));
+}
+
+// The highest bits of bytes 1 and 3 of two words, each repeated over a byte.
+__device__ __forceinline__ uint32_t signs_of_halves(uint32_t low, uint32_t high) {
+    uint32_t signs;
+    asm("prmt.b32 %0, %1, %2, 0xfdb9;" : "=r"(signs) : "r"(low), "r"(high));
+    return signs;
 }
 
 // Blocks the grid until the one before it in the stream has finished and its writes can be seen; lets the next one start.

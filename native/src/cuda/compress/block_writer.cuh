@@ -26,35 +26,23 @@ public:
 
     int __device__ __forceinline__ token() const { return token_; }
 
-    // Reads this lane's quarter of its token's row; null: there is no such token.
+    // Reads this lane's quarter of its token's row; null: there is no such token. The rows are in shared memory after the
+    // next barrier.
     __device__ __forceinline__ void load(const T* row, bool aligned) {
         present_ = row != nullptr;
+        if (present_)
+            read(row, aligned);
+        else
+            part_ = {};
+        uint32_t* const own = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
 #pragma unroll
-        for (int j = 0; j < Part::words; ++j) part_.word[j] = 0;
-        if (!present_) return;
-        const T* const own = row + t_ * Part::channels;
-        if (Part::words % 4 == 0 && aligned) {
-#pragma unroll
-            for (int j = 0; j < Part::words / 4; ++j) {
-                const uint4 v = __ldcs(reinterpret_cast<const uint4*>(own) + j);
-                part_.word[4 * j] = v.x, part_.word[4 * j + 1] = v.y, part_.word[4 * j + 2] = v.z,
-                               part_.word[4 * j + 3] = v.w;
-            }
-        } else if constexpr (Part::paired) {
-            const uint16_t* const elements = reinterpret_cast<const uint16_t*>(own);
-#pragma unroll
-            for (int j = 0; j < Part::words; ++j) part_.word[j] = elements[2 * j] | uint32_t{elements[2 * j + 1]} << 16;
-        } else {
-#pragma unroll
-            for (int j = 0; j < Part::words; ++j) part_.word[j] = reinterpret_cast<const uint32_t*>(own)[j];
-        }
+        for (int j = 0; j < Part::words; ++j) own[j] = part_.word[j];
     }
 
     // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
             if (pattern != MUSTAFAR_PATTERN_UNSTRUCTURED) {
-                store_rows();
                 clear_bits();
                 select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
                                             balanced_kept(HeadDim, keep), memory_.layout.bits);
@@ -62,6 +50,7 @@ public:
                 marks_absent_ = true;
                 return;
             }
+        part_.to_keys();
         const typename Part::Mask mask = select_channels(part_, keep, t_);
         set_bits(present_ ? mask : typename Part::Mask{0});
     }
@@ -80,8 +69,6 @@ public:
 
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
     __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
-        store_rows();
-        __syncthreads();
         if constexpr (Layout::has_fragments && sizeof(T) == 2)
             if (is_balanced_order(order)) {
                 const int kept = balanced_kept(HeadDim, capacity / block_tokens);
@@ -118,11 +105,23 @@ private:
             reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
     }
 
-    // The rows in shared memory; ends without a barrier.
-    __device__ __forceinline__ void store_rows() {
-        uint32_t* const row = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
+    __device__ __forceinline__ void read(const T* row, bool aligned) {
+        const T* const own = row + t_ * Part::channels;
+        if (Part::words % 4 == 0 && aligned) {
 #pragma unroll
-        for (int j = 0; j < Part::words; ++j) row[j] = part_.word[j];
+            for (int j = 0; j < Part::words / 4; ++j) {
+                const uint4 v = __ldcs(reinterpret_cast<const uint4*>(own) + j);
+                part_.word[4 * j] = v.x, part_.word[4 * j + 1] = v.y, part_.word[4 * j + 2] = v.z,
+                               part_.word[4 * j + 3] = v.w;
+            }
+        } else if constexpr (Part::paired) {
+            const uint16_t* const elements = reinterpret_cast<const uint16_t*>(own);
+#pragma unroll
+            for (int j = 0; j < Part::words; ++j) part_.word[j] = elements[2 * j] | uint32_t{elements[2 * j + 1]} << 16;
+        } else {
+#pragma unroll
+            for (int j = 0; j < Part::words; ++j) part_.word[j] = reinterpret_cast<const uint32_t*>(own)[j];
+        }
     }
 
     // Ends with a barrier.

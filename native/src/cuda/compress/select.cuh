@@ -8,7 +8,7 @@
 
 namespace mustafar::cuda {
 
-// The channels of a lane as 32-bit words: pairs of 16-bit values, or single f32.
+// A lane's channels as 32-bit words: pairs of 16-bit values, or single f32.
 template <class T, int HeadDim>
 struct RowPart {
     static constexpr int channels = HeadDim / 4;
@@ -17,15 +17,17 @@ struct RowPart {
     static constexpr uint32_t nan_key = std::is_same_v<T, float>    ? 0x7f800001u
                                         : std::is_same_v<T, __half> ? 0x7c01u
                                                                     : 0x7f81u;
+    // Distance between keys that are neighbours in order of size and near the threshold, for most data.
+    static constexpr float key_distance = (std::is_same_v<T, __half> ? 3840.0f : 480.0f) / HeadDim;
     using Mask = std::conditional_t<(channels > 32), uint64_t, uint32_t>;  // bit c: channel c
     uint32_t word[words];
 
-    // Magnitude of channel c as an integer in the same order.
-    __device__ __forceinline__ uint32_t key(int c) const {
-        if constexpr (paired)
-            return min((c & 1 ? word[c / 2] >> 16 : word[c / 2]) & 0x7fffu, nan_key);
-        else
-            return min(word[c] & 0x7fffffffu, nan_key);
+    // Makes keys of the values: magnitudes as integers in the same order.
+    __device__ __forceinline__ void to_keys() {
+#pragma unroll
+        for (int j = 0; j < words; ++j)
+            word[j] =
+                paired ? __vminu2(word[j] & 0x7fff7fffu, nan_key * 0x10001u) : min(word[j] & 0x7fffffffu, nan_key);
     }
     static __device__ __forceinline__ uint32_t key(T value) {
         if constexpr (paired)
@@ -50,10 +52,10 @@ __device__ __forceinline__ uint32_t row_prefix(uint32_t value, int t) {
     return sum - value;
 }
 
-__device__ __forceinline__ int count_bits(uint32_t mask) {
+__device__ __forceinline__ uint32_t count_bits(uint32_t mask) {
     return __popc(mask);
 }
-__device__ __forceinline__ int count_bits(uint64_t mask) {
+__device__ __forceinline__ uint32_t count_bits(uint64_t mask) {
     return __popcll(mask);
 }
 
@@ -64,135 +66,159 @@ __device__ __forceinline__ uint64_t without_highest(uint64_t mask) {
     return mask & ~(uint64_t{1} << (63 - __clzll(static_cast<long long>(mask))));
 }
 
-// Bit i to bit 2i.
-__device__ __forceinline__ uint32_t spread(uint32_t low_half) {
-    low_half = (low_half | low_half << 8) & 0x00ff00ffu;
-    low_half = (low_half | low_half << 4) & 0x0f0f0f0fu;
-    low_half = (low_half | low_half << 2) & 0x33333333u;
-    return (low_half | low_half << 1) & 0x55555555u;
+// Keys of 16 bits, which leave their highest bit free, are compared two at a time: with this added, a key of at least
+// `threshold` has that bit set.
+__device__ __forceinline__ uint32_t reaching(uint32_t threshold) {
+    return (0x8000u - threshold) * 0x10001u;
 }
+constexpr uint32_t reached_bits = 0x80008000u;
 
-__device__ __forceinline__ __half2 as_half2(uint32_t bits) {
-    return *reinterpret_cast<const __half2*>(&bits);
-}
-
-// 16-bit magnitudes up to that of infinity compare as f16 numbers like the integers they are, two at a time. (bf16
-// magnitudes too, as far as their bits are no f16 NaN.)
-constexpr uint32_t half_limit = 0x7c00u;
-
+// How many channels of the row have a key of at least `threshold`. The tensor cores count the bits of all lanes: the rows
+// of their matrix are the warp's 8 rows, twice.
 template <class Part>
-__device__ __forceinline__ bool compares_as_half(const Part& part) {
-    // A NaN among the f16 numbers makes the sum of all a NaN, an infinity does not: no number is negative.
-    __half2 sum = as_half2(0);
+__device__ __forceinline__ uint32_t count_from(const Part& part, uint32_t threshold) {
+    const uint32_t add = reaching(threshold);
+    uint32_t sum[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int j = 0; j < Part::words; ++j) sum = __hadd2(sum, __habs2(as_half2(part.word[j])));
-    const bool beyond = __hisnan(__low2half(sum)) || __hisnan(__high2half(sum));
-    return !__any_sync(full_warp, beyond);
+    for (int first = 0; first < Part::words; first += 4) {
+        uint32_t reached[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int j = 0; j < 4 && first + j < Part::words; ++j) reached[j] = part.word[first + j] + add;
+        add_mma_bits(sum, reached, reached_bits);
+    }
+    return sum[0] + sum[2];
 }
 
-// How many channels of the row have a key of at least `threshold`.
-template <bool AsHalf, class Part>
-__device__ __forceinline__ uint32_t count_from(const Part& part, uint32_t threshold) {
-    if constexpr (AsHalf) {
-        const __half2 limit = as_half2(threshold * 0x10001u);
-        __half2 even = as_half2(0), odd = as_half2(0);
+// The largest key of the row below `limit`; there must be one.
+template <class Part>
+__device__ __forceinline__ uint32_t largest_below(const Part& part, uint32_t limit) {
+    const uint32_t add = reaching(limit);
+    uint32_t largest = part.word[0] + add;  // keys from the limit on are negative
 #pragma unroll
-        for (int j = 0; j < Part::words; ++j) {
-            const __half2 reached = __hge2(__habs2(as_half2(part.word[j])), limit);
-            if (j & 1)
-                odd = __hadd2(odd, reached);
-            else
-                even = __hadd2(even, reached);
-        }
-        const __half2 sum = __hadd2(even, odd);
-        return row_sum(static_cast<uint32_t>(__low2float(sum) + __high2float(sum)));
-    } else {
-        uint32_t count = 0;
-#pragma unroll
-        for (int c = 0; c < Part::channels; ++c) count += part.key(c) >= threshold;
-        return row_sum(count);
-    }
+    for (int j = 1; j < Part::words; ++j) largest = __vmaxs2(largest, part.word[j] + add);
+    largest = __vmaxs2(largest, __shfl_xor_sync(full_warp, largest, 1));
+    largest = __vmaxs2(largest, __shfl_xor_sync(full_warp, largest, 2));
+    largest = __vmaxs2(largest, largest >> 16 | largest << 16);
+    return (largest - add) & 0xffffu;
+}
+
+// Swaps two bits of the positions of a word's bits: those in `from` with those `distance` further up.
+__device__ __forceinline__ uint32_t swap_bits(uint32_t word, uint32_t from, int distance) {
+    const uint32_t change = (word >> distance ^ word) & from;
+    return word ^ change ^ change << distance;
 }
 
 // Bit c: channel c of this lane has a key of at least `threshold`.
-template <bool AsHalf, class Part>
+template <class Part>
 __device__ __forceinline__ typename Part::Mask mask_from(const Part& part, uint32_t threshold) {
     typename Part::Mask mask = 0;
-    if constexpr (AsHalf) {
-        const __half2 limit = as_half2(threshold * 0x10001u);
+    if constexpr (Part::paired) {
+        const uint32_t add = reaching(threshold);
 #pragma unroll
         for (int first = 0; first < Part::words; first += 16) {
-            uint32_t reached = 0;  // even channels in the low half, odd ones in the high half
+            uint32_t reached = 0;  // bit k of the bytes: of words k, low and high half, and of words k + 8
 #pragma unroll
-            for (int j = first; j < first + 16 && j < Part::words; ++j)
-                reached |= __hge2_mask(__habs2(as_half2(part.word[j])), limit) & 0x10001u << (j - first);
-            mask |= static_cast<typename Part::Mask>(spread(reached & 0xffffu) | spread(reached >> 16) << 1)
-                    << (2 * first);
+            for (int k = 0; k < 8 && first + k < Part::words; ++k) {
+                const uint32_t low = part.word[first + k] + add;
+                const uint32_t high = first + k + 8 < Part::words ? part.word[first + k + 8] + add : 0;
+                reached |= signs_of_halves(low, high) & 0x01010101u << k;
+            }
+            reached = swap_bits(reached, 0x00f000f0u, 4);
+            reached = swap_bits(reached, 0x0c0c0c0cu, 2);
+            reached = swap_bits(reached, 0x22222222u, 1);
+            mask |= static_cast<typename Part::Mask>(reached) << (2 * first);
         }
     } else {
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c)
-            mask |= static_cast<typename Part::Mask>(part.key(c) >= threshold) << c;
+            mask |= static_cast<typename Part::Mask>(part.word[c] >= threshold) << c;
     }
     return mask;
 }
 
-// Mean of some of the row's keys: of the order of the threshold for most data.
+// Mean of some of the row's keys. Of most data a little more than half of the channels reach it.
 template <class Part>
-__device__ __forceinline__ uint32_t typical_key(const Part& part) {
+__device__ __forceinline__ uint32_t mean_key(const Part& part) {
     uint32_t sum = 0, sampled = 0;
 #pragma unroll
     for (int j = 0; j < Part::words; j += 2) {
-        sum = __dp2a_lo(part.word[j] & 0x7fff7fffu, 0x0101u, sum);
+        sum = __dp2a_lo(part.word[j], 0x0101u, sum);
         sampled += 2;
     }
     return row_sum(sum) / (4 * sampled);
 }
 
-template <bool AsHalf, class Part>
-__device__ __forceinline__ typename Part::Mask select_by(const Part& part, uint32_t keep, int t) {
-    // The largest threshold that at least `keep` channels reach, or any that exactly `keep` reach: from a guess outwards
-    // until it is between two probes, then by halves.
-    uint32_t low = 0, high = AsHalf ? half_limit + 1 : Part::nan_key + 1;
-    uint32_t probe = AsHalf ? min(max(typical_key(part), 1u), half_limit) : high >> 1;
-    uint32_t reach = AsHalf ? 0x200 : high;
-    bool found = false;
-    do {
-        const uint32_t count = count_from<AsHalf>(part, probe);
-        if (!found) {
-            const bool enough = count >= keep;
-            if (enough)
-                low = probe;
-            else
-                high = probe;
-            found = count == keep || high - low <= 1;
-            const uint32_t middle = (low + high) >> 1;
-            probe = enough ? min(middle, low + reach) : max(middle, high > reach ? high - reach : 0);
-            if (reach < half_limit) reach <<= 2;
+// The largest key that at least `keep` channels reach, or another that exactly `keep` reach.
+template <class Part>
+__device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t keep) {
+    constexpr int beyond = Part::nan_key + 1;
+    uint32_t low = 0, high = beyond;
+    if constexpr (Part::paired) {
+        // From a guess outwards until the threshold is between two probes, then by interpolation; data on which that is
+        // slow is halved. The probes end when all but one of the channels sought are above them.
+        constexpr int patience = 8;
+        constexpr float reaching_mean = 0.55f * 4 * Part::channels;
+        const auto wanted = static_cast<float>(keep);
+        const auto clamp = [&](int key) {
+            return min(max(key, static_cast<int>(low) + 1), static_cast<int>(high) - 1);
+        };
+        float distance = Part::key_distance, over = 4 * Part::channels - wanted, under = -wanted;
+        uint32_t probe = clamp(static_cast<int>(mean_key(part)) + __float2int_rn((reaching_mean - wanted) * distance));
+        bool found = false;
+        for (int step = 0;; ++step) {
+            const float excess = static_cast<float>(static_cast<int>(count_from(part, probe) - keep));
+            if (!found) {
+                const bool enough = excess >= 0;
+                low = enough ? probe : low, over = enough ? excess : over;
+                high = enough ? high : probe, under = enough ? under : excess;
+                found = over == 0 || under == -1 || high - low <= 1;
+                const bool patient = step < patience;
+                const bool one_sided = (low == 0 || high == beyond) && patient;
+                const float share = patient ? (over + 0.5f) * reciprocal(over - under) : 0.5f;
+                const float way = one_sided ? (excess + 0.5f) * distance : static_cast<float>(high - low) * share;
+                probe = clamp(static_cast<int>(one_sided ? probe : low) + __float2int_rn(way));
+                distance *= 2;
+            }
+            if (__all_sync(full_warp, found)) break;
         }
-    } while (!__all_sync(full_warp, found));
-    typename Part::Mask mask = mask_from<AsHalf>(part, low);
+        const uint32_t largest = largest_below(part, high);
+        if (over != 0 && under == -1) low = largest;
+    } else {
+        bool found = false;
+        do {
+            const uint32_t probe = (low + high) >> 1;
+            uint32_t count = 0;
+#pragma unroll
+            for (int c = 0; c < Part::channels; ++c) count += part.word[c] >= probe;
+            count = row_sum(count);
+            if (!found) {
+                if (count >= keep)
+                    low = probe;
+                else
+                    high = probe;
+                found = count == keep || high - low <= 1;
+            }
+        } while (!__all_sync(full_warp, found));
+    }
+    return low;
+}
+
+// Bit c: channel c of this lane is kept. All lanes of the warp take part. `part`: keys.
+template <class Part>
+__device__ __forceinline__ typename Part::Mask select_channels(const Part& part, uint32_t keep, int t) {
+    const uint32_t threshold = find_threshold(part, keep);
+    typename Part::Mask mask = mask_from(part, threshold);
     const uint32_t reached = row_sum(count_bits(mask));
     if (__any_sync(full_warp, reached != keep)) {
         // Channels at the threshold itself are taken from the lowest up.
-        const typename Part::Mask above = mask_from<AsHalf>(part, low + 1);
+        const typename Part::Mask above = mask_from(part, threshold + 1);
         typename Part::Mask equal = mask & ~above;
         const int wanted = static_cast<int>(keep - row_sum(count_bits(above)));
         const int own = max(0, wanted - static_cast<int>(row_prefix(count_bits(equal), t)));
-        while (count_bits(equal) > own) equal = without_highest(equal);
+        while (static_cast<int>(count_bits(equal)) > own) equal = without_highest(equal);
         if (reached != keep) mask = above | equal;
     }
     return mask;
-}
-
-// Bit c: channel c of this lane is kept. All lanes of the warp take part.
-template <class T, int HeadDim>
-__device__ __forceinline__ typename RowPart<T, HeadDim>::Mask select_channels(const RowPart<T, HeadDim>& part,
-                                                                              uint32_t keep, int t) {
-    if constexpr (sizeof(T) == 2) {
-        if (compares_as_half(part)) return select_by<true>(part, keep, t);
-    }
-    return select_by<false>(part, keep, t);
 }
 
 }  // namespace mustafar::cuda
