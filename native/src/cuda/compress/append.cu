@@ -4,6 +4,7 @@
 // tokens from the ring and, once it has read them, writes the new dense tokens into it; part j compresses the j-th block
 // that consists of new tokens alone. So nothing in a launch reads what another thread block of it writes.
 #include "cuda/common/dispatch.h"
+#include "cuda/common/divisor.h"
 #include "cuda/common/launch.h"
 #include "cuda/compress/block_writer.cuh"
 #include "cuda/compress/compress.h"
@@ -20,7 +21,8 @@ struct AppendParams {
     const int32_t* compressed;
     int32_t* new_lengths;
     int32_t* new_compressed;
-    int32_t num_kv_heads, num_tokens, lookahead, group_size, local_window, tail_capacity, parts;
+    Divisor by_part, by_head;
+    int32_t num_tokens, lookahead, group_size, local_window, tail_capacity;
     bool aligned;
 };
 
@@ -28,11 +30,11 @@ template <class T, int HeadDim>
 __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_constant__ AppendParams p) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
-    const int part = static_cast<int>(blockIdx.x % p.parts);
-    const unsigned rest = blockIdx.x / p.parts;
-    const int which = static_cast<int>(rest & 1);
-    const int head = static_cast<int>((rest >> 1) % p.num_kv_heads);
-    const int sequence = static_cast<int>((rest >> 1) / p.num_kv_heads);
+    uint32_t rest = blockIdx.x;
+    const uint32_t list = p.by_part.split(rest);
+    const int part = static_cast<int>(rest), which = static_cast<int>(list & 1);
+    rest = list >> 1;
+    const int sequence = static_cast<int>(p.by_head.split(rest)), head = static_cast<int>(rest);
     wait_for_previous_grid();
 
     const int before = p.lengths[sequence], compressed = p.compressed[sequence];
@@ -78,6 +80,7 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
 void append(const mustafar_context& context, const mustafar_append& a) {
     if (a.batch == 0) return;
     const DeviceScope scope(context);
+    const int32_t parts = 1 + a.num_tokens / block_tokens;
     AppendParams p{};
     p.fresh[0] = a.new_keys;
     p.fresh[1] = a.new_values;
@@ -92,13 +95,13 @@ void append(const mustafar_context& context, const mustafar_append& a) {
     p.compressed = a.compressed;
     p.new_lengths = a.new_lengths;
     p.new_compressed = a.new_compressed;
-    p.num_kv_heads = a.num_kv_heads;
+    p.by_part = Divisor(static_cast<uint32_t>(parts));
+    p.by_head = Divisor(static_cast<uint32_t>(a.num_kv_heads));
     p.num_tokens = a.num_tokens;
     p.lookahead = a.lookahead;
     p.group_size = a.group_size;
     p.local_window = a.local_window;
     p.tail_capacity = a.tail_capacity;
-    p.parts = 1 + a.num_tokens / block_tokens;
     const int element = element_bytes(a.keys.format.dtype);
     p.aligned =
         is_vector_aligned(a.tail_keys, element) && is_vector_aligned(a.tail_values, element) &&
@@ -109,7 +112,7 @@ void append(const mustafar_context& context, const mustafar_append& a) {
         const auto kernel = append_tokens<T, head_dim()>;
         allow_shared_memory(scope, kernel, allowed, 1024);
         launch(scope, "append", kernel,
-               LaunchShape{int64_t{p.parts} * 2 * a.num_kv_heads * a.batch, block_threads,
+               LaunchShape{int64_t{parts} * 2 * a.num_kv_heads * a.batch, block_threads,
                            sizeof(typename BlockWriter<T, head_dim()>::Memory), true},
                p);
     });

@@ -1,6 +1,7 @@
 // Prune, compress and the table of offsets for whole tensors. One thread block of 128 threads for each block of 32 tokens;
 // grid: x = blocks of a head fastest, then heads, then sequences.
 #include "cuda/common/dispatch.h"
+#include "cuda/common/divisor.h"
 #include "cuda/common/launch.h"
 #include "cuda/compress/block_writer.cuh"
 #include "cuda/compress/compress.h"
@@ -11,21 +12,23 @@ namespace {
 struct Place {
     int block, head, sequence;
 
-    __device__ __forceinline__ Place(int blocks, int heads) {
-        block = static_cast<int>(blockIdx.x % blocks);
-        const unsigned rest = blockIdx.x / blocks;
-        head = static_cast<int>(rest % heads);
-        sequence = static_cast<int>(rest / heads);
+    __device__ __forceinline__ Place(const Divisor& blocks, const Divisor& heads) {
+        uint32_t rest = blockIdx.x;
+        uint32_t list = blocks.split(rest);
+        block = static_cast<int>(rest);
+        sequence = static_cast<int>(heads.split(list));
+        head = static_cast<int>(list);
     }
 };
 
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads) prune_blocks(Dense source, uint32_t* bitmap, int tokens, int blocks,
-                                                              int heads, int pattern, int keep, bool aligned) {
+__global__ void __launch_bounds__(block_threads)
+    prune_blocks(Dense source, uint32_t* bitmap, int tokens, Divisor blocks, Divisor by_head, int heads, int pattern,
+                 int keep, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
-    const Place place(blocks, heads);
+    const Place place(blocks, by_head);
     const int token = place.block * block_tokens + writer.token();
     const bool present = token < tokens;
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
@@ -38,12 +41,12 @@ __global__ void __launch_bounds__(block_threads) prune_blocks(Dense source, uint
 
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(block_threads)
-    compress_blocks(Dense source, const uint32_t* bitmap, Blocks destination, ValueOrder order, int tokens, int blocks,
-                    bool aligned) {
+    compress_blocks(Dense source, const uint32_t* bitmap, Blocks destination, ValueOrder order, int tokens,
+                    Divisor blocks, Divisor by_head, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
-    const Place place(blocks, destination.heads);
+    const Place place(blocks, by_head);
     const int token = place.block * block_tokens + writer.token();
     const bool present = token < tokens;
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
@@ -116,7 +119,8 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
         launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
-               bitmap, static_cast<int>(tokens), static_cast<int>(blocks), heads, format.pattern, format.keep,
+               bitmap, static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
+               Divisor(static_cast<uint32_t>(heads)), heads, format.pattern, format.keep,
                is_vector_aligned(source, sizeof(T)));
     });
 }
@@ -134,7 +138,8 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
         allow_shared_memory(scope, kernel, allowed, 1024);
         launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
                bitmap, Blocks(destination, heads), value_order(destination.format), static_cast<int>(tokens),
-               static_cast<int>(blocks), is_vector_aligned(source, sizeof(T)));
+               Divisor(static_cast<uint32_t>(blocks)), Divisor(static_cast<uint32_t>(heads)),
+               is_vector_aligned(source, sizeof(T)));
     });
 }
 

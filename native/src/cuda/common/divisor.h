@@ -1,0 +1,31 @@
+// Division by a number that is known at the launch, without dividing on the device (Granlund and Montgomery, "Division by
+// invariant integers using multiplication", 1994).
+#pragma once
+
+#include <cstdint>
+
+namespace mustafar::cuda {
+
+class Divisor {
+public:
+    Divisor() : Divisor(1) {}
+    // 1 ... 2^31
+    explicit Divisor(uint32_t value) : value_(value) {
+        while (uint64_t{1} << shift_ < value) ++shift_;
+        multiplier_ = static_cast<uint32_t>(((uint64_t{1} << shift_) - value << 32) / value + 1);
+    }
+
+#ifdef __CUDACC__
+    // Quotient of a number below 2^31; leaves the remainder in it.
+    __device__ __forceinline__ uint32_t split(uint32_t& number) const {
+        const uint32_t quotient = (__umulhi(number, multiplier_) + number) >> shift_;
+        number -= quotient * value_;
+        return quotient;
+    }
+#endif
+
+private:
+    uint32_t value_, multiplier_, shift_ = 0;
+};
+
+}  // namespace mustafar::cuda
