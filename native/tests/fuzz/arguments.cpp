@@ -65,10 +65,16 @@ mustafar_format Arguments::format(int32_t layout) {
     format.dtype = number32(MUSTAFAR_DTYPE_F32, MUSTAFAR_DTYPE_BF16);
     format.value_format = number32(MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_NATIVE);
     // Values that no enumerator has yet are among these.
-    format.pattern = input.ConsumeIntegralInRange<int>(0, 7) == 1 ? number32(0, 7) : MUSTAFAR_PATTERN_UNSTRUCTURED;
+    const int pattern = input.ConsumeIntegralInRange<int>(0, 7);
+    const bool balanced = pattern == 2 || pattern == 3;
+    format.pattern = pattern == 1 ? number32(0, 7)
+                     : balanced   ? number32(MUSTAFAR_PATTERN_BALANCED_KEYS, MUSTAFAR_PATTERN_BALANCED_VALUES)
+                                  : MUSTAFAR_PATTERN_UNSTRUCTURED;
     format.layout = mishap(32) ? number32(0, 3) : layout;
     format.order = number32(MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_PLAIN);
-    format.keep = layout == MUSTAFAR_LAYOUT_FIXED ? number32(1, std::max(format.head_dim, 1)) : number32(0, 0);
+    format.keep = layout != MUSTAFAR_LAYOUT_FIXED ? number32(0, 0)
+                  : balanced                      ? static_cast<int32_t>(int64_t{number32(5, 8)} * format.head_dim / 16)
+                                                  : number32(1, std::max(format.head_dim, 1));
     return format;
 }
 
