@@ -2,14 +2,15 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>Pruning and compressing a prompt's keys and values, against copying them.</summary>
+/// <summary>Pruning and compressing a prompt's keys and values, against copying them and against the prompt's own attention.</summary>
 internal static class CompressBenchmark
 {
     internal static void Run(Settings settings)
     {
         set_num_threads(settings.Threads);
         using var noGrad = no_grad();
-        Report report = new("compress", "B,H,KV,T", "dtype", "keep", "µs", "ns per row", "GB/s of input", "torch copy µs", "× copy");
+        Report report = new("compress", "B,H,KV,T", "dtype", "keep", "µs", "ns per row", "GB/s of input", "torch copy µs", "× copy",
+            "prefill attention µs", "% of prefill");
         foreach (Shape shape in settings.Shapes)
         {
             foreach (ScalarType dtype in settings.DTypes)
@@ -23,6 +24,14 @@ internal static class CompressBenchmark
                     keys.clone();
                     values.clone();
                 });
+                Tensor query = Data.Random(CPU, dtype, shape.Batch, shape.NumHeads, shape.Tokens, settings.HeadDim);
+                using MustafarCache prompt = new(
+                    shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, new MustafarOptions { LocalWindow = shape.Tokens });
+                double prefill = Timing.BestOfTwo(() =>
+                {
+                    prompt.Clear();
+                    prompt.Forward(query, keys, values);
+                });
                 foreach (Kept keep in settings.Keeps)
                 {
                     using MustafarCache cache = new(
@@ -34,7 +43,7 @@ internal static class CompressBenchmark
                     });
                     double rows = 2.0 * shape.Batch * shape.NumKvHeads * shape.Tokens;
                     double bytes = rows * settings.HeadDim * (dtype == ScalarType.Float32 ? 4 : 2);
-                    report.Add(shape, dtype, keep, time, time * 1e3 / rows, bytes / time / 1e3, copy, time / copy);
+                    report.Add(shape, dtype, keep, time, time * 1e3 / rows, bytes / time / 1e3, copy, time / copy, prefill, 100 * time / prefill);
                     report.AddBar($"{shape} {dtype} keep {keep}", time / copy);
                 }
             }

@@ -19,6 +19,9 @@ internal static class Timing
         return times[times.Count / 2];
     }
 
+    /// <summary>The shorter of two times of a long call in microseconds.</summary>
+    internal static double BestOfTwo(Action call) => Spend(0, call, fewestCalls: 2).Min();
+
     /// <summary>Rate in GB/s at which torch reads a large tensor with all its threads, the best of several passes.</summary>
     internal static double ReadBandwidth()
     {
@@ -27,11 +30,11 @@ internal static class Timing
         return large.numel() * sizeof(float) / 1e3 / Spend(2, () => large.sum()).Min();
     }
 
-    private static List<double> Spend(double seconds, Action call)
+    private static List<double> Spend(double seconds, Action call, int fewestCalls = FewestCalls)
     {
         List<double> times = [];
         Stopwatch total = Stopwatch.StartNew();
-        while (total.Elapsed.TotalSeconds < seconds || times.Count < FewestCalls)
+        while (total.Elapsed.TotalSeconds < seconds || times.Count < fewestCalls)
         {
             using var scope = NewDisposeScope();
             long start = Stopwatch.GetTimestamp();
