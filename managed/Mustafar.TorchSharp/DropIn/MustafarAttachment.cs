@@ -23,6 +23,7 @@ public sealed class MustafarAttachment : IDisposable
     {
         _model = model;
         Options = options;
+        Mask = new AttentionMask(options.SlidingWindow);
         Dictionary<nn.Module, nn.Module> replacements = new(ReferenceEqualityComparer.Instance);
         foreach (nn.Module module in ModuleTree.All(model))
         {
@@ -104,7 +105,7 @@ public sealed class MustafarAttachment : IDisposable
 
     internal bool IsDisposed { get; private set; }
 
-    internal AttentionMask Mask { get; } = new();
+    internal AttentionMask Mask { get; }
 
     /// <summary>Frees the compressed caches of one conversation. It cannot be continued, only begun anew.</summary>
     /// <param name="conversation">The object that stands for it, for most models their own cache.</param>

@@ -12,34 +12,45 @@ public interface IKVCache : IDictionary<int, (Tensor, Tensor)>, IDisposable
     (Tensor, Tensor) UpdateKVCache(Tensor key, Tensor value, int layerIndex);
 
     int GetSeqLen(int layerIndex = 0);
+
+    int? GetMaxLength();
+
+    int GetUsableLength(int newSeqLen, int layerIndex = 0);
 }
 
 public class DynamicKVCache : Dictionary<int, (Tensor, Tensor)>, IKVCache
 {
-    public virtual (Tensor, Tensor) UpdateKVCache(Tensor key, Tensor value, int layerIndex)
+    private readonly DisposeScope _disposeScope = NewDisposeScope();
+
+    public (Tensor, Tensor) UpdateKVCache(Tensor key, Tensor value, int layerIndex)
     {
         if (TryGetValue(layerIndex, out (Tensor Keys, Tensor Values) past))
         {
-            (key, value) = (cat([past.Keys, key], -2), cat([past.Values, value], -2));
+            past.Keys.DetachFromDisposeScope();
+            past.Values.DetachFromDisposeScope();
+            this[layerIndex] = (
+                cat([past.Keys, key], -2).MoveToOtherDisposeScope(_disposeScope),
+                cat([past.Values, value], -2).MoveToOtherDisposeScope(_disposeScope));
             past.Keys.Dispose();
             past.Values.Dispose();
         }
+        else
+        {
+            Add(layerIndex, (key.MoveToOtherDisposeScope(_disposeScope), value.MoveToOtherDisposeScope(_disposeScope)));
+        }
 
-        this[layerIndex] = (key.DetachFromDisposeScope(), value.DetachFromDisposeScope());
         return this[layerIndex];
     }
 
-    public int GetSeqLen(int layerIndex = 0) =>
-        TryGetValue(layerIndex, out (Tensor Keys, Tensor) past) ? (int)past.Keys.shape[^2] : 0;
+    public int GetSeqLen(int layerIndex = 0) => TryGetValue(layerIndex, out (Tensor Keys, Tensor) past) ? (int)past.Keys.shape[^2] : 0;
+
+    public int? GetMaxLength() => null;
+
+    public int GetUsableLength(int newSeqLen, int layerIndex = 0) => GetSeqLen(layerIndex);
 
     public void Dispose()
     {
-        foreach ((Tensor keys, Tensor values) in Values)
-        {
-            keys.Dispose();
-            values.Dispose();
-        }
-
+        _disposeScope.Dispose();
         GC.SuppressFinalize(this);
     }
 }
@@ -47,9 +58,9 @@ public class DynamicKVCache : Dictionary<int, (Tensor, Tensor)>, IKVCache
 internal sealed class AttentionInput(
     Tensor hiddenStates,
     Tensor positionIds,
-    Tensor? attentionMask,
-    IKVCache? cache,
-    (Tensor, Tensor)? positionalEmbeddings,
+    object? positionalEmbeddings,
+    Tensor? attentionMask = null,
+    IKVCache? cache = null,
     bool outputAttentions = false)
 {
     public Tensor HiddenStates { get; set; } = hiddenStates;
@@ -58,7 +69,8 @@ internal sealed class AttentionInput(
 
     public Tensor PositionIds { get; set; } = positionIds;
 
-    public (Tensor, Tensor)? PositionalEmbeddings { get; set; } = positionalEmbeddings;
+    /// <summary>A <see cref="RotaryEmbeddingOutput"/>, in some versions a tuple, and in older ones none; so the type says less than there.</summary>
+    public object? PositionalEmbeddings { get; set; } = positionalEmbeddings;
 
     public IKVCache? Cache { get; set; } = cache;
 
@@ -74,13 +86,13 @@ internal sealed class AttentionOutput(Tensor hiddenStates, Tensor? attentions = 
     public IKVCache? Cache { get; set; } = cache;
 }
 
-internal sealed class RotaryEmbeddingInput(Tensor input, Tensor positionIds, int seqLen)
+internal sealed class RotaryEmbeddingInput(Tensor input, Tensor positionIds, int? seqLen = null)
 {
     public Tensor Input { get; set; } = input;
 
     public Tensor PositionIds { get; set; } = positionIds;
 
-    public int SeqLen { get; set; } = seqLen;
+    public int? SeqLen { get; set; } = seqLen;
 }
 
 internal sealed class RotaryEmbeddingOutput(Tensor cos, Tensor sin)
@@ -101,19 +113,28 @@ internal sealed class RotaryEmbedding(int headDim) : nn.Module<RotaryEmbeddingIn
     }
 }
 
-/// <summary>Its weight is a buffer, as in the package.</summary>
+/// <summary>Its weight is a buffer, and it computes in f32, as in the package.</summary>
 internal sealed class QuantizedLinear : nn.Module<Tensor, Tensor>
 {
     private readonly Tensor weight;
 
-    public QuantizedLinear(long inputs, long outputs)
+    public QuantizedLinear(long inputs, long outputs, ScalarType dtype)
         : base(nameof(QuantizedLinear))
     {
-        weight = randn(outputs, inputs) / Math.Sqrt(inputs);
+        weight = (randn(outputs, inputs) / Math.Sqrt(inputs)).to(dtype);
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor input) => nn.functional.linear(input, weight);
+    public override Tensor forward(Tensor input) =>
+        matmul(input.to_type(ScalarType.Float32), weight.to_type(ScalarType.Float32).t()).to_type(input.dtype);
+}
+
+/// <summary>Where rotary positions are computed: for all layers at once, or in each.</summary>
+internal enum Positions
+{
+    Once,
+    OnceAsTuple,
+    InEachLayer,
 }
 
 internal class Attention : nn.Module<AttentionInput, AttentionOutput>
@@ -130,21 +151,21 @@ internal class Attention : nn.Module<AttentionInput, AttentionOutput>
     private readonly QuantizedLinear? v_proj;
     private readonly nn.Module<RotaryEmbeddingInput, RotaryEmbeddingOutput> rotary_emb;
 
-    public Attention(int layerIdx, int numHeads, int numKeyValueHeads, int headDim, bool useQkvProj, double attentionDropout)
+    public Attention(int layerIdx, int numHeads, int numKeyValueHeads, int headDim, ScalarType dtype, bool useQkvProj, double attentionDropout)
         : base(nameof(Attention))
     {
         (_layerIdx, _numHeads, _numKeyValueHeads, _headDim) = (layerIdx, numHeads, numKeyValueHeads, headDim);
         _attentionDropout = attentionDropout;
         int hidden = numHeads * headDim;
         int kv = numKeyValueHeads * headDim;
-        o_proj = new QuantizedLinear(hidden, hidden);
+        o_proj = new QuantizedLinear(hidden, hidden, dtype);
         if (useQkvProj)
         {
-            qkv_proj = new QuantizedLinear(hidden, hidden + (2 * kv));
+            qkv_proj = new QuantizedLinear(hidden, hidden + (2 * kv), dtype);
         }
         else
         {
-            (q_proj, k_proj, v_proj) = (new(hidden, hidden), new(hidden, kv), new(hidden, kv));
+            (q_proj, k_proj, v_proj) = (new(hidden, hidden, dtype), new(hidden, kv, dtype), new(hidden, kv, dtype));
         }
 
         rotary_emb = new RotaryEmbedding(headDim);
@@ -161,7 +182,12 @@ internal class Attention : nn.Module<AttentionInput, AttentionOutput>
         Tensor query = Heads(states[0], _numHeads);
         Tensor key = Heads(states[1], _numKeyValueHeads);
         Tensor value = Heads(states[2], _numKeyValueHeads);
-        (Tensor cos, Tensor sin) = input.PositionalEmbeddings ?? Positions(input, value);
+        (Tensor cos, Tensor sin) = input.PositionalEmbeddings switch
+        {
+            RotaryEmbeddingOutput once => (once.Cos, once.Sin),
+            ValueTuple<Tensor, Tensor> pair => pair,
+            _ => OwnPositions(input, value),
+        };
         (query, key) = (Turn(query, cos, sin), Turn(key, cos, sin));
         if (input.Cache is not null)
         {
@@ -184,9 +210,10 @@ internal class Attention : nn.Module<AttentionInput, AttentionOutput>
             input.Cache);
     }
 
-    private (Tensor, Tensor) Positions(AttentionInput input, Tensor value)
+    private (Tensor, Tensor) OwnPositions(AttentionInput input, Tensor value)
     {
-        int length = (int)value.shape[2] + (input.Cache?.GetSeqLen(_layerIdx) ?? 0);
+        int length = (int)value.shape[2];
+        length += input.Cache?.GetUsableLength(length, _layerIdx) ?? 0;
         RotaryEmbeddingOutput output = rotary_emb.forward(new RotaryEmbeddingInput(value, input.PositionIds, length));
         return (output.Cos, output.Sin);
     }
@@ -206,20 +233,18 @@ internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOut
     private readonly LayerNorm input_layernorm;
     private readonly Attention self_attn;
 
-    public LlamaDecoderLayer(Attention attention, int hidden)
+    public LlamaDecoderLayer(Attention attention, int hidden, ScalarType dtype)
         : base(nameof(LlamaDecoderLayer))
     {
         self_attn = attention;
-        mlp = new QuantizedLinear(hidden, hidden);
-        input_layernorm = nn.LayerNorm(hidden);
+        mlp = new QuantizedLinear(hidden, hidden, dtype);
+        input_layernorm = nn.LayerNorm(hidden, dtype: dtype);
     }
-
-    public Attention SelfAttention => self_attn;
 
     public override AttentionOutput forward(AttentionInput input)
     {
         AttentionOutput attended = self_attn.forward(new AttentionInput(
-            input_layernorm.forward(input.HiddenStates), input.PositionIds, input.AttentionMask, input.Cache, input.PositionalEmbeddings,
+            input_layernorm.forward(input.HiddenStates), input.PositionIds, input.PositionalEmbeddings, input.AttentionMask, input.Cache,
             input.OutputAttentions));
         Tensor hidden = input.HiddenStates + attended.HiddenStates;
         return new(hidden + mlp.forward(hidden).tanh(), attended.Attentions, attended.Cache);
@@ -231,26 +256,24 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
     private readonly Embedding embed_tokens;
     private readonly ModuleList<LlamaDecoderLayer> layers = [];
     private readonly Linear lm_head;
-    private readonly RotaryEmbedding? rotary;
+    private readonly RotaryEmbedding _rotaryEmb = new(Subject.HeadDim);
+    private readonly Positions _positions;
 
-    public LlamaForCausalLM(int heads, int kvHeads, bool joint, double dropout = 0, Func<int, Attention>? attention = null)
+    public LlamaForCausalLM(
+        int heads, int kvHeads, Positions positions = Positions.Once, ScalarType dtype = ScalarType.Float32, bool joint = false, double dropout = 0)
         : base(nameof(LlamaForCausalLM))
     {
         int hidden = heads * Subject.HeadDim;
-        embed_tokens = nn.Embedding(Subject.Vocabulary, hidden);
-        attention ??= layer => new Attention(layer, heads, kvHeads, Subject.HeadDim, joint, dropout);
+        embed_tokens = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
         for (int i = 0; i < Subject.Layers; i++)
         {
-            layers.Add(new LlamaDecoderLayer(attention(i), hidden));
+            layers.Add(new LlamaDecoderLayer(new Attention(i, heads, kvHeads, Subject.HeadDim, dtype, joint, dropout), hidden, dtype));
         }
 
-        lm_head = nn.Linear(hidden, Subject.Vocabulary);
-        // Positions once for all layers in one variant, in each layer in the other.
-        rotary = joint ? null : new RotaryEmbedding(Subject.HeadDim);
+        lm_head = nn.Linear(hidden, Subject.Vocabulary, dtype: dtype);
+        _positions = positions;
         RegisterComponents();
     }
-
-    public IEnumerable<Attention> Attentions => layers.Select(layer => layer.SelfAttention);
 
     public override Tensor forward(Tensor input) => Logits(input, 0, null, CausalMask(input, 0));
 
@@ -258,16 +281,16 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
     {
         Tensor hidden = embed_tokens.forward(ids);
         Tensor positions = arange(past, past + ids.shape[1], ScalarType.Int64).unsqueeze(0);
-        (Tensor, Tensor)? embeddings = null;
-        if (rotary is not null)
+        RotaryEmbeddingOutput turns = _rotaryEmb.forward(new RotaryEmbeddingInput(hidden, positions, past));
+        object? embeddings = _positions switch
         {
-            RotaryEmbeddingOutput output = rotary.forward(new RotaryEmbeddingInput(hidden, positions, past));
-            embeddings = (output.Cos, output.Sin);
-        }
-
+            Positions.Once => turns,
+            Positions.OnceAsTuple => (turns.Cos, turns.Sin),
+            _ => null,
+        };
         foreach (LlamaDecoderLayer layer in layers)
         {
-            hidden = layer.forward(new AttentionInput(hidden, positions, mask, cache, embeddings, outputAttentions)).HiddenStates;
+            hidden = layer.forward(new AttentionInput(hidden, positions, embeddings, mask, cache, outputAttentions)).HiddenStates;
         }
 
         return lm_head.forward(hidden);

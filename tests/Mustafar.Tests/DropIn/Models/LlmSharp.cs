@@ -23,6 +23,8 @@ public interface IKvCache : IDisposable
     long size { get; }
 
     (Tensor, Tensor) update(Tensor k, Tensor v);
+
+    IEnumerable<Tensor> weights { get; }
 }
 
 public sealed class SlowRotary(Tensor cos, Tensor sin) : IRotary
@@ -43,11 +45,28 @@ public sealed class KvCache : IKvCache
 
     public long size => k_cache?.shape[1] ?? 0;
 
+    public IEnumerable<Tensor> weights => new[] { k_cache, v_cache }.OfType<Tensor>();
+
     public (Tensor, Tensor) update(Tensor k, Tensor v)
     {
-        k_cache = (k_cache is null ? k : cat([k_cache, k], 1)).detach().DetachFromDisposeScope();
-        v_cache = (v_cache is null ? v : cat([v_cache, v], 1)).detach().DetachFromDisposeScope();
-        return (k_cache, v_cache);
+        using DisposeScope scope = NewDisposeScope();
+        if (k_cache is not null)
+        {
+            k = cat([k_cache, k], 1);
+            k_cache.Dispose();
+        }
+
+        if (v_cache is not null)
+        {
+            v = cat([v_cache, v], 1);
+            v_cache.Dispose();
+        }
+
+        k_cache = k.detach();
+        v_cache = v.detach();
+        scope.Detach(k_cache, v_cache);
+        scope.MoveToOuter(k, v);
+        return (k, v);
     }
 
     public void Dispose()
@@ -58,12 +77,14 @@ public sealed class KvCache : IKvCache
 }
 
 /// <summary>Reserves room, and counts what it holds.</summary>
-public sealed class FastKvCache(long heads, long headDim) : IKvCache
+public sealed class FastKvCache(long batch, long heads, long headDim, ScalarType dtype) : IKvCache
 {
-    public Tensor k_cache = zeros(1, 512, heads, headDim);
-    public Tensor v_cache = zeros(1, 512, heads, headDim);
+    public Tensor k_cache = zeros(batch, 512, heads, headDim, dtype: dtype);
+    public Tensor v_cache = zeros(batch, 512, heads, headDim, dtype: dtype);
 
     public long size { get; private set; }
+
+    public IEnumerable<Tensor> weights => [k_cache, v_cache];
 
     public (Tensor, Tensor) update(Tensor k, Tensor v)
     {
@@ -90,12 +111,12 @@ public class LlamaAttention : IBlock
     public nn.Module<Tensor, Tensor> o_proj;
     public Dropout dropout;
 
-    public LlamaAttention(int heads, int kvHeads, double dropout_rate)
+    public LlamaAttention(int heads, int kvHeads, ScalarType dtype, double dropout_rate)
         : base("LlamaAttention")
     {
         (n_head, n_kv_head, d_head, n_groups) = (heads, kvHeads, Subject.HeadDim, heads / kvHeads);
-        qkv_proj = nn.Linear(heads * d_head, d_head * (n_head + (2 * n_kv_head)));
-        o_proj = nn.Linear(heads * d_head, heads * d_head, hasBias: false);
+        qkv_proj = nn.Linear(heads * d_head, d_head * (n_head + (2 * n_kv_head)), dtype: dtype);
+        o_proj = nn.Linear(heads * d_head, heads * d_head, hasBias: false, dtype: dtype);
         dropout = nn.Dropout(dropout_rate);
         RegisterComponents();
     }
@@ -139,13 +160,13 @@ public class LlamaBlock : IBlock
     public IBlock attn;
     public nn.Module<Tensor, Tensor> ffn;
 
-    public LlamaBlock(int heads, int kvHeads, double dropout)
+    public LlamaBlock(int heads, int kvHeads, ScalarType dtype, double dropout)
         : base("LlamaBlock")
     {
         int hidden = heads * Subject.HeadDim;
-        attn_ln = nn.LayerNorm(hidden);
-        attn = new LlamaAttention(heads, kvHeads, dropout);
-        ffn = nn.Linear(hidden, hidden);
+        attn_ln = nn.LayerNorm(hidden, dtype: dtype);
+        attn = new LlamaAttention(heads, kvHeads, dtype, dropout);
+        ffn = nn.Linear(hidden, hidden, dtype: dtype);
         RegisterComponents();
     }
 
@@ -162,27 +183,34 @@ public class LlamaModel : nn.Module<Tensor, List<IKvCache>?, Tensor>
     public ModuleList<IBlock> layers;
     public nn.Module<Tensor, Tensor> lm_head;
 
-    public LlamaModel(int heads, int kvHeads, double dropout = 0)
+    public LlamaModel(int heads, int kvHeads, ScalarType dtype = ScalarType.Float32, double dropout = 0)
         : base("LlamaModel")
     {
         int hidden = heads * Subject.HeadDim;
-        word_embedding = nn.Embedding(Subject.Vocabulary, hidden);
-        layers = nn.ModuleList(Enumerable.Range(0, Subject.Layers).Select(IBlock (_) => new LlamaBlock(heads, kvHeads, dropout)).ToArray());
-        lm_head = nn.Linear(hidden, Subject.Vocabulary, hasBias: false);
+        word_embedding = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
+        layers = nn.ModuleList(Enumerable.Range(0, Subject.Layers).Select(IBlock (_) => new LlamaBlock(heads, kvHeads, dtype, dropout)).ToArray());
+        lm_head = nn.Linear(hidden, Subject.Vocabulary, hasBias: false, dtype: dtype);
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor input_ids, List<IKvCache>? past_key_values)
+    public override Tensor forward(Tensor input_ids, List<IKvCache>? past_key_values) => forward(input_ids, past_key_values, null);
+
+    /// <param name="input_ids">[batch, n].</param>
+    /// <param name="past_key_values">One cache for each layer.</param>
+    /// <param name="attention_mask">[batch, past + n]: 0 at padding, 1 at tokens.</param>
+    public Tensor forward(Tensor input_ids, List<IKvCache>? past_key_values, Tensor? attention_mask)
     {
         Tensor h = word_embedding.call(input_ids);
         long past = past_key_values?[0].size ?? 0;
         (long batch, long tokens) = (input_ids.shape[0], input_ids.shape[1]);
-        Tensor mask = ones(tokens, past + tokens, dtype: ScalarType.Int64).tril(past).unsqueeze(0).expand(batch, -1, -1);
+        attention_mask ??= ones(batch, past + tokens, dtype: ScalarType.Int64);
+        // Positions count from 1.
+        Tensor positions = cumsum(attention_mask, 1).narrow(1, past, tokens).to(ScalarType.Float32);
+        Tensor mask = ones(tokens, past + tokens, dtype: ScalarType.Int64).tril(past).unsqueeze(0) * attention_mask.unsqueeze(1);
         mask = ((mask - 1) * 1e10).unsqueeze(1).type_as(h);
         Tensor rates = pow(10000, arange(0, Subject.HeadDim, 2, dtype: ScalarType.Float32) / Subject.HeadDim).reciprocal();
-        // Positions count from 1, as a cumulated mask does.
-        Tensor angles = outer(arange(past + 1, past + tokens + 1, ScalarType.Float32), rates);
-        angles = cat([angles, angles], -1).reshape(1, tokens, 1, -1);
+        Tensor angles = positions.unsqueeze(-1) * rates;
+        angles = cat([angles, angles], -1).unsqueeze(2);
         SlowRotary rotary = new(angles.cos().type_as(h), angles.sin().type_as(h));
         for (int i = 0; i < layers.Count; i++)
         {

@@ -3,10 +3,19 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn.Models;
 
-internal sealed class LlmSharpSubject(int heads, int kvHeads) : Subject(new LlamaModel(heads, kvHeads))
+internal sealed class LlmSharpSubject(int heads, int kvHeads, ScalarType dtype, bool fast) : Subject(new LlamaModel(heads, kvHeads, dtype))
 {
-    internal override object NewConversation() => Enumerable.Range(0, Layers).Select(IKvCache (_) => new KvCache()).ToList();
+    internal override object NewConversation(long batch = 1) => Enumerable.Range(0, Layers)
+        .Select(IKvCache (_) => fast ? new FastKvCache(batch, kvHeads, HeadDim, dtype) : new KvCache()).ToList();
 
     internal override Tensor Logits(Tensor ids, int start, object conversation) =>
         ((LlamaModel)Model).forward(ids, (List<IKvCache>)conversation);
+
+    internal override IEnumerable<(Tensor Keys, Tensor Values)> OwnCaches(object conversation, long batch, int length) =>
+        ((List<IKvCache>)conversation).Select(cache => cache switch
+        {
+            FastKvCache reserved => (reserved.k_cache.narrow(1, 0, length).transpose(1, 2), reserved.v_cache.narrow(1, 0, length).transpose(1, 2)),
+            KvCache grown => (grown.k_cache!.transpose(1, 2), grown.v_cache!.transpose(1, 2)),
+            _ => throw new ArgumentException(cache.GetType().Name),
+        });
 }

@@ -18,17 +18,17 @@ public class SelfAttention : nn.Module<Tensor, int, Tensor, Tensor?, Tensor>
     private Tensor cache_k;
     private Tensor cache_v;
 
-    public SelfAttention(int heads, int kvHeads)
+    public SelfAttention(int heads, int kvHeads, ScalarType dtype)
         : base(nameof(SelfAttention))
     {
         (nHeadsQ, nKVHeads, headDim) = (heads, kvHeads, Subject.HeadDim);
-        wq = nn.Linear(heads * headDim, heads * headDim, hasBias: false);
-        wk = nn.Linear(heads * headDim, kvHeads * headDim, hasBias: false);
-        wv = nn.Linear(heads * headDim, kvHeads * headDim, hasBias: false);
-        wo = nn.Linear(heads * headDim, heads * headDim, hasBias: false);
+        wq = nn.Linear(heads * headDim, heads * headDim, hasBias: false, dtype: dtype);
+        wk = nn.Linear(heads * headDim, kvHeads * headDim, hasBias: false, dtype: dtype);
+        wv = nn.Linear(heads * headDim, kvHeads * headDim, hasBias: false, dtype: dtype);
+        wo = nn.Linear(heads * headDim, heads * headDim, hasBias: false, dtype: dtype);
         RegisterComponents();
-        cache_k = zeros(3, 512, kvHeads, headDim);
-        cache_v = zeros(3, 512, kvHeads, headDim);
+        cache_k = zeros(3, 512, kvHeads, headDim, dtype: dtype);
+        cache_v = zeros(3, 512, kvHeads, headDim, dtype: dtype);
     }
 
     public override Tensor forward(Tensor input, int startPos, Tensor freqsComplex, Tensor? mask = null)
@@ -67,13 +67,13 @@ public class EncoderBlock : nn.Module<Tensor, int, Tensor, Tensor?, Tensor>
     private Linear feed_forward;
     private LayerNorm attention_norm;
 
-    public EncoderBlock(int heads, int kvHeads)
+    public EncoderBlock(int heads, int kvHeads, ScalarType dtype)
         : base(nameof(EncoderBlock))
     {
         int hidden = heads * Subject.HeadDim;
-        attention = new SelfAttention(heads, kvHeads);
-        feed_forward = nn.Linear(hidden, hidden);
-        attention_norm = nn.LayerNorm(hidden);
+        attention = new SelfAttention(heads, kvHeads, dtype);
+        feed_forward = nn.Linear(hidden, hidden, dtype: dtype);
+        attention_norm = nn.LayerNorm(hidden, dtype: dtype);
     }
 
     public override Tensor forward(Tensor input, int startPos, Tensor freqsComplex, Tensor? mask)
@@ -90,18 +90,18 @@ public class Transformer : nn.Module<Tensor, int, Tensor>
     private readonly Linear output;
     private readonly Tensor freqs_complex;
 
-    public Transformer(int heads, int kvHeads)
+    public Transformer(int heads, int kvHeads, ScalarType dtype)
         : base(nameof(Transformer))
     {
         int hidden = heads * Subject.HeadDim;
-        tok_embeddings = nn.Embedding(Subject.Vocabulary, hidden);
+        tok_embeddings = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
         layers = nn.ModuleList<nn.Module<Tensor, int, Tensor, Tensor?, Tensor>>();
         for (int i = 0; i < Subject.Layers; i++)
         {
-            layers.Add(new EncoderBlock(heads, kvHeads));
+            layers.Add(new EncoderBlock(heads, kvHeads, dtype));
         }
 
-        output = nn.Linear(hidden, Subject.Vocabulary, hasBias: false);
+        output = nn.Linear(hidden, Subject.Vocabulary, hasBias: false, dtype: dtype);
         RegisterComponents();
         Tensor rates = pow(10000, arange(0, Subject.HeadDim, 2, dtype: ScalarType.Float32) / Subject.HeadDim).reciprocal();
         Tensor angles = outer(arange(512, dtype: ScalarType.Float32), rates);
