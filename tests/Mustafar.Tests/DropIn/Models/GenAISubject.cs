@@ -14,8 +14,8 @@ internal sealed class GenAISubject(int heads, int kvHeads, Positions positions, 
         Tensor? mask = (ids.shape[1], start % 3) switch
         {
             (1, 0) => null,
-            (1, 1) => zeros(ids.shape[0], 1, 1, 1, dtype: dtype),
-            _ => LlamaForCausalLM.CausalMask(ids, start, dtype: dtype),
+            (1, 1) => zeros(ids.shape[0], 1, 1, 1, dtype: DType),
+            _ => LlamaForCausalLM.CausalMask(ids, start, dtype: DType),
         };
         return ((LlamaForCausalLM)Model).Logits(ids, start, (IKVCache)conversation, mask);
     }

@@ -6,7 +6,7 @@ namespace Mustafar.Tests.DropIn.Models;
 internal sealed class LlmSharpSubject(int heads, int kvHeads, ScalarType dtype, bool fast) : Subject(new LlamaModel(heads, kvHeads, dtype))
 {
     internal override object NewConversation(long batch = 1) => Enumerable.Range(0, Layers)
-        .Select(IKvCache (_) => fast ? new FastKvCache(batch, kvHeads, HeadDim, dtype) : new KvCache()).ToList();
+        .Select(IKvCache (_) => fast ? new FastKvCache(batch, kvHeads, HeadDim, DType) : new KvCache()).ToList();
 
     internal override Tensor Logits(Tensor ids, int start, object conversation) =>
         ((LlamaModel)Model).forward(ids, (List<IKvCache>)conversation);

@@ -33,6 +33,9 @@ internal abstract class Subject(nn.Module model) : IDisposable
         return subject;
     }
 
+    /// <summary>The type that the model computes in.</summary>
+    internal ScalarType DType => model.parameters().First().dtype;
+
     /// <summary>The registered attention modules, as the model holds them now.</summary>
     internal nn.Module[] Attentions => [.. model.modules().Where(module => module.GetName().EndsWith("Attention", StringComparison.Ordinal))];
 
