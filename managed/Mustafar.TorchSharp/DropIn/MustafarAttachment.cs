@@ -108,7 +108,8 @@ public sealed class MustafarAttachment : IDisposable
     internal AttentionMask Mask { get; }
 
     /// <summary>Frees the compressed caches of one conversation. It cannot be continued, only begun anew.</summary>
-    /// <param name="conversation">The object that stands for it, for most models their own cache.</param>
+    /// <param name="conversation">The object that stands for it, for most models their own cache; where each layer has a cache of its own
+    /// (llm-sharp), one of them.</param>
     /// <returns>Whether it had caches here.</returns>
     public bool Release(object conversation)
     {

@@ -71,7 +71,7 @@ internal sealed class OwnAdapter : AttentionAdapter
     {
         if (arguments[1] is not OwnCache cache)
         {
-            return null;
+            return null;    // no conversation: the class's own forward runs
         }
 
         Tensor x = (Tensor)arguments[0]!;
