@@ -21,6 +21,7 @@ public sealed class MustafarAttachment : IDisposable
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     internal MustafarAttachment(nn.Module model, MustafarOptions options, IReadOnlyList<AttentionAdapter> adapters)
     {
+        ReplacementType.ThrowIfRuntimeEmitsNoCode();
         _model = model;
         Options = options;
         Mask = new AttentionMask(options.SlidingWindow);

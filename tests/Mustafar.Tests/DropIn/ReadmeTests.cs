@@ -1,3 +1,4 @@
+using Mustafar.BindingGenerator;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using TorchSharp;
@@ -5,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn;
 
-/// <summary>What the readme shows, as it shows it.</summary>
+/// <summary>What the readme and docs/drop-in.md show, as they show it.</summary>
 [TestFixture]
 public sealed class ReadmeTests
 {
@@ -49,13 +50,44 @@ public sealed class ReadmeTests
         using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
         Tensor states = randn(1, 3, 4096, dtype: ScalarType.BFloat16);
 
-        using RotaryEmbedding rotary = new(new RotaryOptions { HeadDim = 128, Theta = 500000 });
-        using MustafarAttention attention = new(
+        RotaryEmbedding rotary = new(new RotaryOptions { HeadDim = 128, Theta = 500000 });
+        MustafarAttention attention = new(
             new MustafarAttentionOptions { HiddenSize = 4096, NumHeads = 32, NumKvHeads = 8, HeadDim = 128 }, rotary, ScalarType.BFloat16);
         Tensor hidden = attention.forward(states, cache);
 
         Assert.That(hidden.shape, Is.EqualTo(states.shape));
         Assert.That(cache.Length, Is.EqualTo(3));
+    }
+
+    [Test]
+    public void WhatIsShownIsWhatIsTested()
+    {
+        string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
+        string folder = Path.Combine(root, "tests", "Mustafar.Tests", "DropIn");
+        string readme = File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ").Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
+        string[] shown = [.. CodeOf(readme).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('='))];
+        Assert.That(shown, Has.Length.GreaterThan(8));
+        Assert.That(shown, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "ReadmeTests.cs")), fenced: false)));
+        string[] adapter = [.. CodeOf(File.ReadAllText(Path.Combine(root, "docs", "drop-in.md")))];
+        Assert.That(adapter, Has.Length.GreaterThan(25));
+        Assert.That(adapter, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "Models", "OwnAttention.cs")), fenced: false)));
+    }
+
+    // Lines of code, or of those in C# blocks of a document, without comments and spaces around.
+    private static IEnumerable<string> CodeOf(string text, bool fenced = true)
+    {
+        bool inside = !fenced;
+        foreach (string line in text.Split('\n'))
+        {
+            if (fenced && line.StartsWith("```", StringComparison.Ordinal))
+            {
+                inside = line == "```csharp";
+            }
+            else if (inside && line.Split("//")[0].Trim() is { Length: > 0 } code)
+            {
+                yield return code;
+            }
+        }
     }
 
     private static int Generate(LlamaForCausalLM model, int tokens)

@@ -18,6 +18,18 @@ internal static class ReplacementType
 {
     private static readonly ConditionalWeakTable<Type, Type> Emitted = new();
 
+    /// <summary>Refuses a runtime that emits no code; asked first, for it may have trimmed what adapters look for.</summary>
+    /// <exception cref="NotSupportedException">The runtime emits no code.</exception>
+    internal static void ThrowIfRuntimeEmitsNoCode()
+    {
+        if (!RuntimeFeature.IsDynamicCodeSupported)
+        {
+            throw new NotSupportedException(
+                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
+                $"call {nameof(MustafarCache)} from the model's own attention instead.");
+        }
+    }
+
     /// <summary>Makes an object that can take the place of <paramref name="original"/>.</summary>
     /// <exception cref="NotSupportedException">No subclass can be made of its class.</exception>
     [SuppressMessage("Usage", "CA1816", Justification = "The native module belongs to the original, whose finaliser frees it.")]
@@ -47,13 +59,6 @@ internal static class ReplacementType
 
     private static MethodInfo ForwardOf(Type attention)
     {
-        if (!RuntimeFeature.IsDynamicCodeSupported)
-        {
-            throw new NotSupportedException(
-                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
-                $"call {nameof(MustafarCache)} from the model's own attention instead.");
-        }
-
         if (attention.IsSealed)
         {
             throw new NotSupportedException($"{attention} is sealed: no subclass can take its place.");
