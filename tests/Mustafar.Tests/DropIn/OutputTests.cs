@@ -47,10 +47,10 @@ public sealed class OutputTests
         using Subject subject = Subject.Make(name, kvHeads: kvHeads);
         Tensor ids = Subject.Ids(batch, Tokens, seed: 2);
         int[] ends = [Prompt, .. Enumerable.Range(Prompt + 1, 10), 70, .. Enumerable.Range(71, Tokens - 70)];
-        Tensor dense = RunInSteps(subject, ids, ends, before: null);
-        Tensor expected = RunInSteps(subject, ids, ends, PruneOwnCaches);
+        Tensor dense = RunInSteps(subject, ids, ends, prune: false);
+        Tensor expected = RunInSteps(subject, ids, ends, prune: true);
         using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
-        Tensor actual = RunInSteps(subject, ids, ends, before: null);
+        Tensor actual = RunInSteps(subject, ids, ends, prune: false);
         Compare.Close(actual, expected, Rounding, Rounding, name);
         Assert.That(Compare.RelativeError(actual, dense.to(ScalarType.Float64)), Is.GreaterThan(100 * Rounding), "nothing was pruned");
     }
@@ -89,38 +89,39 @@ public sealed class OutputTests
         GC.KeepAlive(conversation);
     }
 
-    // Steps that end at the given tokens; before each, what is to happen at its start.
-    private static Tensor RunInSteps(Subject subject, Tensor ids, int[] ends, Action<Subject, object, long, int>? before)
+    // Steps that end at the given tokens; before each, what is compressed away by the time that its first token attends may be set to
+    // zero in the model's own caches.
+    private static Tensor RunInSteps(Subject subject, Tensor ids, int[] ends, bool prune)
     {
         object conversation = subject.NewConversation(ids.shape[0]);
         List<Tensor> logits = [];
+        int pruned = 0;
         int start = 0;
         foreach (int end in ends)
         {
-            before?.Invoke(subject, conversation, ids.shape[0], start);
+            int due = Math.Max(0, start + 1 - s_pruned.LocalWindow) / s_pruned.GroupSize * s_pruned.GroupSize;
+            if (prune && due > pruned)
+            {
+                foreach ((Tensor keys, Tensor values) in subject.OwnCaches(conversation, ids.shape[0], start))
+                {
+                    Prune(keys.narrow(2, pruned, due - pruned), s_pruned.KeysKept(Subject.HeadDim));
+                    Prune(values.narrow(2, pruned, due - pruned), s_pruned.ValuesKept(Subject.HeadDim));
+                }
+
+                pruned = due;
+            }
+
             logits.Add(subject.Step(ids, start, end, conversation));
             start = end;
         }
 
+        Assert.That(pruned, Is.EqualTo(prune ? 64 : 0));
         return cat(logits, 1);
-    }
 
-    // Sets to zero in the model's own cache what is compressed away by the time that the first token of a step attends.
-    private static void PruneOwnCaches(Subject subject, object conversation, long batch, int start)
-    {
-        int due = Math.Max(0, start + 1 - s_pruned.LocalWindow) / s_pruned.GroupSize * s_pruned.GroupSize;
-        if (due == 0)
+        static void Prune(Tensor tokens, int keep)
         {
-            return;
+            using IDisposable noGrad = no_grad();
+            tokens.copy_(ReferencePruning.Prune(tokens.clone(), keep));
         }
-
-        using IDisposable noGrad = no_grad();
-        foreach ((Tensor keys, Tensor values) in subject.OwnCaches(conversation, batch, start))
-        {
-            Prune(keys.narrow(2, 0, due), s_pruned.KeysKept(Subject.HeadDim));
-            Prune(values.narrow(2, 0, due), s_pruned.ValuesKept(Subject.HeadDim));
-        }
-
-        static void Prune(Tensor tokens, int keep) => tokens.copy_(ReferencePruning.Prune(tokens.clone(), keep));
     }
 }
