@@ -140,6 +140,26 @@ public sealed class ModuleTests
     }
 
     [Test]
+    public void ConversionsReachParametersOfTheAttentionItself([Values] bool withDevice)
+    {
+        using OwnModel model = new(() => new OwnAttention(heads: 1));
+        OwnAttention own = model.single;
+        Tensor x = randn(1, 40, Subject.HeadDim);
+        using (MustafarAttachment attachment = model.UseMustafar(s_options, new OwnAdapter()))
+        {
+            Tensor before = model.single.forward(x, new OwnCache(), 0.1).Output;
+            _ = withDevice ? model.single.to(CPU, ScalarType.BFloat16) : model.single.to(ScalarType.BFloat16);
+            Assert.That(OwnTensors(model.single), Is.EqualTo(OwnTensors(own)).And.All.Contains("BFloat16"));
+            Assert.That(model.single.state_dict().Values.Select(tensor => tensor.dtype), Is.All.EqualTo(ScalarType.BFloat16));
+            Tensor after = model.single.forward(x.to(ScalarType.BFloat16), new OwnCache(), 0.1).Output;
+            Compare.Close(after, before.to(ScalarType.Float64), 0.05, 0.05, "output");
+        }
+
+        Assert.That(OwnTensors(own), Has.Length.EqualTo(2).And.All.Contains("BFloat16"));
+        Assert.That(own.forward(x.to(ScalarType.BFloat16), null, 0.1).Output.dtype, Is.EqualTo(ScalarType.BFloat16));
+    }
+
+    [Test]
     public void AModelRunsAfterAConversion([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
     {
         using Subject converted = Subject.Make(name);

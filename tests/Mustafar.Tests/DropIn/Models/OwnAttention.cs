@@ -17,12 +17,16 @@ internal sealed class OwnCache
 internal class OwnAttention : nn.Module<Tensor, OwnCache?, double, (Tensor Output, int Length)>
 {
     private readonly Linear _qkv;
+    private readonly Parameter _gain;
+    private readonly Tensor _shift;
 
     internal OwnAttention(int heads)
         : base(nameof(OwnAttention))
     {
         Heads = heads;
         _qkv = nn.Linear(heads * Subject.HeadDim, 3 * heads * Subject.HeadDim);
+        _gain = nn.Parameter(rand(heads * Subject.HeadDim) + 0.5);
+        _shift = rand(heads * Subject.HeadDim);
         RegisterComponents();
     }
 
@@ -47,7 +51,7 @@ internal class OwnAttention : nn.Module<Tensor, OwnCache?, double, (Tensor Outpu
 
     internal (Tensor Query, Tensor Keys, Tensor Values) Project(Tensor x)
     {
-        Tensor[] all = _qkv.call(x).view(x.shape[0], x.shape[1], 3 * Heads, Subject.HeadDim).transpose(1, 2).chunk(3, 1);
+        Tensor[] all = _qkv.call((x * _gain) + _shift).view(x.shape[0], x.shape[1], 3 * Heads, Subject.HeadDim).transpose(1, 2).chunk(3, 1);
         return (all[0], all[1], all[2]);
     }
 }
