@@ -154,6 +154,22 @@ public sealed class ConversationTests
     }
 
     [Test]
+    public void AConversationUnderWayCannotGoOnWithTheModelsOwnAttention(
+        [ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        Tensor ids = Subject.Ids(1, Tokens, seed: 13);
+        object conversation = subject.NewConversation();
+        using (MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned))
+        {
+            subject.Step(ids, 0, Prompt, conversation);
+        }
+
+        Assert.That(() => subject.Step(ids, Prompt, Prompt + 1, conversation), Throws.InstanceOf<InvalidOperationException>());
+        Assert.That(() => subject.Run(ids, Prompt), Throws.Nothing);
+    }
+
+    [Test]
     public void WithoutAConversationTheModelsOwnAttentionRuns()
     {
         using Subject subject = Subject.Make("genai");
