@@ -23,7 +23,8 @@ internal sealed class AttentionMask(int? window)
     /// <param name="padding">Padding of each sequence as known from before; all zero where the conversation begins.</param>
     /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins. It stays hidden where a single
     /// token comes without a mask or with one that has no column for the past.</returns>
-    /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first tokens.</exception>
+    /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first
+    /// tokens.</exception>
     internal int[] Read(AttentionStep step, int start, int[] padding)
     {
         int tokens = checked((int)step.Query.shape[2]);

@@ -8,8 +8,8 @@ namespace Mustafar;
 /// A model whose attention runs on compressed caches. Disposing it puts the model's own attention back.
 /// </summary>
 /// <remarks>
-/// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or <see cref="ReleaseAll"/>, or
-/// with this object. Conversations may run on several threads, each of them on one at a time.
+/// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or
+/// <see cref="ReleaseAll"/>, or with this object. Conversations may run on several threads, each of them on one at a time.
 /// </remarks>
 public sealed class MustafarAttachment : IDisposable
 {

@@ -78,7 +78,9 @@ public sealed class AdapterTests
     public void AModelWithoutKnownAttentionIsRefused()
     {
         using nn.Module<Tensor, Tensor> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU());
-        Assert.That(() => model.UseMustafar(), Throws.TypeOf<NotSupportedException>().With.Message.Contains("Sequential").And.Message.Contains("AttentionAdapter"));
+        Assert.That(
+            () => model.UseMustafar(),
+            Throws.TypeOf<NotSupportedException>().With.Message.Contains("Sequential").And.Message.Contains("AttentionAdapter"));
         using OwnModel own = new(() => new OwnAttention(heads: 1));
         Assert.That(() => own.UseMustafar(), Throws.TypeOf<NotSupportedException>());
     }

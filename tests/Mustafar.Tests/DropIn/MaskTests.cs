@@ -44,9 +44,14 @@ public sealed class MaskTests
         using Subject subject = Subject.Make("llm-sharp");
         Tensor ids = Subject.Ids(s_padding.Length, Tokens, seed: 5);
         using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything with { KeySparsity = 0.5, ValueSparsity = 0.7 });
-        Tensor alone = stack([.. s_padding.Select((padding, b) => cat(
-            [zeros(padding, Subject.Vocabulary), subject.Run(ids.narrow(0, b, 1).narrow(1, padding, Tokens - padding), Prompt - (int)padding)[0]]))]);
+        Tensor alone = stack([.. s_padding.Select(Alone)]);
         Close(Run(subject, ids, wholeMask: true), alone);
+
+        Tensor Alone(long padding, int sequence)
+        {
+            Tensor tokens = ids.narrow(0, sequence, 1).narrow(1, padding, Tokens - padding);
+            return cat([zeros(padding, Subject.Vocabulary), subject.Run(tokens, Prompt - (int)padding)[0]]);
+        }
     }
 
     [Test]

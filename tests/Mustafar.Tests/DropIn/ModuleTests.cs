@@ -105,7 +105,8 @@ public sealed class ModuleTests
         using (MustafarAttachment attachment = subject.Model.UseMustafar(s_options))
         using (MustafarAttachment ofOther = other.Model.UseMustafar(s_options))
         {
-            Assert.That(subject.Model.state_dict().Values.Select(weight => weight.Handle), Is.EqualTo(before.Values.Select(weight => weight.Handle)));
+            Assert.That(
+                subject.Model.state_dict().Values.Select(weight => weight.Handle), Is.EqualTo(before.Values.Select(weight => weight.Handle)));
             subject.Model.load_state_dict(other.Model.state_dict());
             Compare.Same(subject.Run(ids, Prompt), other.Run(ids, Prompt), "pruned logits");
         }
@@ -114,7 +115,8 @@ public sealed class ModuleTests
     }
 
     [Test]
-    public void ConversionsReachTheModelsOwnAttention([ValueSource(typeof(Subject), nameof(Subject.Names))] string name, [Values] bool withDevice)
+    public void ConversionsReachTheModelsOwnAttention(
+        [ValueSource(typeof(Subject), nameof(Subject.Names))] string name, [Values] bool withDevice)
     {
         using Subject subject = Subject.Make(name);
         using Subject plain = Subject.Make(name);

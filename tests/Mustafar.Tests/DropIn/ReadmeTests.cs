@@ -64,8 +64,9 @@ public sealed class ReadmeTests
     {
         string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
         string folder = Path.Combine(root, "tests", "Mustafar.Tests", "DropIn");
-        string readme = File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ").Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
-        string[] shown = [.. CodeOf(readme).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('='))];
+        string use = File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ")
+            .Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
+        string[] shown = [.. CodeOf(use).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('='))];
         Assert.That(shown, Has.Length.GreaterThan(8));
         Assert.That(shown, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "ReadmeTests.cs")), fenced: false)));
         string[] adapter = [.. CodeOf(File.ReadAllText(Path.Combine(root, "docs", "drop-in.md")))];

@@ -190,7 +190,8 @@ internal static class ReplacementType
     private static void EmitCallOriginal(TypeBuilder builder, MethodInfo forward)
     {
         Type[] parameters = ParametersOf(forward);
-        ILGenerator il = Implement(builder, typeof(IReplacedAttention).GetMethod(nameof(IReplacedAttention.CallOriginal))!).GetILGenerator();
+        MethodInfo implemented = typeof(IReplacedAttention).GetMethod(nameof(IReplacedAttention.CallOriginal))!;
+        ILGenerator il = Implement(builder, implemented).GetILGenerator();
         il.Emit(OpCodes.Ldarg_0);
         for (int i = 0; i < parameters.Length; i++)
         {
@@ -243,11 +244,10 @@ internal static class ReplacementType
 
     private static MethodBuilder Implement(TypeBuilder builder, MethodInfo method)
     {
+        const MethodAttributes attributes = MethodAttributes.Private | MethodAttributes.Virtual | MethodAttributes.Final
+            | MethodAttributes.HideBySig | MethodAttributes.NewSlot;
         MethodBuilder implementation = builder.DefineMethod(
-            $"{nameof(IReplacedAttention)}.{method.Name}",
-            MethodAttributes.Private | MethodAttributes.Virtual | MethodAttributes.Final | MethodAttributes.HideBySig | MethodAttributes.NewSlot,
-            method.ReturnType,
-            ParametersOf(method));
+            $"{nameof(IReplacedAttention)}.{method.Name}", attributes, method.ReturnType, ParametersOf(method));
         builder.DefineMethodOverride(implementation, method);
         return implementation;
     }

@@ -69,7 +69,7 @@ internal sealed class AttentionInput(
 
     public Tensor PositionIds { get; set; } = positionIds;
 
-    /// <summary>A <see cref="RotaryEmbeddingOutput"/>, in some versions a tuple, and in older ones none; so the type says less than there.</summary>
+    /// <summary>A <see cref="RotaryEmbeddingOutput"/>, or in other versions a tuple or none; so the type says less than there.</summary>
     public object? PositionalEmbeddings { get; set; } = positionalEmbeddings;
 
     public IKVCache? Cache { get; set; } = cache;
@@ -151,7 +151,8 @@ internal class Attention : nn.Module<AttentionInput, AttentionOutput>
     private readonly QuantizedLinear? v_proj;
     private readonly nn.Module<RotaryEmbeddingInput, RotaryEmbeddingOutput> rotary_emb;
 
-    public Attention(int layerIdx, int numHeads, int numKeyValueHeads, int headDim, ScalarType dtype, bool useQkvProj, double attentionDropout)
+    public Attention(
+        int layerIdx, int numHeads, int numKeyValueHeads, int headDim, ScalarType dtype, bool useQkvProj, double attentionDropout)
         : base(nameof(Attention))
     {
         (_layerIdx, _numHeads, _numKeyValueHeads, _headDim) = (layerIdx, numHeads, numKeyValueHeads, headDim);
@@ -260,7 +261,12 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
     private readonly Positions _positions;
 
     public LlamaForCausalLM(
-        int heads, int kvHeads, Positions positions = Positions.Once, ScalarType dtype = ScalarType.Float32, bool joint = false, double dropout = 0)
+        int heads,
+        int kvHeads,
+        Positions positions = Positions.Once,
+        ScalarType dtype = ScalarType.Float32,
+        bool joint = false,
+        double dropout = 0)
         : base(nameof(LlamaForCausalLM))
     {
         int hidden = heads * Subject.HeadDim;

@@ -188,7 +188,8 @@ public class LlamaModel : nn.Module<Tensor, List<IKvCache>?, Tensor>
     {
         int hidden = heads * Subject.HeadDim;
         word_embedding = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
-        layers = nn.ModuleList(Enumerable.Range(0, Subject.Layers).Select(IBlock (_) => new LlamaBlock(heads, kvHeads, dtype, dropout)).ToArray());
+        layers = nn.ModuleList(
+            Enumerable.Range(0, Subject.Layers).Select(IBlock (_) => new LlamaBlock(heads, kvHeads, dtype, dropout)).ToArray());
         lm_head = nn.Linear(hidden, Subject.Vocabulary, hasBias: false, dtype: dtype);
         RegisterComponents();
     }

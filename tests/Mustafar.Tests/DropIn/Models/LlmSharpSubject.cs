@@ -14,8 +14,8 @@ internal sealed class LlmSharpSubject(int heads, int kvHeads, ScalarType dtype, 
     internal override IEnumerable<(Tensor Keys, Tensor Values)> OwnCaches(object conversation, long batch, int length) =>
         ((List<IKvCache>)conversation).Select(cache => cache switch
         {
-            FastKvCache reserved => (reserved.k_cache.narrow(1, 0, length).transpose(1, 2), reserved.v_cache.narrow(1, 0, length).transpose(1, 2)),
-            KvCache grown => (grown.k_cache!.transpose(1, 2), grown.v_cache!.transpose(1, 2)),
+            FastKvCache reserved => (reserved.k_cache, reserved.v_cache),
+            KvCache grown => (grown.k_cache!, grown.v_cache!),
             _ => throw new ArgumentException(cache.GetType().Name),
-        });
+        }).Select(own => (own.Item1.narrow(1, 0, length).transpose(1, 2), own.Item2.narrow(1, 0, length).transpose(1, 2)));
 }

@@ -37,7 +37,8 @@ internal abstract class Subject(nn.Module model) : IDisposable
     internal ScalarType DType => model.parameters().First().dtype;
 
     /// <summary>The registered attention modules, as the model holds them now.</summary>
-    internal nn.Module[] Attentions => [.. model.modules().Where(module => module.GetName().EndsWith("Attention", StringComparison.Ordinal))];
+    internal nn.Module[] Attentions =>
+        [.. model.modules().Where(module => module.GetName().EndsWith("Attention", StringComparison.Ordinal))];
 
     /// <summary>What a caller makes to begin a conversation.</summary>
     internal abstract object NewConversation(long batch = 1);
