@@ -8,7 +8,8 @@ namespace Mustafar;
 /// A model hands the same mask to all of its layers, so the last one read is remembered. Reading one takes a synchronisation with the
 /// device, once per step of the model.
 /// </remarks>
-internal sealed class AttentionMask
+/// <param name="window">How many of the last tokens the cache shows to a query; what a mask says of older ones is of no account.</param>
+internal sealed class AttentionMask(int? window)
 {
     private static readonly Scalar Hidden = -1e4;
 
@@ -20,18 +21,18 @@ internal sealed class AttentionMask
     /// <param name="step">New tokens and their mask.</param>
     /// <param name="start">Tokens before them.</param>
     /// <param name="padding">Padding of each sequence as known from before; all zero where the conversation begins.</param>
-    /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins.</returns>
-    /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first tokens.</exception>
+    /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins. It stays hidden where a single
+    /// token comes without a mask or with one that has no column for the past.</returns>
+    /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first
+    /// tokens.</exception>
     internal int[] Read(AttentionStep step, int start, int[] padding)
     {
         int tokens = checked((int)step.Query.shape[2]);
         if (step.Mask is not Tensor mask)
         {
-            return tokens == 1 && Array.TrueForAll(padding, count => count == 0)
+            return tokens == 1
                 ? padding
-                : throw Unsupported(tokens == 1
-                    ? "no mask hides the padding of this conversation"
-                    : $"{tokens} tokens without a mask see each other in both directions");
+                : throw Unsupported($"{tokens} tokens without a mask see each other in both directions");
         }
 
         Reading? last = _last;
@@ -47,7 +48,7 @@ internal sealed class AttentionMask
         return read;
     }
 
-    // [batch or 1, n, columns] with columns = start + n, or 1 where one number is added to all scores of a single token.
+    // [batch or 1, n, columns] with columns = start + n, or 1 where only the part of a single new token is given.
     private static Tensor Shaped(Tensor mask, AttentionStep step, int start, int tokens)
     {
         long batch = step.Query.shape[0];
@@ -68,7 +69,7 @@ internal sealed class AttentionMask
         return mask.reshape(shape.Length == 2 ? 1 : shape[0], tokens, columns);
     }
 
-    private static int[] Read(Tensor mask, int start, int tokens, int[] padding)
+    private int[] Read(Tensor mask, int start, int tokens, int[] padding)
     {
         Tensor visible = mask.eq(Scalars.Zero);
         if (!visible.logical_or(mask.le(Hidden)).all().item<bool>())
@@ -79,28 +80,40 @@ internal sealed class AttentionMask
         long columns = visible.shape[2];
         if (columns == 1)
         {
-            // One number for all tokens of the past: either all are visible or the softmax is of equal scores.
-            return Array.TrueForAll(padding, count => count == 0) && visible.all().item<bool>()
-                ? padding
-                : throw Unsupported("it does not tell padding from tokens");
+            return visible.all().item<bool>() ? padding : throw Unsupported("it hides all tokens of a sequence");
         }
 
-        int[] padded = start == 0 ? HiddenInLastRow(visible, padding.Length) : padding;
+        int[] padded = start == 0 ? HiddenColumns(visible, padding.Length) : padding;
         Tensor column = Scalars.Range(0, columns, mask.device).reshape(1, 1, -1);
         Tensor row = Scalars.Range(start, tokens, mask.device).reshape(1, -1, 1);
         Tensor first = tensor(padded.Select(count => (long)count).ToArray(), device: mask.device).reshape(-1, 1, 1);
         Tensor expected = column.le(row).logical_and(column.ge(first));
         // What a padding token sees matters to nobody.
         Tensor fits = visible.eq(expected).logical_or(row.lt(first));
+        if (window is int tokensSeen)
+        {
+            fits = fits.logical_or(column.lt(Scalars.Range(start + 1L - tokensSeen, tokens, mask.device).reshape(1, -1, 1)));
+        }
+
         return fits.all().item<bool>()
             ? padded
-            : throw Unsupported("it is not causal (a sliding window?), or padding stands elsewhere than before a conversation's first tokens");
+            : throw Unsupported(
+                "it is not causal, or padding stands elsewhere than before a conversation's first tokens, or it has a sliding window " +
+                $"that is not in {nameof(MustafarOptions)}.{nameof(MustafarOptions.SlidingWindow)}");
     }
 
-    private static int[] HiddenInLastRow(Tensor visible, int batch)
+    // Whether a column is padding tells the last row that would see it otherwise.
+    private int[] HiddenColumns(Tensor visible, int batch)
     {
         long columns = visible.shape[2];
-        long[] counts = visible.select(1, visible.shape[1] - 1).sum(1).to(ScalarType.Int64).cpu().data<long>().ToArray();
+        long[] rows = new long[columns];
+        for (int i = 0; i < columns; i++)
+        {
+            rows[i] = Math.Min(i + (window ?? columns) - 1, columns - 1);
+        }
+
+        Tensor index = tensor(rows, device: visible.device).reshape(1, 1, columns).expand(visible.shape[0], 1, columns);
+        long[] counts = visible.gather(1, index).sum(2).to(ScalarType.Int64).cpu().data<long>().ToArray();
         int[] padded = new int[batch];
         for (int i = 0; i < batch; i++)
         {

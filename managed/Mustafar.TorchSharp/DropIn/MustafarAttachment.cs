@@ -8,8 +8,8 @@ namespace Mustafar;
 /// A model whose attention runs on compressed caches. Disposing it puts the model's own attention back.
 /// </summary>
 /// <remarks>
-/// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or <see cref="ReleaseAll"/>, or
-/// with this object. Conversations may run on several threads, each of them on one at a time.
+/// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or
+/// <see cref="ReleaseAll"/>, or with this object. Conversations may run on several threads, each of them on one at a time.
 /// </remarks>
 public sealed class MustafarAttachment : IDisposable
 {
@@ -21,8 +21,10 @@ public sealed class MustafarAttachment : IDisposable
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     internal MustafarAttachment(nn.Module model, MustafarOptions options, IReadOnlyList<AttentionAdapter> adapters)
     {
+        ReplacementType.ThrowIfRuntimeEmitsNoCode();
         _model = model;
         Options = options;
+        Mask = new AttentionMask(options.SlidingWindow);
         Dictionary<nn.Module, nn.Module> replacements = new(ReferenceEqualityComparer.Instance);
         foreach (nn.Module module in ModuleTree.All(model))
         {
@@ -104,10 +106,11 @@ public sealed class MustafarAttachment : IDisposable
 
     internal bool IsDisposed { get; private set; }
 
-    internal AttentionMask Mask { get; } = new();
+    internal AttentionMask Mask { get; }
 
     /// <summary>Frees the compressed caches of one conversation. It cannot be continued, only begun anew.</summary>
-    /// <param name="conversation">The object that stands for it, for most models their own cache.</param>
+    /// <param name="conversation">The object that stands for it, for most models their own cache; where each layer has a cache of its own
+    /// (llm-sharp), one of them.</param>
     /// <returns>Whether it had caches here.</returns>
     public bool Release(object conversation)
     {

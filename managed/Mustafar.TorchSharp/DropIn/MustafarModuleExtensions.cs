@@ -6,7 +6,8 @@ namespace Mustafar;
 /// <summary>Puts compressed caches into existing TorchSharp models.</summary>
 public static class MustafarModuleExtensions
 {
-    private static readonly AttentionAdapter[] Shipped = [new GenAIAttentionAdapter(), new SelfAttentionAdapter(), new LlamaAttentionAdapter()];
+    private static readonly AttentionAdapter[] Shipped =
+        [new GenAIAttentionAdapter(), new SelfAttentionAdapter(), new LlamaAttentionAdapter()];
 
     /// <summary>
     /// Replaces the attention of a model in place, so that it runs on pruned and compressed caches, until the result is disposed.

@@ -26,4 +26,8 @@ public sealed class AttentionResult
     /// </summary>
     /// <param name="shape">The shape that the model's own keys or values would have.</param>
     public Tensor LengthOnly(params long[] shape) => _conversation.LengthOnly(shape, Output.dtype, Output.device);
+
+    /// <summary>Whether a tensor was made by <see cref="LengthOnly"/>, and so holds no keys or values of the past.</summary>
+    /// <param name="tensor">A tensor in the model's own cache.</param>
+    public static bool IsLengthOnly(Tensor tensor) => ConversationLayer.IsLengthOnly(tensor);
 }

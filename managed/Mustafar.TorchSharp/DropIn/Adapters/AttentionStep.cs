@@ -28,7 +28,7 @@ public sealed class AttentionStep
 
     /// <summary>
     /// What is added to the scores, [batch or 1, 1, n, Start + n] or [n, Start + n]: 0 where a query may look, −10⁴ or less where not.
-    /// Null for a single token that sees everything.
+    /// It is causal; tokens that it hides before a conversation's first ones are padding, and stay hidden. Null for a single token.
     /// </summary>
     public Tensor? Mask { get; init; }
 

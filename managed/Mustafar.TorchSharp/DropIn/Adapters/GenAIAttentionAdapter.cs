@@ -54,7 +54,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             Conversation = conversation,
             Start = Start(past, layer),
             Mask = (Tensor?)Reflected.Get(input, "AttentionMask"),
-            Past = past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !ConversationLayer.IsLengthOnly(dense.Keys)
+            Past = past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !AttentionResult.IsLengthOnly(dense.Keys)
                 ? dense
                 : null,
         };
@@ -66,7 +66,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         IDictionary<int, (Tensor, Tensor)> past = PastOf(conversation);
         int layer = Reflected.GetCount(attention, "_layerIdx");
         Tensor hidden = Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "o_proj").forward(result.Output);
-        if (past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !ConversationLayer.IsLengthOnly(dense.Keys))
+        if (past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !AttentionResult.IsLengthOnly(dense.Keys))
         {
             // Taken over at this step; the model's own update disposes what it replaces, too.
             dense.Keys.Dispose();

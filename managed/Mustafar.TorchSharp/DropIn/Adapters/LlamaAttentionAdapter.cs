@@ -70,7 +70,7 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
         Tensor output = Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "o_proj").call(result.Output);
         foreach (string name in (string[])["k_cache", "v_cache"])
         {
-            if (Reflected.Get(conversation, name) is Tensor held && !ConversationLayer.IsLengthOnly(held))
+            if (Reflected.Get(conversation, name) is Tensor held && !AttentionResult.IsLengthOnly(held))
             {
                 held.Dispose();
             }
@@ -98,7 +98,7 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
     {
         int size = SizeOf(conversation);
         return size > 0 && Reflected.Get(conversation, "k_cache") is Tensor keys && Reflected.Get(conversation, "v_cache") is Tensor values
-            && !ConversationLayer.IsLengthOnly(keys)
+            && !AttentionResult.IsLengthOnly(keys)
                 ? (keys.narrow(1, 0, size).transpose(1, 2), values.narrow(1, 0, size).transpose(1, 2))
                 : null;
     }

@@ -10,7 +10,7 @@ internal static class Rotary
     {
         long half = x.shape[^1] / 2;
         Tensor turned = cat([x.narrow(-1, half, half).neg(), x.narrow(-1, 0, half)], -1);
-        return (x * cos).addcmul_(turned, sin, Scalars.One);
+        return (x * cos).add_(turned * sin, Scalars.One);
     }
 
     /// <summary>Channel 2i together with 2i + 1, computed in f32; x [batch, n, heads, head_dim], turns complex [n, head_dim / 2].</summary>

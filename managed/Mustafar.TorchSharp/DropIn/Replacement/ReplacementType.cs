@@ -18,6 +18,18 @@ internal static class ReplacementType
 {
     private static readonly ConditionalWeakTable<Type, Type> Emitted = new();
 
+    /// <summary>Refuses a runtime that emits no code; asked first, for it may have trimmed what adapters look for.</summary>
+    /// <exception cref="NotSupportedException">The runtime emits no code.</exception>
+    internal static void ThrowIfRuntimeEmitsNoCode()
+    {
+        if (!RuntimeFeature.IsDynamicCodeSupported)
+        {
+            throw new NotSupportedException(
+                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
+                $"call {nameof(MustafarCache)} from the model's own attention instead.");
+        }
+    }
+
     /// <summary>Makes an object that can take the place of <paramref name="original"/>.</summary>
     /// <exception cref="NotSupportedException">No subclass can be made of its class.</exception>
     [SuppressMessage("Usage", "CA1816", Justification = "The native module belongs to the original, whose finaliser frees it.")]
@@ -47,13 +59,6 @@ internal static class ReplacementType
 
     private static MethodInfo ForwardOf(Type attention)
     {
-        if (!RuntimeFeature.IsDynamicCodeSupported)
-        {
-            throw new NotSupportedException(
-                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
-                $"call {nameof(MustafarCache)} from the model's own attention instead.");
-        }
-
         if (attention.IsSealed)
         {
             throw new NotSupportedException($"{attention} is sealed: no subclass can take its place.");
@@ -185,7 +190,8 @@ internal static class ReplacementType
     private static void EmitCallOriginal(TypeBuilder builder, MethodInfo forward)
     {
         Type[] parameters = ParametersOf(forward);
-        ILGenerator il = Implement(builder, typeof(IReplacedAttention).GetMethod(nameof(IReplacedAttention.CallOriginal))!).GetILGenerator();
+        MethodInfo implemented = typeof(IReplacedAttention).GetMethod(nameof(IReplacedAttention.CallOriginal))!;
+        ILGenerator il = Implement(builder, implemented).GetILGenerator();
         il.Emit(OpCodes.Ldarg_0);
         for (int i = 0; i < parameters.Length; i++)
         {
@@ -238,11 +244,10 @@ internal static class ReplacementType
 
     private static MethodBuilder Implement(TypeBuilder builder, MethodInfo method)
     {
+        const MethodAttributes attributes = MethodAttributes.Private | MethodAttributes.Virtual | MethodAttributes.Final
+            | MethodAttributes.HideBySig | MethodAttributes.NewSlot;
         MethodBuilder implementation = builder.DefineMethod(
-            $"{nameof(IReplacedAttention)}.{method.Name}",
-            MethodAttributes.Private | MethodAttributes.Virtual | MethodAttributes.Final | MethodAttributes.HideBySig | MethodAttributes.NewSlot,
-            method.ReturnType,
-            ParametersOf(method));
+            $"{nameof(IReplacedAttention)}.{method.Name}", attributes, method.ReturnType, ParametersOf(method));
         builder.DefineMethodOverride(implementation, method);
         return implementation;
     }

@@ -1,0 +1,216 @@
+using System.Runtime.CompilerServices;
+using Mustafar.Tests.DropIn.Models;
+using Mustafar.Tests.Oracle;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.DropIn;
+
+/// <summary>Which call belongs to which conversation, how conversations begin, go back and end.</summary>
+[TestFixture]
+public sealed class ConversationTests
+{
+    private const double Rounding = 1e-4;
+    private const int Prompt = 50;
+    private const int Tokens = 75;
+
+    private static readonly MustafarOptions s_pruned = new() { KeySparsity = 0.5, ValueSparsity = 0.7, LocalWindow = 8, GroupSize = 32 };
+    private static readonly MustafarOptions s_everything = s_pruned with { KeySparsity = 0, ValueSparsity = 0 };
+
+    private DisposeScope _scope = null!;
+
+    [SetUp]
+    public void OpenScope() => _scope = NewDisposeScope();
+
+    [TearDown]
+    public void CloseScope() => _scope.Dispose();
+
+    [Test]
+    public void ConversationsGoOnSideBySide([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor first = Subject.Ids(1, Tokens, seed: 1);
+        Tensor second = Subject.Ids(2, Tokens, seed: 2);
+        Tensor expectedOfFirst = subject.Run(first, Prompt);
+        Tensor expectedOfSecond = subject.Run(second, Prompt);
+        object one = subject.NewConversation(1);
+        object two = subject.NewConversation(2);
+        List<Tensor> ofFirst = [subject.Step(first, 0, Prompt, one)];
+        List<Tensor> ofSecond = [subject.Step(second, 0, Prompt, two)];
+        for (int i = Prompt; i < Tokens; i++)
+        {
+            ofFirst.Add(subject.Step(first, i, i + 1, one));
+            ofSecond.Add(subject.Step(second, i, i + 1, two));
+        }
+
+        Compare.Same(cat(ofFirst, 1), expectedOfFirst, "first");
+        Compare.Same(cat(ofSecond, 1), expectedOfSecond, "second");
+    }
+
+    [Test]
+    public void AConversationBeginsAnewAtItsFirstToken([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor ids = Subject.Ids(2, Tokens, seed: 3);
+        Tensor expected = subject.Run(ids, Prompt);
+        subject.Run(Subject.Ids(1, Tokens, seed: 4), Prompt);
+        Compare.Same(subject.Run(ids, Prompt), expected, name);
+    }
+
+    [Test]
+    public void AConversationThatBeganWithTheModelsOwnAttentionIsTakenOver(
+        [ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        Tensor ids = Subject.Ids(2, Tokens, seed: 5);
+        Tensor expected = subject.Run(ids, Prompt);
+        object conversation = subject.NewConversation(2);
+        subject.Step(ids, 0, Prompt, conversation);
+        subject.Step(ids, Prompt, Prompt + 1, conversation);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything);
+        for (int i = Prompt + 1; i < Tokens; i++)
+        {
+            Compare.Close(subject.Step(ids, i, i + 1, conversation), expected.narrow(1, i, 1), Rounding, Rounding, $"{name}, token {i}");
+        }
+
+        Assert.That(attachment.Memory.CompressedBytes, Is.Positive);
+    }
+
+    [Test]
+    public void AConversationWhoseTokensAreNowhereIsRefused()
+    {
+        using Subject subject = Subject.Make("torchsharp-llama");
+        Tensor ids = Subject.Ids(1, Tokens, seed: 6);
+        subject.Step(ids, 0, Prompt, subject);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Assert.That(
+            () => subject.Step(ids, Prompt, Prompt + 1, subject),
+            Throws.InvalidOperationException.With.Message.Contains("at token 50, of which 0 tokens are cached"));
+    }
+
+    [Test]
+    public void AConversationCanGoBack()
+    {
+        using Subject subject = Subject.Make("torchsharp-llama");
+        Tensor ids = Subject.Ids(1, Tokens, seed: 7);
+        Tensor expected = subject.Run(ids, Prompt);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything);
+        subject.Run(ids, Prompt);
+        const int back = Prompt - 10;
+        Tensor again = subject.Step(ids, back, Tokens, subject);
+        Compare.Close(again, expected.narrow(1, back, Tokens - back), Rounding, Rounding, "again");
+    }
+
+    [Test]
+    public void AnotherNumberOfSequencesIsRefused([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor ids = Subject.Ids(2, Tokens, seed: 8);
+        object conversation = subject.NewConversation(2);
+        subject.Step(ids, 0, Prompt, conversation);
+        Assert.That(
+            () => subject.Step(ids.narrow(0, 0, 1), Prompt, Prompt + 1, conversation),
+            Throws.ArgumentException.With.Message.Contains("Expected 2 sequences"));
+    }
+
+    [Test]
+    public void CachesAreFreedWithTheirConversation([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        object kept = subject.NewConversation();
+        subject.Step(Subject.Ids(1, Prompt, seed: 9), 0, Prompt, kept);
+        KeyValueCacheMemory ofKept = attachment.Memory;
+        WeakReference forgotten = Converse(subject);
+        Assert.That(attachment.Memory.CompressedBytes, Is.EqualTo(2 * ofKept.CompressedBytes));
+        Collect();
+        Assert.That(forgotten.IsAlive, Is.False);
+        Assert.That(attachment.Memory, Is.EqualTo(ofKept));
+        GC.KeepAlive(kept);
+    }
+
+    [Test]
+    public void AReleasedConversationHasNoCachesAndCannotBeContinued()
+    {
+        using Subject subject = Subject.Make("genai");
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor ids = Subject.Ids(1, Tokens, seed: 10);
+        object released = subject.NewConversation();
+        object kept = subject.NewConversation();
+        subject.Step(ids, 0, Prompt, released);
+        subject.Step(ids, 0, Prompt, kept);
+        long bytes = attachment.Memory.CompressedBytes;
+        Assert.That(attachment.Release(released), Is.True);
+        Assert.That(attachment.Release(released), Is.False);
+        Assert.That(attachment.Memory.CompressedBytes, Is.EqualTo(bytes / 2));
+        Assert.That(() => subject.Step(ids, Prompt, Prompt + 1, released), Throws.InvalidOperationException);
+        Assert.That(() => subject.Step(ids, Prompt, Prompt + 1, kept), Throws.Nothing);
+        attachment.ReleaseAll();
+        Assert.That(attachment.Memory.CompressedBytes, Is.Zero);
+        Assert.That(() => subject.Step(ids, Prompt + 1, Prompt + 2, kept), Throws.InvalidOperationException);
+        Assert.That(() => subject.Run(ids, Prompt), Throws.Nothing);
+    }
+
+    [Test]
+    public void AConversationUnderWayCannotGoOnWithTheModelsOwnAttention(
+        [ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        Tensor ids = Subject.Ids(1, Tokens, seed: 13);
+        object conversation = subject.NewConversation();
+        using (MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned))
+        {
+            subject.Step(ids, 0, Prompt, conversation);
+        }
+
+        Assert.That(() => subject.Step(ids, Prompt, Prompt + 1, conversation), Throws.InstanceOf<InvalidOperationException>());
+        Assert.That(() => subject.Run(ids, Prompt), Throws.Nothing);
+    }
+
+    [Test]
+    public void WithoutAConversationTheModelsOwnAttentionRuns()
+    {
+        using Subject subject = Subject.Make("genai");
+        Models.GenAI.LlamaForCausalLM model = (Models.GenAI.LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(1, 40, seed: 11);
+        Tensor expected = model.forward(ids);
+        using MustafarAttachment attachment = model.UseMustafar(s_pruned);
+        Compare.Same(model.forward(ids), expected, "logits");
+        Assert.That(model.forward(ids).requires_grad, Is.True, "gradients pass the model's own attention");
+    }
+
+    [Test]
+    public void ConversationsRunOnSeveralThreads()
+    {
+        using Subject subject = Subject.Make("llm-sharp");
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor[] ids = [.. Enumerable.Range(0, 4).Select(i => Subject.Ids(1, Tokens, seed: 20 + i))];
+        Tensor[] expected = [.. ids.Select(tokens => subject.Run(tokens, Prompt))];
+        Tensor[] actual = new Tensor[ids.Length];
+        Parallel.For(0, ids.Length, i => actual[i] = subject.Run(ids[i], Prompt));
+        for (int i = 0; i < ids.Length; i++)
+        {
+            Compare.Close(actual[i], expected[i], Rounding, Rounding, $"conversation {i}");
+            actual[i].Dispose();
+        }
+    }
+
+    internal static void Collect()
+    {
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static WeakReference Converse(Subject subject)
+    {
+        object conversation = subject.NewConversation();
+        subject.Step(Subject.Ids(1, Prompt, seed: 12), 0, Prompt, conversation);
+        return new WeakReference(conversation);
+    }
+}

@@ -1,0 +1,175 @@
+using Mustafar.Tests.DropIn.Models;
+using Mustafar.Tests.DropIn.Models.GenAI;
+using Mustafar.Tests.DropIn.Models.LlmSharp;
+using Mustafar.Tests.Oracle;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.DropIn;
+
+/// <summary>Masks that a compressed cache can serve: causal, padding on the left, a sliding window; and those that it refuses.</summary>
+[TestFixture]
+public sealed class MaskTests
+{
+    private const double Rounding = 1e-4;
+    private const int Prompt = 50;
+    private const int Tokens = 75;
+
+    private static readonly long[] s_padding = [0, 5, 47];
+    private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
+
+    private DisposeScope _scope = null!;
+
+    [SetUp]
+    public void OpenScope() => _scope = NewDisposeScope();
+
+    [TearDown]
+    public void CloseScope() => _scope.Dispose();
+
+    [Test]
+    public void PaddingOnTheLeftIsHidden([Values("genai", "llm-sharp")] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        Tensor ids = Subject.Ids(s_padding.Length, Tokens, seed: 1);
+        Tensor expected = Run(subject, ids, wholeMask: true);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything);
+        Close(Run(subject, ids, wholeMask: true), expected);
+        Close(Run(subject, ids, wholeMask: false), expected);
+    }
+
+    [Test]
+    public void APaddedSequenceIsPrunedAsAlone()
+    {
+        // This model counts positions without padding, so that the keys are the same.
+        using Subject subject = Subject.Make("llm-sharp");
+        Tensor ids = Subject.Ids(s_padding.Length, Tokens, seed: 5);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything with { KeySparsity = 0.5, ValueSparsity = 0.7 });
+        Tensor alone = stack([.. s_padding.Select(Alone)]);
+        Close(Run(subject, ids, wholeMask: true), alone);
+
+        Tensor Alone(long padding, int sequence)
+        {
+            Tensor tokens = ids.narrow(0, sequence, 1).narrow(1, padding, Tokens - padding);
+            return cat([zeros(padding, Subject.Vocabulary), subject.Run(tokens, Prompt - (int)padding)[0]]);
+        }
+    }
+
+    [Test]
+    public void ASlidingWindowIsServedByItsOption()
+    {
+        const int window = 17;
+        using Subject subject = Subject.Make("genai");
+        LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(2, Tokens, seed: 2);
+        Tensor expected = RunWindowed(new DynamicKVCache());
+        using (MustafarAttachment without = model.UseMustafar(s_everything))
+        {
+            Assert.That(
+                () => RunWindowed(new DynamicKVCache()),
+                Throws.TypeOf<NotSupportedException>().With.Message.Contains("MustafarOptions.SlidingWindow"));
+        }
+
+        using MustafarAttachment attachment = model.UseMustafar(s_everything with { SlidingWindow = window });
+        Compare.Close(RunWindowed(new DynamicKVCache()), expected, Rounding, Rounding, "masks with the window");
+        Compare.Close(subject.Run(ids, Prompt), expected, Rounding, Rounding, "masks without it");
+
+        Tensor RunWindowed(DynamicKVCache cache)
+        {
+            using IDisposable noGrad = no_grad();
+            List<Tensor> logits = [];
+            for (int start = 0, end = Prompt; end <= Tokens; start = end++)
+            {
+                Tensor step = ids.narrow(1, start, end - start);
+                Tensor distance = arange(start, end).reshape(-1, 1) - arange(end);
+                Tensor mask = LlamaForCausalLM.CausalMask(step, start).masked_fill(distance >= window, finfo(ScalarType.Float32).min);
+                logits.Add(model.Logits(step, start, cache, mask));
+            }
+
+            return cat(logits, 1);
+        }
+    }
+
+    [Test]
+    public void OtherMasksAreRefusedAndLeaveTheConversationAsItWas()
+    {
+        using Subject subject = Subject.Make("genai");
+        LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(1, Tokens, seed: 3);
+        Tensor expected = subject.Run(ids, Prompt);
+        using MustafarAttachment attachment = model.UseMustafar(s_everything);
+        using DynamicKVCache cache = new();
+        Tensor actual = subject.Step(ids, 0, Prompt, cache);
+        Tensor causal = LlamaForCausalLM.CausalMask(ids.narrow(1, Prompt, 3), Prompt);
+        Refused(zeros_like(causal), "not causal");
+        Refused(null, "3 tokens without a mask");
+        Refused(causal.masked_fill(causal == 0, -1), "adds numbers");
+        Refused(causal == 0, "Bool");
+        Refused(causal.narrow(3, 0, Prompt), "expected numbers to add, [1, 1, 3, 53]");
+        Refused(full_like(causal, finfo(ScalarType.Float32).min), "not causal");
+        Refused(causal.index_fill(3, tensor(new long[] { 2 }), -1e9), "padding stands elsewhere");
+        actual = cat([actual, subject.Step(ids, Prompt, Prompt + 3, cache)], 1);
+        Compare.Close(actual, expected.narrow(1, 0, Prompt + 3), Rounding, Rounding, "after refusals");
+
+        void Refused(Tensor? mask, string reason) => Assert.That(
+            () => model.Logits(ids.narrow(1, Prompt, 3), Prompt, cache, mask),
+            Throws.TypeOf<NotSupportedException>().With.Message.Contains(reason));
+    }
+
+    [Test]
+    public void PaddingElsewhereInAPromptIsRefused()
+    {
+        using Subject subject = Subject.Make("genai");
+        LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(1, 40, seed: 4);
+        using MustafarAttachment attachment = model.UseMustafar(s_everything);
+        foreach ((long column, string reason) in ((long, string)[])[(39, "padding stands elsewhere"), (10, "padding stands elsewhere")])
+        {
+            Tensor mask = LlamaForCausalLM.CausalMask(ids, 0).index_fill(3, tensor(new[] { column }), -1e9);
+            Assert.That(
+                () => model.Logits(ids, 0, new DynamicKVCache(), mask),
+                Throws.TypeOf<NotSupportedException>().With.Message.Contains(reason),
+                $"column {column}");
+        }
+
+        Assert.That(
+            () => model.Logits(ids, 0, new DynamicKVCache(), full([1, 1, 40, 40], -1e9)),
+            Throws.TypeOf<NotSupportedException>().With.Message.Contains("hides all tokens"));
+    }
+
+    // What a padding token gives matters to nobody.
+    private static void Close(Tensor actual, Tensor expected)
+    {
+        for (int b = 0; b < s_padding.Length; b++)
+        {
+            long count = Tokens - s_padding[b];
+            Compare.Close(
+                actual[b].narrow(0, s_padding[b], count), expected[b].narrow(0, s_padding[b], count), Rounding, Rounding, $"sequence {b}");
+        }
+    }
+
+    // wholeMask: whether a single token's mask has columns for the past.
+    private static Tensor Run(Subject subject, Tensor ids, bool wholeMask)
+    {
+        using IDisposable noGrad = no_grad();
+        object conversation = subject.NewConversation(ids.shape[0]);
+        List<Tensor> logits = [];
+        for (int start = 0, end = Prompt; end <= Tokens; start = end++)
+        {
+            Tensor step = ids.narrow(1, start, end - start);
+            if (subject.Model is LlamaForCausalLM model)
+            {
+                Tensor mask = start == 0 || wholeMask
+                    ? LlamaForCausalLM.CausalMask(step, start, s_padding)
+                    : zeros(s_padding.Length, 1, 1, 1);
+                logits.Add(model.Logits(step, start, (IKVCache)conversation, mask));
+            }
+            else
+            {
+                Tensor tokens = (arange(end).unsqueeze(0) >= tensor(s_padding).unsqueeze(1)).to(ScalarType.Int64);
+                logits.Add(((LlamaModel)subject.Model).forward(step, (List<IKvCache>)conversation, tokens));
+            }
+        }
+
+        return cat(logits, 1);
+    }
+}

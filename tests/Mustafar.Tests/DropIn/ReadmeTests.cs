@@ -1,0 +1,107 @@
+using Mustafar.BindingGenerator;
+using Mustafar.Tests.DropIn.Models;
+using Mustafar.Tests.DropIn.Models.GenAI;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.DropIn;
+
+/// <summary>What the readme and docs/drop-in.md show, as they show it.</summary>
+[TestFixture]
+public sealed class ReadmeTests
+{
+    private DisposeScope _scope = null!;
+
+    [SetUp]
+    public void OpenScope() => _scope = NewDisposeScope();
+
+    [TearDown]
+    public void CloseScope() => _scope.Dispose();
+
+    [Test]
+    public void AnExistingModel()
+    {
+        using LlamaForCausalLM model = new(heads: 4, kvHeads: 2);
+
+        model.eval();
+        using MustafarAttachment attached = model.UseMustafar(new MustafarOptions { KeySparsity = 0.5, ValueSparsity = 0.7 });
+        Assert.That(Generate(model, tokens: 120), Is.EqualTo(120));
+        Assert.That(attached.Memory.CompressedBytes, Is.Positive);
+    }
+
+    [Test]
+    public void AModelWithItsOwnProjections()
+    {
+        Tensor query = randn(1, 32, 100, 128, dtype: ScalarType.BFloat16);
+        Tensor keys = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
+        Tensor values = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
+
+        MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
+        using MustafarCache cache = new(batchSize: 1, numKvHeads: 8, headDim: 128, ScalarType.BFloat16, CPU, options);
+        Tensor output = cache.Forward(query, keys, values);
+
+        Assert.That(output.shape, Is.EqualTo(query.shape));
+        Assert.That(cache.CompressedLengths, Is.EqualTo((int[])[64]));
+    }
+
+    [Test]
+    public void AWholeAttentionLayer()
+    {
+        using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
+        Tensor states = randn(1, 3, 4096, dtype: ScalarType.BFloat16);
+
+        RotaryEmbedding rotary = new(new RotaryOptions { HeadDim = 128, Theta = 500000 });
+        MustafarAttention attention = new(
+            new MustafarAttentionOptions { HiddenSize = 4096, NumHeads = 32, NumKvHeads = 8, HeadDim = 128 }, rotary, ScalarType.BFloat16);
+        Tensor hidden = attention.forward(states, cache);
+
+        Assert.That(hidden.shape, Is.EqualTo(states.shape));
+        Assert.That(cache.Length, Is.EqualTo(3));
+    }
+
+    [Test]
+    public void WhatIsShownIsWhatIsTested()
+    {
+        string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
+        string folder = Path.Combine(root, "tests", "Mustafar.Tests", "DropIn");
+        string use = File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ")
+            .Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
+        string[] shown = [.. CodeOf(use).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('='))];
+        Assert.That(shown, Has.Length.GreaterThan(8));
+        Assert.That(shown, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "ReadmeTests.cs")), fenced: false)));
+        string[] adapter = [.. CodeOf(File.ReadAllText(Path.Combine(root, "docs", "drop-in.md")))];
+        Assert.That(adapter, Has.Length.GreaterThan(25));
+        Assert.That(adapter, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "Models", "OwnAttention.cs")), fenced: false)));
+    }
+
+    // Lines of code, or of those in C# blocks of a document, without comments and spaces around.
+    private static IEnumerable<string> CodeOf(string text, bool fenced = true)
+    {
+        bool inside = !fenced;
+        foreach (string line in text.Split('\n'))
+        {
+            if (fenced && line.StartsWith("```", StringComparison.Ordinal))
+            {
+                inside = line == "```csharp";
+            }
+            else if (inside && line.Split("//")[0].Trim() is { Length: > 0 } code)
+            {
+                yield return code;
+            }
+        }
+    }
+
+    private static int Generate(LlamaForCausalLM model, int tokens)
+    {
+        using IDisposable noGrad = no_grad();
+        DynamicKVCache cache = new();
+        Tensor ids = Subject.Ids(1, 10, seed: 1);
+        while (cache.GetSeqLen() < tokens)
+        {
+            int past = cache.GetSeqLen();
+            ids = model.Logits(ids, past, cache, LlamaForCausalLM.CausalMask(ids, past)).narrow(1, -1, 1).argmax(-1);
+        }
+
+        return cache.GetSeqLen();
+    }
+}
