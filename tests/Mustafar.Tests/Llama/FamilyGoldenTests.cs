@@ -9,21 +9,22 @@ namespace Mustafar.Tests.Llama;
 /// <summary>
 /// Every architecture of the family against Hugging Face transformers in float32: small models of random weights, 160 tokens each.
 /// </summary>
-[TestFixture("llama2")]
-[TestFixture("llama31")]
-[TestFixture("mistral")]
-[TestFixture("qwen2")]
-[TestFixture("qwen3")]
-public sealed class FamilyGoldenTests(string name)
+[TestFixtureSource(nameof(Fixtures))]
+public sealed class FamilyGoldenTests(string name, string device)
 {
+    private static readonly string[] s_models = ["llama2", "llama31", "mistral", "qwen2", "qwen3"];
+
     private readonly string _directory = TinyGolden.Directory(name);
 
     private LlamaForCausalLM _model = null!;
 
+    private static IEnumerable<object[]> Fixtures =>
+        from device in TestDevices.All from name in s_models select new object[] { name, device };
+
     private string GoldenFile => TinyGolden.File(name);
 
     [OneTimeSetUp]
-    public void Load() => _model = Golden.LoadModel(_directory);
+    public void Load() => _model = Golden.LoadModel(_directory, device: new Device(device));
 
     [OneTimeTearDown]
     public void Unload() => _model.Dispose();
@@ -48,8 +49,8 @@ public sealed class FamilyGoldenTests(string name)
     {
         using DisposeScope scope = NewDisposeScope();
         using ModelCache cache = ModelCache.Mustafar(_model, new MustafarOptions { KeySparsity = 0.5, ValueSparsity = 0.5, GroupSize = 32 });
-        Tensor ids = tensor(Golden.Longs(GoldenFile, "ids")).reshape(1, -1);
-        double[] nll = TeacherForcing.NegativeLogLikelihoods(_model, cache, ids, 1, includePrompt: true).data<double>().ToArray();
+        Tensor ids = tensor(Golden.Longs(GoldenFile, "ids"), device: new Device(device)).reshape(1, -1);
+        double[] nll = TeacherForcing.NegativeLogLikelihoods(_model, cache, ids, 1, includePrompt: true).cpu().data<double>().ToArray();
         double error = Golden.LargestError(nll, Golden.Floats(GoldenFile, "nll"));
         Assert.That(error, Is.GreaterThan(1e-3).And.LessThan(2));
     }
@@ -59,8 +60,8 @@ public sealed class FamilyGoldenTests(string name)
     public void LowPrecisionStaysNearTheReference(ScalarType dtype, double tolerance)
     {
         using DisposeScope scope = NewDisposeScope();
-        using LlamaForCausalLM model = Golden.LoadModel(_directory, dtype);
-        Tensor ids = tensor(Golden.Longs(GoldenFile, "ids")).reshape(1, -1);
+        using LlamaForCausalLM model = Golden.LoadModel(_directory, dtype, new Device(device));
+        Tensor ids = tensor(Golden.Longs(GoldenFile, "ids"), device: new Device(device)).reshape(1, -1);
         foreach (ModelCache cache in (ModelCache[])
             [ModelCache.Dense(model), ModelCache.Mustafar(model, new MustafarOptions { KeySparsity = 0, ValueSparsity = 0 })])
         {

@@ -27,9 +27,9 @@ internal static class Golden
     public static long[] Longs(string path, string name) => Read<long>(path, name, ScalarType.Int64);
 
     /// <summary>Loads a checkpoint in float32.</summary>
-    public static LlamaForCausalLM LoadModel(string directory, ScalarType dtype = ScalarType.Float32)
+    public static LlamaForCausalLM LoadModel(string directory, ScalarType dtype = ScalarType.Float32, Device? device = null)
     {
-        LlamaForCausalLM model = new(LlamaConfig.Load(Path.Combine(directory, "config.json")), dtype);
+        LlamaForCausalLM model = new(LlamaConfig.Load(Path.Combine(directory, "config.json")), dtype, device);
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
         IReadOnlyList<string> unused = CheckpointLoader.Load(model, checkpoint);
         Assert.That(unused, Is.Empty);

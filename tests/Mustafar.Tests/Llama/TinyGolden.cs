@@ -35,17 +35,17 @@ internal static class TinyGolden
     {
         using DisposeScope scope = NewDisposeScope();
         using IDisposable mode = inference_mode();
-        Tensor ids = tensor(Golden.Longs(File(name), "ids")).reshape(1, -1);
+        Tensor ids = tensor(Golden.Longs(File(name), "ids"), device: model.parameters().First().device).reshape(1, -1);
         List<Tensor> parts = [];
         int start = 0;
         foreach (int count in cuts.Length > 0 ? cuts : Enumerable.Repeat(1, Tokens))
         {
-            parts.Add(model.forward(ids.narrow(1, start, count), cache)[0]);
+            parts.Add(model.forward(ids.narrow(1, start, count), cache)[0].cpu());
             start += count;
         }
 
         Tensor logits = cat(parts, 0);
-        Tensor nll = TeacherForcing.OfToken(logits.narrow(0, 0, Tokens - 1), ids[0].narrow(0, 1, Tokens - 1));
+        Tensor nll = TeacherForcing.OfToken(logits.narrow(0, 0, Tokens - 1), ids[0].narrow(0, 1, Tokens - 1).cpu());
         double[] last = [.. logits.narrow(0, Tokens - LastLogits, LastLogits).reshape(-1).data<float>().Select(value => (double)value)];
         Assert.That(start, Is.EqualTo(Tokens));
         return (
