@@ -6,8 +6,8 @@ using static TorchSharp.torch;
 namespace Mustafar.Tests.DropIn;
 
 /// <summary>What models with replaced attention compute.</summary>
-[TestFixture]
-public sealed class OutputTests
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+public sealed class OutputTests(string device)
 {
     // Everything kept, or the same pruned: the same numbers. f32 sums of 100 products in another order, through two layers.
     private const double Rounding = 1e-4;
@@ -20,11 +20,20 @@ public sealed class OutputTests
 
     private DisposeScope _scope = null!;
 
+    // The models are as their packages make them, without a word of devices: what they make goes to the default one.
     [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
+    public void OpenScope()
+    {
+        set_default_device(new Device(device));
+        _scope = NewDisposeScope();
+    }
 
     [TearDown]
-    public void CloseScope() => _scope.Dispose();
+    public void CloseScope()
+    {
+        _scope.Dispose();
+        set_default_device(CPU);
+    }
 
     [Test]
     public void WithEverythingKeptLogitsAreTheModelsOwn(
