@@ -1,18 +1,19 @@
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Oracle;
 
 /// <summary>
 /// What a compressed cache must be, as lists of rows: tokens that the rule compresses are replaced by their pruned rows, and attention
-/// is computed in double precision.
+/// is computed in double precision. Its tensors live in the dispose scope of whoever calls.
 /// </summary>
-internal sealed class ReferenceCache(int batch, MustafarOptions options, int headDim) : IDisposable
+internal sealed class ReferenceCache(int batch, MustafarOptions options, int headDim)
 {
-    private readonly DisposeScope _scope = NewDisposeScope();
     private readonly Tensor?[] _keys = new Tensor?[batch];
     private readonly Tensor?[] _values = new Tensor?[batch];
     private readonly int[] _compressed = new int[batch];
+    private readonly int[] _released = new int[batch]; // whole groups that a sliding window gave back
+
+    internal int Batch => batch;
 
     internal int Length(int b) => (int)(_keys[b]?.shape[1] ?? 0);
 
@@ -29,6 +30,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             Add(b, keys, values, counts[b]);
             Compress(b, Rule(Length(b), options));
+            Release(b);
         }
     }
 
@@ -57,10 +59,19 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             }
 
             Compress(b, Rule(Length(b), options));
+            Release(b);
         }
 
         return output;
     }
+
+    /// <summary>Whether queries at the last tokens would see what fell out of the sliding window.</summary>
+    internal bool RefusesToAttend(int queries) =>
+        Enumerable.Range(0, batch).Any(b => FirstVisible(Math.Max(0, Length(b) - queries)) < _released[b]);
+
+    /// <summary>Whether the tokens that follow would see what fell out of the sliding window.</summary>
+    internal bool RefusesToTruncate(int[] lengths) =>
+        Enumerable.Range(0, batch).Any(b => lengths[b] > 0 && FirstVisible(lengths[b]) < _released[b]);
 
     internal void Truncate(int[] lengths)
     {
@@ -68,19 +79,38 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             _keys[b] = _keys[b]?.narrow(1, 0, lengths[b]);
             _values[b] = _values[b]?.narrow(1, 0, lengths[b]);
-            _compressed[b] = Math.Min(_compressed[b], Rule(lengths[b], options));
+            _released[b] = lengths[b] == 0 ? 0 : _released[b];
+            _compressed[b] = Math.Min(_compressed[b], Math.Max(_released[b], Rule(lengths[b], options)));
         }
     }
 
-    public void Dispose() => _scope.Dispose();
-
-    private Tensor Attend(int b, Tensor query, double scale)
+    internal ReferenceCache Fork(int[] parents)
     {
-        Tensor none = zeros(1, 0, headDim);
-        return Length(b) == 0
-            ? zeros(query.shape, dtype: ScalarType.Float64)
-            : ReferenceAttention.Attend(query, _keys[b] ?? none, _values[b] ?? none, scale, options.SlidingWindow);
+        ReferenceCache fork = new(parents.Length, options, headDim);
+        for (int b = 0; b < parents.Length; b++)
+        {
+            fork._keys[b] = _keys[parents[b]];
+            fork._values[b] = _values[parents[b]];
+            fork._compressed[b] = _compressed[parents[b]];
+            fork._released[b] = _released[parents[b]];
+        }
+
+        return fork;
     }
+
+    private int FirstVisible(int position) => options.SlidingWindow is int window ? Math.Max(0, position + 1 - window) : 0;
+
+    // A sequence may go back by a group without missing what was given back.
+    private void Release(int b)
+    {
+        int unseen = Math.Min(_compressed[b], FirstVisible(Math.Max(0, Length(b) - options.GroupSize)));
+        _released[b] = Math.Max(_released[b], unseen / options.GroupSize * options.GroupSize);
+    }
+
+    private Tensor Attend(int b, Tensor query, double scale) =>
+        Length(b) == 0
+            ? zeros(query.shape, dtype: ScalarType.Float64)
+            : ReferenceAttention.Attend(query, _keys[b]!, _values[b]!, scale, options.SlidingWindow);
 
     private void Add(int b, Tensor keys, Tensor values, int count)
     {
