@@ -8,12 +8,13 @@ namespace Mustafar.Tests.Cache.Model;
 /// <summary>A cache and what is done with it and its forks.</summary>
 internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
 {
-    private const int MostOperations = 14;
+    private const int FewestOperations = 5;
+    private const int MostOperations = 20;
 
     /// <summary>Any run; one that fails is made shorter and simpler as long as it fails.</summary>
     internal static Arbitrary<CacheRun> Any(bool balanced) => Arb.From(
         from setup in CacheSetup.Any(balanced)
-        from count in Gen.Choose(1, MostOperations)
+        from count in Gen.Choose(FewestOperations, MostOperations)
         from operations in Gen.ArrayOf(AnyOperation, count)
         select new CacheRun(setup, operations),
         run => run.Shrink());
@@ -49,10 +50,10 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
         get
         {
             Gen<int> which = Gen.Choose(0, 5);
-            Gen<int> share = Gen.Choose(0, 100);
+            Gen<int> share = Gen.OneOf(Gen.Choose(0, 100), Gen.Choose(60, 100));
             Gen<int[]> shares = Gen.ArrayOf(share, 3);
             // One token, several for the decode kernel, a chunk, a long one.
-            Gen<int> tokens = Gen.OneOf(Gen.Constant(1), Gen.Choose(2, 8), Gen.Choose(9, 49), Gen.Choose(50, 199));
+            Gen<int> tokens = Gen.OneOf(Gen.Constant(1), Gen.Choose(2, 8), Gen.Choose(9, 49), Gen.Choose(50, 150));
             Gen<int[]> padding = Gen.OneOf(Gen.Constant(Array.Empty<int>()), shares);
             return Gen.Frequency(
                 (6, from w in which from t in tokens from s in padding select (CacheOperation)new CacheOperation.Forward(w, t, s)),
@@ -61,7 +62,7 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
                 (2, from w in which from s in shares select (CacheOperation)new CacheOperation.Truncate(w, s)),
                 (1, from w in which from s in share select (CacheOperation)new CacheOperation.TruncateAll(w, s)),
                 (1, from w in which select (CacheOperation)new CacheOperation.Clear(w)),
-                (2, from w in which from n in Gen.Choose(1, 3) from p in Gen.ArrayOf(Gen.Choose(0, 5), n) select (CacheOperation)new CacheOperation.Fork(w, p)),
+                (3, from w in which from n in Gen.Choose(1, 3) from p in Gen.ArrayOf(Gen.Choose(0, 5), n) select (CacheOperation)new CacheOperation.Fork(w, p)),
                 (1, from w in which select (CacheOperation)new CacheOperation.Dispose(w)));
         }
     }
