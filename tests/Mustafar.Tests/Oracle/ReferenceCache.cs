@@ -19,10 +19,11 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
 
     internal int[] Lengths => [.. Enumerable.Range(0, batch).Select(Length)];
 
+    /// <summary>Of the tokens after the sinks.</summary>
     internal int[] Compressed => [.. _compressed];
 
     internal static int Rule(int length, MustafarOptions options) =>
-        Math.Max(0, (int)Math.Floor((length - options.LocalWindow) / (double)options.GroupSize)) * options.GroupSize;
+        Math.Max(0, (int)Math.Floor((length - options.SinkTokens - options.LocalWindow) / (double)options.GroupSize)) * options.GroupSize;
 
     internal void Append(Tensor keys, Tensor values, int[] counts)
     {
@@ -46,7 +47,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             // A single token is appended first; of several, none is there yet when the cache makes room for the first.
             int past = Length(b);
             bool single = keys.shape[2] == 1;
-            Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), past / options.GroupSize * options.GroupSize));
+            Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), Others(past) / options.GroupSize * options.GroupSize));
             Add(b, keys, values, counts[b]);
             if (single)
             {
@@ -67,11 +68,11 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
 
     /// <summary>Whether queries at the last tokens would see what fell out of the sliding window.</summary>
     internal bool RefusesToAttend(int queries) =>
-        Enumerable.Range(0, batch).Any(b => FirstVisible(Math.Max(0, Length(b) - queries)) < _released[b]);
+        Enumerable.Range(0, batch).Any(b => FirstVisible(Math.Max(0, Others(Length(b)) - queries)) < _released[b]);
 
     /// <summary>Whether the tokens that follow would see what fell out of the sliding window.</summary>
     internal bool RefusesToTruncate(int[] lengths) =>
-        Enumerable.Range(0, batch).Any(b => lengths[b] > 0 && FirstVisible(lengths[b]) < _released[b]);
+        Enumerable.Range(0, batch).Any(b => Others(lengths[b]) > 0 && FirstVisible(Others(lengths[b])) < _released[b]);
 
     internal void Truncate(int[] lengths)
     {
@@ -79,7 +80,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             _keys[b] = _keys[b]?.narrow(1, 0, lengths[b]);
             _values[b] = _values[b]?.narrow(1, 0, lengths[b]);
-            _released[b] = lengths[b] == 0 ? 0 : _released[b];
+            _released[b] = Others(lengths[b]) == 0 ? 0 : _released[b];
             _compressed[b] = Math.Min(_compressed[b], Math.Max(_released[b], Rule(lengths[b], options)));
         }
     }
@@ -98,19 +99,22 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         return fork;
     }
 
+    private int Others(int length) => Math.Max(0, length - options.SinkTokens);
+
+    // As sinks stay, positions and tokens are counted without them here.
     private int FirstVisible(int position) => options.SlidingWindow is int window ? Math.Max(0, position + 1 - window) : 0;
 
     // A sequence may go back by a group without missing what was given back.
     private void Release(int b)
     {
-        int unseen = Math.Min(_compressed[b], FirstVisible(Math.Max(0, Length(b) - options.GroupSize)));
+        int unseen = Math.Min(_compressed[b], FirstVisible(Math.Max(0, Others(Length(b)) - options.GroupSize)));
         _released[b] = Math.Max(_released[b], unseen / options.GroupSize * options.GroupSize);
     }
 
     private Tensor Attend(int b, Tensor query, double scale) =>
         Length(b) == 0
             ? zeros(query.shape, dtype: ScalarType.Float64)
-            : ReferenceAttention.Attend(query, _keys[b]!, _values[b]!, scale, options.SlidingWindow);
+            : ReferenceAttention.Attend(query, _keys[b]!, _values[b]!, scale, options.SlidingWindow, options.SinkTokens);
 
     private void Add(int b, Tensor keys, Tensor values, int count)
     {
@@ -137,7 +141,8 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
     {
         SparsityPattern pattern = options.Balanced ? balanced : SparsityPattern.Unstructured;
         Tensor copy = rows.clone();
-        copy.narrow(1, from, until - from).copy_(ReferencePruning.Prune(rows.narrow(1, from, until - from), keep, pattern));
+        copy.narrow(1, options.SinkTokens + from, until - from).copy_(
+            ReferencePruning.Prune(rows.narrow(1, options.SinkTokens + from, until - from), keep, pattern));
         return copy;
     }
 }

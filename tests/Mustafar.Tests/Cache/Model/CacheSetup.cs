@@ -28,6 +28,7 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
         this with { Group = 1 },
         this with { HeadDim = 64 },
         this with { Options = Options with { SlidingWindow = null } },
+        this with { Options = Options with { SinkTokens = 0 } },
         this with { Options = Options with { LocalWindow = 0 } },
         this with { Options = Options with { GroupSize = 32 } },
     }.Where(setup => setup != this);
@@ -39,6 +40,7 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
         from groups in Gen.Elements(1, 1, 2, 3)
         from keepMultiple in Gen.Choose(1, 8)
         from slidingWindow in Gen.Elements<int?>(null, null, null, null, 1, 33, 100, 257)
+        from sinkTokens in Gen.Elements(0, 0, 0, 1, 4, 45)
         select new MustafarOptions
         {
             KeySparsity = keySparsity / 100.0,
@@ -48,5 +50,6 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
             KeepMultiple = keepMultiple,
             Balanced = balanced,
             SlidingWindow = slidingWindow,
+            SinkTokens = sinkTokens,
         };
 }
