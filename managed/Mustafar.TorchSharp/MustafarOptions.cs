@@ -22,6 +22,7 @@ public sealed record MustafarOptions
     private readonly int _groupSize = 64;
     private readonly int _keepMultiple = 8;
     private readonly int? _slidingWindow;
+    private readonly int _sinkTokens;
 
     /// <summary>Share of each key's channels that is pruned, 0 to less than 1. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
@@ -82,8 +83,8 @@ public sealed record MustafarOptions
     public bool Balanced { get; init; }
 
     /// <summary>
-    /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models);
-    /// null, the default, for all.
+    /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models),
+    /// and the <see cref="SinkTokens"/>; null, the default, for all.
     /// </summary>
     /// <remarks>Pages of tokens that no coming query sees are used again, so that endless generation takes a bounded number of them.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
@@ -93,6 +94,20 @@ public sealed record MustafarOptions
         init => _slidingWindow = value is null or > 0
             ? value
             : throw new ArgumentOutOfRangeException(nameof(SlidingWindow), value, "Expected a positive number of tokens, or null.");
+    }
+
+    /// <summary>
+    /// Number of first tokens of each sequence that are never pruned and that every later token sees, also past
+    /// <see cref="SlidingWindow"/>: attention sinks (Xiao et al., ICLR 2024, arXiv 2309.17453; four there). Default 0.
+    /// </summary>
+    /// <remarks>Positions are those that were encoded; they are not shifted as tokens fall out of the window.</remarks>
+    /// <exception cref="ArgumentOutOfRangeException">The value is negative or larger than 2^24.</exception>
+    public int SinkTokens
+    {
+        get => _sinkTokens;
+        init => _sinkTokens = value is >= 0 and <= LargestWindow
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(SinkTokens), value, $"Expected 0 to {LargestWindow} tokens.");
     }
 
     /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>

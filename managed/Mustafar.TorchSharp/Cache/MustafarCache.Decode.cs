@@ -16,25 +16,38 @@ public sealed unsafe partial class MustafarCache
         Tensor output;
         if (tokens == 1)
         {
-            AppendTokens(keys, values, counts, lookahead: 0);
+            AppendNew(keys, values, counts);
             output = AttendTokens(query, null, null, scale, counts);
         }
-        else if (_state.Longest == 0)
+        else if (Length == 0)
         {
-            output = AttendPrompt(query, keys, values, scale, counts, Options.SlidingWindow);
-            AppendTokens(keys, values, counts, lookahead: 0);
+            output = AttendPrompt(query, keys, values, scale, counts);
+            AppendNew(keys, values, counts);
         }
         else
         {
             CheckRoom(tokens, counts);
             AppendTokens(null, null, default, lookahead: 1);
-            output = tokens <= MostDecodeQueries
+            output = tokens <= MostDecodeQueries && (_sinks is null || _sinks.AreFullFor(counts))
                 ? AttendTokens(query, keys, values, scale, counts)
                 : AttendChunk(query, keys, values, scale, counts);
-            AppendTokens(keys, values, counts, lookahead: 0);
+            AppendNew(keys, values, counts);
         }
 
         return output;
+    }
+
+    // The sinks take what they miss, the rest goes to the others.
+    private void AppendNew(Tensor keys, Tensor values, ReadOnlySpan<int> counts)
+    {
+        if (_sinks is null || _sinks.AreFullFor(counts))
+        {
+            AppendTokens(keys, values, counts, lookahead: 0);
+        }
+        else if (_sinks.Take(keys, values, counts) is (Tensor otherKeys, Tensor otherValues, int[] otherCounts))
+        {
+            AppendTokens(otherKeys, otherValues, otherCounts, lookahead: 0);
+        }
     }
 
     // Remembers where the sequences stand.
@@ -42,6 +55,7 @@ public sealed unsafe partial class MustafarCache
     {
         _state.Lengths.CopyTo(_lengthsBefore);
         _state.Compressed.CopyTo(_compressedBefore);
+        _sinks?.Mark();
     }
 
     // Undoes what was done since Mark. The ring still holds what it held: it has room for more than what may wait in it, and new tokens
@@ -55,6 +69,7 @@ public sealed unsafe partial class MustafarCache
         }
 
         _state.Upload();
+        _sinks?.GoBack();
     }
 
     // Leaves a sequence the pages of so many compressed tokens.
@@ -84,7 +99,7 @@ public sealed unsafe partial class MustafarCache
     // The longest length after new tokens; refuses more than the library counts.
     private int CheckRoom(int tokens, ReadOnlySpan<int> counts)
     {
-        const int most = int.MaxValue - NativeConstants.BlockTokens;
+        int most = int.MaxValue - NativeConstants.BlockTokens - Options.SinkTokens;
         long longest = 0;
         for (int b = 0; b < BatchSize; b++)
         {
@@ -175,6 +190,8 @@ public sealed unsafe partial class MustafarCache
         int queries = checked((int)query.size(2));
         query = TensorAccess.WithContiguousRows(query);
         Tensor output = empty([query.size(0), query.size(1), queries, HeadDim], dtype: DType, device: Device);
+        Tensor? logSumExp = _sinks is null
+            ? null : empty([query.size(0), query.size(1), queries], dtype: ScalarType.Float32, device: Device);
         SetCounts(counts);
         int longest = keys is null ? _state.Longest : AddFresh(queries, counts);
         NativeContext context = TensorAccess.Context(Device);
@@ -200,6 +217,7 @@ public sealed unsafe partial class MustafarCache
             TailValues = _denseTailValues,
             FreshKeys = keys is null ? default : TensorAccess.Dense(keys),
             FreshValues = values is null ? default : TensorAccess.Dense(values),
+            LogSumExp = logSumExp is null ? null : (float*)TensorAccess.Pointer(logSumExp),
         };
         long bytes;
         NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
@@ -210,7 +228,21 @@ public sealed unsafe partial class MustafarCache
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
         NativeCall.Check(status);
-        return output;
+        return _sinks is null
+            ? output
+            : _sinks.Merge(query, output, logSumExp!, attention.Scale, QueryPositions(queries, counts, fresh: keys is not null), counts);
+    }
+
+    // Where each sequence's first query stands: after the cached tokens, or at the last of them.
+    private int[] QueryPositions(int queries, ReadOnlySpan<int> counts, bool fresh)
+    {
+        int[] positions = new int[BatchSize];
+        for (int b = 0; b < BatchSize; b++)
+        {
+            positions[b] = _lengths[b] - (fresh ? 0 : NewTokens(b, queries, counts));
+        }
+
+        return positions;
     }
 
     // Lengths with tokens that are not in the cache yet; returns the longest.

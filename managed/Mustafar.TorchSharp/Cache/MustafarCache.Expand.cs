@@ -34,15 +34,22 @@ public sealed unsafe partial class MustafarCache
         long group = rows.shape[1] / count;
         OnlineSoftmax softmax = new(rows);
         int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
+        int sinks = _sinks is null ? 0 : _sinks.Counts[sequence];
         // The block's own tokens come first: there each query sees itself, so that no maximum is that of nothing.
-        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), Hidden(length, length, (int)count, (int)count, group));
+        softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), Hidden(sinks + length, sinks + length, (int)count, (int)count, group));
+        if (sinks > 0)
+        {
+            (Tensor k, Tensor v) = _sinks!.Of(sequence);
+            softmax.Add(k, v, hidden: null);
+        }
+
         for (int first = FirstVisible(length); first < length;)
         {
             bool packed = first < compressed;
             int end = Math.Min(packed ? compressed : length, first + SegmentTokens);
             using DisposeScope scope = NewDisposeScope();
             (Tensor k, Tensor v) = packed ? Expand(sequence, first, end - first) : Window(sequence, first, end - first);
-            Tensor? hidden = Options.SlidingWindow is null ? null : Hidden(length, first, end - first, (int)count, group);
+            Tensor? hidden = Options.SlidingWindow is null ? null : Hidden(sinks + length, sinks + first, end - first, (int)count, group);
             softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden);
             softmax.MoveToOuter();
             first = end;
@@ -60,8 +67,10 @@ public sealed unsafe partial class MustafarCache
         if (Options.SlidingWindow is int window)
         {
             Scalar limit = window;
-            hidden = hidden.logical_or(distance.ge(limit));
+            Tensor outside = distance.ge(limit);
             GC.KeepAlive(limit);
+            outside.narrow(1, 0, Math.Clamp(Options.SinkTokens - first, 0, tokens)).zero_();
+            hidden = hidden.logical_or(outside);
         }
 
         return hidden.repeat(group, 1);

@@ -42,6 +42,7 @@ public sealed unsafe partial class MustafarCache
             most = Math.Max(most, source._pages.Count(parents[b]));
         }
 
+        _sinks?.Continue(source._sinks!, parents);
         _pages.Reserve(most);
         for (int b = 0; b < BatchSize; b++)
         {

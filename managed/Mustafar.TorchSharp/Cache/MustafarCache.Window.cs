@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-// The sliding window: which tokens a query still sees, and what becomes of the others.
+// The sliding window: which tokens a query still sees, and what becomes of the others. Sinks don't count here: positions are those past them.
 public sealed unsafe partial class MustafarCache
 {
     // The first token that a query at a position sees.
@@ -36,7 +36,7 @@ public sealed unsafe partial class MustafarCache
             if (first < released)
             {
                 throw new InvalidOperationException(
-                    $"The first of {queries} queries would see token {first} of sequence {b}, but the tokens before {released} fell out of the sliding window of {Options.SlidingWindow}.");
+                    $"The first of {queries} queries would see token {Options.SinkTokens + first} of sequence {b}, but the tokens before {Options.SinkTokens + released} fell out of the sliding window of {Options.SlidingWindow}.");
             }
         }
     }
@@ -50,7 +50,7 @@ public sealed unsafe partial class MustafarCache
             if (lengths[b] > 0 && FirstVisible(lengths[b]) < released)
             {
                 throw new InvalidOperationException(
-                    $"Sequence {b} can't be shortened to {lengths[b]} tokens: the next one would see token {FirstVisible(lengths[b])}, but the tokens before {released} fell out of the sliding window of {Options.SlidingWindow}.");
+                    $"Sequence {b} can't be shortened to {Options.SinkTokens + lengths[b]} tokens: the next one would see token {Options.SinkTokens + FirstVisible(lengths[b])}, but the tokens before {Options.SinkTokens + released} fell out of the sliding window of {Options.SlidingWindow}.");
             }
         }
     }

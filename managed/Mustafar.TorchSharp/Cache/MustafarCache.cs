@@ -12,6 +12,7 @@ namespace Mustafar;
 /// <para>
 /// With n tokens in a sequence the first ⌊(n − <see cref="MustafarOptions.LocalWindow"/>) / <see cref="MustafarOptions.GroupSize"/>⌋
 /// groups are compressed, the others dense. (Mustafar, NeurIPS 2025, arXiv 2505.22913, sections 3 and 4.)
+/// <see cref="MustafarOptions.SinkTokens"/> come before all groups and do not count.
 /// </para>
 /// <para>
 /// Compressed tokens lie in pages of one group, which are written once and never moved; memory grows by whole pages.
@@ -36,6 +37,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     private readonly PagePool _pool;
     private readonly PageTable _pages;
     private readonly SequenceState _state;
+    private readonly AttentionSinks? _sinks; // the state and the pages are of the tokens after them
     private readonly SequenceLengths _lengths;
     private readonly BackendArray<int> _counts;
     private readonly BackendArray<int> _lengthsWithFresh;
@@ -77,7 +79,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         _pool = family?._pool.AddOwner() ?? new PagePool(ValuesBase + (numKvHeads * PageBlocks * _valueBlockBytes) + NativeConstants.PagePadding, Device);
         _pages = new PageTable(batchSize, Device);
         _state = new SequenceState(batchSize, Device);
-        _lengths = new SequenceLengths(_state, batchSize);
+        _sinks = Options.SinkTokens == 0 ? null : new AttentionSinks(Options.SinkTokens, batchSize, numKvHeads, headDim, Device);
+        _lengths = new SequenceLengths(_state, _sinks, batchSize);
         _counts = new BackendArray<int>(batchSize, Device);
         _lengthsWithFresh = new BackendArray<int>(batchSize, Device);
         _pagesAdded = new int[batchSize];
@@ -96,7 +99,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <inheritdoc/>
     public override IReadOnlyList<int> Lengths => _lengths;
 
-    /// <summary>How many of each sequence's first tokens are compressed.</summary>
+    /// <summary>How many of each sequence's first tokens are compressed, not counting the <see cref="MustafarOptions.SinkTokens"/>.</summary>
     public IReadOnlyList<int> CompressedLengths => _state.Compressed.ToArray();
 
     /// <inheritdoc/>
@@ -107,7 +110,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         {
             ThrowIfDisposed();
             long tokens = 0;
-            foreach (int length in _state.Lengths)
+            foreach (int length in _lengths)
             {
                 tokens += length;
             }
@@ -116,7 +119,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             int elementBytes = TensorAccess.ElementBytes(DType);
             return new KeyValueCacheMemory(
                 CompressedBytes: _pool.BytesOfOwner + _pages.Bytes,
-                WindowBytes: 2 * _tailKeys.numel() * elementBytes,
+                WindowBytes: (2 * _tailKeys.numel() * elementBytes) + (_sinks?.Bytes ?? 0),
                 DenseBytes: elements * elementBytes,
                 Fp16Bytes: elements * 2);
         }
@@ -173,7 +176,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         Mark();
         try
         {
-            AppendTokens(keys, values, counts, lookahead: 0);
+            AppendNew(keys, values, counts);
         }
         catch
         {
@@ -214,16 +217,16 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     public override void Truncate(int length)
     {
         ThrowIfDisposed();
-        int longest = _state.Longest;
+        int longest = Length;
         if (length < 0 || length > longest)
         {
             throw new ArgumentOutOfRangeException(nameof(length), length, $"Expected 0 to {longest}, the length of the longest sequence.");
         }
 
-        int[] lengths = _state.Lengths.ToArray();
+        int[] lengths = new int[BatchSize];
         for (int b = 0; b < BatchSize; b++)
         {
-            lengths[b] = Math.Min(lengths[b], length);
+            lengths[b] = Math.Min(_lengths[b], length);
         }
 
         Truncate(lengths);
@@ -245,16 +248,26 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
 
         for (int b = 0; b < BatchSize; b++)
         {
-            if (lengths[b] < 0 || lengths[b] > _state.Lengths[b])
+            if (lengths[b] < 0 || lengths[b] > _lengths[b])
             {
                 throw new ArgumentOutOfRangeException(
-                    nameof(lengths), lengths[b], $"Sequence {b} can be shortened to 0 to {_state.Lengths[b]} tokens.");
+                    nameof(lengths), lengths[b], $"Sequence {b} can be shortened to 0 to {_lengths[b]} tokens.");
             }
         }
 
         using Use use = new(this);
-        CheckWindow(lengths);
-        Shorten(lengths);
+        int[] afterSinks = new int[BatchSize];
+        for (int b = 0; b < BatchSize; b++)
+        {
+            afterSinks[b] = Math.Max(0, lengths[b] - Options.SinkTokens);
+        }
+
+        CheckWindow(afterSinks);
+        Shorten(afterSinks);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            _sinks?.Shorten(b, lengths[b]);
+        }
     }
 
     /// <inheritdoc/>
@@ -275,6 +288,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
 
             _tailKeys.Dispose();
             _tailValues.Dispose();
+            _sinks?.Dispose();
             _workspace?.Dispose();
             for (int b = 0; b < BatchSize; b++)
             {
@@ -338,12 +352,11 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     }
 
     // Padded sequences one by one: what stands in the padding must not reach a token, not even as 0 · NaN.
-    private static Tensor AttendPrompt(
-        Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts, int? window)
+    private Tensor AttendPrompt(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
     {
         if (counts.IndexOfAnyExcept(checked((int)query.size(2))) < 0)
         {
-            return DenseAttention.Causal(query, keys, values, scale, window);
+            return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);
         }
 
         Tensor output = zeros_like(query);
@@ -353,7 +366,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             {
                 using DisposeScope scope = NewDisposeScope();
                 Own(output, b, counts).copy_(DenseAttention.Causal(
-                    Own(query, b, counts), Own(keys, b, counts), Own(values, b, counts), scale, window));
+                    Own(query, b, counts), Own(keys, b, counts), Own(values, b, counts), scale, Options.SlidingWindow, Options.SinkTokens));
             }
         }
 

@@ -48,14 +48,16 @@ internal static class DenseAttention
         return stack(outputs, 2).reshape(shape);
     }
 
-    /// <summary>Attention of n tokens to themselves: token i sees tokens up to i, of these only the last <paramref name="window"/>.</summary>
+    /// <summary>Attention of n tokens to themselves: token i sees tokens up to i, of these only the last <paramref name="window"/> and
+    /// the first <paramref name="sinks"/>.</summary>
     /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
     /// <param name="window">Tokens that a query sees, itself included; null for all.</param>
+    /// <param name="sinks">First tokens that every later query sees.</param>
     /// <returns>A tensor like the query, in the current dispose scope.</returns>
-    internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window)
+    internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window, int sinks = 0)
     {
         long tokens = query.shape[2];
         if (window is not int seen || seen >= tokens)
@@ -71,12 +73,19 @@ internal static class DenseAttention
             long count = Math.Min(QueryBlock, tokens - first);
             long begin = Math.Max(0, first + 1 - seen);
             long end = first + count;
-            Tensor distance = Scalars.Range(first, count, query.device).unsqueeze(1) - Scalars.Range(begin, end - begin, query.device);
-            Scalar limit = seen;
-            Tensor mask = distance.ge(Scalars.Zero).logical_and(distance.lt(limit));
+            long apart = Math.Min(sinks, begin);
+            Tensor token = Scalars.Range(begin, end - begin, query.device);
+            token = apart == 0 ? token : cat([Scalars.Range(0, apart, query.device), token]);
+            Tensor distance = Scalars.Range(first, count, query.device).unsqueeze(1) - token;
+            Scalar limit = seen, firstOther = sinks;
+            Tensor mask = distance.ge(Scalars.Zero).logical_and(distance.lt(limit).logical_or(token.lt(firstOther)));
             GC.KeepAlive(limit);
-            output.narrow(2, first, count).copy_(Forward(
-                query.narrow(2, first, count), keys.narrow(2, begin, end - begin), values.narrow(2, begin, end - begin), scale, mask, causal: false));
+            GC.KeepAlive(firstOther);
+            output.narrow(2, first, count).copy_(Forward(query.narrow(2, first, count), Seen(keys), Seen(values), scale, mask, causal: false));
+
+            Tensor Seen(Tensor tokens) => apart == 0
+                ? tokens.narrow(2, begin, end - begin)
+                : cat([tokens.narrow(2, 0, apart), tokens.narrow(2, begin, end - begin)], 2);
         }
 
         return output;

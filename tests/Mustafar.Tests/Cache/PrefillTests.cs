@@ -82,7 +82,7 @@ internal sealed class PrefillTests(string device)
         manual_seed(4);
         MustafarOptions options = new() { LocalWindow = 1300, GroupSize = 96 };
         using MustafarCache cache = New(options);
-        using ReferenceCache reference = new(2, options, HeadDim);
+        ReferenceCache reference = new(2, options, HeadDim);
         int[] lengths = [4000, 2900];
         (Tensor keys, Tensor values) = (Random(2, 4000), Random(2, 4000));
         cache.Append(keys, values, lengths);
@@ -105,7 +105,7 @@ internal sealed class PrefillTests(string device)
         manual_seed(5);
         MustafarOptions options = new() { LocalWindow = 16, GroupSize = 32 };
         using MustafarCache cache = New(options);
-        using ReferenceCache reference = new(2, options, HeadDim);
+        ReferenceCache reference = new(2, options, HeadDim);
         int[] lengths = [97, 5];
         (Tensor keys, Tensor values, Tensor query) = (Random(2, 97), Random(2, 97), Random(4, count));
         cache.Append(keys, values, lengths);

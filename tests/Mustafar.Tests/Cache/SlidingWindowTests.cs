@@ -10,59 +10,7 @@ internal sealed class SlidingWindowTests(string device)
     private const int HeadDim = 64;
     private static readonly double Scale = 1 / Math.Sqrt(HeadDim);
 
-    /// <summary>Steps of every kind and size, padded and not, against lists of tokens.</summary>
-    [Test]
-    public void Random_steps_are_plain_attention_over_the_window([Range(1, 16)] int seed)
-    {
-        Random random = new(unchecked((int)(seed * 2654435761u)));
-        MustafarOptions options = new()
-        {
-            LocalWindow = new[] { 0, 7, 32, 200 }[random.Next(4)],
-            GroupSize = 32 * random.Next(1, 3),
-            SlidingWindow = new[] { 1, 2, 31, 32, 33, 100, 257, 5000 }[random.Next(8)],
-        };
-        using var scope = NewDisposeScope();
-        manual_seed(seed);
-        int batch = random.Next(1, 4);
-        using MustafarCache cache = new(batch, 1, HeadDim, ScalarType.Float32, new Device(device), options);
-        using ReferenceCache reference = new(batch, options, HeadDim);
-        int[] longest = new int[batch];
-        for (int step = 0; step < 8; step++)
-        {
-            int count = random.Next(4) switch { 0 => 1, 1 => random.Next(2, 9), 2 => random.Next(9, 50), _ => random.Next(50, 180) };
-            int[] counts = [.. Enumerable.Range(0, batch).Select(_ => random.Next(2) == 0 ? count : random.Next(count + 1))];
-            (Tensor query, Tensor keys, Tensor values) = (Random(batch, 2, count), Random(batch, 1, count), Random(batch, 1, count));
-            string what = $"{options}, batch {batch}, step {step}: {string.Join(",", counts)}";
-            switch (random.Next(6))
-            {
-                case 0:
-                    cache.Append(keys, values, counts);
-                    reference.Append(keys, values, counts);
-                    break;
-                case 1:
-                    int[] lengths = [.. reference.Lengths.Select((length, b) =>
-                        random.Next(4) == 0 ? 0 : random.Next(Math.Min(length, Math.Max(0, longest[b] - options.GroupSize)), length + 1))];
-                    cache.Truncate(lengths);
-                    reference.Truncate(lengths);
-                    break;
-                default:
-                    Tensor expected = reference.Forward(query, keys, values, Scale, counts);
-                    Compare.Close(cache.Forward(query, keys, values, counts: counts), expected, 1e-5, 1e-5, what);
-                    break;
-            }
-
-            // How far a sequence has been decides what is gone, until it starts anew.
-            longest = [.. reference.Lengths.Select((length, b) => length == 0 ? 0 : Math.Max(longest[b], length))];
-            Assert.That(cache.Lengths, Is.EqualTo(reference.Lengths), what);
-            if (Enumerable.Range(0, batch).All(b => reference.Length(b) > 0 && longest[b] == reference.Length(b)))
-            {
-                Tensor last = Random(batch, 2, random.Next(1, options.GroupSize));
-                Compare.Close(cache.Attend(last), reference.Attend(last, Scale), 1e-5, 1e-5, $"{what}, then attend");
-            }
-        }
-    }
-
-    /// <summary>The dense cache too, in one piece and in steps.</summary>
+    /// <summary>The dense cache, in one piece and in steps.</summary>
     [TestCase(1)]
     [TestCase(40)]
     [TestCase(190)]

@@ -20,7 +20,7 @@ internal sealed class SpecialValuesTests(string device)
         Tensor poison = full(new long[] { 2, 2, 300, 64 }, float.NaN, device: device);
         cache.Append(poison, poison);
         cache.Clear();
-        using ReferenceCache reference = new(2, Options, 64);
+        ReferenceCache reference = new(2, Options, 64);
         manual_seed(1);
         for (int i = 0; i < 4; i++)
         {
@@ -40,7 +40,7 @@ internal sealed class SpecialValuesTests(string device)
     {
         using var scope = NewDisposeScope();
         using MustafarCache cache = New();
-        using ReferenceCache reference = new(2, Options, 64);
+        ReferenceCache reference = new(2, Options, 64);
         manual_seed(2);
         if (past > 0)
         {

@@ -6,8 +6,8 @@ namespace Mustafar.Tests.Oracle;
 internal static class ReferenceAttention
 {
     /// <summary>One sequence: query [num_heads, n, head_dim] over keys and values [num_kv_heads, tokens, head_dim]; query i stands at
-    /// token tokens − n + i and sees the tokens up to its own, of these the last window if there is one. Float64; zero where nothing is seen.</summary>
-    internal static Tensor Attend(Tensor query, Tensor keys, Tensor values, double scale, int? window = null)
+    /// token tokens − n + i and sees the tokens up to its own, of these the last window if there is one and the first sinks. Float64; zero where nothing is seen.</summary>
+    internal static Tensor Attend(Tensor query, Tensor keys, Tensor values, double scale, int? window = null, int sinks = 0)
     {
         long group = query.shape[0] / keys.shape[0];
         long count = query.shape[1];
@@ -27,8 +27,10 @@ internal static class ReferenceAttention
 
                 long first = Math.Max(0, visible - (window ?? visible));
                 Tensor q = query[head, i].to(ScalarType.Float64).cpu();
-                Tensor weights = softmax(k.narrow(0, first, visible - first).mv(q).mul(scale), 0);
-                result[head, i] = v.narrow(0, first, visible - first).t().mv(weights);
+                Tensor weights = softmax(Seen(k).mv(q).mul(scale), 0);
+                result[head, i] = Seen(v).t().mv(weights);
+
+                Tensor Seen(Tensor rows) => cat([rows.narrow(0, 0, Math.Min(sinks, first)), rows.narrow(0, first, visible - first)]);
             }
         }
 

@@ -1,27 +1,29 @@
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Oracle;
 
 /// <summary>
 /// What a compressed cache must be, as lists of rows: tokens that the rule compresses are replaced by their pruned rows, and attention
-/// is computed in double precision.
+/// is computed in double precision. Its tensors live in the dispose scope of whoever calls.
 /// </summary>
-internal sealed class ReferenceCache(int batch, MustafarOptions options, int headDim) : IDisposable
+internal sealed class ReferenceCache(int batch, MustafarOptions options, int headDim)
 {
-    private readonly DisposeScope _scope = NewDisposeScope();
     private readonly Tensor?[] _keys = new Tensor?[batch];
     private readonly Tensor?[] _values = new Tensor?[batch];
     private readonly int[] _compressed = new int[batch];
+    private readonly int[] _released = new int[batch]; // whole groups that a sliding window gave back
+
+    internal int Batch => batch;
 
     internal int Length(int b) => (int)(_keys[b]?.shape[1] ?? 0);
 
     internal int[] Lengths => [.. Enumerable.Range(0, batch).Select(Length)];
 
+    /// <summary>Of the tokens after the sinks.</summary>
     internal int[] Compressed => [.. _compressed];
 
     internal static int Rule(int length, MustafarOptions options) =>
-        Math.Max(0, (int)Math.Floor((length - options.LocalWindow) / (double)options.GroupSize)) * options.GroupSize;
+        Math.Max(0, (int)Math.Floor((length - options.SinkTokens - options.LocalWindow) / (double)options.GroupSize)) * options.GroupSize;
 
     internal void Append(Tensor keys, Tensor values, int[] counts)
     {
@@ -29,6 +31,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             Add(b, keys, values, counts[b]);
             Compress(b, Rule(Length(b), options));
+            Release(b);
         }
     }
 
@@ -44,7 +47,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             // A single token is appended first; of several, none is there yet when the cache makes room for the first.
             int past = Length(b);
             bool single = keys.shape[2] == 1;
-            Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), past / options.GroupSize * options.GroupSize));
+            Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), Others(past) / options.GroupSize * options.GroupSize));
             Add(b, keys, values, counts[b]);
             if (single)
             {
@@ -57,10 +60,19 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             }
 
             Compress(b, Rule(Length(b), options));
+            Release(b);
         }
 
         return output;
     }
+
+    /// <summary>Whether queries at the last tokens would see what fell out of the sliding window.</summary>
+    internal bool RefusesToAttend(int queries) =>
+        Enumerable.Range(0, batch).Any(b => FirstVisible(Math.Max(0, Others(Length(b)) - queries)) < _released[b]);
+
+    /// <summary>Whether the tokens that follow would see what fell out of the sliding window.</summary>
+    internal bool RefusesToTruncate(int[] lengths) =>
+        Enumerable.Range(0, batch).Any(b => Others(lengths[b]) > 0 && FirstVisible(Others(lengths[b])) < _released[b]);
 
     internal void Truncate(int[] lengths)
     {
@@ -68,19 +80,41 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             _keys[b] = _keys[b]?.narrow(1, 0, lengths[b]);
             _values[b] = _values[b]?.narrow(1, 0, lengths[b]);
-            _compressed[b] = Math.Min(_compressed[b], Rule(lengths[b], options));
+            _released[b] = Others(lengths[b]) == 0 ? 0 : _released[b];
+            _compressed[b] = Math.Min(_compressed[b], Math.Max(_released[b], Rule(lengths[b], options)));
         }
     }
 
-    public void Dispose() => _scope.Dispose();
-
-    private Tensor Attend(int b, Tensor query, double scale)
+    internal ReferenceCache Fork(int[] parents)
     {
-        Tensor none = zeros(1, 0, headDim);
-        return Length(b) == 0
-            ? zeros(query.shape, dtype: ScalarType.Float64)
-            : ReferenceAttention.Attend(query, _keys[b] ?? none, _values[b] ?? none, scale, options.SlidingWindow);
+        ReferenceCache fork = new(parents.Length, options, headDim);
+        for (int b = 0; b < parents.Length; b++)
+        {
+            fork._keys[b] = _keys[parents[b]];
+            fork._values[b] = _values[parents[b]];
+            fork._compressed[b] = _compressed[parents[b]];
+            fork._released[b] = _released[parents[b]];
+        }
+
+        return fork;
     }
+
+    private int Others(int length) => Math.Max(0, length - options.SinkTokens);
+
+    // As sinks stay, positions and tokens are counted without them here.
+    private int FirstVisible(int position) => options.SlidingWindow is int window ? Math.Max(0, position + 1 - window) : 0;
+
+    // A sequence may go back by a group without missing what was given back.
+    private void Release(int b)
+    {
+        int unseen = Math.Min(_compressed[b], FirstVisible(Math.Max(0, Others(Length(b)) - options.GroupSize)));
+        _released[b] = Math.Max(_released[b], unseen / options.GroupSize * options.GroupSize);
+    }
+
+    private Tensor Attend(int b, Tensor query, double scale) =>
+        Length(b) == 0
+            ? zeros(query.shape, dtype: ScalarType.Float64)
+            : ReferenceAttention.Attend(query, _keys[b]!, _values[b]!, scale, options.SlidingWindow, options.SinkTokens);
 
     private void Add(int b, Tensor keys, Tensor values, int count)
     {
@@ -107,7 +141,8 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
     {
         SparsityPattern pattern = options.Balanced ? balanced : SparsityPattern.Unstructured;
         Tensor copy = rows.clone();
-        copy.narrow(1, from, until - from).copy_(ReferencePruning.Prune(rows.narrow(1, from, until - from), keep, pattern));
+        copy.narrow(1, options.SinkTokens + from, until - from).copy_(
+            ReferencePruning.Prune(rows.narrow(1, options.SinkTokens + from, until - from), keep, pattern));
         return copy;
     }
 }

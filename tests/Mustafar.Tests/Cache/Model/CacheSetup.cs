@@ -1,0 +1,55 @@
+using FsCheck;
+using FsCheck.Fluent;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Cache.Model;
+
+/// <summary>The cache that a run begins with.</summary>
+internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
+{
+    internal int NumHeads => NumKvHeads * Group;
+
+    /// <summary>Any setup, with balanced patterns or without.</summary>
+    internal static Gen<CacheSetup> Any(bool balanced) =>
+        from dtype in Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
+        from batch in Gen.Choose(1, 3)
+        from heads in Gen.Choose(1, 2)
+        from grouped in Gen.Choose(1, 3)
+        from headDim in balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
+        from options in AnyOptions(balanced)
+        select new CacheSetup(dtype, batch, heads, grouped, headDim, options);
+
+    /// <summary>Simpler setups of the same kind.</summary>
+    internal IEnumerable<CacheSetup> Shrink() => new[]
+    {
+        this with { DType = ScalarType.Float32 },
+        this with { BatchSize = 1 },
+        this with { NumKvHeads = 1 },
+        this with { Group = 1 },
+        this with { HeadDim = 64 },
+        this with { Options = Options with { SlidingWindow = null } },
+        this with { Options = Options with { SinkTokens = 0 } },
+        this with { Options = Options with { LocalWindow = 0 } },
+        this with { Options = Options with { GroupSize = 32 } },
+    }.Where(setup => setup != this);
+
+    private static Gen<MustafarOptions> AnyOptions(bool balanced) =>
+        from keySparsity in Gen.Choose(balanced ? 50 : 0, 95)
+        from valueSparsity in Gen.Choose(balanced ? 50 : 0, 95)
+        from localWindow in Gen.Elements(0, 1, 7, 32, 40, 300)
+        from groups in Gen.Elements(1, 1, 2, 3)
+        from keepMultiple in Gen.Choose(1, 8)
+        from slidingWindow in Gen.Elements<int?>(null, null, null, null, 1, 33, 100, 257)
+        from sinkTokens in Gen.Elements(0, 0, 0, 1, 4, 45)
+        select new MustafarOptions
+        {
+            KeySparsity = keySparsity / 100.0,
+            ValueSparsity = valueSparsity / 100.0,
+            LocalWindow = localWindow,
+            GroupSize = 32 * groups,
+            KeepMultiple = keepMultiple,
+            Balanced = balanced,
+            SlidingWindow = slidingWindow,
+            SinkTokens = sinkTokens,
+        };
+}
