@@ -10,10 +10,10 @@ namespace Mustafar.Tests.Cache.Model;
 internal sealed class CacheModelTests(string device)
 {
     [Test]
-    public void Any_run_is_what_lists_of_tokens_say() => Check(run => run.Check(device), balanced: false, runs: 60);
+    public void Any_run_is_what_lists_of_tokens_say() => Check(run => run.Check(device), balanced: false, runs: 40);
 
     [Test]
-    public void So_with_balanced_patterns() => Check(run => run.Check(device), balanced: true, runs: 30);
+    public void So_with_balanced_patterns() => Check(run => run.Check(device), balanced: true, runs: 20);
 
     /// <summary>A property that fails names the shortest run: without this the tests above would be hard to use.</summary>
     [Test]
