@@ -175,6 +175,109 @@ internal sealed class MustafarCacheTests(string device)
         Assert.That(cache.Length, Is.EqualTo((200 - refused) * 64));
     }
 
+    /// <summary>Each thread has its own fork: they share pages and the pool, and give the same as one after the other.</summary>
+    [Test]
+    public void Forks_on_threads_of_their_own_do_not_disturb_each_other()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        MustafarOptions options = new() { LocalWindow = 0, GroupSize = 32, SinkTokens = 2 };
+        using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device), options);
+        Tensor prompt = randn(1, 2, 200, 64, device: device);
+        cache.Append(prompt, prompt);
+        Tensor[] blocks = [.. Enumerable.Range(0, 4).Select(_ => randn(1, 2, 40, 64, device: device))];
+        Tensor[] expected = [.. blocks.Select(Continue)];
+        Tensor[] actual = new Tensor[blocks.Length];
+        Parallel.For(0, blocks.Length, i => actual[i] = Continue(blocks[i]));
+        for (int i = 0; i < blocks.Length; i++)
+        {
+            Compare.Same(actual[i], expected[i].to(ScalarType.Float32), $"fork {i}");
+            actual[i].Dispose();
+        }
+
+        Tensor Continue(Tensor block)
+        {
+            MustafarCache fork;
+            lock (blocks)
+            {
+                fork = cache.Fork([0]);
+            }
+
+            using (fork)
+            {
+                for (int i = 0; i < 20; i++)
+                {
+                    fork.Truncate(150);
+                    fork.Forward(block, block, block).Dispose();
+                    fork.Forward(block, block, block).Dispose();
+                }
+
+                return fork.Attend(block);
+            }
+        }
+    }
+
+    /// <summary>The number of threads may change between steps.</summary>
+    [Test]
+    public void A_step_takes_any_number_of_threads()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(2);
+        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        ReferenceCache reference = new(2, cache.Options, 64);
+        int threads = get_num_threads();
+        try
+        {
+            foreach (int count in new[] { 1, 3, 2, 16, 1 })
+            {
+                set_num_threads(count);
+                Tensor x = randn(2, 2, 60, 64, device: device);
+                Tensor expected = reference.Forward(x, x, x, 0.125, [60, 60]);
+                Compare.Close(cache.Forward(x, x, x), expected, 1e-5, 1e-5, $"60 tokens with {count} threads");
+                Tensor one = x.narrow(2, 0, 1);
+                expected = reference.Forward(one, one, one, 0.125, [1, 1]);
+                Compare.Close(cache.Forward(one, one, one), expected, 1e-5, 1e-5, $"a token with {count} threads");
+            }
+        }
+        finally
+        {
+            set_num_threads(threads);
+        }
+    }
+
+    /// <summary>A cache that nobody disposes leaves its tensors to their finalisers.</summary>
+    [Test]
+    public void A_forgotten_cache_frees_its_tensors()
+    {
+        Forget(1);
+        Collect();
+        long before = Tensor.TotalCount;
+        Forget(50);
+        Collect();
+        Assert.That(Tensor.TotalCount, Is.LessThanOrEqualTo(before + 5), "a conservative stack may hold the last one");
+
+        [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+        void Forget(int count)
+        {
+            using Tensor x = randn(1, 1, 100, 64).to(device);
+            for (int i = 0; i < count; i++)
+            {
+                MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 4 });
+                cache.Append(x, x);
+                cache.Fork([0]).Append(x, x);
+            }
+        }
+
+        static void Collect()
+        {
+            for (int i = 0; i < 3; i++)
+            {
+                GC.Collect();
+                GC.WaitForPendingFinalizers();
+            }
+        }
+    }
+
     [Test]
     public void Memory_of_the_process_stays_flat_over_many_steps()
     {

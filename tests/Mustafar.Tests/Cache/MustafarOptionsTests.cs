@@ -58,6 +58,7 @@ internal sealed class MustafarOptionsTests
             Refused(() => new MustafarOptions { GroupSize = 0 }, "GroupSize", "0");
             Refused(() => new MustafarOptions { KeepMultiple = 0 }, "KeepMultiple", "0");
             Refused(() => new MustafarOptions { SlidingWindow = 0 }, "SlidingWindow", "0");
+            Refused(() => new MustafarOptions { SinkTokens = -1 }, "SinkTokens", "-1");
             Assert.That(() => new MustafarOptions().KeysKept(0), Throws.TypeOf<ArgumentOutOfRangeException>());
         });
     }

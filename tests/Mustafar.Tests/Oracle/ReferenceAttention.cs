@@ -30,7 +30,9 @@ internal static class ReferenceAttention
                 Tensor weights = softmax(Seen(k).mv(q).mul(scale), 0);
                 result[head, i] = Seen(v).t().mv(weights);
 
-                Tensor Seen(Tensor rows) => cat([rows.narrow(0, 0, Math.Min(sinks, first)), rows.narrow(0, first, visible - first)]);
+                Tensor Seen(Tensor rows) => Math.Min(sinks, first) is > 0 and long apart
+                    ? cat([rows.narrow(0, 0, apart), rows.narrow(0, first, visible - first)])
+                    : rows.narrow(0, first, visible - first);
             }
         }
 

@@ -53,7 +53,7 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
             Gen<int> share = Gen.OneOf(Gen.Choose(0, 100), Gen.Choose(60, 100));
             Gen<int[]> shares = Gen.ArrayOf(share, 3);
             // One token, several for the decode kernel, a chunk, a long one.
-            Gen<int> tokens = Gen.OneOf(Gen.Constant(1), Gen.Choose(2, 8), Gen.Choose(9, 49), Gen.Choose(50, 150));
+            Gen<int> tokens = Gen.OneOf(Gen.Constant(1), Gen.Choose(2, 8), Gen.Choose(9, 49), Gen.Choose(50, 120));
             Gen<int[]> padding = Gen.OneOf(Gen.Constant(Array.Empty<int>()), shares);
             return Gen.Frequency(
                 (6, from w in which from t in tokens from s in padding select (CacheOperation)new CacheOperation.Forward(w, t, s)),
