@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/format.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
 
@@ -13,6 +14,7 @@ namespace mustafar {
 namespace {
 
 #define MUSTAFAR_INLINE [[gnu::always_inline]] inline
+#define MUSTAFAR_INLINE_LAMBDA __attribute__((always_inline))
 
 // Byte indices for tbl, which gives zero for 0xff.
 struct Shuffles {
@@ -49,7 +51,7 @@ constexpr Shuffles shuffles = make_shuffles();
 // Calls body.operator()<0>() ... body.operator()<Count - 1>().
 template <int Count, class Body>
 MUSTAFAR_INLINE void repeat(const Body& body) {
-    [&]<int... I>(std::integer_sequence<int, I...>) {
+    [&]<int... I>(std::integer_sequence<int, I...>) MUSTAFAR_INLINE_LAMBDA {
         (body.template operator()<I>(), ...);
     }
     (std::make_integer_sequence<int, Count>());
@@ -86,17 +88,17 @@ MUSTAFAR_INLINE Octet widen<BF16>(Raw<BF16> x) {
             vreinterpretq_f32_u32(vshll_high_n_u16(half, 16))};
 }
 
-// Up to 64 channels of a packed token. Reading an octet reads at most 32 bytes past the values.
+// Up to eight octets of a packed token. Reading one reads at most 32 bytes past the values.
 template <class T, bool Packed>
 class Part {
 public:
     static constexpr bool narrow = sizeof(typename T::Bits) == 2;
 
-    template <int Words>
-    MUSTAFAR_INLINE void open(const uint8_t* values, const uint32_t* bitmap) {
+    template <int Octets>
+    MUSTAFAR_INLINE void open(const uint8_t* values, const uint8_t* bitmap) {
         values_ = values;
         bits_ = 0;
-        std::memcpy(&bits_, bitmap, Words * sizeof *bitmap);
+        std::memcpy(&bits_, bitmap, Octets);
         // A product with ones sums the counts of all lower bytes into each. For 16-bit values with twos, which makes
         // them offsets in bytes; those of 32-bit values would not fit.
         const uint64_t counts = vget_lane_u64(vreinterpret_u64_u8(vcnt_u8(vcreate_u8(bits_))), 0);
@@ -123,13 +125,14 @@ private:
     uint64_t bits_, ends_;
 };
 
-// Up to 64 channels of a dense row.
+// Octets of a dense row.
 template <class T>
 class Part<T, false> {
 public:
-    template <int Words>
-    MUSTAFAR_INLINE void open(const uint8_t* row, const uint32_t*) {
+    template <int Octets>
+    MUSTAFAR_INLINE void open(const uint8_t* row, const uint8_t*) {
         row_ = row;
+        end_ = row + 8 * Octets * sizeof(typename T::Bits);
     }
     template <int I>
     MUSTAFAR_INLINE Raw<T> octet() const {
@@ -137,156 +140,184 @@ public:
         for (int i = 0; i < x.registers; ++i) x.bytes[i] = vld1q_u8(row_ + 16 * (I * x.registers + i));
         return x;
     }
-    MUSTAFAR_INLINE const uint8_t* end() const { return row_ + 64 * sizeof(typename T::Bits); }
+    MUSTAFAR_INLINE const uint8_t* end() const { return end_; }
 
 private:
-    const uint8_t* row_;
+    const uint8_t *row_, *end_;
 };
 
-// P consecutive tokens.
+// P consecutive tokens of head_dim channels.
 template <int P>
 struct Tokens {
-    const uint8_t* data[P];  // packed: the next value; dense: the next channel
-    const uint32_t* bitmap;  // packed: of the first token
+    const uint8_t* data[P];    // packed: the next value; dense: the next channel
+    const uint8_t* bitmap[P];  // packed: one byte per octet
+    int head_dim;
 };
 
-// Calls body(octet, Raw[P]) for octets 4 * w ... 4 * w + Octets - 1 of tokens, and moves on behind them.
-template <class T, int W, bool Packed, int Octets, int P, class Body>
-MUSTAFAR_INLINE void for_part(Tokens<P>& tokens, int w, const Body& body) {
+// Calls body(octet, Raw[P]) for Octets octets of tokens from octet first on.
+template <class T, bool Packed, int Octets, int P, class Body>
+MUSTAFAR_INLINE void for_part(Tokens<P>& tokens, int first, const Body& body) {
     Part<T, Packed> parts[P];
     for (int p = 0; p < P; ++p)
-        parts[p].template open<(Octets + 3) / 4>(tokens.data[p], Packed ? tokens.bitmap + p * W + w : nullptr);
-    repeat<Octets>([&]<int I>() {
+        parts[p].template open<Octets>(tokens.data[p], Packed ? tokens.bitmap[p] + first : nullptr);
+    repeat<Octets>([&]<int I>() MUSTAFAR_INLINE_LAMBDA {
         Raw<T> x[P];
         for (int p = 0; p < P; ++p) x[p] = parts[p].template octet<I>();
-        body(4 * w + I, x);
+        body(first + I, x);
     });
     for (int p = 0; p < P; ++p) tokens.data[p] = parts[p].end();
 }
 
-// The same for all octets of tokens.
-template <class T, int W, bool Packed, int P, class Body>
-MUSTAFAR_INLINE void for_octets(Tokens<P>& tokens, int head_dim, const Body& body) {
-    for (int w = 0; w + 1 < W; w += 2) for_part<T, W, Packed, 8>(tokens, w, body);
-    if constexpr (W % 2 == 1) {
-        // Only head_dim 80 has a word that is not full: dense rows end in its middle.
-        if (head_dim == 32 * W)
-            for_part<T, W, Packed, 4>(tokens, W - 1, body);
-        else
-            for_part<T, W, Packed, 2>(tokens, W - 1, body);
-    }
+// The same for all octets of tokens: 64 channels at a time, the rest of head_dim 80 and 96 by 16.
+template <class T, bool Packed, int P, class Body>
+MUSTAFAR_INLINE void for_octets(Tokens<P>& tokens, const Body& body) {
+    const int octets = tokens.head_dim / 8;
+    int octet = 0;
+    for (; octet + 8 <= octets; octet += 8) for_part<T, Packed, 8>(tokens, octet, body);
+    for (; octet < octets; octet += 2) for_part<T, Packed, 2>(tokens, octet, body);
 }
 
-template <int W>
-MUSTAFAR_INLINE int count_token(const uint32_t* bitmap) {
-    int count = 0;
-    int w = 0;
-    for (; w + 4 <= W; w += 4) count += vaddvq_u8(vcntq_u8(vreinterpretq_u8_u32(vld1q_u32(bitmap + w))));
-    if constexpr (W % 4 != 0) {
-        uint64_t bits = 0;
-        std::memcpy(&bits, bitmap + w, W % 4 == 3 ? 8 : W % 4 * 4);
-        count += std::popcount(bits);
-        if (W % 4 == 3) count += std::popcount(bitmap[w + 2]);
-    }
-    return count;
+MUSTAFAR_INLINE int count_token(const uint32_t* bitmap, int words) {
+    if (words == 4) return vaddvq_u8(vcntq_u8(vreinterpretq_u8_u32(vld1q_u32(bitmap))));
+    uint8x8_t total = vdup_n_u8(0);
+    for (int w = 0; w + 2 <= words; w += 2) total = vadd_u8(total, vcnt_u8(vreinterpret_u8_u32(vld1_u32(bitmap + w))));
+    return vaddlv_u8(total) + (words % 2 == 1 ? std::popcount(bitmap[words - 1]) : 0);
 }
 
-// Calls body(first token, Tokens<P>) for the tokens of a run, P = Most as long as there are so many, then 1.
-template <class T, int W, bool Packed, int Most, class Body>
-MUSTAFAR_INLINE void for_tokens(const TokenRun& run, const Body& body) {
-    const uint8_t* next = static_cast<const uint8_t*>(run.data);
-    int t = 0;
-    const auto take = [&]<int P>() {
+// Takes the tokens of a run one after another.
+template <class T, bool Packed>
+class Walk {
+public:
+    MUSTAFAR_INLINE explicit Walk(const TokenRun& run)
+        : run_(run), words_(bitmap_words(run.head_dim)), next_(static_cast<const uint8_t*>(run.data)) {}
+
+    MUSTAFAR_INLINE int token() const { return token_; }
+    MUSTAFAR_INLINE int left() const { return run_.tokens - token_; }
+
+    template <int P>
+    MUSTAFAR_INLINE Tokens<P> take() {
         Tokens<P> tokens;
-        tokens.bitmap = Packed ? run.bitmap + t * W : nullptr;
-        for (int p = 0; p < P; ++p) {
-            tokens.data[p] = next;
-            if constexpr (Packed)
-                next += static_cast<int>(sizeof(typename T::Bits)) * count_token<W>(tokens.bitmap + p * W);
-            else
-                next += run.row_bytes;
+        tokens.head_dim = run_.head_dim;
+        for (int p = 0; p < P; ++p, ++token_) {
+            tokens.data[p] = next_;
+            if constexpr (Packed) {
+                const uint32_t* bitmap = run_.bitmap + token_ * words_;
+                tokens.bitmap[p] = reinterpret_cast<const uint8_t*>(bitmap);
+                next_ += static_cast<int>(sizeof(typename T::Bits)) * count_token(bitmap, words_);
+            } else {
+                next_ += run_.row_bytes;
+            }
         }
-        body(t, tokens);
-        t += P;
-    };
-    while (t + Most <= run.tokens) take.template operator()<Most>();
-    while (t < run.tokens) take.template operator()<1>();
-}
+        return tokens;
+    }
+
+private:
+    const TokenRun& run_;
+    int words_, token_ = 0;
+    const uint8_t* next_;
+};
 
 // Lane i of the result is the sum of all lanes of x[i].
 MUSTAFAR_INLINE float32x4_t sum_each_of_4(const float32x4_t* x) {
     return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3]));
 }
 
-template <class T, int W, bool Packed>
-void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
-    for_row_chunks<8>(rows, [&]<int R>(int first) {
-        const float* query = static_cast<const float*>(prepared) + first * 32 * W;
-        float* out = scores + first * stride;
-        // 16 accumulators at most: tokens times rows, or twice that to hide the latency.
-        for_tokens<T, W, Packed, (R == 8 ? 2 : 4)>(run, [&]<int P>(int t, Tokens<P>& tokens) {
-            constexpr int chains = R * P <= 8 ? 2 : 1;
-            float32x4_t sums[R * P][chains];
-            for (int i = 0; i < R * P; ++i)
-                for (int c = 0; c < chains; ++c) sums[i][c] = vdupq_n_f32(0.0f);
-            for_octets<T, W, Packed>(tokens, run.head_dim, [&](int octet, const Raw<T>(&raw)[P]) {
-                Octet x[P];
-                for (int p = 0; p < P; ++p) x[p] = widen<T>(raw[p]);
-                for (int r = 0; r < R; ++r) {
-                    const float32x4_t low = vld1q_f32(query + r * 32 * W + 8 * octet);
-                    const float32x4_t high = vld1q_f32(query + r * 32 * W + 8 * octet + 4);
-                    for (int p = 0; p < P; ++p) {
-                        float32x4_t* sum = sums[r * P + p];
-                        sum[0] = vfmaq_f32(sum[0], x[p].low, low);
-                        sum[chains - 1] = vfmaq_f32(sum[chains - 1], x[p].high, high);
-                    }
+// Scores of R query rows, P tokens at a time as long as there are so many. Functions of their own, since compilers take
+// long over large ones.
+template <class T, bool Packed, int R, int P>
+[[gnu::noinline]] Walk<T, Packed> score_rows(Walk<T, Packed> walk, const float* query, int64_t width, float* scores,
+                                             int64_t stride) {
+    while (walk.left() >= P) {
+        float* out = scores + walk.token();
+        Tokens<P> tokens = walk.template take<P>();
+        // 16 accumulators at most; two for each sum, where they are few, hide the latency.
+        constexpr int chains = R * P <= 8 ? 2 : 1;
+        float32x4_t sums[R * P][chains];
+        for (int i = 0; i < R * P; ++i)
+            for (int c = 0; c < chains; ++c) sums[i][c] = vdupq_n_f32(0.0f);
+        for_octets<T, Packed>(tokens, [&](int octet, const Raw<T>(&raw)[P]) MUSTAFAR_INLINE_LAMBDA {
+            Octet x[P];
+            for (int p = 0; p < P; ++p) x[p] = widen<T>(raw[p]);
+            for (int r = 0; r < R; ++r) {
+                const float* q = query + r * width + 8 * octet;
+                const float32x4_t low = vld1q_f32(q), high = vld1q_f32(q + 4);
+                for (int p = 0; p < P; ++p) {
+                    float32x4_t* sum = sums[r * P + p];
+                    sum[0] = vfmaq_f32(sum[0], x[p].low, low);
+                    sum[chains - 1] = vfmaq_f32(sum[chains - 1], x[p].high, high);
                 }
-            });
-            float32x4_t whole[R * P];
-            for (int i = 0; i < R * P; ++i)
-                whole[i] = chains == 2 ? vaddq_f32(sums[i][0], sums[i][chains - 1]) : sums[i][0];
-            if constexpr (P == 4) {
-                for (int r = 0; r < R; ++r) vst1q_f32(out + r * stride + t, sum_each_of_4(whole + 4 * r));
-            } else if constexpr (P == 2) {
-                for (int r = 0; r < R; r += 2) {
-                    const float32x4_t two_rows = sum_each_of_4(whole + 2 * r);
-                    vst1_f32(out + r * stride + t, vget_low_f32(two_rows));
-                    vst1_f32(out + (r + 1) * stride + t, vget_high_f32(two_rows));
-                }
-            } else {
-                for (int r = 0; r < R; ++r) out[r * stride + t] = vaddvq_f32(whole[r]);
             }
         });
+        float32x4_t whole[R * P];
+        for (int i = 0; i < R * P; ++i)
+            whole[i] = chains == 2 ? vaddq_f32(sums[i][0], sums[i][chains - 1]) : sums[i][0];
+        if constexpr (P == 4) {
+            for (int r = 0; r < R; ++r) vst1q_f32(out + r * stride, sum_each_of_4(whole + 4 * r));
+        } else if constexpr (P == 2) {
+            for (int r = 0; r < R; r += 2) {
+                const float32x4_t two_rows = sum_each_of_4(whole + 2 * r);
+                vst1_f32(out + r * stride, vget_low_f32(two_rows));
+                vst1_f32(out + (r + 1) * stride, vget_high_f32(two_rows));
+            }
+        } else {
+            for (int r = 0; r < R; ++r) out[r * stride] = vaddvq_f32(whole[r]);
+        }
+    }
+    return walk;
+}
+
+template <class T, bool Packed>
+void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
+    const int64_t width = 32 * bitmap_words(run.head_dim);
+    for_row_chunks<8>(rows, [&]<int R>(int first) {
+        const float* query = static_cast<const float*>(prepared) + first * width;
+        float* out = scores + first * stride;
+        const Walk<T, Packed> rest =
+            score_rows<T, Packed, R, (R == 8 ? 2 : 4)>(Walk<T, Packed>(run), query, width, out, stride);
+        for (int r = 0; r < R && rest.left() > 0; ++r)
+            score_rows<T, Packed, 1, 1>(rest, query + r * width, width, out + r * stride, stride);
     });
 }
 
-template <class T, int W, bool Packed>
-void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
-    for_row_chunks<8>(rows, [&]<int R>(int first) {
-        const float* row_weights = weights + first * stride;
-        float* out = sums + first * 32 * W;
-        // The sums stay in memory: four tokens at a time make their loads and stores cheap, and one pass over the run
-        // serves any number of channels and rows.
-        for_tokens<T, W, Packed, 4>(run, [&]<int P>(int t, Tokens<P>& tokens) {
-            float32x4_t weight[R];
-            for (int r = 0; r < R; ++r)
-                weight[r] =
-                    P == 4 ? vld1q_f32(row_weights + r * stride + t) : vld1q_dup_f32(row_weights + r * stride + t);
-            for_octets<T, W, Packed>(tokens, run.head_dim, [&](int octet, const Raw<T>(&raw)[P]) {
-                Octet x[P];
-                for (int p = 0; p < P; ++p) x[p] = widen<T>(raw[p]);
-                for (int r = 0; r < R; ++r) {
-                    float* target = out + r * 32 * W + 8 * octet;
-                    float32x4_t low = vld1q_f32(target), high = vld1q_f32(target + 4);
-                    repeat<P>([&]<int I>() {
-                        low = vfmaq_laneq_f32(low, x[I].low, weight[r], I);
-                        high = vfmaq_laneq_f32(high, x[I].high, weight[r], I);
-                    });
-                    vst1q_f32(target, low);
-                    vst1q_f32(target + 4, high);
-                }
-            });
+// Adds to the sums of R rows, P tokens at a time as long as there are so many. The sums stay in memory: several tokens
+// at a time make their loads and stores cheap, and one pass over the run serves any number of channels and rows.
+template <class T, bool Packed, int R, int P>
+[[gnu::noinline]] Walk<T, Packed> sum_rows(Walk<T, Packed> walk, const float* weights, int64_t stride, float* sums,
+                                           int64_t width) {
+    while (walk.left() >= P) {
+        float32x4_t weight[R];
+        for (int r = 0; r < R; ++r) {
+            const float* w = weights + r * stride + walk.token();
+            weight[r] = P == 4 ? vld1q_f32(w) : vld1q_dup_f32(w);
+        }
+        Tokens<P> tokens = walk.template take<P>();
+        for_octets<T, Packed>(tokens, [&](int octet, const Raw<T>(&raw)[P]) MUSTAFAR_INLINE_LAMBDA {
+            Octet x[P];
+            for (int p = 0; p < P; ++p) x[p] = widen<T>(raw[p]);
+            for (int r = 0; r < R; ++r) {
+                float* target = sums + r * width + 8 * octet;
+                float32x4_t low = vld1q_f32(target), high = vld1q_f32(target + 4);
+                repeat<P>([&]<int I>() MUSTAFAR_INLINE_LAMBDA {
+                    low = vfmaq_laneq_f32(low, x[I].low, weight[r], I);
+                    high = vfmaq_laneq_f32(high, x[I].high, weight[r], I);
+                });
+                vst1q_f32(target, low);
+                vst1q_f32(target + 4, high);
+            }
         });
+    }
+    return walk;
+}
+
+template <class T, bool Packed>
+void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
+    const int64_t width = 32 * bitmap_words(run.head_dim);
+    for_row_chunks<8>(rows, [&]<int R>(int first) {
+        const float* w = weights + first * stride;
+        float* out = sums + first * width;
+        const Walk<T, Packed> rest = sum_rows<T, Packed, R, 4>(Walk<T, Packed>(run), w, stride, out, width);
+        for (int r = 0; r < R && rest.left() > 0; ++r)
+            sum_rows<T, Packed, 1, 1>(rest, w + r * stride, stride, out + r * width, width);
     });
 }
 
@@ -315,12 +346,12 @@ float softmax(float* scores, int count, float scale, float* maximum, float* sum)
     alignas(16) float last[4] = {none, none, none, none};
     for (int i = whole; i < count; ++i) last[i - whole] = scores[i];
     // Calls body with all scores, four at a time.
-    const auto for_scores = [&](const auto& body) {
+    const auto for_scores = [&](const auto& body) MUSTAFAR_INLINE_LAMBDA {
         for (int i = 0; i < whole; i += 4) body(scores + i);
         if (whole < count) body(last);
     };
     float32x4_t most = vdupq_n_f32(none);
-    for_scores([&](float* p) {
+    for_scores([&](float* p) MUSTAFAR_INLINE_LAMBDA {
         const float32x4_t x = vmulq_n_f32(vld1q_f32(p), scale);
         most = vmaxnmq_f32(most, x);  // a NaN shows in the sum instead
         vst1q_f32(p, x);
@@ -331,7 +362,7 @@ float softmax(float* scores, int count, float scale, float* maximum, float* sum)
     if (highest != *maximum) factor = vgetq_lane_f32(exp2_of(vdupq_n_f32(*maximum - highest)), 0);
     const float32x4_t shift = vdupq_n_f32(highest == none ? 0.0f : highest);
     float32x4_t total = vdupq_n_f32(0.0f);
-    for_scores([&](float* p) {
+    for_scores([&](float* p) MUSTAFAR_INLINE_LAMBDA {
         const float32x4_t x = exp2_of(vsubq_f32(vld1q_f32(p), shift));
         total = vaddq_f32(total, x);
         vst1q_f32(p, x);
@@ -371,12 +402,12 @@ int pack(const void* source, const uint32_t* bitmap, void* target) {
     return static_cast<int>(bytes / sizeof(typename T::Bits));
 }
 
-template <class T, int W>
+template <class T>
 int unpack(const void* source, const uint32_t* bitmap, int head_dim, void* target) {
     const uint8_t* values = static_cast<const uint8_t*>(source);
     uint8_t* row = static_cast<uint8_t*>(target);
-    Tokens<1> token{{values}, bitmap};
-    for_octets<T, W, true>(token, head_dim, [&](int octet, const Raw<T>(&x)[1]) {
+    Tokens<1> token{{values}, {reinterpret_cast<const uint8_t*>(bitmap)}, head_dim};
+    for_octets<T, true>(token, [&](int octet, const Raw<T>(&x)[1]) MUSTAFAR_INLINE_LAMBDA {
         for (int i = 0; i < x->registers; ++i) vst1q_u8(row + 16 * (octet * x->registers + i), x->bytes[i]);
     });
     return static_cast<int>((token.data[0] - values) / static_cast<int>(sizeof(typename T::Bits)));
@@ -386,13 +417,13 @@ template <class T, int W>
 constexpr Kernels table = {
     .select = select_row<T>,
     .pack = pack<T, W>,
-    .unpack = unpack<T, W>,
+    .unpack = unpack<T>,
     .count = count<W>,
     .prepare_query = prepare_f32<T, W>,
-    .packed_scores = scores<T, W, true>,
-    .dense_scores = scores<T, W, false>,
-    .packed_sum = sum<T, W, true>,
-    .dense_sum = sum<T, W, false>,
+    .packed_scores = scores<T, true>,
+    .dense_scores = scores<T, false>,
+    .packed_sum = sum<T, true>,
+    .dense_sum = sum<T, false>,
     .finish = finish_row<T>,
     .softmax = softmax,
     .rescale = rescale_row,
