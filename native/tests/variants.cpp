@@ -484,6 +484,7 @@ void test(int32_t variant, int32_t dtype, int32_t head_dim) {
     c.keep = head_dim * 5 / 16;
     for (const int32_t queries : {1, 3})
         for (const int32_t group : {1, 2, 3, 4, 7, 8, 16}) {
+            if (group > 4 && queries > 1) continue;  // both only make rows of them
             c.group = group;
             c.queries = queries;
             c.tokens = 77;
