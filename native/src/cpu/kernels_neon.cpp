@@ -6,7 +6,6 @@
 #include <limits>
 #include <utility>
 
-#include "core/format.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
 
