@@ -209,7 +209,7 @@ void cache(const mustafar_context& context) {
 
 int main() {
     library();
-    for (int32_t variant = MUSTAFAR_CPU_VARIANT_AUTO; variant <= MUSTAFAR_CPU_VARIANT_AVX512_BF16; ++variant) {
+    for (int32_t variant = MUSTAFAR_CPU_VARIANT_AUTO; variant <= MUSTAFAR_CPU_VARIANT_NEON; ++variant) {
         if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
         for (const int32_t threads : {1, 3}) {
             const mustafar_context context{MUSTAFAR_DEVICE_CPU, 0, threads, variant, nullptr};

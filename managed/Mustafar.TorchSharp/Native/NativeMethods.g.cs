@@ -44,6 +44,7 @@ internal enum CpuVariant
     Avx2 = 2,
     Avx512 = 3,
     Avx512Bf16 = 4,
+    Neon = 5,
 }
 
 // enum mustafar_abi_kind

@@ -74,7 +74,7 @@ typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1
 /* Instruction set variants of the CPU back end, in ascending order of preference. */
 typedef enum mustafar_cpu_variant {
     /* The best one the processor has, or the one the environment variable MUSTAFAR_CPU_VARIANT names
-       (scalar, avx2, avx512, avx512bf16). */
+       (scalar, avx2, avx512, avx512bf16, neon). */
     MUSTAFAR_CPU_VARIANT_AUTO = 0,
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */
@@ -82,7 +82,9 @@ typedef enum mustafar_cpu_variant {
     /* AVX-512 F, BW, DQ, VL, VBMI2, BITALG, VPOPCNTDQ */
     MUSTAFAR_CPU_VARIANT_AVX512 = 3,
     /* The above and AVX512_BF16 */
-    MUSTAFAR_CPU_VARIANT_AVX512_BF16 = 4
+    MUSTAFAR_CPU_VARIANT_AVX512_BF16 = 4,
+    /* Advanced SIMD of 64-bit ARM */
+    MUSTAFAR_CPU_VARIANT_NEON = 5
 } mustafar_cpu_variant;
 
 /* Where and how a call runs. */

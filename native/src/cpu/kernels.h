@@ -51,6 +51,8 @@ const Kernels& scalar_kernels(int32_t dtype, int words);
 const Kernels& avx2_kernels(int32_t dtype, int words);
 const Kernels& avx512_kernels(int32_t dtype, int words);
 const Kernels& avx512bf16_kernels(int32_t dtype, int words);
+#elif defined(__aarch64__)
+const Kernels& neon_kernels(int32_t dtype, int words);
 #endif
 
 // The table for a context's variant; throws Error if the processor lacks it.

@@ -12,7 +12,7 @@
 namespace mustafar {
 namespace {
 
-constexpr const char* names[] = {"auto", "scalar", "avx2", "avx512", "avx512bf16"};
+constexpr const char* names[] = {"auto", "scalar", "avx2", "avx512", "avx512bf16", "neon"};
 
 #if defined(__x86_64__)
 // Not among the names that clang's __builtin_cpu_supports knows. Whether the operating system keeps the registers is
@@ -36,6 +36,8 @@ uint32_t detect() {
     if (avx2) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX2;
     if (avx512) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512;
     if (avx512 && __builtin_cpu_supports("avx512bf16")) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512_BF16;
+#elif defined(__aarch64__)
+    variants |= 1u << MUSTAFAR_CPU_VARIANT_NEON;  // every 64-bit ARM processor has it
 #endif
     return variants;
 }
@@ -43,10 +45,10 @@ uint32_t detect() {
 int32_t choose() {
     const uint32_t variants = available_variants();
     if (const char* wanted = std::getenv("MUSTAFAR_CPU_VARIANT"))
-        for (int32_t v = MUSTAFAR_CPU_VARIANT_SCALAR; v <= MUSTAFAR_CPU_VARIANT_AVX512_BF16; ++v)
+        for (int32_t v = MUSTAFAR_CPU_VARIANT_SCALAR; v <= MUSTAFAR_CPU_VARIANT_NEON; ++v)
             if (std::strcmp(wanted, names[v]) == 0 && (variants >> v & 1)) return v;
     int32_t best = MUSTAFAR_CPU_VARIANT_SCALAR;
-    for (int32_t v = best; v <= MUSTAFAR_CPU_VARIANT_AVX512_BF16; ++v)
+    for (int32_t v = best; v <= MUSTAFAR_CPU_VARIANT_NEON; ++v)
         if (variants >> v & 1) best = v;
     return best;
 }
