@@ -1,5 +1,7 @@
 // Every instruction set variant that the processor has against the scalar one: what is stored must be equal bit for bit,
 // what is computed must agree to rounding.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -8,7 +10,6 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
 #include <random>
 #include <vector>
 
@@ -37,13 +38,21 @@ struct Case {
     if (!(condition)) stop(c, #condition, __LINE__)
 #define EXPECT_OK(call) EXPECT((call) == MUSTAFAR_STATUS_OK)
 
-// Bytes at an address that is a multiple of 64, filled with ones: NaN in every dtype.
+// Bytes filled with ones: NaN in every dtype. They end, but for alignment, where no more memory can be read.
 class Memory {
 public:
-    explicit Memory(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), data_(::operator new(bytes_, alignment)) {
+    explicit Memory(int64_t bytes, size_t alignment = 16)
+        : bytes_(static_cast<size_t>(bytes)), mapped_((bytes_ + page - 1) / page * page + page),
+          map_(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {
+        char* const end = static_cast<char*>(map_) + mapped_ - page;
+        if (map_ == MAP_FAILED || mprotect(end, page, PROT_NONE) != 0) {
+            std::perror("mmap");
+            std::exit(1);
+        }
+        data_ = end - (bytes_ + alignment - 1) / alignment * alignment;
         std::memset(data_, 0xff, bytes_);
     }
-    ~Memory() { ::operator delete(data_, alignment); }
+    ~Memory() { munmap(map_, mapped_); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
@@ -54,9 +63,9 @@ public:
     bool operator==(const Memory& other) const { return std::memcmp(data_, other.data_, bytes_) == 0; }
 
 private:
-    static constexpr std::align_val_t alignment{64};
-    size_t bytes_;
-    void* data_;
+    static constexpr size_t page = 65536;  // the largest that processors have
+    size_t bytes_, mapped_;
+    void *map_, *data_;
 };
 
 int element_bytes(int32_t dtype) {
@@ -446,7 +455,7 @@ void attention(const Case& c, Special special) {
         log_sum_exp[i].resize(static_cast<size_t>(rows));
         attention.log_sum_exp = log_sum_exp[i].data();
         EXPECT_OK(mustafar_attention_workspace(&context, &attention, &attention.workspace_bytes));
-        const Memory workspace(attention.workspace_bytes);
+        const Memory workspace(attention.workspace_bytes, 64);
         attention.workspace = workspace.as();
         EXPECT_OK(mustafar_attention_forward(&context, &attention));
     }
