@@ -217,6 +217,41 @@ internal sealed class MustafarCacheTests(string device)
         }
     }
 
+    /// <summary>Each thread has a cache of its own.</summary>
+    [Test]
+    public void Caches_on_threads_of_their_own_do_not_disturb_each_other()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(3);
+        Tensor[] inputs = [.. Enumerable.Range(0, 4).Select(_ => randn(1, 2, 300, 64, device: device))];
+        Tensor[] expected = [.. inputs.Select(Decode)];
+        Tensor[] actual = new Tensor[inputs.Length];
+        Parallel.For(0, inputs.Length, i => actual[i] = Decode(inputs[i]));
+        for (int i = 0; i < inputs.Length; i++)
+        {
+            Compare.Same(actual[i], expected[i].to(ScalarType.Float32), $"cache {i}");
+            actual[i].Dispose();
+        }
+
+        Tensor Decode(Tensor input)
+        {
+            using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device));
+            using (Tensor prompt = input.narrow(2, 0, 200))
+            {
+                cache.Forward(prompt, prompt, prompt).Dispose();
+            }
+
+            for (int i = 200; i < 299; i++)
+            {
+                using Tensor token = input.narrow(2, i, 1);
+                cache.Forward(token, token, token).Dispose();
+            }
+
+            using Tensor last = input.narrow(2, 299, 1);
+            return cache.Forward(last, last, last);
+        }
+    }
+
     /// <summary>The number of threads may change between steps.</summary>
     [Test]
     public void A_step_takes_any_number_of_threads()

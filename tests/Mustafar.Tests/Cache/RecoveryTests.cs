@@ -12,11 +12,14 @@ internal sealed class RecoveryTests(string device)
     private static readonly MustafarOptions Options = new() { LocalWindow = 16, GroupSize = 32 };
 
     /// <summary>The library refuses the work itself, after all arguments were found good.</summary>
-    [TestCase(0, 100)]
-    [TestCase(110, 1)]
-    [TestCase(111, 5)]
-    [TestCase(111, 60)]
-    public void A_native_failure_leaves_everything_as_it_was(int past, int count)
+    [TestCase(0, 100, 0)]
+    [TestCase(110, 1, 0)]
+    [TestCase(111, 5, 0)]
+    [TestCase(111, 60, 0)]
+    [TestCase(0, 100, 4)]
+    [TestCase(2, 60, 4)]
+    [TestCase(111, 5, 4)]
+    public void A_native_failure_leaves_everything_as_it_was(int past, int count, int sinks)
     {
         if (device != "cpu")
         {
@@ -25,8 +28,8 @@ internal sealed class RecoveryTests(string device)
 
         using var scope = NewDisposeScope();
         manual_seed(1);
-        using MustafarCache cache = New();
-        using MustafarCache untouched = New();
+        using MustafarCache cache = New(sinks);
+        using MustafarCache untouched = New(sinks);
         if (past > 0)
         {
             (Tensor earlierKeys, Tensor earlierValues) = (Random(2, past), Random(2, past));
@@ -39,7 +42,7 @@ internal sealed class RecoveryTests(string device)
         Fails(() => cache.Forward(query, keys, values));
         Fails(() => cache.Append(keys, values));
         Fails(() => cache.Attend(query));
-        if (past > 0)
+        if (past > 40)
         {
             Fails(() => cache.Truncate(40));
         }
@@ -163,7 +166,8 @@ internal sealed class RecoveryTests(string device)
         }
     }
 
-    private MustafarCache New() => new(2, 2, 64, ScalarType.Float32, new torch.Device(device), Options);
+    private MustafarCache New(int sinks = 0) =>
+        new(2, 2, 64, ScalarType.Float32, new torch.Device(device), Options with { SinkTokens = sinks });
 
     private Tensor Random(int heads, int tokens) => randn(2, heads, tokens, 64).to(device);
 }
