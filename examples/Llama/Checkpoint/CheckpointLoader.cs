@@ -95,7 +95,7 @@ public static class CheckpointLoader
             long count = Math.Min(rowsPerChunk, rows - row);
             int bytes = checked((int)(count * rowBytes));
             Tensor part = target.narrow(0, row, count);
-            Tensor staging = inPlace ? part : empty(part.shape, dtype: entry.DType);
+            Tensor staging = inPlace ? part : empty(part.shape, dtype: entry.DType, device: CPU);
             file.Read(entry, row * rowBytes, bytes).CopyTo(staging.bytes);
             if (!inPlace)
             {

@@ -152,7 +152,7 @@ public sealed class RotaryEmbedding : IDisposable
             long headDim = options.HeadDim;
             Tensor cos = empty([positions, 1, headDim], dtype: dtype, device: device).DetachFromDisposeScope();
             Tensor sin = empty([positions, 1, headDim], dtype: dtype, device: device).DetachFromDisposeScope();
-            using Tensor anglesPerPosition = tensor(options.AnglesPerPosition());
+            using Tensor anglesPerPosition = tensor(options.AnglesPerPosition(), device: CPU);
             for (int first = 0; first < positions; first += SmallestTable)
             {
                 // A part at a time: in float64, a long table as a whole would take many times its own memory.

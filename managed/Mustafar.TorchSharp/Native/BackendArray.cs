@@ -57,7 +57,7 @@ internal sealed unsafe class BackendArray<T> : IDisposable
         }
 
         using IDisposable noGrad = no_grad();
-        using Tensor host = empty([Bytes], dtype: ScalarType.Byte);
+        using Tensor host = empty([Bytes], dtype: ScalarType.Byte, device: CPU);
         Span<byte> bytes = new(TensorAccess.Pointer(host), checked((int)Bytes));
         if (toDevice)
         {
