@@ -157,27 +157,28 @@ public sealed unsafe partial class MustafarCache
     // Gives each sequence the pages that it will need.
     private void AddPages(int tokens, ReadOnlySpan<int> counts, int lookahead)
     {
-        int total = 0, most = 0;
+        int most = 0;
         for (int b = 0; b < BatchSize; b++)
         {
             int needed = Due(_state.Lengths[b] + NewTokens(b, tokens, counts), lookahead) / Options.GroupSize;
             _pagesAdded[b] = Math.Max(0, needed - _pages.Count(b));
-            total += _pagesAdded[b];
-            most = Math.Max(most, needed);
+            most = Math.Max(most, _pagesAdded[b] == 0 ? 0 : needed);
         }
 
-        if (total == 0)
+        if (most == 0)
         {
             return;
         }
 
         _pages.Reserve(most);
-        nint[] pages = _pool.Rent(total);
-        for (int b = 0, next = 0; b < BatchSize; b++)
+        for (int b = 0; b < BatchSize; b++)
         {
-            for (int i = 0; i < _pagesAdded[b]; i++)
+            if (_pagesAdded[b] > 0)
             {
-                _pages.Add(b, pages[next++]);
+                foreach (nint page in _pool.Rent(_pagesAdded[b], _pages.Count(b) - _pages.Released(b), _pages.Last(b)))
+                {
+                    _pages.Add(b, page);
+                }
             }
         }
 

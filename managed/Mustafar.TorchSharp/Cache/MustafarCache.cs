@@ -15,7 +15,8 @@ namespace Mustafar;
 /// <see cref="MustafarOptions.SinkTokens"/> come before all groups and do not count.
 /// </para>
 /// <para>
-/// Compressed tokens lie in pages of one group, which are written once and never moved; memory grows by whole pages.
+/// Compressed tokens lie in pages of one group, which are written once and never moved; memory grows by slabs of 8 pages, which short
+/// sequences share.
 /// </para>
 /// <para>A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.</para>
 /// </remarks>
@@ -76,7 +77,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         _valueBlockBytes = BlockBytes(_valueFormat);
         const int block = NativeConstants.BlockTokens;
         _tailCapacity = ((Options.LocalWindow + block - 1) / block * block) + Options.GroupSize;
-        _pool = family?._pool.AddOwner() ?? new PagePool(ValuesBase + (numKvHeads * PageBlocks * _valueBlockBytes) + NativeConstants.PagePadding, Device);
+        _pool = family?._pool.AddOwner() ?? new PagePool(numKvHeads, PageBlocks * (_keyBlockBytes + _valueBlockBytes), Device);
         _pages = new PageTable(batchSize, Device);
         _state = new SequenceState(batchSize, Device);
         _sinks = Options.SinkTokens == 0 ? null : new AttentionSinks(Options.SinkTokens, batchSize, numKvHeads, headDim, Device);
@@ -308,9 +309,6 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
 
     private int PageBlocks => Options.GroupSize / NativeConstants.BlockTokens;
 
-    // A page holds the keys of all heads, then the values of all heads.
-    private long ValuesBase => NumKvHeads * PageBlocks * _keyBlockBytes;
-
     private NativeFormat Format(bool keys, int keep) => new()
     {
         HeadDim = HeadDim,
@@ -336,8 +334,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         PageBlocks = PageBlocks,
         PageCapacity = _pages.Capacity,
         PageBytes = _pool.PageBytes,
-        Base = keys ? 0 : ValuesBase,
-        HeadStride = PageBlocks * (keys ? _keyBlockBytes : _valueBlockBytes),
+        Base = keys ? 0 : PageBlocks * _keyBlockBytes, // of each head a page has its keys, then its values
+        HeadStride = _pool.HeadStride,
         Pages = _pages.Pointer + (firstSequence * (long)_pages.Capacity),
     };
 

@@ -38,6 +38,10 @@ internal sealed unsafe class PageTable : IDisposable
     /// <summary>The pages that a sequence has.</summary>
     internal nint[] Addresses(int sequence) => _entries.Span[((sequence * Capacity) + _released[sequence])..((sequence * Capacity) + _counts[sequence])].ToArray();
 
+    /// <summary>A sequence's last page; 0 if it has none.</summary>
+    internal nint Last(int sequence) =>
+        _counts[sequence] == _released[sequence] ? 0 : _entries.Span[(sequence * Capacity) + _counts[sequence] - 1];
+
     /// <summary>Makes room for so many pages of each sequence. Only the table of addresses is copied, never a page.</summary>
     internal void Reserve(int pages)
     {

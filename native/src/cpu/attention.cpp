@@ -36,8 +36,11 @@ struct Plan {
         const int64_t heads = int64_t{attention.batch} * attention.num_kv_heads;
         rows = attention.num_heads / attention.num_kv_heads * attention.num_queries;
         padded = 32 * bitmap_words(attention.keys.format.head_dim);
-        tile_tokens = std::clamp(most_tile_scores / std::max(rows, 1) / block_tokens * block_tokens, block_tokens,
-                                 most_tile_tokens);
+        // A page of a head at a time, so that memory where its keys and its values take turns is read from front to back.
+        const int64_t page_tokens = int64_t{attention.keys.page_blocks} * block_tokens;
+        const int most_tokens = most_tile_scores / std::max(rows, 1) / block_tokens * block_tokens;
+        tile_tokens = static_cast<int>(
+            std::clamp<int64_t>(std::min<int64_t>(page_tokens, most_tokens), block_tokens, most_tile_tokens));
         const int64_t most_splits = std::max<int64_t>(1, attention.max_tokens / smallest_split);
         const int most_threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * most_splits);
         // Four items a thread even out sequences of different length; a single thread needs no splits.
