@@ -62,7 +62,9 @@ internal sealed class CommonOptions
     public void AddTo(Command command)
     {
         foreach (Option option in (Option[])
-            [_model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _sinks, _groupSize, _device, _dtype, _threads, _json])
+        [
+            _model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _sinks, _groupSize, _device, _dtype, _threads, _json,
+        ])
         {
             command.Options.Add(option);
         }

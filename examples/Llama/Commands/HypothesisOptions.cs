@@ -1,5 +1,4 @@
 using System.CommandLine;
-using System.Numerics;
 using Mustafar.Examples.Llama.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
@@ -88,14 +87,8 @@ internal sealed class HypothesisOptions
             nBest ?? 1);
     }
 
-    private static T? Positive<T>(ParseResult arguments, Option<T?> option)
-        where T : struct, INumber<T>
-    {
-        T? value = arguments.GetValue(option);
-        return value is null || value > T.Zero
-            ? value
-            : throw new CommandException($"{option.Name}: expected a number above 0, but got {value}.");
-    }
+    private static int? Positive(ParseResult arguments, Option<int?> option) =>
+        arguments.GetValue(option) is int value ? CommandOption.Positive(option.Name, value) : null;
 }
 
 /// <summary>How several continuations of one prompt are made; by drawing, or by a beam search.</summary>

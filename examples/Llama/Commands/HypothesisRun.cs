@@ -34,7 +34,7 @@ internal sealed class HypothesisRun(
         MemoryReport memory = MemoryReport.Of(result.CachedTokens, result.Memory);
         double promptSeconds = generator.PrefillTime.TotalSeconds;
         output.WriteLine();
-        output.WriteLine($"search    {(settings.Beams is null ? $"best of {settings.BestOf!.Length}, by mean log-probability" : Describe(settings.Beams))}");
+        output.WriteLine($"search    {DescribeSearch()}");
         output.WriteLine(string.Create(
             CultureInfo.InvariantCulture,
             $"tokens    {generator.TokensPerSecond:F1} tokens/s, all continuations together; prompt of {promptIds.Count} {promptSeconds:F2} s"));
@@ -78,8 +78,9 @@ internal sealed class HypothesisRun(
             hypothesis.IsStopped ? "stop" : "length");
     }
 
-    private static string Describe(BeamSearchOptions options) =>
-        string.Create(CultureInfo.InvariantCulture, $"{options.Beams} beams, by log-probability / tokens^{options.LengthPenalty}");
+    private string DescribeSearch() => settings.Beams is BeamSearchOptions options
+        ? string.Create(CultureInfo.InvariantCulture, $"beams {options.Beams}, by log-probability / tokens^{options.LengthPenalty}")
+        : $"best of {settings.BestOf!.Length}, by mean log-probability";
 
     private sealed record TextResult(string Text, int Tokens, double LogProbability, double Score, string FinishReason);
 

@@ -38,7 +38,7 @@ public sealed class BeamSearchTests
 
     [Test]
     public void BeamsAreThoseOfATextbookOverWholeForwardPasses(
-        [Values(1, 2, 3, 4)] int beams, [Values(0.0, 1.0, 2.0)] double lengthPenalty, [Values(0, 1, 3)] int stopTokens, [Values] bool compressed)
+        [Values(2, 4)] int beams, [Values(0.0, 1.0, 2.0)] double lengthPenalty, [Values(0, 1, 3)] int stopTokens, [Values] bool compressed)
     {
         // The prompt and the continuation pass several groups.
         const int maxTokens = 24;
