@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Numerics;
 
 namespace Mustafar.Examples.Llama.Commands;
 
@@ -16,4 +17,12 @@ internal static class CommandOption
         DefaultValueFactory = _ => value,
         HelpName = helpName,
     };
+
+    /// <summary>A value that must be above 0.</summary>
+    /// <param name="name">Its option.</param>
+    /// <param name="value">The value.</param>
+    /// <exception cref="CommandException">It is not.</exception>
+    public static T Positive<T>(string name, T value)
+        where T : struct, INumber<T> =>
+        value > T.Zero ? value : throw new CommandException($"{name}: expected a number above 0, but got {value}.");
 }

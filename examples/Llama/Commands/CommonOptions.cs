@@ -27,6 +27,12 @@ internal sealed class CommonOptions
     private readonly Option<int> _localWindow = CommandOption.WithDefault(
         "--local-window", "Latest tokens that always stay dense.", new MustafarOptions().LocalWindow, "TOKENS");
 
+    private readonly Option<int> _sinks = CommandOption.WithDefault(
+        "--sinks",
+        "First tokens that always stay dense, and that all later ones see past a sliding window (attention sinks).",
+        new MustafarOptions().SinkTokens,
+        "TOKENS");
+
     private readonly Option<int> _groupSize = CommandOption.WithDefault(
         "--group-size", "Tokens that are compressed together, a multiple of 32.", new MustafarOptions().GroupSize, "TOKENS");
 
@@ -56,7 +62,9 @@ internal sealed class CommonOptions
     public void AddTo(Command command)
     {
         foreach (Option option in (Option[])
-            [_model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _groupSize, _device, _dtype, _threads, _json])
+        [
+            _model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _sinks, _groupSize, _device, _dtype, _threads, _json,
+        ])
         {
             command.Options.Add(option);
         }
@@ -85,6 +93,7 @@ internal sealed class CommonOptions
                 ValueSparsity = result.GetValue(_valueSparsity),
                 Balanced = result.GetValue(_balanced),
                 LocalWindow = result.GetValue(_localWindow),
+                SinkTokens = result.GetValue(_sinks),
                 GroupSize = result.GetValue(_groupSize),
             },
             ReadDevice(result.GetRequiredValue(_device)),

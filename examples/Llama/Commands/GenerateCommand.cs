@@ -7,7 +7,7 @@ using Mustafar.Examples.Llama.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Continues a prompt, or several side by side.</summary>
+/// <summary>Continues a prompt, or several side by side, or one several times.</summary>
 internal sealed class GenerateCommand : LlamaCommand
 {
     private const string DefaultPrompt = "def fibonacci(n):\n    \"\"\"Return the first n Fibonacci numbers.\"\"\"\n";
@@ -21,12 +21,13 @@ internal sealed class GenerateCommand : LlamaCommand
     private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue.", HelpName = "FILE" };
 
     private readonly GenerationOptions _generation = new(maxTokens: 256);
+    private readonly HypothesisOptions _hypotheses = new();
     private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Go on after a token that ends a text." };
 
     public GenerateCommand()
         : base("generate", "Continue a prompt, and report speed and cache size.")
     {
-        Add([_prompts, _promptFile, .. _generation.All, _ignoreStop]);
+        Add([_prompts, _promptFile, .. _generation.All, _ignoreStop, .. _hypotheses.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
@@ -34,10 +35,17 @@ internal sealed class GenerateCommand : LlamaCommand
         SamplingOptions sampling = _generation.Sampling(arguments);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         string[] prompts = Prompts(arguments);
+        HypothesisSettings? hypotheses = _hypotheses.Read(arguments, prompts.Length, _generation);
         using ModelSession session = ModelSession.Load(settings, output);
+        IReadOnlySet<int> stopTokens = arguments.GetValue(_ignoreStop) ? new HashSet<int>() : session.StopTokens;
+        if (hypotheses is not null)
+        {
+            new HypothesisRun(session, hypotheses, maxTokens, stopTokens, output).Run(prompts[0]);
+            return;
+        }
+
         using ModelCache cache = session.NewCache(prompts.Length);
         TokenGenerator generator = new(session.Model, cache);
-        IReadOnlySet<int> stopTokens = arguments.GetValue(_ignoreStop) ? new HashSet<int>() : session.StopTokens;
         Continuation[] texts = [.. prompts.Select(prompt => new Continuation(prompt, session.Tokenizer, stopTokens))];
 
         // Evaluated before the prompt is echoed, so that a prompt that can't be used leaves no output.

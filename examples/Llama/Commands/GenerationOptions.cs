@@ -27,6 +27,11 @@ internal sealed class GenerationOptions(int maxTokens)
     public static Option<int> NewMaxTokens(int maxTokens) =>
         CommandOption.WithDefault("--max-tokens", "Tokens to generate at most.", maxTokens, "N");
 
+    /// <summary>Names of the options on the command line that say how tokens are drawn.</summary>
+    public IReadOnlyList<string> GivenSampling(ParseResult arguments) =>
+        [.. ((Option[])[_temperature, _topK, _topP, _seed])
+            .Where(option => arguments.GetResult(option) is { Implicit: false }).Select(option => option.Name)];
+
     /// <summary>How the command line wants tokens to be chosen.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A value is out of range.</exception>
     public SamplingOptions Sampling(ParseResult arguments) => new()

@@ -41,9 +41,5 @@ internal abstract class LlamaCommand : Command
     /// <summary>The value of an option that must be above 0.</summary>
     /// <exception cref="CommandException">It is not.</exception>
     protected static T Positive<T>(ParseResult arguments, Option<T> option)
-        where T : struct, INumber<T>
-    {
-        T value = arguments.GetValue(option);
-        return value > T.Zero ? value : throw new CommandException($"{option.Name}: expected a number above 0, but got {value}.");
-    }
+        where T : struct, INumber<T> => CommandOption.Positive(option.Name, arguments.GetValue(option));
 }

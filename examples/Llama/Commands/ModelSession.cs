@@ -59,9 +59,22 @@ internal sealed class ModelSession : IDisposable
     /// <summary>Makes empty caches.</summary>
     /// <param name="attention">Their kind.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    public ModelCache NewCache(AttentionKind attention, int batchSize = 1) => attention == AttentionKind.Dense
-        ? ModelCache.Dense(Model, batchSize)
-        : ModelCache.Mustafar(Model, Settings.Options, batchSize);
+    /// <exception cref="CommandException">They are dense, and the command line asks for attention sinks past a sliding window.</exception>
+    public ModelCache NewCache(AttentionKind attention, int batchSize = 1)
+    {
+        if (attention == AttentionKind.Mustafar)
+        {
+            return ModelCache.Mustafar(Model, Settings.Options, batchSize);
+        }
+
+        // Without a sliding window dense attention sees the first tokens anyway.
+        bool hasWindow = Enumerable.Range(0, Model.Config.NumLayers).Any(layer => Model.Config.WindowOf(layer) is not null);
+        return Settings.Options.SinkTokens > 0 && hasWindow
+            ? throw new CommandException(
+                $"--sinks: dense attention has no attention sinks, which the model's sliding window of {Model.Config.SlidingWindow} tokens "
+                + "makes a difference for.")
+            : ModelCache.Dense(Model, batchSize);
+    }
 
     /// <inheritdoc/>
     public void Dispose() => Language.Dispose();

@@ -15,6 +15,7 @@ internal sealed record RunReport(
     int HeadDim,
     bool Balanced,
     int? LocalWindow,
+    int? Sinks,
     int? GroupSize,
     string Device,
     string Dtype,
@@ -40,6 +41,7 @@ internal sealed record RunReport(
             headDim,
             options?.Balanced ?? false,
             options?.LocalWindow,
+            options?.SinkTokens,
             options?.GroupSize,
             session.Model.Device.ToString(),
             session.Model.DType switch
@@ -54,7 +56,9 @@ internal sealed record RunReport(
     /// <summary>The sparsity in words.</summary>
     public string DescribeSparsity() => string.Create(
         CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept){(Balanced ? ", balanced" : "")}");
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept)")
+        + (Balanced ? ", balanced" : "")
+        + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
 }
 
 /// <summary>What the caches of all layers occupy, in bytes.</summary>

@@ -8,7 +8,7 @@ public sealed class Sampler
 
     // Kept from call to call: for a large vocabulary they would be large objects, which cost a full collection each.
     private readonly List<(int Id, double Probability)> _candidates = [];
-    private readonly PriorityQueue<int, (double Probability, int Order)> _largest = new();
+    private readonly LargestNumbers _largest = new();
     private double[] _probabilities = [];
 
     /// <summary>Makes a sampler.</summary>
@@ -58,7 +58,10 @@ public sealed class Sampler
         bool limited = _options.TopK > 0 && _options.TopK < probabilities.Length;
         if (limited)
         {
-            AddLargest(probabilities, _options.TopK);
+            foreach (int id in _largest.Of<double>(probabilities, _options.TopK))
+            {
+                _candidates.Add((id, probabilities[id]));
+            }
         }
         else
         {
@@ -76,9 +79,10 @@ public sealed class Sampler
             {
                 return _candidates;
             }
+
+            _candidates.Sort((a, b) => a.Probability != b.Probability ? b.Probability.CompareTo(a.Probability) : a.Id.CompareTo(b.Id));
         }
 
-        _candidates.Sort((a, b) => a.Probability != b.Probability ? b.Probability.CompareTo(a.Probability) : a.Id.CompareTo(b.Id));
         if (_options.TopP < 1)
         {
             KeepNucleus(_options.TopP * (limited ? _candidates.Sum(item => item.Probability) : 1));
@@ -111,7 +115,9 @@ public sealed class Sampler
         return probabilities;
     }
 
-    private static int Likeliest(ReadOnlySpan<float> logits)
+    /// <summary>The token of the largest score, the lowest id among equals.</summary>
+    /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
+    internal static int Likeliest(ReadOnlySpan<float> logits)
     {
         if (logits.IsEmpty)
         {
@@ -135,28 +141,6 @@ public sealed class Sampler
         return float.IsFinite(logits[best])
             ? best
             : throw new ArgumentException($"Expected a finite largest score, but it is {logits[best]}.", nameof(logits));
-    }
-
-    private void AddLargest(ReadOnlySpan<double> probabilities, int count)
-    {
-        // The smallest of the chosen is on top of the queue; among equals the highest id is.
-        _largest.Clear();
-        for (int i = 0; i < probabilities.Length; i++)
-        {
-            if (_largest.Count < count)
-            {
-                _largest.Enqueue(i, (probabilities[i], -i));
-            }
-            else if (probabilities[i] > probabilities[_largest.Peek()])
-            {
-                _largest.DequeueEnqueue(i, (probabilities[i], -i));
-            }
-        }
-
-        foreach ((int id, (double probability, _)) in _largest.UnorderedItems)
-        {
-            _candidates.Add((id, probability));
-        }
     }
 
     // Leaves the first of the sorted candidates that together have the mass, at least one.

@@ -39,8 +39,9 @@ public sealed class ModelCache : IDisposable
     public static ModelCache Dense(LlamaForCausalLM model, int batchSize = 1, int capacity = 0)
     {
         ArgumentNullException.ThrowIfNull(model);
-        return ForEachLayer(model.Config, window =>
-            new DenseCache(batchSize, model.Config.NumKvHeads, model.Config.HeadDim, model.DType, model.Device, capacity, window));
+        LlamaConfig config = model.Config;
+        return ForEachLayer(config.NumLayers, layer =>
+            new DenseCache(batchSize, config.NumKvHeads, config.HeadDim, model.DType, model.Device, capacity, config.WindowOf(layer)));
     }
 
     /// <summary>Makes empty caches that prune and compress, for a model.</summary>
@@ -51,13 +52,24 @@ public sealed class ModelCache : IDisposable
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(options);
-        return ForEachLayer(model.Config, window => new MustafarCache(
+        LlamaConfig config = model.Config;
+        return ForEachLayer(config.NumLayers, layer => new MustafarCache(
             batchSize,
-            model.Config.NumKvHeads,
-            model.Config.HeadDim,
+            config.NumKvHeads,
+            config.HeadDim,
             model.DType,
             model.Device,
-            options with { SlidingWindow = window ?? options.SlidingWindow }));
+            options with { SlidingWindow = config.WindowOf(layer) ?? options.SlidingWindow }));
+    }
+
+    /// <summary>Makes caches whose sequences continue sequences of these, for beams or several answers to one prompt.</summary>
+    /// <param name="parents">For each sequence of the new caches the one that it continues; one may occur several times.</param>
+    /// <returns>Caches independent of these, for the caller to dispose. Compressed pages are shared.</returns>
+    /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of these caches.</exception>
+    public ModelCache Fork(ReadOnlySpan<int> parents)
+    {
+        int[] sequences = parents.ToArray();
+        return ForEachLayer(_layers.Length, layer => _layers[layer].Fork(sequences));
     }
 
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
@@ -88,14 +100,14 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    private static ModelCache ForEachLayer(LlamaConfig config, Func<int?, KeyValueCache> make)
+    private static ModelCache ForEachLayer(int count, Func<int, KeyValueCache> make)
     {
-        List<KeyValueCache> layers = new(config.NumLayers);
+        List<KeyValueCache> layers = new(count);
         try
         {
-            for (int i = 0; i < config.NumLayers; i++)
+            for (int i = 0; i < count; i++)
             {
-                layers.Add(make(config.WindowOf(i)));
+                layers.Add(make(i));
             }
         }
         catch

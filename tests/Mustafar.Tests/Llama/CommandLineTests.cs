@@ -9,6 +9,8 @@ public sealed class CommandLineTests
     [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n")]
     [TestCase("generate", "--max-tokens", "8", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9", "--seed", "4")]
     [TestCase("generate", "--max-tokens", "8", "--prompt", "import os\n", "--prompt", "def ")]
+    [TestCase("generate", "--max-tokens", "4", "--best-of", "2", "--temperature", "0.8")]
+    [TestCase("generate", "--max-tokens", "4", "--beams", "2")]
     [TestCase("compare", "--max-tokens", "4", "--prompt-file", "{short}")]
     [TestCase("perplexity", "--windows", "1", "--context", "160", "--prefill", "130")]
     [TestCase("recall", "--contexts", "2", "--context", "256")]
@@ -61,6 +63,95 @@ public sealed class CommandLineTests
 
         (_, output, _) = Run("generate", "--prompt", prompts[0], "--prompt", prompts[1], "--max-tokens", "2");
         Assert.That(output, Does.StartWith("--- 2 tokens").And.Contain("\n" + prompts[1]).And.Contain("tokens/s"));
+    }
+
+    [TestCase("--best-of", "3", "--temperature", "0.9", "--seed", "2")]
+    [TestCase("--beams", "3", "--length-penalty", "0.5")]
+    public void GeneratePrintsTheBestContinuationsWithTheirScores(params string[] args)
+    {
+        const string prompt = "def add(a, b):\n";
+        args = ["generate", "--prompt", prompt, "--max-tokens", "12", "--dtype", "float32", .. args];
+        (int code, string json, string error) = Run([.. args, "--n-best", "3", "--json"]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument document = JsonDocument.Parse(json);
+        JsonElement[] texts = [.. document.RootElement.GetProperty("texts").EnumerateArray()];
+        double[] scores = [.. texts.Select(text => text.GetProperty("score").GetDouble())];
+        double power = document.RootElement.TryGetProperty("length_penalty", out JsonElement penalty) ? penalty.GetDouble() : 1;
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(texts.Select(text => text.GetProperty("text").GetString()), Is.Unique.And.Exactly(3).Items);
+            Assert.That(scores, Is.Ordered.Descending);
+            foreach (JsonElement text in texts)
+            {
+                double length = text.GetProperty("tokens").GetInt32();
+                Assert.That(
+                    text.GetProperty("score").GetDouble(),
+                    Is.EqualTo(text.GetProperty("log_probability").GetDouble() / Math.Pow(length, power)).Within(1e-9));
+                Assert.That(text.GetProperty("finish_reason").GetString(), Is.EqualTo(length < 12 ? "stop" : "length"));
+            }
+        }
+
+        (code, string output, error) = Run(args);
+        Assert.That(code, Is.Zero, error);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(output, Does.StartWith(FormattableString.Invariant($"--- 1: score {scores[0]:F4}, ")));
+            Assert.That(output, Does.Contain($"\n{prompt}{texts[0].GetProperty("text").GetString()}\n").And.Not.Contain("--- 2"));
+            Assert.That(output, Does.Contain("tokens/s").And.Contain("dense fp16").And.Contain("40 of 128"));
+        }
+    }
+
+    [Test]
+    public void OneBeamPrintsTheGreedyText()
+    {
+        string[] args = ["generate", "--prompt", "import os\n", "--max-tokens", "20", "--dtype", "float32", "--json"];
+        using JsonDocument greedy = JsonDocument.Parse(Run(args).Output);
+        using JsonDocument beam = JsonDocument.Parse(Run([.. args, "--beams", "1"]).Output);
+        Assert.That(
+            beam.RootElement.GetProperty("texts")[0].GetProperty("text").GetString(),
+            Is.EqualTo(greedy.RootElement.GetProperty("text").GetString()));
+    }
+
+    [Test]
+    public void SinksStayDenseAndAreReported()
+    {
+        string[] args = ["score", "--file", "{long}", "--local-window", "0", "--group-size", "32", "--key-sparsity", "0.9", "--json"];
+        (int code, string output, string error) = Run([.. args, "--sinks", "32"]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument sinks = JsonDocument.Parse(output);
+        using JsonDocument none = JsonDocument.Parse(Run(args).Output);
+        (_, string text, _) = Run("generate", "--max-tokens", "2", "--sinks", "3");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(sinks.RootElement.GetProperty("run").GetProperty("sinks").GetInt32(), Is.EqualTo(32));
+            Assert.That(none.RootElement.GetProperty("run").GetProperty("sinks").GetInt32(), Is.Zero);
+            Assert.That(
+                sinks.RootElement.GetProperty("mean_nll").GetDouble(), Is.LessThan(none.RootElement.GetProperty("mean_nll").GetDouble()));
+            Assert.That(text, Does.Contain("first 3 tokens dense"));
+        }
+    }
+
+    // Without a sliding window dense attention sees the first tokens anyway.
+    [Test]
+    public void DenseAttentionTakesSinksOnlyWithoutASlidingWindow()
+    {
+        string[] args = ["generate", "--attention", "dense", "--sinks", "4", "--max-tokens", "2"];
+        using TemporaryDirectory directory = new TemporaryDirectory().With(Golden.Checkpoint);
+        string config = File.ReadAllText(directory.File("config.json"))
+            .Replace("LlamaForCausalLM", "MistralForCausalLM")
+            .Replace("\"model_type\": \"llama\"", "\"model_type\": \"mistral\", \"sliding_window\": 48");
+        File.WriteAllText(directory.File("config.json"), config);
+        (int code, string output, string error) = Run([.. args, "--model", directory.Path]);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(Run(args).Code, Is.Zero);
+            Assert.That(code, Is.EqualTo(1));
+            Assert.That(output, Is.Empty);
+            Assert.That(error, Does.StartWith("error: --sinks: ").And.Contain("sliding window of 48 tokens"));
+        }
+
+        (code, _, error) = Run("generate", "--sinks", "4", "--max-tokens", "2", "--model", directory.Path);
+        Assert.That(code, Is.Zero, error);
     }
 
     [Test]
@@ -147,6 +238,20 @@ public sealed class CommandLineTests
     [TestCase(1, "doesn't exist", new[] { "generate", "--model", "no-such-directory" })]
     [TestCase(1, "doesn't exist", new[] { "generate", "--prompt-file", "no-such-file" })]
     [TestCase(1, "both", new[] { "generate", "--prompt-file", "a", "--prompt", "b" })]
+    [TestCase(1, "got both", new[] { "generate", "--best-of", "2", "--beams", "2" })]
+    [TestCase(1, "--beams: expected one prompt, but got 2", new[] { "generate", "--beams", "2", "--prompt", "a", "--prompt", "b" })]
+    [TestCase(1, "--best-of: expected one prompt, but got 2", new[] { "generate", "--best-of", "2", "--prompt", "a", "--prompt", "b" })]
+    [TestCase(1, "--beams: expected a number above 0", new[] { "generate", "--beams", "0" })]
+    [TestCase(1, "--best-of: expected a number above 0", new[] { "generate", "--best-of", "-1" })]
+    [TestCase(1, "--n-best: expected at most 2", new[] { "generate", "--beams", "2", "--n-best", "3" })]
+    [TestCase(1, "--n-best: only", new[] { "generate", "--n-best", "3" })]
+    [TestCase(1, "--length-penalty: only", new[] { "generate", "--best-of", "2", "--length-penalty", "1" })]
+    [TestCase(1, "LengthPenalty", new[] { "generate", "--beams", "2", "--length-penalty", "NaN" })]
+    [TestCase(1, "--temperature: a beam search draws nothing", new[] { "generate", "--beams", "2", "--temperature", "0.5" })]
+    [TestCase(1, "--top-k: a beam search draws nothing", new[] { "generate", "--beams", "2", "--top-k", "5" })]
+    [TestCase(1, "--seed: a beam search draws nothing", new[] { "generate", "--beams", "2", "--seed", "1" })]
+    [TestCase(1, "--best-of: expected a --temperature above 0", new[] { "generate", "--best-of", "2" })]
+    [TestCase(1, "SinkTokens", new[] { "generate", "--sinks", "-1" })]
     [TestCase(2, "jinja", new[] { "chat", "--chat-template", "jinja" })]
     [TestCase(1, "no chat template", new[] { "chat" })]
     [TestCase(1, "<|im_start|>", new[] { "chat", "--chat-template", "chatml" })]
@@ -220,8 +325,10 @@ public sealed class CommandLineTests
         using StringReader lines = new(input);
         using TemporaryDirectory directory = new();
         File.WriteAllText(directory.File("short"), "import os\nprint(os.getcwd())\n");
+        File.WriteAllText(directory.File("long"), string.Concat(Enumerable.Range(0, 30).Select(i => $"value_{i} = compute({i})\n")));
         File.WriteAllText(directory.File("ids"), "8184, 323 4295\n[869, 258, 1998]");
-        string[] filled = [.. args.Select(arg => arg.Replace("{short}", directory.File("short")).Replace("{ids}", directory.File("ids")))];
+        string[] filled = [.. args.Select(arg => arg.Replace("{short}", directory.File("short")).Replace("{ids}", directory.File("ids"))
+            .Replace("{long}", directory.File("long")))];
         using StringWriter output = new() { NewLine = "\n" };
         using StringWriter error = new() { NewLine = "\n" };
         int code = LlamaProgram.Run(filled, lines, output, error, showProgress: false);
