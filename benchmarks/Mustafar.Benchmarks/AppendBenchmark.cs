@@ -54,6 +54,6 @@ internal static class AppendBenchmark
         (double usual, double group) = (plain[plain.Count / 2], due[due.Count / 2]);
         double mean = ((options.GroupSize - 1) * usual + group) / options.GroupSize;
         report.Add(shape, dtype, keep, usual, group, attention, 100 * mean / attention);
-        report.AddBar($"{shape} {dtype} keep {keep}", 100 * mean / attention);
+        report.AddBar(BarChart.Label(shape, dtype, keep), 100 * mean / attention);
     }
 }

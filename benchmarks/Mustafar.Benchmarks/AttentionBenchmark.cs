@@ -45,7 +45,7 @@ internal static class AttentionBenchmark
             double rate = cache.Memory.TotalBytes / time / 1e3;
             double ratio = Math.Min(sdpa, matmul) / time;
             report.Add(shape, dtype, keep, time, rate, 100 * rate / bandwidth, sdpa, matmul, own, ratio, own / time);
-            report.AddBar($"{shape} {dtype} keep {keep}", ratio);
+            report.AddBar(BarChart.Label(shape, dtype, keep), ratio);
         }
     }
 

@@ -44,7 +44,7 @@ internal static class CompressBenchmark
                     double rows = 2.0 * shape.Batch * shape.NumKvHeads * shape.Tokens;
                     double bytes = rows * settings.HeadDim * (dtype == ScalarType.Float32 ? 4 : 2);
                     report.Add(shape, dtype, keep, time, time * 1e3 / rows, bytes / time / 1e3, copy, time / copy, prefill, 100 * time / prefill);
-                    report.AddBar($"{shape} {dtype} keep {keep}", time / copy);
+                    report.AddBar(BarChart.Label(shape, dtype, keep), time / copy);
                 }
             }
         }

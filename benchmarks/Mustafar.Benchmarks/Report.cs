@@ -1,6 +1,5 @@
 using System.Globalization;
 using System.Text;
-using ScottPlot;
 using Spectre.Console;
 
 namespace Mustafar.Benchmarks;
@@ -39,7 +38,7 @@ internal sealed class Report(string name, params string[] columns)
         folder.Create();
         File.WriteAllText(Path.Combine(folder.FullName, $"{name}.csv"), Lines(columns => string.Join(",", columns.Select(Quote)), rule: false));
         File.WriteAllText(Path.Combine(folder.FullName, $"{name}.md"), Lines(columns => $"| {string.Join(" | ", columns)} |", rule: true));
-        WriteChart(Path.Combine(folder.FullName, $"{name}.png"), chartTitle);
+        BarChart.Write(Path.Combine(folder.FullName, $"{name}.png"), chartTitle, _bars);
     }
 
     private static string Format(double number) =>
@@ -62,17 +61,5 @@ internal sealed class Report(string name, params string[] columns)
         }
 
         return text.ToString();
-    }
-
-    private void WriteChart(string path, string title)
-    {
-        Plot plot = new();
-        plot.Add.Bars(_bars.Select((bar, i) => new Bar { Position = _bars.Count - i, Value = bar.Value, Orientation = Orientation.Horizontal }).ToArray());
-        plot.Axes.Left.SetTicks([.. _bars.Select((_, i) => (double)(_bars.Count - i))], [.. _bars.Select(bar => bar.Label)]);
-        plot.Axes.Left.MajorTickStyle.Length = 0;
-        plot.Add.VerticalLine(1, color: Colors.Black);
-        plot.Axes.Margins(left: 0);
-        plot.Title(title);
-        plot.SavePng(path, 1000, 80 + (28 * _bars.Count));
     }
 }

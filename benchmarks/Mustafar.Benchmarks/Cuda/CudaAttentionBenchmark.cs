@@ -55,7 +55,7 @@ internal static class CudaAttentionBenchmark
                 report.Add(
                     shape, dtype, keep, graph, cold, rate / 1e12, 100 * rate / bandwidth, graphs[0], graphs[1], graphs[2], colds.Min(),
                     graphs.Min() / graph, colds.Min() / cold);
-                report.AddBar($"{shape} {dtype} keep {keep}", graphs.Min() / graph);
+                report.AddBar(BarChart.Label(shape, dtype, keep), graphs.Min() / graph);
             }
             finally
             {

@@ -34,7 +34,7 @@ internal static class CudaCompressBenchmark
                         cache.Clear);
                     double rows = 2.0 * shape.Batch * shape.NumKvHeads * shape.Tokens;
                     report.Add(shape, dtype, keep, time, time * 64 * 8192 / rows, copy, time / copy);
-                    report.AddBar($"{shape} {dtype} keep {keep}", time / copy);
+                    report.AddBar(BarChart.Label(shape, dtype, keep), time / copy);
                 }
             }
         }
@@ -103,6 +103,6 @@ internal static class CudaCompressBenchmark
         (double usual, double group) = (plain[plain.Count / 2], due[due.Count / 2]);
         double mean = (((options.GroupSize - 1) * usual) + group) / options.GroupSize;
         report.Add(shape, dtype, keep, usual, group, attention, 100 * mean / attention, $"{hostTime:0.0} (with the GPU's work {totalTime:0.0})");
-        report.AddBar($"{shape} {dtype} keep {keep}", 100 * mean / attention);
+        report.AddBar(BarChart.Label(shape, dtype, keep), 100 * mean / attention);
     }
 }

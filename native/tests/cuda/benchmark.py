@@ -6,6 +6,7 @@ graph: replay of a CUDA graph whose calls rotate over copies of the cache larger
 cold:  single launches with the L2 flushed before each, device events around. Medians, microseconds.
 """
 import argparse
+import copy
 import csv
 import math
 import sys
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache import Cache, Call
-from native import Library
+from native import Library, place_in_slabs
 
 SHAPES = [(8, 32, 8, 8192), (32, 32, 8, 4096), (8, 32, 32, 4096), (1, 32, 8, 32768), (1, 64, 8, 131072), (64, 32, 8, -2048)]
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
@@ -114,22 +115,20 @@ def main():
         best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
         for name in arguments.keep.split(","):
             balanced, keep = name.startswith("b"), int(name.lstrip("b"))
-            cache = Cache(keys, values, lengths, keep, keep, page_blocks=16, mask=top_mask,
+            cache = Cache(keys, values, lengths, keep, keep, page_blocks=2, mask=top_mask,
                           balanced=libraries[0][1] if balanced else None)
+            place_in_slabs(cache.key_pages, cache.value_pages)
             expected = torch.cat([
                 torch.softmax(query[b].float().view(kv_heads, -1, 128) @ cache.keys[b, :, :n].float().transpose(-1, -2) / math.sqrt(128), -1)
                 @ cache.values[b, :, :n].float() for b, n in enumerate(lengths)]).view(query.shape)
             copies = max(1, math.ceil(ROTATED / cache.bytes()))
             caches = [cache]
             for _ in range(copies - 1):
-                other = object.__new__(Cache)
-                other.__dict__ = dict(cache.__dict__)
+                other = copy.copy(cache)
+                memory = cache.key_pages.memory.clone()  # which keys and values share
                 for part in ("key_pages", "value_pages"):
-                    pages = object.__new__(type(cache.key_pages))
-                    pages.__dict__ = dict(getattr(cache, part).__dict__)
-                    original = pages.memory
-                    pages.memory = original.clone()
-                    pages.table = pages.table + (pages.memory.data_ptr() - original.data_ptr())
+                    pages = copy.copy(getattr(cache, part))
+                    pages.move(memory)
                     setattr(other, part, pages)
                 other.tail_keys, other.tail_values = cache.tail_keys.clone(), cache.tail_values.clone()
                 caches.append(other)
@@ -138,7 +137,7 @@ def main():
                 error = ((calls[0]().float() - expected).norm() / expected.norm()).item()
                 graph, cold = graph_time(calls), cold_time(calls[0], flush)
                 size = cache.bytes()
-                row = dict(shape="x".join(map(str, shape)), library=path, dtype=arguments.dtype, keep=name, error=f"{error:.1e}",
+                row = dict(shape="x".join(map(str, shape)), dtype=arguments.dtype, keep=name, library=path, error=f"{error:.1e}",
                            graph_us=f"{graph:.1f}", cold_us=f"{cold:.1f}", mb=f"{size / 1e6:.1f}", tbs=f"{size / graph / 1e6:.2f}",
                            roofline=f"{100 * size / bandwidth / (graph * 1e-6):.0f}", dense_graph_us=f"{best[0]:.1f}",
                            dense_cold_us=f"{best[1]:.1f}", ratio_graph=f"{best[0] / graph:.2f}", ratio_cold=f"{best[1] / cold:.2f}")

@@ -119,20 +119,25 @@ class Pages:
 
     def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0,
                  pattern=UNSTRUCTURED):
-        device = "cuda"
         self.batch, self.heads, self.order = batch, heads, order
         self.format = Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, order, keep)
         self.page_blocks = page_blocks
         self.block_bytes = block_bytes(head_dim, dtype, keep, pattern, order)
-        self.head_stride = page_blocks * self.block_bytes
-        self.base = base
-        self.page_bytes = (base + heads * self.head_stride + PADDING + 63) // 64 * 64
         self.capacity = max(1, math.ceil(math.ceil(capacity_tokens / BLOCK) / page_blocks))
         count = batch * self.capacity
-        self.memory = torch.full((count * self.page_bytes,), 0xff, dtype=torch.uint8, device=device)
-        shuffled = torch.randperm(count, generator=generator)
-        self.table = (self.memory.data_ptr() + shuffled.to(torch.int64) * self.page_bytes).to(device)
-        self._places = shuffled.view(batch, self.capacity)
+        head_stride = page_blocks * self.block_bytes
+        page_bytes = (base + heads * head_stride + PADDING + 63) // 64 * 64
+        memory = torch.full((count * page_bytes,), 0xff, dtype=torch.uint8, device="cuda")
+        starts = torch.randperm(count, generator=generator).view(batch, self.capacity) * page_bytes
+        self._place(memory, starts, base, head_stride, page_bytes)
+
+    def _place(self, memory, starts, base, head_stride, page_bytes):
+        self.memory, self._starts, self.base, self.head_stride, self.page_bytes = memory, starts, base, head_stride, page_bytes
+        self.table = (memory.data_ptr() + starts).to(memory.device)
+
+    def move(self, memory):
+        """To a copy of the memory."""
+        self._place(memory, self._starts, self.base, self.head_stride, self.page_bytes)
 
     def blocks(self):
         return Blocks(self.format, self.page_blocks, self.capacity, self.page_bytes, self.base, self.head_stride,
@@ -146,18 +151,34 @@ class Pages:
 
     def block(self, sequence, head, index):
         """Bytes of one block, as a view."""
-        start = int(self._places[sequence, index // self.page_blocks]) * self.page_bytes + self.base + \
+        start = int(self._starts[sequence, index // self.page_blocks]) + self.base + \
             head * self.head_stride + index % self.page_blocks * self.block_bytes
         return self.memory[start:start + self.block_bytes]
 
     def gathered(self, blocks):
         """[batch, heads, blocks, block bytes] of the first blocks."""
         index = torch.arange(blocks)
-        starts = self._places[:, index // self.page_blocks] * self.page_bytes + self.base + \
-            index % self.page_blocks * self.block_bytes
+        starts = self._starts[:, index // self.page_blocks] + self.base + index % self.page_blocks * self.block_bytes
         starts = starts[:, None, :] + torch.arange(self.heads)[None, :, None] * self.head_stride
         offsets = starts.to(self.memory.device)[..., None] + torch.arange(self.block_bytes, device=self.memory.device)
         return offsets
+
+
+def place_in_slabs(keys, values, slab_pages=8):
+    """Places pages as MustafarCache does: of each head a slab has one run of memory, in which the keys and the values of a
+    page are neighbours, and pages that follow each other too."""
+    page = (keys.page_blocks * (keys.block_bytes + values.block_bytes) + 63) // 64 * 64
+    head_stride = slab_pages * page
+    slabs = -(-keys.capacity // slab_pages)
+    memory = torch.full((keys.batch * slabs * keys.heads * head_stride + PADDING,), 0xff, dtype=torch.uint8, device="cuda")
+    index = torch.arange(keys.capacity)
+    slab = torch.arange(keys.batch)[:, None] * slabs + index // slab_pages
+    starts = slab * keys.heads * head_stride + index % slab_pages * page
+    page_bytes = (keys.heads - 1) * head_stride + page + PADDING
+    for pages, base in ((keys, 0), (values, keys.page_blocks * keys.block_bytes)):
+        before, places = pages.memory, pages.gathered(keys.capacity * keys.page_blocks)
+        pages._place(memory, starts, base, head_stride, page_bytes)
+        memory[pages.gathered(keys.capacity * keys.page_blocks)] = before[places]
 
 
 class OffsetPages:

@@ -9,8 +9,9 @@ internal static class Compare
     internal static double RelativeError(Tensor actual, Tensor expected)
     {
         using var scope = NewDisposeScope();
-        Tensor difference = actual.cpu().to(ScalarType.Float64) - expected;
-        return (difference.norm() / expected.norm().clamp_min(1e-30)).item<double>();
+        Tensor reference = expected.cpu();
+        Tensor difference = actual.cpu().to(ScalarType.Float64) - reference;
+        return (difference.norm() / reference.norm().clamp_min(1e-30)).item<double>();
     }
 
     /// <summary>NaNs and infinities must be at the same places, all else within absolute + relative · |expected|.</summary>
