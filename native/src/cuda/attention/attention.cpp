@@ -57,11 +57,12 @@ FragmentLauncher fragment_launcher(const mustafar_format& format) {
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
 AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                         int64_t items, int tile_count) {
-    using Key = std::array<int64_t, 11>;
+    using Key = std::array<int64_t, 12>;
     const Key key{footprint.iteration_bytes,
                   footprint.output_bytes,
                   footprint.padding_bytes,
                   footprint.fixed_bytes,
+                  footprint.waits_for_memory,
                   device.multiprocessors,
                   device.shared_per_block,
                   device.shared_per_multiprocessor,
@@ -95,6 +96,8 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     const bool balanced = is_balanced(a.keys.format);
     footprint.padding_bytes = balanced ? 0 : dense_block;
     footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced);
+    // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
+    footprint.waits_for_memory = balanced && 2 * a.keys.format.keep < head_dim;
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);

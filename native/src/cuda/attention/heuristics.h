@@ -14,6 +14,7 @@ struct AttentionFootprint {
     int64_t output_bytes;     // what a warp leaves for the merge, in the same memory
     int64_t padding_bytes;    // that must be readable behind the ring
     int64_t fixed_bytes;      // statically allocated, and what the driver reserves
+    bool waits_for_memory;    // rather than for its own decoding
 };
 
 struct AttentionDevice {
@@ -38,9 +39,10 @@ constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, in
     return warps * attention_warp_bytes(footprint, depth) + footprint.padding_bytes;
 }
 
-// Larger clusters than of two do not always find room: the groups of multiprocessors they must lie in differ in size.
+// A cluster pays where it does without the workspace, not where it only halves the parts there. Larger ones than of two do
+// not always find room: the groups of multiprocessors they must lie in differ in size.
 constexpr int cluster_of(int splits) {
-    return splits % 2 == 0 ? 2 : 1;
+    return splits == 2 ? 2 : 1;
 }
 
 // The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, with two eight: what the
@@ -60,7 +62,8 @@ template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
     constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 100;
-    // A second stage of the ring pays for itself only in a long walk; in a short one it delays the first blocks.
+    // A second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
+    // the first blocks.
     constexpr int64_t long_walk = 16;
     const auto resident = [&](const AttentionWarps& candidate, int depth) -> int64_t {
         const int64_t bytes = attention_shared_bytes(footprint, candidate.warps, depth) + footprint.fixed_bytes;
@@ -83,7 +86,7 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
             const int64_t cost = waves * (walk * iteration + start_cost) + (cluster > 1 ? cluster_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
-                const int depth = deeper_fits && walk >= long_walk ? 2 : 1;
+                const int depth = footprint.waits_for_memory && deeper_fits && walk >= long_walk ? 2 : 1;
                 best_cost = cost;
                 best = {warps,
                         depth,
