@@ -3,7 +3,7 @@ namespace Mustafar;
 /// <summary>Files that are either as they were or completely written.</summary>
 internal static class AtomicFile
 {
-    private const int BufferBytes = 1 << 20;
+    private const int BufferBytes = 1 << 16;
 
     /// <summary>Writes a file beside its place, brings it to the disk, and gives it its name.</summary>
     /// <param name="path">The file; one that is there is replaced.</param>

@@ -8,7 +8,7 @@ namespace Mustafar;
 /// <summary>Checks a file that holds caches, and puts what it holds into empty ones.</summary>
 internal sealed class CacheFileReader : IDisposable
 {
-    private const int BufferBytes = 1 << 20;
+    private const int BufferBytes = 1 << 16;
 
     private readonly string _path;
     private readonly FileStream _stream;

@@ -9,7 +9,7 @@ internal static class FileChecksum
     /// <summary>The key under which it stands.</summary>
     internal const string Key = "mustafar.sha256";
 
-    private const int ChunkBytes = 1 << 20;
+    private const int ChunkBytes = 1 << 16;
 
     // Quotes inside of strings are escaped, so that these bytes stand where the key is and nowhere in a value before it.
     private static readonly byte[] s_mark = Encoding.ASCII.GetBytes($"\"{Key}\":\"");
