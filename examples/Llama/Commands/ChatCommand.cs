@@ -38,12 +38,13 @@ internal sealed class ChatCommand : LlamaCommand
     {
         Sampler sampler = new(_generation.Sampling(arguments));
         int maxTokens = Positive(arguments, _generation.MaxTokens);
+        (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
+        RequireCompressed(settings, load, save);
         using ModelSession session = ModelSession.Load(settings, output);
         ChatModel model = ChatModel.Of(session.Language, arguments.GetValue(_template));
         ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatSpeaker.System, system)] : [];
         using ModelCache cache = session.NewCache();
         Stopwatch watch = Stopwatch.StartNew();
-        string? load = arguments.GetValue(_load);
         using Conversation conversation = load is null ? new Conversation(model, cache) : Conversation.Load(load, model, cache);
         double? restoreSeconds = load is null ? null : watch.Elapsed.TotalSeconds;
         if (restoreSeconds is double seconds)
@@ -68,7 +69,7 @@ internal sealed class ChatCommand : LlamaCommand
             }
         }
 
-        if (arguments.GetValue(_save) is string save)
+        if (save is not null)
         {
             conversation.Save(save);
         }

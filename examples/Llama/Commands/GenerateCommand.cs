@@ -38,6 +38,7 @@ internal sealed class GenerateCommand : LlamaCommand
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         string[] prompts = Prompts(arguments);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
+        RequireCompressed(settings, load, save);
         if (prompts.Length > 1 && (load ?? save) is not null)
         {
             throw new CommandException($"--load and --save: expected one prompt, but got {prompts.Length}.");
