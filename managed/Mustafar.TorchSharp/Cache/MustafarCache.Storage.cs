@@ -13,16 +13,6 @@ public sealed unsafe partial class MustafarCache
     /// <summary>Reads or writes bytes in their place.</summary>
     internal delegate void Visitor(Span<byte> bytes);
 
-    /// <summary>Writes the cache to a file: <see cref="MustafarCacheFile.Save"/> with one layer.</summary>
-    /// <param name="path">The file; one that is there is replaced.</param>
-    /// <param name="fingerprint">What tells the model apart from others.</param>
-    public void Save(string path, string fingerprint) => MustafarCacheFile.Save(path, [this], fingerprint);
-
-    /// <summary>Restores this empty cache from a file: <see cref="MustafarCacheFile.Load"/> with one layer.</summary>
-    /// <param name="path">The file.</param>
-    /// <param name="fingerprint">What it was saved with.</param>
-    public void Load(string path, string fingerprint) => MustafarCacheFile.Load(path, [this], fingerprint);
-
     /// <summary>Whether pages of files are converted by way of dense tokens; on the CPU they are the cache's own, unless a test asks.</summary>
     internal bool ConvertsPages { get; set; }
 

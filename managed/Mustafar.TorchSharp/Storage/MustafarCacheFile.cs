@@ -50,8 +50,8 @@ public static class MustafarCacheFile
     /// <summary>Restores caches from a file.</summary>
     /// <param name="path">The file.</param>
     /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
-    /// <param name="fingerprint">What tells the model apart from others, as it was given to <see cref="Save"/>.</param>
-    /// <returns>The metadata that were given to <see cref="Save"/>.</returns>
+    /// <param name="fingerprint">What tells the model apart from others, as it was given when they were saved.</param>
+    /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">There is no layer, layers differ in shape or dtype, or one is not empty.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
@@ -76,6 +76,18 @@ public static class MustafarCacheFile
         reader.Restore(layers, fingerprint);
         return reader.UserMetadata;
     }
+
+    /// <summary>Writes one cache to a file, as the only layer.</summary>
+    /// <param name="cache">The cache.</param>
+    /// <param name="path">The file; one that is there is replaced.</param>
+    /// <param name="fingerprint">What tells the model apart from others.</param>
+    public static void Save(this MustafarCache cache, string path, string fingerprint) => Save(path, [cache], fingerprint);
+
+    /// <summary>Restores one empty cache from a file of one layer.</summary>
+    /// <param name="cache">The cache.</param>
+    /// <param name="path">The file.</param>
+    /// <param name="fingerprint">What tells the model apart from others.</param>
+    public static void Load(this MustafarCache cache, string path, string fingerprint) => Load(path, [cache], fingerprint);
 
     private static void Validate(IReadOnlyList<MustafarCache> layers)
     {
