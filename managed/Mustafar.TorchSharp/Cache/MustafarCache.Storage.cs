@@ -142,6 +142,8 @@ public sealed unsafe partial class MustafarCache
             _pool.Return(page);
         }
 
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
         _sinks?.Keys.zero_();
         _sinks?.Values.zero_();
     }

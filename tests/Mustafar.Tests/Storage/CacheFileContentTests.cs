@@ -72,6 +72,13 @@ internal sealed class CacheFileContentTests(string device)
         // In the last page: those before it are in place then.
         Change(table, bytes => bytes[^(bytes.Length / 4)] ^= 1);
         Refused(problem);
+
+        // The pages that were taken for it go to the next ones.
+        using MustafarCache cache = New();
+        Assert.That(() => cache.Load(Path, "model"), Throws.TypeOf<MustafarCacheFileException>());
+        (long bytes, long tensors) = (cache.Memory.CompressedBytes, Tensor.TotalCount);
+        Assert.That(() => cache.Load(Path, "model"), Throws.TypeOf<MustafarCacheFileException>());
+        Assert.That((cache.Memory.CompressedBytes, Tensor.TotalCount), Is.EqualTo((bytes, tensors)));
     }
 
     [Test]

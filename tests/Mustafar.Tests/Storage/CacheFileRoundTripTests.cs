@@ -64,6 +64,21 @@ internal sealed class CacheFileRoundTripTests(string device)
         Assert.That(Bytes("again"), Is.EqualTo(Bytes("own")));
     });
 
+    /// <summary>A file does not tell the device: on a GPU, whose pages have another order, this goes to the CPU and back.</summary>
+    [TestCaseSource(nameof(Setups))]
+    public void A_file_moves_between_devices(MustafarOptions options, int headDim) => ForEach(dtype =>
+    {
+        using MustafarCache cache = New(2, options, headDim, dtype), back = New(2, options, headDim, dtype);
+        using MustafarCache onCpu = new(2, Heads, headDim, dtype, CPU, options);
+        Fill(cache, [130, 300], special: true);
+        cache.Save(File("there"), "model");
+        onCpu.Load(File("there"), "model");
+        onCpu.Save(File("cpu"), "model");
+        Assert.That(Bytes("cpu"), Is.EqualTo(Bytes("there")));
+        back.Load(File("cpu"), "model");
+        GoesOnAlike(back, cache, dtype);
+    });
+
     [Test]
     public void Forks_share_pages_in_the_file_and_afterwards([Values(null, 60)] int? window)
     {
