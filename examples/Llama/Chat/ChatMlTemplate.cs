@@ -10,6 +10,12 @@ public sealed class ChatMlTemplate(string? defaultSystem = null, bool beginsText
 {
     private const string Begin = "<|im_start|>";
 
+    /// <summary>The template's name.</summary>
+    internal const string FamilyName = "chatml";
+
+    /// <inheritdoc/>
+    public override string Name => FamilyName;
+
     /// <inheritdoc/>
     public override string EndOfReply => "<|im_end|>";
 

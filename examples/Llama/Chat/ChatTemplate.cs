@@ -10,6 +10,9 @@ namespace Mustafar.Examples.Llama.Chat;
 /// </remarks>
 public abstract class ChatTemplate
 {
+    /// <summary>Its name, one of <see cref="ChatTemplates.Names"/>.</summary>
+    public abstract string Name { get; }
+
     /// <summary>Markup that ends what the model says; the model generates it, or it is written in its place.</summary>
     public abstract string EndOfReply { get; }
 

@@ -17,9 +17,9 @@ public static partial class ChatTemplates
 
     private static readonly Dictionary<string, Func<ChatTemplate>> s_byName = new()
     {
-        ["llama3"] = () => new Llama3Template(),
-        ["mistral"] = () => new MistralTemplate(),
-        ["chatml"] = () => new ChatMlTemplate(),
+        [Llama3Template.FamilyName] = () => new Llama3Template(),
+        [MistralTemplate.FamilyName] = () => new MistralTemplate(),
+        [ChatMlTemplate.FamilyName] = () => new ChatMlTemplate(),
     };
 
     /// <summary>Names for <see cref="Find"/>.</summary>

@@ -74,6 +74,50 @@ public sealed class Conversation : IDisposable
     /// <summary>What the latest reply took.</summary>
     public ReplyUsage LastUsage { get; private set; }
 
+    /// <summary>Goes on with a chat that was saved; nothing of it is read anew.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="model">Who replies: the model and the template that it was saved with.</param>
+    /// <param name="cache">Its empty compressed caches, of batch size 1 and with the options that it was saved with.</param>
+    /// <exception cref="ArgumentException">The caches are not empty.</exception>
+    /// <exception cref="NotSupportedException">They are not compressed ones.</exception>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="MustafarCacheFileException">The file is of another model, template or options, damaged, or of no chat. The caches
+    /// are empty then.</exception>
+    public static Conversation Load(string path, ChatModel model, ModelCache cache)
+    {
+        Conversation conversation = new(model, cache);
+        IReadOnlyDictionary<string, string> metadata = cache.Load(path, model.Language.Fingerprint);
+        try
+        {
+            SavedConversation saved = SavedConversation.FromMetadata(metadata, path, model, cache.Length);
+            conversation._turns.AddRange(saved.Turns);
+            conversation._uncached = [.. saved.Uncached];
+            conversation._cacheIsOff = saved.CacheIsOff;
+            return conversation;
+        }
+        catch
+        {
+            cache.Clear();
+            throw;
+        }
+    }
+
+    /// <summary>Writes the chat and its caches to a file, from which <see cref="Load"/> goes on.</summary>
+    /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
+    /// <exception cref="NotSupportedException">The caches are not compressed ones.</exception>
+    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
+    public void Save(string path)
+    {
+        if (_cacheIsOff)
+        {
+            // What the next reply would do first.
+            _cache.Clear();
+        }
+
+        SavedConversation saved = new(_model.Template.Name, _turns, _uncached, _cacheIsOff);
+        _cache.Save(path, _model.Language.Fingerprint, saved.ToMetadata());
+    }
+
     /// <summary>Whether turns are this chat and more, so that the cache can serve them.</summary>
     public bool IsBeginningOf(IReadOnlyList<ChatTurn> turns)
     {

@@ -7,6 +7,12 @@ namespace Mustafar.Examples.Llama.Chat;
 /// <param name="today">The date that a chat of Llama 3.1 or later begins with; a chat of Llama 3 without dates if null.</param>
 public sealed class Llama3Template(DateOnly? today = null) : ChatTemplate
 {
+    /// <summary>The template's name.</summary>
+    internal const string FamilyName = "llama3";
+
+    /// <inheritdoc/>
+    public override string Name => FamilyName;
+
     /// <inheritdoc/>
     public override string EndOfReply => "<|eot_id|>";
 

@@ -14,6 +14,12 @@ namespace Mustafar.Examples.Llama.Chat;
 public sealed class MistralTemplate(
     string beforeUser = "[INST] ", string afterUser = " [/INST]", string beforeReply = "", string afterReply = "") : ChatTemplate
 {
+    /// <summary>The template's name.</summary>
+    internal const string FamilyName = "mistral";
+
+    /// <inheritdoc/>
+    public override string Name => FamilyName;
+
     /// <inheritdoc/>
     public override string EndOfReply => "</s>";
 

@@ -15,6 +15,14 @@ public sealed class CheckpointException : IOException
         Tensor = tensor;
     }
 
+    /// <summary>Tells which file is not valid.</summary>
+    internal CheckpointException(SafetensorsException cause, string file)
+        : base($"{file}: {cause.Message}", cause)
+    {
+        File = file;
+        Tensor = cause.Tensor;
+    }
+
     /// <summary>The file at fault.</summary>
     public string File { get; }
 

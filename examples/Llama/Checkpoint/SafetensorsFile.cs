@@ -23,7 +23,15 @@ public sealed unsafe class SafetensorsFile : IDisposable
 
         Path = path;
         using FileStream stream = new(path, FileMode.Open, FileAccess.Read, FileShare.Read);
-        Entries = SafetensorsHeader.Read(stream, path);
+        try
+        {
+            Entries = SafetensorsHeader.Read(stream).Tensors;
+        }
+        catch (SafetensorsException exception)
+        {
+            throw new CheckpointException(exception, path);
+        }
+
         _file = MemoryMappedFile.CreateFromFile(
             stream, mapName: null, capacity: 0, MemoryMappedFileAccess.Read, HandleInheritability.None, leaveOpen: true);
         _view = _file.CreateViewAccessor(0, 0, MemoryMappedFileAccess.Read);

@@ -1,8 +1,10 @@
 using System.CommandLine;
+using System.Diagnostics;
 using System.Globalization;
 using System.Text;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Generation;
+using Mustafar.Examples.Llama.Model;
 
 namespace Mustafar.Examples.Llama.Commands;
 
@@ -19,6 +21,9 @@ internal sealed class ChatCommand : LlamaCommand
         Description = "How a chat is written down, in place of what the checkpoint says.",
     };
 
+    private readonly Option<string?> _load = new("--load") { Description = "Go on with a chat that --save wrote.", HelpName = "FILE" };
+    private readonly Option<string?> _save = new("--save") { Description = "Write the chat and its compressed cache to a file at its end.", HelpName = "FILE" };
+
     private readonly GenerationOptions _generation = new(maxTokens: 512);
 
     public ChatCommand(TextReader input)
@@ -26,17 +31,29 @@ internal sealed class ChatCommand : LlamaCommand
     {
         _input = input;
         _template.AcceptOnlyFromAmong([.. ChatTemplates.Names]);
-        Add([_system, _template, .. _generation.All]);
+        Add([_system, _template, _load, _save, .. _generation.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
         Sampler sampler = new(_generation.Sampling(arguments));
         int maxTokens = Positive(arguments, _generation.MaxTokens);
+        (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
+        RequireCompressed(settings, load, save);
         using ModelSession session = ModelSession.Load(settings, output);
         ChatModel model = ChatModel.Of(session.Language, arguments.GetValue(_template));
         ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatSpeaker.System, system)] : [];
-        using Conversation conversation = new(model, session.NewCache());
+        using ModelCache cache = session.NewCache();
+        Stopwatch watch = Stopwatch.StartNew();
+        using Conversation conversation = load is null ? new Conversation(model, cache) : Conversation.Load(load, model, cache);
+        double? restoreSeconds = load is null ? null : watch.Elapsed.TotalSeconds;
+        if (restoreSeconds is double seconds)
+        {
+            output.WriteLine(string.Create(
+                CultureInfo.InvariantCulture,
+                $"--- {conversation.Turns.Count} turns, {conversation.CachedTokens} cached tokens, restored in {seconds:F3} s"));
+        }
+
         List<Exchange> exchanges = [];
         while (Ask(output) is string line && line != Exit)
         {
@@ -52,7 +69,13 @@ internal sealed class ChatCommand : LlamaCommand
             }
         }
 
-        output.WriteJson(new Result(RunReport.Of(session), exchanges, MemoryReport.Of(conversation.CachedTokens, conversation.Memory)));
+        if (save is not null)
+        {
+            conversation.Save(save);
+        }
+
+        output.WriteJson(new Result(
+            RunReport.Of(session), restoreSeconds, exchanges, MemoryReport.Of(conversation.CachedTokens, conversation.Memory)));
     }
 
     private static Exchange Reply(
@@ -94,5 +117,5 @@ internal sealed class ChatCommand : LlamaCommand
 
     private sealed record Exchange(string User, string Assistant, int CachedTokens, int NewTokens, int ReplyTokens, string FinishReason);
 
-    private sealed record Result(RunReport Run, List<Exchange> Exchanges, MemoryReport Cache);
+    private sealed record Result(RunReport Run, double? RestoreSeconds, List<Exchange> Exchanges, MemoryReport Cache);
 }

@@ -20,6 +20,9 @@ internal sealed class GenerateCommand : LlamaCommand
 
     private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue.", HelpName = "FILE" };
 
+    private readonly Option<string?> _load = new("--load") { Description = "Go on with the text of a file that --save wrote.", HelpName = "FILE" };
+    private readonly Option<string?> _save = new("--save") { Description = "Write the text and its compressed cache to a file.", HelpName = "FILE" };
+
     private readonly GenerationOptions _generation = new(maxTokens: 256);
     private readonly HypothesisOptions _hypotheses = new();
     private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Go on after a token that ends a text." };
@@ -27,7 +30,7 @@ internal sealed class GenerateCommand : LlamaCommand
     public GenerateCommand()
         : base("generate", "Continue a prompt, and report speed and cache size.")
     {
-        Add([_prompts, _promptFile, .. _generation.All, _ignoreStop, .. _hypotheses.All]);
+        Add([_prompts, _promptFile, _load, _save, .. _generation.All, _ignoreStop, .. _hypotheses.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
@@ -36,6 +39,15 @@ internal sealed class GenerateCommand : LlamaCommand
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         string[] prompts = Prompts(arguments);
         HypothesisSettings? hypotheses = _hypotheses.Read(arguments, prompts.Length, _generation);
+        (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
+        RequireCompressed(settings, load, save);
+        if ((load ?? save) is not null && (prompts.Length > 1 || hypotheses is not null))
+        {
+            throw new CommandException(prompts.Length > 1
+                ? $"--load and --save: expected one prompt, but got {prompts.Length}."
+                : "--load and --save: expected one continuation, but --best-of and --beams make several.");
+        }
+
         using ModelSession session = ModelSession.Load(settings, output);
         IReadOnlySet<int> stopTokens = arguments.GetValue(_ignoreStop) ? new HashSet<int>() : session.StopTokens;
         if (hypotheses is not null)
@@ -45,8 +57,9 @@ internal sealed class GenerateCommand : LlamaCommand
         }
 
         using ModelCache cache = session.NewCache(prompts.Length);
+        SavedText? before = load is null ? null : SavedText.Load(load, session, cache);
         TokenGenerator generator = new(session.Model, cache);
-        Continuation[] texts = [.. prompts.Select(prompt => new Continuation(prompt, session.Tokenizer, stopTokens))];
+        Continuation[] texts = [.. prompts.Select(prompt => new Continuation(prompt, session.Tokenizer, stopTokens, before?.Uncached))];
 
         // Evaluated before the prompt is echoed, so that a prompt that can't be used leaves no output.
         IEnumerable<SequenceToken> tokens = generator.Generate(
@@ -79,7 +92,14 @@ internal sealed class GenerateCommand : LlamaCommand
             }
         }
 
-        Report(new Outcome(RunReport.Of(session), texts, generator, MemoryReport.Of(cache)), output);
+        if (save is not null)
+        {
+            (Continuation text, int cached) = (texts[0], before?.CachedTokens ?? 0);
+            List<int> latest = [.. text.PromptIds, .. text.Ids];
+            SavedText.Save(save, session, cache, before?.Text + text.Prompt + text.Text, latest, cached + latest.Count);
+        }
+
+        Report(new Outcome(RunReport.Of(session), texts, generator, MemoryReport.Of(cache), before), output);
     }
 
     private static void Report(Outcome run, ConsoleOutput output)
@@ -90,6 +110,11 @@ internal sealed class GenerateCommand : LlamaCommand
         output.WriteLine(string.Create(
             CultureInfo.InvariantCulture,
             $"tokens    {tokens} after a prompt of {promptTokens}; {run.Generator.TokensPerSecond:F1} tokens/s, prompt {promptSeconds:F2} s"));
+        if (run.Before is not null)
+        {
+            output.WriteLine($"restored  {run.Before.Describe(promptTokens, promptSeconds)}");
+        }
+
         output.WriteLine($"cache     {run.Cache}");
         output.WriteLine($"sparsity  {run.Report.DescribeSparsity()}");
         TextResult[] results = [.. run.Texts.Select(text =>
@@ -105,6 +130,8 @@ internal sealed class GenerateCommand : LlamaCommand
                 single.FinishReason,
                 run.Generator.TokensPerSecond,
                 promptSeconds,
+                run.Before?.CachedTokens,
+                run.Before?.Seconds,
                 run.Cache));
         }
         else
@@ -115,31 +142,34 @@ internal sealed class GenerateCommand : LlamaCommand
 
     private string[] Prompts(ParseResult arguments) => (arguments.GetValue(_prompts) ?? [], arguments.GetValue(_promptFile)) switch
     {
-        ([], null) => [DefaultPrompt],
+        ([], null) => [arguments.GetValue(_load) is null ? DefaultPrompt : ""],
         (string[] prompts, null) => prompts,
         ([], string file) => [ShippedFiles.ReadText(file)],
         _ => throw new CommandException("Expected --prompt or --prompt-file, but got both."),
     };
 
     // One of the texts as it grows.
-    private sealed class Continuation(string prompt, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens)
+    private sealed class Continuation(string prompt, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens, IReadOnlyList<int>? before)
     {
         private readonly IncrementalDetokenizer _detokenizer = new(tokenizer, continuesText: true);
         private readonly StringBuilder _text = new();
 
         public string Prompt => prompt;
 
-        public List<int> PromptIds { get; } = tokenizer.Encode(prompt);
+        // What the text so far left to be read comes first; nothing begins anew.
+        public List<int> PromptIds { get; } = [.. before ?? [], .. tokenizer.Encode(prompt, addSpecialTokens: before is null)];
 
         public string Text => _text.ToString();
 
-        public int Tokens { get; private set; }
+        public List<int> Ids { get; } = [];
+
+        public int Tokens => Ids.Count;
 
         public bool IsStopped { get; private set; }
 
         public string Append(int token)
         {
-            Tokens++;
+            Ids.Add(token);
             IsStopped = stopTokens.Contains(token);
             return Add(IsStopped ? "" : _detokenizer.Append(token));
         }
@@ -153,7 +183,7 @@ internal sealed class GenerateCommand : LlamaCommand
         }
     }
 
-    private sealed record Outcome(RunReport Report, Continuation[] Texts, TokenGenerator Generator, MemoryReport Cache);
+    private sealed record Outcome(RunReport Report, Continuation[] Texts, TokenGenerator Generator, MemoryReport Cache, SavedText? Before);
 
     private sealed record Result(
         RunReport Run,
@@ -164,6 +194,8 @@ internal sealed class GenerateCommand : LlamaCommand
         string FinishReason,
         double TokensPerSecond,
         double PromptSeconds,
+        int? RestoredTokens,
+        double? RestoreSeconds,
         MemoryReport Cache);
 
     private sealed record TextResult(string Prompt, string Text, int PromptTokens, int Tokens, string FinishReason);

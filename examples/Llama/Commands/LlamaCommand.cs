@@ -38,6 +38,18 @@ internal abstract class LlamaCommand : Command
         }
     }
 
+    /// <summary>Refuses a dense cache, which no file holds, before any work is done that could not be kept.</summary>
+    /// <param name="settings">The kind of cache.</param>
+    /// <param name="options">Options that name a file, null where not given.</param>
+    /// <exception cref="CommandException">A file is given, and the cache is dense.</exception>
+    protected static void RequireCompressed(CommonSettings settings, params ReadOnlySpan<string?> options)
+    {
+        if (settings.Attention == AttentionKind.Dense && options.IndexOfAnyExcept((string?)null) >= 0)
+        {
+            throw new CommandException("--load and --save: expected a compressed cache, but --attention is dense.");
+        }
+    }
+
     /// <summary>The value of an option that must be above 0.</summary>
     /// <exception cref="CommandException">It is not.</exception>
     protected static T Positive<T>(ParseResult arguments, Option<T> option)

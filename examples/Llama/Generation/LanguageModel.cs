@@ -15,9 +15,15 @@ public sealed class LanguageModel : IDisposable
     private const string Head = "lm_head.weight";
 
     private LanguageModel(
-        string directory, LlamaForCausalLM model, TextTokenizer tokenizer, IReadOnlySet<int> stopTokens, IReadOnlyList<string> unused)
+        string directory,
+        string fingerprint,
+        LlamaForCausalLM model,
+        TextTokenizer tokenizer,
+        IReadOnlySet<int> stopTokens,
+        IReadOnlyList<string> unused)
     {
         Directory = directory;
+        Fingerprint = fingerprint;
         Model = model;
         Tokenizer = tokenizer;
         StopTokens = stopTokens;
@@ -26,6 +32,9 @@ public sealed class LanguageModel : IDisposable
 
     /// <summary>Where the checkpoint lies.</summary>
     public string Directory { get; }
+
+    /// <summary>What tells the checkpoint apart from those of other models: <see cref="ModelFingerprint"/>.</summary>
+    public string Fingerprint { get; }
 
     /// <summary>The model.</summary>
     public LlamaForCausalLM Model { get; }
@@ -49,7 +58,8 @@ public sealed class LanguageModel : IDisposable
     public static LanguageModel Load(string directory, ScalarType? dtype = null, Device? device = null, IProgress<double>? progress = null)
     {
         ArgumentNullException.ThrowIfNull(directory);
-        LlamaConfig config = LlamaConfig.Load(Path.Combine(directory, "config.json"));
+        string configFile = Path.Combine(directory, "config.json");
+        LlamaConfig config = LlamaConfig.Load(configFile);
         TextTokenizer tokenizer = TextTokenizer.Load(directory);
         if (tokenizer.VocabSize > config.VocabSize)
         {
@@ -65,7 +75,8 @@ public sealed class LanguageModel : IDisposable
         {
             IReadOnlyList<string> unused = [.. CheckpointLoader.Load(model, checkpoint, progress)
                 .Where(name => !name.EndsWith(DerivedSuffix, StringComparison.Ordinal) && !(name == Head && config.TieWordEmbeddings))];
-            return new LanguageModel(directory, model, tokenizer, stopTokens, unused);
+            string fingerprint = ModelFingerprint.Of(configFile, checkpoint);
+            return new LanguageModel(directory, fingerprint, model, tokenizer, stopTokens, unused);
         }
         catch
         {

@@ -72,6 +72,25 @@ public sealed class ModelCache : IDisposable
         return ForEachLayer(_layers.Length, layer => _layers[layer].Fork(sequences));
     }
 
+    /// <summary>Writes the caches to a file.</summary>
+    /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
+    /// <param name="fingerprint">What tells the model apart from others.</param>
+    /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <exception cref="NotSupportedException">They are not compressed ones.</exception>
+    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
+    public void Save(string path, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null) =>
+        MustafarCacheFile.Save(path, CompressedLayers(), fingerprint, metadata);
+
+    /// <summary>Restores the caches, which must be empty, from a file.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="fingerprint">What tells the model apart from others.</param>
+    /// <returns>What else is kept in the file.</returns>
+    /// <exception cref="NotSupportedException">They are not compressed ones.</exception>
+    /// <exception cref="IOException">There is no such file, or it is of another model, of other options, or damaged; the caches are still
+    /// empty.</exception>
+    public IReadOnlyDictionary<string, string> Load(string path, string fingerprint) =>
+        MustafarCacheFile.Load(path, CompressedLayers(), fingerprint);
+
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
     /// <param name="length">Tokens to leave at most.</param>
     public void Truncate(int length)
@@ -99,6 +118,10 @@ public sealed class ModelCache : IDisposable
             layer.Dispose();
         }
     }
+
+    private MustafarCache[] CompressedLayers() => _layers.All(layer => layer is MustafarCache)
+        ? [.. _layers.Cast<MustafarCache>()]
+        : throw new NotSupportedException($"Only compressed caches go to a file, not a {_layers.First(layer => layer is not MustafarCache).GetType().Name}.");
 
     private static ModelCache ForEachLayer(int count, Func<int, KeyValueCache> make)
     {

@@ -37,6 +37,12 @@ internal sealed class AttentionSinks : IDisposable
     /// <summary>Sinks that each sequence has.</summary>
     internal ReadOnlySpan<int> Counts => _counts;
 
+    /// <summary>Their keys, Float32 [batch, num_kv_heads, capacity, head_dim].</summary>
+    internal Tensor Keys => _keys;
+
+    /// <summary>Their values, in the same form.</summary>
+    internal Tensor Values => _values;
+
     internal long Bytes => 2 * _keys.numel() * sizeof(float);
 
     /// <summary>Whether none of so many new tokens becomes a sink.</summary>
@@ -161,6 +167,9 @@ internal sealed class AttentionSinks : IDisposable
             _counts[b] = source._counts[parents[b]];
         }
     }
+
+    /// <summary>Counts sinks that were put in place.</summary>
+    internal void SetCounts(ReadOnlySpan<int> counts) => counts.CopyTo(_counts);
 
     /// <summary>Remembers how many there are.</summary>
     internal void Mark() => _counts.CopyTo(_countsBefore, 0);

@@ -374,6 +374,17 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             tensor.narrow(0, sequence, 1).narrow(2, 0, counts[sequence]);
     }
 
+    private void Enter()
+    {
+        if (Interlocked.Exchange(ref _busy, 1) != 0)
+        {
+            ThrowIfDisposed();
+            throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
+        }
+    }
+
+    private void Leave() => Volatile.Write(ref _busy, 0);
+
     // Refuses a second thread for as long as it lives.
     private readonly ref struct Use
     {
@@ -382,13 +393,9 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         internal Use(MustafarCache cache)
         {
             _cache = cache;
-            if (Interlocked.Exchange(ref cache._busy, 1) != 0)
-            {
-                cache.ThrowIfDisposed();
-                throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
-            }
+            cache.Enter();
         }
 
-        public void Dispose() => Volatile.Write(ref _cache._busy, 0);
+        public void Dispose() => _cache.Leave();
     }
 }

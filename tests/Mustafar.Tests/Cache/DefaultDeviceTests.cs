@@ -1,3 +1,4 @@
+using Mustafar.Tests.Llama;
 using Mustafar.Tests.Oracle;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -47,6 +48,35 @@ public sealed class DefaultDeviceTests(string device)
             Tensor Random(int heads, int count) =>
                 randn([2, heads, count, HeadDim], device: CPU, generator: random).to(ScalarType.Float16).to(new Device(device));
         }
+    }
+
+    [Test]
+    public void FilesAreTheSame([Values] bool convert, [Values(0, 4)] int sinks)
+    {
+        using TemporaryDirectory directory = new();
+        byte[] expected = Save("expected");
+        set_default_device(new Device(Elsewhere));
+        byte[] actual = Save("actual");
+        Assert.That(actual, Is.EqualTo(expected));
+
+        byte[] Save(string name)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            using MustafarCache cache = Make(), restored = Make();
+            Tensor tokens = Scalars.Range(0, KvHeads * 100 * HeadDim, CPU).reshape(1, KvHeads, 100, HeadDim).to(ScalarType.Float16);
+            cache.Append(tokens.to(new Device(device)), tokens.to(new Device(device)));
+            string first = directory.File($"{name}-1"), second = directory.File($"{name}-2");
+            cache.Save(first, "model");
+            restored.Load(first, "model");
+            restored.Save(second, "model");
+            return File.ReadAllBytes(second);
+        }
+
+        MustafarCache Make() => new(
+            1, KvHeads, HeadDim, ScalarType.Float16, new Device(device), new MustafarOptions { LocalWindow = 32, GroupSize = 32, SinkTokens = sinks })
+        {
+            ConvertsPages = convert,
+        };
     }
 
     [Test]

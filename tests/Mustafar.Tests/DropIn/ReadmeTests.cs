@@ -1,6 +1,7 @@
 using Mustafar.BindingGenerator;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
+using Mustafar.Tests.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -57,6 +58,25 @@ public sealed class ReadmeTests
 
         Assert.That(hidden.shape, Is.EqualTo(states.shape));
         Assert.That(cache.Length, Is.EqualTo(3));
+    }
+
+    [Test]
+    public void CachesOnDisk()
+    {
+        using TemporaryDirectory directory = new();
+        (string path, string fingerprint) = (directory.File("cache"), "model");
+        using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
+        MustafarCache[] layers = [cache];
+        Tensor tokens = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
+        cache.Append(tokens, tokens);
+
+        MustafarCacheFile.Save(path, layers, fingerprint, new Dictionary<string, string> { ["title"] = "first" });
+
+        cache.Clear();
+        IReadOnlyDictionary<string, string> metadata = MustafarCacheFile.Load(path, layers, fingerprint);
+
+        Assert.That(cache.Length, Is.EqualTo(100));
+        Assert.That(metadata["title"], Is.EqualTo("first"));
     }
 
     [Test]

@@ -185,6 +185,55 @@ public sealed class CommandLineTests
     }
 
     [Test]
+    public void AChatGoesOnFromAFile()
+    {
+        using TemporaryDirectory directory = new();
+        string[] args = ["chat", "--chat-template", "llama3", "--max-tokens", "6", "--json"];
+        (_, string whole, _) = Chat("Hello\nAgain\n", args);
+        (int code, _, string error) = Chat("Hello\n", [.. args, "--save", directory.File("chat")]);
+        Assert.That(code, Is.Zero, error);
+        (code, string output, error) = Chat("Again\n", [.. args, "--load", directory.File("chat"), "--save", directory.File("chat")]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument expected = JsonDocument.Parse(whole), actual = JsonDocument.Parse(output);
+        Assert.That(
+            actual.RootElement.GetProperty("exchanges")[0].GetRawText(), Is.EqualTo(expected.RootElement.GetProperty("exchanges")[1].GetRawText()));
+        Assert.That(actual.RootElement.GetProperty("restore_seconds").GetDouble(), Is.Positive);
+        (code, output, _) = Chat("", [.. args[..^1], "--load", directory.File("chat")]);
+        Assert.That(code, Is.Zero);
+        Assert.That(output, Does.StartWith("--- 4 turns").And.Contain("restored in"));
+    }
+
+    [Test]
+    public void ATextGoesOnFromAFile()
+    {
+        using TemporaryDirectory directory = new();
+        string file = directory.File("text");
+        string[] args = ["generate", "--dtype", "float32", "--json"];
+        string whole = Text(["--prompt", "import os\n", "--max-tokens", "20"]);
+        string first = Text(["--prompt", "import os\n", "--max-tokens", "12", "--save", file]);
+        string second = Text(["--load", file, "--max-tokens", "8", "--save", file]);
+        Assert.That(first + second, Is.EqualTo(whole));
+
+        // With a new prompt after it.
+        string third = Text(["--load", file, "--prompt", "\ndef add(a, b):", "--max-tokens", "8"]);
+        Assert.That(third, Is.EqualTo(Text(["--prompt", $"import os\n{whole}\ndef add(a, b):", "--max-tokens", "8"])));
+        (int code, string output, string error) = Run("generate", "--dtype", "float32", "--load", file, "--max-tokens", "1");
+        Assert.That(code, Is.Zero, error);
+        Assert.That(output, Does.Contain("s to the first token:").And.Contain("tokens restored in"));
+        (code, _, error) = Run("generate", "--load", file);
+        Assert.That(code, Is.EqualTo(1));
+        Assert.That(error, Does.Contain("mustafar.dtype"));
+
+        string Text(string[] more)
+        {
+            (int code, string output, string error) = Run([.. args, .. more]);
+            Assert.That(code, Is.Zero, error);
+            using JsonDocument document = JsonDocument.Parse(output);
+            return document.RootElement.GetProperty("text").GetString()!;
+        }
+    }
+
+    [Test]
     public void GenerateRunsWithoutAnyOption()
     {
         (int code, string output, string error) = Run("generate");
@@ -252,6 +301,13 @@ public sealed class CommandLineTests
     [TestCase(1, "--seed: a beam search draws nothing", new[] { "generate", "--beams", "2", "--seed", "1" })]
     [TestCase(1, "--best-of: expected a --temperature above 0", new[] { "generate", "--best-of", "2" })]
     [TestCase(1, "SinkTokens", new[] { "generate", "--sinks", "-1" })]
+    [TestCase(1, "expected one prompt", new[] { "generate", "--prompt", "a", "--prompt", "b", "--save", "c" })]
+    [TestCase(1, "expected a compressed cache", new[] { "generate", "--attention", "dense", "--save", "c" })]
+    [TestCase(1, "--load and --save: expected one continuation", new[] { "generate", "--beams", "2", "--save", "c" })]
+    [TestCase(1, "expected a compressed cache", new[] { "chat", "--attention", "dense", "--load", "c" })]
+    [TestCase(1, "no-such-file", new[] { "generate", "--load", "no-such-file" })]
+    [TestCase(1, "another format", new[] { "generate", "--load", "{short}" })]
+    [TestCase(1, "no-such-file", new[] { "chat", "--chat-template", "llama3", "--load", "no-such-file" })]
     [TestCase(2, "jinja", new[] { "chat", "--chat-template", "jinja" })]
     [TestCase(1, "no chat template", new[] { "chat" })]
     [TestCase(1, "<|im_start|>", new[] { "chat", "--chat-template", "chatml" })]

@@ -1,3 +1,4 @@
+using Mustafar.Tests.Llama;
 using Mustafar.Tests.Oracle;
 using static TorchSharp.torch;
 
@@ -56,6 +57,16 @@ internal sealed record CacheAndModel(CacheSetup Setup, MustafarCache Cache, Refe
     {
         parents = [.. parents.Select(parent => parent % Model.Batch)];
         return this with { Cache = Cache.Fork(parents), Model = Model.Fork(parents) };
+    }
+
+    /// <summary>The same with a cache that was restored from a file.</summary>
+    internal CacheAndModel SaveAndLoad()
+    {
+        using TemporaryDirectory directory = new();
+        Cache.Save(directory.File("cache"), "model");
+        MustafarCache restored = new(Model.Batch, Setup.NumKvHeads, Setup.HeadDim, Setup.DType, Cache.Device, Setup.Options);
+        restored.Load(directory.File("cache"), "model");
+        return this with { Cache = restored };
     }
 
     internal void Check()

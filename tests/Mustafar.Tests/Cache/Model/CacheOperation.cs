@@ -85,6 +85,19 @@ internal abstract record CacheOperation(int Which)
         public override string ToString() => $"[{Which}] fork {string.Join(", ", Parents)}";
     }
 
+    /// <summary>What was restored takes the place of what was saved.</summary>
+    internal sealed record SaveAndLoad(int Which) : CacheOperation(Which)
+    {
+        internal override void Run(List<CacheAndModel> caches)
+        {
+            CacheAndModel saved = Of(caches);
+            caches[caches.IndexOf(saved)] = saved.SaveAndLoad();
+            saved.Cache.Dispose();
+        }
+
+        public override string ToString() => $"[{Which}] save and load";
+    }
+
     /// <summary>Parents as well as forks, but never the last.</summary>
     internal sealed record Dispose(int Which) : CacheOperation(Which)
     {

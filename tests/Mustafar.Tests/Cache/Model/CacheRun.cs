@@ -63,6 +63,7 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
                 (1, from w in which from s in share select (CacheOperation)new CacheOperation.TruncateAll(w, s)),
                 (1, from w in which select (CacheOperation)new CacheOperation.Clear(w)),
                 (3, from w in which from n in Gen.Choose(1, 3) from p in Gen.ArrayOf(Gen.Choose(0, 5), n) select (CacheOperation)new CacheOperation.Fork(w, p)),
+                (2, from w in which select (CacheOperation)new CacheOperation.SaveAndLoad(w)),
                 (1, from w in which select (CacheOperation)new CacheOperation.Dispose(w)));
         }
     }

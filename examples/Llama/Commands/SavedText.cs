@@ -1,0 +1,63 @@
+using System.Diagnostics;
+using System.Globalization;
+using Mustafar.Examples.Llama.Model;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>A text whose caches are in a file.</summary>
+/// <param name="Text">The text.</param>
+/// <param name="Uncached">Ids at its end that the caches don't hold yet.</param>
+/// <param name="CachedTokens">Tokens that they hold.</param>
+/// <param name="Seconds">Time that restoring them took.</param>
+internal sealed record SavedText(string Text, IReadOnlyList<int> Uncached, int CachedTokens, double Seconds)
+{
+    private const string TextKey = "text";
+    private const string UncachedKey = "uncached";
+
+    /// <summary>Restores empty caches of one sequence.</summary>
+    /// <exception cref="MustafarCacheFileException">The file is of another model or other options, damaged, or of a chat.</exception>
+    public static SavedText Load(string path, ModelSession session, ModelCache cache)
+    {
+        Stopwatch watch = Stopwatch.StartNew();
+        IReadOnlyDictionary<string, string> metadata = cache.Load(path, session.Language.Fingerprint);
+        if (!metadata.TryGetValue(TextKey, out string? text) || !metadata.TryGetValue(UncachedKey, out string? ids))
+        {
+            throw new MustafarCacheFileException("expected a text saved by generate, but the file holds something else.", path);
+        }
+
+        List<int> uncached = [];
+        foreach (string id in ids.Split(' ', StringSplitOptions.RemoveEmptyEntries))
+        {
+            uncached.Add(int.TryParse(id, NumberStyles.None, CultureInfo.InvariantCulture, out int number)
+                ? number
+                : throw new MustafarCacheFileException($"expected ids as '{UncachedKey}', but got '{id}'.", path));
+        }
+
+        return new SavedText(text, uncached, cache.Length, watch.Elapsed.TotalSeconds);
+    }
+
+    /// <summary>Writes the caches of a text of one sequence.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="session">The model.</param>
+    /// <param name="cache">The caches.</param>
+    /// <param name="text">The text.</param>
+    /// <param name="latest">Its latest ids, those that are not cached among them.</param>
+    /// <param name="tokens">How many tokens it has.</param>
+    public static void Save(string path, ModelSession session, ModelCache cache, string text, IReadOnlyList<int> latest, int tokens)
+    {
+        // Of a token that ended the text there is no trace in it.
+        IEnumerable<int> uncached = latest.TakeLast(tokens - cache.Length).Where(id => !session.StopTokens.Contains(id));
+        cache.Save(path, session.Language.Fingerprint, new Dictionary<string, string>
+        {
+            [TextKey] = text,
+            [UncachedKey] = string.Join(' ', uncached.Select(id => id.ToString(CultureInfo.InvariantCulture))),
+        });
+    }
+
+    /// <summary>How long the first new token took.</summary>
+    /// <param name="readTokens">Tokens that were read for it.</param>
+    /// <param name="readSeconds">Time that reading them took.</param>
+    public string Describe(int readTokens, double readSeconds) => string.Create(
+        CultureInfo.InvariantCulture,
+        $"{Seconds + readSeconds:F3} s to the first token: {CachedTokens} tokens restored in {Seconds:F3} s, {readTokens} read in {readSeconds:F3} s");
+}

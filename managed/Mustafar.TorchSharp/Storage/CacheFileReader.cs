@@ -1,0 +1,243 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
+using System.Text;
+using Mustafar.Native;
+
+namespace Mustafar;
+
+/// <summary>Checks a file that holds caches, and puts what it holds into empty ones.</summary>
+internal sealed class CacheFileReader : IDisposable
+{
+    private const int BufferBytes = 1 << 16;
+
+    private readonly string _path;
+    private readonly FileStream _stream;
+    private readonly SafetensorsHeader _header;
+
+    /// <summary>Opens a file, and checks that it is one of caches and not damaged.</summary>
+    /// <exception cref="MustafarCacheFileException">It is not.</exception>
+    internal CacheFileReader(string path)
+    {
+        _path = path;
+        _stream = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.Read, BufferBytes, FileOptions.SequentialScan);
+        try
+        {
+            _header = SafetensorsHeader.Read(_stream);
+            CheckVersion();
+            CheckChecksum();
+        }
+        catch (SafetensorsException exception)
+        {
+            _stream.Dispose();
+            throw Refused(exception.Message, exception);
+        }
+        catch
+        {
+            _stream.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>The metadata of whoever saved the caches.</summary>
+    internal Dictionary<string, string> UserMetadata => _header.Metadata
+        .Where(item => item.Key.StartsWith(CacheFileFormat.UserPrefix, StringComparison.Ordinal))
+        .ToDictionary(item => item.Key[CacheFileFormat.UserPrefix.Length..], item => item.Value);
+
+    /// <summary>Restores empty caches. They change only when nothing is left that could be refused.</summary>
+    /// <exception cref="MustafarCacheFileException">The file is of another model, other options or shapes, or damaged.</exception>
+    internal void Restore(IReadOnlyList<MustafarCache> layers, string fingerprint)
+    {
+        CheckDescription(layers, fingerprint);
+        Content[] contents = [.. layers.Select(ReadTables)];
+        CheckLengths(contents);
+        int tensors = contents.Sum(content => content.Tensors);
+        if (tensors != _header.Tensors.Count)
+        {
+            throw Refused($"expected {tensors} tensors, but it has {_header.Tensors.Count}.");
+        }
+
+        nint[][] pages = [.. layers.Select(_ => Array.Empty<nint>())];
+        try
+        {
+            for (int i = 0; i < layers.Count; i++)
+            {
+                layers[i].Reserve(contents[i].Tables);
+                pages[i] = layers[i].RentPages(contents[i].Pages);
+                Fill(layers[i], i, contents[i].Tables, pages[i]);
+            }
+        }
+        catch (Exception exception)
+        {
+            for (int i = 0; i < layers.Count; i++)
+            {
+                layers[i].Discard(pages[i]);
+            }
+
+            if (exception is EndOfStreamException)
+            {
+                throw Refused("the file ended while it was read.", exception);
+            }
+
+            throw;
+        }
+
+        for (int i = 0; i < layers.Count; i++)
+        {
+            layers[i].Restore(contents[i].Tables, pages[i]);
+        }
+    }
+
+    public void Dispose() => _stream.Dispose();
+
+    private void CheckVersion()
+    {
+        if (!_header.Metadata.TryGetValue(CacheFileFormat.VersionKey, out string? text))
+        {
+            throw Refused($"expected a saved cache, but the file's metadata have no '{CacheFileFormat.VersionKey}'.");
+        }
+
+        if (!int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int version) || version != CacheFileFormat.Version)
+        {
+            throw Refused($"expected format version {CacheFileFormat.Version}, but it has '{text}'; it may need a newer version of this library.");
+        }
+    }
+
+    private void CheckChecksum()
+    {
+        byte[] header = new byte[_header.DataOffset];
+        _stream.Position = 0;
+        _stream.ReadExactly(header);
+        int digits = FileChecksum.Find(header);
+        if (digits < 0)
+        {
+            throw Refused($"expected a checksum '{FileChecksum.Key}' in the metadata, but it has none.");
+        }
+
+        string stated = Encoding.ASCII.GetString(header, digits, FileChecksum.Blank.Length);
+        string actual = FileChecksum.Compute(header, digits, _stream);
+        if (stated != actual)
+        {
+            throw Refused($"expected SHA-256 {stated}, but its content has {actual}; the file is damaged.");
+        }
+    }
+
+    private void CheckDescription(IReadOnlyList<MustafarCache> layers, string fingerprint)
+    {
+        foreach ((string key, string expected) in CacheFileFormat.Describe(layers, fingerprint))
+        {
+            string? actual = _header.Metadata.GetValueOrDefault(key);
+            if (actual != expected)
+            {
+                string model = key == CacheFileFormat.FingerprintKey ? " (the file is of another model)" : "";
+                throw Refused($"expected '{expected}' as {key}, but it is {(actual is null ? "absent" : $"'{actual}'")}{model}.");
+            }
+        }
+    }
+
+    // All of a layer but keys and values, checked.
+    private Content ReadTables(MustafarCache layer, int index)
+    {
+        // These two may have any length; all others follow.
+        long indices = Entry(index, "page_indices").Shape is [long count] ? count : 0;
+        long pages = Entry(index, "key_pages").Shape is [long first, ..] ? first : 0;
+        int tensors = 0;
+        foreach (CacheFileTensor tensor in CacheFileFormat.Tensors(layer, index, pages, indices))
+        {
+            SafetensorsEntry entry = Entry(tensor.Name);
+            if (entry.DType != tensor.DType || !entry.Shape.SequenceEqual(tensor.Shape))
+            {
+                throw Refused(
+                    $"tensor '{tensor.Name}': expected {tensor.DType} [{string.Join(", ", tensor.Shape)}], but it is {entry.DType} [{string.Join(", ", entry.Shape)}].");
+            }
+
+            tensors++;
+        }
+
+        CacheTables tables = new(
+            ReadIntegers(index, "lengths"),
+            ReadIntegers(index, "compressed"),
+            ReadIntegers(index, "released_pages"),
+            ReadIntegers(index, "sink_counts"),
+            ReadIntegers(index, "page_indices"));
+        return layer.Problem(tables, pages) is string problem
+            ? throw Refused($"layer {index}: {problem}")
+            : new Content(tables, checked((int)pages), tensors);
+    }
+
+    private void CheckLengths(Content[] contents)
+    {
+        int[] first = contents[0].Tables.TotalLengths;
+        for (int i = 1; i < contents.Length; i++)
+        {
+            int[] lengths = contents[i].Tables.TotalLengths;
+            if (!lengths.AsSpan().SequenceEqual(first))
+            {
+                throw Refused(
+                    $"expected layers of the same lengths [{string.Join(", ", first)}], but layer {i} has [{string.Join(", ", lengths)}].");
+            }
+        }
+    }
+
+    // Everything is put where no query sees it yet.
+    private void Fill(MustafarCache layer, int index, CacheTables tables, nint[] pages)
+    {
+        FillPages(keys: true, "key_pages");
+        FillPages(keys: false, "value_pages");
+        Seek(index, "window_keys");
+        layer.VisitWindow(keys: true, tables, fill: true, Read);
+        Seek(index, "window_values");
+        layer.VisitWindow(keys: false, tables, fill: true, Read);
+        if (layer.Options.SinkTokens > 0)
+        {
+            Seek(index, "sink_keys");
+            layer.VisitSinks(keys: true, tables, fill: true, Read);
+            Seek(index, "sink_values");
+            layer.VisitSinks(keys: false, tables, fill: true, Read);
+        }
+
+        void FillPages(bool keys, string part)
+        {
+            SafetensorsEntry entry = Seek(index, part);
+            NativeFormat format = layer.PlainFormat(keys);
+            int blockBytes = (int)entry.Shape[^1];
+            layer.VisitPages(keys, pages, fill: true, blocks =>
+            {
+                Read(blocks);
+                for (int start = 0; start < blocks.Length; start += blockBytes)
+                {
+                    if (!BlockCheck.IsValid(blocks.Slice(start, blockBytes), format))
+                    {
+                        long place = _stream.Position - entry.Offset - blocks.Length + start;
+                        throw Refused(
+                            $"tensor '{entry.Name}': expected blocks that keep {format.Keep} of {format.HeadDim} channels, but the one at byte {place} does not.");
+                    }
+                }
+            });
+        }
+    }
+
+    private void Read(Span<byte> bytes) => _stream.ReadExactly(bytes);
+
+    private SafetensorsEntry Seek(int layer, string part)
+    {
+        SafetensorsEntry entry = Entry(layer, part);
+        _stream.Position = entry.Offset;
+        return entry;
+    }
+
+    private int[] ReadIntegers(int layer, string part)
+    {
+        int[] numbers = new int[Seek(layer, part).ByteCount / sizeof(int)];
+        Read(MemoryMarshal.AsBytes(numbers.AsSpan()));
+        return numbers;
+    }
+
+    private SafetensorsEntry Entry(int layer, string part) => Entry(CacheFileFormat.TensorName(layer, part));
+
+    private SafetensorsEntry Entry(string name) =>
+        _header.Tensors.GetValueOrDefault(name) ?? throw Refused($"expected a tensor '{name}', but there is none.");
+
+    private MustafarCacheFileException Refused(string problem, Exception? cause = null) => new(problem, _path, cause);
+
+    private sealed record Content(CacheTables Tables, int Pages, int Tensors);
+}

@@ -1,0 +1,141 @@
+using System.Collections.ObjectModel;
+
+namespace Mustafar;
+
+/// <summary>Saves the caches of a model's layers to a file, and restores them without reading the text again.</summary>
+/// <remarks>
+/// The file is one of safetensors, with what a cache holds as it holds it: <c>docs/format.md</c> tells its tensors and metadata. It does
+/// not depend on the device that the caches are on.
+/// </remarks>
+public static class MustafarCacheFile
+{
+    /// <summary>Writes caches to a file.</summary>
+    /// <param name="path">The file; one that is there is replaced, once the new one is complete and on the disk.</param>
+    /// <param name="layers">The cache of each layer, all of one shape, dtype, and number of tokens.</param>
+    /// <param name="fingerprint">What tells the model (its weights) apart from others; caches of one mean nothing to another.</param>
+    /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <exception cref="ArgumentException">There is no layer, layers differ in shape, dtype or lengths, or a value is null.</exception>
+    /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
+    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
+    public static void Save(
+        string path, IReadOnlyList<MustafarCache> layers, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        ArgumentNullException.ThrowIfNull(fingerprint);
+        Validate(layers);
+        metadata ??= ReadOnlyDictionary<string, string>.Empty;
+        foreach ((string key, string value) in metadata)
+        {
+            if (value is null)
+            {
+                throw new ArgumentException($"Expected a text as '{key}', but it is null.", nameof(metadata));
+            }
+        }
+
+        using Claims claims = new(layers);
+        for (int i = 1; i < layers.Count; i++)
+        {
+            if (!layers[i].Lengths.SequenceEqual(layers[0].Lengths))
+            {
+                throw new ArgumentException(
+                    $"Expected layers of the same lengths [{string.Join(", ", layers[0].Lengths)}], but layer {i} has [{string.Join(", ", layers[i].Lengths)}].",
+                    nameof(layers));
+            }
+        }
+
+        AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, layers, fingerprint, metadata));
+    }
+
+    /// <summary>Restores caches from a file.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
+    /// <param name="fingerprint">What tells the model apart from others, as it was given when they were saved.</param>
+    /// <returns>The metadata that they were saved with.</returns>
+    /// <exception cref="ArgumentException">There is no layer, layers differ in shape or dtype, or one is not empty.</exception>
+    /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
+    /// version. The caches are still empty.</exception>
+    public static IReadOnlyDictionary<string, string> Load(string path, IReadOnlyList<MustafarCache> layers, string fingerprint)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        ArgumentNullException.ThrowIfNull(fingerprint);
+        Validate(layers);
+        using Claims claims = new(layers);
+        for (int i = 0; i < layers.Count; i++)
+        {
+            if (layers[i].Length > 0)
+            {
+                throw new ArgumentException($"Expected empty caches, but that of layer {i} holds {layers[i].Length} tokens.", nameof(layers));
+            }
+        }
+
+        using CacheFileReader reader = new(path);
+        reader.Restore(layers, fingerprint);
+        return reader.UserMetadata;
+    }
+
+    /// <summary>Writes one cache to a file, as the only layer.</summary>
+    /// <param name="cache">The cache.</param>
+    /// <param name="path">The file; one that is there is replaced.</param>
+    /// <param name="fingerprint">What tells the model apart from others.</param>
+    public static void Save(this MustafarCache cache, string path, string fingerprint) => Save(path, [cache], fingerprint);
+
+    /// <summary>Restores one empty cache from a file of one layer.</summary>
+    /// <param name="cache">The cache.</param>
+    /// <param name="path">The file.</param>
+    /// <param name="fingerprint">What tells the model apart from others.</param>
+    public static void Load(this MustafarCache cache, string path, string fingerprint) => Load(path, [cache], fingerprint);
+
+    private static void Validate(IReadOnlyList<MustafarCache> layers)
+    {
+        ArgumentNullException.ThrowIfNull(layers);
+        if (layers.Count == 0 || layers.Contains(null))
+        {
+            throw new ArgumentException("Expected the cache of at least one layer, and none that is null.", nameof(layers));
+        }
+
+        if (layers.Distinct().Count() != layers.Count)
+        {
+            throw new ArgumentException("Expected a cache of its own for each layer, but one occurs twice.", nameof(layers));
+        }
+
+        string expected = Describe(layers[0]);
+        for (int i = 1; i < layers.Count; i++)
+        {
+            if (Describe(layers[i]) is string actual && actual != expected)
+            {
+                throw new ArgumentException($"Expected layers alike, {expected} as the first, but layer {i} is {actual}.", nameof(layers));
+            }
+        }
+    }
+
+    private static string Describe(MustafarCache layer) =>
+        $"{layer.DType} [batch {layer.BatchSize}, num_kv_heads {layer.NumKvHeads}, head_dim {layer.HeadDim}]";
+
+    // Keeps other threads out of all layers.
+    private sealed class Claims : IDisposable
+    {
+        private readonly List<IDisposable> _claims = [];
+
+        internal Claims(IReadOnlyList<MustafarCache> layers)
+        {
+            try
+            {
+                foreach (MustafarCache layer in layers)
+                {
+                    _claims.Add(layer.Claim());
+                }
+            }
+            catch
+            {
+                Dispose();
+                throw;
+            }
+        }
+
+        public void Dispose() => _claims.ForEach(claim => claim.Dispose());
+    }
+}

@@ -1,0 +1,15 @@
+namespace Mustafar;
+
+/// <summary>A file is no valid safetensors file, or it is truncated.</summary>
+public sealed class SafetensorsException : IOException
+{
+    /// <summary>Makes an exception.</summary>
+    /// <param name="message">What was expected, and what came.</param>
+    /// <param name="tensor">The tensor at fault, if one is.</param>
+    /// <param name="inner">The cause, if another exception is.</param>
+    public SafetensorsException(string message, string? tensor = null, Exception? inner = null)
+        : base(tensor is null ? message : $"tensor '{tensor}': {message}", inner) => Tensor = tensor;
+
+    /// <summary>The tensor at fault, or null.</summary>
+    public string? Tensor { get; }
+}

@@ -1,0 +1,179 @@
+using Mustafar.Examples.Llama.Chat;
+using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Examples.Llama.Generation;
+using Mustafar.Examples.Llama.Model;
+
+namespace Mustafar.Tests.Llama;
+
+/// <summary>A chat that was saved goes on as if it had never ended.</summary>
+[TestFixture]
+internal sealed class SavedConversationTests
+{
+    private static readonly ChatTurn s_first = new(ChatSpeaker.User, "def add(a, b):");
+    private static readonly ChatTurn s_second = new(ChatSpeaker.User, "class Stack: # \"ünï\" 👍");
+    private static readonly MustafarOptions s_options = new() { LocalWindow = 0, GroupSize = 32 };
+
+    private LanguageModel _language = null!;
+    private ChatModel _model = null!;
+    private TemporaryDirectory _directory = null!;
+
+    private string Path => _directory.File("chat");
+
+    [OneTimeSetUp]
+    public void Load()
+    {
+        _language = LanguageModel.Load(Golden.Checkpoint, TorchSharp.torch.ScalarType.Float32);
+        _model = ChatModel.Of(_language, "llama3");
+    }
+
+    [OneTimeTearDown]
+    public void Unload() => _language.Dispose();
+
+    [SetUp]
+    public void MakeDirectory() => _directory = new TemporaryDirectory();
+
+    [TearDown]
+    public void DeleteDirectory() => _directory.Dispose();
+
+    [TestCase(7)]
+    [TestCase(60)]
+    public void ASavedChatGoesOnAndReadsOnlyWhatIsNew(int maxTokens)
+    {
+        using Conversation conversation = new(_model, NewCache());
+        Say(conversation, s_first, maxTokens);
+        conversation.Save(Path);
+        using Conversation restored = Conversation.Load(Path, _model, NewCache());
+        Assert.That(restored.Turns, Is.EqualTo(conversation.Turns));
+        Assert.That(restored.CachedTokens, Is.EqualTo(conversation.CachedTokens).And.Positive);
+        Assert.That(Say(restored, s_second, 20), Is.EqualTo(Say(conversation, s_second, 20)));
+        Assert.That(restored.LastUsage, Is.EqualTo(conversation.LastUsage));
+
+        restored.Save(Path);
+        using Conversation again = Conversation.Load(Path, _model, NewCache());
+        Assert.That(again.Turns, Has.Count.EqualTo(4));
+        Assert.That(Say(again, s_first, 20), Is.EqualTo(Say(conversation, s_first, 20)));
+    }
+
+    [Test]
+    public void SoDoesAnEmptyChatAndOneWhoseCacheIsOff()
+    {
+        using Conversation conversation = new(_model, NewCache());
+        conversation.Save(Path);
+        using (Conversation empty = Conversation.Load(Path, _model, NewCache()))
+        {
+            Assert.That(empty.Turns, Is.Empty);
+            string reply = Say(empty, s_first, 10);
+            string stop = reply[^3..];
+            Assert.That(string.Concat(conversation.Reply([s_first], Greedy(), 50, [stop])), Is.EqualTo(reply[..reply.IndexOf(stop, StringComparison.Ordinal)]));
+        }
+
+        Assert.That(conversation.LastUsage.End, Is.EqualTo(ReplyEnd.Stop), "the cache holds the stop sequence, too");
+        conversation.Save(Path);
+        using Conversation restored = Conversation.Load(Path, _model, NewCache());
+        Assert.That(restored.CachedTokens, Is.Zero);
+        Assert.That(restored.IsBeginningOf([.. restored.Turns, s_second]), Is.False);
+        Assert.That(Say(restored, s_second, 10), Is.EqualTo(Say(conversation, s_second, 10)));
+        Assert.That(restored.LastUsage, Is.EqualTo(conversation.LastUsage));
+        Assert.That(restored.IsBeginningOf([.. restored.Turns, s_second]), Is.True);
+    }
+
+    [Test]
+    public void AChatOfAnotherModelTemplateOrKindIsRefused()
+    {
+        using (Conversation conversation = new(_model, NewCache()))
+        {
+            Say(conversation, s_first, 5);
+            conversation.Save(Path);
+        }
+
+        using ModelCache cache = NewCache(), dense = ModelCache.Dense(_language.Model);
+        using ModelCache other = ModelCache.Mustafar(_language.Model, s_options with { KeySparsity = 0.5 });
+        using (Assert.EnterMultipleScope())
+        {
+            ChatModel mistral = _model with { Template = new MistralTemplate("[INST]", "[/INST]", "", "") };
+            Assert.That(Refused(mistral, cache), Does.Contain("'mistral'").And.Contain("'llama3'"));
+            Assert.That(Refused(_model, other), Does.Contain("keys_kept"));
+            Assert.That(() => Conversation.Load(Path, _model, dense), Throws.TypeOf<NotSupportedException>().With.Message.Contains("DenseCache"));
+            Assert.That(() => Conversation.Load(_directory.File("none"), _model, cache), Throws.TypeOf<FileNotFoundException>());
+            foreach ((string chat, string problem) in new[]
+            {
+                ("""{"template":"llama3","turns":[],"uncached":[],"cacheIsOff":false}""", "end with a reply"),
+                ("""{"template":"llama3","turns":[{"speaker":"user","text":"a"}],"uncached":[],"cacheIsOff":false}""", "end with a reply"),
+                ("""{"template":"llama3","turns":[{"speaker":"assistant","text":"a"}],"uncached":[-1],"cacheIsOff":false}""", "ids from 0"),
+                ("""{"template":"llama3","turns":[null,{"speaker":"assistant","text":"a"}],"uncached":[],"cacheIsOff":false}""", "turns"),
+                ("""{"template":"llama3","turns":[{"speaker":"nobody","text":"a"}],"uncached":[],"cacheIsOff":false}""", "expected a chat"),
+                ("""{"template":"llama3","turns":[{"speaker":"assistant","text":null}],"uncached":[],"cacheIsOff":false}""", "expected a chat"),
+                ("""{"template":"llama3"}""", "expected a chat"),
+                ("null", "expected a chat"),
+                ("[", "expected a chat"),
+            })
+            {
+                using ModelCache filled = NewCache();
+                IReadOnlyDictionary<string, string> metadata = filled.Load(Path, _language.Fingerprint);
+                Assert.That(metadata.Keys, Is.EqualTo(new[] { "chat" }));
+                filled.Save(_directory.File("changed"), _language.Fingerprint, new Dictionary<string, string> { ["chat"] = chat });
+                Assert.That(
+                    () => Conversation.Load(_directory.File("changed"), _model, cache),
+                    Throws.TypeOf<MustafarCacheFileException>().With.Message.Contains(problem),
+                    chat);
+                Assert.That(cache.Length, Is.Zero);
+            }
+
+            using (ModelCache filled = NewCache())
+            {
+                filled.Load(Path, _language.Fingerprint);
+                filled.Save(_directory.File("text"), _language.Fingerprint);
+                Assert.That(() => Conversation.Load(_directory.File("text"), _model, cache), Throws.TypeOf<MustafarCacheFileException>().With.Message.Contains("saved chat"));
+                filled.Save(_directory.File("text"), "another");
+                Assert.That(() => Conversation.Load(_directory.File("text"), _model, cache), Throws.TypeOf<MustafarCacheFileException>().With.Message.Contains("another model"));
+            }
+        }
+
+        using Conversation fine = Conversation.Load(Path, _model, cache);
+        Assert.That(fine.Turns, Has.Count.EqualTo(2));
+
+        string Refused(ChatModel model, ModelCache into)
+        {
+            string message = Assert.Throws<MustafarCacheFileException>(() => Conversation.Load(Path, model, into))!.Message;
+            Assert.That(into.Length, Is.Zero);
+            return message;
+        }
+    }
+
+    [Test]
+    public void TheFingerprintTellsCheckpointsApart()
+    {
+        using TemporaryDirectory copy = new TemporaryDirectory().With(Golden.Checkpoint);
+        string Fingerprint()
+        {
+            using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(copy.Path);
+            return ModelFingerprint.Of(copy.File("config.json"), checkpoint);
+        }
+
+        string original = Fingerprint();
+        Assert.That(original, Is.EqualTo(_language.Fingerprint).And.Length.EqualTo(64));
+        string config = File.ReadAllText(copy.File("config.json"));
+        File.WriteAllText(copy.File("config.json"), config.Replace("\"rope_theta\": ", "\"rope_theta\": 1"));
+        Assert.That(Fingerprint(), Is.Not.EqualTo(original));
+        File.WriteAllText(copy.File("config.json"), config);
+        Assert.That(Fingerprint(), Is.EqualTo(original));
+
+        // The first and the last byte of some tensor.
+        string shard = Directory.GetFiles(copy.Path, "*.safetensors").Order(StringComparer.Ordinal).First();
+        byte[] bytes = File.ReadAllBytes(shard);
+        foreach (int at in new[] { 8 + BitConverter.ToInt32(bytes), bytes.Length - 1 })
+        {
+            bytes[at] ^= 1;
+            File.WriteAllBytes(shard, bytes);
+            Assert.That(Fingerprint(), Is.Not.EqualTo(original));
+            bytes[at] ^= 1;
+        }
+    }
+
+    private static Sampler Greedy() => new(new SamplingOptions());
+
+    private static string Say(Conversation conversation, ChatTurn turn, int maxTokens) =>
+        string.Concat(conversation.Reply([turn], Greedy(), maxTokens));
+
+    private ModelCache NewCache() => ModelCache.Mustafar(_language.Model, s_options);
+}

@@ -1,0 +1,44 @@
+using System.Security.Cryptography;
+using System.Text;
+
+namespace Mustafar.Tests.Storage;
+
+/// <summary>Safetensors files taken apart by hand, with a checksum that is right again.</summary>
+internal static class SafetensorsText
+{
+    private const string Mark = "\"mustafar.sha256\":\"";
+
+    /// <summary>A file of a header and data.</summary>
+    internal static byte[] File(string header, byte[] data)
+    {
+        byte[] text = Encoding.UTF8.GetBytes(header);
+        return [.. BitConverter.GetBytes((long)text.Length), .. text, .. data];
+    }
+
+    /// <summary>The header and the data of a file.</summary>
+    internal static (string Header, byte[] Data) Parts(byte[] file)
+    {
+        int length = (int)BitConverter.ToInt64(file);
+        return (Encoding.UTF8.GetString(file, 8, length), file[(8 + length)..]);
+    }
+
+    /// <summary>Changes the header of a file.</summary>
+    internal static void Rewrite(string path, Func<string, string> change) => Rewrite(path, change, data => data);
+
+    /// <summary>Changes header and data of a file, and gives it the checksum of what it is then.</summary>
+    internal static void Rewrite(string path, Func<string, string> change, Func<byte[], byte[]> changeData)
+    {
+        (string header, byte[] data) = Parts(System.IO.File.ReadAllBytes(path));
+        string changed = change(header);
+        byte[] file = File(changed, changeData(data));
+        int mark = changed.IndexOf(Mark, StringComparison.Ordinal);
+        if (mark >= 0)
+        {
+            int digits = 8 + Encoding.UTF8.GetByteCount(changed.AsSpan(0, mark)) + Mark.Length;
+            file.AsSpan(digits, 64).Fill((byte)'0');
+            Encoding.ASCII.GetBytes(Convert.ToHexString(SHA256.HashData(file))).CopyTo(file, digits);
+        }
+
+        System.IO.File.WriteAllBytes(path, file);
+    }
+}
