@@ -1,6 +1,7 @@
 // AVX-512 kernels that multiply in f32. Packed values are expanded in registers by vpexpand, once for up to eight query
 // rows, and the lane sums of 16 scores are taken together by transposition.
 #include "cpu/avx512.h"
+#include "cpu/kernel_tables.h"
 
 namespace mustafar {
 namespace {
@@ -99,33 +100,28 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
     });
 }
 
-template <class T, int W>
-constexpr Kernels table = {
-    .select = select_row<T>,
-    .pack = pack_vector<T, W>,
-    .unpack = unpack_vector<T, W>,
-    .count = count_vector<W>,
-    .prepare_query = prepare_f32<T, W>,
-    .packed_scores = scores<T, W, true>,
-    .dense_scores = scores<T, W, false>,
-    .packed_sum = sum<T, W, true>,
-    .dense_sum = sum<T, W, false>,
-    .finish = finish_row<T>,
-    .softmax = softmax,
-    .rescale = rescale_row,
+struct Tables {
+    template <class T, int W>
+    static constexpr Kernels of = {
+        .select = select_row<T>,
+        .pack = pack_vector<T, W>,
+        .unpack = unpack_vector<T, W>,
+        .count = count_vector<W>,
+        .prepare_query = prepare_f32<T, W>,
+        .packed_scores = scores<T, W, true>,
+        .dense_scores = scores<T, W, false>,
+        .packed_sum = sum<T, W, true>,
+        .dense_sum = sum<T, W, false>,
+        .finish = finish_row<T>,
+        .softmax = softmax,
+        .rescale = rescale_row,
+    };
 };
-
-template <class T>
-const Kernels& by_words(int words) {
-    return words == 2 ? table<T, 2> : words == 3 ? table<T, 3> : words == 4 ? table<T, 4> : table<T, 8>;
-}
 
 }  // namespace
 
 const Kernels& avx512_kernels(int32_t dtype, int words) {
-    return dtype == MUSTAFAR_DTYPE_F32   ? by_words<F32>(words)
-           : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
-                                         : by_words<BF16>(words);
+    return table_for<Tables>(dtype, words);
 }
 
 }  // namespace mustafar

@@ -1,5 +1,6 @@
 // bf16 by vdpbf16ps, which multiplies pairs of bf16 and adds in f32; the other dtypes are AVX-512's own.
 #include "cpu/avx512.h"
+#include "cpu/kernel_tables.h"
 
 namespace mustafar {
 namespace {
@@ -128,27 +129,28 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
     });
 }
 
-template <int W>
-constexpr Kernels table = {
-    .select = select_row<BF16>,
-    .pack = pack_vector<BF16, W>,
-    .unpack = unpack_vector<BF16, W>,
-    .count = count_vector<W>,
-    .prepare_query = prepare<W>,
-    .packed_scores = scores<W, true>,
-    .dense_scores = scores<W, false>,
-    .packed_sum = sum<W, true>,
-    .dense_sum = sum<W, false>,
-    .finish = finish_row<BF16>,
-    .softmax = softmax,
-    .rescale = rescale_row,
+struct Tables {
+    template <class T, int W>
+    static constexpr Kernels of = {
+        .select = select_row<T>,
+        .pack = pack_vector<T, W>,
+        .unpack = unpack_vector<T, W>,
+        .count = count_vector<W>,
+        .prepare_query = prepare<W>,
+        .packed_scores = scores<W, true>,
+        .dense_scores = scores<W, false>,
+        .packed_sum = sum<W, true>,
+        .dense_sum = sum<W, false>,
+        .finish = finish_row<T>,
+        .softmax = softmax,
+        .rescale = rescale_row,
+    };
 };
 
 }  // namespace
 
 const Kernels& avx512bf16_kernels(int32_t dtype, int words) {
-    if (dtype != MUSTAFAR_DTYPE_BF16) return avx512_kernels(dtype, words);
-    return words == 2 ? table<2> : words == 3 ? table<3> : words == 4 ? table<4> : table<8>;
+    return dtype == MUSTAFAR_DTYPE_BF16 ? table_for<Tables, BF16>(words) : avx512_kernels(dtype, words);
 }
 
 }  // namespace mustafar

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
 
@@ -412,33 +413,28 @@ int unpack(const void* source, const uint32_t* bitmap, int head_dim, void* targe
     return static_cast<int>((token.data[0] - values) / static_cast<int>(sizeof(typename T::Bits)));
 }
 
-template <class T, int W>
-constexpr Kernels table = {
-    .select = select_row<T>,
-    .pack = pack<T, W>,
-    .unpack = unpack<T>,
-    .count = count<W>,
-    .prepare_query = prepare_f32<T, W>,
-    .packed_scores = scores<T, true>,
-    .dense_scores = scores<T, false>,
-    .packed_sum = sum<T, true>,
-    .dense_sum = sum<T, false>,
-    .finish = finish_row<T>,
-    .softmax = softmax,
-    .rescale = rescale_row,
+struct Tables {
+    template <class T, int W>
+    static constexpr Kernels of = {
+        .select = select_row<T>,
+        .pack = pack<T, W>,
+        .unpack = unpack<T>,
+        .count = count<W>,
+        .prepare_query = prepare_f32<T, W>,
+        .packed_scores = scores<T, true>,
+        .dense_scores = scores<T, false>,
+        .packed_sum = sum<T, true>,
+        .dense_sum = sum<T, false>,
+        .finish = finish_row<T>,
+        .softmax = softmax,
+        .rescale = rescale_row,
+    };
 };
-
-template <class T>
-const Kernels& by_words(int words) {
-    return words == 2 ? table<T, 2> : words == 3 ? table<T, 3> : words == 4 ? table<T, 4> : table<T, 8>;
-}
 
 }  // namespace
 
 const Kernels& neon_kernels(int32_t dtype, int words) {
-    return dtype == MUSTAFAR_DTYPE_F32   ? by_words<F32>(words)
-           : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
-                                         : by_words<BF16>(words);
+    return table_for<Tables>(dtype, words);
 }
 
 }  // namespace mustafar

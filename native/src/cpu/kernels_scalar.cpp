@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
 
@@ -74,33 +75,28 @@ float softmax(float* scores, int count, float scale, float* maximum, float* sum)
     return factor;
 }
 
-template <class T, int W>
-constexpr Kernels table = {
-    .select = select_row<T>,
-    .pack = pack_row<T, W>,
-    .unpack = unpack_row<T, W>,
-    .count = count_bits<W>,
-    .prepare_query = prepare_f32<T, W>,
-    .packed_scores = scores<T, W, true>,
-    .dense_scores = scores<T, W, false>,
-    .packed_sum = sum<T, W, true>,
-    .dense_sum = sum<T, W, false>,
-    .finish = finish_row<T>,
-    .softmax = softmax,
-    .rescale = rescale_row,
+struct Tables {
+    template <class T, int W>
+    static constexpr Kernels of = {
+        .select = select_row<T>,
+        .pack = pack_row<T, W>,
+        .unpack = unpack_row<T, W>,
+        .count = count_bits<W>,
+        .prepare_query = prepare_f32<T, W>,
+        .packed_scores = scores<T, W, true>,
+        .dense_scores = scores<T, W, false>,
+        .packed_sum = sum<T, W, true>,
+        .dense_sum = sum<T, W, false>,
+        .finish = finish_row<T>,
+        .softmax = softmax,
+        .rescale = rescale_row,
+    };
 };
-
-template <class T>
-const Kernels& by_words(int words) {
-    return words == 2 ? table<T, 2> : words == 3 ? table<T, 3> : words == 4 ? table<T, 4> : table<T, 8>;
-}
 
 }  // namespace
 
 const Kernels& scalar_kernels(int32_t dtype, int words) {
-    return dtype == MUSTAFAR_DTYPE_F32   ? by_words<F32>(words)
-           : dtype == MUSTAFAR_DTYPE_F16 ? by_words<F16>(words)
-                                         : by_words<BF16>(words);
+    return table_for<Tables>(dtype, words);
 }
 
 }  // namespace mustafar
