@@ -113,6 +113,10 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     return result;
 }
 
+Divisor divisor(int32_t value) {
+    return Divisor(static_cast<uint32_t>(value));
+}
+
 int64_t workspace_bytes(const FragmentPlan& plan, int head_dim) {
     return align(plan.partial_rows * head_dim * 4) + align(plan.partial_rows * 8);
 }
@@ -152,6 +156,14 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     AttentionParams p = parameters(a);
     p.tiles = static_cast<int32_t>(plan.tiles / (int64_t{a.batch} * a.num_kv_heads));
     p.splits = plan.plan.splits;
+    p.table_blocks =
+        static_cast<uint32_t>(std::min({a.keys.page_capacity * a.keys.page_blocks,
+                                        a.values.page_capacity * a.values.page_blocks, int64_t{INT32_MAX}}));
+    p.by_split = divisor(p.splits);
+    p.by_tile = divisor(p.tiles);
+    p.by_kv_head = divisor(p.num_kv_heads);
+    p.by_group = divisor(p.group);
+    p.by_stride = divisor(p.splits * plan.plan.warps);
     p.cluster = plan.plan.cluster;
     p.partials = p.splits / p.cluster;
     p.ring_depth = plan.plan.ring_depth;

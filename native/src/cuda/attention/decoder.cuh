@@ -58,11 +58,11 @@ struct Decoder<T, 128> {
         Expand expand[2] = {{constants, load_shared_u32(words), load_shared_u32(words + 128), base, base + key_half},
                             {constants, load_shared_u32(words + 256), load_shared_u32(words + 384), base + 2 * key_half,
                              base + 3 * key_half}};
+        expand[0].start(), expand[1].start();
 #pragma unroll
-        for (int a = 0; a < 2; ++a) {
-            expand[a].start();
+        for (int i = 0; i < steps; ++i) {
 #pragma unroll
-            for (int i = 0; i < steps; ++i) {
+            for (int a = 0; a < 2; ++a) {
                 uint2 low, high;
                 expand[a].next(i, low, high);
 #pragma unroll
@@ -78,11 +78,11 @@ struct Decoder<T, 128> {
     __device__ __forceinline__ void values(uint32_t block, const uint32_t (&probability)[Tiles][4],
                                            float (&accumulator)[Tiles][value_tiles][4]) const {
         Expand expand[2] = {unit(block, 0), unit(block, 1)};
+        expand[0].start(), expand[1].start();
 #pragma unroll
-        for (int a = 0; a < 2; ++a) {
-            expand[a].start();
+        for (int j = 0; j < 4; ++j) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+            for (int a = 0; a < 2; ++a) {
                 uint2 even0, even1, odd0, odd1;
                 expand[a].next(2 * j, even0, even1);
                 expand[a].next(2 * j + 1, odd0, odd1);

@@ -24,7 +24,8 @@ __device__ __forceinline__ void mask_scores(const AttentionParams& p, const Sequ
     for (int n = 0; n < Tiles; ++n)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const int query = (first_row + 8 * n + 2 * t + r) / p.group;
+            uint32_t head = first_row + 8 * n + 2 * t + r;
+            const int query = p.by_group.split(head);
             const int low = sequence.first_position(query) - first;
             const int high = min(sequence.last_position(query) - first, count - 1);
 #pragma unroll
@@ -33,6 +34,13 @@ __device__ __forceinline__ void mask_scores(const AttentionParams& p, const Sequ
                 if (token < low || token > high) score[n][i >> 1][(i & 1) * 2 + r] = minus_infinity;
             }
         }
+}
+
+// How many of a walk's blocks come before `block`.
+__device__ __forceinline__ int iterations_before(const AttentionParams& p, const Walk& walk, int block) {
+    const int distance = block - static_cast<int>(walk.first);
+    uint32_t rounded_up = distance + walk.stride - 1;
+    return distance <= 0 ? 0 : p.by_stride.split(rounded_up);
 }
 
 // Shared memory of fixed size; the rings, and later the warps' outputs, are in the dynamic part.
@@ -55,14 +63,14 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     __shared__ FragmentMemory<D, Tiles, Warps> fixed;
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int split = blockIdx.x % p.splits;
-    const int64_t tile_of_all = blockIdx.x / p.splits;
-    const int tile = static_cast<int>(tile_of_all % p.tiles);
-    const int kv_head = static_cast<int>(tile_of_all / p.tiles % p.num_kv_heads);
-    const int first_row = tile * rows;
+    uint32_t split = blockIdx.x;
+    const uint32_t tile_of_all = p.by_split.split(split);
+    const TilePlace place(p, tile_of_all);
+    const int kv_head = place.kv_head, first_row = place.tile * rows;
+    const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
 
     const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
-    Walk walk{static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads), kv_head, item, stride, 0};
+    Walk walk{static_cast<int>(place.sequence), kv_head, item, stride, 0};
     Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
               shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
@@ -73,37 +81,43 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         prefetch_l2(p.lengths + walk.sequence);
         prefetch_l2(p.compressed + walk.sequence);
     }
-    ring.prefetch_first();
+    ring.prefetch_first(p.table_blocks);
     wait_for_previous_grid();
-    // Without a sliding window the first block is known before the lengths are: both are read at the same time.
-    if (p.sliding_window == 0) ring.locate_first();
-    const Sequence sequence(p, walk.sequence);
+    // All that the first iteration depends on is asked for before any of it is waited for: the query rows (those past
+    // valid_rows, which nobody reads, too), the counts, and the page table as if nothing had left a sliding window.
+    uint32_t query_row[Tiles][D::part_words];
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n) {
+        clear(query_row[n]);
+        uint32_t head = first_row + 8 * n + g;
+        const uint32_t index = p.by_group.split(head);
+        if (8 * n + g < rows_in_tile && (Tiles == 1 || warp == n))
+            D::load_part(query_row[n], p.query.row<T>(walk.sequence, kv_head * p.group + head, index), t, p.aligned);
+    }
+    const SequenceCounts counts(p, walk.sequence);
+    ring.locate_first(p.table_blocks);
+    const Sequence sequence(p, walk.sequence, counts);
     const int valid_rows = min(rows, sequence.queries * p.group - first_row);
     walk.first += sequence.first_block;
-    if (valid_rows > 0 && walk.first < static_cast<uint32_t>(sequence.end_block))
-        walk.count = (sequence.end_block - walk.first + stride - 1) / stride;
-    if (p.sliding_window != 0) ring.locate_first();
+    if (valid_rows > 0) walk.count = iterations_before(p, walk, sequence.end_block);
+    if (p.sliding_window != 0) ring.locate_first(p.table_blocks);
     ring.start();
+    // From here on the next grid's thread blocks may take the multiprocessors that this one has left.
+    let_next_grid_start();
 
     // This warp's dense items: those of number item, item + stride, ... behind the blocks.
     const uint32_t blocks = sequence.end_block - sequence.first_block;
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
-    const uint32_t first_dense = item + (blocks > item ? (blocks - item + stride - 1) / stride * stride : 0) - blocks;
+    const uint32_t first_dense = item + iterations_before(p, walk, sequence.end_block) * stride - blocks;
 
     Query query;
     query.attach(fixed.query, lane);
 #pragma unroll
-    for (int n = 0; n < Tiles; ++n) {
-        uint32_t row[D::part_words];
-        clear(row);
-        const int r = first_row + 8 * n + g;
-        if (8 * n + g < valid_rows)
-            D::load_part(row, p.query.row<T>(sequence.index, kv_head * p.group + r % p.group, r / p.group), t,
-                         p.aligned);
+    for (int n = 0; n < Tiles; ++n)
         if (Tiles == 1 || warp == n)
 #pragma unroll
-            for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(row, i, t), fixed.query, lane);
-    }
+            for (int i = 0; i < D::steps; ++i)
+                query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
     if constexpr (Tiles > 1 || D::has_shared) __syncthreads();
 
     float accumulator[Tiles][D::value_tiles][4];
@@ -133,8 +147,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
     const int full_end = min(sequence.compressed, sequence.last_position(0) + 1) / block_tokens;
     const int full_first = (max(0, sequence.first_position(sequence.queries - 1)) + block_tokens - 1) / block_tokens;
-    const int first_full = iterations_before(walk, full_first);
-    const uint32_t full = max(0, iterations_before(walk, full_end) - first_full);
+    const int first_full = iterations_before(p, walk, full_first);
+    const uint32_t full = max(0, iterations_before(p, walk, full_end) - first_full);
 #pragma unroll 1
     for (int c = 0; c < walk.count; ++c) {
         float score[Tiles][2][4] = {};
@@ -149,7 +163,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         decoder.values(ring.value(), probability, accumulator);
         ring.release_value(c);
     }
-    let_next_grid_start();
 
     // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad over all
     // warps of the cluster. Rows are eight floats longer than their channels, so that the lanes' stores are spread over
@@ -177,13 +190,12 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     else
         __syncthreads();
     constexpr int quads = channels / 4;
-    const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
     const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
     // The thread blocks of a cluster share the quads, a warp's worth at a time.
     for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
          e += p.cluster * Warps * 32) {
         const int row = e / quads, quad = e % quads;
-        MergedQuad merged(std::integral_constant<int, 8>{}, row < valid_rows ? p.cluster * Warps : 0,
+        MergedQuad merged(std::integral_constant<int, 12>{}, row < valid_rows ? p.cluster * Warps : 0,
                           [&](int part, float2& part_state, float4& output) {
                               const uint32_t rank = part / Warps, w = part % Warps;
                               part_state = load_cluster_f32x2(
@@ -200,13 +212,10 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if (p.cluster > 1) cluster_barrier_relaxed();  // until then the other block may read this one's memory
     if (p.partials == 1 || p.arrivals == nullptr) return;
 
-    // The barrier puts the block's stores before the fence of the thread that announces them.
+    // The barrier puts the block's stores before the arrival that announces them.
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        fixed.last = atomicInc(&p.arrivals[tile_of_all], p.splits - 1) == static_cast<uint32_t>(p.splits - 1);
-        __threadfence();
-    }
+    const uint32_t last = p.splits - 1;
+    if (threadIdx.x == 0) fixed.last = count_arrival(p.arrivals + tile_of_all, last) == last;
     __syncthreads();
     if (!fixed.last) return;
     for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)

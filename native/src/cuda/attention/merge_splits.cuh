@@ -8,14 +8,12 @@ namespace mustafar::cuda {
 // Grid: x = rows of a tile fastest, then tile_of_all as in attention_fragment. One thread for four channels.
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(HeadDim / 4) merge_splits(const __grid_constant__ AttentionParams p, int rows) {
-    const int64_t tile_of_all = blockIdx.x / rows;
-    const int tile = static_cast<int>(tile_of_all % p.tiles);
-    const int kv_head = static_cast<int>(tile_of_all / p.tiles % p.num_kv_heads);
-    const int sequence = static_cast<int>(tile_of_all / p.tiles / p.num_kv_heads);
-    const int row = blockIdx.x % rows;
+    const uint32_t tile_of_all = blockIdx.x / rows;
+    const TilePlace place(p, tile_of_all);
+    const int row = blockIdx.x % rows, first_row = place.tile * rows;
     wait_for_previous_grid();
-    if (tile * rows + row < p.num_queries * p.group)
-        merge_partials<T, HeadDim>(p, tile_of_all, rows, row, threadIdx.x, sequence, kv_head, tile * rows);
+    if (first_row + row < p.num_queries * p.group)
+        merge_partials<T, HeadDim>(p, tile_of_all, rows, row, threadIdx.x, place.sequence, place.kv_head, first_row);
 }
 
 }  // namespace mustafar::cuda

@@ -18,6 +18,9 @@ struct AttentionParams {
     float2* partial_state;           // [batch, num_kv_heads, tiles, partials, tile rows] maximum (base 2), sum
     uint32_t* arrivals;              // [batch, num_kv_heads, tiles] zeros, left as zeros; null: merge_splits merges
     int32_t batch, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
+    Divisor by_split, by_tile, by_kv_head, by_group;
+    Divisor by_stride;      // warps of a tile's splits
+    uint32_t table_blocks;  // that both page tables have entries for, or the most that can be counted
     int32_t tiles, splits;
     int32_t cluster;   // thread blocks of a cluster, a divisor of splits
     int32_t partials;  // results that the workspace takes for a tile: splits / cluster
@@ -25,6 +28,16 @@ struct AttentionParams {
     int32_t warp_bytes;  // of shared memory
     bool aligned;        // rows of query, tail and fresh tokens start at multiples of 16 bytes
     float scale_log2;    // scale * log2(e)
+};
+
+// Which query rows a tile, counted over the whole batch, has.
+struct TilePlace {
+    uint32_t sequence, kv_head, tile;
+
+    __device__ __forceinline__ TilePlace(const AttentionParams& p, uint32_t tile_of_all) : tile(tile_of_all) {
+        kv_head = p.by_tile.split(tile);
+        sequence = p.by_kv_head.split(kv_head);
+    }
 };
 
 }  // namespace mustafar::cuda

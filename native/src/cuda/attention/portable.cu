@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     const int index = static_cast<int>(blockIdx.x % p.num_queries);
     const int heads = p.num_kv_heads * p.group;
     const int head = static_cast<int>(blockIdx.x / p.num_queries % heads), kv_head = head / p.group;
-    const Sequence sequence(p, static_cast<int>(blockIdx.x / p.num_queries / heads));
+    const int sequence_index = static_cast<int>(blockIdx.x / p.num_queries / heads);
+    const Sequence sequence(p, sequence_index, SequenceCounts(p, sequence_index));
     const bool present = index < sequence.queries;
     for (int c = threadIdx.x; c < 32 * Words; c += warps * 32)
         query[c] = present && c < head_dim ? widened(p.query.row<const T>(sequence.index, head, index)[c]) : 0.0f;

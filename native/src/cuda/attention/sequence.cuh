@@ -9,6 +9,15 @@ namespace mustafar::cuda {
 
 constexpr int chunk_tokens = 32;  // of the dense part; as many as a block holds
 
+// What the device's tables say of a sequence.
+struct SequenceCounts {
+    int length, compressed, queries;
+
+    __device__ __forceinline__ SequenceCounts(const AttentionParams& p, int sequence)
+        : length(p.lengths[sequence]), compressed(p.compressed[sequence]),
+          queries(p.query_counts == nullptr ? p.num_queries : p.query_counts[sequence]) {}
+};
+
 struct Sequence {
     int index;           // in the batch
     int queries, fresh;  // of this sequence
@@ -17,13 +26,11 @@ struct Sequence {
     int tail_first, tail_chunks, fresh_chunks;
     int window;
 
-    __device__ __forceinline__ Sequence(const AttentionParams& p, int sequence) : index(sequence) {
-        length = p.lengths[sequence];
-        compressed = p.compressed[sequence];
-        queries = p.query_counts == nullptr ? p.num_queries : min(p.query_counts[sequence], p.num_queries);
+    __device__ __forceinline__ Sequence(const AttentionParams& p, int sequence, const SequenceCounts& counts)
+        : index(sequence), queries(min(counts.queries, p.num_queries)), length(counts.length) {
         fresh = p.num_fresh == 0 ? 0 : min(queries, length);
         window = p.sliding_window == 0 ? INT_MAX : p.sliding_window;
-        compressed = min(compressed, length - fresh);
+        compressed = min(counts.compressed, length - fresh);
         const int seen = max(0, first_position(0));
         first_block = seen / block_tokens;
         end_block = (compressed + block_tokens - 1) / block_tokens;

@@ -3,9 +3,11 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/format.h"
+#include "cuda/common/divisor.h"
 
 namespace mustafar::cuda {
 
@@ -16,6 +18,7 @@ struct Blocks {
     int64_t base;         // bytes
     int64_t head_stride;  // bytes
     int32_t page_blocks;
+    Divisor by_page;      // into pages of page_blocks
     int32_t block_bytes;  // FIXED
     int32_t keep;         // FIXED
     int32_t pattern;
@@ -25,18 +28,20 @@ struct Blocks {
     Blocks(const mustafar_blocks& blocks, int32_t num_heads)
         : pages(blocks.pages), offsets(blocks.offsets), page_capacity(blocks.page_capacity), base(blocks.base),
           head_stride(blocks.head_stride), page_blocks(blocks.page_blocks),
+          by_page(static_cast<uint32_t>(std::max(1, blocks.page_blocks))),
           block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep),
           pattern(blocks.format.pattern), heads(num_heads) {}
 
-    __device__ __forceinline__ void* const* page_entry(int sequence, uint32_t block) const {
-        return pages + sequence * page_capacity + block / static_cast<uint32_t>(page_blocks);
+    // Of the page that holds a block; leaves the block's number within that page.
+    __device__ __forceinline__ void* const* page_entry(int sequence, uint32_t& block) const {
+        return pages + sequence * page_capacity + by_page.split(block);
     }
-
+    __device__ __forceinline__ uint8_t* in_page(void* page, int head, uint32_t block) const {
+        return static_cast<uint8_t*>(page) + base + head * head_stride + static_cast<int64_t>(block) * block_bytes;
+    }
     __device__ __forceinline__ uint8_t* fixed(int sequence, int head, uint32_t block) const {
-        const uint32_t page = block / static_cast<uint32_t>(page_blocks);
-        const uint32_t within = block - page * static_cast<uint32_t>(page_blocks);
-        return static_cast<uint8_t*>(pages[sequence * page_capacity + page]) + base + head * head_stride +
-               static_cast<int64_t>(within) * block_bytes;
+        void* const page = *page_entry(sequence, block);
+        return in_page(page, head, block);
     }
 
     // Any layout. `values` receives the bytes that the block's values may take at most.

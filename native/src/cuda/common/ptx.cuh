@@ -173,6 +173,23 @@ __device__ __forceinline__ void let_next_grid_start() {
 #endif
 }
 
+// Adds one to a counter, which starts over after `last`; returns what it was. What this thread has seen before is seen by
+// every thread that finds the new value, on the whole device.
+__device__ __forceinline__ uint32_t count_arrival(uint32_t* counter, uint32_t last) {
+    uint32_t before;
+    asm volatile("atom.inc.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
+}
+
+// *address, or null. Without a branch, behind which the loads before it would be waited for.
+__device__ __forceinline__ void* load_if(bool condition, void* const* address) {
+    void* value = nullptr;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.global.b64 %0, [%1];\n}"
+                 : "+l"(value)
+                 : "l"(address), "r"(static_cast<uint32_t>(condition)));
+    return value;
+}
+
 __device__ __forceinline__ void prefetch_l2(const void* address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }

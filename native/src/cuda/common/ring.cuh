@@ -16,12 +16,6 @@ struct Walk {
     int count;
 };
 
-// How many of the walk's blocks come before `block`.
-__device__ __forceinline__ int iterations_before(const Walk& walk, int block) {
-    const int distance = block - static_cast<int>(walk.first);
-    return distance <= 0 ? 0 : static_cast<int>((distance + walk.stride - 1) / walk.stride);
-}
-
 class Ring {
 public:
     // `memory`: depth * (key stage + value stage) bytes; `barriers`: 2 * depth of 8 bytes.
@@ -30,27 +24,31 @@ public:
         : keys_(keys), values_(values), walk_(walk), memory_(memory), barriers_(barriers), depth_(depth), lane_(lane),
           key_stage_(ring_stage_bytes(keys.block_bytes)), stage_(key_stage_ + ring_stage_bytes(values.block_bytes)) {
 #if __CUDA_ARCH__ >= 900
-        if (lane == 0) {
-            for (int i = 0; i < 2 * depth; ++i)
-                asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * i) : "memory");
+        if (lane < 2 * depth) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * lane) : "memory");
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
         __syncwarp();
 #endif
     }
 
-    // Brings the part of the page table that locate_first reads into the second-level cache.
-    __device__ __forceinline__ void prefetch_first() {
-        const uint32_t block = walk_.first + lane_ * walk_.stride;
-        if (block >= room()) return;
-        prefetch_l2(keys_.page_entry(walk_.sequence, block));
-        if (values_.pages != keys_.pages) prefetch_l2(values_.page_entry(walk_.sequence, block));
+    // Brings the part of the page table that locate_first reads into the second-level cache. table_blocks: what both tables
+    // have entries for.
+    __device__ __forceinline__ void prefetch_first(uint32_t table_blocks) {
+        uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
+        if (key >= table_blocks) return;
+        prefetch_l2(keys_.page_entry(walk_.sequence, key));
+        if (values_.pages != keys_.pages) prefetch_l2(values_.page_entry(walk_.sequence, value));
     }
 
     // Reads the page table for the first iterations; `walk.count` need not be known yet.
-    __device__ __forceinline__ void locate_first() {
-        const uint32_t block = walk_.first + lane_ * walk_.stride;
-        if (block < room()) address(block);
+    __device__ __forceinline__ void locate_first(uint32_t table_blocks) {
+        uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
+        const bool known = key < table_blocks;
+        void* const key_page = load_if(known, keys_.page_entry(walk_.sequence, key));
+        void* const value_page = load_if(known, values_.page_entry(walk_.sequence, value));
+        key_address_ = keys_.in_page(key_page, walk_.head, key);
+        value_address_ = values_.in_page(value_page, walk_.head, value);
     }
 
     // Starts the first copies.
@@ -87,11 +85,6 @@ public:
     }
 
 private:
-    // Blocks that the page table has entries for.
-    __device__ __forceinline__ int64_t room() const {
-        return min(keys_.page_capacity * keys_.page_blocks, values_.page_capacity * values_.page_blocks);
-    }
-
     // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
     __device__ __forceinline__ void locate(int c) {
         if (c + lane_ < walk_.count) address(walk_.first + (c + lane_) * walk_.stride);
