@@ -13,9 +13,9 @@ namespace Mustafar.Examples.Llama;
 /// A request whose messages begin as a former one's, its reply included, goes on with that one's cache: only the new messages are read.
 /// </para>
 /// <para>
-/// Temperature, top-p, top-k, seed, stop sequences, longest reply and instructions are served; without a temperature the likeliest
-/// token is taken. Tools, formats of response and penalties are refused. It can be used by several threads; requests wait for one
-/// another.
+/// Temperature, top-p, top-k, penalties, seed, stop sequences, longest reply and instructions are served; without a temperature the
+/// likeliest token is taken. Tools, formats of response and options of reasoning are refused. It can be used by several threads; requests
+/// wait for one another.
 /// </para>
 /// </remarks>
 public sealed class LlamaChatClient : IChatClient
