@@ -149,6 +149,24 @@ public sealed class ChatClientTests
         }
     }
 
+    [Test]
+    public async Task ARequestInProgressEndsBeforeTheModelIsFreed()
+    {
+        string expected = (await _client.GetResponseAsync("def add(a, b):")).Text;
+        System.Text.StringBuilder text = new();
+        Task<ChatResponse>? waiting = null;
+        await foreach (ChatResponseUpdate update in _client.GetStreamingResponseAsync("def add(a, b):"))
+        {
+            waiting ??= _client.GetResponseAsync("a = 1");
+            _client.Dispose();
+            text.Append(update.Text);
+        }
+
+        Assert.That(text.ToString(), Is.EqualTo(expected));
+        Assert.That(async () => await waiting!, Throws.TypeOf<ObjectDisposedException>());
+        Assert.That(() => _client.GetResponseAsync("x"), Throws.TypeOf<ObjectDisposedException>());
+    }
+
     private static IEnumerable<TestCaseData> Unsupported()
     {
         yield return Case("tools", new ChatOptions { Tools = [new HostedWebSearchTool()] }, "Tools");
