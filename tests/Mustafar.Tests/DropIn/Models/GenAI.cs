@@ -248,11 +248,15 @@ internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOut
 
     public override AttentionOutput forward(AttentionInput input)
     {
+        using DisposeScope scope = NewDisposeScope();
         AttentionOutput attended = self_attn.forward(new AttentionInput(
             input_layernorm.forward(input.HiddenStates), input.PositionIds, input.PositionalEmbeddings, input.AttentionMask, input.Cache,
             input.OutputAttentions));
         Tensor hidden = input.HiddenStates + attended.HiddenStates;
-        return new(hidden + mlp.forward(hidden).tanh(), attended.Attentions, attended.Cache);
+        return new(
+            (hidden + mlp.forward(hidden).tanh()).MoveToOuterDisposeScope(),
+            attended.Attentions?.MoveToOuterDisposeScope(),
+            attended.Cache);
     }
 }
 
