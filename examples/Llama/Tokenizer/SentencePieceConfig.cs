@@ -4,7 +4,9 @@ using Mustafar.Examples.Llama.Checkpoint;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
 
-/// <summary>What the files beside a tokenizer.model say: tokenizer_config.json, and added_tokens.json as older checkpoints have it.</summary>
+/// <summary>
+/// What the files beside a tokenizer.model say: tokenizer_config.json, and added_tokens.json as older checkpoints have it.
+/// </summary>
 /// <param name="Begins">Whether a text gets the token that begins it.</param>
 /// <param name="Ends">Whether a text gets the token that ends it.</param>
 /// <param name="IsLegacy">Whether a space goes in front of each part between added tokens, not of the whole text alone.</param>

@@ -5,8 +5,8 @@ namespace Mustafar;
 
 /// <summary>Reads <c>Attention</c> of Microsoft.ML.GenAI.Core, the attention of its LLaMA, Mistral and Phi-3 models.</summary>
 /// <remarks>
-/// <c>AttentionOutput forward(AttentionInput)</c>; early versions have a <c>Phi3Attention</c> of the same members for Phi-3. The input's cache stands for the conversation; it is a dictionary from layer to keys
-/// and values, in which the model finds the length.
+/// <c>AttentionOutput forward(AttentionInput)</c>; the first versions have a <c>Phi3Attention</c> of the same members for Phi-3. The
+/// input's cache stands for the conversation; it is a dictionary from layer to keys and values, in which the model finds the length.
 /// </remarks>
 internal sealed class GenAIAttentionAdapter : AttentionAdapter
 {
