@@ -17,12 +17,14 @@ internal sealed class GenerationOptions(int maxTokens)
 
     private readonly Option<double> _frequencyPenalty = new("--frequency-penalty")
     {
-        Description = "Taken from a token's score for each time that it was generated before.", HelpName = "X",
+        Description = "Taken from a token's score for each time that it was generated before.",
+        HelpName = "X",
     };
 
     private readonly Option<double> _presencePenalty = new("--presence-penalty")
     {
-        Description = "Taken from a token's score if it was generated before.", HelpName = "X",
+        Description = "Taken from a token's score if it was generated before.",
+        HelpName = "X",
     };
 
     private readonly Option<int> _seed = new("--seed") { Description = "Start of the random numbers.", HelpName = "S" };
