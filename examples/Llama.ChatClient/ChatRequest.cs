@@ -23,8 +23,7 @@ internal sealed record ChatRequest(
     {
         Refuse(options?.Tools is { Count: > 0 }, nameof(ChatOptions.Tools));
         Refuse(options?.ResponseFormat is not (null or ChatResponseFormatText), nameof(ChatOptions.ResponseFormat));
-        Refuse(options?.FrequencyPenalty is not (null or 0), nameof(ChatOptions.FrequencyPenalty));
-        Refuse(options?.PresencePenalty is not (null or 0), nameof(ChatOptions.PresencePenalty));
+        Refuse(options?.Reasoning is not null, nameof(ChatOptions.Reasoning));
         Refuse(options?.ConversationId is not null, nameof(ChatOptions.ConversationId));
         Refuse(options?.ModelId is string other && other != modelId, $"{nameof(ChatOptions.ModelId)} = {options?.ModelId}");
         int maxTokens = options?.MaxOutputTokens ?? defaultMaxTokens;
@@ -36,6 +35,8 @@ internal sealed record ChatRequest(
                 Temperature = options?.Temperature ?? 0,
                 TopP = options?.TopP ?? 1,
                 TopK = options?.TopK ?? 0,
+                FrequencyPenalty = options?.FrequencyPenalty ?? 0,
+                PresencePenalty = options?.PresencePenalty ?? 0,
                 Seed = options?.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
             },
             maxTokens,

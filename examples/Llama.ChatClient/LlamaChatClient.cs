@@ -13,9 +13,9 @@ namespace Mustafar.Examples.Llama;
 /// A request whose messages begin as a former one's, its reply included, goes on with that one's cache: only the new messages are read.
 /// </para>
 /// <para>
-/// Temperature, top-p, top-k, seed, stop sequences, longest reply and instructions are served; without a temperature the likeliest
-/// token is taken. Tools, formats of response and penalties are refused. It can be used by several threads; requests wait for one
-/// another.
+/// Temperature, top-p, top-k, penalties, seed, stop sequences, longest reply and instructions are served; without a temperature the
+/// likeliest token is taken. Tools, formats of response and options of reasoning are refused. It can be used by several threads; requests
+/// wait for one another.
 /// </para>
 /// </remarks>
 public sealed class LlamaChatClient : IChatClient
@@ -27,7 +27,7 @@ public sealed class LlamaChatClient : IChatClient
 
     // The latest used last.
     private readonly List<Conversation> _conversations = [];
-    private bool _disposed;
+    private volatile bool _disposed;
 
     private LlamaChatClient(ChatModel model, LlamaChatClientOptions options)
     {
@@ -88,19 +88,23 @@ public sealed class LlamaChatClient : IChatClient
             : null;
     }
 
-    /// <summary>Frees the model and the caches, after a request in progress.</summary>
+    /// <summary>Frees the model and the caches. A request in progress goes on to its end, and they are freed then.</summary>
     public void Dispose()
     {
-        if (_disposed)
-        {
-            return;
-        }
-
         _disposed = true;
-        _turn.Wait();
-        _conversations.ForEach(conversation => conversation.Dispose());
-        _model.Language.Dispose();
-        _turn.Release();
+        FreeIfDisposed();
+    }
+
+    // Whoever disposes may be the one who reads a reply, so nobody is waited for: the last to be done frees.
+    private void FreeIfDisposed()
+    {
+        if (_disposed && _turn.Wait(0))
+        {
+            _conversations.ForEach(conversation => conversation.Dispose());
+            _conversations.Clear();
+            _model.Language.Dispose();
+            _turn.Release();
+        }
     }
 
     private async IAsyncEnumerable<ChatResponseUpdate> Stream(
@@ -137,6 +141,7 @@ public sealed class LlamaChatClient : IChatClient
         finally
         {
             _turn.Release();
+            FreeIfDisposed();
         }
 
         ChatResponseUpdate Update(AIContent content) => new(ChatRole.Assistant, [content])

@@ -139,7 +139,8 @@ public sealed class Conversation : IDisposable
     /// <param name="sampler">Chooses tokens.</param>
     /// <param name="maxTokens">Tokens to generate at most.</param>
     /// <param name="stopSequences">Texts that end the reply and are left out of it; none if null.</param>
-    /// <param name="cancellationToken">Stops before the next token. What was said until then stays said, as when reading stops.</param>
+    /// <param name="cancellationToken">Stops before the next token: what was said until then stays said, as when reading stops. Before the
+    /// first it stops within the new turns, which are not said then.</param>
     /// <returns>The parts of the reply, each as soon as it is known. They are generated as they are read.</returns>
     /// <exception cref="ArgumentException">The turns are not in an order that the template has, or don't fit into the model.</exception>
     public IEnumerable<string> Reply(
@@ -211,7 +212,13 @@ public sealed class Conversation : IDisposable
         {
             // Also where reading stopped in between, or generating failed.
             int cached = _cache.Length - cachedBefore;
-            if (cached > 0)
+            if (cached > 0 && generated.Count == 0)
+            {
+                // The turns were given up within the model's layers: nothing was said, and what was said before is to be read anew.
+                _cache.Clear();
+                _cacheIsOff = _turns.Count > 0;
+            }
+            else if (cached > 0)
             {
                 List<int> uncached = generated[(cached - promptTokens)..];
                 _uncached = uncached is [.., int last] && _stopTokens.Contains(last) ? uncached[..^1] : uncached;

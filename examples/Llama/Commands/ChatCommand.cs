@@ -36,7 +36,7 @@ internal sealed class ChatCommand : LlamaCommand
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        Sampler sampler = new(_generation.Sampling(arguments));
+        SamplingOptions sampling = _generation.Sampling(arguments);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
         RequireCompressed(settings, load, save);
@@ -65,6 +65,7 @@ internal sealed class ChatCommand : LlamaCommand
             else if (line.Length > 0)
             {
                 ChatTurn user = new(ChatSpeaker.User, line);
+                Sampler sampler = new(sampling with { Seed = unchecked(sampling.Seed + exchanges.Count) });
                 exchanges.Add(Reply(conversation, conversation.Turns.Count == 0 ? [.. opening, user] : [user], sampler, maxTokens, output));
             }
         }

@@ -33,7 +33,7 @@ public sealed class BeamSearch : TextGenerator
     /// <param name="maxTokens">Tokens to generate at most for each continuation.</param>
     /// <param name="stopTokens">Tokens that end a continuation; the one that does belongs to it.</param>
     /// <param name="advanced">Told the number of tokens of the beams, after each step.</param>
-    /// <param name="cancellationToken">Stops before the next step.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
     /// <returns>The continuations by score, at most one for each beam.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model.</exception>
     public SearchResult Search(
@@ -48,8 +48,7 @@ public sealed class BeamSearch : TextGenerator
         ArgumentNullException.ThrowIfNull(stopTokens);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens);
         TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
-        cancellationToken.ThrowIfCancellationRequested();
-        float[] logits = Prefill([prompt]);
+        float[] logits = Prefill([prompt], cancellationToken);
 
         // The last token isn't cached, so it may be one past the model's positions.
         int steps = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);

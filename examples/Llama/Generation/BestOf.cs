@@ -25,7 +25,7 @@ public sealed class BestOf : TextGenerator
     /// <param name="maxTokens">Tokens to generate at most for each.</param>
     /// <param name="stopTokens">Tokens that end a continuation; the one that does belongs to it.</param>
     /// <param name="advanced">Told the number of tokens of the longest continuation so far, whenever it grows.</param>
-    /// <param name="cancellationToken">Stops before the next step.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
     /// <returns>The continuations, by their score: the mean log-probability of their tokens. Among equals, in order of the samplers.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or there are
     /// no samplers.</exception>
@@ -46,8 +46,7 @@ public sealed class BestOf : TextGenerator
         }
 
         TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
-        cancellationToken.ThrowIfCancellationRequested();
-        float[] afterPrompt = Prefill([prompt]);
+        float[] afterPrompt = Prefill([prompt], cancellationToken);
         using ModelCache forks = Fork(Cache, new int[samplers.Count]);
         List<int>[] tokens = [.. samplers.Select(_ => new List<int>())];
         double[] logProbabilities = new double[samplers.Count];

@@ -1,6 +1,7 @@
 namespace Mustafar.Examples.Llama.Generation;
 
-/// <summary>Chooses tokens from scores: temperature first, then top-k, then top-p of what is left.</summary>
+/// <summary>Chooses tokens from scores: penalties first, then temperature, then top-k, then top-p of what is left.</summary>
+/// <remarks>Penalties count what this object has chosen, so it is used for one text.</remarks>
 public sealed class Sampler
 {
     private readonly SamplingOptions _options;
@@ -9,7 +10,9 @@ public sealed class Sampler
     // Kept from call to call: for a large vocabulary they would be large objects, which cost a full collection each.
     private readonly List<(int Id, double Probability)> _candidates = [];
     private readonly LargestNumbers _largest = new();
+    private readonly Dictionary<int, int> _chosen = [];
     private double[] _probabilities = [];
+    private float[] _penalised = [];
 
     /// <summary>Makes a sampler.</summary>
     /// <param name="options">How to choose.</param>
@@ -25,6 +28,34 @@ public sealed class Sampler
     /// <returns>Its id.</returns>
     /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
     public int Next(ReadOnlySpan<float> logits)
+    {
+        if (_options is { FrequencyPenalty: 0, PresencePenalty: 0 })
+        {
+            return Choose(logits);
+        }
+
+        int token = Choose(Penalised(logits));
+        _chosen[token] = _chosen.GetValueOrDefault(token) + 1;
+        return token;
+    }
+
+    private ReadOnlySpan<float> Penalised(ReadOnlySpan<float> logits)
+    {
+        if (_penalised.Length < logits.Length)
+        {
+            _penalised = new float[logits.Length];
+        }
+
+        logits.CopyTo(_penalised);
+        foreach ((int token, int count) in _chosen)
+        {
+            _penalised[token] -= (float)((_options.FrequencyPenalty * count) + _options.PresencePenalty);
+        }
+
+        return _penalised.AsSpan(0, logits.Length);
+    }
+
+    private int Choose(ReadOnlySpan<float> logits)
     {
         if (_options.Temperature == 0)
         {

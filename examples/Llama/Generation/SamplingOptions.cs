@@ -6,6 +6,8 @@ public sealed record SamplingOptions
     private readonly double _temperature;
     private readonly int _topK;
     private readonly double _topP = 1;
+    private readonly double _frequencyPenalty;
+    private readonly double _presencePenalty;
 
     /// <summary>Divides the scores; 0 takes the likeliest token.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or not finite.</exception>
@@ -35,6 +37,25 @@ public sealed record SamplingOptions
             : throw new ArgumentOutOfRangeException(nameof(TopP), value, "Expected a probability above 0, at most 1.");
     }
 
+    /// <summary>Taken from a token's score for each time that it was chosen before; negative values favour repetition.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
+    public double FrequencyPenalty
+    {
+        get => _frequencyPenalty;
+        init => _frequencyPenalty = Finite(value, nameof(FrequencyPenalty));
+    }
+
+    /// <summary>Taken from a token's score if it was chosen before; negative values favour repetition.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
+    public double PresencePenalty
+    {
+        get => _presencePenalty;
+        init => _presencePenalty = Finite(value, nameof(PresencePenalty));
+    }
+
     /// <summary>Start of the random numbers: the same seed draws the same tokens.</summary>
     public int Seed { get; init; }
+
+    private static double Finite(double value, string name) =>
+        double.IsFinite(value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");
 }

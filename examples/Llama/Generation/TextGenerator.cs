@@ -57,8 +57,9 @@ public abstract class TextGenerator
 
     /// <summary>Adds prompts to the texts in <see cref="Cache"/>.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
+    /// <param name="cancellationToken">Stops before the next layer of the model, whose caches are good for nothing then.</param>
     /// <returns>The scores after each prompt, batch · vocab_size.</returns>
-    private protected float[] Prefill(IReadOnlyList<IReadOnlyList<int>> prompts)
+    private protected float[] Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
         _prefill.Start();
         using IDisposable mode = inference_mode();
@@ -66,7 +67,8 @@ public abstract class TextGenerator
         int[] counts = [.. prompts.Select(prompt => prompt.Count)];
         bool padded = counts.Any(count => count != counts[0]);
         float[] logits = new float[prompts.Count * Model.Config.VocabSize];
-        Read(Model.NextTokenLogits(TokenIds.ToPaddedTensor(prompts, Model.Device), Cache, padded ? counts : default), logits);
+        Tensor ids = TokenIds.ToPaddedTensor(prompts, Model.Device);
+        Read(Model.NextTokenLogits(ids, Cache, padded ? counts : default, cancellationToken), logits);
         _prefill.Stop();
         return logits;
     }

@@ -18,7 +18,7 @@ public sealed class TokenGenerator : TextGenerator
     /// <param name="sampler">Chooses tokens.</param>
     /// <param name="maxTokens">Tokens to generate at most.</param>
     /// <param name="stopTokens">Tokens that end the text; the one that does is generated, but not cached.</param>
-    /// <param name="cancellationToken">Stops before the next step.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
     /// <returns>The tokens, each as soon as it is known.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or the
     /// caches are not of one sequence.</exception>
@@ -38,7 +38,7 @@ public sealed class TokenGenerator : TextGenerator
     /// <param name="samplers">For each sequence, what chooses its tokens; one that draws must not be shared.</param>
     /// <param name="maxTokens">Tokens to generate at most for each text.</param>
     /// <param name="stopTokens">Tokens that end a text; the one that does is generated, but not cached.</param>
-    /// <param name="cancellationToken">Stops before the next step.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
     /// <returns>The tokens, those of one step in order of the sequences.</returns>
     /// <exception cref="ArgumentException">A prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or there are
     /// not as many prompts and samplers as the caches have sequences.</exception>
@@ -86,8 +86,7 @@ public sealed class TokenGenerator : TextGenerator
             yield break;
         }
 
-        cancellationToken.ThrowIfCancellationRequested();
-        float[] logits = Prefill(prompts);
+        float[] logits = Prefill(prompts, cancellationToken);
         foreach (SequenceToken item in Continue(
             Cache, logits, (sequence, scores) => samplers[sequence].Next(scores), maxTokens, stopTokens, cancellationToken))
         {

@@ -52,8 +52,11 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The cache of every layer; the tokens join it.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <param name="cancellationToken">Stops before the next layer. The caches of earlier layers have the tokens then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
-    public Tensor Hidden(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default) => model.forward(ids, cache, counts);
+    public Tensor Hidden(
+        Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default) =>
+        model.forward(ids, cache, counts, cancellationToken);
 
     /// <summary>Scores of the next token from hidden states.</summary>
     /// <param name="hidden">[.., hidden_size].</param>
@@ -64,11 +67,13 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The cache of every layer; the tokens join it.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <param name="cancellationToken">Stops before the next layer. The caches of earlier layers have the tokens then.</param>
     /// <returns>Logits [batch, vocab_size] in the type of the weights; meaningless for a sequence that got no token.</returns>
-    public Tensor NextTokenLogits(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default)
+    public Tensor NextTokenLogits(
+        Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default)
     {
         using DisposeScope scope = NewDisposeScope();
-        Tensor hidden = Hidden(ids, cache, counts);
+        Tensor hidden = Hidden(ids, cache, counts, cancellationToken);
         Tensor last;
         if (counts.IsEmpty)
         {

@@ -42,8 +42,9 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The cache of every layer; the tokens join it.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
+    /// <param name="cancellationToken">Stops before the next layer. The caches of earlier layers have the tokens then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
-    public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts)
+    public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(ids);
         ArgumentNullException.ThrowIfNull(cache);
@@ -66,6 +67,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
         Tensor hidden = embed_tokens.call(ids);
         for (int i = 0; i < layers.Count; i++)
         {
+            cancellationToken.ThrowIfCancellationRequested();
             Tensor next = layers[i].forward(hidden, cache.Layers[i], counts);
             hidden.Dispose();
             hidden = next;

@@ -28,7 +28,7 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
     {
         if (_rules.Normalization is NormalizationForm form)
         {
-            text = text.Normalize(form);
+            text = Normalized(text, form);
         }
 
         if (_rules.AddPrefixSpace && text[0] != ' ')
@@ -49,6 +49,10 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
             }
         }
     }
+
+    // .NET refuses the noncharacter U+FFFE, with which nothing composes.
+    private static string Normalized(string text, NormalizationForm form) =>
+        string.Join('\uFFFE', text.Split('\uFFFE').Select(part => part.Normalize(form)));
 
     private static Dictionary<int, byte[]> Bytes(TokenizerFile file)
     {

@@ -1,4 +1,3 @@
-using System.Text.Json;
 using Microsoft.ML.Tokenizers;
 using Mustafar.Examples.Llama.Checkpoint;
 
@@ -6,8 +5,8 @@ namespace Mustafar.Examples.Llama.Tokenizer;
 
 /// <summary>SentencePiece's BPE with byte fallback, as in the tokenizer.model of Llama 2 and Mistral.</summary>
 /// <remarks>
-/// tokenizer_config.json beside it says whether a text gets the tokens that begin and end it, and whether a space goes in front of each
-/// part between special tokens ("legacy", the default) or of the whole text alone.
+/// <see cref="SentencePieceConfig"/> says what other files add: tokens, whether a text gets the tokens that begin and end it, and whether
+/// a space goes in front of each part between added tokens ("legacy", the default) or of the whole text alone.
 /// </remarks>
 internal sealed class SentencePieceModelTokenizer : TextTokenizer
 {
@@ -21,12 +20,12 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
         int[] byteIds,
         IReadOnlyList<int> prefix,
         IReadOnlyList<int> suffix,
-        bool legacy)
-        : base(file.Controls, ByteFallback.Bytes(file.Vocabulary, byteIds))
+        SentencePieceConfig config)
+        : base([.. file.Controls, .. config.AddedTokens], ByteFallback.Bytes(file.Vocabulary, byteIds))
     {
         _pieces = pieces;
         _spaceInFront = file.AddsSpaceInFront;
-        _spaceInFrontOfParts = file.AddsSpaceInFront && legacy;
+        _spaceInFrontOfParts = file.AddsSpaceInFront && config.IsLegacy;
         Prefix = prefix;
         Suffix = suffix;
     }
@@ -38,22 +37,22 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     private protected override IReadOnlyList<int> Suffix { get; }
 
     /// <summary>Reads a tokenizer.model.</summary>
-    /// <exception cref="CheckpointException">It, or the tokenizer_config.json beside it, is damaged.</exception>
+    /// <exception cref="CheckpointException">It, or a file beside it, is damaged.</exception>
     /// <exception cref="UnsupportedModelException">It is of a kind that is not implemented.</exception>
     public static new SentencePieceModelTokenizer Load(string path)
     {
         byte[] content = File.ReadAllBytes(path);
         SentencePieceModelFile file = SentencePieceModelFile.Read(content, path);
-        (bool begins, bool ends, bool legacy) = ReadConfig(Path.Combine(Path.GetDirectoryName(path) ?? "", "tokenizer_config.json"));
+        SentencePieceConfig config = SentencePieceConfig.Read(Path.GetDirectoryName(path) ?? "", file);
         int[] byteIds = ByteFallback.Ids(file.Vocabulary, path);
         using MemoryStream stream = new(content);
         return new SentencePieceModelTokenizer(
             file,
             SentencePieceTokenizer.Create(stream, addBeginningOfSentence: false, addEndOfSentence: false),
             byteIds,
-            Frame(begins, file.BeginningId, file, path),
-            Frame(ends, file.EndId, file, path),
-            legacy);
+            Frame(config.Begins, file.BeginningId, file, path),
+            Frame(config.Ends, file.EndId, file, path),
+            config);
     }
 
     private protected override void EncodePlain(string text, bool isFirst, List<int> ids)
@@ -66,21 +65,6 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
             addEndOfSentence: false,
             considerPreTokenization: false,
             considerNormalization: false));
-    }
-
-    private static (bool Begins, bool Ends, bool Legacy) ReadConfig(string path)
-    {
-        if (!File.Exists(path))
-        {
-            return (true, false, true);
-        }
-
-        using JsonDocument document = JsonFile.Open(path);
-        JsonElement root = document.RootElement;
-        return (
-            root.FindBoolean("add_bos_token", path) ?? true,
-            root.FindBoolean("add_eos_token", path) ?? false,
-            root.FindBoolean("legacy", path) ?? true);
     }
 
     private static int[] Frame(bool added, int id, SentencePieceModelFile file, string path) =>

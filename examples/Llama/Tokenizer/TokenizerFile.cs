@@ -84,6 +84,29 @@ internal sealed class TokenizerFile
         ? []
         : TypeOf(value) == "Sequence" ? [.. value.Require(list, JsonValueKind.Array, path).EnumerateArray()] : [value];
 
+    /// <summary>An added token as tokenizer files describe it.</summary>
+    /// <exception cref="CheckpointException">It has no text.</exception>
+    /// <exception cref="UnsupportedModelException">It takes what stands beside it, or is found in whole words only.</exception>
+    public static AddedToken ReadAddedToken(JsonElement token, int id, string path)
+    {
+        string? content = token.FindString("content", path);
+        if (string.IsNullOrEmpty(content))
+        {
+            throw new CheckpointException($"expected a text as 'content' of each added token, but got {token.GetRawText()}.", path);
+        }
+
+        foreach (string flag in (string[])["single_word", "lstrip", "rstrip"])
+        {
+            if (token.FindBoolean(flag, path) ?? false)
+            {
+                throw new UnsupportedModelException($"'{flag}' of the added token '{content}' is not supported.", path);
+            }
+        }
+
+        return new AddedToken(
+            id, content, token.FindBoolean("special", path) ?? false, token.FindBoolean("normalized", path) ?? false);
+    }
+
     private static Dictionary<string, int> ReadModel(JsonElement model, string path)
     {
         string type = model.FindString("type", path) ?? "BPE";
@@ -164,27 +187,11 @@ internal sealed class TokenizerFile
             throw new CheckpointException($"expected an array 'added_tokens', but got {JsonFile.Describe(list.ValueKind)}.", path);
         }
 
+        bool hasNormalizer = root.Find("normalizer") is not null;
         foreach (JsonElement token in list.EnumerateArray())
         {
-            string? content = token.FindString("content", path);
-            if (string.IsNullOrEmpty(content))
-            {
-                throw new CheckpointException($"expected a text as 'content' of each added token, but got {token.GetRawText()}.", path);
-            }
-
-            foreach (string flag in (string[])["single_word", "lstrip", "rstrip"])
-            {
-                if (token.FindBoolean(flag, path) ?? false)
-                {
-                    throw new UnsupportedModelException($"'{flag}' of the added token '{content}' is not supported.", path);
-                }
-            }
-
-            added.Add(new AddedToken(
-                token.RequireInt32("id", path),
-                content,
-                token.FindBoolean("special", path) ?? false,
-                (token.FindBoolean("normalized", path) ?? false) && root.Find("normalizer") is not null));
+            AddedToken read = ReadAddedToken(token, token.RequireInt32("id", path), path);
+            added.Add(read with { IsNormalized = read.IsNormalized && hasNormalizer });
         }
 
         return added;

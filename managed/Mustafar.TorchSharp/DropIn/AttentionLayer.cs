@@ -52,7 +52,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         int tokens = checked((int)step.Query.shape[2]);
         bool begins = step.Start == 0;
         int[] padding = begins ? new int[step.Query.shape[0]] : Continue(conversation, step);
-        int[] padded = attachment.Mask.Read(step, step.Start, padding);
+        int[] padded = attachment.Mask.Read(this, step, step.Start, padding);
         if (begins)
         {
             conversation.Restart(step, attachment.Options);

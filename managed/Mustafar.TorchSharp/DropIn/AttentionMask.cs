@@ -5,27 +5,28 @@ namespace Mustafar;
 
 /// <summary>Reads additive attention masks: which are causal, with padding on the left of some sequences or without.</summary>
 /// <remarks>
-/// A model hands the same mask to all of its layers, so the last one read is remembered. Reading one takes a synchronisation with the
-/// device, once per step of the model.
+/// A model hands the same mask to all of its layers, so the last one read is remembered until the layer that read it asks again, with
+/// the next step. Reading one takes a synchronisation with the device, once per step of the model.
 /// </remarks>
 /// <param name="window">How many of the last tokens the cache shows to a query; what a mask says of older ones is of no account.</param>
 internal sealed class AttentionMask(int? window)
 {
     private static readonly Scalar Hidden = -1e4;
 
-    private sealed record Reading(WeakReference<Tensor> Mask, int Start, int[] Before, int[] Padding);
+    private sealed record Reading(AttentionLayer Layer, WeakReference<Tensor> Mask, int Start, int[] Before, int[] Padding);
 
     private Reading? _last;
 
     /// <summary>Finds the padding on the left of each sequence, and checks that the mask is causal otherwise.</summary>
+    /// <param name="layer">Who asks.</param>
     /// <param name="step">New tokens and their mask.</param>
     /// <param name="start">Tokens before them.</param>
     /// <param name="padding">Padding of each sequence as known from before; all zero where the conversation begins.</param>
-    /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins. It stays hidden where a single
-    /// token comes without a mask or with one that has no column for the past.</returns>
+    /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins. It stays hidden, whatever later
+    /// masks say of it.</returns>
     /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first
     /// tokens.</exception>
-    internal int[] Read(AttentionStep step, int start, int[] padding)
+    internal int[] Read(AttentionLayer layer, AttentionStep step, int start, int[] padding)
     {
         int tokens = checked((int)step.Query.shape[2]);
         if (step.Mask is not Tensor mask)
@@ -36,7 +37,7 @@ internal sealed class AttentionMask(int? window)
         }
 
         Reading? last = _last;
-        if (last is not null && last.Mask.TryGetTarget(out Tensor? seen) && ReferenceEquals(seen, mask)
+        if (last is not null && last.Layer != layer && last.Mask.TryGetTarget(out Tensor? seen) && ReferenceEquals(seen, mask)
             && last.Start == start && last.Before.AsSpan().SequenceEqual(padding))
         {
             return last.Padding;
@@ -44,7 +45,7 @@ internal sealed class AttentionMask(int? window)
 
         using DisposeScope scope = NewDisposeScope();
         int[] read = Read(Shaped(mask, step, start, tokens), start, tokens, padding);
-        _last = new Reading(new WeakReference<Tensor>(mask), start, padding, read);
+        _last = new Reading(layer, new WeakReference<Tensor>(mask), start, padding, read);
         return read;
     }
 
@@ -88,11 +89,21 @@ internal sealed class AttentionMask(int? window)
         Tensor row = Scalars.Range(start, tokens, mask.device).reshape(1, -1, 1);
         Tensor first = tensor(padded.Select(count => (long)count).ToArray(), device: mask.device).reshape(-1, 1, 1);
         Tensor expected = column.le(row).logical_and(column.ge(first));
-        // What a padding token sees matters to nobody.
+        // What a padding token sees matters to nobody, and padding of before is not cached.
         Tensor fits = visible.eq(expected).logical_or(row.lt(first));
+        if (start > 0)
+        {
+            fits = fits.logical_or(column.lt(first));
+        }
+
         if (window is int tokensSeen)
         {
             fits = fits.logical_or(column.lt(Scalars.Range(start + 1L - tokensSeen, tokens, mask.device).reshape(1, -1, 1)));
+            if (tokens == 1 && start >= tokensSeen)
+            {
+                // Microsoft.ML.GenAI hides everything from a token once its past is longer than the window, which says nothing.
+                fits = fits.logical_or(visible.any(-1, keepdim: true).logical_not());
+            }
         }
 
         return fits.all().item<bool>()

@@ -89,6 +89,58 @@ public sealed class MaskTests
         }
     }
 
+    // The package's window is one smaller than what its masks show of a prompt.
+    [TestCase(16, true)]
+    [TestCase(60, true)]
+    [TestCase(16, false)]
+    public void WhatThePackageHidesBeyondItsWindowIsServedByTheOption(int window, bool given)
+    {
+        using Subject subject = Subject.Make("genai");
+        LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(2, Tokens, seed: 6);
+        MustafarOptions options = s_everything with { SlidingWindow = window + 1 };
+        using MustafarAttachment attachment = model.UseMustafar(given ? options : options with { SlidingWindow = null });
+        if (given)
+        {
+            Tensor expected = subject.Run(ids, Prompt);
+            Compare.Close(RunPipeline(model, ids, window, new long[2], new DynamicKVCache()), expected, Rounding, Rounding, "logits");
+        }
+        else
+        {
+            Assert.That(
+                () => RunPipeline(model, ids, window, new long[2], new DynamicKVCache()),
+                Throws.TypeOf<NotSupportedException>().With.Message.Contains("MustafarOptions.SlidingWindow"));
+        }
+    }
+
+    [Test]
+    public void PaddingThatLaterMasksShowStaysHidden()
+    {
+        const int window = 200;
+        using Subject subject = Subject.Make("genai");
+        LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(s_padding.Length, Tokens, seed: 7);
+        Tensor expected = Run(subject, ids, wholeMask: true);
+        using MustafarAttachment attachment = model.UseMustafar(s_everything);
+        Close(RunPipeline(model, ids, window, s_padding, new DynamicKVCache()), expected);
+    }
+
+    [Test]
+    public void AMaskThatIsWrittenAnewIsReadAnew()
+    {
+        using Subject subject = Subject.Make("genai");
+        LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
+        Tensor ids = Subject.Ids(s_padding.Length, Prompt, seed: 8);
+        Tensor mask = LlamaForCausalLM.CausalMask(ids, 0, s_padding);
+        Tensor other = LlamaForCausalLM.CausalMask(ids, 0, [.. s_padding.Reverse()]);
+        using IDisposable noGrad = no_grad();
+        using MustafarAttachment attachment = model.UseMustafar(s_everything);
+        Tensor expected = model.Logits(ids, 0, new DynamicKVCache(), other);
+        model.Logits(ids, 0, new DynamicKVCache(), mask);
+        mask.copy_(other);
+        Compare.Same(model.Logits(ids, 0, new DynamicKVCache(), mask), expected, "logits");
+    }
+
     [Test]
     public void OtherMasksAreRefusedAndLeaveTheConversationAsItWas()
     {
@@ -145,6 +197,19 @@ public sealed class MaskTests
             Compare.Close(
                 actual[b].narrow(0, s_padding[b], count), expected[b].narrow(0, s_padding[b], count), Rounding, Rounding, $"sequence {b}");
         }
+    }
+
+    private static Tensor RunPipeline(LlamaForCausalLM model, Tensor ids, int window, long[] padding, DynamicKVCache cache)
+    {
+        using IDisposable noGrad = no_grad();
+        List<Tensor> logits = [];
+        for (int start = 0, end = Prompt; end <= Tokens; start = end++)
+        {
+            Tensor step = ids.narrow(1, start, end - start);
+            logits.Add(model.Logits(step, start, cache, LlamaForCausalLM.PipelineMask(step, start, window, padding)));
+        }
+
+        return cat(logits, 1);
     }
 
     // wholeMask: whether a single token's mask has columns for the past.

@@ -101,6 +101,8 @@ public sealed class ChatClientTests
             Assert.That(await Text(new ChatOptions { Temperature = 1.5f, Seed = 8 }), Is.Not.EqualTo(seven));
             Assert.That(await Text(new ChatOptions { Temperature = 1.5f, Seed = 8, TopK = 1 }), Is.EqualTo(greedy));
             Assert.That(await Text(new ChatOptions { Temperature = 1.5f, Seed = 8, TopP = 1e-6f }), Is.EqualTo(greedy));
+            Assert.That(await Text(new ChatOptions { PresencePenalty = 100 }), Is.Not.EqualTo(greedy));
+            Assert.That(await Text(new ChatOptions { FrequencyPenalty = -100 }), Is.Not.EqualTo(greedy));
             Assert.That(stopped.Text, Is.EqualTo(greedy[..greedy.IndexOf(greedy[5..8], StringComparison.Ordinal)]));
             Assert.That(stopped.FinishReason, Is.EqualTo(ChatFinishReason.Stop));
             Assert.That(instructed.Usage!.OutputTokenCount, Is.EqualTo(3));
@@ -147,12 +149,29 @@ public sealed class ChatClientTests
         }
     }
 
+    [Test]
+    public async Task ARequestInProgressEndsBeforeTheModelIsFreed()
+    {
+        string expected = (await _client.GetResponseAsync("def add(a, b):")).Text;
+        System.Text.StringBuilder text = new();
+        Task<ChatResponse>? waiting = null;
+        await foreach (ChatResponseUpdate update in _client.GetStreamingResponseAsync("def add(a, b):"))
+        {
+            waiting ??= _client.GetResponseAsync("a = 1");
+            _client.Dispose();
+            text.Append(update.Text);
+        }
+
+        Assert.That(text.ToString(), Is.EqualTo(expected));
+        Assert.That(async () => await waiting!, Throws.TypeOf<ObjectDisposedException>());
+        Assert.That(() => _client.GetResponseAsync("x"), Throws.TypeOf<ObjectDisposedException>());
+    }
+
     private static IEnumerable<TestCaseData> Unsupported()
     {
         yield return Case("tools", new ChatOptions { Tools = [new HostedWebSearchTool()] }, "Tools");
         yield return Case("JSON", new ChatOptions { ResponseFormat = ChatResponseFormat.Json }, "ResponseFormat");
-        yield return Case("frequency penalty", new ChatOptions { FrequencyPenalty = 1 }, "FrequencyPenalty");
-        yield return Case("presence penalty", new ChatOptions { PresencePenalty = 1 }, "PresencePenalty");
+        yield return Case("reasoning", new ChatOptions { Reasoning = new ReasoningOptions() }, "Reasoning");
         yield return Case("conversation", new ChatOptions { ConversationId = "1" }, "ConversationId");
         yield return Case("another model", new ChatOptions { ModelId = "gpt" }, "gpt");
 

@@ -110,6 +110,42 @@ public sealed class ConversationTests
         }
     }
 
+    // A long turn is given up between layers.
+    [TestCase(false)]
+    [TestCase(true)]
+    public void ATurnThatIsGivenUpWhileItIsReadIsNotSaid(bool isFirst)
+    {
+        CancellationTokenSource? source = null;
+        using ModelCache cache = new(Enumerable.Range(0, _language.Model.Config.NumLayers).Select(layer => new WatchedCache(
+            new DenseCache(1, _language.Model.Config.NumKvHeads, _language.Model.Config.HeadDim, _language.Model.DType),
+            () =>
+            {
+                if (layer == 3)
+                {
+                    source?.Cancel();
+                }
+            })));
+        using Conversation conversation = new(_model, cache);
+        if (!isFirst)
+        {
+            Say(conversation, [s_first], 5);
+        }
+
+        ChatTurn[] before = [.. conversation.Turns];
+        using (source = new CancellationTokenSource())
+        {
+            Assert.That(
+                () => conversation.Reply([s_second], Greedy(), 5, cancellationToken: source.Token).Count(),
+                Throws.InstanceOf<OperationCanceledException>());
+            source = null;
+        }
+
+        Assert.That(conversation.Turns, Is.EqualTo(before));
+        Assert.That(cache.Layers.Select(layer => layer.Length), Is.All.Zero);
+        using Conversation other = New();
+        Assert.That(Say(conversation, [s_second], 8), Is.EqualTo(Say(other, [.. before, s_second], 8)));
+    }
+
     [Test]
     public void RefusedTurnsLeaveTheChatAsItWas()
     {

@@ -35,6 +35,20 @@ public sealed class SamplerTests
         }
     }
 
+    // In the first case 5, 4, 3 become 3.5, 4, 3; then 3.5, 2.5, 3; 2.5, 2.5, 3; 2.5, 2.5, 1.5; 1.5, 2.5, 1.5.
+    [TestCase(1, 0.5, new[] { 0, 1, 0, 2, 0, 1 })]
+    [TestCase(0, 1.5, new[] { 0, 1, 0, 0, 0, 0 })]
+    [TestCase(-1, -1, new[] { 0, 0, 0, 0, 0, 0 })]
+    public void PenaltiesAreTakenFromTheScoresOfWhatWasChosen(double frequency, double presence, int[] expected)
+    {
+        float[] logits = [5, 4, 3];
+        Sampler sampler = new(new SamplingOptions { FrequencyPenalty = frequency, PresencePenalty = presence });
+        Assert.That(expected.Select(_ => sampler.Next(logits)), Is.EqualTo(expected));
+        Assert.That(logits, Is.EqualTo(new[] { 5, 4, 3 }));
+        Sampler drawing = new(new SamplingOptions { Temperature = 1, FrequencyPenalty = frequency, PresencePenalty = 1000 });
+        Assert.That(Enumerable.Range(0, 3).Select(_ => drawing.Next(logits)), Is.Unique, "at a temperature too");
+    }
+
     [Test]
     public void DrawsByProbability()
     {
@@ -136,6 +150,8 @@ public sealed class SamplerTests
             Assert.That(() => new SamplingOptions { TopK = -1 }, Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingOptions { TopP = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingOptions { TopP = 1.1 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new SamplingOptions { FrequencyPenalty = double.NaN }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new SamplingOptions { PresencePenalty = double.PositiveInfinity }, Throws.TypeOf<ArgumentOutOfRangeException>());
         }
     }
 

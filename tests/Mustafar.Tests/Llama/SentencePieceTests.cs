@@ -134,6 +134,49 @@ public sealed class SentencePieceTests
         }
     }
 
+    // Chat models made from one without marks of a chat: the pieces are the first one's, the marks stand beside them.
+    [TestCase("tokenizer_config.json", true)]
+    [TestCase("added_tokens.json", false)]
+    public void TokensBesideTokenizerModelAreFoundInAText(string file, bool special)
+    {
+        (int begin, int end) = (s_pieces.Count, s_pieces.Count + 1);
+        JsonObject marks = special ? Described() : new JsonObject { ["<|im_start|>"] = begin, ["<|im_end|>"] = end };
+        TextTokenizer tokenizer = FromModel(s_pieces.ToModel(), marks.ToJsonString(), file);
+        List<int> expected = [1, begin, .. s_pieces.Encode("▁the▁keys"), end];
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(tokenizer.Encode("<|im_start|>the keys<|im_end|>"), Is.EqualTo(expected));
+            Assert.That(tokenizer.Decode(expected), Is.EqualTo(special ? "the keys" : "<|im_start|> the keys<|im_end|>"));
+            Assert.That(tokenizer.FindAddedToken("<|im_end|>"), Is.EqualTo(end));
+            Assert.That(tokenizer.VocabSize, Is.EqualTo(end + 1));
+        }
+
+        JsonObject Described()
+        {
+            JsonObject tokens = [];
+            foreach ((int id, string content) in ((int, string)[])[(1, "<s>"), (begin, "<|im_start|>"), (end, "<|im_end|>")])
+            {
+                tokens[$"{id}"] = new JsonObject { ["content"] = content, ["special"] = true, ["normalized"] = true };
+            }
+
+            return new JsonObject { ["added_tokens_decoder"] = tokens };
+        }
+    }
+
+    [TestCase("added_tokens.json", """{ "<x>": 300 }""", "300")]
+    [TestCase("added_tokens.json", """{ "<x>": 9999, "<y>": 9999 }""", "9999")]
+    [TestCase("added_tokens.json", """{ "a": 9999 }""", "'a'")]
+    [TestCase("added_tokens.json", """{ "<x>": "1" }""", "<x>")]
+    [TestCase("tokenizer_config.json", """{ "added_tokens_decoder": { "x": { "content": "<x>" } } }""", "'x'")]
+    [TestCase("tokenizer_config.json", """{ "added_tokens_decoder": { "9999": { } } }""", "content")]
+    public void RefusesTokensBesideTokenizerModelThatDoNotFit(string file, string content, string expected) => Assert.That(
+        () => FromModel(s_pieces.ToModel(), content, file), Throws.TypeOf<CheckpointException>().With.Message.Contains(expected));
+
+    [Test]
+    public void RefusesTokensBesideTokenizerModelThatTakeSpaces() => Assert.That(
+        () => FromModel(s_pieces.ToModel(), """{ "added_tokens_decoder": { "9999": { "content": "<x>", "rstrip": true } } }"""),
+        Throws.TypeOf<UnsupportedModelException>().With.Message.Contains("rstrip"));
+
     [Test]
     public void StreamedTextKeepsItsFirstSpaceOnlyWhereItContinuesAnother()
     {
@@ -215,13 +258,13 @@ public sealed class SentencePieceTests
         return TextTokenizer.Load(directory.Path);
     }
 
-    private static TextTokenizer FromModel(byte[] model, string? config = null)
+    private static TextTokenizer FromModel(byte[] model, string? config = null, string configFile = "tokenizer_config.json")
     {
         using TemporaryDirectory directory = new();
         File.WriteAllBytes(directory.File("tokenizer.model"), model);
         if (config is not null)
         {
-            File.WriteAllText(directory.File("tokenizer_config.json"), config);
+            File.WriteAllText(directory.File(configFile), config);
         }
 
         return TextTokenizer.Load(directory.Path);

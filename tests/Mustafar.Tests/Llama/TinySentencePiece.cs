@@ -42,6 +42,8 @@ internal sealed class TinySentencePiece
         _ids = _pieces.Select((piece, id) => (piece, id)).ToDictionary(item => item.piece, item => item.id);
     }
 
+    public int Count => _pieces.Count;
+
     public int IdOf(string piece) => _ids[piece];
 
     /// <summary>The ids of a text whose spaces are replaced: the best piece that two neighbours make, leftmost, until they make none.</summary>

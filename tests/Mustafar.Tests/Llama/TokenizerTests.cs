@@ -141,6 +141,10 @@ public sealed class TokenizerTests
             Assert.That(
                 tokenizer.Encode("2048"),
                 Is.EqualTo("2048".SelectMany(digit => s_tokenizer.Encode(digit.ToString(), addSpecialTokens: false))));
+            Assert.That(
+                tokenizer.Encode("e\u0301\uFFFE\u0301"),
+                Is.EqualTo(s_tokenizer.Encode("\u00E9\uFFFE\u0301", addSpecialTokens: false)),
+                "a noncharacter");
         }
     }
 

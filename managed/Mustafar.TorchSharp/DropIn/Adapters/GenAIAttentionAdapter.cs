@@ -5,18 +5,19 @@ namespace Mustafar;
 
 /// <summary>Reads <c>Attention</c> of Microsoft.ML.GenAI.Core, the attention of its LLaMA, Mistral and Phi-3 models.</summary>
 /// <remarks>
-/// <c>AttentionOutput forward(AttentionInput)</c>. The input's cache stands for the conversation; it is a dictionary from layer to keys
-/// and values, in which the model finds the length.
+/// <c>AttentionOutput forward(AttentionInput)</c>; the first versions have a <c>Phi3Attention</c> of the same members for Phi-3. The
+/// input's cache stands for the conversation; it is a dictionary from layer to keys and values, in which the model finds the length.
 /// </remarks>
 internal sealed class GenAIAttentionAdapter : AttentionAdapter
 {
+    private static readonly string[] Names = ["Attention", "Phi3Attention"];
     private static readonly string[] Fields = ["_layerIdx", "_numHeads", "_headDim", "_numKeyValueHeads", "o_proj"];
     private static readonly string[] Inputs = ["HiddenStates", "AttentionMask", "PositionIds", "Cache"];
 
     public override bool Matches(nn.Module candidate)
     {
         Type type = candidate.GetType();
-        return type.Name == "Attention"
+        return Names.Contains(type.Name)
             && Array.TrueForAll(Fields, name => Reflected.Has(type, name))
             && (Reflected.Has(type, "qkv_proj") || Reflected.Has(type, "q_proj"))
             && Reflected.ForwardParameters(candidate) is [ParameterInfo input]

@@ -228,6 +228,10 @@ internal class Attention : nn.Module<AttentionInput, AttentionOutput>
     }
 }
 
+/// <summary>What the first versions have for Phi-3.</summary>
+internal class Phi3Attention(int layerIdx, int numHeads, int numKeyValueHeads, int headDim, ScalarType dtype)
+    : Attention(layerIdx, numHeads, numKeyValueHeads, headDim, dtype, useQkvProj: true, attentionDropout: 0);
+
 internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOutput>
 {
     private readonly QuantizedLinear mlp;
@@ -244,11 +248,15 @@ internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOut
 
     public override AttentionOutput forward(AttentionInput input)
     {
+        using DisposeScope scope = NewDisposeScope();
         AttentionOutput attended = self_attn.forward(new AttentionInput(
             input_layernorm.forward(input.HiddenStates), input.PositionIds, input.PositionalEmbeddings, input.AttentionMask, input.Cache,
             input.OutputAttentions));
         Tensor hidden = input.HiddenStates + attended.HiddenStates;
-        return new(hidden + mlp.forward(hidden).tanh(), attended.Attentions, attended.Cache);
+        return new(
+            (hidden + mlp.forward(hidden).tanh()).MoveToOuterDisposeScope(),
+            attended.Attentions?.MoveToOuterDisposeScope(),
+            attended.Cache);
     }
 }
 
@@ -266,14 +274,18 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
         Positions positions = Positions.Once,
         ScalarType dtype = ScalarType.Float32,
         bool joint = false,
-        double dropout = 0)
+        double dropout = 0,
+        bool first = false)
         : base(nameof(LlamaForCausalLM))
     {
         int hidden = heads * Subject.HeadDim;
         embed_tokens = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
         for (int i = 0; i < Subject.Layers; i++)
         {
-            layers.Add(new LlamaDecoderLayer(new Attention(i, heads, kvHeads, Subject.HeadDim, dtype, joint, dropout), hidden, dtype));
+            Attention attention = first
+                ? new Phi3Attention(i, heads, kvHeads, Subject.HeadDim, dtype)
+                : new Attention(i, heads, kvHeads, Subject.HeadDim, dtype, joint, dropout);
+            layers.Add(new LlamaDecoderLayer(attention, hidden, dtype));
         }
 
         lm_head = nn.Linear(hidden, Subject.Vocabulary, dtype: dtype);
@@ -300,6 +312,23 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
         }
 
         return lm_head.forward(hidden);
+    }
+
+    /// <summary>
+    /// [batch, 1, n, past + n], as the package's pipeline makes it, which tells of the padding of new tokens alone: padding is visible
+    /// after the prompt. Of a prompt with a sliding window a token sees the window and one more; a single token whose past is longer sees
+    /// nothing at all.
+    /// </summary>
+    public static Tensor PipelineMask(Tensor ids, int past, int? window, long[]? padding = null, ScalarType dtype = ScalarType.Float32)
+    {
+        Tensor mask = CausalMask(ids, past, past == 0 ? padding : null, dtype);
+        if (window is int tokens)
+        {
+            Tensor hidden = ones(ids.shape[1], ids.shape[1], dtype: ScalarType.Bool).tril(past - tokens - 1);
+            mask = mask.masked_fill(hidden, finfo(dtype).min);
+        }
+
+        return mask;
     }
 
     /// <summary>[batch, 1, n, past + n]; also hides each sequence's first padding tokens.</summary>

@@ -3,8 +3,9 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn.Models;
 
-internal sealed class GenAISubject(int heads, int kvHeads, Positions positions, ScalarType dtype, bool joint = false)
-    : Subject(new LlamaForCausalLM(heads, kvHeads, positions, dtype, joint))
+internal sealed class GenAISubject(
+    int heads, int kvHeads, Positions positions, ScalarType dtype, bool joint = false, bool first = false)
+    : Subject(new LlamaForCausalLM(heads, kvHeads, positions, dtype, joint, first: first))
 {
     internal override object NewConversation(long batch = 1) => new DynamicKVCache();
 

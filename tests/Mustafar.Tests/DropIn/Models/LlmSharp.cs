@@ -13,9 +13,11 @@ using IBlock = TorchSharp.torch.nn.Module<
 
 namespace Mustafar.Tests.DropIn.Models.LlmSharp;
 
-public interface IRotary
+public interface IRotary : IDisposable
 {
     (Tensor, Tensor) apply(Tensor query, Tensor key);
+
+    IEnumerable<Tensor> weights { get; }
 }
 
 public interface IKvCache : IDisposable
@@ -29,7 +31,15 @@ public interface IKvCache : IDisposable
 
 public sealed class SlowRotary(Tensor cos, Tensor sin) : IRotary
 {
+    public IEnumerable<Tensor> weights => [cos, sin];
+
     public (Tensor, Tensor) apply(Tensor query, Tensor key) => (Turn(query), Turn(key));
+
+    public void Dispose()
+    {
+        cos.Dispose();
+        sin.Dispose();
+    }
 
     private Tensor Turn(Tensor x)
     {
@@ -154,18 +164,50 @@ public class LlamaAttention : IBlock
     }
 }
 
+/// <summary>Attends by one call of torch; the package's own caches go with it.</summary>
+public class FusedLlamaAttention(int heads, int kvHeads, ScalarType dtype, double dropout_rate)
+    : LlamaAttention(heads, kvHeads, dtype, dropout_rate)
+{
+    protected double dropout_rate = dropout_rate;
+
+    public override Tensor forward(Tensor x, Tensor? attention_mask, IRotary? freqs_cis, IKvCache? kv_cache)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        (long batch, long tokens) = (x.shape[0], x.shape[1]);
+        Tensor[] split = qkv_proj.call(x).split([d_head * n_head, d_head * n_kv_head, d_head * n_kv_head], -1);
+        Tensor q = split[0].view(batch, tokens, n_head, d_head);
+        Tensor k = split[1].view(batch, tokens, n_kv_head, d_head);
+        Tensor v = split[2].view(batch, tokens, n_kv_head, d_head);
+        if (freqs_cis is not null)
+        {
+            (q, k) = freqs_cis.apply(q, k);
+        }
+
+        if (kv_cache is not null)
+        {
+            (k, v) = kv_cache.update(k, v);
+        }
+
+        k = k.permute(0, 2, 1, 3).repeat_interleave(n_groups, 1);
+        v = v.permute(0, 2, 1, 3).repeat_interleave(n_groups, 1);
+        Tensor output = nn.functional.scaled_dot_product_attention(
+            q.permute(0, 2, 1, 3), k, v, attention_mask!, training ? dropout_rate : 0);
+        return o_proj.call(output.permute(0, 2, 1, 3).reshape(batch, tokens, -1)).MoveToOuterDisposeScope();
+    }
+}
+
 public class LlamaBlock : IBlock
 {
     public nn.Module<Tensor, Tensor> attn_ln;
     public IBlock attn;
     public nn.Module<Tensor, Tensor> ffn;
 
-    public LlamaBlock(int heads, int kvHeads, ScalarType dtype, double dropout)
+    public LlamaBlock(int heads, int kvHeads, ScalarType dtype, double dropout, bool fused)
         : base("LlamaBlock")
     {
         int hidden = heads * Subject.HeadDim;
         attn_ln = nn.LayerNorm(hidden, dtype: dtype);
-        attn = new LlamaAttention(heads, kvHeads, dtype, dropout);
+        attn = fused ? new FusedLlamaAttention(heads, kvHeads, dtype, dropout) : new LlamaAttention(heads, kvHeads, dtype, dropout);
         ffn = nn.Linear(hidden, hidden, dtype: dtype);
         RegisterComponents();
     }
@@ -183,13 +225,13 @@ public class LlamaModel : nn.Module<Tensor, List<IKvCache>?, Tensor>
     public ModuleList<IBlock> layers;
     public nn.Module<Tensor, Tensor> lm_head;
 
-    public LlamaModel(int heads, int kvHeads, ScalarType dtype = ScalarType.Float32, double dropout = 0)
+    public LlamaModel(int heads, int kvHeads, ScalarType dtype = ScalarType.Float32, double dropout = 0, bool fused = false)
         : base("LlamaModel")
     {
         int hidden = heads * Subject.HeadDim;
         word_embedding = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
         layers = nn.ModuleList(
-            Enumerable.Range(0, Subject.Layers).Select(IBlock (_) => new LlamaBlock(heads, kvHeads, dtype, dropout)).ToArray());
+            Enumerable.Range(0, Subject.Layers).Select(IBlock (_) => new LlamaBlock(heads, kvHeads, dtype, dropout, fused)).ToArray());
         lm_head = nn.Linear(hidden, Subject.Vocabulary, hasBias: false, dtype: dtype);
         RegisterComponents();
     }
@@ -212,7 +254,7 @@ public class LlamaModel : nn.Module<Tensor, List<IKvCache>?, Tensor>
         Tensor rates = pow(10000, arange(0, Subject.HeadDim, 2, dtype: ScalarType.Float32) / Subject.HeadDim).reciprocal();
         Tensor angles = positions.unsqueeze(-1) * rates;
         angles = cat([angles, angles], -1).unsqueeze(2);
-        SlowRotary rotary = new(angles.cos().type_as(h), angles.sin().type_as(h));
+        using SlowRotary rotary = new(angles.cos().type_as(h), angles.sin().type_as(h));
         for (int i = 0; i < layers.Count; i++)
         {
             h = layers[i].call(h, mask, rotary, past_key_values?[i]);

@@ -3,7 +3,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn.Models;
 
-internal sealed class LlmSharpSubject(int heads, int kvHeads, ScalarType dtype, bool fast) : Subject(new LlamaModel(heads, kvHeads, dtype))
+internal sealed class LlmSharpSubject(int heads, int kvHeads, ScalarType dtype, bool fast)
+    : Subject(new LlamaModel(heads, kvHeads, dtype, fused: fast))
 {
     internal override object NewConversation(long batch = 1) => Enumerable.Range(0, Layers)
         .Select(IKvCache (_) => fast ? new FastKvCache(batch, kvHeads, HeadDim, DType) : new KvCache()).ToList();

@@ -11,7 +11,8 @@ internal abstract class Subject(nn.Module model) : IDisposable
 
     internal nn.Module Model => model;
 
-    internal static string[] Names => ["genai", "genai-tuple", "genai-joint", "torchsharp-llama", "llm-sharp", "llm-sharp-fast"];
+    internal static string[] Names =>
+        ["genai", "genai-tuple", "genai-joint", "genai-phi3", "torchsharp-llama", "llm-sharp", "llm-sharp-fast"];
 
     /// <summary>Those of which several conversations can go on at once.</summary>
     internal static string[] WithCacheObjects => [.. Names.Where(name => name != "torchsharp-llama")];
@@ -24,6 +25,7 @@ internal abstract class Subject(nn.Module model) : IDisposable
             "genai" => new GenAISubject(heads, kvHeads, GenAI.Positions.Once, dtype),
             "genai-tuple" => new GenAISubject(heads, kvHeads, GenAI.Positions.OnceAsTuple, dtype),
             "genai-joint" => new GenAISubject(heads, kvHeads, GenAI.Positions.InEachLayer, dtype, joint: true),
+            "genai-phi3" => new GenAISubject(heads, kvHeads, GenAI.Positions.InEachLayer, dtype, first: true),
             "torchsharp-llama" => new TorchsharpLlamaSubject(heads, kvHeads, dtype),
             "llm-sharp" => new LlmSharpSubject(heads, kvHeads, dtype, fast: false),
             "llm-sharp-fast" => new LlmSharpSubject(heads, kvHeads, dtype, fast: true),
