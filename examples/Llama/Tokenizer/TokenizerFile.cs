@@ -30,7 +30,7 @@ internal sealed class TokenizerFile
     /// <summary>Ids behind a text.</summary>
     public required IReadOnlyList<int> Suffix { get; init; }
 
-    /// <summary>Reads a file.</summary>
+    /// <summary>Reads a file. The truncation and padding that it was saved with are left out, as transformers does unless told.</summary>
     /// <param name="path">A tokenizer.json.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
@@ -39,14 +39,6 @@ internal sealed class TokenizerFile
     {
         using JsonDocument document = JsonFile.Open(path);
         JsonElement root = document.RootElement;
-        foreach (string part in (string[])["truncation", "padding"])
-        {
-            if (root.Find(part) is not null)
-            {
-                throw new UnsupportedModelException($"'{part}' is not supported.", path);
-            }
-        }
-
         JsonElement model = root.Require("model", JsonValueKind.Object, path);
         Dictionary<string, int> vocabulary = ReadModel(model, path);
         (List<int> prefix, List<int> suffix) = ReadPostProcessor(root, path);

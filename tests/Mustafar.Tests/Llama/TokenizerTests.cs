@@ -105,6 +105,18 @@ public sealed class TokenizerTests
         Assert.That(LoadWith(root => root["post_processor"] = null).Encode("x"), Has.Count.EqualTo(1));
 
     [Test]
+    public void LeavesOutTruncationAndPadding()
+    {
+        TextTokenizer tokenizer = LoadWith(root =>
+        {
+            root["truncation"] = JsonNode.Parse("""{ "direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0 }""");
+            root["padding"] = JsonNode.Parse("""{ "strategy": { "Fixed": 64 }, "direction": "Right", "pad_id": 0, "pad_token": "!" }""");
+        });
+        string text = "def main():\n    return None";
+        Assert.That(tokenizer.Encode(text), Is.EqualTo(s_tokenizer.Encode(text)));
+    }
+
+    [Test]
     public void ReadsMergesAsStrings()
     {
         TextTokenizer tokenizer = LoadWith(root =>
@@ -151,7 +163,6 @@ public sealed class TokenizerTests
     private static IEnumerable<TestCaseData> UnsupportedParts()
     {
         yield return Case("normalizer", root => root["normalizer"] = JsonNode.Parse("""{ "type": "NFKC" }"""), "NFKC");
-        yield return Case("truncation", root => root["truncation"] = JsonNode.Parse("""{ "max_length": 5 }"""), "truncation");
         yield return Case("model type", root => root["model"]!["type"] = "Unigram", "Unigram");
         yield return Case(
             "normalized added token",
