@@ -151,14 +151,8 @@ MUSTAFAR_INLINE __m512 exp2_of(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // the second operand wins if it is a NaN
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, whole);
-    // Minimax polynomial of 2^f on [-0.5, 0.5].
-    __m512 p = _mm512_set1_ps(1.535336188e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.339887440e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.618437357e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.550332548e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402264791e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931472028e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    __m512 p = _mm512_set1_ps(exp2_polynomial[0]);
+    for (int i = 1; i < 7; ++i) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(exp2_polynomial[i]));
     return _mm512_scalef_ps(p, whole);
 }
 

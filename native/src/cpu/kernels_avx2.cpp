@@ -203,14 +203,8 @@ MUSTAFAR_INLINE __m256 exp2_of(__m256 x) {
     x = _mm256_max_ps(_mm256_set1_ps(-126.0f), x);  // the second operand wins if it is a NaN
     const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m256 f = _mm256_sub_ps(x, whole);
-    // Minimax polynomial of 2^f on [-0.5, 0.5].
-    __m256 p = _mm256_set1_ps(1.535336188e-4f);
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.339887440e-3f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(9.618437357e-3f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.550332548e-2f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.402264791e-1f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.931472028e-1f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    __m256 p = _mm256_set1_ps(exp2_polynomial[0]);
+    for (int i = 1; i < 7; ++i) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(exp2_polynomial[i]));
     const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
     return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(exponent)));
 }
