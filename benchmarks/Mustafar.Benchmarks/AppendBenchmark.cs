@@ -28,13 +28,9 @@ internal static class AppendBenchmark
     private static void Measure(Settings settings, Shape shape, ScalarType dtype, Kept keep, Report report)
     {
         using var scope = NewDisposeScope();
-        manual_seed(1);
         MustafarOptions options = Data.Options(keep, settings.HeadDim);
-        Tensor query = Data.Random(CPU, dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
-        Tensor keys = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        Tensor values = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        using MustafarCache cache = new(shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, options);
-        cache.Append(keys, values);
+        (Tensor query, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype);
+        using MustafarCache cache = Data.Filled(keys, values, options);
         double attention = Timing.Median(settings.Seconds, () => cache.Attend(query));
 
         Tensor key = keys.narrow(2, 0, 1).contiguous();

@@ -28,31 +28,21 @@ internal static class AttentionBenchmark
     private static void Measure(Settings settings, Shape shape, ScalarType dtype, double bandwidth, Report report)
     {
         using var scope = NewDisposeScope();
-        manual_seed(1);
-        Tensor query = Data.Random(CPU, dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
-        Tensor keys = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        Tensor values = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        (Tensor query, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype);
         using DenseForms dense = new(query, keys, values);
         double sdpa = Timing.Median(settings.Seconds, () => dense.Sdpa());
         double matmul = Timing.Median(settings.Seconds, () => dense.MatMul());
         // A window longer than the sequence keeps all tokens dense.
-        using MustafarCache window = Filled(shape, keys, values, new MustafarOptions { LocalWindow = shape.Tokens });
+        using MustafarCache window = Data.Filled(keys, values, new MustafarOptions { LocalWindow = shape.Tokens });
         double own = Timing.Median(settings.Seconds, () => window.Attend(query));
         foreach (Kept keep in settings.Keeps)
         {
-            using MustafarCache cache = Filled(shape, keys, values, Data.Options(keep, settings.HeadDim));
+            using MustafarCache cache = Data.Filled(keys, values, Data.Options(keep, settings.HeadDim));
             double time = Timing.Median(settings.Seconds, () => cache.Attend(query));
-            double rate = cache.Memory.TotalBytes / time / 1e3;
+            double rate = Data.BytesRead(cache) / time / 1e3;
             double ratio = Math.Min(sdpa, matmul) / time;
             report.Add(shape, dtype, keep, time, rate, 100 * rate / bandwidth, sdpa, matmul, own, ratio, own / time);
             report.AddBar(BarChart.Label(shape, dtype, keep), ratio);
         }
-    }
-
-    private static MustafarCache Filled(Shape shape, Tensor keys, Tensor values, MustafarOptions options)
-    {
-        MustafarCache cache = new(shape.Batch, shape.NumKvHeads, (int)keys.shape[3], keys.dtype, CPU, options);
-        cache.Append(keys, values);
-        return cache;
     }
 }

@@ -51,11 +51,12 @@ internal sealed class BenchmarkOptions
         DefaultValueFactory = _ => [new(40, false), new(64, false)],
     };
 
-    private readonly Option<string> _device = new("--device")
+    private readonly Option<Device> _device = new("--device")
     {
         Description = "cpu, cuda or cuda:N.",
-        DefaultValueFactory = _ => "cpu",
+        DefaultValueFactory = _ => CPU,
         HelpName = "DEVICE",
+        CustomParser = ParseDevice,
     };
 
     private readonly Option<int> _headDim = new("--head-dim") { Description = "Channels of a head.", DefaultValueFactory = _ => 128 };
@@ -77,12 +78,50 @@ internal sealed class BenchmarkOptions
     internal Command Command(string name, string description, Action<Settings> run)
     {
         Command command = new(name, description) { _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
-        command.SetAction(parsed => run(new Settings(
-            parsed.GetRequiredValue(_shapes), parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
-            parsed.GetRequiredValue(_headDim), device(parsed.GetRequiredValue(_device)), parsed.GetRequiredValue(_threads),
-            parsed.GetRequiredValue(_seconds), parsed.GetValue(_output))));
+        command.SetAction(parsed =>
+        {
+            Settings settings = new(
+                parsed.GetRequiredValue(_shapes), parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
+                parsed.GetRequiredValue(_headDim), parsed.GetRequiredValue(_device), parsed.GetRequiredValue(_threads),
+                parsed.GetRequiredValue(_seconds), parsed.GetValue(_output));
+            if (settings.Keeps.FirstOrDefault(keep => !IsPossible(keep, settings.HeadDim)) is Kept impossible)
+            {
+                Console.Error.WriteLine(
+                    $"Expected --keep of at most {settings.HeadDim}, the head_dim, or b and 5 to 8 sixteenths of it, but got {impossible}.");
+                return 1;
+            }
+
+            run(settings);
+            return 0;
+        });
         return command;
     }
+
+    private static Device ParseDevice(ArgumentResult result)
+    {
+        string text = result.Tokens[0].Value;
+        bool named = text is "cpu" or "cuda"
+            || (text.StartsWith("cuda:", StringComparison.Ordinal) && int.TryParse(text[5..], NumberStyles.None, CultureInfo.InvariantCulture, out _));
+        if (!named)
+        {
+            result.AddError($"Expected cpu, cuda or cuda:N, but got '{text}'.");
+        }
+        else if (text != "cpu" && !cuda_is_available())
+        {
+            result.AddError($"torch finds no CUDA device for --device {text}.");
+        }
+        else
+        {
+            return device(text);
+        }
+
+        return CPU;
+    }
+
+    // The cache's options round what they cannot keep exactly.
+    private static bool IsPossible(Kept keep, int headDim) => keep.Balanced
+        ? headDim is 64 or 128 or 256 && keep.Channels * 16 % headDim == 0 && keep.Channels * 16 / headDim is >= 5 and <= 8
+        : keep.Channels <= headDim;
 
     private static Kept ParseKept(string text, ArgumentResult result)
     {

@@ -16,17 +16,13 @@ internal static class CompressBenchmark
             foreach (ScalarType dtype in settings.DTypes)
             {
                 using var scope = NewDisposeScope();
-                manual_seed(1);
-                Tensor keys = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-                Tensor values = Data.Random(CPU, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+                (Tensor query, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype, queries: shape.Tokens);
                 double copy = Timing.Median(settings.Seconds, () =>
                 {
                     keys.clone();
                     values.clone();
                 });
-                Tensor query = Data.Random(CPU, dtype, shape.Batch, shape.NumHeads, shape.Tokens, settings.HeadDim);
-                using MustafarCache prompt = new(
-                    shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, new MustafarOptions { LocalWindow = shape.Tokens });
+                using MustafarCache prompt = Data.Empty(keys, new MustafarOptions { LocalWindow = shape.Tokens });
                 double prefill = Timing.BestOfTwo(() =>
                 {
                     prompt.Clear();
@@ -34,8 +30,7 @@ internal static class CompressBenchmark
                 });
                 foreach (Kept keep in settings.Keeps)
                 {
-                    using MustafarCache cache = new(
-                        shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, CPU, Data.Options(keep, settings.HeadDim));
+                    using MustafarCache cache = Data.Empty(keys, Data.Options(keep, settings.HeadDim));
                     double time = Timing.Median(settings.Seconds, () =>
                     {
                         cache.Clear();

@@ -2,10 +2,35 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>Random tensors, normally distributed, the same in each run.</summary>
+/// <summary>What the benchmarks compute on.</summary>
 internal static class Data
 {
-    internal static Tensor Random(Device device, ScalarType dtype, params long[] shape) => randn(shape, device: device).to(dtype);
+    /// <summary>Normally distributed, the same in each run.</summary>
+    internal static (Tensor Query, Tensor Keys, Tensor Values) Random(Settings settings, Shape shape, ScalarType dtype, int queries = 1)
+    {
+        manual_seed(1);
+        Tensor New(int heads, int tokens) => randn([shape.Batch, heads, tokens, settings.HeadDim], device: settings.Device).to(dtype);
+        return (New(shape.NumHeads, queries), New(shape.NumKvHeads, shape.Tokens), New(shape.NumKvHeads, shape.Tokens));
+    }
+
+    /// <summary>A cache that has these tokens.</summary>
+    internal static MustafarCache Filled(Tensor keys, Tensor values, MustafarOptions options)
+    {
+        MustafarCache cache = Empty(keys, options);
+        cache.Append(keys, values);
+        return cache;
+    }
+
+    /// <summary>A cache for such tokens.</summary>
+    internal static MustafarCache Empty(Tensor keys, MustafarOptions options) =>
+        new((int)keys.shape[0], (int)keys.shape[1], (int)keys.shape[3], keys.dtype, keys.device, options);
+
+    /// <summary>What a step has to read: the compressed pages, and the dense tokens as far as the window is filled.</summary>
+    internal static double BytesRead(MustafarCache cache)
+    {
+        double dense = cache.Lengths.Zip(cache.CompressedLengths, (length, compressed) => length - compressed).Sum();
+        return cache.Memory.CompressedBytes + (2 * dense * cache.NumKvHeads * cache.HeadDim * (cache.DType == ScalarType.Float32 ? 4 : 2));
+    }
 
     /// <summary>Options that keep so many channels.</summary>
     internal static MustafarOptions Options(Kept keep, int headDim) => new()

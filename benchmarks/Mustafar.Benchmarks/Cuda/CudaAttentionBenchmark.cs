@@ -33,20 +33,17 @@ internal static class CudaAttentionBenchmark
     private static void Measure(Settings settings, Shape shape, ScalarType dtype, double bandwidth, CudaTiming timing, Report report)
     {
         using var scope = NewDisposeScope();
-        manual_seed(1);
-        Tensor query = Data.Random(settings.Device, dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
-        Tensor keys = Data.Random(settings.Device, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        Tensor values = Data.Random(settings.Device, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        (Tensor query, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype);
         (double[] graphs, double[] colds) = Dense(query, keys, values, timing);
         foreach (Kept keep in settings.Keeps)
         {
-            List<MustafarCache> caches = [Filled(settings, shape, keys, values, keep)];
-            double bytes = BytesRead(caches[0]);
+            List<MustafarCache> caches = [Data.Filled(keys, values, Data.Options(keep, settings.HeadDim))];
+            double bytes = Data.BytesRead(caches[0]);
             try
             {
                 while (caches.Count < CudaTiming.Copies(bytes))
                 {
-                    caches.Add(Filled(settings, shape, keys, values, keep));
+                    caches.Add(Data.Filled(keys, values, Data.Options(keep, settings.HeadDim)));
                 }
 
                 double graph = timing.Graph([.. caches.Select(cache => (Func<Tensor>)(() => cache.Attend(query)))]);
@@ -104,20 +101,5 @@ internal static class CudaAttentionBenchmark
         }
 
         return (graph, cold);
-    }
-
-    private static MustafarCache Filled(Settings settings, Shape shape, Tensor keys, Tensor values, Kept keep)
-    {
-        MustafarCache cache = new(
-            shape.Batch, shape.NumKvHeads, settings.HeadDim, keys.dtype, settings.Device, Data.Options(keep, settings.HeadDim));
-        cache.Append(keys, values);
-        return cache;
-    }
-
-    // What a step has to read: the compressed pages, and the dense tokens as far as the window is filled.
-    private static double BytesRead(MustafarCache cache)
-    {
-        double dense = cache.Lengths.Zip(cache.CompressedLengths, (length, compressed) => length - compressed).Sum();
-        return cache.Memory.CompressedBytes + (4.0 * dense * cache.NumKvHeads * cache.HeadDim);
     }
 }

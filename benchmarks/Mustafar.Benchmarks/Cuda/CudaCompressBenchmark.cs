@@ -16,15 +16,11 @@ internal static class CudaCompressBenchmark
             foreach (ScalarType dtype in settings.DTypes)
             {
                 using var scope = NewDisposeScope();
-                manual_seed(1);
-                Tensor keys = Data.Random(settings.Device, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-                Tensor values = Data.Random(settings.Device, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+                (_, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype);
                 double copy = timing.Cold(() => keys.clone()) + timing.Cold(() => values.clone());
                 foreach (Kept keep in settings.Keeps)
                 {
-                    using MustafarCache cache = new(
-                        shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, settings.Device, Data.Options(keep, settings.HeadDim));
-                    cache.Append(keys, values);
+                    using MustafarCache cache = Data.Filled(keys, values, Data.Options(keep, settings.HeadDim));
                     double time = timing.Cold(
                         () =>
                         {
@@ -66,14 +62,10 @@ internal static class CudaCompressBenchmark
     private static void Append(Settings settings, Shape shape, ScalarType dtype, Kept keep, CudaTiming timing, Report report)
     {
         using var scope = NewDisposeScope();
-        manual_seed(1);
         MustafarOptions options = Data.Options(keep, settings.HeadDim);
-        Tensor query = Data.Random(settings.Device, dtype, shape.Batch, shape.NumHeads, 1, settings.HeadDim);
-        Tensor keys = Data.Random(settings.Device, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
-        Tensor values = Data.Random(settings.Device, dtype, shape.Batch, shape.NumKvHeads, shape.Tokens, settings.HeadDim);
+        (Tensor query, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype);
         Tensor key = keys.narrow(2, 0, 1).contiguous(), value = values.narrow(2, 0, 1).contiguous();
-        using MustafarCache cache = new(shape.Batch, shape.NumKvHeads, settings.HeadDim, dtype, settings.Device, options);
-        cache.Append(keys, values);
+        using MustafarCache cache = Data.Filled(keys, values, options);
         double attention = timing.Cold(() => cache.Attend(query));
 
         // One at a time, with the stream empty before each.

@@ -142,22 +142,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <returns>Float32 [batch, num_heads, queries, tokens].</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
     /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
-    public Tensor KeyScores(Tensor query, double scale = 1)
-    {
-        ObjectDisposedException.ThrowIf(_disposed, this);
-        ValidateHeads(query, nameof(query));
-        long[] shape = query.shape;
-        TensorAccess.Validate(query, nameof(query), DType, Device, BatchSize, shape[1], shape[2], HeadDim);
-        using DisposeScope scope = NewDisposeScope();
-        Tensor scores = empty([BatchSize, shape[1], shape[2], Tokens], dtype: ScalarType.Float32, device: Device);
-        Tensor rows = TensorAccess.WithContiguousRows(query);
-        NativeProduct product = Product(shape, rows, scores, scale);
-        NativeContext context = TensorAccess.Context(Device);
-        NativeCall.Check(NativeMethods.KeyScores(&context, &product));
-        GC.KeepAlive(rows);
-        GC.KeepAlive(this);
-        return scores.MoveToOuterDisposeScope();
-    }
+    public Tensor KeyScores(Tensor query, double scale = 1) => Multiply(query, nameof(query), asKeys: true, scale);
 
     /// <summary>Value sum, with this tensor as the values: scale · weights · V. (Mustafar, section 4: the value product.)</summary>
     /// <param name="weights">Float32 [batch, num_heads, queries, tokens], such as softmax probabilities.</param>
@@ -165,22 +150,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <returns>[batch, num_heads, queries, head_dim] in this tensor's type.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
     /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
-    public Tensor ValueSum(Tensor weights, double scale = 1)
-    {
-        ObjectDisposedException.ThrowIf(_disposed, this);
-        ValidateHeads(weights, nameof(weights));
-        long[] shape = weights.shape;
-        TensorAccess.Validate(weights, nameof(weights), ScalarType.Float32, Device, BatchSize, shape[1], shape[2], Tokens);
-        using DisposeScope scope = NewDisposeScope();
-        Tensor sums = empty([BatchSize, shape[1], shape[2], HeadDim], dtype: DType, device: Device);
-        Tensor rows = TensorAccess.WithContiguousRows(weights);
-        NativeProduct product = Product(shape, sums, rows, scale);
-        NativeContext context = TensorAccess.Context(Device);
-        NativeCall.Check(NativeMethods.ValueSum(&context, &product));
-        GC.KeepAlive(rows);
-        GC.KeepAlive(this);
-        return sums.MoveToOuterDisposeScope();
-    }
+    public Tensor ValueSum(Tensor weights, double scale = 1) => Multiply(weights, nameof(weights), asKeys: false, scale);
 
     /// <summary>Frees the storage.</summary>
     public void Dispose()
@@ -243,6 +213,27 @@ public sealed unsafe class BitmapTensor : IDisposable
                 $"Expected four dimensions with a multiple of {NumKvHeads} heads in the second, but got [{string.Join(", ", tensor.shape)}].",
                 name);
         }
+    }
+
+    // Queries with the keys, or weights with the values.
+    private Tensor Multiply(Tensor factor, string name, bool asKeys, double scale)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        ValidateHeads(factor, name);
+        long[] shape = factor.shape;
+        (ScalarType Type, long Width) dense = (DType, HeadDim), weights = (ScalarType.Float32, Tokens);
+        (ScalarType type, long width) = asKeys ? dense : weights;
+        TensorAccess.Validate(factor, name, type, Device, BatchSize, shape[1], shape[2], width);
+        using DisposeScope scope = NewDisposeScope();
+        (type, width) = asKeys ? weights : dense;
+        Tensor result = empty([BatchSize, shape[1], shape[2], width], dtype: type, device: Device);
+        Tensor rows = TensorAccess.WithContiguousRows(factor);
+        NativeProduct product = asKeys ? Product(shape, rows, result, scale) : Product(shape, result, rows, scale);
+        NativeContext context = TensorAccess.Context(Device);
+        NativeCall.Check(asKeys ? NativeMethods.KeyScores(&context, &product) : NativeMethods.ValueSum(&context, &product));
+        GC.KeepAlive(rows);
+        GC.KeepAlive(this);
+        return result.MoveToOuterDisposeScope();
     }
 
     private NativeProduct Product(long[] shape, Tensor dense, Tensor weights, double scale) => new()

@@ -71,10 +71,10 @@ typedef enum mustafar_status {
 
 typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1 } mustafar_device;
 
-/* Instruction set variants of the CPU back end, in ascending order of preference. */
+/* Instruction set variants of the CPU back end. */
 typedef enum mustafar_cpu_variant {
-    /* The best one the processor has, or the one the environment variable MUSTAFAR_CPU_VARIANT names
-       (scalar, avx2, avx512, avx512bf16, neon). */
+    /* The fastest one on this processor, or the one the environment variable MUSTAFAR_CPU_VARIANT names
+       (scalar, avx2, avx512, avx512bf16, neon), if the processor has it. */
     MUSTAFAR_CPU_VARIANT_AUTO = 0,
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */

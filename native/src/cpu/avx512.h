@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <limits>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 #include "cpu/row.h"
@@ -13,9 +14,10 @@ namespace {
 
 #define MUSTAFAR_INLINE [[gnu::always_inline]] inline
 
-// 32 channels in f32.
+// 32 channels in f32, in the order that costs least: those of bf16 as even and odd ones, which are the upper and lower
+// halves of 32-bit lanes; others as the lower and the upper 16.
 struct Segment {
-    __m512 low, high;
+    __m512 first, second;
 };
 
 template <class T>
@@ -28,9 +30,17 @@ MUSTAFAR_INLINE Segment widen<F16>(__m512i x) {
 
 template <>
 MUSTAFAR_INLINE Segment widen<BF16>(__m512i x) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+    const __m512i odd = _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), _mm512_castsi512_ps(odd)};
+}
+
+// The same channels as the lower and the upper 16.
+template <class T>
+MUSTAFAR_INLINE Segment in_order(Segment x) {
+    if constexpr (!std::is_same_v<T, BF16>) return x;
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    return {_mm512_permutex2var_ps(x.first, low, x.second), _mm512_permutex2var_ps(x.first, high, x.second)};
 }
 
 // 32 channels of a 16-bit dtype from packed values: bit c of bits says whether channel c is stored. Reads 64 bytes.
@@ -49,6 +59,7 @@ MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, uint32_t bits) {
     }
 }
 
+// 32 channels of a row, of which valid ones exist.
 template <class T>
 MUSTAFAR_INLINE Segment load(const typename T::Bits* row, uint32_t valid) {
     if constexpr (sizeof(typename T::Bits) == 4)
@@ -56,6 +67,18 @@ MUSTAFAR_INLINE Segment load(const typename T::Bits* row, uint32_t valid) {
                 _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), row + 16)};
     else
         return widen<T>(_mm512_maskz_loadu_epi16(valid, row));
+}
+
+// All 32.
+template <class T>
+MUSTAFAR_INLINE Segment load(const typename T::Bits* row) {
+    if constexpr (sizeof(typename T::Bits) == 4)
+        return {_mm512_loadu_ps(row), _mm512_loadu_ps(row + 16)};
+    else if constexpr (std::is_same_v<T, F16>)  // converts from memory, which needs no shuffle
+        return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row))),
+                _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 16)))};
+    else
+        return widen<T>(_mm512_loadu_si512(row));
 }
 
 // Channels of segment w that exist.
@@ -128,14 +151,8 @@ MUSTAFAR_INLINE __m512 exp2_of(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // the second operand wins if it is a NaN
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, whole);
-    // Minimax polynomial of 2^f on [-0.5, 0.5].
-    __m512 p = _mm512_set1_ps(1.535336188e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.339887440e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.618437357e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.550332548e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402264791e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931472028e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    __m512 p = _mm512_set1_ps(exp2_polynomial[0]);
+    for (int i = 1; i < 7; ++i) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(exp2_polynomial[i]));
     return _mm512_scalef_ps(p, whole);
 }
 
@@ -218,8 +235,8 @@ int unpack_vector(const void* source, const uint32_t* bitmap, int head_dim, void
         const uint32_t bits = bitmap[w], valid = valid_channels(head_dim, w);
         if constexpr (sizeof(Bits) == 4) {
             const Segment x = expand<T>(values, bits);
-            _mm512_mask_storeu_ps(row + 32 * w, static_cast<__mmask16>(valid), x.low);
-            _mm512_mask_storeu_ps(row + 32 * w + 16, static_cast<__mmask16>(valid >> 16), x.high);
+            _mm512_mask_storeu_ps(row + 32 * w, static_cast<__mmask16>(valid), x.first);
+            _mm512_mask_storeu_ps(row + 32 * w + 16, static_cast<__mmask16>(valid >> 16), x.second);
         } else {
             _mm512_mask_storeu_epi16(row + 32 * w, valid, expand16(values, bits));
         }

@@ -28,8 +28,10 @@ public:
             next_ = values;
             bitmap_ += W;
         } else {
-            for (int i = 0; i < Count; ++i)
-                out[i] = load<T>(next_ + 32 * (First + i), First + i == W - 1 ? tail_ : ~0u);
+            for (int i = 0; i < Count; ++i) {
+                const Bits* row = next_ + 32 * (First + i);
+                out[i] = W == 3 && First + i == 2 ? load<T>(row, tail_) : load<T>(row);  // head_dim 80 and 96
+            }
             next_ += stride_;
         }
     }
@@ -40,6 +42,18 @@ private:
     int64_t stride_;
     uint32_t tail_;
 };
+
+// A query in the order of channels in which tokens are widened.
+template <class T, int W>
+void prepare(const void* source, int head_dim, void* target) {
+    const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
+    float* prepared = static_cast<float*>(target);
+    for (int w = 0; w < W; ++w) {
+        const Segment x = load<T>(row + 32 * w, valid_channels(head_dim, w));
+        _mm512_storeu_ps(prepared + 32 * w, x.first);
+        _mm512_storeu_ps(prepared + 32 * w + 16, x.second);
+    }
+}
 
 template <class T, int W, bool Packed>
 void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
@@ -53,12 +67,12 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
             for (int r = 0; r < R; ++r) {
                 __m512 sum[2][2] = {};  // two chains per token hide the latency
                 for (int w = 0; w < W; ++w) {
-                    const __m512 low = _mm512_loadu_ps(query + (r * W + w) * 32);
-                    const __m512 high = _mm512_loadu_ps(query + (r * W + w) * 32 + 16);
-                    sum[0][0] = _mm512_fmadd_ps(one[w].low, low, sum[0][0]);
-                    sum[1][0] = _mm512_fmadd_ps(two[w].low, low, sum[1][0]);
-                    sum[0][1] = _mm512_fmadd_ps(one[w].high, high, sum[0][1]);
-                    sum[1][1] = _mm512_fmadd_ps(two[w].high, high, sum[1][1]);
+                    const __m512 x = _mm512_loadu_ps(query + (r * W + w) * 32);
+                    const __m512 y = _mm512_loadu_ps(query + (r * W + w) * 32 + 16);
+                    sum[0][0] = _mm512_fmadd_ps(one[w].first, x, sum[0][0]);
+                    sum[1][0] = _mm512_fmadd_ps(two[w].first, x, sum[1][0]);
+                    sum[0][1] = _mm512_fmadd_ps(one[w].second, y, sum[0][1]);
+                    sum[1][1] = _mm512_fmadd_ps(two[w].second, y, sum[1][1]);
                 }
                 sums[r][0] = _mm512_add_ps(sum[0][0], sum[0][1]);
                 sums[r][1] = _mm512_add_ps(sum[1][0], sum[1][1]);
@@ -67,35 +81,42 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
     });
 }
 
+// Segments First ... First + Count - 1 of the sums of R rows, without the first Skip of them. Its arguments are its own:
+// what it shared with its caller, the compiler would write to memory with each token.
+template <class T, int W, bool Packed, int R, int First, int Count, int Skip>
+[[gnu::noinline]] void add_pass(Reader<T, W, Packed> reader, int tokens, const float* weights, int64_t stride,
+                                float* sums) {
+    Segment total[R][Count];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < Count; ++c) total[r][c] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int t = 0; t < tokens; ++t) {
+        Segment token[Count];
+        reader.template read<First, Count>(token);
+        for (int r = 0; r < R; ++r) {
+            const __m512 weight = _mm512_set1_ps(weights[r * stride + t]);
+            for (int c = 0; c < Count; ++c) {
+                total[r][c].first = _mm512_fmadd_ps(weight, token[c].first, total[r][c].first);
+                total[r][c].second = _mm512_fmadd_ps(weight, token[c].second, total[r][c].second);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = Skip; c < Count; ++c) {
+            float* out = sums + (r * W + First + c) * 32;
+            const Segment x = in_order<T>(total[r][c]);
+            _mm512_storeu_ps(out, _mm512_add_ps(x.first, _mm512_loadu_ps(out)));
+            _mm512_storeu_ps(out + 16, _mm512_add_ps(x.second, _mm512_loadu_ps(out + 16)));
+        }
+}
+
 template <class T, int W, bool Packed>
 void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
     for_row_chunks<8>(rows, [&]<int R>(int first) {
         // As many segments at once as fit 16 accumulators; the others in further passes over the block.
         constexpr int most = 8 / R, C = most < W ? most : W;
         for_passes<W, C>([&]<int First, int Skip>() {
-            Segment total[R][C];
-            float* out = sums + first * 32 * W + 32 * First;
-            for (int r = 0; r < R; ++r)
-                for (int c = 0; c < C; ++c)
-                    total[r][c] = {_mm512_loadu_ps(out + r * 32 * W + 32 * c),
-                                   _mm512_loadu_ps(out + r * 32 * W + 32 * c + 16)};
-            Reader<T, W, Packed> reader(run);
-            for (int t = 0; t < run.tokens; ++t) {
-                Segment token[C];
-                reader.template read<First, C>(token);
-                for (int r = 0; r < R; ++r) {
-                    const __m512 weight = _mm512_set1_ps(weights[(first + r) * stride + t]);
-                    for (int c = 0; c < C; ++c) {
-                        total[r][c].low = _mm512_fmadd_ps(weight, token[c].low, total[r][c].low);
-                        total[r][c].high = _mm512_fmadd_ps(weight, token[c].high, total[r][c].high);
-                    }
-                }
-            }
-            for (int r = 0; r < R; ++r)
-                for (int c = Skip; c < C; ++c) {
-                    _mm512_storeu_ps(out + r * 32 * W + 32 * c, total[r][c].low);
-                    _mm512_storeu_ps(out + r * 32 * W + 32 * c + 16, total[r][c].high);
-                }
+            add_pass<T, W, Packed, R, First, C, Skip>(Reader<T, W, Packed>(run), run.tokens, weights + first * stride,
+                                                      stride, sums + first * 32 * W);
         });
     });
 }
@@ -107,7 +128,7 @@ struct Tables {
         .pack = pack_vector<T, W>,
         .unpack = unpack_vector<T, W>,
         .count = count_vector<W>,
-        .prepare_query = prepare_f32<T, W>,
+        .prepare_query = prepare<T, W>,
         .packed_scores = scores<T, W, true>,
         .dense_scores = scores<T, W, false>,
         .packed_sum = sum<T, W, true>,

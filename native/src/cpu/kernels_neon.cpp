@@ -327,14 +327,8 @@ MUSTAFAR_INLINE float32x4_t exp2_of(float32x4_t x) {
     x = vmaxq_f32(x, vdupq_n_f32(-126.0f));  // NaN if x is
     const float32x4_t whole = vrndnq_f32(x);
     const float32x4_t f = vsubq_f32(x, whole);
-    // Minimax polynomial of 2^f on [-0.5, 0.5].
-    float32x4_t p = vdupq_n_f32(1.535336188e-4f);
-    p = vfmaq_f32(vdupq_n_f32(1.339887440e-3f), p, f);
-    p = vfmaq_f32(vdupq_n_f32(9.618437357e-3f), p, f);
-    p = vfmaq_f32(vdupq_n_f32(5.550332548e-2f), p, f);
-    p = vfmaq_f32(vdupq_n_f32(2.402264791e-1f), p, f);
-    p = vfmaq_f32(vdupq_n_f32(6.931472028e-1f), p, f);
-    p = vfmaq_f32(vdupq_n_f32(1.0f), p, f);
+    float32x4_t p = vdupq_n_f32(exp2_polynomial[0]);
+    for (int i = 1; i < 7; ++i) p = vfmaq_f32(vdupq_n_f32(exp2_polynomial[i]), p, f);
     const int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(whole), vdupq_n_s32(127)), 23);
     const float32x4_t power = vmulq_f32(p, vreinterpretq_f32_s32(exponent));
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(power), tiny));

@@ -57,6 +57,10 @@ namespace {
     return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+// Minimax polynomial of 2^f on [-0.5, 0.5], the highest power first.
+[[maybe_unused]] constexpr float exp2_polynomial[] = {
+    1.535336188e-4f, 1.339887440e-3f, 9.618437357e-3f, 5.550332548e-2f, 2.402264791e-1f, 6.931472028e-1f, 1.0f};
+
 struct F32 {
     using Bits = uint32_t;
     static constexpr Bits infinity = 0x7f800000u;

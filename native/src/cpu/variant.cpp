@@ -42,6 +42,15 @@ uint32_t detect() {
     return variants;
 }
 
+// Whether a variant pays off on this processor. Intel's need four times as long for a vdpbf16ps as for a fused multiply-add
+// of f32 (Sapphire Rapids), and two of these do the same work; AMD's are at least as fast with vdpbf16ps.
+bool pays(int32_t variant) {
+#if defined(__x86_64__)
+    if (variant == MUSTAFAR_CPU_VARIANT_AVX512_BF16) return !__builtin_cpu_is("intel");
+#endif
+    return variant != MUSTAFAR_CPU_VARIANT_AUTO;
+}
+
 int32_t choose() {
     const uint32_t variants = available_variants();
     if (const char* wanted = std::getenv("MUSTAFAR_CPU_VARIANT"))
@@ -49,7 +58,7 @@ int32_t choose() {
             if (std::strcmp(wanted, names[v]) == 0 && (variants >> v & 1)) return v;
     int32_t best = MUSTAFAR_CPU_VARIANT_SCALAR;
     for (int32_t v = best; v <= MUSTAFAR_CPU_VARIANT_NEON; ++v)
-        if (variants >> v & 1) best = v;
+        if ((variants >> v & 1) && pays(v)) best = v;
     return best;
 }
 

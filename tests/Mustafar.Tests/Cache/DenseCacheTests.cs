@@ -3,9 +3,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Cache;
 
-[TestFixture]
-public sealed class DenseCacheTests
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+public sealed class DenseCacheTests(string device)
 {
+    private readonly Device _device = new(device);
+
     private const int HeadDim = 16;
 
     private static IEnumerable<TestCaseData> Shapes()
@@ -24,24 +26,24 @@ public sealed class DenseCacheTests
         using DisposeScope scope = NewDisposeScope();
         Random random = new(seed);
         manual_seed(seed);
-        using DenseCache cache = new(batch, kvHeads, HeadDim, ScalarType.Float32);
-        Tensor[] keys = [.. Enumerable.Range(0, batch).Select(_ => zeros(kvHeads, 0, HeadDim))];
-        Tensor[] values = [.. Enumerable.Range(0, batch).Select(_ => zeros(kvHeads, 0, HeadDim))];
+        using DenseCache cache = new(batch, kvHeads, HeadDim, ScalarType.Float32, _device);
+        Tensor[] keys = [.. Enumerable.Range(0, batch).Select(_ => zeros(kvHeads, 0, HeadDim, device: _device))];
+        Tensor[] values = [.. Enumerable.Range(0, batch).Select(_ => zeros(kvHeads, 0, HeadDim, device: _device))];
         double? scale = random.Next(2) == 0 ? null : 0.4;
         for (int step = 0; step < 6; step++)
         {
             int tokens = random.Next(3) == 0 ? 1 : random.Next(1, 90);
             int[] counts = random.Next(2) == 0 ? [] : [.. Enumerable.Range(0, batch).Select(_ => random.Next(tokens + 1))];
-            Tensor query = randn(batch, kvHeads * group, tokens, HeadDim);
-            Tensor key = randn(batch, tokens, kvHeads, HeadDim).transpose(1, 2);
-            Tensor value = randn(batch, tokens, kvHeads, HeadDim).transpose(1, 2);
+            Tensor query = randn(batch, kvHeads * group, tokens, HeadDim, device: _device);
+            Tensor key = randn(batch, tokens, kvHeads, HeadDim, device: _device).transpose(1, 2);
+            Tensor value = randn(batch, tokens, kvHeads, HeadDim, device: _device).transpose(1, 2);
             Tensor output = cache.Forward(query, key, value, scale, counts);
             for (int sequence = 0; sequence < batch; sequence++)
             {
                 int count = counts.Length == 0 ? tokens : counts[sequence];
                 keys[sequence] = cat([keys[sequence], key[sequence].narrow(1, 0, count)], 1);
                 values[sequence] = cat([values[sequence], value[sequence].narrow(1, 0, count)], 1);
-                Tensor expected = zeros(kvHeads * group, tokens, HeadDim, dtype: ScalarType.Float64);
+                Tensor expected = zeros(kvHeads * group, tokens, HeadDim, dtype: ScalarType.Float64, device: _device);
                 for (int i = 0; i < count; i++)
                 {
                     long visible = keys[sequence].shape[1] - count + i + 1;
@@ -62,13 +64,13 @@ public sealed class DenseCacheTests
     {
         using DisposeScope scope = NewDisposeScope();
         manual_seed(1);
-        using DenseCache cache = new(2, 2, HeadDim, dtype);
-        using DenseCache exact = new(2, 2, HeadDim, ScalarType.Float32);
+        using DenseCache cache = new(2, 2, HeadDim, dtype, _device);
+        using DenseCache exact = new(2, 2, HeadDim, ScalarType.Float32, _device);
         foreach (int tokens in new[] { 37, 1, 5 })
         {
-            Tensor query = randn(2, 4, tokens, HeadDim).to(dtype);
-            Tensor key = randn(2, 2, tokens, HeadDim).to(dtype);
-            Tensor value = randn(2, 2, tokens, HeadDim).to(dtype);
+            Tensor query = randn(2, 4, tokens, HeadDim, device: _device).to(dtype);
+            Tensor key = randn(2, 2, tokens, HeadDim, device: _device).to(dtype);
+            Tensor value = randn(2, 2, tokens, HeadDim, device: _device).to(dtype);
             Tensor output = cache.Forward(query, key, value);
             Tensor expected = exact.Forward(query.to(ScalarType.Float32), key.to(ScalarType.Float32), value.to(ScalarType.Float32));
             Assert.That(output.dtype, Is.EqualTo(dtype));
@@ -81,10 +83,10 @@ public sealed class DenseCacheTests
     {
         using DisposeScope scope = NewDisposeScope();
         manual_seed(2);
-        Tensor query = randn(2, 2, 40, HeadDim);
-        Tensor key = randn(2, 2, 40, HeadDim);
-        Tensor value = randn(2, 2, 40, HeadDim);
-        using DenseCache cache = new(2, 2, HeadDim, ScalarType.Float32, capacity: 3);
+        Tensor query = randn(2, 2, 40, HeadDim, device: _device);
+        Tensor key = randn(2, 2, 40, HeadDim, device: _device);
+        Tensor value = randn(2, 2, 40, HeadDim, device: _device);
+        using DenseCache cache = new(2, 2, HeadDim, ScalarType.Float32, _device, capacity: 3);
         Tensor expected = cache.Forward(query, key, value, counts: [40, 12]);
         cache.Truncate(20);
         Assert.That(cache.Lengths, Is.EqualTo(new[] { 20, 12 }));
@@ -102,11 +104,11 @@ public sealed class DenseCacheTests
     public void ForgottenNaNsStayForgotten()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(2, 1, HeadDim, ScalarType.Float32);
-        Tensor nan = full(new long[] { 2, 1, 8, HeadDim }, float.NaN);
-        cache.Forward(ones(2, 1, 8, HeadDim), nan, nan);
+        using DenseCache cache = new(2, 1, HeadDim, ScalarType.Float32, _device);
+        Tensor nan = full(new long[] { 2, 1, 8, HeadDim }, float.NaN, device: _device);
+        cache.Forward(ones(2, 1, 8, HeadDim, device: _device), nan, nan);
         cache.Clear();
-        Tensor one = ones(2, 1, 8, HeadDim);
+        Tensor one = ones(2, 1, 8, HeadDim, device: _device);
         Assert.That((cache.Forward(one, one, one, counts: [8, 2])[1].narrow(1, 0, 2) - 1).abs().max().item<float>(), Is.LessThan(1e-6));
         Assert.That(cache.Forward(one, one, one, counts: [1, 1]).isnan().any().item<bool>(), Is.False);
     }
@@ -115,8 +117,8 @@ public sealed class DenseCacheTests
     public void WorksInAndOutOfInferenceMode()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32);
-        Tensor token = ones(1, 1, 1, HeadDim);
+        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32, _device);
+        Tensor token = ones(1, 1, 1, HeadDim, device: _device);
         using (inference_mode())
         {
             cache.Forward(token, token, token);
@@ -134,9 +136,9 @@ public sealed class DenseCacheTests
     public void MemoryCountsReserveAndTokens()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(2, 3, HeadDim, ScalarType.BFloat16);
+        using DenseCache cache = new(2, 3, HeadDim, ScalarType.BFloat16, _device);
         Assert.That(cache.Memory, Is.EqualTo(default(KeyValueCacheMemory)));
-        Tensor token = ones(2, 3, 10, HeadDim, dtype: ScalarType.BFloat16);
+        Tensor token = ones(2, 3, 10, HeadDim, dtype: ScalarType.BFloat16, device: _device);
         cache.Forward(token, token, token, counts: [10, 4]);
         KeyValueCacheMemory memory = cache.Memory;
         using (Assert.EnterMultipleScope())
@@ -151,9 +153,9 @@ public sealed class DenseCacheTests
     [Test]
     public void ForwardLeavesNoTensorsBehind()
     {
-        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32, capacity: 64);
-        using Tensor token = ones(1, 2, 1, HeadDim);
-        using Tensor key = ones(1, 1, 1, HeadDim);
+        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32, _device, capacity: 64);
+        using Tensor token = ones(1, 2, 1, HeadDim, device: _device);
+        using Tensor key = ones(1, 1, 1, HeadDim, device: _device);
         cache.Forward(token, key, key).Dispose();
         long before = Tensor.TotalCount;
         for (int i = 0; i < 10; i++)
@@ -168,9 +170,9 @@ public sealed class DenseCacheTests
     public void RefusesBadInputAndStaysUsable()
     {
         using DisposeScope scope = NewDisposeScope();
-        DenseCache cache = new(2, 2, HeadDim, ScalarType.Float32);
-        Tensor query = ones(2, 4, 3, HeadDim);
-        Tensor kv = ones(2, 2, 3, HeadDim);
+        DenseCache cache = new(2, 2, HeadDim, ScalarType.Float32, _device);
+        Tensor query = ones(2, 4, 3, HeadDim, device: _device);
+        Tensor kv = ones(2, 2, 3, HeadDim, device: _device);
         using (Assert.EnterMultipleScope())
         {
             Refuses(() => cache.Forward(query, kv.to(ScalarType.Float16), kv), "keys", "Float16");

@@ -6,13 +6,15 @@ using static TorchSharp.torch;
 namespace Mustafar.Tests.Llama;
 
 /// <summary>The whole model on the compressed cache, against the same model on dense tokens that are pruned by the rule.</summary>
-[TestFixture]
-public sealed class MustafarModelTests
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+public sealed class MustafarModelTests(string device)
 {
+    private readonly Device _device = new(device);
+
     private LlamaForCausalLM _model = null!;
 
     [OneTimeSetUp]
-    public void Load() => _model = Golden.LoadModel(Golden.Checkpoint);
+    public void Load() => _model = Golden.LoadModel(Golden.Checkpoint, device: _device);
 
     [OneTimeTearDown]
     public void Unload() => _model.Dispose();
@@ -26,7 +28,7 @@ public sealed class MustafarModelTests
         using DisposeScope scope = NewDisposeScope();
         using ModelCache compressed = ModelCache.Mustafar(_model, options);
         using ModelCache reference = Reference(options);
-        Tensor ids = TokenIds.ToTensor(Golden.PromptIds[..240], CPU);
+        Tensor ids = TokenIds.ToTensor(Golden.PromptIds[..240], _device);
         Tensor actual = TeacherForcing.NegativeLogLikelihoods(_model, compressed, ids, prefill, includePrompt: true);
         Tensor expected = TeacherForcing.NegativeLogLikelihoods(_model, reference, ids, prefill, includePrompt: true);
         using ModelCache dense = ModelCache.Dense(_model);
@@ -39,6 +41,25 @@ public sealed class MustafarModelTests
         }
     }
 
+    [TestCase(ScalarType.BFloat16, false, 0.05)]
+    [TestCase(ScalarType.BFloat16, true, 0.05)]
+    [TestCase(ScalarType.Float16, false, 0.02)]
+    [TestCase(ScalarType.Float16, true, 0.02)]
+    public void LowPrecisionStaysNearFloat(ScalarType dtype, bool balanced, double tolerance)
+    {
+        MustafarOptions options = new() { KeySparsity = 0.6875, ValueSparsity = 0.6875, Balanced = balanced };
+        using LlamaForCausalLM model = Golden.LoadModel(Golden.Checkpoint, dtype, _device);
+        Assert.That(Mean(model), Is.EqualTo(Mean(_model)).Within(tolerance));
+
+        double Mean(LlamaForCausalLM model)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            using ModelCache cache = ModelCache.Mustafar(model, options);
+            Tensor ids = TokenIds.ToTensor(Golden.PromptIds, _device);
+            return TeacherForcing.NegativeLogLikelihoods(model, cache, ids, 160, includePrompt: false).mean().item<double>();
+        }
+    }
+
     // A second turn of a chat: blocks of several tokens over a past that is compressed.
     [Test]
     public void BlocksOfTokensAttendToThePrunedPast()
@@ -48,7 +69,7 @@ public sealed class MustafarModelTests
         using IDisposable mode = inference_mode();
         using ModelCache compressed = ModelCache.Mustafar(_model, options);
         using ModelCache reference = Reference(options);
-        Tensor ids = TokenIds.ToTensor(Golden.PromptIds, CPU);
+        Tensor ids = TokenIds.ToTensor(Golden.PromptIds, _device);
         int start = 0;
         foreach (int count in new[] { 100, 7, 1, 45, 3, 80 })
         {
@@ -68,13 +89,13 @@ public sealed class MustafarModelTests
         int[] lengths = [150, 20, 97];
         List<int>[] padded = [.. lengths.Select((length, i) => Golden.PromptIds[i..(i + length)].Concat(new int[150 - length]).ToList())];
         using ModelCache together = ModelCache.Mustafar(_model, options, lengths.Length);
-        Tensor first = _model.NextTokenLogits(TokenIds.ToTensor(padded, CPU), together, lengths);
-        Tensor second = _model.NextTokenLogits(tensor(new long[] { 5, 6, 7 }).reshape(3, 1), together);
+        Tensor first = _model.NextTokenLogits(TokenIds.ToTensor(padded, _device), together, lengths);
+        Tensor second = _model.NextTokenLogits(tensor(new long[] { 5, 6, 7 }, device: _device).reshape(3, 1), together);
         for (int i = 0; i < lengths.Length; i++)
         {
             using ModelCache alone = ModelCache.Mustafar(_model, options);
-            Tensor expectedFirst = _model.NextTokenLogits(TokenIds.ToTensor(Golden.PromptIds[i..(i + lengths[i])], CPU), alone);
-            Tensor expectedSecond = _model.NextTokenLogits(tensor(new long[] { 5 + i }).reshape(1, 1), alone);
+            Tensor expectedFirst = _model.NextTokenLogits(TokenIds.ToTensor(Golden.PromptIds[i..(i + lengths[i])], _device), alone);
+            Tensor expectedSecond = _model.NextTokenLogits(tensor(new long[] { 5 + i }, device: _device).reshape(1, 1), alone);
             using (Assert.EnterMultipleScope())
             {
                 Assert.That((first[i] - expectedFirst[0]).abs().max().item<float>(), Is.LessThan(1e-3), $"prompt of sequence {i}");
@@ -109,5 +130,6 @@ public sealed class MustafarModelTests
     }
 
     private ModelCache Reference(MustafarOptions options) => new(
-        Enumerable.Range(0, _model.Config.NumLayers).Select(_ => new PrunedDenseCache(_model.Config.NumKvHeads, _model.Config.HeadDim, options)));
+        Enumerable.Range(0, _model.Config.NumLayers).Select(_ => new PrunedDenseCache(
+            _model.Config.NumKvHeads, _model.Config.HeadDim, options, device: _device)));
 }

@@ -7,8 +7,8 @@ namespace Mustafar.Tests.Llama;
 /// What a pruned cache must give, done slowly: dense tokens, in which all but the largest channels of the old ones are set to zero.
 /// One sequence. With a window, a query sees only so many of the latest tokens, its own included.
 /// </summary>
-internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOptions options, int? window = null)
-    : KeyValueCache(1, numKvHeads, headDim, ScalarType.Float32, CPU)
+internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOptions options, int? window = null, Device? device = null)
+    : KeyValueCache(1, numKvHeads, headDim, ScalarType.Float32, device ?? CPU)
 {
     // [heads][token] -> channels
     private readonly List<float[]>[] _keys = NewHeads(numKvHeads);
@@ -34,7 +34,7 @@ internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOpti
         }
 
         int numHeads = (int)query.shape[1];
-        float[] queries = query.contiguous().data<float>().ToArray();
+        float[] queries = query.cpu().contiguous().data<float>().ToArray();
         float[] outputs = new float[queries.Length];
         for (int i = 0; i < numHeads * tokens; i++)
         {
@@ -50,7 +50,7 @@ internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOpti
         }
 
         Prune(past + tokens, past + tokens);
-        return tensor(outputs).reshape(query.shape).MoveToOuterDisposeScope();
+        return tensor(outputs).reshape(query.shape).to(query.device).MoveToOuterDisposeScope();
     }
 
     public override void Truncate(int length) => throw new NotSupportedException();
@@ -65,7 +65,7 @@ internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOpti
 
     private static void Add(List<float[]>[] heads, Tensor source, int tokens)
     {
-        float[] all = source.contiguous().data<float>().ToArray();
+        float[] all = source.cpu().contiguous().data<float>().ToArray();
         int headDim = all.Length / heads.Length / tokens;
         for (int i = 0; i < heads.Length * tokens; i++)
         {

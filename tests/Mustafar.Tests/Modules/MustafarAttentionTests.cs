@@ -4,9 +4,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Modules;
 
-[TestFixture]
-public sealed class MustafarAttentionTests
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+public sealed class MustafarAttentionTests(string device)
 {
+    private readonly Device _device = new(device);
+
     private static readonly MustafarAttentionOptions s_options = new() { HiddenSize = 24, NumHeads = 4, NumKvHeads = 2, HeadDim = 8 };
 
     private RotaryEmbedding _rotary = null!;
@@ -20,7 +22,7 @@ public sealed class MustafarAttentionTests
     [Test]
     public void StateDictionaryHasTheNamesOfCheckpoints([Values] bool qkvBias, [Values] bool outputBias)
     {
-        using MustafarAttention attention = new(s_options with { QkvBias = qkvBias, OutputBias = outputBias }, _rotary, ScalarType.BFloat16);
+        using MustafarAttention attention = new(s_options with { QkvBias = qkvBias, OutputBias = outputBias }, _rotary, ScalarType.BFloat16, _device);
         List<string> expected = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"];
         expected.AddRange(qkvBias ? ["q_proj.bias", "k_proj.bias", "v_proj.bias"] : []);
         expected.AddRange(outputBias ? ["o_proj.bias"] : []);
@@ -43,7 +45,7 @@ public sealed class MustafarAttentionTests
         const double eps = 0.25; // large enough to matter
         using MustafarAttention attention = Random(s_options with { QueryKeyNormEps = eps });
         Dictionary<string, Tensor> state = attention.state_dict();
-        Tensor hidden = randn(2, 5, 24);
+        Tensor hidden = randn(2, 5, 24, device: _device);
         using DenseCache cache = NewCache();
         using DenseCache expectedCache = NewCache();
         Tensor Heads(string projection, int heads) => nn.functional.linear(hidden, state[projection]).reshape(2, 5, heads, 8);
@@ -73,7 +75,7 @@ public sealed class MustafarAttentionTests
     {
         using DisposeScope scope = NewDisposeScope();
         using MustafarAttention attention = Random();
-        Tensor hidden = randn(2, 20, 24);
+        Tensor hidden = randn(2, 20, 24, device: _device);
         using DenseCache whole = NewCache();
         using DenseCache cut = NewCache();
         Tensor expected = attention.forward(hidden, whole);
@@ -91,12 +93,12 @@ public sealed class MustafarAttentionTests
     {
         using DisposeScope scope = NewDisposeScope();
         using MustafarAttention attention = Random();
-        Tensor first = randn(2, 6, 24);
-        Tensor second = randn(2, 1, 24);
+        Tensor first = randn(2, 6, 24, device: _device);
+        Tensor second = randn(2, 1, 24, device: _device);
         using DenseCache together = NewCache();
         attention.forward(first, together, [6, 2]);
         Tensor output = attention.forward(second, together);
-        using DenseCache alone = new(1, 2, 8, ScalarType.Float32);
+        using DenseCache alone = new(1, 2, 8, ScalarType.Float32, _device);
         attention.forward(first.narrow(0, 1, 1).narrow(1, 0, 2), alone);
         Tensor expected = attention.forward(second.narrow(0, 1, 1), alone);
         Assert.That((output[1] - expected[0]).abs().max().item<float>(), Is.LessThan(1e-5));
@@ -110,7 +112,7 @@ public sealed class MustafarAttentionTests
         IReadOnlyDictionary<string, nn.Module> children = attention.named_children().ToDictionary(child => child.name, child => child.module);
         nn.Module<Tensor, Tensor> Child(string name) => (nn.Module<Tensor, Tensor>)children[name];
         MustafarAttention sharing = new(s_options, _rotary, Child("q_proj"), Child("k_proj"), Child("v_proj"), Child("o_proj"));
-        Tensor hidden = randn(2, 3, 24);
+        Tensor hidden = randn(2, 3, 24, device: _device);
         using DenseCache a = NewCache();
         using DenseCache b = NewCache();
         Assert.That(attention.forward(hidden, a).equal(sharing.forward(hidden, b)).all().item<bool>());
@@ -122,13 +124,13 @@ public sealed class MustafarAttentionTests
         using DisposeScope scope = NewDisposeScope();
         using MustafarAttention attention = Random();
         using DenseCache cache = NewCache();
-        using DenseCache otherHeads = new(2, 1, 8, ScalarType.Float32);
+        using DenseCache otherHeads = new(2, 1, 8, ScalarType.Float32, _device);
         using RotaryEmbedding otherRotary = new(new RotaryOptions { HeadDim = 16 });
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(() => attention.forward(ones(2, 3, 23), cache), Throws.ArgumentException.With.Message.Contains("[2, 3, 23]"));
-            Assert.That(() => attention.forward(ones(1, 3, 24), cache), Throws.ArgumentException.With.Message.Contains("[1, 3, 24]"));
-            Assert.That(() => attention.forward(ones(2, 3, 24), otherHeads), Throws.ArgumentException.With.Message.Contains("2 heads of 8"));
+            Assert.That(() => attention.forward(ones(2, 3, 23, device: _device), cache), Throws.ArgumentException.With.Message.Contains("[2, 3, 23]"));
+            Assert.That(() => attention.forward(ones(1, 3, 24, device: _device), cache), Throws.ArgumentException.With.Message.Contains("[1, 3, 24]"));
+            Assert.That(() => attention.forward(ones(2, 3, 24, device: _device), otherHeads), Throws.ArgumentException.With.Message.Contains("2 heads of 8"));
             Assert.That(
                 () => new MustafarAttention(s_options with { NumKvHeads = 3 }, _rotary), Throws.ArgumentException.With.Message.Contains("multiple of 3"));
             Assert.That(() => new MustafarAttention(s_options with { HeadDim = 0 }, _rotary), Throws.TypeOf<ArgumentOutOfRangeException>());
@@ -137,12 +139,12 @@ public sealed class MustafarAttentionTests
         }
     }
 
-    private static DenseCache NewCache() => new(2, 2, 8, ScalarType.Float32);
+    private DenseCache NewCache() => new(2, 2, 8, ScalarType.Float32, _device);
 
     private MustafarAttention Random(MustafarAttentionOptions? options = null)
     {
         manual_seed(9);
-        MustafarAttention attention = new(options ?? s_options, _rotary);
+        MustafarAttention attention = new(options ?? s_options, _rotary, device: _device);
         foreach (Parameter parameter in attention.parameters())
         {
             parameter.normal_(0, 0.2);

@@ -1,6 +1,9 @@
 #include "cuda/common/launch.h"
 
+#include <algorithm>
 #include <mutex>
+
+#include "cuda/common/architecture.h"
 
 namespace mustafar::cuda {
 namespace {
@@ -11,8 +14,9 @@ DeviceProperties read(int device) {
         check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
         return value;
     };
-    return {attribute(cudaDevAttrMultiProcessorCount),
-            10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
+    const int capability =
+        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+    return {attribute(cudaDevAttrMultiProcessorCount), std::min(capability, kernel_architecture()),
             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 

@@ -27,12 +27,12 @@ inline void check(cudaError_t status, const char* what) {
 
 struct DeviceProperties {
     int multiprocessors;
-    int compute_capability;                // 90 for 9.0
+    int compute_capability;                // 90 for 9.0: what the device and the kernels compiled for it both have
     int shared_memory_per_block;           // bytes, opted in
     int shared_memory_per_multiprocessor;  // bytes
 };
 
-// Of the device, read once.
+// Of the device, which is current; read once.
 const DeviceProperties& device_properties(int device);
 
 // Makes a call's device current for its duration.
