@@ -70,19 +70,24 @@ def copy_bandwidth():
     return 2 * source.numel() / (events(lambda: target.copy_(source), 15) * 1e-6)
 
 
-def dense_times(query, keys, values, lengths, flush):
-    batch, heads, _, _ = query.shape
+def dense_times(query, keys, values, flush):
+    """Every back end, with the group's heads told by enable_gqa and folded into the query axis."""
+    batch, heads, _, head_dim = query.shape
+    kv_heads = keys.shape[1]
     copies = max(1, math.ceil(ROTATED / (4.0 * keys.numel())))
     pairs = [(keys, values)] + [(keys.clone(), values.clone()) for _ in range(copies - 1)]
+    forms = {"": (query, heads != kv_heads)}
+    if heads != kv_heads:
+        forms[" folded"] = (query.view(batch, kv_heads, heads // kv_heads, head_dim), False)
     result = {}
     for name, backend in BACKENDS.items():
-        with sdpa_kernel(backend):
-            try:
-                calls = [lambda k=k, v=v: F.scaled_dot_product_attention(query, k, v, enable_gqa=heads != keys.shape[1])
-                         for k, v in pairs]
-                result[name] = (graph_time(calls), cold_time(calls[0], flush))
-            except RuntimeError:
-                print(f"  {name}: not available for this shape", flush=True)
+        for form, (q, gqa) in forms.items():
+            with sdpa_kernel(backend):
+                try:
+                    calls = [lambda k=k, v=v: F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa) for k, v in pairs]
+                    result[name + form] = (graph_time(calls), cold_time(calls[0], flush))
+                except RuntimeError:
+                    print(f"  {name}{form}: not available for this shape", flush=True)
     return result
 
 
@@ -109,9 +114,9 @@ def main():
             1, longest + 1, (batch,), generator=torch.Generator().manual_seed(2)).tolist()
         make = lambda *size: torch.randn(*size, device="cuda", generator=generator).to(dtype)
         query, keys, values = make(batch, heads, 1, 128), make(batch, kv_heads, longest, 128), make(batch, kv_heads, longest, 128)
-        dense = {} if arguments.no_dense else dense_times(query, keys, values, lengths, flush)
+        dense = {} if arguments.no_dense else dense_times(query, keys, values, flush)
         for name, (graph, cold) in dense.items():
-            print(f"{shape} {name:10} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
+            print(f"{shape} {name:16} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
         best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
         for name in arguments.keep.split(","):
             balanced, keep = name.startswith("b"), int(name.lstrip("b"))
