@@ -237,7 +237,7 @@ typedef struct mustafar_blocks {
     int64_t page_bytes;      /* size of a page, its MUSTAFAR_PAGE_PADDING included */
     int64_t base;            /* byte of the page at which this tensor starts, a multiple of 16 */
     int64_t head_stride;     /* bytes from one KV head to the next, a multiple of 16 */
-    void* const* pages;      /* [batch, page_capacity] addresses; entries past a sequence's tokens are not read */
+    void* const* pages;      /* [batch, page_capacity] addresses; entries past a sequence's tokens are not followed */
     const uint32_t* offsets; /* OFFSETS: the table; FIXED: null */
 } mustafar_blocks;
 
