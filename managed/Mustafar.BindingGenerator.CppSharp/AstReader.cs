@@ -62,9 +62,9 @@ internal sealed class AstReader
     private static string TagName(Declaration declared) =>
         declared.Name is { Length: > 0 } name && name.All(letter => char.IsAsciiLetterOrDigit(letter) || letter == '_') ? name : "";
 
-    // The parser hands over the bits of a value as an unsigned number.
+    // The parser hands over the bits of a value as an unsigned number. In a type other than int one that fits an int is not negative.
     private static long Value(Enumeration declared, Enumeration.Item item) =>
-        declared.BuiltinType.Type is PrimitiveType.Int ? unchecked((int)item.Value) : checked((long)item.Value);
+        declared.BuiltinType.Type is PrimitiveType.Int ? unchecked((int)item.Value) : (long)Math.Min(item.Value, long.MaxValue);
 
     private static string StructName(Class declared)
     {

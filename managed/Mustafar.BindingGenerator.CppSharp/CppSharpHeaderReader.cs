@@ -19,15 +19,11 @@ public static class CppSharpHeaderReader
         try
         {
             var library = new Library(Path.GetFullPath(header), scratch);
-            bool succeeded = ConsoleDriver.Run(library);
-            if (library.Failure is not null)
-            {
-                throw library.Failure;
-            }
-
-            return succeeded && library.Model is not null
-                ? library.Model
-                : throw new BindingException($"CppSharp cannot read {header}; it has written the reason above.");
+            // What it returns, in versions where it returns anything, is of its own bindings. The model says whether the header was read.
+            ConsoleDriver.Run(library);
+            return library.Failure is null
+                ? library.Model ?? throw new BindingException($"CppSharp cannot read {header}; it has written the reason above.")
+                : throw library.Failure;
         }
         finally
         {
@@ -40,7 +36,7 @@ public static class CppSharpHeaderReader
         public HeaderModel? Model { get; private set; }
 
         // Kept until the driver has returned: it is not ours to unwind.
-        public UnsupportedDeclarationException? Failure { get; private set; }
+        public BindingException? Failure { get; private set; }
 
         public void Setup(Driver driver)
         {
@@ -64,10 +60,14 @@ public static class CppSharpHeaderReader
             try
             {
                 string directory = Path.GetDirectoryName(header)!;
-                Model = AstReader.Read(context.TranslationUnits.Where(unit =>
-                    unit.IsValid && !unit.IsSystemHeader && Path.GetDirectoryName(Path.GetFullPath(unit.FilePath)) == directory));
+                TranslationUnit[] files = [.. context.TranslationUnits.Where(unit =>
+                    unit.IsValid && !unit.IsSystemHeader && Path.GetDirectoryName(Path.GetFullPath(unit.FilePath, directory)) == directory)];
+                Model = files.Any(file => file.FileName == Path.GetFileName(header))
+                    ? AstReader.Read(files)
+                    : throw new BindingException(
+                        $"CppSharp has parsed {header}, but shows no declaration of it; it leaves out headers below a system include directory.");
             }
-            catch (UnsupportedDeclarationException failure)
+            catch (BindingException failure)
             {
                 Failure = failure;
             }

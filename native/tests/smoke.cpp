@@ -108,6 +108,10 @@ void tensors(const mustafar_context& context) {
         compressed.pages = pages;
         EXPECT_OK(
             mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? nullptr : bitmap.data(), &compressed));
+        // What a bitmap says, and what the pattern of a fixed format says, would contradict each other; without either
+        // nothing is chosen.
+        EXPECT(mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? bitmap.data() : nullptr,
+                                 &compressed) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
         std::vector<float> restored(data.size());
         const mustafar_dense target = dense(restored, tokens);
         EXPECT_OK(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target));
@@ -135,6 +139,22 @@ void tensors(const mustafar_context& context) {
         EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target) ==
                MUSTAFAR_STATUS_CORRUPT_DATA);
     }
+}
+
+// Sizes whose tables no process can address are refused before anything is read.
+void sizes(const mustafar_context& context) {
+    mustafar_blocks blocks{};
+    blocks.format = format(MUSTAFAR_LAYOUT_OFFSETS);
+    blocks.page_blocks = 1 << 30;
+    blocks.page_capacity = 1;
+    blocks.page_bytes = MUSTAFAR_PAGE_PADDING;
+    void* const pages[] = {nullptr};
+    const uint32_t offsets[] = {0, 0};
+    blocks.pages = pages;
+    blocks.offsets = offsets;
+    const mustafar_dense target = {nullptr, 0, 0, 0};
+    EXPECT(mustafar_decompress(&context, 1 << 15, 1 << 15, 0, 1, &blocks, &target) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(std::strstr(mustafar_last_error(), "page_blocks") != nullptr);
 }
 
 // A sequence grows by a prompt and single tokens, and is attended after each.
@@ -214,6 +234,7 @@ int main() {
         for (const int32_t threads : {1, 3}) {
             const mustafar_context context{MUSTAFAR_DEVICE_CPU, 0, threads, variant, nullptr};
             tensors(context);
+            sizes(context);
             for (int life = 0; life < 50; ++life) cache(context);
         }
     }

@@ -102,7 +102,11 @@ void store(void* data, int64_t index, int32_t dtype, float value) {
                                          : (bits >> 16 & 0x8000u) | ((bits & 0x7fffffffu) - 0x38000000u) >> 13);
 }
 
-std::mt19937 random_bits;
+// The same numbers in every run.
+uint32_t random_bits() {
+    static std::mt19937 engine;
+    return static_cast<uint32_t>(engine());
+}
 
 enum class Content { numbers, specials };
 
@@ -115,10 +119,10 @@ void fill(void* data, int64_t tokens, const Case& c, Content content) {
                          : c.dtype == MUSTAFAR_DTYPE_F16 ? 0x7c00u
                                                          : 0x7f80u;
     for (int64_t t = 0; t < tokens; ++t) {
-        const uint32_t same = static_cast<uint32_t>(random_bits());
+        const uint32_t same = random_bits();
         for (int channel = 0; channel < c.head_dim; ++channel) {
             const int64_t i = t * c.head_dim + channel;
-            const uint32_t random = static_cast<uint32_t>(random_bits());
+            const uint32_t random = random_bits();
             if (content == Content::numbers) {
                 const float value = std::ldexp(1.0f + static_cast<float>(random & 0xffffu) / 65536.0f,
                                                -static_cast<int>(random >> 16 & 7u) + 1);

@@ -29,6 +29,7 @@ internal sealed class AttentionSinks : IDisposable
         using IDisposable mode = inference_mode(false);
         _keys = zeros([batchSize, numKvHeads, capacity, headDim], dtype: ScalarType.Float32, device: device).DetachFromDisposeScope();
         _values = zeros_like(_keys).DetachFromDisposeScope();
+        Bytes = 2 * _keys.numel() * sizeof(float);
     }
 
     /// <summary>Sinks of a sequence that is long enough.</summary>
@@ -43,7 +44,7 @@ internal sealed class AttentionSinks : IDisposable
     /// <summary>Their values, in the same form.</summary>
     internal Tensor Values => _values;
 
-    internal long Bytes => 2 * _keys.numel() * sizeof(float);
+    internal long Bytes { get; }
 
     /// <summary>Whether none of so many new tokens becomes a sink.</summary>
     internal bool AreFullFor(ReadOnlySpan<int> counts)

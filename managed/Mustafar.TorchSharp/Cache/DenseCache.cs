@@ -7,6 +7,7 @@ namespace Mustafar;
 /// <remarks>
 /// Keys and values lie in one block of [batch, num_kv_heads, capacity, head_dim] each, which grows by an eighth when it is full.
 /// They are never repeated for the query heads of a group: at decode the group is folded into the query axis.
+/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public sealed class DenseCache : KeyValueCache
 {
@@ -75,10 +76,12 @@ public sealed class DenseCache : KeyValueCache
     }
 
     /// <inheritdoc/>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public override Tensor Forward(
         Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default)
     {
         ValidateForward(query, keys, values, scale, counts);
+        using Use use = new(this);
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
 
@@ -96,17 +99,28 @@ public sealed class DenseCache : KeyValueCache
         }
 
         Reserve(longest);
-        Write(_keys!, keys, counts);
-        Write(_values!, values, counts);
-        Tensor output = Attend(query, scale, longest, lengths, padded: !counts.IsEmpty && !AllEqual(counts, tokens));
+        Tensor output;
+        try
+        {
+            Write(_keys!, keys, counts);
+            Write(_values!, values, counts);
+            output = Attend(query, scale, longest, lengths, padded: !counts.IsEmpty && !AllEqual(counts, tokens));
+        }
+        catch
+        {
+            Erase(_lengths, longest);
+            throw;
+        }
+
         lengths.CopyTo(_lengths, 0);
         return output.MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public override void Truncate(int length)
     {
-        ThrowIfDisposed();
+        using Use use = new(this);
         int longest = Length;
         if (length < 0 || length > longest)
         {
@@ -120,20 +134,19 @@ public sealed class DenseCache : KeyValueCache
 
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        _keys!.narrow(2, length, longest - length).zero_();
-        _values!.narrow(2, length, longest - length).zero_();
-        for (int i = 0; i < _lengths.Length; i++)
-        {
-            _lengths[i] = Math.Min(_lengths[i], length);
-        }
+        int[] lengths = [.. _lengths.Select(own => Math.Min(own, length))];
+        Erase(lengths, longest);
+        lengths.CopyTo(_lengths, 0);
     }
 
     /// <inheritdoc/>
     /// <remarks>Everything is copied.</remarks>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public override DenseCache Fork(ReadOnlySpan<int> parents)
     {
         ThrowIfDisposed();
         ValidateParents(parents);
+        using Use use = new(this);
         DenseCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, _capacity, SlidingWindow);
         try
         {
@@ -227,6 +240,16 @@ public sealed class DenseCache : KeyValueCache
             {
                 destination[i].narrow(1, _lengths[i], count).copy_(source[i].narrow(1, 0, count));
             }
+        }
+    }
+
+    // Makes the slots from each sequence's length to an end such as they are where no token was.
+    private void Erase(int[] lengths, int end)
+    {
+        for (int i = 0; i < BatchSize; i++)
+        {
+            _keys![i].narrow(1, lengths[i], end - lengths[i]).zero_();
+            _values![i].narrow(1, lengths[i], end - lengths[i]).zero_();
         }
     }
 

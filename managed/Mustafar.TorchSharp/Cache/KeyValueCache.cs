@@ -8,11 +8,12 @@ namespace Mustafar;
 /// <remarks>
 /// An attention module hands each step's queries, keys and values to <see cref="Forward"/> and gets the attention's output.
 /// How the past is stored (dense, or pruned and compressed) is the business of the derived class, so one module serves all.
-/// A cache is used by one thread at a time.
+/// A cache is used by one thread at a time; those of this library give a second one an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public abstract class KeyValueCache : IDisposable
 {
     private int _disposed;
+    private int _busy;
 
     /// <summary>Describes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
@@ -89,7 +90,8 @@ public abstract class KeyValueCache : IDisposable
     /// <param name="counts">How many of the n tokens belong to each sequence (the rest is padding on the right and is not cached);
     /// all n if empty.</param>
     /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding.</returns>
-    /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache; the cache is unchanged.</exception>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache; the cache is unchanged, as it is whatever else
+    /// fails.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract Tensor Forward(
         Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default);
@@ -136,6 +138,13 @@ public abstract class KeyValueCache : IDisposable
     {
         if (Interlocked.Exchange(ref _disposed, 1) == 0)
         {
+            // A call that another thread is in comes to its end first; none begins after it.
+            SpinWait wait = default;
+            while (Interlocked.Exchange(ref _busy, 1) != 0)
+            {
+                wait.SpinOnce();
+            }
+
             Dispose(disposing: true);
             GC.SuppressFinalize(this);
         }
@@ -151,6 +160,19 @@ public abstract class KeyValueCache : IDisposable
     /// <summary>Throws if the cache was disposed.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     protected void ThrowIfDisposed() => ObjectDisposedException.ThrowIf(IsDisposed, this);
+
+    /// <summary>Begins a call. What depends on the tokens is checked after it: until then another thread may change them.</summary>
+    private protected void Enter()
+    {
+        if (Interlocked.Exchange(ref _busy, 1) != 0)
+        {
+            ThrowIfDisposed();
+            throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
+        }
+    }
+
+    /// <summary>Ends the call.</summary>
+    private protected void Leave() => Volatile.Write(ref _busy, 0);
 
     /// <summary>Checks the arguments of <see cref="Forward"/>.</summary>
     /// <exception cref="ArgumentException">An argument doesn't fit the cache.</exception>
@@ -248,5 +270,19 @@ public abstract class KeyValueCache : IDisposable
             throw new ArgumentException(
                 $"Expected shape [{BatchSize}, {headsText}, tokens > 0, {HeadDim}], but got [{string.Join(", ", tensor.shape)}].", name);
         }
+    }
+
+    /// <summary>A call: it refuses a second thread, and keeps the cache from being disposed or collected, for as long as it lives.</summary>
+    private protected readonly ref struct Use
+    {
+        private readonly KeyValueCache _cache;
+
+        internal Use(KeyValueCache cache)
+        {
+            _cache = cache;
+            cache.Enter();
+        }
+
+        public void Dispose() => _cache.Leave();
     }
 }

@@ -111,6 +111,23 @@ public sealed unsafe partial class MustafarCache
         return tensor(slots, device: Device);
     }
 
+    // Lengths that the sequences have at least, sinks included.
+    private void ShortenTo(ReadOnlySpan<int> lengths)
+    {
+        int[] afterSinks = new int[BatchSize];
+        for (int b = 0; b < BatchSize; b++)
+        {
+            afterSinks[b] = Math.Max(0, lengths[b] - Options.SinkTokens);
+        }
+
+        CheckWindow(afterSinks);
+        Shorten(afterSinks);
+        for (int b = 0; b < BatchSize; b++)
+        {
+            _sinks?.Shorten(b, lengths[b]);
+        }
+    }
+
     // All that can fail comes before the first change.
     private void Shorten(ReadOnlySpan<int> lengths)
     {

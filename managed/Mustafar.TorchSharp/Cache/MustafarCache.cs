@@ -46,7 +46,6 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     private readonly int[] _pagesAdded;
     private readonly int[] _lengthsBefore;
     private readonly int[] _compressedBefore;
-    private int _busy;
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
@@ -77,7 +76,6 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         _valueBlockBytes = BlockBytes(_valueFormat);
         const int block = NativeConstants.BlockTokens;
         _tailCapacity = ((Options.LocalWindow + block - 1) / block * block) + Options.GroupSize;
-        _pool = family?._pool.AddOwner() ?? new PagePool(numKvHeads, PageBlocks * (_keyBlockBytes + _valueBlockBytes), Device);
         _pages = new PageTable(batchSize, Device);
         _state = new SequenceState(batchSize, Device);
         _sinks = Options.SinkTokens == 0 ? null : new AttentionSinks(Options.SinkTokens, batchSize, numKvHeads, headDim, Device);
@@ -92,6 +90,8 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         _tailKeys = zeros([batchSize, numKvHeads, _tailCapacity, headDim], dtype: dtype, device: Device).DetachFromDisposeScope();
         _tailValues = zeros_like(_tailKeys).DetachFromDisposeScope();
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
+        // Last, when nothing can fail any more: an owner that was never made would keep the pages for ever.
+        _pool = family?._pool.AddOwner() ?? new PagePool(numKvHeads, PageBlocks * (_keyBlockBytes + _valueBlockBytes), Device);
     }
 
     /// <summary>Sparsity, window and group.</summary>
@@ -120,7 +120,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             int elementBytes = TensorAccess.ElementBytes(DType);
             return new KeyValueCacheMemory(
                 CompressedBytes: _pool.BytesOfOwner + _pages.Bytes,
-                WindowBytes: (2 * _tailKeys.numel() * elementBytes) + (_sinks?.Bytes ?? 0),
+                WindowBytes: (2L * BatchSize * NumKvHeads * _tailCapacity * HeadDim * elementBytes) + (_sinks?.Bytes ?? 0),
                 DenseBytes: elements * elementBytes,
                 Fp16Bytes: elements * 2);
         }
@@ -217,7 +217,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// the sliding window.</exception>
     public override void Truncate(int length)
     {
-        ThrowIfDisposed();
+        using Use use = new(this);
         int longest = Length;
         if (length < 0 || length > longest)
         {
@@ -230,7 +230,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             lengths[b] = Math.Min(_lengths[b], length);
         }
 
-        Truncate(lengths);
+        ShortenTo(lengths);
     }
 
     /// <summary>Shortens each sequence to its own number of first tokens.</summary>
@@ -241,7 +241,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// the sliding window.</exception>
     public void Truncate(ReadOnlySpan<int> lengths)
     {
-        ThrowIfDisposed();
+        using Use use = new(this);
         if (lengths.Length != BatchSize)
         {
             throw new ArgumentException($"Expected one length for each of {BatchSize} sequences, but got {lengths.Length}.", nameof(lengths));
@@ -256,19 +256,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             }
         }
 
-        using Use use = new(this);
-        int[] afterSinks = new int[BatchSize];
-        for (int b = 0; b < BatchSize; b++)
-        {
-            afterSinks[b] = Math.Max(0, lengths[b] - Options.SinkTokens);
-        }
-
-        CheckWindow(afterSinks);
-        Shorten(afterSinks);
-        for (int b = 0; b < BatchSize; b++)
-        {
-            _sinks?.Shorten(b, lengths[b]);
-        }
+        ShortenTo(lengths);
     }
 
     /// <inheritdoc/>
@@ -280,13 +268,6 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     {
         if (disposing)
         {
-            // A call that another thread is in comes to its end first; none begins after it.
-            SpinWait wait = default;
-            while (Interlocked.Exchange(ref _busy, 1) != 0)
-            {
-                wait.SpinOnce();
-            }
-
             _tailKeys.Dispose();
             _tailValues.Dispose();
             _sinks?.Dispose();
@@ -372,30 +353,5 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
 
         static Tensor Own(Tensor tensor, int sequence, ReadOnlySpan<int> counts) =>
             tensor.narrow(0, sequence, 1).narrow(2, 0, counts[sequence]);
-    }
-
-    private void Enter()
-    {
-        if (Interlocked.Exchange(ref _busy, 1) != 0)
-        {
-            ThrowIfDisposed();
-            throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
-        }
-    }
-
-    private void Leave() => Volatile.Write(ref _busy, 0);
-
-    // Refuses a second thread for as long as it lives.
-    private readonly ref struct Use
-    {
-        private readonly MustafarCache _cache;
-
-        internal Use(MustafarCache cache)
-        {
-            _cache = cache;
-            cache.Enter();
-        }
-
-        public void Dispose() => _cache.Leave();
     }
 }

@@ -10,7 +10,8 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// The storage is one torch tensor of bytes, which belongs to this object and to no dispose scope. The format is that of
-/// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.)
+/// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.) It never changes, so any number of
+/// threads may use it at once; disposing waits for the calls that read it.
 /// </remarks>
 public sealed unsafe class BitmapTensor : IDisposable
 {
@@ -19,7 +20,8 @@ public sealed unsafe class BitmapTensor : IDisposable
     private readonly BackendArray<uint>? _offsets;
     private readonly NativeFormat _format;
     private readonly long _pageBytes;
-    private bool _disposed;
+    private int _users; // calls that read the storage
+    private int _disposed;
 
     private BitmapTensor(long[] shape, ScalarType dtype, torch.Device device, NativeFormat format, BackendArray<uint>? offsets, long bytes)
     {
@@ -72,7 +74,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     public long Bytes => (Keep is null ? _pageBytes : BatchSize * _pageBytes) + (_offsets?.Bytes ?? 0);
 
     /// <summary>Bytes of the dense form.</summary>
-    public long DenseBytes => BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
+    public long DenseBytes => (long)BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
 
     /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
@@ -125,14 +127,13 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <exception cref="InvalidDataException">The compressed data is damaged.</exception>
     public Tensor Decompress()
     {
-        ObjectDisposedException.ThrowIf(_disposed, this);
+        using Use use = new(this);
         using DisposeScope scope = NewDisposeScope();
         Tensor dense = empty([BatchSize, NumKvHeads, Tokens, HeadDim], dtype: DType, device: Device);
         NativeContext context = TensorAccess.Context(Device);
         NativeBlocks blocks = Native;
         NativeDense destination = TensorAccess.Dense(dense);
         NativeCall.Check(NativeMethods.Decompress(&context, BatchSize, NumKvHeads, 0, Tokens, &blocks, &destination));
-        GC.KeepAlive(this);
         return dense.MoveToOuterDisposeScope();
     }
 
@@ -155,18 +156,25 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Frees the storage.</summary>
     public void Dispose()
     {
-        _disposed = true;
-        _storage.Dispose();
-        _pages.Dispose();
-        _offsets?.Dispose();
+        if (Interlocked.Exchange(ref _disposed, 1) == 0)
+        {
+            SpinWait wait = default;
+            while (Volatile.Read(ref _users) != 0)
+            {
+                wait.SpinOnce();
+            }
+
+            _storage.Dispose();
+            _pages.Dispose();
+            _offsets?.Dispose();
+        }
     }
 
-    /// <summary>The storage as the native library sees it; valid while this object is alive.</summary>
+    /// <summary>The storage as the native library sees it; valid during a <see cref="Use"/>.</summary>
     internal NativeBlocks Native
     {
         get
         {
-            ObjectDisposedException.ThrowIf(_disposed, this);
             long blocks = Blocks(Tokens);
             return new NativeBlocks
             {
@@ -218,7 +226,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     // Queries with the keys, or weights with the values.
     private Tensor Multiply(Tensor factor, string name, bool asKeys, double scale)
     {
-        ObjectDisposedException.ThrowIf(_disposed, this);
+        using Use use = new(this);
         ValidateHeads(factor, name);
         long[] shape = factor.shape;
         (ScalarType Type, long Width) dense = (DType, HeadDim), weights = (ScalarType.Float32, Tokens);
@@ -232,7 +240,6 @@ public sealed unsafe class BitmapTensor : IDisposable
         NativeContext context = TensorAccess.Context(Device);
         NativeCall.Check(asKeys ? NativeMethods.KeyScores(&context, &product) : NativeMethods.ValueSum(&context, &product));
         GC.KeepAlive(rows);
-        GC.KeepAlive(this);
         return result.MoveToOuterDisposeScope();
     }
 
@@ -248,4 +255,26 @@ public sealed unsafe class BitmapTensor : IDisposable
         Weights = TensorAccess.Dense(weights),
         Scale = (float)scale,
     };
+
+    /// <summary>A call that reads the storage, which is neither freed nor collected for as long as it lives.</summary>
+    internal readonly ref struct Use
+    {
+        private readonly BitmapTensor _tensor;
+
+        /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
+        internal Use(BitmapTensor tensor)
+        {
+            // In this order, and the other way round in Dispose: one of the two sees the other.
+            Interlocked.Increment(ref tensor._users);
+            if (Volatile.Read(ref tensor._disposed) != 0)
+            {
+                Interlocked.Decrement(ref tensor._users);
+                throw new ObjectDisposedException(nameof(BitmapTensor));
+            }
+
+            _tensor = tensor;
+        }
+
+        public void Dispose() => Interlocked.Decrement(ref _tensor._users);
+    }
 }

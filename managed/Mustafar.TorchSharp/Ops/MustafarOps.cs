@@ -101,6 +101,7 @@ public static unsafe class MustafarOps
             counts.Span[b] = length;
         }
 
+        using BitmapTensor.Use keysInUse = new(keys), valuesInUse = new(values);
         using DisposeScope scope = NewDisposeScope();
         counts.Upload();
         Tensor output = empty(shape, dtype: query.dtype, device: query.device);
@@ -129,8 +130,6 @@ public static unsafe class MustafarOps
         NativeCall.Check(NativeMethods.AttentionForward(&context, &attention));
         GC.KeepAlive(rows);
         GC.KeepAlive(workspace);
-        GC.KeepAlive(keys);
-        GC.KeepAlive(values);
         GC.KeepAlive(counts);
         return output.MoveToOuterDisposeScope();
     }

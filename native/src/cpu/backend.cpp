@@ -18,9 +18,9 @@ const Backend& cpu_backend() {
             },
         .offsets =
             [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
-               int64_t tokens, const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes, ErrorText& error) {
+               int64_t tokens, const uint32_t* bitmap, uint32_t* entries, int64_t* page_bytes, ErrorText& error) {
                 return guarded(error,
-                               [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
+                               [&] { offsets(context, format, batch, heads, tokens, bitmap, entries, page_bytes); });
             },
         .compress =
             [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,

@@ -16,7 +16,7 @@ namespace mustafar {
 namespace {
 
 struct Job {
-    Job(const std::function<void(int64_t, int)>& work, int64_t items) : work(work), items(items) {}
+    Job(const std::function<void(int64_t, int)>& call, int64_t count) : work(call), items(count) {}
 
     const std::function<void(int64_t, int)>& work;
     int64_t items;

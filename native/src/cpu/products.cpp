@@ -12,10 +12,10 @@ namespace mustafar {
 namespace {
 
 struct Shape {
-    explicit Shape(const mustafar_product& product)
-        : product(product), group(product.num_heads / product.num_kv_heads), rows(group * product.num_queries),
-          padded(32 * bitmap_words(product.blocks.format.head_dim)),
-          element(element_bytes(product.blocks.format.dtype)), blocks(divide_up(product.tokens, block_tokens)) {}
+    explicit Shape(const mustafar_product& call)
+        : product(call), group(call.num_heads / call.num_kv_heads), rows(group * call.num_queries),
+          padded(32 * bitmap_words(call.blocks.format.head_dim)), element(element_bytes(call.blocks.format.dtype)),
+          blocks(divide_up(call.tokens, block_tokens)) {}
 
     // Row r of KV head h.
     char* dense_row(int32_t batch, int32_t head, int r) const {

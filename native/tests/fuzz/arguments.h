@@ -3,6 +3,7 @@
 
 #include <fuzzer/FuzzedDataProvider.h>
 
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,7 +31,8 @@ public:
     template <class T>
     T* address(T* proper) {
         if (!mishap(64)) return proper;
-        return input.ConsumeBool() ? nullptr : reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(proper) + 1);
+        void* const bytes = const_cast<std::remove_const_t<T>*>(proper);
+        return input.ConsumeBool() ? nullptr : static_cast<T*>(static_cast<void*>(static_cast<char*>(bytes) + 1));
     }
 
     mustafar_context context();

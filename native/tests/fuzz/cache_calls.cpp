@@ -106,7 +106,8 @@ void append(Arguments& from) {
     mustafar_append append{};
     append.batch = from.number32(0, 2);
     append.num_kv_heads = from.number32(1, 2);
-    append.num_tokens = from.number32(0, 70);
+    // Mostly few, for the same reason; what is in the cache may fall due as well.
+    append.num_tokens = from.input.ConsumeIntegralInRange<int>(0, 3) == 0 ? from.number32(0, 70) : from.number32(0, 3);
     append.lookahead = from.number32(0, 1);
     append.group_size = from.mishap() ? from.number32(1, 64) : 32;
     append.local_window = from.number32(0, 40);
@@ -138,8 +139,9 @@ void cache(Arguments& from) {
     const mustafar_context context = from.context();
     constexpr int32_t capacity = 96;
     mustafar_append append{};
-    append.batch = from.input.ConsumeIntegralInRange<int>(1, 2);
-    append.num_kv_heads = from.input.ConsumeIntegralInRange<int>(1, 2);
+    const int sequences = from.input.ConsumeIntegralInRange<int>(0, 7);  // mostly one of one head
+    append.batch = sequences < 6 ? 1 : 2;
+    append.num_kv_heads = sequences < 4 ? 1 : 2;
     append.group_size = 32;
     append.local_window = from.input.ConsumeIntegralInRange<int>(0, 40);
     append.tail_capacity = (append.local_window + 31) / 32 * 32 + append.group_size;

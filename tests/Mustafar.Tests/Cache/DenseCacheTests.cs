@@ -166,6 +166,35 @@ public sealed class DenseCacheTests(string device)
         Assert.That(Tensor.TotalCount, Is.EqualTo(before));
     }
 
+    /// <summary>Growing replaces the storage that another call works on.</summary>
+    [Test]
+    public void TwoThreadsAtOnceEitherBothFinishOrOneIsRefused()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        using DenseCache cache = new(1, 2, HeadDim, ScalarType.Float32);
+        Tensor x = randn(1, 2, 50, HeadDim);
+        int forwards = 0;
+        Parallel.For(0, 200, new ParallelOptions { MaxDegreeOfParallelism = 4 }, i =>
+        {
+            try
+            {
+                if (i % 4 == 0)
+                {
+                    cache.Fork([0]).Dispose();
+                }
+                else
+                {
+                    cache.Forward(x, x, x).Dispose();
+                    Interlocked.Increment(ref forwards);
+                }
+            }
+            catch (InvalidOperationException)
+            {
+            }
+        });
+        Assert.That(cache.Length, Is.EqualTo(forwards * 50));
+    }
+
     [Test]
     public void RefusesBadInputAndStaysUsable()
     {

@@ -175,6 +175,55 @@ internal sealed class MustafarCacheTests(string device)
         Assert.That(cache.Length, Is.EqualTo((200 - refused) * 64));
     }
 
+    /// <summary>What a call checks of the tokens holds until it is done: another thread can't take them away in between.</summary>
+    [Test]
+    public void Shortening_is_checked_against_the_tokens_that_it_finds()
+    {
+        using var scope = NewDisposeScope();
+        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        Tensor x = randn(1, 1, 64, 64, device: device);
+        using CancellationTokenSource done = new();
+        Task other = Task.Run(() =>
+        {
+            while (!done.IsCancellationRequested)
+            {
+                // More tokens than there are after Clear; as many as there are before.
+                Tried(() => cache.Truncate(64));
+                Tried(() => cache.Truncate([64]));
+            }
+        });
+        for (int i = 0; i < 2000; i++)
+        {
+            Until(() => cache.Append(x, x));
+            Assert.That(cache.Length, Is.EqualTo(64), $"round {i}");
+            Until(cache.Clear);
+        }
+
+        done.Cancel();
+        other.Wait();
+
+        static bool Tried(Action call)
+        {
+            try
+            {
+                call();
+                return true;
+            }
+            catch (Exception refusal) when (refusal is InvalidOperationException or ArgumentOutOfRangeException)
+            {
+                return false;
+            }
+        }
+
+        static void Until(Action call)
+        {
+            while (!Tried(call))
+            {
+                Thread.Yield();
+            }
+        }
+    }
+
     /// <summary>Each thread has its own fork: they share pages and the pool, and give the same as one after the other.</summary>
     [Test]
     public void Forks_on_threads_of_their_own_do_not_disturb_each_other()

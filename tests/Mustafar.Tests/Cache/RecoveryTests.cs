@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Mustafar.Native;
 using Mustafar.Tests.Oracle;
 using TorchSharp;
@@ -104,6 +105,87 @@ internal sealed class RecoveryTests(string device)
         Compare.Same(cache.Attend(y), untouched.Attend(y), "and again");
     }
 
+    /// <summary>An output for so many heads does not fit any address space; of one token's step it is made when the token is in the cache.</summary>
+    [TestCase(0, 1, 0)]
+    [TestCase(110, 1, 0)]
+    [TestCase(111, 1, 0)]
+    [TestCase(111, 5, 0)]
+    [TestCase(111, 60, 0)]
+    [TestCase(2, 1, 4)]
+    [TestCase(3, 60, 4)]
+    public void Memory_that_runs_out_for_the_output_leaves_everything_as_it_was(int past, int count, int sinks)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(3);
+        using MustafarCache cache = New(sinks);
+        using MustafarCache untouched = New(sinks);
+        if (past > 0)
+        {
+            Tensor x = Random(2, past);
+            cache.Append(x, x);
+            untouched.Append(x, x);
+        }
+
+        (Tensor query, Tensor keys, Tensor values) = (Random(4, count), Random(2, count), Random(2, count));
+        Tensor tooMany = query.narrow(1, 0, 1).expand(2, 1L << 40, count, 64);
+        Assert.That(() => cache.Forward(tooMany, keys, values), Throws.TypeOf<ExternalException>());
+        if (past > 0)
+        {
+            Assert.That(() => cache.Attend(tooMany), Throws.TypeOf<ExternalException>());
+        }
+
+        Same(cache, untouched);
+        Compare.Same(cache.Forward(query, keys, values), untouched.Forward(query, keys, values), "the same call with fewer heads");
+        Same(cache, untouched);
+    }
+
+    /// <summary>The first sequence has its page when there is no memory for those of the second.</summary>
+    [Test]
+    public void Memory_that_runs_out_for_pages_leaves_everything_as_it_was()
+    {
+        const int Heads = 40, HeadDim = 256, Endless = int.MaxValue - 1000;
+        using var scope = NewDisposeScope();
+        MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, GroupSize = 512, LocalWindow = 0 };
+        using MustafarCache cache = new(2, Heads, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+        Tensor x = randn(2, Heads, 3, HeadDim).to(device);
+        cache.Append(x, x);
+        Tensor endless = ones(1, 1, 1, HeadDim).to(device).expand(2, Heads, Endless, HeadDim);
+        Assert.That(() => cache.Append(endless, endless, [1000, Endless]), Throws.TypeOf<ExternalException>());
+        Assert.That(() => cache.Append(endless, endless, [Endless, Endless]), Throws.TypeOf<ExternalException>());
+        Assert.That(cache.Lengths, Is.All.EqualTo(3));
+        Assert.That(cache.CompressedLengths, Is.All.Zero);
+        Assert.That(cache.PageAddresses(0), Is.Empty);
+        using MustafarCache untouched = new(2, Heads, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+        untouched.Append(x, x);
+        Compare.Same(cache.Attend(x), untouched.Attend(x), "what it holds");
+    }
+
+    /// <summary>The dense cache has written the tokens when it can't attend, with so many heads: not even NaN may stay behind.</summary>
+    [TestCase(0, 3)]
+    [TestCase(20, 1)]
+    [TestCase(20, 3)]
+    public void A_failure_half_way_leaves_a_dense_cache_as_it_was(int past, int count)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(4);
+        using DenseCache cache = new(2, 2, 64, ScalarType.Float32, new torch.Device(device));
+        using DenseCache untouched = new(2, 2, 64, ScalarType.Float32, new torch.Device(device));
+        if (past > 0)
+        {
+            Tensor x = Random(2, past);
+            int[] counts = [past, past / 2];
+            cache.Forward(x, x, x, counts: counts);
+            untouched.Forward(x, x, x, counts: counts);
+        }
+
+        Tensor nan = full([2, 2, count, 64], double.NaN, dtype: ScalarType.Float32).to(device);
+        Tensor tooMany = nan.narrow(1, 0, 1).expand(2, 1L << 40, count, 64);
+        Assert.That(() => cache.Forward(tooMany, nan, nan), Throws.Exception);
+        Assert.That(cache.Lengths, Is.EqualTo(untouched.Lengths));
+        Tensor y = Random(2, 2);
+        Compare.Same(cache.Forward(y, y, y, counts: [1, 2]), untouched.Forward(y, y, y, counts: [1, 2]), "tokens that come later");
+    }
+
     /// <summary>A thread in a call finishes it, and finds the cache disposed at the next.</summary>
     [Test]
     public void Disposing_waits_for_the_call_of_another_thread()
@@ -151,6 +233,16 @@ internal sealed class RecoveryTests(string device)
         }
 
         Assert.That(Tensor.TotalCount, Is.EqualTo(before));
+    }
+
+    private static void Same(MustafarCache cache, MustafarCache expected)
+    {
+        Assert.That(cache.Lengths, Is.EqualTo(expected.Lengths));
+        Assert.That(cache.CompressedLengths, Is.EqualTo(expected.CompressedLengths));
+        for (int b = 0; b < cache.BatchSize; b++)
+        {
+            Assert.That(cache.PageAddresses(b), Has.Length.EqualTo(expected.PageAddresses(b).Length), $"pages of sequence {b}");
+        }
     }
 
     private static void Fails(Action call)

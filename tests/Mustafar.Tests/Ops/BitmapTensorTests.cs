@@ -115,6 +115,36 @@ internal sealed class BitmapTensorTests(string device)
         Assert.That(() => compressed.KeyScores(x), Throws.TypeOf<ObjectDisposedException>());
     }
 
+    /// <summary>Threads that read it finish their calls, and find it disposed at the next.</summary>
+    [Test]
+    public void Disposing_waits_for_the_calls_of_other_threads()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = randn(1, 2, 200, 64).to(device);
+        for (int i = 0; i < 20; i++)
+        {
+            BitmapTensor compressed = BitmapTensor.Compress(x, 30);
+            using CountdownEvent started = new(2);
+            Task[] readers = [Reader(() => compressed.Decompress()), Reader(() => MustafarOps.Attention(x, compressed, compressed))];
+            started.Wait();
+            Parallel.Invoke(compressed.Dispose, compressed.Dispose);
+            foreach (Task reader in readers)
+            {
+                Assert.That(async () => await reader, Throws.TypeOf<ObjectDisposedException>());
+            }
+
+            Task Reader(Func<Tensor> call) => Task.Run(() =>
+            {
+                call().Dispose();
+                started.Signal();
+                while (true)
+                {
+                    call().Dispose();
+                }
+            });
+        }
+    }
+
     private static unsafe void Overwrite(BitmapTensor tensor, int start, int count, byte value) =>
         new Span<byte>((byte*)tensor.Native.Pages[0] + start, count).Fill(value);
 
