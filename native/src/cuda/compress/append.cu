@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const int part = static_cast<int>(rest), which = static_cast<int>(list & 1);
     rest = list >> 1;
     const int sequence = static_cast<int>(p.by_head.split(rest)), head = static_cast<int>(rest);
+    let_next_grid_start();
     wait_for_previous_grid();
 
     const int before = p.lengths[sequence], compressed = p.compressed[sequence];

@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(block_threads)
     const Place place(blocks, by_head);
     const int token = place.block * block_tokens + writer.token();
     const bool present = token < tokens;
+    let_next_grid_start();
+    wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
     writer.select(pattern, keep);
     if (!present) return;
@@ -49,6 +51,8 @@ __global__ void __launch_bounds__(block_threads)
     const Place place(blocks, by_head);
     const int token = place.block * block_tokens + writer.token();
     const bool present = token < tokens;
+    let_next_grid_start();
+    wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
     if (bitmap == nullptr)
         writer.select(destination.pattern, destination.keep);
@@ -118,7 +122,7 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
         const auto kernel = prune_blocks<T, head_dim()>;
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
+        launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true}, Dense(source),
                bitmap, static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
                Divisor(static_cast<uint32_t>(heads)), heads, format.pattern, format.keep,
                is_vector_aligned(source, sizeof(T)));
@@ -136,9 +140,9 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
         const auto kernel = compress_blocks<T, head_dim()>;
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared}, Dense(source),
-               bitmap, Blocks(destination, heads), value_order(destination.format), static_cast<int>(tokens),
-               Divisor(static_cast<uint32_t>(blocks)), Divisor(static_cast<uint32_t>(heads)),
+        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
+               Dense(source), bitmap, Blocks(destination, heads), value_order(destination.format),
+               static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)), Divisor(static_cast<uint32_t>(heads)),
                is_vector_aligned(source, sizeof(T)));
     });
 }
