@@ -1,0 +1,113 @@
+// How CUDA attention spreads its work: what must hold of every plan, over devices, formats and shapes. Needs no device.
+#include "cuda/attention/heuristics.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+namespace {
+
+using namespace mustafar::cuda;
+
+// multiprocessors, shared memory of a thread block and of a multiprocessor in KB, clusters.
+struct Device {
+    const char* name;
+    AttentionDevice limits;
+};
+constexpr Device devices[] = {{"8.0", {108, 163 << 10, 164 << 10, false}},
+                              {"8.6", {84, 99 << 10, 100 << 10, false}},
+                              {"9.0", {132, 227 << 10, 228 << 10, true}},
+                              {"one multiprocessor", {1, 99 << 10, 100 << 10, false}}};
+
+struct Case {
+    const Device& device;
+    AttentionFootprint footprint;
+    int64_t tiles, items;
+};
+
+[[noreturn]] void stop(const Case& c, const AttentionPlan& plan, const char* what) {
+    std::fprintf(
+        stderr,
+        "heuristics.cpp: %s: %s, iteration of %lld bytes, %lld tiles, %lld items: %d warps, depth %d, %d splits, "
+        "cluster %d\n",
+        what, c.device.name, static_cast<long long>(c.footprint.iteration_bytes), static_cast<long long>(c.tiles),
+        static_cast<long long>(c.items), plan.warps, plan.ring_depth, plan.splits, plan.cluster);
+    std::exit(1);
+}
+
+// For head_dim 128 and 16-bit values of which `keep` are kept, as attention.cpp reckons.
+AttentionFootprint footprint(int64_t keep, bool waits_for_memory) {
+    constexpr int64_t dense_block = 512 + 32 * 128 * 2, row_of_outputs = (128 + 8) * 4;
+    const int64_t stage = (512 + 64 * keep + 16 + 127) / 128 * 128;
+    return {2 * stage, 8 * row_of_outputs, dense_block, 3072, waits_for_memory};
+}
+
+template <int N>
+AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
+    const AttentionDevice& limits = c.device.limits;
+    const AttentionPlan plan = plan_attention(c.footprint, limits, c.tiles, c.items, candidates);
+    const auto expect = [&](bool condition, const char* what) {
+        if (!condition) stop(c, plan, what);
+    };
+    const AttentionWarps* const chosen = std::find_if(
+        candidates, candidates + N, [&](const AttentionWarps& candidate) { return candidate.warps == plan.warps; });
+    expect(chosen != candidates + N, "there is a kernel of so many warps");
+    expect(plan.ring_depth == 1 || plan.ring_depth == 2, "the ring has one stage or two");
+    expect(plan.ring_depth == 1 || c.footprint.waits_for_memory, "a second stage only where memory is waited for");
+    expect(plan.warp_bytes >= plan.ring_depth * c.footprint.iteration_bytes, "a warp's memory holds its ring");
+    expect(plan.warp_bytes >= c.footprint.output_bytes, "a warp's memory holds its outputs");
+    expect(plan.shared_bytes >= plan.warps * plan.warp_bytes + c.footprint.padding_bytes,
+           "all warps have their memory");
+    expect(plan.shared_bytes + c.footprint.fixed_bytes <= limits.shared_per_block, "the thread block fits");
+    expect(plan.splits >= 1 && plan.splits <= max_splits, "1 to max_splits splits");
+    expect(plan.splits == 1 || int64_t{plan.splits - 1} * plan.warps < c.items, "no split is without items");
+    expect(plan.cluster >= 1 && plan.splits % plan.cluster == 0, "clusters are whole");
+    expect(plan.cluster == 1 || limits.clusters, "clusters only where there are any");
+    const int64_t resident =
+        std::min<int64_t>(chosen->blocks_per_multiprocessor,
+                          limits.shared_per_multiprocessor / (plan.shared_bytes + c.footprint.fixed_bytes));
+    const int64_t slots = limits.multiprocessors * resident;
+    expect(plan.splits == 1 || c.tiles % slots != 0, "tiles that fill the device in whole waves are not split");
+    return plan;
+}
+
+void check_grid() {
+    constexpr int64_t keeps[] = {24, 40, 64, 96, 128}, counts[] = {1, 2, 7, 8, 64, 131, 132, 133, 512, 100'000};
+    constexpr int64_t lengths[] = {1, 2, 11, 12, 13, 63, 64, 65, 258, 1026, 4098, 1 << 20};
+    for (const Device& device : devices)
+        for (const int64_t keep : keeps)
+            for (const bool waits : {false, true})
+                for (const int64_t tiles : counts)
+                    for (const int64_t items : lengths) {
+                        const Case c{device, footprint(keep, waits), tiles, items};
+                        check_plan(c, single_tile_warps);
+                        check_plan(c, double_tile_warps);
+                    }
+}
+
+// One sequence over 8 KV heads keeps most multiprocessors busy, in one wave.
+void check_long_sequence() {
+    for (const int64_t items : {int64_t{1026}, int64_t{4098}}) {
+        const Case c{devices[2], footprint(40, false), 8, items};
+        const AttentionPlan plan = check_plan(c, single_tile_warps);
+        const int64_t warps = c.tiles * plan.splits * plan.warps, all = int64_t{c.device.limits.multiprocessors} * 12;
+        if (warps > all || 10 * warps < 9 * all) stop(c, plan, "nine tenths of the device's warps, in one wave");
+    }
+}
+
+void check_too_large() {
+    const Case c{devices[1], {1 << 20, 4352, 8704, 3072, false}, 8, 1026};
+    const AttentionPlan plan = plan_attention(c.footprint, c.device.limits, c.tiles, c.items, single_tile_warps);
+    if (plan.warps != 0) stop(c, plan, "a block that fits nowhere has no plan");
+}
+
+}  // namespace
+
+int main() {
+    check_grid();
+    check_long_sequence();
+    check_too_large();
+    std::puts("heuristics: all plans hold");
+    return 0;
+}
