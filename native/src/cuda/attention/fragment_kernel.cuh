@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     // This warp's dense items: those of number item, item + stride, ... behind the blocks.
     const uint32_t blocks = sequence.end_block - sequence.first_block;
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
-    const uint32_t first_dense = item + iterations_before(p, walk, sequence.end_block) * stride - blocks;
+    const uint32_t first_dense = item + walk.count * stride - blocks;
 
     Query query;
     query.attach(fixed.query, lane);
