@@ -43,7 +43,7 @@ uint32_t detect() {
 }
 
 // Whether a variant pays off on this processor. Intel's need four times as long for a vdpbf16ps as for a fused multiply-add
-// of f32 (Sapphire Rapids), and two of these do the same work; AMD's are at least as fast with vdpbf16ps.
+// of f32 (Emerald Rapids), and two of these do the same work; AMD's are at least as fast with vdpbf16ps.
 bool pays(int32_t variant) {
 #if defined(__x86_64__)
     if (variant == MUSTAFAR_CPU_VARIANT_AVX512_BF16) return !__builtin_cpu_is("intel");
