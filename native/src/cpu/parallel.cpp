@@ -87,8 +87,10 @@ public:
     void run(Job& job, int threads) {
         const std::lock_guard one_job(jobs_);
         {
-            const std::lock_guard lock(mutex_);
+            std::unique_lock lock(mutex_);
             while ((int)workers_.size() < threads - 1) workers_.emplace_back([this] { serve(); });
+            // A thread that is still starting owns memory that leak checkers cannot trace yet: no call returns before.
+            idle_.wait(lock, [this] { return started_ == workers_.size(); });
             job_ = &job;
             wanted_ = threads - 1;
         }
@@ -103,6 +105,8 @@ public:
 private:
     void serve() {
         std::unique_lock lock(mutex_);
+        ++started_;
+        idle_.notify_all();
         for (;;) {
             wake_.wait(lock, [this] { return wanted_ > 0; });
             --wanted_;
@@ -118,6 +122,7 @@ private:
     std::mutex jobs_, mutex_;
     std::condition_variable wake_, idle_;
     std::vector<std::thread> workers_;
+    size_t started_ = 0;
     Job* job_ = nullptr;
     int wanted_ = 0, running_ = 0;
 };
