@@ -5,6 +5,7 @@
 #include <array>
 #include <limits>
 
+#include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
@@ -288,6 +289,8 @@ struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
         .select = select_row<T>,
+        .balance_keys = balance<T, true>,
+        .balance_values = balance<T, false>,
         .pack = pack<T, W>,
         .unpack = unpack<T, W>,
         .count = count_bits<W>,

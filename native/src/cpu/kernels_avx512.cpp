@@ -1,6 +1,7 @@
 // AVX-512 kernels that multiply in f32. Packed values are expanded in registers by vpexpand, once for up to eight query
 // rows, and the lane sums of 16 scores are taken together by transposition.
 #include "cpu/avx512.h"
+#include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
 
 namespace mustafar {
@@ -125,6 +126,8 @@ struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
         .select = select_row<T>,
+        .balance_keys = balance<T, true>,
+        .balance_values = balance<T, false>,
         .pack = pack_vector<T, W>,
         .unpack = unpack_vector<T, W>,
         .count = count_vector<W>,

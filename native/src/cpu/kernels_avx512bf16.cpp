@@ -1,5 +1,6 @@
 // bf16 by vdpbf16ps, which multiplies pairs of bf16 and adds in f32; the other dtypes are AVX-512's own.
 #include "cpu/avx512.h"
+#include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
 
 namespace mustafar {
@@ -133,6 +134,8 @@ struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
         .select = select_row<T>,
+        .balance_keys = balance<T, true>,
+        .balance_values = balance<T, false>,
         .pack = pack_vector<T, W>,
         .unpack = unpack_vector<T, W>,
         .count = count_vector<W>,

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
@@ -411,6 +412,8 @@ struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
         .select = select_row<T>,
+        .balance_keys = balance<T, true>,
+        .balance_values = balance<T, false>,
         .pack = pack<T, W>,
         .unpack = unpack<T>,
         .count = count<W>,

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
@@ -79,6 +80,8 @@ struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
         .select = select_row<T>,
+        .balance_keys = balance<T, true>,
+        .balance_values = balance<T, false>,
         .pack = pack_row<T, W>,
         .unpack = unpack_row<T, W>,
         .count = count_bits<W>,

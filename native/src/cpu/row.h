@@ -89,6 +89,18 @@ struct BF16 {
     return bits & ~rest;
 }
 
+// Bit i is flags[i], which is 0 or 1.
+[[maybe_unused]] inline uint32_t bits_of_16(const uint8_t* flags) {
+    uint32_t bits = 0;
+    for (int half = 0; half < 2; ++half) {
+        uint64_t bytes = 0;
+        for (int i = 0; i < 8; ++i) bytes |= uint64_t{flags[8 * half + i]} << 8 * i;
+        // The product's highest byte has the lowest bit of byte i at bit i; no sum in it carries.
+        bits |= static_cast<uint32_t>(bytes * 0x0102040810204080u >> 56) << 8 * half;
+    }
+    return bits;
+}
+
 /*
  * Exact selection without a sort: magnitudes are compared as the unsigned integers of their bits without the sign, so
  * the keep-th largest is found by bisection over the integers, counting how many are at least the middle.

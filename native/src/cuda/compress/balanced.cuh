@@ -9,6 +9,47 @@ namespace mustafar::cuda {
 
 __constant__ constexpr BalancedCodes balanced_codes = make_balanced_codes();
 
+// Rank of an element: magnitudes in the order of `key`, unique within a unit, never 0.
+template <class Rank>
+__device__ constexpr Rank unit_rank(Rank key, int bit) {
+    return (key << 4 | static_cast<Rank>(15 - bit)) + 1;
+}
+
+template <class Rank>
+__device__ constexpr Rank lower(Rank a, Rank b) {
+    return b < a ? b : a;
+}
+template <class Rank>
+__device__ constexpr Rank higher(Rank a, Rank b) {
+    return a < b ? b : a;
+}
+
+// Mask of the `kept` elements (5 ... 8) of a unit.
+template <class Rank>
+__device__ constexpr uint32_t select_unit(const Rank (&rank)[unit_elements], int kept) {
+    Rank first[4] = {}, second[4] = {};
+    for (int i = 0; i < 4; ++i) {
+        const Rank a = higher(rank[i], rank[4 + i]), b = lower(rank[i], rank[4 + i]);
+        const Rank c = higher(rank[8 + i], rank[12 + i]), d = lower(rank[8 + i], rank[12 + i]);
+        first[i] = higher(a, c);
+        second[i] = higher(lower(a, c), higher(b, d));
+    }
+    // The eight candidates but the smallest 8 - kept.
+    Rank dropped = 0;
+    for (int drop = most_balanced; drop > kept; --drop) {
+        Rank next = static_cast<Rank>(~Rank{0});
+        for (int i = 0; i < 4; ++i) {
+            if (first[i] > dropped) next = lower(next, first[i]);
+            if (second[i] > dropped) next = lower(next, second[i]);
+        }
+        dropped = next;
+    }
+    uint32_t mask = 0;
+    for (int bit = 0; bit < unit_elements; ++bit)
+        mask |= static_cast<uint32_t>(rank[bit] > dropped && rank[bit] >= second[bit & 3]) << bit;
+    return mask;
+}
+
 // The bitmap of a block's rows, which lie `stride` elements apart. bits: [32][words], all zero. Ends without a barrier.
 template <class T, int HeadDim, class Bits>
 __device__ __forceinline__ void select_balanced(const T* rows, int stride, bool keys, int kept, Bits& bits) {

@@ -1,0 +1,101 @@
+// Which elements a balanced pattern keeps, for all units of up to four tokens at once. As row.h, compiled for each
+// instruction set: every loop is over positions or units, for the compiler to vectorise.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "core/balanced.h"
+#include "cpu/row.h"
+
+namespace mustafar {
+namespace {
+
+/*
+ * Positions are columns of four elements, the groups of the pattern; four of them make a unit. The elements of values'
+ * positions are a channel's of four tokens; those of keys' are a token's channels a quarter of head_dim apart. Either
+ * way the elements m of all positions lie in a few long runs of memory.
+ */
+template <bool Keys>
+struct Positions {
+    // A position's unit and its place in it, from core/balanced.h's order of channels.
+    static constexpr int unit(int position) { return Keys ? position / 16 * 4 + position % 4 : position / 4; }
+    static constexpr int group(int position) { return Keys ? position / 4 % 4 : position % 4; }
+    static constexpr int position(int unit, int group) {
+        return Keys ? unit / 4 * 16 + unit % 4 + 4 * group : 4 * unit + group;
+    }
+};
+
+constexpr int most_positions = 256;
+
+template <class Rank>
+Rank lower(Rank a, Rank b) {
+    return b < a ? b : a;
+}
+template <class Rank>
+Rank higher(Rank a, Rank b) {
+    return a < b ? b : a;
+}
+
+template <class T, bool Keys>
+void balance(const char* const* rows, int tokens, int head_dim, int kept, uint32_t* bitmap) {
+    using Bits = typename T::Bits;
+    using Rank = std::conditional_t<sizeof(Bits) == 2, int32_t, int64_t>;
+    using Order = Positions<Keys>;
+    constexpr Rank above_all = std::numeric_limits<Rank>::max();
+    constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+    constexpr Bits nan = T::infinity + 1;  // all NaNs count as one value above infinity
+    const int run = Keys ? head_dim / 4 : head_dim, runs = Keys ? tokens : 1, positions = run * runs;
+    const int units = positions / 4;
+
+    // Magnitudes in the order of their integers, unique within a unit: of equal ones the lower place ranks higher.
+    const auto ranked = [](Bits key, int m, int p) {
+        return static_cast<Rank>((Rank{key > nan ? nan : key} << 4) + 16 - 4 * m - Order::group(p));
+    };
+    alignas(64) Rank rank[4][most_positions];
+    for (int m = 0; m < 4; ++m)
+        for (int r = 0; r < runs; ++r) {
+            Rank* const out = rank[m] + r * run;
+            if (!Keys && m >= tokens) {  // no such token
+                for (int p = 0; p < run; ++p) out[p] = ranked(0, m, p);
+                continue;
+            }
+            const Bits* const row = reinterpret_cast<const Bits*>(rows[Keys ? r : m]) + (Keys ? m * run : 0);
+            for (int p = 0; p < run; ++p) out[p] = ranked(row[p] & magnitude, m, p);
+        }
+
+    // The two of each position that may be kept, and of the unit's eight the 8 - kept that are not.
+    alignas(64) Rank first[most_positions], second[most_positions];
+    for (int p = 0; p < positions; ++p) {
+        const Rank a = higher(rank[0][p], rank[1][p]), b = lower(rank[0][p], rank[1][p]);
+        const Rank c = higher(rank[2][p], rank[3][p]), d = lower(rank[2][p], rank[3][p]);
+        first[p] = higher(a, c);
+        second[p] = higher(lower(a, c), higher(b, d));
+    }
+    alignas(64) Rank candidate[8][most_positions / 4], dropped[most_positions / 4];
+    for (int i = 0; i < 4; ++i)
+        for (int u = 0; u < units; ++u) {
+            candidate[2 * i][u] = first[Order::position(u, i)];
+            candidate[2 * i + 1][u] = second[Order::position(u, i)];
+        }
+    for (int u = 0; u < units; ++u) dropped[u] = 0;
+    for (int drop = most_balanced; drop > kept; --drop)
+        for (int u = 0; u < units; ++u) {
+            Rank next = above_all;
+            for (int i = 0; i < 8; ++i) next = lower(next, candidate[i][u] > dropped[u] ? candidate[i][u] : above_all);
+            dropped[u] = next;
+        }
+    for (int p = 0; p < positions; ++p) second[p] = higher(second[p], dropped[Order::unit(p)] + 1);
+
+    alignas(64) uint8_t keep[4][most_positions];
+    for (int m = 0; m < 4; ++m)
+        for (int p = 0; p < positions; ++p) keep[m][p] = rank[m][p] >= second[p];
+    for (int t = 0; t < tokens; ++t)
+        for (int channel = 0; channel < head_dim; channel += 32) {
+            const auto bits = [&](int c) { return bits_of_16(Keys ? keep[c / run] + t * run + c % run : keep[t] + c); };
+            bitmap[(t * head_dim + channel) / 32] = bits(channel) | bits(channel + 16) << 16;
+        }
+}
+
+}  // namespace
+}  // namespace mustafar
