@@ -12,8 +12,6 @@
 namespace mustafar {
 namespace {
 
-#define MUSTAFAR_INLINE [[gnu::always_inline]] inline
-
 // 32 channels in f32, in the order that costs least: those of bf16 as even and odd ones, which are the upper and lower
 // halves of 32-bit lanes; others as the lower and the upper 16.
 struct Segment {

@@ -1,9 +1,9 @@
-// AVX2 kernels: a block is first unpacked into a dense scratch in the first-level cache, eight channels at a time by a
-// shuffle that a bitmap byte selects, then read as dense tokens.
+// AVX2 kernels. Packed values are expanded in registers, eight channels at a time by a shuffle that a bitmap byte selects,
+// once for up to eight query rows, and multiplied at once: the two keep different units of a core busy.
 #include <immintrin.h>
 
-#include <array>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
@@ -13,65 +13,70 @@
 namespace mustafar {
 namespace {
 
-#define MUSTAFAR_INLINE [[gnu::always_inline]] inline
-
+// A shuffle for each bitmap byte.
+template <class Element, int Count>
 struct Shuffles {
-    // From packed values to the channels of a bitmap byte.
-    alignas(64) uint8_t bytes[256][16];  // for pshufb on 16-bit values; 0x80 gives zero
-    alignas(64) uint32_t lanes[256][8];  // for vpermd on 32-bit values
-    alignas(64) uint32_t masks[256][8];  // all ones where the channel is kept
-    // The way back.
-    alignas(64) uint8_t packed_bytes[256][16];
-    alignas(64) uint32_t packed_lanes[256][8];
+    alignas(64) Element of[256][Count];
 };
 
-constexpr Shuffles make_shuffles() {
-    Shuffles table{};
+// Calls set(entry, channel, rank) for each kept channel of each bitmap byte; the others stay as they are filled.
+template <class Element, int Count, class Set>
+constexpr Shuffles<Element, Count> make_shuffles(Element fill, const Set& set) {
+    Shuffles<Element, Count> table{};
     for (unsigned byte = 0; byte < 256; ++byte) {
-        unsigned next = 0;
-        for (unsigned c = 0; c < 8; ++c) {
-            const bool kept = (byte >> c & 1) != 0;
-            table.bytes[byte][2 * c] = static_cast<uint8_t>(kept ? 2 * next : 0x80);
-            table.bytes[byte][2 * c + 1] = static_cast<uint8_t>(kept ? 2 * next + 1 : 0x80);
-            table.lanes[byte][c] = next;
-            table.masks[byte][c] = kept ? ~0u : 0u;
-            if (!kept) continue;
-            table.packed_bytes[byte][2 * next] = static_cast<uint8_t>(2 * c);
-            table.packed_bytes[byte][2 * next + 1] = static_cast<uint8_t>(2 * c + 1);
-            table.packed_lanes[byte][next++] = c;
-        }
+        for (Element& element : table.of[byte]) element = fill;
+        for (unsigned c = 0, rank = 0; c < 8; ++c)
+            if (byte >> c & 1) set(table.of[byte], c, rank++);
     }
     return table;
 }
 
-constexpr Shuffles shuffles = make_shuffles();
+// From packed values to channels. For pshufb on 16-bit values; 0x80 gives zero.
+constexpr auto spread_halves = make_shuffles<uint8_t, 16>(0x80, [](uint8_t* entry, unsigned c, unsigned rank) {
+    for (unsigned i = 0; i < 2; ++i) entry[2 * c + i] = static_cast<uint8_t>(2 * rank + i);
+});
+// For pshufb on the same 16-bit values in both halves of a register: each to the upper half of 32 bits.
+constexpr auto spread_upper_halves = make_shuffles<uint8_t, 32>(0x80, [](uint8_t* entry, unsigned c, unsigned rank) {
+    for (unsigned i = 0; i < 2; ++i) entry[4 * c + 2 + i] = static_cast<uint8_t>(2 * rank + i);
+});
+// For vpermd on 32-bit values; negative where nothing is kept.
+constexpr auto spread_words = make_shuffles<int8_t, 8>(
+    -1, [](int8_t* entry, unsigned c, unsigned rank) { entry[c] = static_cast<int8_t>(rank); });
 
-// One token's packed values to 32 * W channels. Reads at most 32 bytes past the values.
-template <class T, int W>
-MUSTAFAR_INLINE const typename T::Bits* spread(const typename T::Bits* values, const uint32_t* bitmap,
-                                               typename T::Bits* row) {
-    for (int w = 0; w < W; ++w) {
-        const uint32_t bits = bitmap[w];
-        const typename T::Bits* next = values;
-        for (int i = 0; i < 4; ++i) {
-            const unsigned byte = bits >> 8 * i & 0xffu;
-            typename T::Bits* target = row + 32 * w + 8 * i;
-            if constexpr (sizeof(typename T::Bits) == 2) {
-                const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(next));
-                const __m128i shuffle = _mm_load_si128(reinterpret_cast<const __m128i*>(shuffles.bytes[byte]));
-                _mm_store_si128(reinterpret_cast<__m128i*>(target), _mm_shuffle_epi8(x, shuffle));
-            } else {
-                const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(next));
-                const __m256i lanes = _mm256_load_si256(reinterpret_cast<const __m256i*>(shuffles.lanes[byte]));
-                const __m256i mask = _mm256_load_si256(reinterpret_cast<const __m256i*>(shuffles.masks[byte]));
-                _mm256_store_si256(reinterpret_cast<__m256i*>(target),
-                                   _mm256_and_si256(_mm256_permutevar8x32_epi32(x, lanes), mask));
-            }
-            next += _mm_popcnt_u32(byte);
-        }
-        values += _mm_popcnt_u32(bits);  // a shorter way to the next word than by way of next
+// The way back.
+constexpr auto pack_halves = make_shuffles<uint8_t, 16>(0, [](uint8_t* entry, unsigned c, unsigned rank) {
+    for (unsigned i = 0; i < 2; ++i) entry[2 * rank + i] = static_cast<uint8_t>(2 * c + i);
+});
+constexpr auto pack_words = make_shuffles<uint8_t, 8>(
+    0, [](uint8_t* entry, unsigned c, unsigned rank) { entry[rank] = static_cast<uint8_t>(c); });
+
+MUSTAFAR_INLINE __m128i load16(const void* address) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(address));
+}
+
+MUSTAFAR_INLINE __m128i load8_bytes(const void* address) {
+    return _mm_loadl_epi64(static_cast<const __m128i*>(address));
+}
+
+// The channels of one bitmap byte, as they are stored and in f32. Reads at most 32 bytes.
+MUSTAFAR_INLINE __m128i spread16(const uint16_t* values, uint64_t byte) {
+    return _mm_shuffle_epi8(load16(values), load16(spread_halves.of[byte]));
+}
+MUSTAFAR_INLINE __m256 spread32(const uint32_t* values, uint64_t byte) {
+    const __m256i lanes = _mm256_cvtepi8_epi32(load8_bytes(spread_words.of[byte]));
+    const __m256 x = _mm256_loadu_ps(reinterpret_cast<const float*>(values));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(x, lanes), _mm256_setzero_ps(), _mm256_castsi256_ps(lanes));
+}
+template <class T>
+MUSTAFAR_INLINE __m256 expand8(const typename T::Bits* values, uint64_t byte) {
+    if constexpr (std::is_same_v<T, F32>) {
+        return spread32(values, byte);
+    } else if constexpr (std::is_same_v<T, F16>) {
+        return _mm256_cvtph_ps(spread16(values, byte));
+    } else {
+        const __m256i places = _mm256_load_si256(reinterpret_cast<const __m256i*>(spread_upper_halves.of[byte]));
+        return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(values)), places));
     }
-    return values;
 }
 
 template <class T>
@@ -83,118 +88,224 @@ MUSTAFAR_INLINE __m256 load8<F32>(const uint32_t* row) {
 }
 template <>
 MUSTAFAR_INLINE __m256 load8<F16>(const uint16_t* row) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+    return _mm256_cvtph_ps(load16(row));
 }
 template <>
 MUSTAFAR_INLINE __m256 load8<BF16>(const uint16_t* row) {
-    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+    return expand8<BF16>(row, 0xff);
 }
 
-// Lane i of the result is the sum of all lanes of x[i].
+// Lane i of the result is the sum of all lanes of x[i]. Each step adds halves of what is to be summed: shuffles and sums,
+// which cost less than horizontal sums.
 MUSTAFAR_INLINE __m256 sum_each_of_8(const __m256* x) {
-    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    const auto pairs = [](__m256 a, __m256 b) MUSTAFAR_INLINE_LAMBDA {
+        return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    };
+    const auto fours = [](__m256 a, __m256 b) MUSTAFAR_INLINE_LAMBDA {
+        return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    };
+    const __m256 a = fours(pairs(x[0], x[1]), pairs(x[2], x[3])), b = fours(pairs(x[4], x[5]), pairs(x[6], x[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-// A run as rows of `octets` groups of 8 channels. head_dim is a multiple of 8, so dense rows are read in place.
+// The tokens of a run. Of dense ones no more than head_dim channels are read: memory may end there.
 template <class T, int W, bool Packed>
-class Rows {
-public:
+struct Tokens {
     using Bits = typename T::Bits;
-    MUSTAFAR_INLINE explicit Rows(const TokenRun& run) {
-        if constexpr (Packed) {
-            const Bits* values = static_cast<const Bits*>(run.data);
-            for (int t = 0; t < run.tokens; ++t)
-                values = spread<T, W>(values, run.bitmap + t * W, scratch_.data() + t * 32 * W);
-            first_ = scratch_.data();
-            stride_ = 32 * W;
-        } else {
-            first_ = static_cast<const Bits*>(run.data);
-            stride_ = run.row_bytes / static_cast<int64_t>(sizeof(Bits));
-        }
-        octets_ = run.head_dim / 8;
+    using Piece = std::conditional_t<W % 2 == 0, uint64_t, uint32_t>;  // bitmaps are read in pieces of so many bits
+    static constexpr int piece_octets = sizeof(Piece), pieces = 4 * W / piece_octets;
+
+    const Bits* values;
+    const uint32_t* bitmap;  // of packed ones
+    int64_t stride;          // of dense ones
+    int count, octets;       // head_dim is a whole number of octets
+
+    explicit Tokens(const TokenRun& run)
+        : values(static_cast<const Bits*>(run.data)), bitmap(run.bitmap),
+          stride(run.row_bytes / static_cast<int64_t>(sizeof(Bits))), count(run.tokens),
+          octets(W == 3 && !Packed ? run.head_dim / 8 : 4 * W) {}
+
+    // Bitmap bytes of a token from an octet on, as many as Word has.
+    template <class Word>
+    MUSTAFAR_INLINE uint64_t bits(int token, int octet) const {
+        Word word = 0;
+        if constexpr (Packed)
+            std::memcpy(&word, reinterpret_cast<const uint8_t*>(bitmap + token * W) + octet, sizeof word);
+        return word;
     }
-    MUSTAFAR_INLINE const Bits* row(int t) const { return first_ + t * stride_; }
-    MUSTAFAR_INLINE int octets() const { return octets_; }
+    // Places of a piece's, or an octet's, channels among the values.
+    MUSTAFAR_INLINE static int64_t piece_values(uint64_t bits) { return Packed ? popcount(bits) : 8 * piece_octets; }
+    MUSTAFAR_INLINE static int64_t octet_values(uint64_t byte) { return Packed ? popcount(byte) : 8; }
+    MUSTAFAR_INLINE int64_t token_values(int token) const {
+        if constexpr (!Packed) return stride;
+        int64_t total = 0;
+        for (int i = 0; i < pieces; ++i) total += popcount(bits<Piece>(token, i * piece_octets));
+        return total;
+    }
+    // The channels of an octet in f32.
+    MUSTAFAR_INLINE __m256 octet(int64_t place, uint64_t byte) const {
+        if constexpr (Packed)
+            return expand8<T>(values + place, byte);
+        else
+            return load8<T>(values + place);
+    }
 
 private:
-    alignas(64) std::array<Bits, Packed ? block_tokens * 32 * W : 1> scratch_;
-    const Bits* first_;
-    int64_t stride_;
-    int octets_;
+    MUSTAFAR_INLINE static int64_t popcount(uint64_t bits) { return static_cast<int64_t>(_mm_popcnt_u64(bits)); }
 };
 
-// Eight scores at a time, of R rows and 8 / R tokens side by side: that many sums at once hide the latency of a product.
-template <class T, int R, class Tokens>
-MUSTAFAR_INLINE void score_rows(const Tokens& tokens, int count, const float* query, int width, float* scores,
-                                int64_t stride) {
-    constexpr int P = 8 / R;
-    for (int t = 0; t < count; t += P) {
-        const typename T::Bits* row[P];
-        for (int p = 0; p < P; ++p) row[p] = tokens.row(t + p < count ? t + p : t);
-        __m256 sums[8];
-        for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_ps();
-        for (int c = 0; c < tokens.octets(); ++c) {
-            __m256 q[R];
-            for (int r = 0; r < R; ++r) q[r] = _mm256_loadu_ps(query + r * width + 8 * c);
-            for (int p = 0; p < P; ++p) {
-                const __m256 x = load8<T>(row[p] + 8 * c);
-                for (int r = 0; r < R; ++r) sums[r * P + p] = _mm256_fmadd_ps(x, q[r], sums[r * P + p]);
-            }
+// Scores of R rows and P tokens side by side: sums[r][p] are vectors whose lanes add up to the scores. place: where the
+// tokens' values start, and where they end.
+template <class T, int W, bool Packed, int R, int P>
+MUSTAFAR_INLINE void score_side_by_side(const Tokens<T, W, Packed>& tokens, const int (&token)[P], int64_t (&place)[P],
+                                        const float* query, __m256 (&sums)[R][P]) {
+    using Source = Tokens<T, W, Packed>;
+    constexpr int chains = 8 / (R * P);  // eight sums at once hide the latency of a product
+    __m256 sum[R][P][chains];
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p)
+            for (int k = 0; k < chains; ++k) sum[r][p][k] = _mm256_setzero_ps();
+    repeat<Source::pieces>([&]<int Piece>() MUSTAFAR_INLINE_LAMBDA {
+        constexpr int first = Piece * Source::piece_octets;
+        uint64_t bits[P];
+        int64_t next[P];
+        for (int p = 0; p < P; ++p) {
+            bits[p] = tokens.template bits<typename Source::Piece>(token[p], first);
+            next[p] = place[p];
+            place[p] += Source::piece_values(bits[p]);
         }
-        alignas(32) float out[8];
-        _mm256_store_ps(out, sum_each_of_8(sums));
+        repeat<Source::piece_octets>([&]<int Octet>() MUSTAFAR_INLINE_LAMBDA {
+            if (!Packed && W == 3 && first + Octet >= tokens.octets) return;
+            __m256 x[P];
+            for (int p = 0; p < P; ++p) {
+                const uint64_t byte = bits[p] >> 8 * Octet & 0xffu;
+                x[p] = tokens.octet(next[p], byte);
+                next[p] += Source::octet_values(byte);
+            }
+            for (int r = 0; r < R; ++r) {
+                const __m256 q = _mm256_loadu_ps(query + r * 32 * W + 8 * (first + Octet));
+                for (int p = 0; p < P; ++p)
+                    sum[r][p][Octet % chains] = _mm256_fmadd_ps(x[p], q, sum[r][p][Octet % chains]);
+            }
+        });
+    });
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) {
+            sums[r][p] = sum[r][p][0];
+            for (int k = 1; k < chains; ++k) sums[r][p] = _mm256_add_ps(sums[r][p], sum[r][p][k]);
+        }
+}
+
+// Scores of R rows, eight at a time. Its arguments are its own: what it shared with its caller, the compiler would fetch
+// from memory with each token.
+template <class T, int W, bool Packed, int R>
+[[gnu::noinline]] void score_rows(Tokens<T, W, Packed> tokens, const float* query, float* scores, int64_t stride) {
+    constexpr int batch = 8 / R;  // tokens
+    // Side by side, so that each part of a query is loaded once for all of them; packed ones take more registers.
+    constexpr int P = Packed && batch > 2 ? 2 : batch;
+    int64_t start = 0;
+    for (int t = 0; t < tokens.count; t += batch) {
+        alignas(32) float partial[R][batch][8] = {};
+        for (int i = 0; i < batch && t + i < tokens.count; i += P) {
+            int token[P];
+            int64_t place[P];
+            for (int p = 0; p < P; ++p) {
+                const bool exists = t + i + p < tokens.count;
+                token[p] = exists ? t + i + p : t + i;
+                place[p] = p > 0 && exists ? place[p - 1] + tokens.token_values(token[p - 1]) : start;
+            }
+            __m256 sums[R][P];
+            score_side_by_side<T, W, Packed, R, P>(tokens, token, place, query, sums);
+            start = Packed ? place[P - 1] : start + P * tokens.stride;
+            for (int r = 0; r < R; ++r)
+                for (int p = 0; p < P; ++p) _mm256_store_ps(partial[r][i + p], sums[r][p]);
+        }
+        __m256 sums[8];
+        for (int i = 0; i < 8; ++i) sums[i] = _mm256_load_ps(partial[i / batch][i % batch]);
+        alignas(32) float out[R][batch];
+        _mm256_store_ps(&out[0][0], sum_each_of_8(sums));
         for (int r = 0; r < R; ++r)
-            for (int p = 0; p < P && t + p < count; ++p) scores[r * stride + t + p] = out[r * P + p];
+            for (int i = 0; i < batch && t + i < tokens.count; ++i) scores[r * stride + t + i] = out[r][i];
     }
 }
 
 template <class T, int W, bool Packed>
 void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
-    const Rows<T, W, Packed> tokens(run);
-    for_row_chunks<4>(rows, [&]<int R>(int first) {
-        score_rows<T, R>(tokens, run.tokens, static_cast<const float*>(prepared) + first * 32 * W, 32 * W,
-                         scores + first * stride, stride);
+    for_row_chunks<8>(rows, [&]<int R>(int first) {
+        score_rows<T, W, Packed, R>(Tokens<T, W, Packed>(run), static_cast<const float*>(prepared) + first * 32 * W,
+                                    scores + first * stride, stride);
     });
 }
 
-// Octets first ... first + 8 / R - 1 of the sums of R rows, without the first `skip` of them.
-template <class T, int R, class Tokens>
-MUSTAFAR_INLINE void add_pass(const Tokens& tokens, int count, int first, int skip, const float* weights,
-                              int64_t stride, float* sums, int width) {
-    constexpr int C = 8 / R;
-    __m256 total[R][C];
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) total[r][c] = _mm256_setzero_ps();
-    for (int t = 0; t < count; ++t) {
-        const auto* row = tokens.row(t) + 8 * first;
-        __m256 x[C];
-        for (int c = 0; c < C; ++c) x[c] = load8<T>(row + 8 * c);
-        for (int r = 0; r < R; ++r) {
-            const __m256 weight = _mm256_broadcast_ss(weights + r * stride + t);
-            for (int c = 0; c < C; ++c) total[r][c] = _mm256_fmadd_ps(weight, x[c], total[r][c]);
+// Adds to the sums of R rows from an octet on, C octets at a time as long as there are so many; returns the first one that
+// is left. places: where each token's values of that octet start, before and after.
+template <class T, int W, bool Packed, int R, int C>
+[[gnu::noinline]] int add_octets(Tokens<T, W, Packed> tokens, uint32_t* places, int octet, const float* weights,
+                                 int64_t stride, float* sums) {
+    using Source = Tokens<T, W, Packed>;
+    using Word = std::conditional_t<C == 2, uint16_t, std::conditional_t<C == 4, uint32_t, uint64_t>>;
+    for (; octet + C <= tokens.octets; octet += C) {
+        __m256 total[R][C];
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) total[r][c] = _mm256_setzero_ps();
+        for (int t = 0; t < tokens.count; ++t) {
+            const uint64_t bits = tokens.template bits<Word>(t, octet);
+            int64_t place = Packed ? places[t] : t * tokens.stride + 8 * octet;
+            __m256 x[C];
+            for (int c = 0; c < C; ++c) {
+                const uint64_t byte = bits >> 8 * c & 0xffu;
+                x[c] = tokens.octet(place, byte);
+                place += Source::octet_values(byte);
+            }
+            if constexpr (Packed) places[t] = static_cast<uint32_t>(place);
+            for (int r = 0; r < R; ++r) {
+                const __m256 weight = _mm256_broadcast_ss(weights + r * stride + t);
+                for (int c = 0; c < C; ++c) total[r][c] = _mm256_fmadd_ps(weight, x[c], total[r][c]);
+            }
         }
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) {
+                float* const out = sums + r * 32 * W + 8 * (octet + c);
+                _mm256_storeu_ps(out, _mm256_add_ps(total[r][c], _mm256_loadu_ps(out)));
+            }
     }
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) {
-            float* out = sums + r * width + 8 * (first + c);
-            if (c >= skip) _mm256_storeu_ps(out, _mm256_add_ps(total[r][c], _mm256_loadu_ps(out)));
-        }
+    return octet;
 }
 
 template <class T, int W, bool Packed>
 void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, float* sums) {
-    const Rows<T, W, Packed> tokens(run);
-    for_row_chunks<4>(rows, [&]<int R>(int first) {
-        // 8 accumulators; a last pass goes over some octets again rather than past the end.
-        constexpr int C = 8 / R;
-        for (int octet = 0; octet < tokens.octets(); octet += C) {
-            const int begin = octet < tokens.octets() - C ? octet : tokens.octets() - C;
-            add_pass<T, R>(tokens, run.tokens, begin, octet - begin, weights + first * stride, stride,
-                           sums + first * 32 * W, 32 * W);
+    const Tokens<T, W, Packed> tokens(run);
+    if constexpr (Packed)
+        if (rows > 4) {
+            // More than one pass: expanded once for all of them, as many tokens at a time as the first-level cache takes.
+            constexpr int most = W == 8 ? 8 : 16;
+            alignas(64) float channels[most][32 * W];
+            int64_t place = 0;
+            for (int t = 0; t < tokens.count; ++t) {
+                repeat<4 * W>([&]<int Octet>() MUSTAFAR_INLINE_LAMBDA {
+                    const uint64_t byte = tokens.template bits<uint8_t>(t, Octet);
+                    _mm256_store_ps(channels[t % most] + 8 * Octet, tokens.octet(place, byte));
+                    place += tokens.octet_values(byte);
+                });
+                if (const int count = t % most + 1; count == most || t + 1 == tokens.count)
+                    sum<F32, W, false>({channels, nullptr, sizeof channels[0], run.head_dim, count},
+                                       weights + t + 1 - count, stride, rows, sums);
+            }
+            return;
         }
+    for_row_chunks<4>(rows, [&]<int R>(int first) {
+        uint32_t places[block_tokens];
+        if constexpr (Packed)
+            for (int64_t t = 0, place = 0; t < tokens.count; ++t) {
+                places[t] = static_cast<uint32_t>(place);
+                place += tokens.token_values(static_cast<int>(t));
+            }
+        constexpr int C = 8 / R;  // 8 accumulators
+        const float* const own_weights = weights + first * stride;
+        float* const own_sums = sums + first * 32 * W;
+        const int rest = add_octets<T, W, Packed, R, C>(tokens, places, 0, own_weights, stride, own_sums);
+        // Every head_dim has an even number of octets.
+        if (W == 3 && C > 2) add_octets<T, W, Packed, R, 2>(tokens, places, rest, own_weights, stride, own_sums);
     });
 }
 
@@ -261,12 +372,11 @@ int pack(const void* source, const uint32_t* bitmap, void* target) {
             const Bits* octet = row + 32 * w + 8 * i;
             if (W == 3 && byte == 0) continue;  // the row of head_dim 80 may end here
             if constexpr (sizeof(Bits) == 2) {
-                const __m128i shuffle = _mm_load_si128(reinterpret_cast<const __m128i*>(shuffles.packed_bytes[byte]));
-                const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(octet));
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(next), _mm_shuffle_epi8(x, shuffle));
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(next),
+                                 _mm_shuffle_epi8(load16(octet), load16(pack_halves.of[byte])));
             } else {
-                const __m256i lanes = _mm256_load_si256(reinterpret_cast<const __m256i*>(shuffles.packed_lanes[byte]));
                 const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(octet));
+                const __m256i lanes = _mm256_cvtepu8_epi32(load8_bytes(pack_words.of[byte]));
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(next), _mm256_permutevar8x32_epi32(x, lanes));
             }
             next += _mm_popcnt_u32(byte);
@@ -278,11 +388,18 @@ int pack(const void* source, const uint32_t* bitmap, void* target) {
 template <class T, int W>
 int unpack(const void* source, const uint32_t* bitmap, int head_dim, void* target) {
     using Bits = typename T::Bits;
-    const Bits* values = static_cast<const Bits*>(source);
+    const Bits* next = static_cast<const Bits*>(source);
     alignas(64) Bits row[32 * W];
-    const int count = static_cast<int>(spread<T, W>(values, bitmap, row) - values);
+    for (int octet = 0; octet < 4 * W; ++octet) {
+        const unsigned byte = bitmap[octet / 4] >> octet % 4 * 8 & 0xffu;
+        if constexpr (sizeof(Bits) == 2)
+            _mm_store_si128(reinterpret_cast<__m128i*>(row + 8 * octet), spread16(next, byte));
+        else
+            _mm256_store_ps(reinterpret_cast<float*>(row + 8 * octet), spread32(next, byte));
+        next += _mm_popcnt_u32(byte);
+    }
     std::memcpy(target, row, static_cast<size_t>(head_dim) * sizeof(Bits));
-    return count;
+    return static_cast<int>(next - static_cast<const Bits*>(source));
 }
 
 struct Tables {

@@ -14,9 +14,6 @@
 namespace mustafar {
 namespace {
 
-#define MUSTAFAR_INLINE [[gnu::always_inline]] inline
-#define MUSTAFAR_INLINE_LAMBDA __attribute__((always_inline))
-
 // Byte indices for tbl, which gives zero for 0xff.
 struct Shuffles {
     // From packed values to the eight channels of a bitmap byte.
@@ -48,15 +45,6 @@ constexpr Shuffles make_shuffles() {
 }
 
 constexpr Shuffles shuffles = make_shuffles();
-
-// Calls body.operator()<0>() ... body.operator()<Count - 1>().
-template <int Count, class Body>
-MUSTAFAR_INLINE void repeat(const Body& body) {
-    [&]<int... I>(std::integer_sequence<int, I...>) MUSTAFAR_INLINE_LAMBDA {
-        (body.template operator()<I>(), ...);
-    }
-    (std::make_integer_sequence<int, Count>());
-}
 
 // Eight channels as they are stored.
 template <class T>

@@ -5,11 +5,15 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "mustafar/mustafar.h"
 
 namespace mustafar {
 namespace {
+
+#define MUSTAFAR_INLINE [[gnu::always_inline]] inline
+#define MUSTAFAR_INLINE_LAMBDA __attribute__((always_inline))
 
 [[maybe_unused]] inline float f32_of_bits(uint32_t bits) {
     float value;
@@ -205,9 +209,18 @@ void finish_row(const float* sums, float factor, int head_dim, void* target) {
     for (int i = 0; i < count; ++i) values[i] *= factor;
 }
 
+// Calls body.operator()<0>() ... <Count - 1>().
+template <int Count, class Body>
+MUSTAFAR_INLINE void repeat(const Body& body) {
+    [&]<int... I>(std::integer_sequence<int, I...>) MUSTAFAR_INLINE_LAMBDA {
+        (body.template operator()<I>(), ...);
+    }
+    (std::make_integer_sequence<int, Count>());
+}
+
 // Calls body.operator()<rows>(first) for chunks of 8, 4, 2 and 1 rows, none larger than Most.
 template <int Most, class Body>
-[[gnu::always_inline]] inline void for_row_chunks(int rows, const Body& body) {
+MUSTAFAR_INLINE void for_row_chunks(int rows, const Body& body) {
     int r = 0;
     if constexpr (Most >= 8)
         for (; rows - r >= 8; r += 8) body.template operator()<8>(r);
@@ -223,7 +236,7 @@ template <int Most, class Body>
  * the first Skip (where Count does not divide W).
  */
 template <int W, int Count, int Pass = 0, class Body>
-[[gnu::always_inline]] inline void for_passes(const Body& body) {
+MUSTAFAR_INLINE void for_passes(const Body& body) {
     if constexpr (Pass * Count < W) {
         constexpr int first = Pass * Count < W - Count ? Pass * Count : W - Count;
         body.template operator()<first, Pass * Count - first>();
