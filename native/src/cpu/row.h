@@ -187,9 +187,16 @@ int unpack_row(const void* source, const uint32_t* bitmap, int head_dim, void* t
 
 template <int W>
 int count_bits(const uint32_t* bitmap, int tokens) {
-    int count = 0;
-    for (int i = 0; i < tokens * W; ++i) count += std::popcount(bitmap[i]);
-    return count;
+    const int words = tokens * W, whole = words / 4 * 4;
+    int count[2] = {};
+    for (int i = 0; i < whole; i += 4) {
+        uint64_t two[2];
+        std::memcpy(two, bitmap + i, sizeof two);
+        count[0] += std::popcount(two[0]);
+        count[1] += std::popcount(two[1]);
+    }
+    for (int i = whole; i < words; ++i) count[0] += std::popcount(bitmap[i]);
+    return count[0] + count[1];
 }
 
 template <class T, int W>
