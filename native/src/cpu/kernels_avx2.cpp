@@ -2,6 +2,7 @@
 // once for up to eight query rows, and multiplied at once: the two keep different units of a core busy.
 #include <immintrin.h>
 
+#include <bit>
 #include <limits>
 #include <type_traits>
 
@@ -19,36 +20,43 @@ struct Shuffles {
     alignas(64) Element of[256][Count];
 };
 
-// Calls set(entry, channel, rank) for each kept channel of each bitmap byte; the others stay as they are filled.
+// Kept channels before a channel.
+constexpr unsigned rank(unsigned byte, unsigned channel) {
+    return static_cast<unsigned>(std::popcount(byte & ((1u << channel) - 1)));
+}
+
+// Calls set(entry, byte, channel) for each kept channel of each bitmap byte; the others stay as they are filled.
 template <class Element, int Count, class Set>
 constexpr Shuffles<Element, Count> make_shuffles(Element fill, const Set& set) {
     Shuffles<Element, Count> table{};
     for (unsigned byte = 0; byte < 256; ++byte) {
         for (Element& element : table.of[byte]) element = fill;
-        for (unsigned c = 0, rank = 0; c < 8; ++c)
-            if (byte >> c & 1) set(table.of[byte], c, rank++);
+        for (unsigned c = 0; c < 8; ++c)
+            if (byte >> c & 1) set(table.of[byte], byte, c);
     }
     return table;
 }
 
 // From packed values to channels. For pshufb on 16-bit values; 0x80 gives zero.
-constexpr auto spread_halves = make_shuffles<uint8_t, 16>(0x80, [](uint8_t* entry, unsigned c, unsigned rank) {
-    for (unsigned i = 0; i < 2; ++i) entry[2 * c + i] = static_cast<uint8_t>(2 * rank + i);
+constexpr auto spread_halves = make_shuffles<uint8_t, 16>(0x80, [](uint8_t* entry, unsigned byte, unsigned c) {
+    for (unsigned i = 0; i < 2; ++i) entry[2 * c + i] = static_cast<uint8_t>(2 * rank(byte, c) + i);
 });
 // For pshufb on the same 16-bit values in both halves of a register: each to the upper half of 32 bits.
-constexpr auto spread_upper_halves = make_shuffles<uint8_t, 32>(0x80, [](uint8_t* entry, unsigned c, unsigned rank) {
-    for (unsigned i = 0; i < 2; ++i) entry[4 * c + 2 + i] = static_cast<uint8_t>(2 * rank + i);
+constexpr auto spread_upper_halves = make_shuffles<uint8_t, 32>(0x80, [](uint8_t* entry, unsigned byte, unsigned c) {
+    for (unsigned i = 0; i < 2; ++i) entry[4 * c + 2 + i] = static_cast<uint8_t>(2 * rank(byte, c) + i);
 });
-// For vpermd on 32-bit values; negative where nothing is kept.
-constexpr auto spread_words = make_shuffles<int8_t, 8>(
-    -1, [](int8_t* entry, unsigned c, unsigned rank) { entry[c] = static_cast<int8_t>(rank); });
+// For pshufb on 32-bit values, of which each half of a register has those of four channels.
+constexpr auto spread_words = make_shuffles<uint8_t, 32>(0x80, [](uint8_t* entry, unsigned byte, unsigned c) {
+    const unsigned place = rank(byte, c) - (c < 4 ? 0 : rank(byte, 4));
+    for (unsigned i = 0; i < 4; ++i) entry[4 * c + i] = static_cast<uint8_t>(4 * place + i);
+});
 
 // The way back.
-constexpr auto pack_halves = make_shuffles<uint8_t, 16>(0, [](uint8_t* entry, unsigned c, unsigned rank) {
-    for (unsigned i = 0; i < 2; ++i) entry[2 * rank + i] = static_cast<uint8_t>(2 * c + i);
+constexpr auto pack_halves = make_shuffles<uint8_t, 16>(0, [](uint8_t* entry, unsigned byte, unsigned c) {
+    for (unsigned i = 0; i < 2; ++i) entry[2 * rank(byte, c) + i] = static_cast<uint8_t>(2 * c + i);
 });
 constexpr auto pack_words = make_shuffles<uint8_t, 8>(
-    0, [](uint8_t* entry, unsigned c, unsigned rank) { entry[rank] = static_cast<uint8_t>(c); });
+    0, [](uint8_t* entry, unsigned byte, unsigned c) { entry[rank(byte, c)] = static_cast<uint8_t>(c); });
 
 MUSTAFAR_INLINE __m128i load16(const void* address) {
     return _mm_loadu_si128(static_cast<const __m128i*>(address));
@@ -63,9 +71,10 @@ MUSTAFAR_INLINE __m128i spread16(const uint16_t* values, uint64_t byte) {
     return _mm_shuffle_epi8(load16(values), load16(spread_halves.of[byte]));
 }
 MUSTAFAR_INLINE __m256 spread32(const uint32_t* values, uint64_t byte) {
-    const __m256i lanes = _mm256_cvtepi8_epi32(load8_bytes(spread_words.of[byte]));
-    const __m256 x = _mm256_loadu_ps(reinterpret_cast<const float*>(values));
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(x, lanes), _mm256_setzero_ps(), _mm256_castsi256_ps(lanes));
+    const __m256i shuffle = _mm256_load_si256(reinterpret_cast<const __m256i*>(spread_words.of[byte]));
+    const __m128i low = load16(values), high = load16(values + _mm_popcnt_u64(byte & 15));
+    const __m256i x = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(x, shuffle));
 }
 template <class T>
 MUSTAFAR_INLINE __m256 expand8(const typename T::Bits* values, uint64_t byte) {
