@@ -14,6 +14,13 @@
 namespace mustafar {
 namespace {
 
+// GCC does not unroll such loops by itself. What a sanitizer makes of them unrolled takes the compiler many minutes.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define MUSTAFAR_UNROLL _Pragma("GCC unroll 32")
+#else
+#define MUSTAFAR_UNROLL
+#endif
+
 // A shuffle for each bitmap byte.
 template <class Element, int Count>
 struct Shuffles {
@@ -174,8 +181,9 @@ MUSTAFAR_INLINE void score_side_by_side(const Tokens<T, W, Packed>& tokens, cons
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p)
             for (int k = 0; k < chains; ++k) sum[r][p][k] = _mm256_setzero_ps();
-    repeat<Source::pieces>([&]<int Piece>() MUSTAFAR_INLINE_LAMBDA {
-        constexpr int first = Piece * Source::piece_octets;
+    MUSTAFAR_UNROLL
+    for (int piece = 0; piece < Source::pieces; ++piece) {
+        const int first = piece * Source::piece_octets;
         uint64_t bits[P];
         int64_t next[P];
         for (int p = 0; p < P; ++p) {
@@ -183,21 +191,21 @@ MUSTAFAR_INLINE void score_side_by_side(const Tokens<T, W, Packed>& tokens, cons
             next[p] = place[p];
             place[p] += Source::piece_values(bits[p]);
         }
-        repeat<Source::piece_octets>([&]<int Octet>() MUSTAFAR_INLINE_LAMBDA {
-            if (!Packed && W == 3 && first + Octet >= tokens.octets) return;
+        MUSTAFAR_UNROLL
+        for (int i = 0; i < Source::piece_octets; ++i) {
+            if (!Packed && W == 3 && first + i >= tokens.octets) break;
             __m256 x[P];
             for (int p = 0; p < P; ++p) {
-                const uint64_t byte = bits[p] >> 8 * Octet & 0xffu;
+                const uint64_t byte = bits[p] >> 8 * i & 0xffu;
                 x[p] = tokens.octet(next[p], byte);
                 next[p] += Source::octet_values(byte);
             }
             for (int r = 0; r < R; ++r) {
-                const __m256 q = _mm256_loadu_ps(query + r * 32 * W + 8 * (first + Octet));
-                for (int p = 0; p < P; ++p)
-                    sum[r][p][Octet % chains] = _mm256_fmadd_ps(x[p], q, sum[r][p][Octet % chains]);
+                const __m256 q = _mm256_loadu_ps(query + r * 32 * W + 8 * (first + i));
+                for (int p = 0; p < P; ++p) sum[r][p][i % chains] = _mm256_fmadd_ps(x[p], q, sum[r][p][i % chains]);
             }
-        });
-    });
+        }
+    }
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) {
             sums[r][p] = sum[r][p][0];
@@ -291,11 +299,12 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
             alignas(64) float channels[most][32 * W];
             int64_t place = 0;
             for (int t = 0; t < tokens.count; ++t) {
-                repeat<4 * W>([&]<int Octet>() MUSTAFAR_INLINE_LAMBDA {
-                    const uint64_t byte = tokens.template bits<uint8_t>(t, Octet);
-                    _mm256_store_ps(channels[t % most] + 8 * Octet, tokens.octet(place, byte));
+                MUSTAFAR_UNROLL
+                for (int octet = 0; octet < 4 * W; ++octet) {
+                    const uint64_t byte = tokens.template bits<uint8_t>(t, octet);
+                    _mm256_store_ps(channels[t % most] + 8 * octet, tokens.octet(place, byte));
                     place += tokens.octet_values(byte);
-                });
+                }
                 if (const int count = t % most + 1; count == most || t + 1 == tokens.count)
                     sum<F32, W, false>({channels, nullptr, sizeof channels[0], run.head_dim, count},
                                        weights + t + 1 - count, stride, rows, sums);
