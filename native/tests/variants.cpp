@@ -197,9 +197,11 @@ struct Compressed {
     void* address = nullptr;
 };
 
-std::vector<uint32_t> pruned(const Case& c, int32_t variant, const Memory& source) {
+std::vector<uint32_t> pruned(const Case& c, int32_t variant, const Memory& source,
+                             int32_t pattern = MUSTAFAR_PATTERN_UNSTRUCTURED) {
     const mustafar_context context = context_of(variant);
-    const mustafar_format format = format_of(c, MUSTAFAR_LAYOUT_FIXED);
+    mustafar_format format = format_of(c, MUSTAFAR_LAYOUT_FIXED);
+    format.pattern = pattern;
     const mustafar_dense tensor = dense(source.as(), c.tokens, c.head_dim);
     std::vector<uint32_t> bitmap(static_cast<size_t>(c.tokens * words(c)));
     EXPECT_OK(mustafar_prune(&context, &format, 1, 1, c.tokens, &tensor, bitmap.data()));
@@ -235,6 +237,21 @@ void tensors(const Case& c, Content content) {
         EXPECT_OK(mustafar_decompress(&scalar, 1, 1, first, c.tokens - first, &expected.blocks, &expected_tensor));
         EXPECT_OK(mustafar_decompress(&context, 1, 1, first, c.tokens - first, &actual.blocks, &actual_tensor));
         EXPECT(expected_rows == actual_rows);
+    }
+}
+
+// Which elements balanced patterns keep, of whole and of broken groups of four tokens.
+void balanced(const Case& c, Content content) {
+    const Memory source(c.tokens * c.head_dim * element_bytes(c.dtype));
+    fill(source.as(), c.tokens, c, content);
+    for (const int32_t pattern : {MUSTAFAR_PATTERN_BALANCED_KEYS, MUSTAFAR_PATTERN_BALANCED_VALUES}) {
+        const std::vector<uint32_t> bitmap = pruned(c, MUSTAFAR_CPU_VARIANT_SCALAR, source, pattern);
+        EXPECT(bitmap == pruned(c, c.variant, source, pattern));
+        // Values whose last four tokens are not all there may keep less.
+        int64_t kept = 0;
+        for (const uint32_t word : bitmap) kept += std::popcount(word);
+        const int64_t all = c.tokens * c.keep;
+        EXPECT(pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || c.tokens % 4 == 0 ? kept == all : kept > 0);
     }
 }
 
@@ -494,6 +511,13 @@ void test(int32_t variant, int32_t dtype, int32_t head_dim) {
                 c.tokens = tokens;
                 for (const Content content : {Content::numbers, Content::specials}) tensors(c, content);
             }
+    for (const int32_t of_16 : {5, 6, 7, 8})
+        for (const int64_t tokens : {2, 76, 77}) {
+            c.keep = head_dim * of_16 / 16;
+            c.tokens = tokens;
+            if (head_dim % 64 == 0)
+                for (const Content content : {Content::numbers, Content::specials}) balanced(c, content);
+        }
     c.keep = head_dim * 5 / 16;
     for (const int32_t queries : {1, 3})
         for (const int32_t group : {1, 2, 3, 4, 7, 8, 16}) {

@@ -1,4 +1,4 @@
-// The balanced patterns: which elements form a unit, and which of them are kept. The public header has the rule in words.
+// The balanced patterns: which elements form a unit. The public header has the rule for which of them are kept in words.
 // Everything here is usable in device code.
 #pragma once
 

@@ -294,7 +294,7 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
     const Tokens<T, W, Packed> tokens(run);
     if constexpr (Packed)
         if (rows > 4) {
-            // More than one pass: expanded once for all of them, as many tokens at a time as the first-level cache takes.
+            // Expanded once for all chunks of rows, as many tokens at a time as the first-level cache takes.
             constexpr int most = W == 8 ? 8 : 16;
             alignas(64) float channels[most][32 * W];
             int64_t place = 0;

@@ -46,6 +46,15 @@ constexpr Shuffles make_shuffles() {
 
 constexpr Shuffles shuffles = make_shuffles();
 
+// Calls body.operator()<0>() ... <Count - 1>().
+template <int Count, class Body>
+MUSTAFAR_INLINE void repeat(const Body& body) {
+    [&]<int... I>(std::integer_sequence<int, I...>) MUSTAFAR_INLINE_LAMBDA {
+        (body.template operator()<I>(), ...);
+    }
+    (std::make_integer_sequence<int, Count>());
+}
+
 // Eight channels as they are stored.
 template <class T>
 struct Raw {

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "mustafar/mustafar.h"
 
@@ -214,15 +213,6 @@ void finish_row(const float* sums, float factor, int head_dim, void* target) {
 
 [[maybe_unused]] inline void rescale_row(float* values, int count, float factor) {
     for (int i = 0; i < count; ++i) values[i] *= factor;
-}
-
-// Calls body.operator()<0>() ... <Count - 1>().
-template <int Count, class Body>
-MUSTAFAR_INLINE void repeat(const Body& body) {
-    [&]<int... I>(std::integer_sequence<int, I...>) MUSTAFAR_INLINE_LAMBDA {
-        (body.template operator()<I>(), ...);
-    }
-    (std::make_integer_sequence<int, Count>());
 }
 
 // Calls body.operator()<rows>(first) for chunks of 8, 4, 2 and 1 rows, none larger than Most.
