@@ -2,7 +2,11 @@
 
     MUSTAFAR_CUDA_LIBRARY=.../libmustafar_cuda.so python3 test_cuda.py [--small] [NAME ...]
 
-Every case draws fresh inputs from the seed that it prints. --small: the shapes for compute-sanitizer.
+Every case draws fresh inputs from the seed that it prints. --small: the shapes for compute-sanitizer, of which
+racecheck is told to leave torch's kernels alone:
+
+    compute-sanitizer --tool memcheck|initcheck python3 test_cuda.py --small
+    compute-sanitizer --tool racecheck --kernel-name kernel_substring=mustafar python3 test_cuda.py --small
 """
 import argparse
 import math
