@@ -42,6 +42,7 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     public static new SentencePieceModelTokenizer Load(string path)
     {
         byte[] content = File.ReadAllBytes(path);
+        LfsPointer.ThrowIfPointer(content, path);
         SentencePieceModelFile file = SentencePieceModelFile.Read(content, path);
         SentencePieceConfig config = SentencePieceConfig.Read(Path.GetDirectoryName(path) ?? "", file);
         int[] byteIds = ByteFallback.Ids(file.Vocabulary, path);
