@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.Json;
 
 namespace Mustafar.Examples.Llama.Checkpoint;
@@ -24,10 +25,15 @@ internal static class JsonFile
     /// <exception cref="CheckpointException">It is not a JSON object.</exception>
     public static JsonDocument Parse(Stream stream, string path)
     {
+        using MemoryStream buffer = new();
+        stream.CopyTo(buffer);
+        ReadOnlyMemory<byte> content = buffer.ToArray();
+        content = content.Span.StartsWith(Encoding.UTF8.Preamble) ? content[Encoding.UTF8.Preamble.Length..] : content;
         JsonDocument document;
         try
         {
-            document = JsonDocument.Parse(stream);
+            document = JsonDocument.Parse(content);
+            JsonStrings.RequireWholePairs(content.Span, path);
         }
         catch (JsonException exception)
         {

@@ -1,5 +1,3 @@
-using System.Text.RegularExpressions;
-
 namespace Mustafar.Examples.Llama.Tokenizer;
 
 /// <summary>
@@ -11,9 +9,7 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
     private readonly ByteFallbackRules _rules;
     private readonly CharacterMerger _merger;
 
-    // Added tokens that are found in normalised text, as the normalizer writes them.
-    private readonly Dictionary<string, int> _normalizedTokens;
-    private readonly Regex? _normalizedPattern;
+    private readonly NormalizedTokens _normalizedTokens;
 
     public ByteFallbackTokenizer(TokenizerFile file, ByteFallbackRules rules)
         : this(file, rules, ByteFallback.Ids(file.Vocabulary, file.Path))
@@ -26,9 +22,7 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
         _file = file;
         _rules = rules;
         _merger = new CharacterMerger(file.Vocabulary, [], byteIds, file.MakeMerger());
-        _normalizedTokens = file.AddedTokens.Where(token => token.IsNormalized)
-            .ToDictionary(token => rules.WithSpaces(token.Content, isFirst: true), token => token.Id);
-        _normalizedPattern = AnyOf(_normalizedTokens.Keys);
+        _normalizedTokens = new NormalizedTokens(file.AddedTokens, text => rules.WithSpaces(text, isFirst: true));
     }
 
     public override IReadOnlyList<int> Prefix => _file.Prefix;
@@ -39,16 +33,7 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
 
     private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
-        string spaced = _rules.WithSpaces(text, isFirst);
-        int end = 0;
-        for (Match? match = _normalizedPattern?.Match(spaced); match is { Success: true }; match = match.NextMatch())
-        {
-            EncodeWords(spaced.AsSpan(end..match.Index), ids, cancellationToken);
-            ids.Add(_normalizedTokens[match.Value]);
-            end = match.Index + match.Length;
-        }
-
-        EncodeWords(spaced.AsSpan(end), ids, cancellationToken);
+        _normalizedTokens.Encode(_rules.WithSpaces(text, isFirst), ids, part => EncodeWords(part, ids, cancellationToken));
     }
 
     private void EncodeWords(ReadOnlySpan<char> spaced, List<int> ids, CancellationToken cancellationToken)

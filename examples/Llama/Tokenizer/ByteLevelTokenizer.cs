@@ -10,6 +10,7 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
     private readonly ByteLevelRules _rules;
     private readonly BytePairMerger _merger;
     private readonly int[] _byteIds;
+    private readonly NormalizedTokens _normalizedTokens;
 
     public ByteLevelTokenizer(TokenizerFile file, ByteLevelRules rules)
         : base(file.AddedTokens, Bytes(file))
@@ -17,6 +18,7 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
         _file = file;
         _rules = rules;
         _merger = file.MakeMerger();
+        _normalizedTokens = new NormalizedTokens(file.AddedTokens, Normalize);
         _byteIds = [.. ByteLevelAlphabet.Characters.ToArray().Select(character => file.Vocabulary[character.ToString()])];
     }
 
@@ -28,21 +30,20 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 
     private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
-        if (_rules.Normalization is NormalizationForm form)
-        {
-            text = Normalized(text, form);
-        }
+        _normalizedTokens.Encode(Normalize(text), ids, part => EncodePieces(part, ids, cancellationToken));
+    }
 
+    private void EncodePieces(string text, List<int> ids, CancellationToken cancellationToken)
+    {
         if (_rules.AddPrefixSpace && text[0] != ' ')
         {
             text = ' ' + text;
         }
 
         List<int> symbols = [];
-        foreach (Range piece in _rules.Splitter.Split(text, cancellationToken))
+        foreach (string part in _rules.Split(text, cancellationToken))
         {
             cancellationToken.ThrowIfCancellationRequested();
-            string part = text[piece];
             if (_file.IgnoreMerges && _file.Vocabulary.TryGetValue(InAlphabet(part), out int id))
             {
                 ids.Add(id);
@@ -61,8 +62,9 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
     }
 
     // .NET refuses the noncharacter U+FFFE, with which nothing composes.
-    private static string Normalized(string text, NormalizationForm form) =>
-        string.Join('\uFFFE', text.Split('\uFFFE').Select(part => part.Normalize(form)));
+    private string Normalize(string text) => _rules.Normalization is NormalizationForm form
+        ? string.Join('\uFFFE', text.Split('\uFFFE').Select(part => part.Normalize(form)))
+        : text;
 
     private static Dictionary<int, byte[]> Bytes(TokenizerFile file)
     {

@@ -285,12 +285,6 @@ internal sealed class TokenizerFile
 
     private void RequireByteLevelTokens()
     {
-        if (AddedTokens.FirstOrDefault(token => token.IsNormalized) is AddedToken normalized)
-        {
-            throw new UnsupportedModelException(
-                $"'normalized' of the added token '{normalized.Content}' is not supported beside the normalizer of byte-level BPE.", Path);
-        }
-
         foreach (char character in ByteLevelAlphabet.Characters)
         {
             if (!Vocabulary.ContainsKey(character.ToString()))
