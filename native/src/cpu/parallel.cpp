@@ -9,6 +9,8 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -88,11 +90,11 @@ public:
         const std::lock_guard one_job(jobs_);
         {
             std::unique_lock lock(mutex_);
-            while ((int)workers_.size() < threads - 1) workers_.emplace_back([this] { serve(); });
+            grow(threads - 1);
             // A thread that is still starting owns memory that leak checkers cannot trace yet: no call returns before.
             idle_.wait(lock, [this] { return started_ == workers_.size(); });
             job_ = &job;
-            wanted_ = threads - 1;
+            wanted_ = std::min(threads - 1, (int)workers_.size());
         }
         wake_.notify_all();
         job.run();
@@ -103,6 +105,16 @@ public:
     }
 
 private:
+    // The system may refuse threads, for want of memory or by a limit. Work is shared among those that there are, and the
+    // next call tries again.
+    void grow(int workers) {
+        try {
+            while ((int)workers_.size() < workers) workers_.emplace_back([this] { serve(); });
+        } catch (const std::system_error&) {
+        } catch (const std::bad_alloc&) {
+        }
+    }
+
     void serve() {
         std::unique_lock lock(mutex_);
         ++started_;
