@@ -17,7 +17,7 @@ internal sealed class PageBoundaryTests(string device)
         from window in (int[])[0, 1, 31, 32, 33]
         select new TestCaseData(pages, window);
 
-    /// <summary>Every number of tokens near the end, a block of each size on top, then a single token.</summary>
+    /// <summary>A past near the end, a block on top, a single token, then back by up to a group and the block again.</summary>
     [TestCaseSource(nameof(Ends))]
     public void Blocks_of_tokens_around_the_end_of_a_page(int pages, int window)
     {
@@ -53,6 +53,14 @@ internal sealed class PageBoundaryTests(string device)
         Assert.That(cache.CompressedLengths, Is.EqualTo(reference.Compressed), what);
         Step(block, [count, random.Next(count + 1)]);
         Step(block.narrow(2, 0, 1), [1, 1]);
+        int back = random.Next(options.GroupSize + 2);
+        int[] lengths = [.. reference.Lengths.Select(length => Math.Max(0, length - back))];
+        if (!reference.RefusesToTruncate(lengths))
+        {
+            cache.Truncate(lengths);
+            reference.Truncate(lengths);
+            Step(block, [count, count]);
+        }
 
         void Step(Tensor x, int[] counts)
         {
