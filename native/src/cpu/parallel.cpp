@@ -143,7 +143,9 @@ private:
 
 int thread_count(int32_t num_threads, int64_t items) {
     static const int processors = (int)std::max(1u, std::thread::hardware_concurrency());
-    const int threads = num_threads > 0 ? num_threads : processors;
+    // Far more threads than processors only cost memory, and an OpenMP runtime ends the process if it is refused one.
+    static const int most = std::max(64, 4 * processors);
+    const int threads = num_threads > 0 ? std::min(num_threads, most) : processors;
     return (int)std::max<int64_t>(1, std::min<int64_t>(threads, items));
 }
 
