@@ -7,7 +7,7 @@ internal static class JsonFile
 {
     /// <summary>Parses a file whose root is an object.</summary>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="CheckpointException">It is not a JSON object.</exception>
+    /// <exception cref="CheckpointException">It is a Git LFS pointer or not a JSON object.</exception>
     public static JsonDocument Open(string path)
     {
         if (!File.Exists(path))
@@ -15,6 +15,7 @@ internal static class JsonFile
             throw new FileNotFoundException($"{path}: the file doesn't exist.", path);
         }
 
+        LfsPointer.ThrowIfPointer(path);
         using FileStream stream = File.OpenRead(path);
         return Parse(stream, path);
     }

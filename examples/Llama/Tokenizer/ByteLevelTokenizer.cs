@@ -1,5 +1,5 @@
+using System.Runtime.InteropServices;
 using System.Text;
-using Microsoft.ML.Tokenizers;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
 
@@ -8,14 +8,16 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 {
     private readonly TokenizerFile _file;
     private readonly ByteLevelRules _rules;
-    private readonly BpeTokenizer _bpe;
+    private readonly BytePairMerger _merger;
+    private readonly int[] _byteIds;
 
     public ByteLevelTokenizer(TokenizerFile file, ByteLevelRules rules)
         : base(file.AddedTokens, Bytes(file))
     {
         _file = file;
         _rules = rules;
-        _bpe = BpeTokenizer.Create(new BpeOptions(file.Vocabulary) { Merges = file.Merges, ByteLevel = true });
+        _merger = file.MakeMerger();
+        _byteIds = [.. ByteLevelAlphabet.Characters.ToArray().Select(character => file.Vocabulary[character.ToString()])];
     }
 
     public override IReadOnlyList<int> Prefix => _file.Prefix;
@@ -24,7 +26,7 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 
     private protected override IReadOnlyList<int> Suffix => _file.Suffix;
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids)
+    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
         if (_rules.Normalization is NormalizationForm form)
         {
@@ -36,8 +38,10 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
             text = ' ' + text;
         }
 
-        foreach (Range piece in _rules.Splitter.Split(text))
+        List<int> symbols = [];
+        foreach (Range piece in _rules.Splitter.Split(text, cancellationToken))
         {
+            cancellationToken.ThrowIfCancellationRequested();
             string part = text[piece];
             if (_file.IgnoreMerges && _file.Vocabulary.TryGetValue(InAlphabet(part), out int id))
             {
@@ -45,7 +49,13 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
             }
             else
             {
-                ids.AddRange(_bpe.EncodeToIds(part, considerPreTokenization: false, considerNormalization: false));
+                symbols.Clear();
+                foreach (byte value in Encoding.UTF8.GetBytes(part))
+                {
+                    symbols.Add(_byteIds[value]);
+                }
+
+                _merger.Merge(CollectionsMarshal.AsSpan(symbols), ids, cancellationToken);
             }
         }
     }

@@ -58,16 +58,22 @@ public abstract class TextTokenizer
     /// <summary>The ids of a text.</summary>
     /// <param name="text">Any text; added tokens in it are recognised. Half surrogate pairs count as U+FFFD.</param>
     /// <param name="addSpecialTokens">Whether to add what the tokenizer puts in front of and behind a text.</param>
-    public List<int> Encode(string text, bool addSpecialTokens = true)
+    /// <param name="cancellationToken">Stops the work, which takes time in proportion to n log n of the text's length.</param>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
+    public List<int> Encode(string text, bool addSpecialTokens = true, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(text);
-        List<int> ids = Encode([new TextPart(text, IsMarkup: true)]);
+        List<int> ids = Encode([new TextPart(text, IsMarkup: true)], cancellationToken);
         return addSpecialTokens ? [.. Prefix, .. ids, .. Suffix] : ids;
     }
 
     /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
     /// <param name="parts">The parts; added tokens are recognised in markup only. Half surrogate pairs count as U+FFFD.</param>
-    public List<int> Encode(IReadOnlyList<TextPart> parts)
+    /// <param name="cancellationToken">Stops the work.</param>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
+    public List<int> Encode(IReadOnlyList<TextPart> parts, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(parts);
         string[] texts = [.. parts.Select(part => WithoutHalfPairs(part.Text))];
@@ -96,7 +102,7 @@ public abstract class TextTokenizer
         {
             if (from < to)
             {
-                EncodePlain(whole[from..to], isFirst: from == 0, ids);
+                EncodePlain(whole[from..to], isFirst: from == 0, ids, cancellationToken);
             }
         }
     }
@@ -134,7 +140,8 @@ public abstract class TextTokenizer
     /// <param name="text">The text, not empty.</param>
     /// <param name="isFirst">Whether it begins the whole text.</param>
     /// <param name="ids">Where to add.</param>
-    private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids);
+    /// <param name="cancellationToken">Stops the work.</param>
+    private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken);
 
     /// <summary>An expression that matches any of several texts, or null if there are none.</summary>
     private protected static Regex? AnyOf(IEnumerable<string> texts)

@@ -227,6 +227,18 @@ public sealed class TokenizerTests
         }
     }
 
+    [TestCase("tokenizer.json")]
+    [TestCase("tokenizer.model")]
+    public void NamesAGitLfsPointer(string file)
+    {
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(
+            directory.File(file), $"version https://git-lfs.github.com/spec/v1\noid sha256:{new string('a', 64)}\nsize 9085657\n");
+        Assert.That(
+            () => TextTokenizer.Load(directory.Path),
+            Throws.TypeOf<CheckpointException>().With.Message.Contains(file).And.Message.Contains("git lfs pull"));
+    }
+
     [Test]
     public void RefusesIdsOutOfTheVocabulary() =>
         Assert.That(() => s_tokenizer.Decode([8189]), Throws.TypeOf<ArgumentOutOfRangeException>());
