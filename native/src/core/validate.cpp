@@ -407,7 +407,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     check_pair("tail", append.tail_keys, append.tail_values,
                Extent{append.batch, append.num_kv_heads, append.tail_capacity, head_dim}, element, true);
     if (context.device == MUSTAFAR_DEVICE_CPU) {
-        int64_t compressed = 0;
+        int64_t longest = 0;
         for (int32_t b = 0; b < append.batch; ++b) {
             const int64_t count = append.counts ? append.counts[b] : append.num_tokens;
             check_range("counts", count, 0, append.num_tokens);
@@ -418,14 +418,14 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
                      append.group_size, append.compressed[b]);
             check_range("lengths - compressed", append.lengths[b] - append.compressed[b], 0, append.tail_capacity);
             const int64_t after = append.lengths[b] + count;
-            if (after > compressed) compressed = after;
+            longest = std::max(longest, after);
         }
+        // Only whole groups are compressed, and only tokens that are there: a table need not have room for more.
         const int64_t due =
-            mustafar_compressed_tokens(compressed + append.lookahead, append.local_window, append.group_size);
-        check_blocks("keys", context, append.keys, append.batch, append.num_kv_heads,
-                     due < compressed ? due : compressed);
-        check_blocks("values", context, append.values, append.batch, append.num_kv_heads,
-                     due < compressed ? due : compressed);
+            std::min(mustafar_compressed_tokens(longest + append.lookahead, append.local_window, append.group_size),
+                     longest / append.group_size * append.group_size);
+        check_blocks("keys", context, append.keys, append.batch, append.num_kv_heads, due);
+        check_blocks("values", context, append.values, append.batch, append.num_kv_heads, due);
     }
 }
 

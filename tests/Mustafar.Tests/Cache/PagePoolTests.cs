@@ -91,6 +91,20 @@ public sealed class PagePoolTests
         Assert.That(_pool.Rent(1, 0, 0)[0], Is.EqualTo(page));
     }
 
+    [Test]
+    public void PagesOfAnAbandonedOwnerAreUsedAgain()
+    {
+        nint[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, 0);
+        long bytes = _pool.Bytes;
+        _pool.AddOwner();
+        Array.ForEach(pages[..3], _pool.Share);
+        Assert.That(_pool.BytesOfOwner, Is.EqualTo(bytes / 2));
+        _pool.Abandon(pages);
+        Assert.That(_pool.BytesOfOwner, Is.EqualTo(bytes));
+        Assert.That(_pool.Rent(pages.Length - 3, 0, 0), Is.EquivalentTo(pages[3..]), "all but those that another has");
+        Assert.That(_pool.Bytes, Is.EqualTo(bytes));
+    }
+
     // How many stretches of neighbours there are.
     private int Runs(nint[] pages) =>
         1 + pages.Zip(pages.Skip(1)).Count(two => two.Second - two.First != _pool.HeadStride / PagePool.SlabPages);
