@@ -46,12 +46,18 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
     /// <exception cref="JinjaException">It is too long, or the rendering took too long.</exception>
     public void SpendLength(long length)
     {
+        CheckLength(length);
+        Spend((int)(length / 32));
+    }
+
+    /// <summary>Refuses a text or list that is too long.</summary>
+    /// <exception cref="JinjaException">It is too long.</exception>
+    public static void CheckLength(long length)
+    {
         if (length > MaxLength)
         {
             throw new JinjaException($"a value of {length} elements is longer than a chat template may make.");
         }
-
-        Spend((int)(length / 32));
     }
 
     /// <summary>Pays for a value that an operation reads or made.</summary>

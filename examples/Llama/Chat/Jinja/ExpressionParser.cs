@@ -118,7 +118,23 @@ internal sealed class ExpressionParser(TokenReader tokens)
         }
     }
 
-    private Expression Concat() => LeftToRight(["~"], Product);
+    // All parts of a chain at once, so that a long one costs no more than its length.
+    private Expression Concat()
+    {
+        Expression first = Product();
+        if (!tokens.Is("~"))
+        {
+            return first;
+        }
+
+        List<Expression> parts = [first];
+        while (tokens.TrySkip("~"))
+        {
+            parts.Add(Product());
+        }
+
+        return new Concatenation(parts);
+    }
 
     private Expression Product() => LeftToRight(["*", "/", "//", "%"], () => LeftToRight(["**"], () => Unary(allowsFilter: true)));
 

@@ -1,3 +1,5 @@
+using System.Text;
+
 namespace Mustafar.Examples.Llama.Chat.Jinja;
 
 /// <summary>An expression of a template.</summary>
@@ -101,9 +103,25 @@ internal sealed class Binary(string op, Expression left, Expression right) : Exp
     {
         object? a = left.Evaluate(scope);
         object? b = right.Evaluate(scope);
-        return op == "~"
-            ? Operators.Concat(scope.Budget, PythonText.Str(scope.Budget, a), PythonText.Str(scope.Budget, b))
-            : Operators.Compute(scope.Budget, op, a, b);
+        return Operators.Compute(scope.Budget, op, a, b);
+    }
+}
+
+/// <summary>Values joined as text: <c>a ~ b ~ c</c>.</summary>
+internal sealed class Concatenation(IReadOnlyList<Expression> parts) : Expression
+{
+    private protected override object? Compute(Scope scope)
+    {
+        StringBuilder text = new();
+        foreach (Expression part in parts)
+        {
+            string next = PythonText.Str(scope.Budget, part.Evaluate(scope));
+            scope.Budget.SpendLength(next.Length);
+            Budget.CheckLength((long)text.Length + next.Length);
+            text.Append(next);
+        }
+
+        return text.ToString();
     }
 }
 
