@@ -11,7 +11,7 @@ namespace mustafar::cuda {
 
 // The blocks a warp walks: first, first + stride, ... (`count` of them).
 struct Walk {
-    int sequence, head;
+    int slot, head;
     uint32_t first, stride;
     int count;
 };
@@ -32,23 +32,28 @@ public:
 #endif
     }
 
-    // Brings the part of the page table that locate_first reads into the second-level cache. table_blocks: what both tables
-    // have entries for.
+    // Brings the parts of the tables that locate_first reads into the second-level cache. table_blocks: what both page
+    // tables have entries for.
     __device__ __forceinline__ void prefetch_first(uint32_t table_blocks) {
+        constexpr int per_line = 128 / sizeof(void*);
+        if (lane_ * per_line < keys_.slab_count) prefetch_l2(keys_.slabs + lane_ * per_line);
         uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
         if (key >= table_blocks) return;
-        prefetch_l2(keys_.page_entry(walk_.sequence, key));
-        if (values_.pages != keys_.pages) prefetch_l2(values_.page_entry(walk_.sequence, value));
+        prefetch_l2(keys_.page_entry(walk_.slot, key));
+        if (values_.pages != keys_.pages) prefetch_l2(values_.page_entry(walk_.slot, value));
     }
 
     // Reads the page table for the first iterations; `walk.count` need not be known yet.
     __device__ __forceinline__ void locate_first(uint32_t table_blocks) {
         uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
         const bool known = key < table_blocks;
-        void* const key_page = load_if(known, keys_.page_entry(walk_.sequence, key));
-        void* const value_page = load_if(known, values_.page_entry(walk_.sequence, value));
-        key_address_ = keys_.in_page(key_page, walk_.head, key);
-        value_address_ = values_.in_page(value_page, walk_.head, value);
+        uint32_t key_page = load_if(known, keys_.page_entry(walk_.slot, key));
+        uint32_t value_page = load_if(known, values_.page_entry(walk_.slot, value));
+        const uint32_t key_slab = keys_.slab_of(key_page), value_slab = values_.slab_of(value_page);
+        void* const key_memory = load_if(known, keys_.slabs + key_slab);
+        void* const value_memory = load_if(known, values_.slabs + value_slab);
+        key_address_ = keys_.in_page(keys_.in_slab(key_memory, key_page), walk_.head, key);
+        value_address_ = values_.in_page(values_.in_slab(value_memory, value_page), walk_.head, value);
     }
 
     // Starts the first copies.
@@ -90,8 +95,8 @@ private:
         if (c + lane_ < walk_.count) address(walk_.first + (c + lane_) * walk_.stride);
     }
     __device__ __forceinline__ void address(uint32_t block) {
-        key_address_ = keys_.fixed(walk_.sequence, walk_.head, block);
-        value_address_ = values_.fixed(walk_.sequence, walk_.head, block);
+        key_address_ = keys_.fixed(walk_.slot, walk_.head, block);
+        value_address_ = values_.fixed(walk_.slot, walk_.head, block);
     }
 
     __device__ __forceinline__ void copy_key(int c, int slot) {
