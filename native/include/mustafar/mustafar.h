@@ -266,7 +266,7 @@ typedef struct mustafar_blocks {
     int32_t slab_pages;      /* pages of a slab, >= 1 */
     int32_t slab_count;      /* slab_count * slab_pages < 2^31; 0 while there are no pages */
     int64_t page_capacity;   /* entries of the page table per slot */
-    int64_t page_bytes;      /* from one page of a slab to the next, a multiple of 16 */
+    int64_t page_bytes;      /* from one page of a slab to the next, a multiple of 16; on CUDA below 2^32 */
     int64_t base;            /* byte of a slab at which page 0 of this tensor starts, a multiple of 16 */
     int64_t head_stride;     /* bytes from one KV head to the next, a multiple of 16; OFFSETS: not used */
     int64_t slab_bytes;      /* size of a slab, MUSTAFAR_PAGE_PADDING included */

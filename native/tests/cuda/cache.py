@@ -71,10 +71,10 @@ class Cache:
 
 class Call:
     """One attention call; keeps its tensors alive. out starts as NaN, and so does the workspace behind its counters. rows: the
-    sequences of the cache that the query rows are for; all, in their order, by default."""
+    sequences of the cache that the query rows are for; all, in their order, by default. workspace: another call's, to share."""
 
     def __init__(self, library, cache, query, *, scale=None, counts=None, fresh_keys=None, fresh_values=None,
-                 sliding_window=0, max_tokens=None, lse=True, out=None, rows=None):
+                 sliding_window=0, max_tokens=None, lse=True, out=None, rows=None, workspace=None):
         self.library, self.cache, self.query = library, cache, query
         batch, heads, queries, head_dim = query.shape
         self.out = torch.full_like(query, NAN).contiguous() if out is None else out
@@ -90,8 +90,10 @@ class Call:
             dense(cache.tail_values), dense(fresh_keys), dense(fresh_values), self.lse.data_ptr() if lse else None, None, 0)
         needed = torch.zeros(1, dtype=torch.int64)
         library.call("attention_workspace", self.arguments, needed)
-        self.workspace = torch.full((max(1, int(needed) // 4 + 1),), NAN, dtype=torch.float32, device=query.device)
-        self.workspace[:COUNTER_BYTES // 4] = 0
+        if workspace is None:
+            workspace = torch.full((max(1, int(needed) // 4 + 1),), NAN, dtype=torch.float32, device=query.device)
+            workspace[:COUNTER_BYTES // 4] = 0
+        self.workspace = workspace
         self.arguments.workspace = self.workspace.data_ptr()
         self.arguments.workspace_bytes = int(needed)
 

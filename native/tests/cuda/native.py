@@ -149,6 +149,10 @@ class Pages:
         self._place(memory, self._numbers, self._slab_starts, self.slab_pages, self.base, self.head_stride, self.page_bytes,
                     self.slab_bytes)
 
+    def share_tables(self, other):
+        """Takes over the tables of pages that lie in the same places."""
+        self.table, self.slabs = other.table, other.slabs
+
     def blocks(self):
         return Blocks(self.format, self.page_blocks, self.slab_pages, len(self._slab_starts), self.capacity, self.page_bytes,
                       self.base, self.head_stride, self.slab_bytes, self.slabs.data_ptr(), self.table.data_ptr(), None)
@@ -188,6 +192,7 @@ def place_in_slabs(keys, values, slab_pages=8):
         before, places = pages.memory, pages.gathered(keys.capacity * keys.page_blocks)
         pages._place(memory, numbers, starts, slab_pages, base, head_stride, page, slab + PADDING)
         memory[pages.gathered(keys.capacity * keys.page_blocks)] = before[places]
+    values.share_tables(keys)
 
 
 class OffsetPages:

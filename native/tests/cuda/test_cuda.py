@@ -18,7 +18,7 @@ import torch
 
 import reference
 from cache import Cache, Call, compressed_tokens
-from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PLAIN, VALUE_FRAGMENT, Append, Attention, Format, Library, OffsetPages,
+from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT, Append, Attention, Dense, Format, Library, OffsetPages,
                     Pages, Product, dense)
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -380,6 +380,50 @@ def test_any_subset():
             strange = call().clone()
             call.sequences[-1] = 4
             same_bits(f"{case}: a slot that there is not", strange, call())
+
+
+def test_tables_of_the_grid_before():
+    """Attention reads its tables ahead of time, while the grid before it may still be writing them: here an append, which lets
+    the next grid start early, writes the slots and the page numbers that attention then has to use."""
+    generator, host = torch.Generator(device="cuda").manual_seed(1), torch.Generator().manual_seed(1)
+    slots, heads, longest = 6, 2, 3000
+    keys, values = (rows("random", (slots, heads, longest, 128), F16, generator) for _ in range(2))
+    cache = Cache(keys, values, [longest - 50 * b for b in range(slots)], 40, 40, page_blocks=8, generator=host)
+    # Page n moves to number 32n, the numbers of compressed tokens that groups of 32 can have.
+    for pages in (cache.key_pages, cache.value_pages):
+        numbers = torch.randperm(slots * pages.capacity, generator=host).view(slots, pages.capacity) * BLOCK
+        memory = torch.full(((int(numbers.max()) + 1) * pages.page_bytes + PADDING,), 0xff, dtype=torch.uint8, device="cuda")
+        before, places = pages.memory, pages.gathered(pages.capacity * pages.page_blocks)
+        slab_pages = int(numbers.max()) + 1
+        pages._place(memory, numbers, torch.zeros(1, dtype=torch.int64), slab_pages, 0, pages.head_stride, pages.page_bytes,
+                     slab_pages * pages.page_bytes + PADDING)
+        memory[pages.gathered(pages.capacity * pages.page_blocks)] = before[places]
+    query = rows("random", (slots, 4, 1, 128), F16, generator)
+    scratch = Pages(1, 1, 64, 128, F16, 40, KEY_FRAGMENT, 1)
+    ring = torch.zeros((1, 1, 64, 128), dtype=F16, device="cuda")
+
+    def writer(target, numbers):
+        """An append without new tokens that writes numbers into target, as lengths or, multiples of 32, as compressed."""
+        given = numbers.flatten().to(torch.int32).cuda()
+        count, paged = given.numel(), target is not call.sequences
+        arguments = Append(count, count, 1, 0, 0, BLOCK, 1 << 20, (1 << 20) + BLOCK, 2 ** 30, None, None, given.data_ptr(),
+                           given.data_ptr() if paged else zeros.data_ptr(), unused.data_ptr() if paged else target.data_ptr(),
+                           target.data_ptr() if paged else unused.data_ptr(), dense(None), dense(None), scratch.blocks(),
+                           scratch.blocks(), Dense(ring.data_ptr(), 0, 0, 128), Dense(ring.data_ptr(), 0, 0, 128))
+        return lambda: (library.call("append", arguments), given)[0]
+
+    zeros, unused = (torch.zeros(slots * cache.key_pages.capacity, dtype=torch.int32, device="cuda") for _ in range(2))
+    call = Call(library, cache, query, rows=list(range(slots)))
+    expected = call().clone()
+    for table in (call.sequences, cache.key_pages.table, cache.value_pages.table):
+        right = table.clone().cpu()
+        wrong = right.flatten()[torch.randperm(right.numel(), generator=host)].view(right.shape)
+        spoil, mend = writer(table, wrong), writer(table, right)
+        for repeat in range(20):
+            spoil()
+            call()
+            mend()
+            same_bits(f"tables of {tuple(table.shape)}, repeat {repeat}", call(), expected)
 
 
 def test_damaged_page_table():

@@ -130,7 +130,7 @@ void Arguments::fixed_blocks(mustafar_blocks& blocks, int64_t slots, int64_t hea
     const bool page_by_page = input.ConsumeBool();
     blocks.head_stride = mishap() ? number(0, 4096) : page_by_page ? run + gap : slab_pages * (run + gap);
     blocks.page_bytes = mishap()       ? number(0, 4096)
-                        : page_by_page ? std::clamp<int64_t>(heads, 1, 1 << 20) * (run + gap)
+                        : page_by_page ? std::clamp<int64_t>(heads, 1, 4) * (run + gap)
                                        : run + gap;
     const wide bytes = blocks.base + times(slab_pages - 1, blocks.page_bytes) +
                        times(std::max<int64_t>(heads, 1) - 1, blocks.head_stride) + run + MUSTAFAR_PAGE_PADDING;
@@ -143,7 +143,7 @@ void Arguments::fixed_blocks(mustafar_blocks& blocks, int64_t slots, int64_t hea
 }
 
 void Arguments::offset_blocks(mustafar_blocks& blocks, int64_t slots, int64_t heads) {
-    blocks.base = 16 * number(0, 1);
+    blocks.base = mishap() ? number(0, 64) : 16 * input.ConsumeIntegralInRange<int64_t>(0, 1);
     blocks.head_stride = number(0, 0);
     const wide last = wide{slots} * heads * blocks.page_blocks;
     uint32_t* const table = memory.make<uint32_t>(last + 1);
@@ -165,8 +165,9 @@ void Arguments::slabs(mustafar_blocks& blocks, int32_t slab_pages, int32_t slab_
     blocks.slab_pages = mishap() ? number32(1, 4) : slab_pages;
     blocks.slab_count = mishap(64) ? number32(0, 4) : slab_count;
     void** const slabs = memory.make<void*>(std::max(blocks.slab_count, 0));
-    if (blocks.slab_count > 64) memory.make<char>(Memory::most_bytes + 1);  // so many are not made
-    for (int32_t i = 0; i < std::min(blocks.slab_count, 64); ++i) {
+    const int32_t made = blocks.slab_count <= 64 ? blocks.slab_count : 0;
+    if (made < blocks.slab_count) memory.make<char>(Memory::most_bytes + 1);  // so many are not made
+    for (int32_t i = 0; i < made; ++i) {
         slabs[i] = mishap(128) ? nullptr : memory.make<char>(blocks.slab_bytes);
         if (slabs[i] != nullptr && blocks.slab_bytes > 0 && blocks.slab_bytes <= Memory::most_bytes)
             corruptible_.emplace_back(slabs[i], static_cast<size_t>(blocks.slab_bytes));
@@ -191,8 +192,8 @@ void Arguments::page_table(mustafar_blocks& blocks, int64_t slots, int64_t pages
 
 void Arguments::corrupt_blocks() {
     if (corruptible_.empty()) return;
-    const auto [memory, bytes] = corruptible_[input.ConsumeIntegralInRange<size_t>(0, corruptible_.size() - 1)];
-    corrupt(memory, bytes);
+    const auto [buffer, bytes] = corruptible_[input.ConsumeIntegralInRange<size_t>(0, corruptible_.size() - 1)];
+    corrupt(buffer, bytes);
 }
 
 void Arguments::corrupt(void* buffer, size_t bytes) {

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 
     const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
     const int batch_row = place.row;
-    // Before the wait only a guess, by which to prefetch.
+    // Until the grid before this one has ended a slot, too, is a guess.
     Walk walk{slot_of(p, batch_row), kv_head, item, stride, 0};
     Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
               shared_address(fixed.barriers[warp]), p.ring_depth, lane);
@@ -82,9 +82,10 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         prefetch_l2(p.lengths + walk.slot);
         prefetch_l2(p.compressed + walk.slot);
     }
-    ring.prefetch_first(p.table_blocks);
+    if (warp == 0) ring.prefetch_slabs();
+    if (p.partials > 1 && threadIdx.x == 0) prefetch_l2(p.arrivals + tile_of_all);
+    ring.guess_first(p.table_blocks);
     wait_for_previous_grid();
-    walk.slot = slot_of(p, batch_row);
     // All that the first iteration depends on is asked for before any of it is waited for: the query rows (those past
     // valid_rows, which nobody reads, too), the counts, and the page table as if nothing had left a sliding window.
     uint32_t query_row[Tiles][D::part_words];
@@ -96,13 +97,19 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         if (8 * n + g < rows_in_tile && (Tiles == 1 || warp == n))
             D::load_part(query_row[n], p.query.row<T>(batch_row, kv_head * p.group + head, index), t, p.aligned);
     }
-    const SequenceCounts counts(p, batch_row, walk.slot);
-    ring.locate_first(p.table_blocks);
+    SequenceCounts counts;
+#pragma unroll 1
+    for (;;) {
+        const int slot = slot_of(p, batch_row);
+        counts = SequenceCounts(p, batch_row, walk.slot);
+        if (ring.locate_first(p.table_blocks) && slot == walk.slot) break;
+        walk.slot = slot;
+    }
     const Sequence sequence(p, batch_row, walk.slot, counts);
     const int valid_rows = min(rows, sequence.queries * p.group - first_row);
     walk.first += sequence.first_block;
     if (valid_rows > 0) walk.count = iterations_before(p, walk, sequence.end_block);
-    if (p.sliding_window != 0) ring.locate_first(p.table_blocks);
+    if (p.sliding_window != 0) ring.locate(0);
     ring.start();
     // From here on the next grid's thread blocks may take the multiprocessors that this one has left.
     let_next_grid_start();

@@ -19,6 +19,7 @@ __device__ __forceinline__ int slot_of(const AttentionParams& p, uint32_t row) {
 struct SequenceCounts {
     int length, compressed, queries;
 
+    SequenceCounts() = default;
     __device__ __forceinline__ SequenceCounts(const AttentionParams& p, int row, int slot)
         : length(p.lengths[slot]), compressed(p.compressed[slot]),
           queries(p.query_counts == nullptr ? p.num_queries : p.query_counts[row]) {}

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/error.h"
 #include "core/format.h"
 #include "cuda/common/divisor.h"
 
@@ -16,7 +17,8 @@ struct Blocks {
     const int32_t* pages;     // [slots, page_capacity] page numbers
     const uint32_t* offsets;  // OFFSETS: [slots, heads, page_blocks] + 1, in 16-byte units; FIXED: null
     int64_t page_capacity;
-    int64_t page_bytes, base, head_stride;
+    int64_t base, head_stride;  // bytes
+    uint32_t page_bytes;
     int32_t page_blocks;
     Divisor by_page;      // into pages of page_blocks
     Divisor by_slab;      // into slabs of slab_pages
@@ -30,12 +32,16 @@ struct Blocks {
     Blocks() = default;
     Blocks(const mustafar_blocks& blocks, int32_t num_heads)
         : slabs(blocks.slabs), pages(blocks.pages), offsets(blocks.offsets), page_capacity(blocks.page_capacity),
-          page_bytes(blocks.page_bytes), base(blocks.base), head_stride(blocks.head_stride),
+          base(blocks.base), head_stride(blocks.head_stride), page_bytes(static_cast<uint32_t>(blocks.page_bytes)),
           page_blocks(blocks.page_blocks), by_page(static_cast<uint32_t>(std::max(1, blocks.page_blocks))),
           by_slab(static_cast<uint32_t>(std::max(1, blocks.slab_pages))), slab_count(blocks.slab_count),
           last_page(static_cast<uint32_t>(std::max(1, blocks.slab_count) * std::max(1, blocks.slab_pages) - 1)),
           block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep),
-          pattern(blocks.format.pattern), heads(num_heads) {}
+          pattern(blocks.format.pattern), heads(num_heads) {
+        if (blocks.page_bytes > UINT32_MAX)
+            fail(MUSTAFAR_STATUS_UNSUPPORTED, "page_bytes: expected less than 2^32 on CUDA, got %lld",
+                 static_cast<long long>(blocks.page_bytes));
+    }
 
     // Blocks of a slot that the page table has entries for, as far as they can be counted.
     int64_t table_blocks() const {
@@ -53,7 +59,7 @@ struct Blocks {
     }
     // Of a page within its slab.
     __device__ __forceinline__ uint8_t* in_slab(void* slab, uint32_t page) const {
-        return static_cast<uint8_t*>(slab) + base + static_cast<int64_t>(page) * page_bytes;
+        return static_cast<uint8_t*>(slab) + base + static_cast<uint64_t>(page) * page_bytes;
     }
     __device__ __forceinline__ uint8_t* in_page(uint8_t* page, int head, uint32_t block) const {
         return page + head * head_stride + static_cast<int64_t>(block) * block_bytes;
