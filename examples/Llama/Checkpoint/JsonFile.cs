@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.Json;
 
 namespace Mustafar.Examples.Llama.Checkpoint;
@@ -7,7 +8,7 @@ internal static class JsonFile
 {
     /// <summary>Parses a file whose root is an object.</summary>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="CheckpointException">It is not a JSON object.</exception>
+    /// <exception cref="CheckpointException">It is a Git LFS pointer or not a JSON object.</exception>
     public static JsonDocument Open(string path)
     {
         if (!File.Exists(path))
@@ -15,6 +16,7 @@ internal static class JsonFile
             throw new FileNotFoundException($"{path}: the file doesn't exist.", path);
         }
 
+        LfsPointer.ThrowIfPointer(path);
         using FileStream stream = File.OpenRead(path);
         return Parse(stream, path);
     }
@@ -23,10 +25,15 @@ internal static class JsonFile
     /// <exception cref="CheckpointException">It is not a JSON object.</exception>
     public static JsonDocument Parse(Stream stream, string path)
     {
+        using MemoryStream buffer = new();
+        stream.CopyTo(buffer);
+        ReadOnlyMemory<byte> content = buffer.ToArray();
+        content = content.Span.StartsWith(Encoding.UTF8.Preamble) ? content[Encoding.UTF8.Preamble.Length..] : content;
         JsonDocument document;
         try
         {
-            document = JsonDocument.Parse(stream);
+            document = JsonDocument.Parse(content);
+            JsonStrings.RequireWholePairs(content.Span, path);
         }
         catch (JsonException exception)
         {

@@ -61,13 +61,7 @@ public sealed class LanguageModel : IDisposable
         string configFile = Path.Combine(directory, "config.json");
         LlamaConfig config = LlamaConfig.Load(configFile);
         TextTokenizer tokenizer = TextTokenizer.Load(directory);
-        if (tokenizer.VocabSize > config.VocabSize)
-        {
-            throw new CheckpointException(
-                $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.",
-                directory);
-        }
-
+        tokenizer.LimitIds(config.VocabSize, directory);
         IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
         LlamaForCausalLM model = new(config, dtype ?? config.DType, device);

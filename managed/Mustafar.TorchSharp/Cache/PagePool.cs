@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Numerics;
 using Mustafar.Native;
 using TorchSharp;
@@ -7,7 +8,8 @@ namespace Mustafar;
 
 /// <summary>
 /// Hands out pages of one size. They are cut from slabs that are never moved or enlarged, so what is in a page stays where it is.
-/// Several caches may own a pool and share pages; each gives back what it has before it disposes the pool.
+/// Several caches may own a pool and share pages; each gives back what it has before it disposes the pool, or abandons both. All
+/// members are safe from several threads.
 /// </summary>
 /// <remarks>
 /// In a slab the pages take turns in every KV head: those that follow each other in a slab are, head by head, one run of memory. A
@@ -29,6 +31,7 @@ internal sealed unsafe class PagePool : IDisposable
     private readonly List<Slab> _slabs = [];
     private readonly List<BackendArray<nint>> _tables = []; // addresses of the slabs; the last one is complete
     private readonly Dictionary<int, int> _sharers = []; // of a page, beyond the first
+    private readonly ConcurrentQueue<int[]> _abandoned = [];
     private readonly object _lock = new();
     private int _owners = 1;
 
@@ -51,7 +54,7 @@ internal sealed unsafe class PagePool : IDisposable
     internal long Bytes { get; private set; }
 
     /// <summary>An owner's equal part of <see cref="Bytes"/>.</summary>
-    internal long BytesOfOwner => Bytes / Math.Max(1, _owners);
+    internal long BytesOfOwner => Bytes / Math.Max(1, Volatile.Read(ref _owners));
 
     /// <summary>The blocks as native code finds them: with the slabs that there are now. Valid as long as the pool.</summary>
     internal NativeBlocks Place(NativeBlocks blocks)
@@ -87,6 +90,11 @@ internal sealed unsafe class PagePool : IDisposable
     {
         lock (_lock)
         {
+            while (_abandoned.TryDequeue(out int[]? abandoned))
+            {
+                Array.ForEach(abandoned, ReturnOne);
+            }
+
             int[] pages = new int[count];
             int rented = 0;
             try
@@ -109,11 +117,7 @@ internal sealed unsafe class PagePool : IDisposable
     /// <summary>Adds an owner, who is to dispose the pool too.</summary>
     internal PagePool AddOwner()
     {
-        lock (_lock)
-        {
-            _owners++;
-        }
-
+        Interlocked.Increment(ref _owners);
         return this;
     }
 
@@ -131,26 +135,27 @@ internal sealed unsafe class PagePool : IDisposable
     {
         lock (_lock)
         {
-            if (!_sharers.Remove(page, out int others))
-            {
-                GiveBack(page);
-            }
-            else if (others > 1)
-            {
-                _sharers[page] = others - 1;
-            }
+            ReturnOne(page);
         }
+    }
+
+    /// <summary>Takes leave of an owner that was collected without disposing the pool, and takes back its pages.</summary>
+    /// <remarks>
+    /// For finalizers, which must not wait for a lock: when memory runs out in <see cref="Rent"/>, torch waits for them. The pages are
+    /// free for the next <see cref="Rent"/>; the slabs of a pool without owners are left to their own finalizers.
+    /// </remarks>
+    internal void Abandon(int[] pages)
+    {
+        _abandoned.Enqueue(pages);
+        Interlocked.Decrement(ref _owners);
     }
 
     /// <summary>Frees all slabs once the last owner disposes the pool.</summary>
     public void Dispose()
     {
-        lock (_lock)
+        if (Interlocked.Decrement(ref _owners) > 0)
         {
-            if (--_owners > 0)
-            {
-                return;
-            }
+            return;
         }
 
         _memory.ForEach(slabs => slabs.Dispose());
@@ -159,6 +164,18 @@ internal sealed unsafe class PagePool : IDisposable
         _tables.Clear();
         _slabs.Clear();
         Bytes = 0;
+    }
+
+    private void ReturnOne(int page)
+    {
+        if (!_sharers.Remove(page, out int others))
+        {
+            GiveBack(page);
+        }
+        else if (others > 1)
+        {
+            _sharers[page] = others - 1;
+        }
     }
 
     // The page behind another one, if it is in the same slab and free.

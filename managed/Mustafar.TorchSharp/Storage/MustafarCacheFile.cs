@@ -5,7 +5,8 @@ namespace Mustafar;
 /// <summary>Saves the caches of a model's layers to a file, and restores them without reading the text again.</summary>
 /// <remarks>
 /// The file is one of safetensors, with what a cache holds as it holds it: <c>docs/format.md</c> tells its tensors and metadata. It does
-/// not depend on the device that the caches are on.
+/// not depend on the device that the caches are on. All members are safe from several threads; while a cache is saved or loaded, its own
+/// members give another thread an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public static class MustafarCacheFile
 {

@@ -453,6 +453,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
             check_range("lengths - compressed", length - compressed, 0, append.tail_capacity);
             longest = std::max(longest, length + count);
         }
+    // Only whole groups are compressed, and only tokens that are there: a table need not have room for more.
     const int64_t due = compressed_tokens<int64_t>(longest, append.lookahead, append.local_window, append.group_size);
     check_blocks("keys", context, append.keys, append.num_slots, append.num_kv_heads, due);
     check_blocks("values", context, append.values, append.num_slots, append.num_kv_heads, due);

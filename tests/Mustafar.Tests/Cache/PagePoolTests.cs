@@ -105,6 +105,20 @@ public sealed class PagePoolTests
         }
     }
 
+    [Test]
+    public void PagesOfAnAbandonedOwnerAreUsedAgain()
+    {
+        int[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, -1);
+        long bytes = _pool.Bytes;
+        _pool.AddOwner();
+        Array.ForEach(pages[..3], _pool.Share);
+        Assert.That(_pool.BytesOfOwner, Is.EqualTo(bytes / 2));
+        _pool.Abandon(pages);
+        Assert.That(_pool.BytesOfOwner, Is.EqualTo(bytes));
+        Assert.That(_pool.Rent(pages.Length - 3, 0, -1), Is.EquivalentTo(pages[3..]), "all but those that another has");
+        Assert.That(_pool.Bytes, Is.EqualTo(bytes));
+    }
+
     // How many stretches of neighbours there are.
     private int Runs(int[] pages) =>
         1 + pages.Zip(pages.Skip(1)).Count(two => _pool.Address(two.Second) - _pool.Address(two.First) != _pool.HeadStride / PagePool.SlabPages);
