@@ -279,7 +279,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         if (!disposing)
         {
             // Null if the constructor failed. The tensors have finalizers of their own.
-            _pool?.Abandon([.. Enumerable.Range(0, BatchSize).SelectMany(_pages.Addresses)]);
+            _pool?.Abandon([.. Enumerable.Range(0, BatchSize).SelectMany(_pages.Pages)]);
         }
         else
         {
@@ -301,7 +301,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     }
 
     /// <summary>Addresses of a sequence's pages, for tests.</summary>
-    internal nint[] PageAddresses(int sequence) => _pages.Addresses(sequence);
+    internal nint[] PageAddresses(int sequence) => Addresses(_pages.Pages(sequence));
 
     private int PageBlocks => Options.GroupSize / NativeConstants.BlockTokens;
 
@@ -324,16 +324,14 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     }
 
     // The compressed keys (or values) of all sequences, or of those from a given one on.
-    private NativeBlocks Blocks(bool keys, int firstSequence = 0) => new()
+    private NativeBlocks Blocks(bool keys, int firstSequence = 0) => _pool.Place(new NativeBlocks
     {
         Format = keys ? _keyFormat : _valueFormat,
         PageBlocks = PageBlocks,
         PageCapacity = _pages.Capacity,
-        PageBytes = _pool.PageBytes,
         Base = keys ? 0 : PageBlocks * _keyBlockBytes, // of each head a page has its keys, then its values
-        HeadStride = _pool.HeadStride,
         Pages = _pages.Pointer + (firstSequence * (long)_pages.Capacity),
-    };
+    });
 
     // Single precision, in which the library computes, may not hold what double precision does; that must show before a token is added.
     private static void ValidateScale(double? scale)

@@ -24,14 +24,14 @@ internal sealed unsafe class PagePool : IDisposable
     // A sequence of so many pages has slabs of its own, which it may leave unfinished; until then sequences share them.
     private const int LongSequence = 4 * SlabPages;
 
-    private readonly long _pageStride;
+    private readonly long _pageBytes; // of a page in each head, to the next one
     private readonly long _slabBytes;
     private readonly torch.Device _device;
     private readonly List<Tensor> _memory = [];
     private readonly List<Slab> _slabs = [];
-    private readonly Dictionary<nint, Slab> _slabOf = [];
-    private readonly Dictionary<nint, int> _sharers = []; // of a page, beyond the first
-    private readonly ConcurrentQueue<nint[]> _abandoned = [];
+    private readonly List<BackendArray<nint>> _tables = []; // addresses of the slabs; the last one is complete
+    private readonly Dictionary<int, int> _sharers = []; // of a page, beyond the first
+    private readonly ConcurrentQueue<int[]> _abandoned = [];
     private readonly object _lock = new();
     private int _owners = 1;
 
@@ -41,9 +41,8 @@ internal sealed unsafe class PagePool : IDisposable
     /// <param name="device">Where the pages are.</param>
     internal PagePool(int heads, long headBytes, torch.Device device)
     {
-        _pageStride = (headBytes + NativeConstants.PageAlignment - 1) / NativeConstants.PageAlignment * NativeConstants.PageAlignment;
-        HeadStride = SlabPages * _pageStride;
-        PageBytes = ((heads - 1) * HeadStride) + headBytes + NativeConstants.PagePadding;
+        _pageBytes = (headBytes + NativeConstants.PageAlignment - 1) / NativeConstants.PageAlignment * NativeConstants.PageAlignment;
+        HeadStride = SlabPages * _pageBytes;
         _slabBytes = heads * HeadStride;
         _device = device;
     }
@@ -51,29 +50,52 @@ internal sealed unsafe class PagePool : IDisposable
     /// <summary>Bytes from one head of a page to the next.</summary>
     internal long HeadStride { get; }
 
-    /// <summary>Bytes from a page's beginning to its end, between which other pages have their heads.</summary>
-    internal long PageBytes { get; }
-
     /// <summary>Bytes of all slabs, pages in use and free ones.</summary>
     internal long Bytes { get; private set; }
 
     /// <summary>An owner's equal part of <see cref="Bytes"/>.</summary>
     internal long BytesOfOwner => Bytes / Math.Max(1, Volatile.Read(ref _owners));
 
-    /// <summary>Addresses of pages for one sequence, which nobody else has.</summary>
-    /// <param name="count">How many.</param>
-    /// <param name="held">Pages that the sequence has.</param>
-    /// <param name="last">The last of them; 0 if it has none.</param>
-    internal nint[] Rent(int count, int held, nint last)
+    /// <summary>The blocks as native code finds them: with the slabs that there are now. Valid as long as the pool.</summary>
+    internal NativeBlocks Place(NativeBlocks blocks)
     {
         lock (_lock)
         {
-            while (_abandoned.TryDequeue(out nint[]? abandoned))
+            return blocks with
+            {
+                SlabPages = SlabPages,
+                SlabCount = _slabs.Count,
+                PageBytes = _pageBytes,
+                HeadStride = HeadStride,
+                SlabBytes = _slabBytes + NativeConstants.PagePadding,
+                Slabs = _tables.Count == 0 ? null : (void**)_tables[^1].Pointer,
+            };
+        }
+    }
+
+    /// <summary>Address of a page's first head.</summary>
+    internal nint Address(int page)
+    {
+        lock (_lock)
+        {
+            return _slabs[page / SlabPages].Address + (nint)(page % SlabPages * _pageBytes);
+        }
+    }
+
+    /// <summary>Numbers of pages for one sequence, which nobody else has.</summary>
+    /// <param name="count">How many.</param>
+    /// <param name="held">Pages that the sequence has.</param>
+    /// <param name="last">The last of them; -1 if it has none.</param>
+    internal int[] Rent(int count, int held, int last)
+    {
+        lock (_lock)
+        {
+            while (_abandoned.TryDequeue(out int[]? abandoned))
             {
                 Array.ForEach(abandoned, ReturnOne);
             }
 
-            nint[] pages = new nint[count];
+            int[] pages = new int[count];
             int rented = 0;
             try
             {
@@ -100,7 +122,7 @@ internal sealed unsafe class PagePool : IDisposable
     }
 
     /// <summary>Adds a sharer of a page in use: it is free again when each of them has returned it.</summary>
-    internal void Share(nint page)
+    internal void Share(int page)
     {
         lock (_lock)
         {
@@ -109,7 +131,7 @@ internal sealed unsafe class PagePool : IDisposable
     }
 
     /// <summary>Takes back a page from one of those who have it.</summary>
-    internal void Return(nint page)
+    internal void Return(int page)
     {
         lock (_lock)
         {
@@ -122,7 +144,7 @@ internal sealed unsafe class PagePool : IDisposable
     /// For finalizers, which must not wait for a lock: when memory runs out in <see cref="Rent"/>, torch waits for them. The pages are
     /// free for the next <see cref="Rent"/>; the slabs of a pool without owners are left to their own finalizers.
     /// </remarks>
-    internal void Abandon(nint[] pages)
+    internal void Abandon(int[] pages)
     {
         _abandoned.Enqueue(pages);
         Interlocked.Decrement(ref _owners);
@@ -138,12 +160,13 @@ internal sealed unsafe class PagePool : IDisposable
 
         _memory.ForEach(slabs => slabs.Dispose());
         _memory.Clear();
+        _tables.ForEach(table => table.Dispose());
+        _tables.Clear();
         _slabs.Clear();
-        _slabOf.Clear();
         Bytes = 0;
     }
 
-    private void ReturnOne(nint page)
+    private void ReturnOne(int page)
     {
         if (!_sharers.Remove(page, out int others))
         {
@@ -156,66 +179,77 @@ internal sealed unsafe class PagePool : IDisposable
     }
 
     // The page behind another one, if it is in the same slab and free.
-    private nint? TakeNext(nint page)
+    private int? TakeNext(int page)
     {
-        if (page == 0)
-        {
-            return null;
-        }
-
-        Slab slab = _slabOf[page];
-        int next = IndexIn(slab, page) + 1;
-        return next < SlabPages && slab.IsFree(next) ? Take(slab, next) : null;
+        int next = page + 1;
+        return page >= 0 && next % SlabPages != 0 && _slabs[next / SlabPages].IsFree(next % SlabPages) ? Take(next) : null;
     }
 
     // The first of so many pages that are wanted.
-    private nint TakeFirst(int wanted, bool isLong)
+    private int TakeFirst(int wanted, bool isLong)
     {
         int needed = isLong ? SlabPages : 1;
-        Slab? best = _slabs.MaxBy(slab => slab.FreePages);
-        if (best is null || best.FreePages < needed)
+        int best = 0;
+        for (int slab = 1; slab < _slabs.Count; slab++)
+        {
+            best = _slabs[slab].FreePages > _slabs[best].FreePages ? slab : best;
+        }
+
+        if (_slabs.Count == 0 || _slabs[best].FreePages < needed)
         {
             best = Allocate((wanted + SlabPages - 1) / SlabPages);
         }
 
-        return Take(best, best.FirstFree);
+        return Take((best * SlabPages) + _slabs[best].FirstFree);
     }
 
-    private nint Take(Slab slab, int index)
+    private int Take(int page)
     {
-        slab.Take(index);
-        return slab.Address + (nint)(index * _pageStride);
+        _slabs[page / SlabPages].Take(page % SlabPages);
+        return page;
     }
 
-    private void GiveBack(nint page)
-    {
-        Slab slab = _slabOf[page];
-        slab.GiveBack(IndexIn(slab, page));
-    }
-
-    private int IndexIn(Slab slab, nint page) => (int)((page - slab.Address) / _pageStride);
+    private void GiveBack(int page) => _slabs[page / SlabPages].GiveBack(page % SlabPages);
 
     // The first of new slabs.
-    private Slab Allocate(int count)
+    private int Allocate(int count)
     {
         // A tensor made in inference mode could not be written to outside of it.
         using IDisposable mode = inference_mode(false);
+        int first = _slabs.Count;
+        _ = checked((first + count) * SlabPages); // pages are numbered in 32 bits
         long bytes = checked(count * _slabBytes);
+        BackendArray<nint> table = Table(first + count);
         Tensor memory = empty([bytes + NativeConstants.PagePadding], dtype: ScalarType.Byte, device: _device).DetachFromDisposeScope();
         _memory.Add(memory);
         Bytes += bytes;
-        int first = _slabs.Count;
         for (int i = 0; i < count; i++)
         {
-            Slab slab = new((nint)TensorAccess.Pointer(memory) + (nint)(i * _slabBytes));
-            _slabs.Add(slab);
-            for (int page = 0; page < SlabPages; page++)
-            {
-                _slabOf.Add(slab.Address + (nint)(page * _pageStride), slab);
-            }
+            _slabs.Add(new Slab((nint)TensorAccess.Pointer(memory) + (nint)(i * _slabBytes)));
+            table.Span[first + i] = _slabs[^1].Address;
         }
 
-        return _slabs[first];
+        table.Upload();
+        return first;
+    }
+
+    // The table of addresses, with room for so many. Earlier ones stay as they are: a call of another owner may be reading them.
+    private BackendArray<nint> Table(int slabs)
+    {
+        const int smallest = 64;
+        if (_tables.Count == 0 || _tables[^1].Length < slabs)
+        {
+            BackendArray<nint> larger = new(Math.Max(smallest, 2 * slabs), _device);
+            for (int i = 0; i < _slabs.Count; i++)
+            {
+                larger.Span[i] = _slabs[i].Address;
+            }
+
+            larger.Upload();
+            _tables.Add(larger);
+        }
+
+        return _tables[^1];
     }
 
     private sealed class Slab(nint address)

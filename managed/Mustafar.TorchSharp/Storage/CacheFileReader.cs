@@ -56,7 +56,7 @@ internal sealed class CacheFileReader : IDisposable
             throw Refused($"expected {tensors} tensors, but it has {_header.Tensors.Count}.");
         }
 
-        nint[][] pages = [.. layers.Select(_ => Array.Empty<nint>())];
+        int[][] pages = [.. layers.Select(_ => Array.Empty<int>())];
         try
         {
             for (int i = 0; i < layers.Count; i++)
@@ -179,7 +179,7 @@ internal sealed class CacheFileReader : IDisposable
     }
 
     // Everything is put where no query sees it yet.
-    private void Fill(MustafarCache layer, int index, CacheTables tables, nint[] pages)
+    private void Fill(MustafarCache layer, int index, CacheTables tables, int[] pages)
     {
         FillPages(keys: true, "key_pages");
         FillPages(keys: false, "value_pages");
