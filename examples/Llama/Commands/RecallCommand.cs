@@ -84,7 +84,7 @@ internal sealed class RecallCommand : LlamaCommand
             using DisposeScope scope = NewDisposeScope();
             Tensor ids = TokenIds.ToPaddedTensor(inputs, session.Model.Device);
             Tensor logits = session.Model.NextTokenLogits(ids, cache, step == 0 ? counts : default);
-            long[] likeliest = logits.argmax(-1).cpu().data<long>().ToArray();
+            long[] likeliest = TokenIds.ExcludeUnused(logits, session.Model.Config).argmax(-1).cpu().data<long>().ToArray();
             for (int i = 0; i < tasks.Length; i++)
             {
                 answers[i].Add((int)likeliest[i]);
