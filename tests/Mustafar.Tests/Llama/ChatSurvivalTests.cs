@@ -1,3 +1,5 @@
+using System.Diagnostics;
+using System.Globalization;
 using System.Text.Json;
 using Mustafar.Examples.Llama.Commands;
 
@@ -55,6 +57,38 @@ public sealed class ChatSurvivalTests
         (code, string loaded, string message) = Chat("c\n", "--load", Saved, "--max-tokens", "4");
         Assert.That(code, Is.Zero, message);
         Assert.That(loaded, Does.StartWith("--- 4 turns"));
+    }
+
+    // The program itself, as a shell stops it.
+    [TestCase("INT", 130)]
+    [TestCase("TERM", 130)]
+    [Platform("Linux")]
+    public void ASignalSavesTheChat(string signal, int expectedCode)
+    {
+        _directory.WithTinyCheckpoint();
+        ProcessStartInfo start = new("dotnet", [Path.Combine(AppContext.BaseDirectory, "Llama.dll"), "chat", "--model", _directory.Path, "--max-tokens", "4", "--save", Saved])
+        {
+            RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true,
+        };
+        using Process process = Process.Start(start)!;
+        Task<string> error = process.StandardError.ReadToEndAsync();
+        process.StandardInput.WriteLine("a");
+        process.StandardInput.Flush();
+        string? line;
+        do
+        {
+            line = process.StandardOutput.ReadLine();
+        }
+        while (line is not null && !line.StartsWith("--- read", StringComparison.Ordinal));
+        Assert.That(line, Is.Not.Null, "a reply came");
+        using (Process kill = Process.Start("kill", [$"-{signal}", process.Id.ToString(CultureInfo.InvariantCulture)]))
+        {
+            kill.WaitForExit();
+        }
+
+        process.WaitForExit();
+        Assert.That(process.ExitCode, Is.EqualTo(expectedCode), error.Result);
+        Assert.That(Chat("", "--load", Saved).Output, Does.StartWith("--- 2 turns"));
     }
 
     [Test]
