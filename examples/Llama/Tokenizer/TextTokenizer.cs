@@ -143,6 +143,9 @@ public abstract class TextTokenizer
     /// <summary>Whether an id is a special token, which is left out of decoded text.</summary>
     public bool IsSpecial(int id) => _special.Contains(id);
 
+    /// <summary>Whether an id is in the vocabulary.</summary>
+    public bool HasToken(int id) => _bytesOf.ContainsKey(id);
+
     /// <summary>The bytes that an id stands for: any part of UTF-8 text.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
     public ReadOnlySpan<byte> BytesOf(int id) => _bytesOf.TryGetValue(id, out byte[]? bytes)
