@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using Mustafar.Native;
 
 namespace Mustafar;
 
@@ -6,16 +7,11 @@ namespace Mustafar;
 /// <remarks>
 /// The method is Mustafar (NeurIPS 2025, arXiv 2505.22913, section 3): of each token's key and value vector only the channels of
 /// largest magnitude are kept; the most recent tokens stay dense. Values prune further than keys: 0.5 for keys and 0.7 for values
-/// costs little on most models.
+/// costs little on most models. Limits are those of the native library, which is loaded when the first window, group or balanced pattern
+/// is checked.
 /// </remarks>
 public sealed record MustafarOptions
 {
-    private const int BlockTokens = 32;
-    private const int FewestBalanced = 5; // of 16
-    private const int MostBalanced = 8;
-    private const int LargestGroup = 1 << 20;
-    private const int LargestWindow = 1 << 24;
-
     private readonly double _keySparsity = 0.7;
     private readonly double _valueSparsity = 0.7;
     private readonly int _localWindow = 32;
@@ -45,9 +41,9 @@ public sealed record MustafarOptions
     public int LocalWindow
     {
         get => _localWindow;
-        init => _localWindow = value is >= 0 and <= LargestWindow
+        init => _localWindow = value >= 0 && value <= Limits.MaxLocalWindow
             ? value
-            : throw new ArgumentOutOfRangeException(nameof(LocalWindow), value, $"Expected 0 to {LargestWindow} tokens.");
+            : throw new ArgumentOutOfRangeException(nameof(LocalWindow), value, $"Expected 0 to {Limits.MaxLocalWindow} tokens.");
     }
 
     /// <summary>Tokens that are compressed at a time, a multiple of 32; also the size of a page. Default 64.</summary>
@@ -55,10 +51,12 @@ public sealed record MustafarOptions
     public int GroupSize
     {
         get => _groupSize;
-        init => _groupSize = value is > 0 and <= LargestGroup && value % BlockTokens == 0
+        init => _groupSize = value > 0 && value <= Limits.MaxGroupSize && value % NativeConstants.BlockTokens == 0
             ? value
             : throw new ArgumentOutOfRangeException(
-                nameof(GroupSize), value, $"Expected a multiple of {BlockTokens}, {BlockTokens} to {LargestGroup} tokens.");
+                nameof(GroupSize),
+                value,
+                $"Expected a multiple of {NativeConstants.BlockTokens}, {NativeConstants.BlockTokens} to {Limits.MaxGroupSize} tokens.");
     }
 
     /// <summary>The number of channels kept is rounded up to a multiple of this; 1 keeps it exact. Default 8.</summary>
@@ -105,9 +103,9 @@ public sealed record MustafarOptions
     public int SinkTokens
     {
         get => _sinkTokens;
-        init => _sinkTokens = value is >= 0 and <= LargestWindow
+        init => _sinkTokens = value >= 0 && value <= Limits.MaxLocalWindow
             ? value
-            : throw new ArgumentOutOfRangeException(nameof(SinkTokens), value, $"Expected 0 to {LargestWindow} tokens.");
+            : throw new ArgumentOutOfRangeException(nameof(SinkTokens), value, $"Expected 0 to {Limits.MaxLocalWindow} tokens.");
     }
 
     /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
@@ -143,9 +141,9 @@ public sealed record MustafarOptions
             throw new NotSupportedException($"Balanced patterns need a head_dim of 64, 128 or 256, but got {headDim}.");
         }
 
-        int unit = headDim / 16;
-        int ofUnit = Math.Max(FewestBalanced, (kept + unit - 1) / unit);
-        return ofUnit <= MostBalanced
+        int unit = headDim / Limits.BalancedUnit;
+        int ofUnit = Math.Max(Limits.FewestBalanced, (kept + unit - 1) / unit);
+        return ofUnit <= Limits.MostBalanced
             ? ofUnit * unit
             : throw new NotSupportedException(
                 $"Balanced patterns keep at most half of the channels, but {name} would be {kept} of {headDim}.");

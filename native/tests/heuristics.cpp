@@ -64,6 +64,7 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     expect(plan.splits == 1 || int64_t{plan.splits - 1} * plan.warps < c.items, "no split is without items");
     expect(plan.cluster >= 1 && plan.splits % plan.cluster == 0, "clusters are whole");
     expect(plan.cluster == 1 || limits.clusters, "clusters only where there are any");
+    expect(plan.splits == plan.cluster || c.tiles <= max_counted_tiles, "partial results are counted");
     const int64_t resident =
         std::min<int64_t>(chosen->blocks_per_multiprocessor,
                           limits.shared_per_multiprocessor / (plan.shared_bytes + c.footprint.fixed_bytes));
@@ -73,7 +74,9 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
 }
 
 void check_grid() {
-    constexpr int64_t keeps[] = {24, 40, 64, 96, 128}, counts[] = {1, 2, 7, 8, 64, 131, 132, 133, 512, 100'000};
+    constexpr int64_t keeps[] = {24, 40, 64, 96, 128},
+                      counts[] = {1,      2, 7, 8, 64, 131, 132, 133, 512, max_counted_tiles, max_counted_tiles + 1,
+                                  100'000};
     constexpr int64_t lengths[] = {1, 2, 11, 12, 13, 63, 64, 65, 258, 1026, 4098, 1 << 20};
     for (const Device& device : devices)
         for (const int64_t keep : keeps)

@@ -68,7 +68,21 @@ void library() {
     int32_t count = 0;
     const mustafar_abi_entry* table = mustafar_abi_table(&count);
     EXPECT(table != nullptr && count > 0 && mustafar_abi_table(nullptr) == nullptr);
-    EXPECT(mustafar_compressed_tokens(100, 32, 32) == 64 && mustafar_compressed_tokens(INT64_MAX, -1, 1) == 0);
+    EXPECT(mustafar_compressed_tokens(100, 0, 32, 32) == 64 && mustafar_compressed_tokens(95, 0, 32, 32) == 32);
+    EXPECT(mustafar_compressed_tokens(95, 1, 32, 32) == 64);   // the next token makes it a group
+    EXPECT(mustafar_compressed_tokens(95, 40, 32, 32) == 64);  // tokens to come are in no group
+    EXPECT(mustafar_compressed_tokens(INT64_MAX, 1 << 20, 0, 1) == INT64_MAX);
+    EXPECT(mustafar_compressed_tokens(INT64_MAX, 0, -1, 1) == 0 && mustafar_compressed_tokens(-1, 0, 0, 1) == 0);
+    mustafar_limits limits{};
+    EXPECT_OK(mustafar_get_limits(&limits));
+    EXPECT(limits.block_tokens == block_tokens && limits.num_head_dims > 0);
+    for (int32_t i = 0; i < limits.num_head_dims; ++i) {
+        mustafar_format served = format(MUSTAFAR_LAYOUT_FIXED);
+        served.head_dim = limits.head_dims[i];
+        int64_t served_bytes = 0;
+        EXPECT_OK(mustafar_block_bytes(&served, &served_bytes));
+    }
+    EXPECT(mustafar_get_limits(nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
     int64_t bytes = 0;
     const mustafar_format fixed = format(MUSTAFAR_LAYOUT_FIXED), offsets = format(MUSTAFAR_LAYOUT_OFFSETS);
     EXPECT_OK(mustafar_block_bytes(&fixed, &bytes));
@@ -92,19 +106,22 @@ void tensors(const mustafar_context& context) {
         mustafar_blocks compressed{};
         compressed.format = format(layout);
         compressed.page_blocks = blocks;
+        compressed.slab_pages = compressed.slab_count = 1;
         compressed.page_capacity = 1;
         std::vector<uint32_t> offsets(heads * blocks + 1);
         if (is_fixed) {
-            EXPECT_OK(mustafar_block_bytes(&compressed.format, &compressed.page_bytes));
-            compressed.head_stride = blocks * compressed.page_bytes;
-            compressed.page_bytes = heads * compressed.head_stride + MUSTAFAR_PAGE_PADDING;
+            EXPECT_OK(mustafar_block_bytes(&compressed.format, &compressed.head_stride));
+            compressed.head_stride *= blocks;
+            compressed.slab_bytes = heads * compressed.head_stride + MUSTAFAR_PAGE_PADDING;
         } else {
             EXPECT_OK(mustafar_offsets(&context, &compressed.format, 1, heads, tokens, bitmap.data(), offsets.data(),
-                                       &compressed.page_bytes));
+                                       &compressed.slab_bytes));
             compressed.offsets = offsets.data();
         }
-        const Aligned<char> page(static_cast<size_t>(compressed.page_bytes));
-        void* const pages[] = {page.get()};
+        const Aligned<char> page(static_cast<size_t>(compressed.slab_bytes));
+        void* const slabs[] = {page.get()};
+        int32_t pages[] = {0};
+        compressed.slabs = slabs;
         compressed.pages = pages;
         EXPECT_OK(
             mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? nullptr : bitmap.data(), &compressed));
@@ -134,6 +151,14 @@ void tensors(const mustafar_context& context) {
         EXPECT_OK(mustafar_value_sum(&context, &product));
         for (size_t i = 0; i < query.size(); ++i) EXPECT(std::abs(query[i] - (i % 4 == 0 ? 1.0f : 0.0f)) < 1e-5f);
 
+        // A page that no slab has.
+        for (const int32_t number : {1, -1, INT32_MAX, INT32_MIN}) {
+            pages[0] = number;
+            EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target) ==
+                   MUSTAFAR_STATUS_CORRUPT_DATA);
+            EXPECT(std::strstr(mustafar_last_error(), "pages") != nullptr);
+        }
+        pages[0] = 0;
         // A bitmap row that marks all channels: more values than the block holds.
         std::memset(page.get(), 0xff, 8 * block_tokens);
         EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target) ==
@@ -146,10 +171,13 @@ void sizes(const mustafar_context& context) {
     mustafar_blocks blocks{};
     blocks.format = format(MUSTAFAR_LAYOUT_OFFSETS);
     blocks.page_blocks = 1 << 30;
+    blocks.slab_pages = blocks.slab_count = 1;
     blocks.page_capacity = 1;
-    blocks.page_bytes = MUSTAFAR_PAGE_PADDING;
-    void* const pages[] = {nullptr};
+    blocks.slab_bytes = MUSTAFAR_PAGE_PADDING;
+    void* const slabs[] = {nullptr};
+    const int32_t pages[] = {0};
     const uint32_t offsets[] = {0, 0};
+    blocks.slabs = slabs;
     blocks.pages = pages;
     blocks.offsets = offsets;
     const mustafar_dense target = {nullptr, 0, 0, 0};
@@ -157,56 +185,75 @@ void sizes(const mustafar_context& context) {
     EXPECT(std::strstr(mustafar_last_error(), "page_blocks") != nullptr);
 }
 
-// A sequence grows by a prompt and single tokens, and is attended after each.
+// Two sequences in slots 2 and 0 of three grow by prompts and single tokens, in a call of both or of one, and are attended
+// after each. Keys and values of a page are neighbours; pages are spread over slabs of two.
 void cache(const mustafar_context& context) {
-    constexpr int32_t tail = 64, capacity = 160, page_blocks = 2, pages = 3;
+    constexpr int32_t tail = 64, capacity = 160, page_blocks = 2, pages = 3, slab_pages = 2, slots = 3;
     mustafar_append append{};
-    append.batch = 1;
+    append.num_slots = slots;
     append.num_kv_heads = heads;
     append.group_size = append.local_window = 32;
     append.tail_capacity = tail;
     append.max_tokens = capacity;
     append.keys.format = format(MUSTAFAR_LAYOUT_FIXED);
     append.keys.page_blocks = page_blocks;
+    append.keys.slab_pages = slab_pages;
+    append.keys.slab_count = 3;
     append.keys.page_capacity = pages;
     int64_t block_bytes = 0;
     EXPECT_OK(mustafar_block_bytes(&append.keys.format, &block_bytes));
     append.keys.head_stride = page_blocks * block_bytes;
+    append.keys.page_bytes = 2 * heads * append.keys.head_stride;
+    append.keys.slab_bytes = slab_pages * append.keys.page_bytes + MUSTAFAR_PAGE_PADDING;
     append.values = append.keys;
     append.values.base = heads * append.keys.head_stride;
-    append.keys.page_bytes = append.values.page_bytes = 2 * append.values.base + MUSTAFAR_PAGE_PADDING;
-    const size_t page_bytes = static_cast<size_t>(append.keys.page_bytes);
-    const Aligned<char> first(page_bytes), second(page_bytes), third(page_bytes);
-    void* const table[pages] = {first.get(), second.get(), third.get()};
+    const size_t slab_bytes = static_cast<size_t>(append.keys.slab_bytes);
+    const Aligned<char> first(slab_bytes), second(slab_bytes), third(slab_bytes);
+    void* const slabs[] = {first.get(), second.get(), third.get()};
+    append.keys.slabs = append.values.slabs = slabs;
+    int32_t table[slots * pages] = {4, 1, 3, -1, -1, -1, 0, 5, 2};  // nothing follows the entries of slot 1
     append.keys.pages = append.values.pages = table;
-    std::vector<float> tail_keys(heads * tail * head_dim), tail_values(heads * tail * head_dim);
+    std::vector<float> tail_keys(slots * heads * tail * head_dim), tail_values(slots * heads * tail * head_dim);
     append.tail_keys = dense(tail_keys, tail);
     append.tail_values = dense(tail_values, tail);
 
-    std::vector<float> query(heads * head_dim, 1.0f), output(heads * head_dim), log_sum_exp(heads);
-    int32_t length = 0, compressed = 0;
-    for (const int32_t count : {100, 1, 1, 31, 20}) {
-        std::vector<float> tokens = numbers(count);
-        append.num_tokens = count;
-        append.new_keys = append.new_values = dense(tokens, count);
-        int32_t new_length = 0, new_compressed = 0;
-        append.lengths = &length;
-        append.compressed = &compressed;
-        append.new_lengths = &new_length;
-        append.new_compressed = &new_compressed;
+    std::vector<float> query(2 * heads * head_dim, 1.0f), output(2 * heads * head_dim), log_sum_exp(2 * heads);
+    int32_t lengths[slots] = {0, -7, 0}, compressed[slots] = {0, -7, 0};
+    int32_t sequences[2] = {2, 0};
+    append.sequences = sequences;
+    append.lengths = lengths;
+    append.compressed = compressed;
+    for (const int32_t count : {100, 1, -1, 31, 20}) {
+        append.batch = count < 0 ? 1 : 2;  // the second sequence misses a step
+        append.num_tokens = std::abs(count);
+        std::vector<float> tokens = numbers(2 * append.num_tokens);
+        append.new_keys = append.new_values = dense(tokens, append.num_tokens);
+        int32_t new_lengths[slots] = {-1, -1, -1}, new_compressed[slots] = {-1, -1, -1};
+        append.new_lengths = new_lengths;
+        append.new_compressed = new_compressed;
         EXPECT_OK(mustafar_append_tokens(&context, &append));
-        EXPECT(new_length == length + count && new_compressed == mustafar_compressed_tokens(new_length, 32, 32));
-        length = new_length;
-        compressed = new_compressed;
+        for (int32_t slot = 0; slot < slots; ++slot) {
+            if (slot == 1 || (slot == 0 && count < 0)) {
+                EXPECT(new_lengths[slot] == -1 && new_compressed[slot] == -1);
+                continue;
+            }
+            EXPECT(new_lengths[slot] == lengths[slot] + append.num_tokens);
+            EXPECT(new_compressed[slot] == mustafar_compressed_tokens(new_lengths[slot], 0, 32, 32));
+            lengths[slot] = new_lengths[slot];
+            compressed[slot] = new_compressed[slot];
+        }
 
         mustafar_attention attention{};
-        attention.batch = attention.num_queries = 1;
+        attention.batch = 2;
+        attention.num_slots = slots;
+        attention.num_queries = 1;
         attention.num_heads = attention.num_kv_heads = heads;
         attention.tail_capacity = tail;
         attention.max_tokens = capacity;
         attention.scale = 0.125f;
-        attention.lengths = &length;
-        attention.compressed = &compressed;
+        attention.sequences = sequences;
+        attention.lengths = lengths;
+        attention.compressed = compressed;
         attention.query = dense(query, 1);
         attention.output = dense(output, 1);
         attention.keys = append.keys;
@@ -219,10 +266,25 @@ void cache(const mustafar_context& context) {
         attention.workspace = workspace.get();
         EXPECT_OK(mustafar_attention_forward(&context, &attention));
         // Every token has a one in channel 0, kept or not.
-        EXPECT(std::abs(output[0] - 1.0f) < 1e-5f && std::isfinite(log_sum_exp[0]));
+        for (const float* row = output.data(); row < output.data() + output.size(); row += head_dim)
+            EXPECT(std::abs(row[0] - 1.0f) < 1e-5f);
+        for (const float sum : log_sum_exp) EXPECT(std::isfinite(sum));
+
+        table[0] = 6;
+        EXPECT(mustafar_attention_forward(&context, &attention) == MUSTAFAR_STATUS_CORRUPT_DATA);
+        table[0] = 4;
+        sequences[1] = slots;
+        EXPECT(mustafar_attention_forward(&context, &attention) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+        EXPECT(std::strstr(mustafar_last_error(), "sequences") != nullptr);
+        sequences[1] = 0;
     }
-    append.max_tokens = length;
+    append.batch = 2;
+    append.max_tokens = lengths[2];
     EXPECT(mustafar_append_tokens(&context, &append) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    append.max_tokens = capacity;
+    sequences[1] = 2;
+    EXPECT(mustafar_append_tokens(&context, &append) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(std::strstr(mustafar_last_error(), "slot 2 more than once") != nullptr);
 }
 
 }  // namespace

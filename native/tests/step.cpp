@@ -18,9 +18,8 @@ namespace {
     }
 #define EXPECT_OK(call) EXPECT((call) == MUSTAFAR_STATUS_OK)
 
-std::mt19937 generator(1);
-
 std::vector<float> numbers(size_t count) {
+    static std::mt19937 generator(1);
     std::normal_distribution<float> normal;
     std::vector<float> values(count);
     for (float& value : values) value = normal(generator);
@@ -38,8 +37,9 @@ double silu(double x) {
 std::vector<double> normalised(const float* x, const float* weight, int n, double eps) {
     double sum = 0;
     for (int i = 0; i < n; ++i) sum += double{x[i]} * double{x[i]};
-    std::vector<double> result;
-    for (int i = 0; i < n; ++i) result.push_back(double{x[i]} / std::sqrt(sum / n + eps) * double{weight[i]});
+    std::vector<double> result(static_cast<size_t>(n));
+    for (int i = 0; i < n; ++i)
+        result[static_cast<size_t>(i)] = double{x[i]} / std::sqrt(sum / n + eps) * double{weight[i]};
     return result;
 }
 
@@ -64,8 +64,9 @@ void rotation(const mustafar_context& context, int head_dim, int rotary_dim) {
     const std::vector<float> source = numbers(static_cast<size_t>(2 * all * head_dim));
     std::vector<float> qkv = source, weight = numbers(static_cast<size_t>(head_dim));
     const int32_t positions[] = {7, 123456};
-    std::vector<double> inv_freq;
-    for (int i = 0; i < rotary_dim / 2; ++i) inv_freq.push_back(std::pow(500000.0, -2.0 * i / rotary_dim));
+    std::vector<double> inv_freq(static_cast<size_t>(rotary_dim / 2));
+    for (size_t i = 0; i < inv_freq.size(); ++i)
+        inv_freq[i] = std::pow(500000.0, -2.0 * static_cast<double>(i) / rotary_dim);
     mustafar_rope rope{};
     rope.batch = 2;
     rope.num_tokens = 1;
@@ -82,13 +83,13 @@ void rotation(const mustafar_context& context, int head_dim, int rotary_dim) {
     rope.attention_scaling = 1.25f;
     EXPECT_OK(mustafar_rotate(&context, &rope));
     for (int row = 0; row < 2 * all; ++row) {
-        const int head = row % all;
+        const int head = row % all, position = positions[row / all];
         const float* const in = source.data() + row * head_dim;
         std::vector<double> x(in, in + head_dim);
         if (head < heads) x = normalised(in, weight.data(), head_dim, 1e-6);
         std::vector<double> expected = x;
         for (int i = 0; i < rotary_dim / 2 && head < heads + kv_heads; ++i) {
-            const double angle = positions[row / all] * inv_freq[static_cast<size_t>(i)];
+            const double angle = position * inv_freq[static_cast<size_t>(i)];
             const size_t a = static_cast<size_t>(i), b = static_cast<size_t>(i + rotary_dim / 2);
             expected[a] = 1.25 * (x[a] * std::cos(angle) - x[b] * std::sin(angle));
             expected[b] = 1.25 * (x[b] * std::cos(angle) + x[a] * std::sin(angle));

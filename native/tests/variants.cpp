@@ -171,20 +171,22 @@ struct Compressed {
         const mustafar_dense tensor = dense(source.as(), c.tokens, c.head_dim);
         blocks.format = format_of(c, c.layout);
         blocks.page_blocks = static_cast<int32_t>(blocks_of(c));
+        blocks.slab_pages = blocks.slab_count = 1;
         blocks.page_capacity = 1;
         if (c.layout == MUSTAFAR_LAYOUT_FIXED) {
-            EXPECT_OK(mustafar_block_bytes(&blocks.format, &blocks.page_bytes));
-            blocks.head_stride = blocks.page_bytes * blocks_of(c);
-            blocks.page_bytes = blocks.head_stride + MUSTAFAR_PAGE_PADDING;
+            EXPECT_OK(mustafar_block_bytes(&blocks.format, &blocks.head_stride));
+            blocks.head_stride *= blocks_of(c);
+            blocks.slab_bytes = blocks.head_stride + MUSTAFAR_PAGE_PADDING;
         } else {
             offsets.resize(static_cast<size_t>(blocks_of(c)) + 1);
             EXPECT_OK(mustafar_offsets(&context, &blocks.format, 1, 1, c.tokens, bitmap.data(), offsets.data(),
-                                       &blocks.page_bytes));
+                                       &blocks.slab_bytes));
             blocks.offsets = offsets.data();
         }
-        page = std::make_unique<Memory>(blocks.page_bytes);
+        page = std::make_unique<Memory>(blocks.slab_bytes);
         address = page->as();
-        blocks.pages = &address;
+        blocks.slabs = &address;
+        blocks.pages = &first_page;
         const uint32_t* given = c.layout == MUSTAFAR_LAYOUT_FIXED ? nullptr : bitmap.data();
         EXPECT_OK(mustafar_compress(&context, 1, 1, c.tokens, &tensor, given, &blocks));
     }
@@ -195,6 +197,7 @@ struct Compressed {
     std::vector<uint32_t> offsets;
     std::unique_ptr<Memory> page;
     void* address = nullptr;
+    int32_t first_page = 0;
 };
 
 std::vector<uint32_t> pruned(const Case& c, int32_t variant, const Memory& source,
@@ -375,25 +378,28 @@ struct Cache {
           tail_values(tail_capacity * c.head_dim * element_bytes(c.dtype)) {
         blocks.format = format_of(c, MUSTAFAR_LAYOUT_FIXED);
         blocks.page_blocks = page_blocks;
+        blocks.slab_pages = blocks.slab_count = 1;
         blocks.page_capacity = 1;
         EXPECT_OK(mustafar_block_bytes(&blocks.format, &blocks.head_stride));
         blocks.head_stride *= page_blocks;
-        blocks.page_bytes = blocks.head_stride + MUSTAFAR_PAGE_PADDING;
+        blocks.slab_bytes = blocks.head_stride + MUSTAFAR_PAGE_PADDING;
         for (int i = 0; i < 2; ++i) {
-            pages[i] = std::make_unique<Memory>(blocks.page_bytes);
+            pages[i] = std::make_unique<Memory>(blocks.slab_bytes);
             addresses[i] = pages[i]->as();
         }
     }
 
     mustafar_blocks tensor(int i) {
         mustafar_blocks result = blocks;
-        result.pages = &addresses[i];
+        result.slabs = &addresses[i];
+        result.pages = &first_page;
         return result;
     }
 
     mustafar_blocks blocks{};
     std::unique_ptr<Memory> pages[2];
     void* addresses[2];
+    int32_t first_page = 0;
     Memory tail_keys, tail_values;
     int32_t length = 0, compressed = 0;
 };
@@ -401,7 +407,7 @@ struct Cache {
 void append(const Case& c, int32_t variant, Cache& cache, const Memory& keys, const Memory& values, int32_t count) {
     const mustafar_context context = context_of(variant);
     mustafar_append append{};
-    append.batch = append.num_kv_heads = 1;
+    append.batch = append.num_slots = append.num_kv_heads = 1;
     append.num_tokens = count;
     append.group_size = append.local_window = 32;
     append.tail_capacity = Cache::tail_capacity;
@@ -455,7 +461,7 @@ void attention(const Case& c, Special special) {
     for (int i = 0; i < 2; ++i) {
         const mustafar_context context = context_of(i == 0 ? int32_t{MUSTAFAR_CPU_VARIANT_SCALAR} : c.variant);
         mustafar_attention attention{};
-        attention.batch = attention.num_kv_heads = 1;
+        attention.batch = attention.num_slots = attention.num_kv_heads = 1;
         attention.num_heads = c.group;
         attention.num_queries = c.queries;
         attention.num_fresh = fresh;

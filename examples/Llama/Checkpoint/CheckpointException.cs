@@ -1,7 +1,7 @@
 namespace Mustafar.Examples.Llama.Checkpoint;
 
 /// <summary>A file of a checkpoint is damaged, incomplete, or doesn't fit the model.</summary>
-public sealed class CheckpointException : IOException
+public sealed class CheckpointException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What was expected, and what came.</param>

@@ -1,32 +1,43 @@
+using System.Text;
+using System.Text.Encodings.Web;
 using System.Text.Json;
+using System.Text.Unicode;
 
 namespace Mustafar.Examples.Llama.Checkpoint;
 
 /// <summary>Reads the JSON files of a checkpoint, with errors that name the file and the key.</summary>
 internal static class JsonFile
 {
+    // Far above any file of a checkpoint (tokenizer.json of a large vocabulary has some 30 MB), and below what one array can hold.
+    private const long LargestFile = 1L << 28;
+
+    private const int LongestQuote = 60;
+
+    private static readonly JsonSerializerOptions s_quote = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
     /// <summary>Parses a file whose root is an object.</summary>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="CheckpointException">It is not a JSON object.</exception>
-    public static JsonDocument Open(string path)
-    {
-        if (!File.Exists(path))
-        {
-            throw new FileNotFoundException($"{path}: the file doesn't exist.", path);
-        }
-
-        using FileStream stream = File.OpenRead(path);
-        return Parse(stream, path);
-    }
+    /// <exception cref="CheckpointException">It is not a regular file, too large, a Git LFS pointer, or not a JSON object; or a text in it
+    /// is not Unicode.</exception>
+    public static JsonDocument Open(string path) => Parse(CheckpointFile.ReadAllBytes(path, LargestFile), path);
 
     /// <summary>Parses a text whose root is an object.</summary>
-    /// <exception cref="CheckpointException">It is not a JSON object.</exception>
-    public static JsonDocument Parse(Stream stream, string path)
+    /// <exception cref="CheckpointException">It is not a JSON object; or a text in it is not Unicode.</exception>
+    public static JsonDocument Parse(ReadOnlyMemory<byte> text, string path)
     {
+        LfsPointer.ThrowIfPointer(text.Span, path);
+        if (!Utf8.IsValid(text.Span))
+        {
+            // The parser doesn't look: it fails where such a text is read, as an error of the program.
+            throw new CheckpointException("expected UTF-8, but there are bytes that are not.", path);
+        }
+
+        text = text.Span.StartsWith(Encoding.UTF8.Preamble) ? text[Encoding.UTF8.Preamble.Length..] : text;
         JsonDocument document;
         try
         {
-            document = JsonDocument.Parse(stream);
+            JsonStrings.RequireWholePairs(text.Span, path);
+            document = JsonDocument.Parse(text);
         }
         catch (JsonException exception)
         {
@@ -41,6 +52,13 @@ internal static class JsonFile
         JsonValueKind kind = document.RootElement.ValueKind;
         document.Dispose();
         throw new CheckpointException($"expected a JSON object, but the root is {Describe(kind)}.", path);
+    }
+
+    /// <summary>A value as a message quotes it: on one line, and shortened if it is long.</summary>
+    public static string Quote(this JsonElement value)
+    {
+        string text = JsonSerializer.Serialize(value, s_quote);
+        return text.Length > LongestQuote ? text[..LongestQuote] + "…" : text;
     }
 
     /// <summary>The value of a key, or null if the key is absent or its value is null.</summary>
@@ -115,9 +133,6 @@ internal static class JsonFile
         _ => "null",
     };
 
-    private static CheckpointException Wrong(string key, string expected, JsonElement value, string path)
-    {
-        string text = value.GetRawText();
-        return new CheckpointException($"expected {expected} as '{key}', but got {(text.Length > 60 ? text[..60] + "…" : text)}.", path);
-    }
+    private static CheckpointException Wrong(string key, string expected, JsonElement value, string path) =>
+        new($"expected {expected} as '{key}', but got {value.Quote()}.", path);
 }

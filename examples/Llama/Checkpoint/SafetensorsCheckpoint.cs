@@ -36,17 +36,17 @@ public sealed class SafetensorsCheckpoint : IDisposable
         {
             string single = Path.Combine(directory, SingleFile);
             string index = Path.Combine(directory, IndexFile);
-            if (File.Exists(single))
+            if (Path.Exists(single))
             {
                 checkpoint.AddFile(single);
             }
-            else if (File.Exists(index))
+            else if (Path.Exists(index))
             {
                 checkpoint.AddShards(index);
             }
             else
             {
-                throw new FileNotFoundException($"{directory}: expected {SingleFile} or {IndexFile}, but neither exists.", single);
+                throw new FileNotFoundException($"{directory}: expected {SingleFile} or {IndexFile}, but {Instead(directory)}.", single);
             }
 
             return checkpoint;
@@ -71,6 +71,18 @@ public sealed class SafetensorsCheckpoint : IDisposable
         }
     }
 
+    private static string Instead(string directory)
+    {
+        string[] others = ["*.safetensors", "*.gguf", "pytorch_model*.bin", "*.pth", "*.pt"];
+        string? other = others.SelectMany(pattern => System.IO.Directory.EnumerateFiles(directory, pattern)).Select(Path.GetFileName).FirstOrDefault();
+        return Path.GetExtension(other) switch
+        {
+            null or "" => "neither exists",
+            ".safetensors" => $"there is '{other}': weights in one file are to be named {SingleFile}, those in several need {IndexFile}",
+            _ => $"there is '{other}', whose format is not supported; convert it to safetensors",
+        };
+    }
+
     private void AddFile(string path)
     {
         SafetensorsFile file = new(path);
@@ -90,7 +102,7 @@ public sealed class SafetensorsCheckpoint : IDisposable
         {
             string shardName = weight.Value.ValueKind == JsonValueKind.String
                 ? weight.Value.GetString()!
-                : throw new CheckpointException($"expected the name of a shard, but got {weight.Value.GetRawText()}.", index, weight.Name);
+                : throw new CheckpointException($"expected the name of a shard, but got {weight.Value.Quote()}.", index, weight.Name);
             if (!shards.TryGetValue(shardName, out SafetensorsFile? shard))
             {
                 shard = OpenShard(index, shardName);

@@ -13,16 +13,11 @@ public sealed unsafe class SafetensorsFile : IDisposable
     /// <summary>Opens a file and checks its header.</summary>
     /// <param name="path">The file.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="CheckpointException">The file is not a valid safetensors file, or it is truncated.</exception>
+    /// <exception cref="CheckpointException">The file is not a valid safetensors file, it is truncated, or can't be read.</exception>
     public SafetensorsFile(string path)
     {
-        if (!File.Exists(path))
-        {
-            throw new FileNotFoundException($"{path}: the file doesn't exist.", path);
-        }
-
         Path = path;
-        using FileStream stream = new(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+        using FileStream stream = CheckpointFile.OpenRead(path);
         try
         {
             Entries = SafetensorsHeader.Read(stream).Tensors;

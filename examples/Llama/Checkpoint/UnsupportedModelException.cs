@@ -1,7 +1,7 @@
 namespace Mustafar.Examples.Llama.Checkpoint;
 
 /// <summary>A checkpoint is sound, but it asks for something that is not implemented here.</summary>
-public sealed class UnsupportedModelException : NotSupportedException
+public sealed class UnsupportedModelException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What the checkpoint asks for, and what is supported.</param>

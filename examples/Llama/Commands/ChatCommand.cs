@@ -1,7 +1,6 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
-using System.Text;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
@@ -11,10 +10,7 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <summary>A chat, a line of input per turn, over one cache.</summary>
 internal sealed class ChatCommand : LlamaCommand
 {
-    private const string Reset = "/reset";
-    private const string Exit = "/exit";
-
-    private readonly TextReader _input;
+    private readonly CommandInput _input;
     private readonly Option<string?> _system = new("--system") { Description = "What the system says first.", HelpName = "TEXT" };
     private readonly Option<string?> _template = new("--chat-template")
     {
@@ -26,8 +22,8 @@ internal sealed class ChatCommand : LlamaCommand
 
     private readonly GenerationOptions _generation = new(maxTokens: 512);
 
-    public ChatCommand(TextReader input)
-        : base("chat", $"Chat: each line of input is a turn. {Reset} begins anew, {Exit} ends.")
+    public ChatCommand(CommandInput input)
+        : base("chat", $"Chat: each line of input is a turn. {ChatLoop.Reset} begins anew, {ChatLoop.Exit} or Ctrl-C ends.")
     {
         _input = input;
         _template.AcceptOnlyFromAmong([.. ChatTemplates.Names]);
@@ -36,10 +32,10 @@ internal sealed class ChatCommand : LlamaCommand
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        SamplingOptions sampling = _generation.Sampling(arguments);
+        SamplingOptions sampling = _generation.Sampling(arguments, settings.Model, output);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
-        RequireCompressed(settings, load, save);
+        CheckFiles(settings, load, save);
         using ModelSession session = ModelSession.Load(settings, output);
         ChatModel model = ChatModel.Of(session.Language, arguments.GetValue(_template));
         ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatSpeaker.System, system)] : [];
@@ -54,69 +50,36 @@ internal sealed class ChatCommand : LlamaCommand
                 $"--- {conversation.Turns.Count} turns, {conversation.CachedTokens} cached tokens, restored in {seconds:F3} s"));
         }
 
-        List<Exchange> exchanges = [];
-        while (Ask(output) is string line && line != Exit)
+        ChatLoop loop = new(conversation, opening, sampling, maxTokens, session.Model.Config.MaxPositions);
+        try
         {
-            if (line == Reset)
-            {
-                conversation.Reset();
-                output.WriteLine("--- a new chat");
-            }
-            else if (line.Length > 0)
-            {
-                ChatTurn user = new(ChatSpeaker.User, line);
-                Sampler sampler = new(sampling with { Seed = unchecked(sampling.Seed + exchanges.Count) });
-                exchanges.Add(Reply(conversation, conversation.Turns.Count == 0 ? [.. opening, user] : [user], sampler, maxTokens, output));
-            }
+            loop.Run(_input, output);
         }
-
-        if (save is not null)
+        finally
         {
-            conversation.Save(save);
+            // However the chat ended. One that was interrupted before its first word replaces no other.
+            if (save is not null && !(output.Interrupted.IsCancellationRequested && conversation.Turns.Count == 0))
+            {
+                Save(conversation, save);
+            }
         }
 
         output.WriteJson(new Result(
-            RunReport.Of(session), restoreSeconds, exchanges, MemoryReport.Of(conversation.CachedTokens, conversation.Memory)));
+            RunReport.Of(session), restoreSeconds, loop.Exchanges, MemoryReport.Of(conversation.CachedTokens, conversation.Memory)));
+        output.Interrupted.ThrowIfCancellationRequested();
     }
 
-    private static Exchange Reply(
-        Conversation conversation, ChatTurn[] turns, Sampler sampler, int maxTokens, ConsoleOutput output)
+    private static void Save(Conversation conversation, string path)
     {
-        StringBuilder reply = new();
-        foreach (string part in conversation.Reply(turns, sampler, maxTokens))
+        try
         {
-            reply.Append(part);
-            output.Write(part);
+            conversation.Save(path);
         }
-
-        ReplyUsage usage = conversation.LastUsage;
-        output.WriteLine();
-        output.WriteLine(string.Create(
-            CultureInfo.InvariantCulture,
-            $"--- read {usage.NewTokens} tokens after {usage.CachedTokens} cached, wrote {usage.ReplyTokens}; cache ")
-            + MemoryReport.Of(conversation.CachedTokens, conversation.Memory));
-        return new Exchange(
-            turns[^1].Text,
-            reply.ToString(),
-            usage.CachedTokens,
-            usage.NewTokens,
-            usage.ReplyTokens,
-            usage.End == ReplyEnd.Length ? "length" : "stop");
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new CommandException($"--save: the chat could not be written to {path}: {exception.Message}");
+        }
     }
 
-    private string? Ask(ConsoleOutput output)
-    {
-        output.Write("> ");
-        string? line = _input.ReadLine();
-        if (line is null)
-        {
-            output.WriteLine();
-        }
-
-        return line;
-    }
-
-    private sealed record Exchange(string User, string Assistant, int CachedTokens, int NewTokens, int ReplyTokens, string FinishReason);
-
-    private sealed record Result(RunReport Run, double? RestoreSeconds, List<Exchange> Exchanges, MemoryReport Cache);
+    private sealed record Result(RunReport Run, double? RestoreSeconds, IReadOnlyList<ChatExchange> Exchanges, MemoryReport Cache);
 }

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using Mustafar.Examples.Llama.Checkpoint;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -8,55 +9,46 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <summary>Options that all commands have.</summary>
 internal sealed class CommonOptions
 {
-    private const string TypeOfCheckpoint = "auto";
-
-    private readonly Option<string> _model = CommandOption.WithDefault(
+    private readonly Option<string> _model = CommandOption.Text(
         "--model", "Directory of a Hugging Face checkpoint.", ShippedFiles.Model, "DIR");
 
-    private readonly Option<string> _attention = CommandOption.WithDefault(
-        "--attention", "Whether attention reads a pruned and compressed cache, or a dense one.", "mustafar");
+    private readonly Option<string> _attention = CommandOption.Choice(
+        "--attention", "Whether attention reads a pruned and compressed cache, or a dense one.", "mustafar", "dense");
 
-    private readonly Option<double> _keySparsity = Share("--key-sparsity", "Share of each key's channels that is pruned.");
-    private readonly Option<double> _valueSparsity = Share("--value-sparsity", "Share of each value's channels that is pruned.");
+    private readonly Option<double> _keySparsity = CommandOption.Number(
+        "--key-sparsity", "Share of each key's channels that is pruned.", "0..1", new MustafarOptions().KeySparsity);
+
+    private readonly Option<double> _valueSparsity = CommandOption.Number(
+        "--value-sparsity", "Share of each value's channels that is pruned.", "0..1", new MustafarOptions().ValueSparsity);
 
     private readonly Option<bool> _balanced = new("--balanced")
     {
         Description = "Prune to balanced patterns (at most 2 of 4 channels), which sparse tensor cores read.",
     };
 
-    private readonly Option<int> _localWindow = CommandOption.WithDefault(
-        "--local-window", "Latest tokens that always stay dense.", new MustafarOptions().LocalWindow, "TOKENS");
+    private readonly Option<int> _localWindow = CommandOption.Number(
+        "--local-window", "Latest tokens that always stay dense.", "TOKENS", new MustafarOptions().LocalWindow);
 
-    private readonly Option<int> _sinks = CommandOption.WithDefault(
+    private readonly Option<int> _sinks = CommandOption.Number(
         "--sinks",
         "First tokens that always stay dense, and that all later ones see past a sliding window (attention sinks).",
-        new MustafarOptions().SinkTokens,
-        "TOKENS");
+        "TOKENS",
+        new MustafarOptions().SinkTokens);
 
-    private readonly Option<int> _groupSize = CommandOption.WithDefault(
-        "--group-size", "Tokens that are compressed together, a multiple of 32.", new MustafarOptions().GroupSize, "TOKENS");
+    private readonly Option<int> _groupSize = CommandOption.Number(
+        "--group-size", "Tokens that are compressed together, a multiple of 32.", "TOKENS", new MustafarOptions().GroupSize);
 
-    private readonly Option<string> _device = CommandOption.WithDefault("--device", "cpu, cuda or cuda:N.", "cpu", "DEVICE");
+    private readonly Option<string> _device = CommandOption.Text("--device", "cpu, cuda or cuda:N.", "cpu", "DEVICE");
 
-    private readonly Option<string> _dtype = CommandOption.WithDefault(
-        "--dtype", "Type of the weights and of the cache; auto is the checkpoint's.", TypeOfCheckpoint);
+    private readonly Option<string> _dtype = CommandOption.Choice(
+        "--dtype", "Type of the weights and of the cache; auto is the checkpoint's.", "auto", "float32", "float16", "bfloat16");
 
-    private readonly Option<int?> _threads = new("--threads")
-    {
-        Description = "CPU threads; all cores if not given.",
-        HelpName = "N",
-    };
+    private readonly Option<int?> _threads = CommandOption.Number<int>("--threads", "CPU threads; all cores if not given.", "N");
 
     private readonly Option<bool> _json = new("--json")
     {
         Description = "Print one JSON object on standard output, and everything else on standard error.",
     };
-
-    public CommonOptions()
-    {
-        _attention.AcceptOnlyFromAmong("mustafar", "dense");
-        _dtype.AcceptOnlyFromAmong(TypeOfCheckpoint, "float32", "float16", "bfloat16");
-    }
 
     /// <summary>Gives a command these options.</summary>
     public void AddTo(Command command)
@@ -75,7 +67,6 @@ internal sealed class CommonOptions
 
     /// <summary>The options' values.</summary>
     /// <exception cref="CommandException">A value is not one that can be used.</exception>
-    /// <exception cref="ArgumentException">A value is out of range.</exception>
     public CommonSettings Read(ParseResult result)
     {
         int? threads = result.GetValue(_threads);
@@ -84,18 +75,20 @@ internal sealed class CommonOptions
             throw new CommandException($"--threads: expected at least 1, but got {threads}.");
         }
 
+        string model = result.GetRequiredValue(_model);
+        try
+        {
+            CheckpointDirectory.Check(model);
+        }
+        catch (IOException exception)
+        {
+            throw new CommandException($"{_model.Name}: {exception.Message}");
+        }
+
         return new CommonSettings(
-            result.GetRequiredValue(_model),
+            model,
             result.GetRequiredValue(_attention) == "dense" ? AttentionKind.Dense : AttentionKind.Mustafar,
-            new MustafarOptions
-            {
-                KeySparsity = result.GetValue(_keySparsity),
-                ValueSparsity = result.GetValue(_valueSparsity),
-                Balanced = result.GetValue(_balanced),
-                LocalWindow = result.GetValue(_localWindow),
-                SinkTokens = result.GetValue(_sinks),
-                GroupSize = result.GetValue(_groupSize),
-            },
+            ReadCacheOptions(result),
             ReadDevice(result.GetRequiredValue(_device)),
             result.GetRequiredValue(_dtype) switch
             {
@@ -107,8 +100,21 @@ internal sealed class CommonOptions
             threads);
     }
 
-    private static Option<double> Share(string name, string description) =>
-        CommandOption.WithDefault(name, description, new MustafarOptions().KeySparsity, "0..1");
+    private MustafarOptions ReadCacheOptions(ParseResult result) => CommandOption.Made(
+        () => new MustafarOptions
+        {
+            KeySparsity = result.GetValue(_keySparsity),
+            ValueSparsity = result.GetValue(_valueSparsity),
+            Balanced = result.GetValue(_balanced),
+            LocalWindow = result.GetValue(_localWindow),
+            SinkTokens = result.GetValue(_sinks),
+            GroupSize = result.GetValue(_groupSize),
+        },
+        (nameof(MustafarOptions.KeySparsity), _keySparsity),
+        (nameof(MustafarOptions.ValueSparsity), _valueSparsity),
+        (nameof(MustafarOptions.LocalWindow), _localWindow),
+        (nameof(MustafarOptions.SinkTokens), _sinks),
+        (nameof(MustafarOptions.GroupSize), _groupSize));
 
     private static Device ReadDevice(string text)
     {

@@ -14,15 +14,18 @@ internal sealed class CompareCommand : LlamaCommand
 
     private readonly Option<string?> _promptFile = new("--prompt-file")
     {
-        Description = $"File with the text to continue; if not given, the first {TokensOfShippedText} tokens of the shipped text.",
+        Description = $"File with the text to continue, - for standard input; if not given, the first {TokensOfShippedText} tokens of the shipped text.",
         HelpName = "FILE",
     };
 
     private readonly Option<int> _maxTokens = GenerationOptions.NewMaxTokens(128);
 
-    public CompareCommand()
+    private readonly CommandInput _input;
+
+    public CompareCommand(CommandInput input)
         : base("compare", "Continue one prompt with a dense and with a compressed cache: speed, size, text and divergence.")
     {
+        _input = input;
         Add(_promptFile, _maxTokens);
     }
 
@@ -30,8 +33,8 @@ internal sealed class CompareCommand : LlamaCommand
     {
         int maxTokens = Positive(arguments, _maxTokens);
         string? file = arguments.GetValue(_promptFile);
-        string text = file is null ? ShippedFiles.ReadDocuments(ShippedFiles.HeldOutText) : ShippedFiles.ReadText(file);
-        using ModelSession session = ModelSession.Load(settings, output);
+        string text = file is null ? ShippedFiles.ReadDocuments(ShippedFiles.HeldOutText) : _input.ReadText(file);
+        using ModelSession session = ModelSession.Load(settings with { Attention = AttentionKind.Mustafar }, output);
         List<int> prompt = session.Tokenizer.Encode(text);
         if (file is null)
         {

@@ -18,14 +18,17 @@ internal sealed class ConsoleOutput
     private readonly TextWriter _result;
     private readonly TextWriter _messages;
     private readonly bool _showProgress;
+    private bool _lineIsOpen;
 
     /// <summary>Makes an output.</summary>
     /// <param name="result">Standard output.</param>
     /// <param name="messages">Standard error.</param>
     /// <param name="json">Whether the result is one JSON object.</param>
     /// <param name="showProgress">Whether the messages are read from a terminal, where progress can be drawn.</param>
-    public ConsoleOutput(TextWriter result, TextWriter messages, bool json, bool showProgress)
+    /// <param name="interrupted">Set when the user wants the command to end; whoever reports progress is stopped by it.</param>
+    public ConsoleOutput(TextWriter result, TextWriter messages, bool json, bool showProgress, CancellationToken interrupted = default)
     {
+        Interrupted = interrupted;
         _result = result;
         _messages = messages;
         IsJson = json;
@@ -35,14 +38,31 @@ internal sealed class ConsoleOutput
     /// <summary>Whether the result is one JSON object.</summary>
     public bool IsJson { get; }
 
-    /// <summary>A message beside the result.</summary>
-    public void Message(string text) => _messages.WriteLine(text);
+    /// <summary>Set when the user wants the command to end.</summary>
+    public CancellationToken Interrupted { get; }
+
+    /// <summary>A message beside the result, on a line of its own.</summary>
+    public void Message(string text)
+    {
+        EndLine();
+        _messages.WriteLine(text);
+    }
+
+    /// <summary>Ends a line of the result that has been begun, if one has.</summary>
+    public void EndLine()
+    {
+        if (_lineIsOpen)
+        {
+            WriteLine();
+        }
+    }
 
     /// <summary>Part of a result for people; nothing if the result is JSON.</summary>
     public void Write(string text)
     {
         if (!IsJson)
         {
+            _lineIsOpen = text.Length == 0 ? _lineIsOpen : !text.EndsWith('\n');
             _result.Write(text);
             _result.Flush();
         }
@@ -69,20 +89,21 @@ internal sealed class ConsoleOutput
     {
         if (!_showProgress)
         {
-            return work(new Reporter(null));
+            return work(new Reporter(null, Interrupted));
         }
 
         IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(_messages) });
         return console.Progress()
             .AutoClear(true)
             .Columns(new TaskDescriptionColumn(), new ProgressBarColumn(), new PercentageColumn(), new RemainingTimeColumn())
-            .Start(context => work(new Reporter(context.AddTask(Markup.Escape(title), maxValue: 1))));
+            .Start(context => work(new Reporter(context.AddTask(Markup.Escape(title), maxValue: 1), Interrupted)));
     }
 
-    private sealed class Reporter(ProgressTask? task) : IProgress<double>
+    private sealed class Reporter(ProgressTask? task, CancellationToken interrupted) : IProgress<double>
     {
         public void Report(double value)
         {
+            interrupted.ThrowIfCancellationRequested();
             if (task is not null)
             {
                 task.Value = value;

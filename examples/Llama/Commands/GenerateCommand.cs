@@ -18,7 +18,7 @@ internal sealed class GenerateCommand : LlamaCommand
         HelpName = "TEXT",
     };
 
-    private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue.", HelpName = "FILE" };
+    private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue, - for standard input.", HelpName = "FILE" };
 
     private readonly Option<string?> _load = new("--load") { Description = "Go on with the text of a file that --save wrote.", HelpName = "FILE" };
     private readonly Option<string?> _save = new("--save") { Description = "Write the text and its compressed cache to a file.", HelpName = "FILE" };
@@ -27,20 +27,22 @@ internal sealed class GenerateCommand : LlamaCommand
     private readonly HypothesisOptions _hypotheses = new();
     private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Go on after a token that ends a text." };
 
-    public GenerateCommand()
-        : base("generate", "Continue a prompt, and report speed and cache size.")
+    private readonly CommandInput _input;
+
+    public GenerateCommand(CommandInput input)
+        : base("generate", "Continue a prompt, and report speed and cache size. Without --prompt or --prompt-file a text that is piped in.")
     {
+        _input = input;
         Add([_prompts, _promptFile, _load, _save, .. _generation.All, _ignoreStop, .. _hypotheses.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        SamplingOptions sampling = _generation.Sampling(arguments);
+        SamplingOptions sampling = _generation.Sampling(arguments, settings.Model, output);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         string[] prompts = Prompts(arguments);
-        HypothesisSettings? hypotheses = _hypotheses.Read(arguments, prompts.Length, _generation);
+        HypothesisSettings? hypotheses = _hypotheses.Read(arguments, prompts.Length, _generation, sampling);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
-        RequireCompressed(settings, load, save);
         if ((load ?? save) is not null && (prompts.Length > 1 || hypotheses is not null))
         {
             throw new CommandException(prompts.Length > 1
@@ -48,6 +50,7 @@ internal sealed class GenerateCommand : LlamaCommand
                 : "--load and --save: expected one continuation, but --best-of and --beams make several.");
         }
 
+        CheckFiles(settings, load, save);
         using ModelSession session = ModelSession.Load(settings, output);
         IReadOnlySet<int> stopTokens = arguments.GetValue(_ignoreStop) ? new HashSet<int>() : session.StopTokens;
         if (hypotheses is not null)
@@ -66,11 +69,12 @@ internal sealed class GenerateCommand : LlamaCommand
             [.. texts.Select(text => text.PromptIds)],
             [.. texts.Select((_, i) => new Sampler(sampling with { Seed = unchecked(sampling.Seed + i) }))],
             maxTokens,
-            stopTokens);
+            stopTokens,
+            output.Interrupted);
         if (texts is [Continuation single])
         {
             output.Write(single.Prompt);
-            foreach (SequenceToken item in tokens)
+            foreach (SequenceToken item in UntilInterrupted(tokens))
             {
                 output.Write(single.Append(item.Token));
             }
@@ -79,7 +83,7 @@ internal sealed class GenerateCommand : LlamaCommand
         }
         else
         {
-            foreach (SequenceToken item in tokens)
+            foreach (SequenceToken item in UntilInterrupted(tokens))
             {
                 texts[item.Sequence].Append(item.Token);
             }
@@ -92,7 +96,8 @@ internal sealed class GenerateCommand : LlamaCommand
             }
         }
 
-        if (save is not null)
+        // Within the prompt the caches hold nothing that could be gone on with.
+        if (save is not null && texts[0].Tokens > 0)
         {
             (Continuation text, int cached) = (texts[0], before?.CachedTokens ?? 0);
             List<int> latest = [.. text.PromptIds, .. text.Ids];
@@ -100,6 +105,29 @@ internal sealed class GenerateCommand : LlamaCommand
         }
 
         Report(new Outcome(RunReport.Of(session), texts, generator, MemoryReport.Of(cache), before), output);
+        output.Interrupted.ThrowIfCancellationRequested();
+    }
+
+    // What was generated before is printed, and saved.
+    private static IEnumerable<SequenceToken> UntilInterrupted(IEnumerable<SequenceToken> tokens)
+    {
+        using IEnumerator<SequenceToken> enumerator = tokens.GetEnumerator();
+        while (true)
+        {
+            try
+            {
+                if (!enumerator.MoveNext())
+                {
+                    yield break;
+                }
+            }
+            catch (OperationCanceledException)
+            {
+                yield break;
+            }
+
+            yield return enumerator.Current;
+        }
     }
 
     private static void Report(Outcome run, ConsoleOutput output)
@@ -142,10 +170,10 @@ internal sealed class GenerateCommand : LlamaCommand
 
     private string[] Prompts(ParseResult arguments) => (arguments.GetValue(_prompts) ?? [], arguments.GetValue(_promptFile)) switch
     {
-        ([], null) => [arguments.GetValue(_load) is null ? DefaultPrompt : ""],
+        ([], null) => [_input.ReadPiped() ?? (arguments.GetValue(_load) is null ? DefaultPrompt : "")],
         (string[] prompts, null) => prompts,
-        ([], string file) => [ShippedFiles.ReadText(file)],
-        _ => throw new CommandException("Expected --prompt or --prompt-file, but got both."),
+        ([], string file) => [_input.ReadText(file)],
+        _ => throw new CommandException("expected --prompt or --prompt-file, but got both."),
     };
 
     // One of the texts as it grows.

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
@@ -7,27 +8,24 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <param name="maxTokens">Tokens to generate where the command line doesn't say.</param>
 internal sealed class GenerationOptions(int maxTokens)
 {
-    private readonly Option<double> _temperature = CommandOption.WithDefault(
-        "--temperature", "Divides the scores before a token is drawn; 0 takes the likeliest.", 0.0, "T");
+    private const string Default = "If not given, as the checkpoint's generation_config.json says.";
 
-    private readonly Option<int> _topK = new("--top-k") { Description = "Draw from the K likeliest tokens; 0 from all.", HelpName = "K" };
+    private readonly Option<double?> _temperature = CommandOption.Number<double>(
+        "--temperature", $"Divides the scores before a token is drawn; 0 takes the likeliest. {Default}", "T");
 
-    private readonly Option<double> _topP = CommandOption.WithDefault(
-        "--top-p", "Draw from the fewest of the likeliest tokens that have this probability together.", 1.0, "P");
+    private readonly Option<int?> _topK = CommandOption.Number<int>(
+        "--top-k", $"Draw from the K likeliest tokens; 0 from all. {Default}", "K");
 
-    private readonly Option<double> _frequencyPenalty = new("--frequency-penalty")
-    {
-        Description = "Taken from a token's score for each time that it was generated before.",
-        HelpName = "X",
-    };
+    private readonly Option<double?> _topP = CommandOption.Number<double>(
+        "--top-p", $"Draw from the fewest of the likeliest tokens that have this probability together. {Default}", "P");
 
-    private readonly Option<double> _presencePenalty = new("--presence-penalty")
-    {
-        Description = "Taken from a token's score if it was generated before.",
-        HelpName = "X",
-    };
+    private readonly Option<double> _frequencyPenalty = CommandOption.Number(
+        "--frequency-penalty", "Taken from a token's score for each time that it was generated before.", "X", 0.0);
 
-    private readonly Option<int> _seed = new("--seed") { Description = "Start of the random numbers.", HelpName = "S" };
+    private readonly Option<double> _presencePenalty = CommandOption.Number(
+        "--presence-penalty", "Taken from a token's score if it was generated before.", "X", 0.0);
+
+    private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers.", "S", 0);
 
     /// <summary>Tokens to generate at most.</summary>
     public Option<int> MaxTokens { get; } = NewMaxTokens(maxTokens);
@@ -39,21 +37,40 @@ internal sealed class GenerationOptions(int maxTokens)
 
     /// <summary>The option of commands that always take the likeliest token.</summary>
     public static Option<int> NewMaxTokens(int maxTokens) =>
-        CommandOption.WithDefault("--max-tokens", "Tokens to generate at most.", maxTokens, "N");
+        CommandOption.Number("--max-tokens", "Tokens to generate at most.", "N", maxTokens);
 
     /// <summary>Names of the options on the command line that say how tokens are drawn.</summary>
     public IReadOnlyList<string> GivenSampling(ParseResult arguments) =>
         [.. Choosing.Where(option => arguments.GetResult(option) is { Implicit: false }).Select(option => option.Name)];
 
-    /// <summary>How the command line wants tokens to be chosen.</summary>
-    /// <exception cref="ArgumentOutOfRangeException">A value is out of range.</exception>
-    public SamplingOptions Sampling(ParseResult arguments) => new()
+    /// <summary>How tokens are to be chosen: as the command line says, and where it doesn't, the checkpoint.</summary>
+    /// <param name="arguments">The command line.</param>
+    /// <param name="model">Directory of the checkpoint.</param>
+    /// <param name="output">Told of settings of the checkpoint that are not implemented.</param>
+    /// <exception cref="CommandException">A value is out of range.</exception>
+    /// <exception cref="CheckpointException">generation_config.json is not valid.</exception>
+    public SamplingOptions Sampling(ParseResult arguments, string model, ConsoleOutput output)
     {
-        Temperature = arguments.GetValue(_temperature),
-        TopK = arguments.GetValue(_topK),
-        TopP = arguments.GetValue(_topP),
-        FrequencyPenalty = arguments.GetValue(_frequencyPenalty),
-        PresencePenalty = arguments.GetValue(_presencePenalty),
-        Seed = arguments.GetValue(_seed),
-    };
+        GenerationConfig config = GenerationConfig.Load(model);
+        if (config.Ignored.Count > 0)
+        {
+            output.Message($"warning: generation_config.json: {string.Join(", ", config.Ignored)} is not supported and has no effect");
+        }
+
+        return CommandOption.Made(
+            () => config.Sampling with
+            {
+                Temperature = arguments.GetValue(_temperature) ?? config.Sampling.Temperature,
+                TopK = arguments.GetValue(_topK) ?? config.Sampling.TopK,
+                TopP = arguments.GetValue(_topP) ?? config.Sampling.TopP,
+                FrequencyPenalty = arguments.GetValue(_frequencyPenalty),
+                PresencePenalty = arguments.GetValue(_presencePenalty),
+                Seed = arguments.GetValue(_seed),
+            },
+            (nameof(SamplingOptions.Temperature), _temperature),
+            (nameof(SamplingOptions.TopK), _topK),
+            (nameof(SamplingOptions.TopP), _topP),
+            (nameof(SamplingOptions.FrequencyPenalty), _frequencyPenalty),
+            (nameof(SamplingOptions.PresencePenalty), _presencePenalty));
+    }
 }

@@ -6,29 +6,17 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <summary>Options for several continuations of one prompt, of which the best are printed.</summary>
 internal sealed class HypothesisOptions
 {
-    private readonly Option<int?> _bestOf = new("--best-of")
-    {
-        Description = "Draw N continuations side by side, and print the one with the highest mean log-probability of its tokens.",
-        HelpName = "N",
-    };
+    private readonly Option<int?> _bestOf = CommandOption.Number<int>(
+        "--best-of", "Draw N continuations side by side, and print the one with the highest mean log-probability of its tokens.", "N");
 
-    private readonly Option<int?> _beams = new("--beams")
-    {
-        Description = "Search for the likeliest continuation with N beams; nothing is drawn.",
-        HelpName = "N",
-    };
+    private readonly Option<int?> _beams = CommandOption.Number<int>(
+        "--beams", "Search for the likeliest continuation with N beams; nothing is drawn.", "N");
 
-    private readonly Option<double?> _lengthPenalty = new("--length-penalty")
-    {
-        Description = "With --beams, the power of the length in a score, log-probability / tokens^P; 1 if not given.",
-        HelpName = "P",
-    };
+    private readonly Option<double?> _lengthPenalty = CommandOption.Number<double>(
+        "--length-penalty", "With --beams, the power of the length in a score, log-probability / tokens^P; 1 if not given.", "P");
 
-    private readonly Option<int?> _nBest = new("--n-best")
-    {
-        Description = "With --best-of or --beams, print the N best continuations, each with its score; 1 if not given.",
-        HelpName = "N",
-    };
+    private readonly Option<int?> _nBest = CommandOption.Number<int>(
+        "--n-best", "With --best-of or --beams, print the N best continuations, each with its score; 1 if not given.", "N");
 
     /// <summary>All of them.</summary>
     public IEnumerable<Option> All => [_bestOf, _beams, _lengthPenalty, _nBest];
@@ -36,9 +24,10 @@ internal sealed class HypothesisOptions
     /// <summary>What the command line asks for; null for one continuation of each prompt.</summary>
     /// <param name="arguments">The command line.</param>
     /// <param name="prompts">Number of prompts.</param>
-    /// <param name="generation">How tokens are drawn.</param>
+    /// <param name="generation">Options that say how tokens are drawn.</param>
+    /// <param name="sampling">How they are drawn.</param>
     /// <exception cref="CommandException">A value is not one that can be used, or an option doesn't go with the others.</exception>
-    public HypothesisSettings? Read(ParseResult arguments, int prompts, GenerationOptions generation)
+    public HypothesisSettings? Read(ParseResult arguments, int prompts, GenerationOptions generation, SamplingOptions sampling)
     {
         int? bestOf = Positive(arguments, _bestOf);
         int? beams = Positive(arguments, _beams);
@@ -46,7 +35,7 @@ internal sealed class HypothesisOptions
         double? lengthPenalty = arguments.GetValue(_lengthPenalty);
         if (bestOf is not null && beams is not null)
         {
-            throw new CommandException("Expected --best-of or --beams, but got both.");
+            throw new CommandException("expected --best-of or --beams, but got both.");
         }
 
         if (lengthPenalty is not null && beams is null)
@@ -75,7 +64,6 @@ internal sealed class HypothesisOptions
             throw new CommandException($"{given}: a beam search draws nothing, so it can't be used with --beams.");
         }
 
-        SamplingOptions sampling = generation.Sampling(arguments);
         if (bestOf > 1 && sampling.Temperature == 0)
         {
             throw new CommandException("--best-of: expected a --temperature above 0, without which all continuations are the same.");
@@ -83,7 +71,11 @@ internal sealed class HypothesisOptions
 
         return new HypothesisSettings(
             bestOf is null ? null : [.. Enumerable.Range(0, count).Select(i => sampling with { Seed = unchecked(sampling.Seed + i) })],
-            beams is null ? null : new BeamSearchOptions { Beams = count, LengthPenalty = lengthPenalty ?? 1 },
+            beams is null
+                ? null
+                : CommandOption.Made(
+                    () => new BeamSearchOptions { Beams = count, LengthPenalty = lengthPenalty ?? 1 },
+                    (nameof(BeamSearchOptions.LengthPenalty), _lengthPenalty)),
             nBest ?? 1);
     }
 

@@ -20,10 +20,21 @@ internal abstract class LlamaCommand : Command
     /// <param name="result">Standard output.</param>
     /// <param name="messages">Standard error.</param>
     /// <param name="showProgress">Whether standard error is a terminal.</param>
-    public void Run(ParseResult arguments, TextWriter result, TextWriter messages, bool showProgress)
+    /// <param name="interrupted">Set when the user wants it to end.</param>
+    /// <exception cref="OperationCanceledException">It was ended.</exception>
+    public void Run(ParseResult arguments, TextWriter result, TextWriter messages, bool showProgress, CancellationToken interrupted)
     {
-        ConsoleOutput output = new(result, messages, _common.WantsJson(arguments), showProgress);
-        Run(arguments, _common.Read(arguments), output);
+        ConsoleOutput output = new(result, messages, _common.WantsJson(arguments), showProgress, interrupted);
+        try
+        {
+            Run(arguments, _common.Read(arguments), output);
+        }
+        catch
+        {
+            // The message begins on a line of its own, wherever the text broke off.
+            output.EndLine();
+            throw;
+        }
     }
 
     /// <summary>Runs the command.</summary>
@@ -38,15 +49,45 @@ internal abstract class LlamaCommand : Command
         }
     }
 
-    /// <summary>Refuses a dense cache, which no file holds, before any work is done that could not be kept.</summary>
+    /// <summary>Checks files of caches before any work is done that could not be kept: before the model is loaded.</summary>
     /// <param name="settings">The kind of cache.</param>
-    /// <param name="options">Options that name a file, null where not given.</param>
-    /// <exception cref="CommandException">A file is given, and the cache is dense.</exception>
-    protected static void RequireCompressed(CommonSettings settings, params ReadOnlySpan<string?> options)
+    /// <param name="load">The file to go on from, if one is given.</param>
+    /// <param name="save">The file to write, if one is given.</param>
+    /// <exception cref="CommandException">The cache is dense, which no file holds, or a file can't be read or written.</exception>
+    protected static void CheckFiles(CommonSettings settings, string? load, string? save)
     {
-        if (settings.Attention == AttentionKind.Dense && options.IndexOfAnyExcept((string?)null) >= 0)
+        if (settings.Attention == AttentionKind.Dense && (load ?? save) is not null)
         {
             throw new CommandException("--load and --save: expected a compressed cache, but --attention is dense.");
+        }
+
+        Try("--load", load, path => RegularFile.OpenRead(path).Dispose());
+        Try("--save", save, MustafarCacheFile.CheckSavePath);
+    }
+
+    private static void Try(string option, string? path, Action<string> action)
+    {
+        if (path is null)
+        {
+            return;
+        }
+
+        if (path.Length == 0)
+        {
+            throw new CommandException($"{option}: expected the name of a file, but it is empty.");
+        }
+
+        try
+        {
+            action(path);
+        }
+        catch (Exception exception) when (option == "--load" && exception is FileNotFoundException or DirectoryNotFoundException)
+        {
+            throw new CommandException($"{option}: {path}: the file doesn't exist.");
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new CommandException($"{option}: {exception.Message}");
         }
     }
 

@@ -1,32 +1,75 @@
 using System.CommandLine;
 using System.CommandLine.Invocation;
+using System.Globalization;
 
 namespace Mustafar.Examples.Llama.Commands;
 
 /// <summary>The program's command line.</summary>
 public static class LlamaProgram
 {
+    private const int Success = 0;
     private const int Failure = 1;
     private const int WrongUsage = 2;
+    private const int Interrupted = 130; // as shells have it: 128 + SIGINT
+
+    // What a command may take to end after Ctrl-C or SIGTERM, which writes a cache to the disk at most.
+    private static readonly TimeSpan s_timeToEnd = TimeSpan.FromMinutes(1);
 
     /// <summary>Runs a command line.</summary>
     /// <param name="args">Its words.</param>
-    /// <param name="input">Where a chat's lines come from.</param>
+    /// <param name="input">Where a chat's lines, and prompts that are not on the command line, come from.</param>
     /// <param name="output">Where results go.</param>
     /// <param name="error">Where messages go.</param>
     /// <param name="showProgress">Whether <paramref name="error"/> is a terminal, where progress can be drawn.</param>
-    /// <returns>The exit code: 0, 1 after an error, or 2 if the command line is wrong.</returns>
-    public static int Run(IReadOnlyList<string> args, TextReader input, TextWriter output, TextWriter error, bool showProgress)
+    /// <param name="inputIsTerminal">Whether <paramref name="input"/> is a terminal.</param>
+    /// <param name="outputIsTerminal">Whether <paramref name="output"/> is a terminal.</param>
+    /// <param name="cancellationToken">Ends the command as Ctrl-C does.</param>
+    /// <returns>The exit code: 0, 1 after an error, 2 if the command line is wrong, or 130 if the command was interrupted.</returns>
+    public static int Run(
+        IReadOnlyList<string> args,
+        TextReader input,
+        TextWriter output,
+        TextWriter error,
+        bool showProgress,
+        bool inputIsTerminal = false,
+        bool outputIsTerminal = false,
+        CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(args);
         ArgumentNullException.ThrowIfNull(input);
         ArgumentNullException.ThrowIfNull(output);
         ArgumentNullException.ThrowIfNull(error);
+        (CultureInfo culture, CultureInfo uiCulture) = (CultureInfo.CurrentCulture, CultureInfo.CurrentUICulture);
+        try
+        {
+            // Numbers are read and written alike wherever the program runs, and all messages are of one language.
+            CultureInfo.CurrentCulture = CultureInfo.CurrentUICulture = CultureInfo.InvariantCulture;
+            return Run(args, new CommandInput(input, inputIsTerminal, outputIsTerminal), output, error, showProgress, cancellationToken);
+        }
+        finally
+        {
+            (CultureInfo.CurrentCulture, CultureInfo.CurrentUICulture) = (culture, uiCulture);
+        }
+    }
+
+    private static int Run(
+        IReadOnlyList<string> args, CommandInput input, TextWriter output, TextWriter error, bool showProgress, CancellationToken cancellationToken)
+    {
         RootCommand root = new("A Llama whose attention reads a pruned, bitmap-compressed key/value cache.");
         foreach (LlamaCommand command in (LlamaCommand[])
-            [new GenerateCommand(), new ChatCommand(input), new CompareCommand(), new PerplexityCommand(), new RecallCommand(), new ScoreCommand()])
+        [
+            new GenerateCommand(input), new ChatCommand(input), new CompareCommand(input), new PerplexityCommand(), new RecallCommand(),
+            new ScoreCommand(),
+        ])
         {
-            command.SetAction(arguments => command.Run(arguments, output, error, showProgress));
+            // On a thread of its own, since signals are waited for on this one.
+            command.SetAction((arguments, interrupted) => Task.Run(
+                () =>
+                {
+                    command.Run(arguments, output, error, showProgress, interrupted);
+                    return Success;
+                },
+                CancellationToken.None));
             root.Subcommands.Add(command);
         }
 
@@ -34,22 +77,28 @@ public static class LlamaProgram
         if (result.Action is ParseErrorAction || result.Errors.Count > 0)
         {
             string name = result.CommandResult.Command is LlamaCommand command ? $"{command.Name} " : "";
-            error.WriteLine($"error: {OneLine(result.Errors[0].Message)} (see {name}--help)");
+            error.WriteLine($"error: {ErrorMessage.OneLine(ErrorMessage.OfUsage(result))} (see {name}--help)");
             return WrongUsage;
         }
 
+        InvocationConfiguration configuration = new()
+        {
+            Output = output, Error = error, EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = s_timeToEnd,
+        };
         try
         {
-            return result.Invoke(new InvocationConfiguration { Output = output, Error = error, EnableDefaultExceptionHandler = false });
+            return result.InvokeAsync(configuration, cancellationToken).GetAwaiter().GetResult();
+        }
+        catch (OperationCanceledException)
+        {
+            error.WriteLine("interrupted");
+            return Interrupted;
         }
         catch (Exception exception)
         {
             // The border of the program: whatever went wrong is told in a line.
-            error.WriteLine($"error: {OneLine(exception.Message)}");
+            error.WriteLine($"error: {ErrorMessage.Of(exception)}");
             return Failure;
         }
     }
-
-    // Messages of torch go on with a stack trace, those of argument exceptions with the value.
-    private static string OneLine(string message) => message.Split('\n', 2)[0].TrimEnd('\r');
 }

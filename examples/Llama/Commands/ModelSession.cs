@@ -30,20 +30,25 @@ internal sealed class ModelSession : IDisposable
     public IReadOnlySet<int> StopTokens => Language.StopTokens;
 
     /// <summary>Loads a checkpoint.</summary>
-    public static ModelSession Load(CommonSettings settings, ConsoleOutput output)
+    /// <param name="settings">What the command line asks for.</param>
+    /// <param name="output">Told of tensors that are not used.</param>
+    /// <param name="withTokenizer">Whether the tokenizer is needed.</param>
+    public static ModelSession Load(CommonSettings settings, ConsoleOutput output, bool withTokenizer = true)
     {
         if (settings.Threads is int threads)
         {
             set_num_threads(threads);
         }
 
-        if (!Directory.Exists(settings.Model))
+        if (settings.Attention == AttentionKind.Mustafar)
         {
-            throw new CommandException($"--model: the directory '{settings.Model}' doesn't exist.");
+            // Before the weights, which may take minutes.
+            string config = Path.Combine(settings.Model, "config.json");
+            LlamaConfig.Load(config).CheckCompressible(settings.Options, config);
         }
 
         LanguageModel language = output.WithProgress(
-            "Loading", progress => LanguageModel.Load(settings.Model, settings.DType, settings.Device, progress));
+            "Loading", progress => LanguageModel.Load(settings.Model, settings.DType, settings.Device, progress, withTokenizer));
         if (language.UnusedTensors is { Count: > 0 } unused)
         {
             output.Message($"warning: {unused.Count} tensors of the checkpoint are not used: {string.Join(", ", unused.Take(5))}");

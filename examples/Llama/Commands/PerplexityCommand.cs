@@ -14,17 +14,17 @@ namespace Mustafar.Examples.Llama.Commands;
 /// </summary>
 internal sealed class PerplexityCommand : LlamaCommand
 {
-    private readonly Option<string> _file = CommandOption.WithDefault("--file", "Text to predict.", ShippedFiles.HeldOutText, "FILE");
+    private readonly Option<string> _file = CommandOption.Text("--file", "Text to predict.", ShippedFiles.HeldOutText, "FILE");
 
-    private readonly Option<int> _context = CommandOption.WithDefault(
-        "--context", "Tokens of a window, the one that begins a text included.", 2048, "TOKENS");
+    private readonly Option<int> _context = CommandOption.Number(
+        "--context", "Tokens of a window, the one that begins a text included.", "TOKENS", 2048);
 
-    private readonly Option<int> _prefill = CommandOption.WithDefault(
-        "--prefill", "Tokens of a window that are its prompt.", 512, "TOKENS");
+    private readonly Option<int> _prefill = CommandOption.Number(
+        "--prefill", "Tokens of a window that are its prompt.", "TOKENS", 512);
 
-    private readonly Option<int?> _windows = new("--windows") { Description = "Windows to measure; all if not given.", HelpName = "N" };
+    private readonly Option<int?> _windows = CommandOption.Number<int>("--windows", "Windows to measure; all if not given.", "N");
 
-    private readonly Option<int> _batch = CommandOption.WithDefault("--batch", "Windows that are decoded side by side.", 11, "N");
+    private readonly Option<int> _batch = CommandOption.Number("--batch", "Windows that are decoded side by side.", "N", 11);
 
     public PerplexityCommand()
         : base("perplexity", "Measure perplexity on a text, decoding token by token through the cache.")
@@ -44,7 +44,7 @@ internal sealed class PerplexityCommand : LlamaCommand
 
         if (arguments.GetValue(_windows) is < 1)
         {
-            throw new CommandException("--windows: expected at least 1.");
+            throw new CommandException($"--windows: expected at least 1, but got {arguments.GetValue(_windows)}.");
         }
 
         string file = arguments.GetRequiredValue(_file);

@@ -13,16 +13,15 @@ internal sealed class RecallCommand : LlamaCommand
     // A space, and six digits of one token each at worst.
     private const int AnswerTokens = 7;
 
-    private readonly Option<string> _file = CommandOption.WithDefault(
-        "--file", "Code to hide the notes in.", ShippedFiles.HeldOutText, "FILE");
+    private readonly Option<string> _file = CommandOption.Text("--file", "Code to hide the notes in.", ShippedFiles.HeldOutText, "FILE");
 
-    private readonly Option<int> _contexts = CommandOption.WithDefault("--contexts", "Contexts to ask about.", 100, "N");
+    private readonly Option<int> _contexts = CommandOption.Number("--contexts", "Contexts to ask about.", "N", 100);
 
-    private readonly Option<int> _context = CommandOption.WithDefault("--context", "Tokens of a context.", 2048, "TOKENS");
+    private readonly Option<int> _context = CommandOption.Number("--context", "Tokens of a context.", "TOKENS", 2048);
 
-    private readonly Option<int> _seed = new("--seed") { Description = "Start of the random numbers that draw the contexts.", HelpName = "S" };
+    private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers that draw the contexts.", "S", 0);
 
-    private readonly Option<int> _batch = CommandOption.WithDefault("--batch", "Contexts that are decoded side by side.", 10, "N");
+    private readonly Option<int> _batch = CommandOption.Number("--batch", "Contexts that are decoded side by side.", "N", 10);
 
     public RecallCommand()
         : base("recall", "Measure how often a note in a long context is recalled.")
@@ -84,7 +83,7 @@ internal sealed class RecallCommand : LlamaCommand
             using DisposeScope scope = NewDisposeScope();
             Tensor ids = TokenIds.ToPaddedTensor(inputs, session.Model.Device);
             Tensor logits = session.Model.NextTokenLogits(ids, cache, step == 0 ? counts : default);
-            long[] likeliest = logits.argmax(-1).cpu().data<long>().ToArray();
+            long[] likeliest = TokenIds.ExcludeUnused(logits, session.Model.Config).argmax(-1).cpu().data<long>().ToArray();
             for (int i = 0; i < tasks.Length; i++)
             {
                 answers[i].Add((int)likeliest[i]);

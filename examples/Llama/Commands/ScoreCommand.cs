@@ -20,12 +20,11 @@ internal sealed class ScoreCommand : LlamaCommand
         HelpName = "FILE",
     };
 
-    private readonly Option<int?> _prefill = new("--prefill")
-    {
-        Description = "Tokens that are taken at once before decoding starts. If not given, all with a dense cache, where it makes no "
+    private readonly Option<int?> _prefill = CommandOption.Number<int>(
+        "--prefill",
+        "Tokens that are taken at once before decoding starts. If not given, all with a dense cache, where it makes no "
             + "difference, and 1 with a compressed one, so that every prediction reads the cache as it is at decode.",
-        HelpName = "TOKENS",
-    };
+        "TOKENS");
 
     public ScoreCommand()
         : base("score", "Print the negative log likelihood of each token of a text.")
@@ -38,12 +37,12 @@ internal sealed class ScoreCommand : LlamaCommand
         (string? file, string? idsFile) = (arguments.GetValue(_file), arguments.GetValue(_idsFile));
         if ((file is null) == (idsFile is null))
         {
-            throw new CommandException("Expected either --file or --ids-file.");
+            throw new CommandException(file is null ? "expected --file or --ids-file." : "expected --file or --ids-file, but got both.");
         }
 
         List<int>? given = idsFile is null ? null : ReadIds(idsFile);
         string? text = file is null ? null : ShippedFiles.ReadText(file);
-        using ModelSession session = ModelSession.Load(settings, output);
+        using ModelSession session = ModelSession.Load(settings, output, withTokenizer: given is null);
         List<int> ids = given ?? session.Tokenizer.Encode(text!);
         if (ids.Count < 2)
         {

@@ -9,10 +9,29 @@ internal static class ShippedFiles
     /// <summary>Python code that the small model was not trained on.</summary>
     public static string HeldOutText => Path.Combine(AppContext.BaseDirectory, "data", "heldout-python.txt");
 
-    /// <summary>Reads a text file.</summary>
-    /// <exception cref="CommandException">There is no such file.</exception>
-    public static string ReadText(string path) =>
-        File.Exists(path) ? File.ReadAllText(path) : throw new CommandException($"{path}: the file doesn't exist.");
+    /// <summary>Reads a text file. A byte order mark is not part of the text.</summary>
+    /// <exception cref="CommandException">There is no such file, or it can't be read.</exception>
+    public static string ReadText(string path)
+    {
+        if (Directory.Exists(path))
+        {
+            throw new CommandException($"{path}: expected a file, but it is a directory.");
+        }
+
+        try
+        {
+            // Not only regular files: text may come from a pipe.
+            return File.ReadAllText(path);
+        }
+        catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
+        {
+            throw new CommandException($"{path}: the file doesn't exist.");
+        }
+        catch (Exception exception) when (exception is UnauthorizedAccessException or IOException)
+        {
+            throw new CommandException($"{path}: {exception.Message}");
+        }
+    }
 
     /// <summary>Reads a text file of several documents, with a form feed on a line of its own between them, as one text.</summary>
     /// <exception cref="CommandException">There is no such file.</exception>

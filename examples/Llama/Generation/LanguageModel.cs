@@ -14,18 +14,20 @@ public sealed class LanguageModel : IDisposable
     // Of a model whose head is its embedding, some checkpoints hold both.
     private const string Head = "lm_head.weight";
 
+    private readonly TextTokenizer? _tokenizer;
+
     private LanguageModel(
         string directory,
         string fingerprint,
         LlamaForCausalLM model,
-        TextTokenizer tokenizer,
+        TextTokenizer? tokenizer,
         IReadOnlySet<int> stopTokens,
         IReadOnlyList<string> unused)
     {
         Directory = directory;
         Fingerprint = fingerprint;
         Model = model;
-        Tokenizer = tokenizer;
+        _tokenizer = tokenizer;
         StopTokens = stopTokens;
         UnusedTensors = unused;
     }
@@ -40,7 +42,8 @@ public sealed class LanguageModel : IDisposable
     public LlamaForCausalLM Model { get; }
 
     /// <summary>Its tokenizer.</summary>
-    public TextTokenizer Tokenizer { get; }
+    /// <exception cref="InvalidOperationException">It was loaded without.</exception>
+    public TextTokenizer Tokenizer => _tokenizer ?? throw new InvalidOperationException("The model was loaded without its tokenizer.");
 
     /// <summary>Tokens that end a text.</summary>
     public IReadOnlySet<int> StopTokens { get; }
@@ -53,23 +56,30 @@ public sealed class LanguageModel : IDisposable
     /// <param name="dtype">Type of the weights and of the caches; the checkpoint's if null.</param>
     /// <param name="device">Where the model runs; the CPU if null.</param>
     /// <param name="progress">Told the share of bytes that is loaded, 0 to 1.</param>
+    /// <param name="withTokenizer">Whether the tokenizer is read; without, the model takes and gives ids alone.</param>
     /// <exception cref="IOException">A file is missing or damaged.</exception>
     /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented.</exception>
-    public static LanguageModel Load(string directory, ScalarType? dtype = null, Device? device = null, IProgress<double>? progress = null)
+    public static LanguageModel Load(
+        string directory, ScalarType? dtype = null, Device? device = null, IProgress<double>? progress = null, bool withTokenizer = true)
     {
         ArgumentNullException.ThrowIfNull(directory);
+        CheckpointDirectory.Check(directory);
         string configFile = Path.Combine(directory, "config.json");
         LlamaConfig config = LlamaConfig.Load(configFile);
-        TextTokenizer tokenizer = TextTokenizer.Load(directory);
-        if (tokenizer.VocabSize > config.VocabSize)
+        IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
+        TextTokenizer? tokenizer = withTokenizer ? TextTokenizer.Load(directory) : null;
+        tokenizer?.LimitIds(config.VocabSize, directory);
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
+        CheckpointShapes.Check(config, checkpoint);
+        if (tokenizer is not null)
         {
-            throw new CheckpointException(
-                $"expected ids below {config.VocabSize}, the model's vocab_size, but the tokenizer's go up to {tokenizer.VocabSize - 1}.",
-                directory);
+            // A token that ends a text has none: it is never written.
+            config = config with
+            {
+                UnusedTokenIds = [.. Enumerable.Range(0, config.VocabSize).Where(id => !tokenizer.HasToken(id) && !stopTokens.Contains(id))],
+            };
         }
 
-        IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
-        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
         LlamaForCausalLM model = new(config, dtype ?? config.DType, device);
         try
         {

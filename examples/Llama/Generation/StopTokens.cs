@@ -1,4 +1,3 @@
-using System.Text.Json;
 using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Model;
 
@@ -14,14 +13,7 @@ public static class StopTokens
     public static IReadOnlySet<int> Load(string directory, LlamaConfig config)
     {
         ArgumentNullException.ThrowIfNull(config);
-        string path = Path.Combine(directory, "generation_config.json");
-        IReadOnlyList<int> ids = [];
-        if (File.Exists(path))
-        {
-            using JsonDocument document = JsonFile.Open(path);
-            ids = LlamaConfigReader.TokenIds(document.RootElement, "eos_token_id", path);
-        }
-
+        IReadOnlyList<int> ids = GenerationConfig.Load(directory).EosTokenIds;
         return (ids.Count > 0 ? ids : config.EosTokenIds).ToHashSet();
     }
 }

@@ -140,6 +140,6 @@ public abstract class TextGenerator
         }
     }
 
-    private static void Read(Tensor source, Span<float> logits) =>
-        source.to(ScalarType.Float32).cpu().contiguous().data<float>().CopyTo(logits);
+    private void Read(Tensor source, Span<float> logits) =>
+        TokenIds.ExcludeUnused(source, Model.Config).to(ScalarType.Float32).cpu().contiguous().data<float>().CopyTo(logits);
 }

@@ -24,7 +24,8 @@ public static class TokenIds
         {
             string cached = alreadyCached > 0 ? $" after the {alreadyCached} before" : "";
             throw new ArgumentException(
-                $"Expected at most {config.MaxPositions - alreadyCached} tokens{cached}, which the model was made for, but got {ids.Count}.",
+                $"Expected at most {config.MaxPositions - alreadyCached} tokens{cached}, since the model's context is {config.MaxPositions} "
+                + $"(max_position_embeddings), but got {ids.Count}.",
                 nameof(ids));
         }
 
@@ -35,6 +36,23 @@ public static class TokenIds
                 throw new ArgumentException($"Expected ids from 0 to {config.VocabSize - 1}, but token {i} is {ids[i]}.", nameof(ids));
             }
         }
+    }
+
+    /// <summary>Makes the scores of ids that stand for nothing −∞, so that they are never chosen.</summary>
+    /// <param name="logits">[.., vocab_size]; overwritten.</param>
+    /// <param name="config">The model.</param>
+    /// <returns>The scores.</returns>
+    public static Tensor ExcludeUnused(Tensor logits, LlamaConfig config)
+    {
+        ArgumentNullException.ThrowIfNull(logits);
+        ArgumentNullException.ThrowIfNull(config);
+        if (config.UnusedTokenIds.Count == 0)
+        {
+            return logits;
+        }
+
+        using Tensor unused = tensor([.. config.UnusedTokenIds.Select(id => (long)id)], device: logits.device);
+        return logits.index_fill_(-1, unused, double.NegativeInfinity);
     }
 
     /// <summary>Sequences of any lengths as a tensor, with zeros behind the shorter ones.</summary>

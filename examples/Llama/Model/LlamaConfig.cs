@@ -7,6 +7,8 @@ namespace Mustafar.Examples.Llama.Model;
 /// <summary>What a model of the Llama family is made of.</summary>
 public sealed record LlamaConfig
 {
+    private static readonly int[] s_compressedHeadDims = [64, 80, 96, 128, 256];
+
     /// <summary>Number of tokens in the vocabulary.</summary>
     public required int VocabSize { get; init; }
 
@@ -66,9 +68,39 @@ public sealed record LlamaConfig
     /// <summary>Tokens that end a text; generation_config.json may name others.</summary>
     public IReadOnlyList<int> EosTokenIds { get; init; } = [];
 
+    /// <summary>
+    /// Ids below <see cref="VocabSize"/> that stand for nothing, as where the embedding is padded to a round size: never generated.
+    /// </summary>
+    public IReadOnlyList<int> UnusedTokenIds { get; init; } = [];
+
     /// <summary>Latest tokens that a layer sees, the current one included; all if null.</summary>
     /// <param name="layer">0 to <see cref="NumLayers"/> − 1.</param>
     public int? WindowOf(int layer) => SlidingLayers is null || SlidingLayers[layer] ? SlidingWindow : null;
+
+    /// <summary>Checks that a compressed cache can hold keys and values of this model: before its weights are read.</summary>
+    /// <param name="options">How the cache prunes.</param>
+    /// <param name="path">The config.json that this was read from.</param>
+    /// <exception cref="UnsupportedModelException">It can't: its head_dim is not supported, at all or with these options.</exception>
+    public void CheckCompressible(MustafarOptions options, string path)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        if (!s_compressedHeadDims.Contains(HeadDim))
+        {
+            throw new UnsupportedModelException(
+                $"'head_dim' = {HeadDim} is not supported by the compressed cache, which takes {string.Join(", ", s_compressedHeadDims)}; "
+                + "a dense cache (--attention dense) takes any even one.",
+                path);
+        }
+
+        try
+        {
+            _ = options.KeysKept(HeadDim) + options.ValuesKept(HeadDim);
+        }
+        catch (NotSupportedException exception)
+        {
+            throw new UnsupportedModelException($"'head_dim' = {HeadDim} is not supported with these options: {exception.Message}", path);
+        }
+    }
 
     /// <summary>Reads a Hugging Face config.json, as transformers 4 or 5 writes it.</summary>
     /// <param name="path">The file.</param>

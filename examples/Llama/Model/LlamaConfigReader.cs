@@ -24,7 +24,6 @@ internal static class LlamaConfigReader
     // Keys of related models that change the computation, each with the test of a value that does not.
     private static readonly Dictionary<string, Func<JsonElement, bool>> s_neutralValues = new()
     {
-        ["quantization_config"] = _ => false,
         ["partial_rotary_factor"] = value => value.IsNumber(1),
         ["attn_logit_softcapping"] = _ => false,
         ["final_logit_softcapping"] = _ => false,
@@ -48,8 +47,16 @@ internal static class LlamaConfigReader
         {
             if (root.Find(key) is JsonElement value && !isNeutral(value))
             {
-                throw new UnsupportedModelException($"'{key}' = {value.GetRawText()} is not supported.", path);
+                throw new UnsupportedModelException($"'{key}' = {value.Quote()} is not supported.", path);
             }
+        }
+
+        if (root.Find("quantization_config") is JsonElement quantization)
+        {
+            throw new UnsupportedModelException(
+                $"'quantization_config' with quant_method {quantization.Find("quant_method")?.Quote() ?? "not given"} is not supported; "
+                + "expected a checkpoint whose weights are float32, float16 or bfloat16.",
+                path);
         }
 
         string activation = root.FindString("hidden_act", path) ?? "silu";
@@ -79,7 +86,7 @@ internal static class LlamaConfigReader
             NumHeads = numHeads,
             NumKvHeads = numKvHeads,
             HeadDim = headDim,
-            RmsNormEps = root.FindDouble("rms_norm_eps", path) ?? 1e-6,
+            RmsNormEps = Epsilon(root, path),
             Rotary = RotaryConfig.Read(root, headDim, path),
             MaxPositions = root.Find("max_position_embeddings") is null ? 2048 : Positive(root, "max_position_embeddings", path),
             TieWordEmbeddings = root.FindBoolean("tie_word_embeddings", path) ?? false,
@@ -100,7 +107,7 @@ internal static class LlamaConfigReader
         IEnumerable<JsonElement> items = value.ValueKind == JsonValueKind.Array ? value.EnumerateArray() : [value];
         return items.Select(item => item.ValueKind == JsonValueKind.Number && item.TryGetInt32(out int id) && id >= 0
             ? id
-            : throw new CheckpointException($"expected token ids as '{key}', but got {value.GetRawText()}.", path)).ToList();
+            : throw new CheckpointException($"expected token ids as '{key}', but got {value.Quote()}.", path)).ToList();
     }
 
     private static Family FamilyOf(JsonElement root, string path)
@@ -116,7 +123,7 @@ internal static class LlamaConfigReader
         }
         else if (list.ValueKind != JsonValueKind.Array || list.GetArrayLength() == 0 || list[0].ValueKind != JsonValueKind.String)
         {
-            throw new CheckpointException($"expected a list of names as 'architectures', but got {list.GetRawText()}.", path);
+            throw new CheckpointException($"expected a list of names as 'architectures', but got {list.Quote()}.", path);
         }
         else
         {
@@ -132,7 +139,7 @@ internal static class LlamaConfigReader
     {
         if (root.Find("sliding_window") is JsonElement window)
         {
-            throw new UnsupportedModelException($"'sliding_window' = {window.GetRawText()} of a Llama is not supported.", path);
+            throw new UnsupportedModelException($"'sliding_window' = {window.Quote()} of a Llama is not supported.", path);
         }
 
         bool attentionBias = root.FindBoolean("attention_bias", path) ?? false;
@@ -196,11 +203,11 @@ internal static class LlamaConfigReader
         }
 
         string?[] types = list.ValueKind == JsonValueKind.Array
-            ? [.. list.EnumerateArray().Select(item => item.ValueKind == JsonValueKind.String ? item.GetString() : item.GetRawText())]
+            ? [.. list.EnumerateArray().Select(item => item.ValueKind == JsonValueKind.String ? item.GetString() : null)]
             : [];
         if (types.Length != config.NumLayers)
         {
-            throw new CheckpointException($"expected 'layer_types' of {config.NumLayers} layers, but got {list.GetRawText()}.", path);
+            throw new CheckpointException($"expected 'layer_types' of {config.NumLayers} layers, but got {list.Quote()}.", path);
         }
 
         bool[] sliding = [.. types.Select(type => type == "sliding_attention")];
@@ -208,7 +215,7 @@ internal static class LlamaConfigReader
         return isKnown && (config.SlidingWindow is not null || !sliding.Contains(true))
             ? config with { SlidingLayers = config.SlidingWindow is null ? null : sliding }
             : throw new UnsupportedModelException(
-                $"'layer_types' = {list.GetRawText()} is not supported; expected 'full_attention', or 'sliding_attention' in a model with a window.",
+                $"'layer_types' = {list.Quote()} is not supported; expected 'full_attention', or 'sliding_attention' in a model with a window.",
                 path);
     }
 
@@ -255,6 +262,15 @@ internal static class LlamaConfigReader
             "bfloat16" => ScalarType.BFloat16,
             _ => throw new UnsupportedModelException($"dtype '{name}' is not supported; expected float32, float16 or bfloat16.", path),
         };
+    }
+
+    private static double Epsilon(JsonElement root, string path)
+    {
+        const string key = "rms_norm_eps";
+        double value = root.FindDouble(key, path) ?? 1e-6;
+        return double.IsFinite(value) && value >= 0
+            ? value
+            : throw new CheckpointException($"expected a finite '{key}' of at least 0, but it is {root.Find(key)!.Value.Quote()}.", path);
     }
 
     private static int Positive(JsonElement root, string key, string path)

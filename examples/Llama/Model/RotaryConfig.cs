@@ -27,17 +27,24 @@ internal static class RotaryConfig
 
         foreach (JsonProperty parameter in parameters?.EnumerateObject() ?? default)
         {
+            if (parameter.Value.ValueKind == JsonValueKind.Object)
+            {
+                // As in Gemma 3.
+                throw new UnsupportedModelException(
+                    $"'rope_parameters' with a set of its own for '{parameter.Name}' is not supported; expected one set for all layers.", path);
+            }
+
             bool isKnown = s_commonKeys.Contains(parameter.Name) || (type == Llama3 && s_llama3Keys.Contains(parameter.Name));
             if (!isKnown && parameter.Value.ValueKind != JsonValueKind.Null)
             {
                 throw new UnsupportedModelException(
-                    $"'{parameter.Name}' = {parameter.Value.GetRawText()} with RoPE type '{type}' is not supported.", path);
+                    $"'{parameter.Name}' = {parameter.Value.Quote()} with RoPE type '{type}' is not supported.", path);
             }
         }
 
         if (parameters?.Find("partial_rotary_factor") is JsonElement partial && !partial.IsNumber(1))
         {
-            throw new UnsupportedModelException($"'partial_rotary_factor' = {partial.GetRawText()} is not supported.", path);
+            throw new UnsupportedModelException($"'partial_rotary_factor' = {partial.Quote()} is not supported.", path);
         }
 
         double theta = parameters?.FindDouble("rope_theta", path) ?? root.FindDouble("rope_theta", path) ?? 10_000;
@@ -52,7 +59,9 @@ internal static class RotaryConfig
     private static JsonElement? Parameters(JsonElement root, string path)
     {
         JsonElement? scaling = root.Find("rope_scaling");
-        JsonElement? parameters = root.Find("rope_parameters") ?? scaling;
+        JsonElement? parameters = root.Find("rope_parameters");
+        string key = parameters is null ? "rope_scaling" : "rope_parameters";
+        parameters ??= scaling;
         if (parameters is not JsonElement value)
         {
             return null;
@@ -60,7 +69,7 @@ internal static class RotaryConfig
 
         if (value.ValueKind != JsonValueKind.Object)
         {
-            throw new CheckpointException($"expected an object with the parameters of RoPE, but got {value.GetRawText()}.", path);
+            throw new CheckpointException($"expected an object as '{key}', the parameters of RoPE, but got {value.Quote()}.", path);
         }
 
         return scaling is JsonElement other && !JsonElement.DeepEquals(value, other)

@@ -1,7 +1,3 @@
-using System.Text;
-using System.Text.RegularExpressions;
-using Microsoft.ML.Tokenizers;
-
 namespace Mustafar.Examples.Llama.Tokenizer;
 
 /// <summary>
@@ -11,12 +7,9 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
 {
     private readonly TokenizerFile _file;
     private readonly ByteFallbackRules _rules;
-    private readonly int[] _byteIds;
-    private readonly BpeTokenizer _bpe;
+    private readonly CharacterMerger _merger;
 
-    // Added tokens that are found in normalised text, as the normalizer writes them.
-    private readonly Dictionary<string, int> _normalizedTokens;
-    private readonly Regex? _normalizedPattern;
+    private readonly NormalizedTokens _normalizedTokens;
 
     public ByteFallbackTokenizer(TokenizerFile file, ByteFallbackRules rules)
         : this(file, rules, ByteFallback.Ids(file.Vocabulary, file.Path))
@@ -28,11 +21,8 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
     {
         _file = file;
         _rules = rules;
-        _byteIds = byteIds;
-        _bpe = BpeTokenizer.Create(new BpeOptions(file.Vocabulary) { Merges = file.Merges });
-        _normalizedTokens = file.AddedTokens.Where(token => token.IsNormalized)
-            .ToDictionary(token => rules.WithSpaces(token.Content, isFirst: true), token => token.Id);
-        _normalizedPattern = AnyOf(_normalizedTokens.Keys);
+        _merger = new CharacterMerger(file.Vocabulary, [], byteIds, file.MakeMerger());
+        _normalizedTokens = new NormalizedTokens(file.AddedTokens, text => rules.WithSpaces(text, isFirst: true));
     }
 
     public override IReadOnlyList<int> Prefix => _file.Prefix;
@@ -41,66 +31,23 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
 
     private protected override IReadOnlyList<int> Suffix => _file.Suffix;
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids)
+    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
-        string spaced = _rules.WithSpaces(text, isFirst);
-        int end = 0;
-        for (Match? match = _normalizedPattern?.Match(spaced); match is { Success: true }; match = match.NextMatch())
-        {
-            EncodeWords(spaced[end..match.Index], ids);
-            ids.Add(_normalizedTokens[match.Value]);
-            end = match.Index + match.Length;
-        }
-
-        EncodeWords(spaced[end..], ids);
+        _normalizedTokens.Encode(_rules.WithSpaces(text, isFirst), ids, part => EncodeWords(part, ids, cancellationToken));
     }
 
-    private void EncodeWords(string spaced, List<int> ids)
+    private void EncodeWords(ReadOnlySpan<char> spaced, List<int> ids, CancellationToken cancellationToken)
     {
         int start = 0;
         for (int i = 1; _rules.SplitsAtSpaces && i < spaced.Length; i++)
         {
             if (spaced[i] == ByteFallback.Space)
             {
-                EncodeWord(spaced[start..i], ids);
+                _merger.Encode(spaced[start..i], ids, cancellationToken);
                 start = i;
             }
         }
 
-        EncodeWord(spaced[start..], ids);
-    }
-
-    // No merge has a part that is a byte, so that what stands between unknown characters can be merged by itself.
-    private void EncodeWord(string word, List<int> ids)
-    {
-        int known = 0;
-        Span<byte> utf8 = stackalloc byte[4];
-        for (int i = 0; i < word.Length;)
-        {
-            int length = char.IsSurrogatePair(word, i) ? 2 : 1;
-            if (!_file.Vocabulary.ContainsKey(word.Substring(i, length)))
-            {
-                Merge(word[known..i], ids);
-                int count = Encoding.UTF8.GetBytes(word.AsSpan(i, length), utf8);
-                foreach (byte value in utf8[..count])
-                {
-                    ids.Add(_byteIds[value]);
-                }
-
-                known = i + length;
-            }
-
-            i += length;
-        }
-
-        Merge(word[known..], ids);
-    }
-
-    private void Merge(string word, List<int> ids)
-    {
-        if (word.Length > 0)
-        {
-            ids.AddRange(_bpe.EncodeToIds(word, considerPreTokenization: false, considerNormalization: false));
-        }
+        _merger.Encode(spaced[start..], ids, cancellationToken);
     }
 }

@@ -1,14 +1,15 @@
 using System.Text;
 using System.Text.Json;
+using System.Text.RegularExpressions;
 using Mustafar.Examples.Llama.Checkpoint;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
 
 /// <summary>What a tokenizer.json of byte-level BPE says beside vocabulary and merges.</summary>
-/// <param name="Splitter">Cuts a text into pieces.</param>
+/// <param name="Splitters">Cut a text into pieces, each the pieces of the one before.</param>
 /// <param name="AddPrefixSpace">Whether a text gets a space in front if it has none.</param>
 /// <param name="Normalization">Unicode form that a text is brought to first; none if null.</param>
-internal sealed record ByteLevelRules(PieceSplitter Splitter, bool AddPrefixSpace, NormalizationForm? Normalization)
+internal sealed record ByteLevelRules(IReadOnlyList<PieceSplitter> Splitters, bool AddPrefixSpace, NormalizationForm? Normalization)
 {
     // The expression that a ByteLevel pre-tokenizer has built in (GPT-2's).
     private const string ByteLevelPattern = @"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -19,11 +20,23 @@ internal sealed record ByteLevelRules(PieceSplitter Splitter, bool AddPrefixSpac
     public static ByteLevelRules Read(JsonElement root, string path)
     {
         NormalizationForm? normalization = ReadNormalizer(root, path);
-        (string pattern, bool addPrefixSpace) = ReadPreTokenizer(root, path);
+        (List<string> patterns, bool addPrefixSpace) = ReadPreTokenizer(root, path);
         string decoder = TokenizerFile.TypeOf(root.Require("decoder", JsonValueKind.Object, path));
         return decoder == "ByteLevel"
-            ? new ByteLevelRules(MakeSplitter(pattern, path), addPrefixSpace, normalization)
+            ? new ByteLevelRules([.. patterns.Select(pattern => MakeSplitter(pattern, path))], addPrefixSpace, normalization)
             : throw new UnsupportedModelException($"decoder '{decoder}' is not supported; expected 'ByteLevel'.", path);
+    }
+
+    /// <summary>The pieces of a text, in order.</summary>
+    public IEnumerable<string> Split(string text, CancellationToken cancellationToken)
+    {
+        IEnumerable<string> pieces = [text];
+        foreach (PieceSplitter splitter in Splitters)
+        {
+            pieces = pieces.SelectMany(piece => splitter.Split(piece, cancellationToken).Select(range => piece[range]));
+        }
+
+        return pieces;
     }
 
     private static NormalizationForm? ReadNormalizer(JsonElement root, string path)
@@ -46,35 +59,40 @@ internal sealed record ByteLevelRules(PieceSplitter Splitter, bool AddPrefixSpac
             : throw new UnsupportedModelException("normalizer 'NFC' needs the Unicode data that this .NET runs without.", path);
     }
 
-    // Either a ByteLevel that splits by its built-in expression, or a Split by the file's expression and a ByteLevel that doesn't.
-    private static (string Pattern, bool AddPrefixSpace) ReadPreTokenizer(JsonElement root, string path)
+    // Steps that split, and a ByteLevel behind them, which may split once more.
+    private static (List<string> Patterns, bool AddPrefixSpace) ReadPreTokenizer(JsonElement root, string path)
     {
         root.Require("pre_tokenizer", JsonValueKind.Object, path);
         JsonElement[] steps = TokenizerFile.Steps(root, "pre_tokenizer", "pretokenizers", path);
         string[] types = [.. steps.Select(TokenizerFile.TypeOf)];
-        if (types is not (["ByteLevel"] or ["Split", "ByteLevel"]))
+        if (types is not [.., "ByteLevel"] || types[..^1].Any(type => type is not ("Split" or "Digits")))
         {
             throw new UnsupportedModelException(
-                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected [ByteLevel] or [Split, ByteLevel].", path);
+                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected any of Split and Digits, and ByteLevel as the last.",
+                path);
         }
 
-        JsonElement byteLevel = steps[^1];
-        bool addPrefixSpace = byteLevel.FindBoolean("add_prefix_space", path) ?? true;
-        bool usesBuiltIn = byteLevel.FindBoolean("use_regex", path) ?? true;
-        if (types.Length == 1)
+        List<string> patterns = [.. steps[..^1].Select(step => TokenizerFile.TypeOf(step) == "Split" ? ReadSplit(step, path) : ReadDigits(step, path))];
+        bool addPrefixSpace = steps[^1].FindBoolean("add_prefix_space", path) ?? true;
+        if (patterns.Count > 0 && addPrefixSpace)
         {
-            return usesBuiltIn
-                ? (ByteLevelPattern, addPrefixSpace)
-                : throw new UnsupportedModelException("a ByteLevel pre-tokenizer with neither a Split nor 'use_regex' is not supported.", path);
+            // The space would go in front of each piece.
+            throw new UnsupportedModelException("'add_prefix_space' of a ByteLevel after other steps is not supported.", path);
         }
 
-        // The space would go in front of each piece.
-        if (usesBuiltIn || addPrefixSpace)
+        if (steps[^1].FindBoolean("use_regex", path) ?? true)
         {
-            throw new UnsupportedModelException("'use_regex' or 'add_prefix_space' of a ByteLevel after a Split is not supported.", path);
+            patterns.Add(ByteLevelPattern);
         }
 
-        JsonElement split = steps[0];
+        return (patterns, addPrefixSpace);
+    }
+
+    private static string ReadDigits(JsonElement digits, string path) =>
+        (digits.FindBoolean("individual_digits", path) ?? false) ? @"\p{N}" : @"\p{N}+";
+
+    private static string ReadSplit(JsonElement split, string path)
+    {
         string behavior = split.FindString("behavior", path) ?? "";
         if (behavior != "Isolated" || (split.FindBoolean("invert", path) ?? false))
         {
@@ -82,9 +100,11 @@ internal sealed record ByteLevelRules(PieceSplitter Splitter, bool AddPrefixSpac
                 $"a Split with behavior '{behavior}' or 'invert' is not supported; expected 'Isolated', not inverted.", path);
         }
 
-        return split.Require("pattern", JsonValueKind.Object, path).FindString("Regex", path) is string pattern
-            ? (pattern, false)
-            : throw new UnsupportedModelException("a Split by a literal text is not supported; expected a 'Regex'.", path);
+        JsonElement pattern = split.Require("pattern", JsonValueKind.Object, path);
+        return pattern.FindString("Regex", path)
+            ?? (pattern.FindString("String", path) is { Length: > 0 } literal
+                ? Regex.Escape(literal)
+                : throw new CheckpointException("expected a 'Regex' or a 'String' as 'pattern' of a Split.", path));
     }
 
     private static PieceSplitter MakeSplitter(string pattern, string path)

@@ -1,5 +1,5 @@
+using System.Runtime.InteropServices;
 using System.Text;
-using Microsoft.ML.Tokenizers;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
 
@@ -8,14 +8,18 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 {
     private readonly TokenizerFile _file;
     private readonly ByteLevelRules _rules;
-    private readonly BpeTokenizer _bpe;
+    private readonly BytePairMerger _merger;
+    private readonly int[] _byteIds;
+    private readonly NormalizedTokens _normalizedTokens;
 
     public ByteLevelTokenizer(TokenizerFile file, ByteLevelRules rules)
         : base(file.AddedTokens, Bytes(file))
     {
         _file = file;
         _rules = rules;
-        _bpe = BpeTokenizer.Create(new BpeOptions(file.Vocabulary) { Merges = file.Merges, ByteLevel = true });
+        _merger = file.MakeMerger();
+        _normalizedTokens = new NormalizedTokens(file.AddedTokens, Normalize);
+        _byteIds = [.. ByteLevelAlphabet.Characters.ToArray().Select(character => file.Vocabulary[character.ToString()])];
     }
 
     public override IReadOnlyList<int> Prefix => _file.Prefix;
@@ -24,35 +28,43 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 
     private protected override IReadOnlyList<int> Suffix => _file.Suffix;
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids)
+    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
-        if (_rules.Normalization is NormalizationForm form)
-        {
-            text = Normalized(text, form);
-        }
+        _normalizedTokens.Encode(Normalize(text), ids, part => EncodePieces(part, ids, cancellationToken));
+    }
 
+    private void EncodePieces(string text, List<int> ids, CancellationToken cancellationToken)
+    {
         if (_rules.AddPrefixSpace && text[0] != ' ')
         {
             text = ' ' + text;
         }
 
-        foreach (Range piece in _rules.Splitter.Split(text))
+        List<int> symbols = [];
+        foreach (string part in _rules.Split(text, cancellationToken))
         {
-            string part = text[piece];
+            cancellationToken.ThrowIfCancellationRequested();
             if (_file.IgnoreMerges && _file.Vocabulary.TryGetValue(InAlphabet(part), out int id))
             {
                 ids.Add(id);
             }
             else
             {
-                ids.AddRange(_bpe.EncodeToIds(part, considerPreTokenization: false, considerNormalization: false));
+                symbols.Clear();
+                foreach (byte value in Encoding.UTF8.GetBytes(part))
+                {
+                    symbols.Add(_byteIds[value]);
+                }
+
+                _merger.Merge(CollectionsMarshal.AsSpan(symbols), ids, cancellationToken);
             }
         }
     }
 
     // .NET refuses the noncharacter U+FFFE, with which nothing composes.
-    private static string Normalized(string text, NormalizationForm form) =>
-        string.Join('\uFFFE', text.Split('\uFFFE').Select(part => part.Normalize(form)));
+    private string Normalize(string text) => _rules.Normalization is NormalizationForm form
+        ? string.Join('\uFFFE', text.Split('\uFFFE').Select(part => part.Normalize(form)))
+        : text;
 
     private static Dictionary<int, byte[]> Bytes(TokenizerFile file)
     {

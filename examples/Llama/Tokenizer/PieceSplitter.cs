@@ -12,15 +12,47 @@ internal sealed class PieceSplitter
 {
     private static readonly char[] s_standIns = FindStandIns();
 
+    private static readonly TimeSpan s_timeLimit = TimeSpan.FromSeconds(2);
+
     private readonly Regex _regex;
 
     /// <summary>Makes a splitter.</summary>
     /// <param name="pattern">The expression of one piece; what it leaves between its matches is a piece too.</param>
     /// <exception cref="ArgumentException"><paramref name="pattern"/> is not an expression that .NET understands.</exception>
-    public PieceSplitter(string pattern) => _regex = new Regex(pattern, RegexOptions.CultureInvariant | RegexOptions.Compiled);
+    public PieceSplitter(string pattern) => _regex = MakeRegex(pattern);
 
     /// <summary>The pieces of a text, in order; together they are the text.</summary>
-    public List<Range> Split(string text)
+    /// <param name="text">The text.</param>
+    /// <param name="cancellationToken">Stops between pieces.</param>
+    /// <exception cref="TimeoutException">One piece takes too long: the expression backtracks without end in this text.</exception>
+    public List<Range> Split(string text, CancellationToken cancellationToken = default)
+    {
+        try
+        {
+            return SplitInTime(text, cancellationToken);
+        }
+        catch (RegexMatchTimeoutException exception)
+        {
+            throw new TimeoutException(
+                $"The pre-tokenizer's expression takes more than {s_timeLimit.TotalSeconds} s for one piece of this text: {exception.Pattern}",
+                exception);
+        }
+    }
+
+    // Without backtracking no expression explodes, but one that looks ahead, as most do, can't be matched so.
+    private static Regex MakeRegex(string pattern)
+    {
+        try
+        {
+            return new Regex(pattern, RegexOptions.CultureInvariant | RegexOptions.NonBacktracking);
+        }
+        catch (NotSupportedException)
+        {
+            return new Regex(pattern, RegexOptions.CultureInvariant | RegexOptions.Compiled, s_timeLimit);
+        }
+    }
+
+    private List<Range> SplitInTime(string text, CancellationToken cancellationToken)
     {
         int[]? origins = null;
         string matched = text.AsSpan().IndexOfAnyInRange('\uD800', '\uDFFF') < 0 ? text : ReplacePairs(text, out origins);
@@ -28,6 +60,7 @@ internal sealed class PieceSplitter
         int end = 0;
         foreach (ValueMatch match in _regex.EnumerateMatches(matched))
         {
+            cancellationToken.ThrowIfCancellationRequested();
             Add(end, match.Index);
             Add(match.Index, match.Index + match.Length);
             end = match.Index + match.Length;

@@ -12,6 +12,7 @@ internal sealed class SentencePieceModelFile
     private readonly string _path;
     private readonly Dictionary<string, int> _vocabulary = [];
     private readonly List<AddedToken> _controls = [];
+    private readonly Dictionary<string, (int Id, float Score)> _texts = [];
     private int _modelType = 1;
     private bool _byteFallback;
     private bool _whitespaceAsSuffix;
@@ -38,6 +39,9 @@ internal sealed class SentencePieceModelFile
     /// <summary>Pieces that no text is cut into, such as the one that begins a text.</summary>
     public IReadOnlyList<AddedToken> Controls => _controls;
 
+    /// <summary>Pieces that a text is merged into; of two, the one of higher score is made first.</summary>
+    public IReadOnlyDictionary<string, (int Id, float Score)> Texts => _texts;
+
     /// <summary>Whether a space is put in front of a text.</summary>
     public bool AddsSpaceInFront { get; private set; } = true;
 
@@ -59,7 +63,7 @@ internal sealed class SentencePieceModelFile
         }
         catch (InvalidProtocolBufferException exception)
         {
-            throw new CheckpointException($"expected a SentencePiece model, but {exception.Message}", path, inner: exception);
+            throw new CheckpointException($"expected a SentencePiece model, but it is none, or damaged.", path, inner: exception);
         }
 
         file.RequireSupported();
@@ -91,6 +95,7 @@ internal sealed class SentencePieceModelFile
     private void ReadPiece(CodedInputStream input)
     {
         string text = "";
+        float score = 0;
         PieceType type = PieceType.Normal;
         for (uint tag = input.ReadTag(); tag != 0; tag = input.ReadTag())
         {
@@ -98,6 +103,9 @@ internal sealed class SentencePieceModelFile
             {
                 case 1:
                     text = input.ReadString();
+                    break;
+                case 2:
+                    score = input.ReadFloat();
                     break;
                 case 3:
                     type = (PieceType)input.ReadEnum();
@@ -121,6 +129,10 @@ internal sealed class SentencePieceModelFile
         else if (type is not (PieceType.Normal or PieceType.Byte))
         {
             throw new UnsupportedModelException($"piece '{text}' of type {type} is not supported.", _path);
+        }
+        else if (type == PieceType.Normal)
+        {
+            _texts.Add(text, (id, score));
         }
     }
 

@@ -1,4 +1,3 @@
-using Microsoft.ML.Tokenizers;
 using Mustafar.Examples.Llama.Checkpoint;
 
 namespace Mustafar.Examples.Llama.Tokenizer;
@@ -10,20 +9,19 @@ namespace Mustafar.Examples.Llama.Tokenizer;
 /// </remarks>
 internal sealed class SentencePieceModelTokenizer : TextTokenizer
 {
-    private readonly SentencePieceTokenizer _pieces;
+    private readonly CharacterMerger _merger;
     private readonly bool _spaceInFront;
     private readonly bool _spaceInFrontOfParts;
 
     private SentencePieceModelTokenizer(
         SentencePieceModelFile file,
-        SentencePieceTokenizer pieces,
         int[] byteIds,
         IReadOnlyList<int> prefix,
         IReadOnlyList<int> suffix,
         SentencePieceConfig config)
         : base([.. file.Controls, .. config.AddedTokens], ByteFallback.Bytes(file.Vocabulary, byteIds))
     {
-        _pieces = pieces;
+        _merger = SentencePieceMerges.Make(file, byteIds);
         _spaceInFront = file.AddsSpaceInFront;
         _spaceInFrontOfParts = file.AddsSpaceInFront && config.IsLegacy;
         Prefix = prefix;
@@ -42,29 +40,23 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     public static new SentencePieceModelTokenizer Load(string path)
     {
         byte[] content = File.ReadAllBytes(path);
+        LfsPointer.ThrowIfPointer(content, path);
         SentencePieceModelFile file = SentencePieceModelFile.Read(content, path);
         SentencePieceConfig config = SentencePieceConfig.Read(Path.GetDirectoryName(path) ?? "", file);
         int[] byteIds = ByteFallback.Ids(file.Vocabulary, path);
-        using MemoryStream stream = new(content);
         return new SentencePieceModelTokenizer(
             file,
-            SentencePieceTokenizer.Create(stream, addBeginningOfSentence: false, addEndOfSentence: false),
             byteIds,
             Frame(config.Begins, file.BeginningId, file, path),
             Frame(config.Ends, file.EndId, file, path),
             config);
     }
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids)
+    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
         string spaced = text.Replace(' ', ByteFallback.Space);
         bool adds = isFirst ? _spaceInFront : _spaceInFrontOfParts;
-        ids.AddRange(_pieces.EncodeToIds(
-            adds ? ByteFallback.Space + spaced : spaced,
-            addBeginningOfSentence: false,
-            addEndOfSentence: false,
-            considerPreTokenization: false,
-            considerNormalization: false));
+        _merger.Encode(adds ? ByteFallback.Space + spaced : spaced, ids, cancellationToken);
     }
 
     private static int[] Frame(bool added, int id, SentencePieceModelFile file, string path) =>

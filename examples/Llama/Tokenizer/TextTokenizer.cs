@@ -15,6 +15,7 @@ public abstract class TextTokenizer
     private readonly Dictionary<int, byte[]> _bytesOf;
     private readonly HashSet<int> _special;
     private readonly Regex? _addedPattern;
+    private int _idLimit = int.MaxValue;
 
     private protected TextTokenizer(IReadOnlyList<AddedToken> addedTokens, Dictionary<int, byte[]> bytesOf)
     {
@@ -42,6 +43,11 @@ public abstract class TextTokenizer
     private protected abstract IReadOnlyList<int> Suffix { get; }
 
     /// <summary>Reads the tokenizer of a checkpoint: its tokenizer.json, or where there is none, its tokenizer.model.</summary>
+    /// <remarks>
+    /// What stands around a text is what tokenizer.json's post-processor says, as in transformers 5. transformers 4 lets
+    /// <c>add_bos_token</c> and <c>add_eos_token</c> of tokenizer_config.json overrule it for Llama's tokenizer classes. Beside a
+    /// tokenizer.model they are followed.
+    /// </remarks>
     /// <param name="directory">The checkpoint.</param>
     /// <exception cref="FileNotFoundException">It has neither.</exception>
     /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
@@ -58,16 +64,22 @@ public abstract class TextTokenizer
     /// <summary>The ids of a text.</summary>
     /// <param name="text">Any text; added tokens in it are recognised. Half surrogate pairs count as U+FFFD.</param>
     /// <param name="addSpecialTokens">Whether to add what the tokenizer puts in front of and behind a text.</param>
-    public List<int> Encode(string text, bool addSpecialTokens = true)
+    /// <param name="cancellationToken">Stops the work, which takes time in proportion to n log n of the text's length.</param>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
+    public List<int> Encode(string text, bool addSpecialTokens = true, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(text);
-        List<int> ids = Encode([new TextPart(text, IsMarkup: true)]);
+        List<int> ids = Encode([new TextPart(text, IsMarkup: true)], cancellationToken);
         return addSpecialTokens ? [.. Prefix, .. ids, .. Suffix] : ids;
     }
 
     /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
     /// <param name="parts">The parts; added tokens are recognised in markup only. Half surrogate pairs count as U+FFFD.</param>
-    public List<int> Encode(IReadOnlyList<TextPart> parts)
+    /// <param name="cancellationToken">Stops the work.</param>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
+    public List<int> Encode(IReadOnlyList<TextPart> parts, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(parts);
         string[] texts = [.. parts.Select(part => WithoutHalfPairs(part.Text))];
@@ -90,13 +102,20 @@ public abstract class TextTokenizer
         }
 
         Plain(end, whole.Length);
+        if (VocabSize > _idLimit && ids.FindIndex(id => id >= _idLimit) is int past and >= 0)
+        {
+            throw new ArgumentException(
+                $"The text has the token '{Encoding.UTF8.GetString(BytesOf(ids[past]))}', but its id {ids[past]} is not below {_idLimit}, "
+                + "the model's vocab_size: the model has no embedding for it. Leave the token out.", nameof(parts));
+        }
+
         return ids;
 
         void Plain(int from, int to)
         {
             if (from < to)
             {
-                EncodePlain(whole[from..to], isFirst: from == 0, ids);
+                EncodePlain(whole[from..to], isFirst: from == 0, ids, cancellationToken);
             }
         }
     }
@@ -124,20 +143,40 @@ public abstract class TextTokenizer
     /// <summary>Whether an id is a special token, which is left out of decoded text.</summary>
     public bool IsSpecial(int id) => _special.Contains(id);
 
+    /// <summary>Whether an id is in the vocabulary.</summary>
+    public bool HasToken(int id) => _bytesOf.ContainsKey(id);
+
     /// <summary>The bytes that an id stands for: any part of UTF-8 text.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
     public ReadOnlySpan<byte> BytesOf(int id) => _bytesOf.TryGetValue(id, out byte[]? bytes)
         ? bytes
         : throw new ArgumentOutOfRangeException(nameof(id), id, "The tokenizer has no token of this id.");
 
+    /// <summary>Has texts refused that have added tokens from a given id on, which a model may lack.</summary>
+    /// <param name="vocabSize">The model's ids are below this.</param>
+    /// <param name="directory">The checkpoint.</param>
+    /// <exception cref="CheckpointException">Other tokens are past it, or those that stand around a text.</exception>
+    internal void LimitIds(int vocabSize, string directory)
+    {
+        HashSet<int> added = [.. _addedByText.Values.Select(token => token.Id)];
+        if (_bytesOf.Keys.Any(id => id >= vocabSize && !added.Contains(id)) || Prefix.Concat(Suffix).Any(id => id >= vocabSize))
+        {
+            throw new CheckpointException(
+                $"expected ids below {vocabSize}, the model's vocab_size, but the tokenizer's go up to {VocabSize - 1}.", directory);
+        }
+
+        _idLimit = vocabSize;
+    }
+
     /// <summary>Adds the ids of a text without added tokens.</summary>
     /// <param name="text">The text, not empty.</param>
     /// <param name="isFirst">Whether it begins the whole text.</param>
     /// <param name="ids">Where to add.</param>
-    private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids);
+    /// <param name="cancellationToken">Stops the work.</param>
+    private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken);
 
     /// <summary>An expression that matches any of several texts, or null if there are none.</summary>
-    private protected static Regex? AnyOf(IEnumerable<string> texts)
+    internal static Regex? AnyOf(IEnumerable<string> texts)
     {
         // Of two that begin at one place, the longer wins.
         string[] longestFirst = [.. texts.OrderByDescending(text => text.Length).Select(Regex.Escape)];

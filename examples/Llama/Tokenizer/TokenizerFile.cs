@@ -64,6 +64,19 @@ internal sealed class TokenizerFile
         return new ByteLevelTokenizer(file, rules);
     }
 
+    /// <summary>What merges tokens. Of a pair that is listed twice, the later rank counts, as in Hugging Face's library.</summary>
+    public BytePairMerger MakeMerger()
+    {
+        Dictionary<(int, int), (int, int)> merges = new(Merges.Count);
+        for (int rank = 0; rank < Merges.Count; rank++)
+        {
+            string[] parts = Merges[rank].Split(' ');
+            merges[(Vocabulary[parts[0]], Vocabulary[parts[1]])] = (rank, Vocabulary[parts[0] + parts[1]]);
+        }
+
+        return new BytePairMerger(merges);
+    }
+
     /// <summary>The kind of a part.</summary>
     public static string TypeOf(JsonElement part) => part.Find("type")?.ToString() ?? "of unknown type";
 
@@ -179,7 +192,7 @@ internal sealed class TokenizerFile
             throw new CheckpointException($"expected an array 'added_tokens', but got {JsonFile.Describe(list.ValueKind)}.", path);
         }
 
-        bool hasNormalizer = root.Find("normalizer") is not null;
+        bool hasNormalizer = Steps(root, "normalizer", "normalizers", path).Length > 0;
         foreach (JsonElement token in list.EnumerateArray())
         {
             AddedToken read = ReadAddedToken(token, token.RequireInt32("id", path), path);
@@ -227,7 +240,7 @@ internal sealed class TokenizerFile
             else if (item.Find("SpecialToken")?.FindString("id", path) is string name)
             {
                 JsonElement ids = specials.Require(name, JsonValueKind.Object, path).Require("ids", JsonValueKind.Array, path);
-                (textSeen ? suffix : prefix).AddRange(ids.EnumerateArray().Select(id => id.GetInt32()));
+                (textSeen ? suffix : prefix).AddRange(ids.EnumerateArray().Select(id => ReadId(id, name, path)));
             }
             else
             {
@@ -241,6 +254,12 @@ internal sealed class TokenizerFile
             throw new CheckpointException("expected a sequence in the post-processor's template, but it has none.", path);
         }
     }
+
+    private static int ReadId(JsonElement id, string name, string path) =>
+        id.ValueKind == JsonValueKind.Number && id.TryGetInt32(out int number) && number >= 0
+            ? number
+            : throw new CheckpointException(
+                $"expected ids in 'post_processor' … 'special_tokens' … '{name}' … 'ids', but got {id.GetRawText()}.", path);
 
     private void RequireOneTokenPerId()
     {
@@ -266,12 +285,6 @@ internal sealed class TokenizerFile
 
     private void RequireByteLevelTokens()
     {
-        if (AddedTokens.FirstOrDefault(token => token.IsNormalized) is AddedToken normalized)
-        {
-            throw new UnsupportedModelException(
-                $"'normalized' of the added token '{normalized.Content}' is not supported beside the normalizer of byte-level BPE.", Path);
-        }
-
         foreach (char character in ByteLevelAlphabet.Characters)
         {
             if (!Vocabulary.ContainsKey(character.ToString()))

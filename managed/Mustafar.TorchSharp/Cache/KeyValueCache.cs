@@ -9,6 +9,8 @@ namespace Mustafar;
 /// An attention module hands each step's queries, keys and values to <see cref="Forward"/> and gets the attention's output.
 /// How the past is stored (dense, or pruned and compressed) is the business of the derived class, so one module serves all.
 /// A cache is used by one thread at a time; those of this library give a second one an <see cref="InvalidOperationException"/>.
+/// <see cref="Lengths"/>, <see cref="Length"/> and <see cref="Memory"/> may be read by any thread: during a call of another one they
+/// show sequences before or after it, or some of each. <see cref="Dispose()"/> may be called by any thread, and waits for such a call.
 /// </remarks>
 public abstract class KeyValueCache : IDisposable
 {

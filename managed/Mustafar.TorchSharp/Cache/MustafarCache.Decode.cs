@@ -6,9 +6,6 @@ namespace Mustafar;
 // The native calls of a step: appending tokens, with the pages they need, and attending to what is stored.
 public sealed unsafe partial class MustafarCache
 {
-    private int CompressedTokens(int length) =>
-        (int)NativeMethods.CompressedTokens(length, Options.LocalWindow, Options.GroupSize);
-
     // The work of Forward; what it leaves behind when it fails is for GoBack to undo.
     private Tensor Step(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
     {
@@ -81,9 +78,9 @@ public sealed unsafe partial class MustafarCache
         }
     }
 
-    // As the library counts: tokens that are not there yet are not compressed.
+    // How many tokens of a sequence are compressed that is so long, and so many longer soon.
     private int Due(int length, int lookahead) =>
-        Math.Min(CompressedTokens(length + lookahead), length / Options.GroupSize * Options.GroupSize);
+        (int)NativeMethods.CompressedTokens(length, lookahead, Options.LocalWindow, Options.GroupSize);
 
     private void SetCounts(ReadOnlySpan<int> counts)
     {
@@ -128,6 +125,7 @@ public sealed unsafe partial class MustafarCache
         NativeAppend append = new()
         {
             Batch = BatchSize,
+            NumSlots = BatchSize,
             NumKvHeads = NumKvHeads,
             NumTokens = tokens,
             Lookahead = lookahead,
@@ -175,7 +173,7 @@ public sealed unsafe partial class MustafarCache
         {
             if (_pagesAdded[b] > 0)
             {
-                foreach (nint page in _pool.Rent(_pagesAdded[b], _pages.Count(b) - _pages.Released(b), _pages.Last(b)))
+                foreach (int page in _pool.Rent(_pagesAdded[b], _pages.Count(b) - _pages.Released(b), _pages.Last(b)))
                 {
                     _pages.Add(b, page);
                 }
@@ -199,6 +197,7 @@ public sealed unsafe partial class MustafarCache
         NativeAttention attention = new()
         {
             Batch = BatchSize,
+            NumSlots = BatchSize,
             NumHeads = checked((int)query.size(1)),
             NumKvHeads = NumKvHeads,
             NumQueries = queries,
@@ -269,7 +268,7 @@ public sealed unsafe partial class MustafarCache
             _workspace?.Dispose();
             _workspace = null;
             using IDisposable mode = inference_mode(false);
-            _workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
+            _workspace = TensorAccess.Workspace(bytes, Device).DetachFromDisposeScope();
         }
 
         return _workspace;

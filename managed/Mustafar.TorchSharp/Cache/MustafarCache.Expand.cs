@@ -138,7 +138,7 @@ public sealed unsafe partial class MustafarCache
         for (int b = 0; b < BatchSize; b++)
         {
             // What the sliding window released can't come back, and nothing sees it.
-            int due = Math.Max(CompressedTokens(lengths[b]), _pages.Released(b) * Options.GroupSize);
+            int due = Math.Max(Due(lengths[b], lookahead: 0), _pages.Released(b) * Options.GroupSize);
             compressed[b] = lengths[b] == 0 ? 0 : Math.Min(due, _state.Compressed[b]);
             int count = Math.Min(lengths[b], _state.Compressed[b]) - compressed[b];
             if (count > 0)

@@ -48,7 +48,7 @@ public sealed unsafe partial class MustafarCache
         {
             int parent = parents[b];
             _pages.Restart(b, source._pages.Released(parent));
-            foreach (nint page in source._pages.Addresses(parent))
+            foreach (int page in source._pages.Pages(parent))
             {
                 _pool.Share(page);
                 _pages.Add(b, page);

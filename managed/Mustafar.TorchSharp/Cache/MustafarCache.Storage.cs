@@ -22,15 +22,15 @@ public sealed unsafe partial class MustafarCache
     internal IDisposable Claim() => new Claimed(this);
 
     /// <summary>The tables of the sequences, and the pages in the order of their numbers.</summary>
-    internal (CacheTables Tables, nint[] Pages) Tables()
+    internal (CacheTables Tables, int[] Pages) Tables()
     {
-        Dictionary<nint, int> numbers = [];
+        Dictionary<int, int> numbers = [];
         List<int> indices = [];
         int[] released = new int[BatchSize];
         for (int b = 0; b < BatchSize; b++)
         {
             released[b] = _pages.Released(b);
-            foreach (nint page in _pages.Addresses(b))
+            foreach (int page in _pages.Pages(b))
             {
                 if (!numbers.TryGetValue(page, out int number))
                 {
@@ -61,18 +61,18 @@ public sealed unsafe partial class MustafarCache
     internal NativeFormat PlainFormat(bool keys) => (keys ? _keyFormat : _valueFormat) with { Order = (int)Order.Plain };
 
     /// <summary>Takes free pages.</summary>
-    internal nint[] RentPages(int count) => _pool.Rent(count, held: 0, last: 0);
+    internal int[] RentPages(int count) => _pool.Rent(count, held: 0, last: -1);
 
     /// <summary>Shows the blocks of each head of each page in plain order.</summary>
     /// <param name="keys">Those of keys, or those of values.</param>
     /// <param name="pages">The pages.</param>
     /// <param name="fill">Whether the visitor writes them; then what it writes must be valid blocks.</param>
     /// <param name="visit">Reads or writes a head's blocks.</param>
-    internal void VisitPages(bool keys, ReadOnlySpan<nint> pages, bool fill, Visitor visit)
+    internal void VisitPages(bool keys, ReadOnlySpan<int> pages, bool fill, Visitor visit)
     {
         if (Device.type == DeviceType.CPU && !ConvertsPages)
         {
-            VisitHeads(Blocks(keys), pages, visit);
+            VisitHeads(Blocks(keys), Addresses(pages), visit);
             return;
         }
 
@@ -107,7 +107,7 @@ public sealed unsafe partial class MustafarCache
     internal void Reserve(CacheTables tables) => _pages.Reserve(tables.Compressed.Max() / Options.GroupSize);
 
     /// <summary>Takes over what was put in place: pages, window and sinks.</summary>
-    internal void Restore(CacheTables tables, nint[] pages)
+    internal void Restore(CacheTables tables, int[] pages)
     {
         bool[] taken = new bool[pages.Length];
         int next = 0;
@@ -135,9 +135,9 @@ public sealed unsafe partial class MustafarCache
     }
 
     /// <summary>Gives back pages that were not taken over, and empties the sinks.</summary>
-    internal void Discard(nint[] pages)
+    internal void Discard(int[] pages)
     {
-        foreach (nint page in pages)
+        foreach (int page in pages)
         {
             _pool.Return(page);
         }
@@ -146,6 +146,17 @@ public sealed unsafe partial class MustafarCache
         using DisposeScope scope = NewDisposeScope();
         _sinks?.Keys.zero_();
         _sinks?.Values.zero_();
+    }
+
+    private nint[] Addresses(ReadOnlySpan<int> pages)
+    {
+        nint[] addresses = new nint[pages.Length];
+        for (int i = 0; i < addresses.Length; i++)
+        {
+            addresses[i] = _pool.Address(pages[i]);
+        }
+
+        return addresses;
     }
 
     private void VisitHeads(in NativeBlocks blocks, ReadOnlySpan<nint> pages, Visitor visit)
@@ -163,36 +174,43 @@ public sealed unsafe partial class MustafarCache
 
     // Compressing what was expanded gives the same bits: of a row that has fewer kept channels than the rule asks for because
     // some were zero, the same zeros are kept again.
-    private void ConvertPages(bool keys, ReadOnlySpan<nint> pages, bool fill, Visitor visit)
+    private void ConvertPages(bool keys, ReadOnlySpan<int> pages, bool fill, Visitor visit)
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         long headBytes = PageBlocks * BlockBytes(PlainFormat(keys));
-        long pageBytes = (NumKvHeads * headBytes) + NativeConstants.PagePadding;
-        Tensor plain = empty([checked(pages.Length * pageBytes)], dtype: ScalarType.Byte, device: CPU);
-        using BackendArray<nint> ownTable = new(pages.Length, Device), plainTable = new(pages.Length, CPU);
+        long pageBytes = NumKvHeads * headBytes;
+        Tensor plain = empty([checked((pages.Length * pageBytes) + NativeConstants.PagePadding)], dtype: ScalarType.Byte, device: CPU);
+        using BackendArray<int> ownTable = new(pages.Length, Device), plainTable = new(pages.Length, CPU);
+        nint[] addresses = new nint[pages.Length];
+        void* slab = TensorAccess.Pointer(plain);
         for (int i = 0; i < pages.Length; i++)
         {
             ownTable.Span[i] = pages[i];
-            plainTable.Span[i] = (nint)TensorAccess.Pointer(plain) + (nint)(i * pageBytes);
+            plainTable.Span[i] = i;
+            addresses[i] = (nint)slab + (nint)(i * pageBytes);
         }
 
         ownTable.Upload();
-        NativeBlocks own = Blocks(keys) with { PageCapacity = 1, Pages = (void**)ownTable.Pointer };
+        NativeBlocks own = Blocks(keys) with { PageCapacity = 1, Pages = ownTable.Pointer };
         NativeBlocks file = own with
         {
             Format = PlainFormat(keys),
+            SlabPages = pages.Length,
+            SlabCount = 1,
             PageBytes = pageBytes,
             Base = 0,
             HeadStride = headBytes,
-            Pages = (void**)plainTable.Pointer,
+            SlabBytes = plain.numel(),
+            Slabs = &slab,
+            Pages = plainTable.Pointer,
         };
         if (!fill)
         {
             Copy(own, Device, file, CPU, pages.Length);
         }
 
-        VisitHeads(file, plainTable.Span, visit);
+        VisitHeads(file, addresses, visit);
         if (fill)
         {
             Copy(file, CPU, own, Device, pages.Length);

@@ -18,7 +18,14 @@ namespace Mustafar;
 /// Compressed tokens lie in pages of one group, which are written once and never moved; memory grows by slabs of 8 pages, which short
 /// sequences share.
 /// </para>
-/// <para>A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.</para>
+/// <para>
+/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. As of every
+/// <see cref="KeyValueCache"/>, sizes and <see cref="KeyValueCache.Dispose()"/> are safe from any thread. Forks are caches of their own:
+/// each may be used by another thread.
+/// </para>
+/// <para>
+/// A cache that is dropped without <see cref="KeyValueCache.Dispose()"/> returns its pages to its forks when it is collected.
+/// </para>
 /// </remarks>
 public sealed unsafe partial class MustafarCache : KeyValueCache
 {
@@ -263,10 +270,18 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// <remarks>The pages are kept for the tokens to come.</remarks>
     public override void Clear() => Truncate(0);
 
+    /// <summary>Gives the pages of a cache that was dropped back to its forks.</summary>
+    ~MustafarCache() => Dispose(disposing: false);
+
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {
-        if (disposing)
+        if (!disposing)
+        {
+            // Null if the constructor failed. The tensors have finalizers of their own.
+            _pool?.Abandon([.. Enumerable.Range(0, BatchSize).SelectMany(_pages.Pages)]);
+        }
+        else
         {
             _tailKeys.Dispose();
             _tailValues.Dispose();
@@ -286,7 +301,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     }
 
     /// <summary>Addresses of a sequence's pages, for tests.</summary>
-    internal nint[] PageAddresses(int sequence) => _pages.Addresses(sequence);
+    internal nint[] PageAddresses(int sequence) => Addresses(_pages.Pages(sequence));
 
     private int PageBlocks => Options.GroupSize / NativeConstants.BlockTokens;
 
@@ -309,16 +324,14 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     }
 
     // The compressed keys (or values) of all sequences, or of those from a given one on.
-    private NativeBlocks Blocks(bool keys, int firstSequence = 0) => new()
+    private NativeBlocks Blocks(bool keys, int firstSequence = 0) => _pool.Place(new NativeBlocks
     {
         Format = keys ? _keyFormat : _valueFormat,
         PageBlocks = PageBlocks,
         PageCapacity = _pages.Capacity,
-        PageBytes = _pool.PageBytes,
         Base = keys ? 0 : PageBlocks * _keyBlockBytes, // of each head a page has its keys, then its values
-        HeadStride = _pool.HeadStride,
         Pages = _pages.Pointer + (firstSequence * (long)_pages.Capacity),
-    };
+    });
 
     // Single precision, in which the library computes, may not hold what double precision does; that must show before a token is added.
     private static void ValidateScale(double? scale)

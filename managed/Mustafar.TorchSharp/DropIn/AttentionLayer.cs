@@ -85,6 +85,13 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
     {
         if (conversation.Cache is null && step.Past is (Tensor keys, Tensor values))
         {
+            if (keys.isnan().all().item<bool>())
+            {
+                throw new InvalidOperationException(
+                    $"The model's cache has NaN in place of {step.Start} tokens: it is a copy of a conversation whose tokens are held " +
+                    "compressed, which a copy does not have. Begin with a new cache and the whole prompt.");
+            }
+
             conversation.Restart(step, attachment.Options);
             conversation.Cache!.Append(keys, values);
             conversation.Length = step.Start;

@@ -9,7 +9,9 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or
-/// <see cref="ReleaseAll"/>, or with this object. Conversations may run on several threads, each of them on one at a time.
+/// <see cref="ReleaseAll"/>, or with this object. Conversations may run on several threads, each of them on one at a time, if the model
+/// itself may: one that keeps the current cache in a field, as those of Microsoft.ML.GenAI do, serves one thread at a time. Attention
+/// is replaced and put back only while no thread runs the model.
 /// </remarks>
 public sealed class MustafarAttachment : IDisposable
 {

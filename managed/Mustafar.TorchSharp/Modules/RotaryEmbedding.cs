@@ -8,12 +8,14 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// Cosines and sines are computed once per device and data type, grow with the longest position asked for, and are shared by all
-/// layers that hold this object. It has no parameters. It is used by one thread at a time.
+/// layers that hold this object. It has no parameters. <see cref="Apply"/> may be called from several threads at once;
+/// <see cref="Dispose"/> only when no thread is in a call.
 /// </remarks>
 public sealed class RotaryEmbedding : IDisposable
 {
     private const int SmallestTable = 2048;
 
+    // Also the lock under which it changes.
     private readonly Dictionary<(ScalarType Type, DeviceType Device, int Index), Table> _tables = [];
     private bool _disposed;
 
@@ -80,13 +82,16 @@ public sealed class RotaryEmbedding : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        _disposed = true;
-        foreach (Table table in _tables.Values)
+        lock (_tables)
         {
-            table.Dispose();
-        }
+            _disposed = true;
+            foreach (Table table in _tables.Values)
+            {
+                table.Dispose();
+            }
 
-        _tables.Clear();
+            _tables.Clear();
+        }
     }
 
     // With the sine's sign in the table, rotate_half(x) · sin is the product with x rolled by half a head.
@@ -124,21 +129,20 @@ public sealed class RotaryEmbedding : IDisposable
     private Table TableFor(Tensor like, int positions)
     {
         (ScalarType, DeviceType, int) key = (like.dtype, like.device_type, like.device_index);
-        if (_tables.TryGetValue(key, out Table? table))
+        lock (_tables)
         {
-            if (table.Positions >= positions)
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            if (_tables.TryGetValue(key, out Table? table) && table.Positions >= positions)
             {
                 return table;
             }
 
-            table.Dispose();
-            _tables.Remove(key);
+            // A table that is outgrown isn't disposed: another thread may be reading it. The garbage collector frees it.
+            uint rounded = System.Numerics.BitOperations.RoundUpToPowerOf2((uint)Math.Max(positions, SmallestTable));
+            table = Table.Compute(Options, (int)Math.Min(rounded, int.MaxValue), like.dtype, like.device);
+            _tables[key] = table;
+            return table;
         }
-
-        uint rounded = System.Numerics.BitOperations.RoundUpToPowerOf2((uint)Math.Max(positions, SmallestTable));
-        table = Table.Compute(Options, (int)Math.Min(rounded, int.MaxValue), like.dtype, like.device);
-        _tables.Add(key, table);
-        return table;
     }
 
     // Cos and Sin are [positions, 1, head_dim], so that they broadcast over heads; Sin is negative in the first half of the channels.

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Native;
 
-/// <summary>A small array that native code reads or writes: lengths, page addresses.</summary>
+/// <summary>A small array that native code reads or writes: lengths, page numbers, addresses of slabs.</summary>
 /// <remarks>
 /// It lies where the back end can read it: for the CPU in pinned managed memory, which <see cref="Span"/> shows; for a device in a
 /// tensor, of which <see cref="Span"/> is the host's copy.

@@ -13,7 +13,7 @@ namespace Mustafar.Native;
 // enum mustafar_abi
 internal enum Abi
 {
-    Version = 1,
+    Version = 2,
 }
 
 // enum mustafar_status
@@ -106,6 +106,7 @@ internal static class NativeConstants
     internal const int BlockTokens = 32;
     internal const int PagePadding = 64;
     internal const int PageAlignment = 64;
+    internal const int WorkspaceCounterBytes = 16384;
     internal const int LinearMaxRows = 8;
 }
 
@@ -130,6 +131,21 @@ internal unsafe struct NativeAbiEntry
     public int Value; // int32_t value
     public byte* Type; // const char* type
     public byte* Name; // const char* name
+}
+
+// struct mustafar_limits
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeLimits
+{
+    public int BlockTokens; // int32_t block_tokens
+    public int BalancedUnit; // int32_t balanced_unit
+    public int FewestBalanced; // int32_t fewest_balanced
+    public int MostBalanced; // int32_t most_balanced
+    public int MaxGroupSize; // int32_t max_group_size
+    public int MaxLocalWindow; // int32_t max_local_window
+    public int MaxLookahead; // int32_t max_lookahead
+    public int NumHeadDims; // int32_t num_head_dims
+    public int* HeadDims; // const int32_t* head_dims
 }
 
 // struct mustafar_format
@@ -161,11 +177,15 @@ internal unsafe struct NativeBlocks
 {
     public NativeFormat Format; // mustafar_format format
     public int PageBlocks; // int32_t page_blocks
+    public int SlabPages; // int32_t slab_pages
+    public int SlabCount; // int32_t slab_count
     public long PageCapacity; // int64_t page_capacity
     public long PageBytes; // int64_t page_bytes
     public long Base; // int64_t base
     public long HeadStride; // int64_t head_stride
-    public void** Pages; // void* const* pages
+    public long SlabBytes; // int64_t slab_bytes
+    public void** Slabs; // void* const* slabs
+    public int* Pages; // const int32_t* pages
     public uint* Offsets; // const uint32_t* offsets
 }
 
@@ -189,6 +209,7 @@ internal unsafe struct NativeProduct
 internal unsafe struct NativeAttention
 {
     public int Batch; // int32_t batch
+    public int NumSlots; // int32_t num_slots
     public int NumHeads; // int32_t num_heads
     public int NumKvHeads; // int32_t num_kv_heads
     public int NumQueries; // int32_t num_queries
@@ -197,6 +218,7 @@ internal unsafe struct NativeAttention
     public int MaxTokens; // int32_t max_tokens
     public int SlidingWindow; // int32_t sliding_window
     public float Scale; // float scale
+    public int* Sequences; // const int32_t* sequences
     public int* Lengths; // const int32_t* lengths
     public int* Compressed; // const int32_t* compressed
     public int* QueryCounts; // const int32_t* query_counts
@@ -218,6 +240,7 @@ internal unsafe struct NativeAttention
 internal unsafe struct NativeAppend
 {
     public int Batch; // int32_t batch
+    public int NumSlots; // int32_t num_slots
     public int NumKvHeads; // int32_t num_kv_heads
     public int NumTokens; // int32_t num_tokens
     public int Lookahead; // int32_t lookahead
@@ -225,6 +248,7 @@ internal unsafe struct NativeAppend
     public int LocalWindow; // int32_t local_window
     public int TailCapacity; // int32_t tail_capacity
     public int MaxTokens; // int32_t max_tokens
+    public int* Sequences; // const int32_t* sequences
     public int* Counts; // const int32_t* counts
     public int* Lengths; // const int32_t* lengths
     public int* Compressed; // const int32_t* compressed
@@ -367,6 +391,10 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(LibraryName, EntryPoint = "mustafar_default_cpu_variant")]
     internal static partial int DefaultCpuVariant();
 
+    // int32_t mustafar_get_limits(mustafar_limits* limits)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_get_limits")]
+    internal static partial int GetLimits(NativeLimits* limits);
+
     // int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_block_bytes")]
     internal static partial int BlockBytes(NativeFormat* format, long* bytes);
@@ -412,9 +440,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(LibraryName, EntryPoint = "mustafar_attention_forward")]
     internal static partial int AttentionForward(NativeContext* context, NativeAttention* attention);
 
-    // int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size)
+    // int64_t mustafar_compressed_tokens(int64_t length, int32_t lookahead, int32_t local_window, int32_t group_size)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_compressed_tokens")]
-    internal static partial long CompressedTokens(long length, int localWindow, int groupSize);
+    internal static partial long CompressedTokens(long length, int lookahead, int localWindow, int groupSize);
 
     // int32_t mustafar_append_tokens(const mustafar_context* context, const mustafar_append* append)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_append_tokens")]

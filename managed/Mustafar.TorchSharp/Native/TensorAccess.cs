@@ -118,6 +118,19 @@ internal static unsafe partial class TensorAccess
         }
     }
 
+    /// <summary>A workspace of so many bytes for attention, its counters zero, in the current dispose scope.</summary>
+    internal static Tensor Workspace(long bytes, torch.Device device)
+    {
+        Tensor workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: device);
+        if (device.type != DeviceType.CPU)
+        {
+            using Tensor counters = workspace.narrow(0, 0, Math.Min(workspace.numel(), NativeConstants.WorkspaceCounterBytes));
+            counters.zero_();
+        }
+
+        return workspace;
+    }
+
     // TorchSharp's typed accessors don't serve Half and BFloat16; this one honours the storage offset for every type.
     [LibraryImport("LibTorchSharp", EntryPoint = "THSTensor_data")]
     private static partial nint TensorData(nint tensor);

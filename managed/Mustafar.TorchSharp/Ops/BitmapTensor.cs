@@ -16,10 +16,12 @@ namespace Mustafar;
 public sealed unsafe class BitmapTensor : IDisposable
 {
     private readonly Tensor _storage;
-    private readonly BackendArray<nint> _pages;
+    private readonly BackendArray<nint> _slab;
+    private readonly BackendArray<int> _pages;
     private readonly BackendArray<uint>? _offsets;
     private readonly NativeFormat _format;
-    private readonly long _pageBytes;
+    private readonly long _bytes; // of the storage
+    private readonly long _headBytes; // a sequence's blocks of one head, if all are of one size
     private int _users; // calls that read the storage
     private int _disposed;
 
@@ -31,19 +33,22 @@ public sealed unsafe class BitmapTensor : IDisposable
         Device = device;
         _format = format;
         _offsets = offsets;
+        _bytes = bytes;
+        _headBytes = offsets is null ? (bytes - NativeConstants.PagePadding) / Math.Max(1, shape[0] * shape[1]) : 0;
         Keep = offsets is null ? format.Keep : null;
-        // With a fixed number of values each sequence has a page of its own; with offsets all share one.
-        int pages = offsets is null ? BatchSize : 1;
-        _pageBytes = bytes;
         using (inference_mode(false))
         {
-            _storage = empty([Math.Max(1, checked(pages * bytes))], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
+            _storage = empty([bytes], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
         }
 
-        _pages = new BackendArray<nint>(BatchSize, device);
+        // With a fixed number of values each sequence has a page of its own; with offsets all share one.
+        _slab = new BackendArray<nint>(1, device);
+        _slab.Span[0] = (nint)TensorAccess.Pointer(_storage);
+        _slab.Upload();
+        _pages = new BackendArray<int>(BatchSize, device);
         for (int b = 0; b < BatchSize; b++)
         {
-            _pages.Span[b] = (nint)TensorAccess.Pointer(_storage) + (nint)(offsets is null ? b * bytes : 0);
+            _pages.Span[b] = offsets is null ? b : 0;
         }
 
         _pages.Upload();
@@ -71,7 +76,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     public torch.Device Device { get; }
 
     /// <summary>Bytes of the compressed form.</summary>
-    public long Bytes => (Keep is null ? _pageBytes : BatchSize * _pageBytes) + (_offsets?.Bytes ?? 0);
+    public long Bytes => _bytes + (_offsets?.Bytes ?? 0);
 
     /// <summary>Bytes of the dense form.</summary>
     public long DenseBytes => (long)BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
@@ -92,7 +97,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         long[] shape = tensor.shape;
         long bytes;
         NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));
-        bytes = checked((shape[1] * Blocks(shape[2]) * bytes) + NativeConstants.PagePadding);
+        bytes = checked((shape[0] * shape[1] * Blocks(shape[2]) * bytes) + NativeConstants.PagePadding);
         return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets: null, bytes), tensor, bitmap: null);
     }
 
@@ -165,6 +170,7 @@ public sealed unsafe class BitmapTensor : IDisposable
             }
 
             _storage.Dispose();
+            _slab.Dispose();
             _pages.Dispose();
             _offsets?.Dispose();
         }
@@ -176,14 +182,19 @@ public sealed unsafe class BitmapTensor : IDisposable
         get
         {
             long blocks = Blocks(Tokens);
+            bool isFixed = _offsets is null;
             return new NativeBlocks
             {
                 Format = _format,
                 PageBlocks = checked((int)Math.Max(1, blocks)),
+                SlabPages = isFixed ? Math.Max(1, BatchSize) : 1,
+                SlabCount = blocks == 0 || BatchSize == 0 ? 0 : 1,
                 PageCapacity = 1,
-                PageBytes = _pageBytes,
-                HeadStride = _offsets is null ? (_pageBytes - NativeConstants.PagePadding) / Math.Max(1, NumKvHeads) : 0,
-                Pages = (void**)_pages.Pointer,
+                PageBytes = isFixed ? NumKvHeads * _headBytes : 0,
+                HeadStride = _headBytes,
+                SlabBytes = _bytes,
+                Slabs = (void**)_slab.Pointer,
+                Pages = _pages.Pointer,
                 Offsets = _offsets is null ? null : _offsets.Pointer,
             };
         }

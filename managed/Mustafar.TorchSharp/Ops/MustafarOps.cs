@@ -110,6 +110,7 @@ public static unsafe class MustafarOps
         NativeAttention attention = new()
         {
             Batch = keys.BatchSize,
+            NumSlots = keys.BatchSize,
             NumHeads = checked((int)shape[1]),
             NumKvHeads = keys.NumKvHeads,
             NumQueries = checked((int)shape[2]),
@@ -124,7 +125,7 @@ public static unsafe class MustafarOps
         };
         long bytes;
         NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
-        Tensor workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: query.device);
+        Tensor workspace = TensorAccess.Workspace(bytes, query.device);
         attention.Workspace = TensorAccess.Pointer(workspace);
         attention.WorkspaceBytes = bytes;
         NativeCall.Check(NativeMethods.AttentionForward(&context, &attention));

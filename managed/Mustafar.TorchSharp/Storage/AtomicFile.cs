@@ -1,25 +1,31 @@
 namespace Mustafar;
 
 /// <summary>Files that are either as they were or completely written.</summary>
+/// <remarks>
+/// A file is written beside its place, as <c>NAME.{32 hexadecimal digits}.tmp</c>, which stays open, and with that locked, until it has
+/// its name. A process that is killed leaves it behind, without the lock: so the next to come can tell what is left over from what
+/// another process is writing.
+/// </remarks>
 internal static class AtomicFile
 {
     private const int BufferBytes = 1 << 16;
+    private const string Suffix = ".tmp";
 
     /// <summary>Writes a file beside its place, brings it to the disk, and gives it its name.</summary>
-    /// <param name="path">The file; one that is there is replaced.</param>
+    /// <param name="path">The file; one that is there is replaced. Of a symbolic link, the file that it points to.</param>
     /// <param name="write">Writes the content to a stream that can be read, too. If it fails, nothing is left behind.</param>
+    /// <exception cref="IOException">What is there is not a regular file, or the file can't be written.</exception>
     internal static void Write(string path, Action<FileStream> write)
     {
-        string target = Path.GetFullPath(path);
-        string temporary = $"{target}.{Guid.NewGuid():N}.tmp";
+        string target = Target(path);
+        RemoveLeftovers(path);
+        string temporary = Temporary(target);
         try
         {
-            using (FileStream stream = new(temporary, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None, BufferBytes))
-            {
-                write(stream);
-                stream.Flush(flushToDisk: true);
-            }
-
+            // Whoever removes leftovers asks for the file alone, and so doesn't get it before it is closed; renaming shares "delete".
+            using FileStream stream = new(temporary, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.Delete, BufferBytes);
+            write(stream);
+            stream.Flush(flushToDisk: true);
             File.Move(temporary, target, overwrite: true);
         }
         catch
@@ -27,5 +33,77 @@ internal static class AtomicFile
             File.Delete(temporary);
             throw;
         }
+    }
+
+    /// <summary>Checks that <see cref="Write"/> could write a file, and leaves everything as it is.</summary>
+    /// <exception cref="IOException">What is there is not a regular file, or the directory doesn't exist or takes no file.</exception>
+    /// <exception cref="UnauthorizedAccessException">The directory takes no file of this user.</exception>
+    internal static void Try(string path)
+    {
+        string target = Target(path);
+        string? directory = Path.GetDirectoryName(target);
+        if (!Directory.Exists(directory))
+        {
+            throw new DirectoryNotFoundException($"{path}: the directory '{directory}' doesn't exist.");
+        }
+
+        try
+        {
+            new FileStream(Temporary(target), FileMode.CreateNew, FileAccess.Write, FileShare.None, 1, FileOptions.DeleteOnClose).Dispose();
+        }
+        catch (UnauthorizedAccessException exception)
+        {
+            // The system's message names the temporary file.
+            throw new UnauthorizedAccessException($"{path}: no file may be written in '{directory}'.", exception);
+        }
+        catch (IOException exception)
+        {
+            throw new IOException($"{path}: no file can be written in '{directory}'.", exception);
+        }
+    }
+
+    /// <summary>Deletes what processes that were killed while they wrote a file have left beside it; what can't be deleted stays.</summary>
+    internal static void RemoveLeftovers(string path)
+    {
+        string target = Target(path);
+        string name = Path.GetFileName(target);
+        string[] others;
+        try
+        {
+            others = Directory.GetFiles(Path.GetDirectoryName(target)!, "*" + Suffix);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return;
+        }
+
+        foreach (string other in others.Where(other => IsTemporaryOf(name, Path.GetFileName(other))))
+        {
+            try
+            {
+                new FileStream(other, FileMode.Open, FileAccess.ReadWrite, FileShare.None, 1).Dispose();
+                File.Delete(other);
+            }
+            catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+            {
+                // In use by another process, or not ours.
+            }
+        }
+    }
+
+    private static bool IsTemporaryOf(string name, string other) =>
+        other.Length == name.Length + 1 + 32 + Suffix.Length
+        && other.StartsWith(name + ".", StringComparison.Ordinal)
+        && Guid.TryParseExact(other.AsSpan(name.Length + 1, 32), "N", out _);
+
+    private static string Temporary(string target) => $"{target}.{Guid.NewGuid():N}{Suffix}";
+
+    // A link is followed, so that it stays a link.
+    private static string Target(string path)
+    {
+        string full = Path.GetFullPath(path);
+        string target = new FileInfo(full).LinkTarget is null ? full : File.ResolveLinkTarget(full, returnFinalTarget: true)!.FullName;
+        RegularFile.ThrowIfNotRegular(target);
+        return target;
     }
 }

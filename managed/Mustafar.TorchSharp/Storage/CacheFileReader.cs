@@ -8,8 +8,6 @@ namespace Mustafar;
 /// <summary>Checks a file that holds caches, and puts what it holds into empty ones.</summary>
 internal sealed class CacheFileReader : IDisposable
 {
-    private const int BufferBytes = 1 << 16;
-
     private readonly string _path;
     private readonly FileStream _stream;
     private readonly SafetensorsHeader _header;
@@ -19,7 +17,7 @@ internal sealed class CacheFileReader : IDisposable
     internal CacheFileReader(string path)
     {
         _path = path;
-        _stream = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.Read, BufferBytes, FileOptions.SequentialScan);
+        _stream = RegularFile.OpenRead(path);
         try
         {
             _header = SafetensorsHeader.Read(_stream);
@@ -56,7 +54,7 @@ internal sealed class CacheFileReader : IDisposable
             throw Refused($"expected {tensors} tensors, but it has {_header.Tensors.Count}.");
         }
 
-        nint[][] pages = [.. layers.Select(_ => Array.Empty<nint>())];
+        int[][] pages = [.. layers.Select(_ => Array.Empty<int>())];
         try
         {
             for (int i = 0; i < layers.Count; i++)
@@ -179,7 +177,7 @@ internal sealed class CacheFileReader : IDisposable
     }
 
     // Everything is put where no query sees it yet.
-    private void Fill(MustafarCache layer, int index, CacheTables tables, nint[] pages)
+    private void Fill(MustafarCache layer, int index, CacheTables tables, int[] pages)
     {
         FillPages(keys: true, "key_pages");
         FillPages(keys: false, "value_pages");

@@ -10,7 +10,7 @@ internal static class CacheFileWriter
     internal static void Write(
         FileStream stream, IReadOnlyList<MustafarCache> layers, string fingerprint, IReadOnlyDictionary<string, string> metadata)
     {
-        (CacheTables Tables, nint[] Pages)[] contents = [.. layers.Select(layer => layer.Tables())];
+        (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => layer.Tables())];
         byte[] header = SafetensorsHeader.Encode(
             [
                 new(FileChecksum.Key, FileChecksum.Blank),
@@ -33,7 +33,7 @@ internal static class CacheFileWriter
         stream.Write(Encoding.ASCII.GetBytes(checksum));
     }
 
-    private static void Write(FileStream stream, MustafarCache layer, CacheTables tables, nint[] pages)
+    private static void Write(FileStream stream, MustafarCache layer, CacheTables tables, int[] pages)
     {
         foreach (int[] table in (int[][])[tables.Lengths, tables.Compressed, tables.Released, tables.Sinks, tables.PageIndices])
         {

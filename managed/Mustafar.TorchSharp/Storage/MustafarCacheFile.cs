@@ -5,7 +5,10 @@ namespace Mustafar;
 /// <summary>Saves the caches of a model's layers to a file, and restores them without reading the text again.</summary>
 /// <remarks>
 /// The file is one of safetensors, with what a cache holds as it holds it: <c>docs/format.md</c> tells its tensors and metadata. It does
-/// not depend on the device that the caches are on.
+/// not depend on the device that the caches are on. Where the path is a symbolic link, the link stays, and the file that it points to
+/// is written. A process that is killed while it saves leaves an unfinished file <c>NAME.{32 hexadecimal digits}.tmp</c> beside the path,
+/// which the next save or load of the same path deletes. All members are safe from several threads; while a cache is saved or loaded, its
+/// own members give another thread an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public static class MustafarCacheFile
 {
@@ -17,7 +20,7 @@ public static class MustafarCacheFile
     /// <exception cref="ArgumentException">There is no layer, layers differ in shape, dtype or lengths, or a value is null.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
-    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
+    /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
     public static void Save(
         string path, IReadOnlyList<MustafarCache> layers, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null)
     {
@@ -47,6 +50,16 @@ public static class MustafarCacheFile
         AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, layers, fingerprint, metadata));
     }
 
+    /// <summary>Checks that caches could be saved to a file: before work whose result is to be kept there. Nothing is changed.</summary>
+    /// <param name="path">The file.</param>
+    /// <exception cref="IOException">The directory doesn't exist or takes no file, or what is at the path is not a regular file.</exception>
+    /// <exception cref="UnauthorizedAccessException">This user may not write there.</exception>
+    public static void CheckSavePath(string path)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        AtomicFile.Try(path);
+    }
+
     /// <summary>Restores caches from a file.</summary>
     /// <param name="path">The file.</param>
     /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
@@ -56,6 +69,7 @@ public static class MustafarCacheFile
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
     /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
     /// version. The caches are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(string path, IReadOnlyList<MustafarCache> layers, string fingerprint)
@@ -72,6 +86,7 @@ public static class MustafarCacheFile
             }
         }
 
+        AtomicFile.RemoveLeftovers(path);
         using CacheFileReader reader = new(path);
         reader.Restore(layers, fingerprint);
         return reader.UserMetadata;

@@ -1,7 +1,7 @@
 namespace Mustafar;
 
 /// <summary>A file is no cache that could be restored here: of another model, of other options, damaged, or of a newer version.</summary>
-public sealed class MustafarCacheFileException : IOException
+public sealed class MustafarCacheFileException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What was expected, and what came.</param>

@@ -1,7 +1,7 @@
 namespace Mustafar;
 
 /// <summary>A file is no valid safetensors file, or it is truncated.</summary>
-public sealed class SafetensorsException : IOException
+public sealed class SafetensorsException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What was expected, and what came.</param>

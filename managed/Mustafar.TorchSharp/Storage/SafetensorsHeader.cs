@@ -223,7 +223,8 @@ public sealed class SafetensorsHeader
             JsonElement item = array[i];
             if (item.ValueKind != JsonValueKind.Number || !item.TryGetInt64(out numbers[i]) || numbers[i] < 0)
             {
-                throw new SafetensorsException($"expected whole numbers from 0 in '{key}', but got {item.GetRawText()}.", tensor);
+                string got = item.ValueKind == JsonValueKind.Number ? item.GetRawText() : Describe(item.ValueKind);
+                throw new SafetensorsException($"expected whole numbers from 0 in '{key}', but got {got}.", tensor);
             }
         }
 

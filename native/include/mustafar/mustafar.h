@@ -6,7 +6,10 @@
  * that form directly.
  *
  * The library is a plain C ABI over raw pointers. It allocates no memory that a caller sees: every output is the
- * caller's, sized by a query. It keeps no state between calls apart from the last error of each thread.
+ * caller's, sized by a query. No result depends on earlier calls. What it keeps for the life of the process: the text of
+ * each thread's last error, the CPU back end's idle worker threads, libmustafar_cuda once a call has named a CUDA device,
+ * and on CUDA each device's properties, which kernels have been prepared for it, and each thread's last plan of an
+ * attention call.
  *
  * From simple to advanced:
  *   1 library     version, errors, what this processor offers
@@ -51,7 +54,7 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------------- 1 library -- */
 
 /* The ABI this header describes. A library reporting another number must not be used with it. */
-typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 1 } mustafar_abi;
+typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 2 } mustafar_abi;
 
 typedef enum mustafar_status {
     MUSTAFAR_STATUS_OK = 0,
@@ -59,8 +62,8 @@ typedef enum mustafar_status {
     MUSTAFAR_STATUS_INVALID_ARGUMENT = 1,
     /* The arguments are valid but this build, device or processor does not serve them. */
     MUSTAFAR_STATUS_UNSUPPORTED = 2,
-    /* Compressed data contradicts itself: a bitmap with more set bits than its block holds values, an offset outside
-       its page. Nothing outside the data's own bounds was read. */
+    /* Compressed data contradicts itself: a bitmap with more set bits than its block holds values, a page number or an
+       offset outside the slabs. Nothing outside the data's own bounds was read. */
     MUSTAFAR_STATUS_CORRUPT_DATA = 3,
     /* A buffer is smaller than the matching size query reports. */
     MUSTAFAR_STATUS_BUFFER_TOO_SMALL = 4,
@@ -133,6 +136,21 @@ MUSTAFAR_API uint32_t mustafar_cpu_variants(void);
 /* The variant that AUTO means in this process. */
 MUSTAFAR_API int32_t mustafar_default_cpu_variant(void);
 
+/* The numbers up to which the functions below serve. */
+typedef struct mustafar_limits {
+    int32_t block_tokens;     /* MUSTAFAR_BLOCK_TOKENS */
+    int32_t balanced_unit;    /* elements of a unit of the balanced patterns: 16 */
+    int32_t fewest_balanced;  /* elements that they keep of a unit, at least ... */
+    int32_t most_balanced;    /* ... and at most */
+    int32_t max_group_size;   /* tokens */
+    int32_t max_local_window; /* tokens */
+    int32_t max_lookahead;    /* tokens */
+    int32_t num_head_dims;
+    const int32_t* head_dims; /* [num_head_dims] ascending; a static table */
+} mustafar_limits;
+
+MUSTAFAR_API int32_t mustafar_get_limits(mustafar_limits* limits);
+
 /* ----------------------------------------------------------------------------------------------------- 2 format -- */
 
 typedef enum mustafar_dtype { MUSTAFAR_DTYPE_F32 = 0, MUSTAFAR_DTYPE_F16 = 1, MUSTAFAR_DTYPE_BF16 = 2 } mustafar_dtype;
@@ -188,9 +206,11 @@ typedef enum mustafar_order {
 } mustafar_order;
 
 enum {
-    MUSTAFAR_BLOCK_TOKENS = 32,  /* tokens in a block */
-    MUSTAFAR_PAGE_PADDING = 64,  /* readable bytes after the last block of a page; their content is of no interest */
-    MUSTAFAR_PAGE_ALIGNMENT = 64 /* alignment of a page's first byte */
+    MUSTAFAR_BLOCK_TOKENS = 32,   /* tokens in a block */
+    MUSTAFAR_PAGE_PADDING = 64,   /* readable bytes at the end of a slab; their content is of no interest */
+    MUSTAFAR_PAGE_ALIGNMENT = 64, /* alignment of a slab; pages that start at such a multiple are read fastest */
+    /* Size of the counters at the start of attention's workspace. */
+    MUSTAFAR_WORKSPACE_COUNTER_BYTES = 16384
 };
 
 /*
@@ -224,21 +244,35 @@ typedef struct mustafar_dense {
 } mustafar_dense;
 
 /*
- * Compressed tokens [batch, num_kv_heads, tokens, head_dim], in pages: page p of a sequence holds its blocks
- * p * page_blocks ... (p + 1) * page_blocks - 1 of every KV head. Block i of head h lies in page i / page_blocks at
- * byte base + h * head_stride + (i % page_blocks) * block bytes. A contiguous tensor is one page per sequence.
- * With OFFSETS there is one page per sequence and block i of head h of sequence b lies at byte
- * 16 * offsets[(b * num_kv_heads + h) * page_blocks + i] of it, the next entry being its end; the table has
- * batch * num_kv_heads * page_blocks + 1 ascending entries (so sequences that share one buffer pass its address each).
+ * Compressed tokens [slots, num_kv_heads, tokens, head_dim], in pages. A slot is the place of a sequence in the page table
+ * and in the other arrays of a cache; where a call takes none, row b of the batch is slot b. Page p of a slot holds its
+ * blocks p * page_blocks ... (p + 1) * page_blocks - 1 of every KV head. Pages are numbered through all slabs: page number
+ * n is page n % slab_pages of slab n / slab_pages. With n = pages[slot * page_capacity + i / page_blocks], block i of
+ * head h is at
+ *   slabs[n / slab_pages] + base + (n % slab_pages) * page_bytes + h * head_stride + (i % page_blocks) * block bytes
+ * The same table can serve keys and values, and all layers of a model, each with a base of its own. Sequences may share
+ * pages. A contiguous tensor is one slab whose pages are the sequences.
+ * With OFFSETS there is one page per slot and block i of head h of slot s is at
+ *   slabs[n / slab_pages] + base + (n % slab_pages) * page_bytes
+ *     + 16 * offsets[(s * num_kv_heads + h) * page_blocks + i]
+ * the next entry being its end; the table has slots * num_kv_heads * page_blocks + 1 ascending entries, counted from the
+ * first slot (so slots that share one buffer have the same page number).
+ * Entries of the page table past a slot's tokens may be read but are not followed. A page number that is followed and is
+ * not 0 ... slab_count * slab_pages - 1 is CORRUPT_DATA on the CPU; on CUDA the last page is taken instead, so that
+ * nothing outside the slabs is touched.
  */
 typedef struct mustafar_blocks {
     mustafar_format format;
     int32_t page_blocks;     /* blocks of one KV head in a page, >= 1 */
-    int64_t page_capacity;   /* pages that the table has room for, per sequence */
-    int64_t page_bytes;      /* size of a page, its MUSTAFAR_PAGE_PADDING included */
-    int64_t base;            /* byte of the page at which this tensor starts, a multiple of 16 */
-    int64_t head_stride;     /* bytes from one KV head to the next, a multiple of 16 */
-    void* const* pages;      /* [batch, page_capacity] addresses; entries past a sequence's tokens are not followed */
+    int32_t slab_pages;      /* pages of a slab, >= 1 */
+    int32_t slab_count;      /* slab_count * slab_pages < 2^31; 0 while there are no pages */
+    int64_t page_capacity;   /* entries of the page table per slot */
+    int64_t page_bytes;      /* from one page of a slab to the next, a multiple of 16; on CUDA below 2^32 */
+    int64_t base;            /* byte of a slab at which page 0 of this tensor starts, a multiple of 16 */
+    int64_t head_stride;     /* bytes from one KV head to the next, a multiple of 16; OFFSETS: not used */
+    int64_t slab_bytes;      /* size of a slab, MUSTAFAR_PAGE_PADDING included */
+    void* const* slabs;      /* [slab_count] addresses, multiples of 16 */
+    const int32_t* pages;    /* [slots, page_capacity] page numbers */
     const uint32_t* offsets; /* OFFSETS: the table; FIXED: null */
 } mustafar_blocks;
 
@@ -250,8 +284,8 @@ MUSTAFAR_API int32_t mustafar_prune(const mustafar_context* context, const musta
                                     int32_t heads, int64_t tokens, const mustafar_dense* source, uint32_t* bitmap);
 
 /* Writes the table of an OFFSETS tensor for any bitmap (laid out as by mustafar_prune): batch * heads * ceil(tokens / 32)
-   + 1 entries, counting 16-byte units over all sequences and heads. *page_bytes receives the size of the one page that
-   holds them all, its padding included. On CUDA page_bytes points to device memory. */
+   + 1 entries, counting 16-byte units over all sequences and heads. *page_bytes receives the size of a slab whose one page
+   holds them all, the padding included. On CUDA page_bytes points to device memory. */
 MUSTAFAR_API int32_t mustafar_offsets(const mustafar_context* context, const mustafar_format* format, int32_t batch,
                                       int32_t heads, int64_t tokens, const uint32_t* bitmap, uint32_t* offsets,
                                       int64_t* page_bytes);
@@ -299,11 +333,17 @@ MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const m
  *   0 ... compressed - 1              in blocks
  *   compressed ... length - fresh - 1 in the dense tail, a ring: token t in slot t % tail_capacity
  *   the last fresh ones               in the caller's own tensors, not yet appended
- * Causality: query i of sequence b stands at position length - queries + i and sees the tokens up to and including its
+ * Causality: query i of a sequence stands at position length - queries + i and sees the tokens up to and including its
  * own. A query that sees no token (an empty sequence) gives zeros and a log-sum-exp of -infinity.
+ *
+ * Row b of the batch is the sequence in slot sequences[b]. What is [num_slots] belongs to the cache and stays where it is
+ * while sequences join, leave and are stepped in any subset; what is [batch] belongs to the call. On CUDA all that may
+ * change from step to step (slots, lengths, counts, page numbers) is read from device memory when the work runs, so that a
+ * captured call serves any step within its bounds batch, num_queries and max_tokens.
  */
 typedef struct mustafar_attention {
     int32_t batch;
+    int32_t num_slots; /* >= batch where sequences is null */
     int32_t num_heads;
     int32_t num_kv_heads;
     int32_t num_queries;         /* 1 ... */
@@ -312,20 +352,25 @@ typedef struct mustafar_attention {
     int32_t max_tokens;          /* no length is larger */
     int32_t sliding_window;      /* a query sees only the last so many tokens, itself included; 0: all */
     float scale;                 /* > 0 */
-    const int32_t* lengths;      /* [batch] tokens in all */
-    const int32_t* compressed;   /* [batch] how many of them are in blocks */
+    const int32_t* sequences;    /* [batch] slots, 0 ... num_slots - 1; on CUDA others are read as the last slot. null:
+                                    0 ... batch - 1 */
+    const int32_t* lengths;      /* [num_slots] tokens in all */
+    const int32_t* compressed;   /* [num_slots] how many of them are in blocks */
     const int32_t* query_counts; /* [batch] queries (and fresh tokens) of each sequence; rows past it give zeros.
                                     null: num_queries each */
     mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
     mustafar_dense output;       /* as query */
     mustafar_blocks keys;
     mustafar_blocks values;
-    mustafar_dense tail_keys; /* [batch, num_kv_heads, tail_capacity, head_dim] */
+    mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
     mustafar_dense fresh_keys; /* [batch, num_kv_heads, num_fresh, head_dim] */
     mustafar_dense fresh_values;
     float* log_sum_exp; /* [batch, num_heads, num_queries] natural logarithm; null: not wanted */
-    void* workspace;    /* aligned to 64 bytes */
+    /* Aligned to 64 bytes. On CUDA the first MUSTAFAR_WORKSPACE_COUNTER_BYTES of it (all of it, if it is smaller) must be
+       zero before its first use, and are zero again after each call: later calls of any shape may use it as it is. Calls
+       that may run at the same time need workspaces of their own. */
+    void* workspace;
     int64_t workspace_bytes;
 } mustafar_attention;
 
@@ -338,37 +383,45 @@ MUSTAFAR_API int32_t mustafar_attention_forward(const mustafar_context* context,
 
 /* ------------------------------------------------------------------------------------------------------ 6 cache -- */
 
-/* How many of a sequence's first tokens are compressed once it holds `length`: whole groups that leave at least
-   local_window dense ones, floor((length - local_window) / group_size) * group_size, at least 0. 0 for a
-   local_window < 0 or a group_size < 1. */
-MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size);
+/* How many of a sequence's first tokens are compressed once it holds `length` and expects `lookahead` more: the whole
+   groups among those present that leave local_window dense tokens, those to come included:
+   floor((length - max(0, local_window - lookahead)) / group_size) * group_size, at least 0. 0 for a negative argument or a
+   group_size < 1. */
+MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t lookahead, int32_t local_window,
+                                                int32_t group_size);
 
 /*
- * Appends count tokens to each sequence: compresses into the pages whatever mustafar_compressed_tokens(length + count +
- * lookahead) adds to what is compressed, taking tokens from the ring and from the new ones, then writes the new tokens
- * that stay dense into the ring. Pages for them must be in the table. Nothing that is compressed already is read.
- * With no new tokens and lookahead 1 it compresses what the next token will find compressed, without adding to the
- * cache; tokens that are not there yet are never compressed.
+ * Appends count tokens to each sequence of the call: compresses into the pages whatever
+ * mustafar_compressed_tokens(length + count, lookahead, ...) adds to what is compressed, taking tokens from the ring and
+ * from the new ones, then writes the new tokens that stay dense into the ring. Pages for them must be in the table. Nothing
+ * that is compressed already is read. With no new tokens and lookahead 1 it compresses what the next token will find
+ * compressed, without adding to the cache; tokens that are not there yet are never compressed.
+ * Row b of the batch is the sequence in slot sequences[b]; other slots are neither read nor written. As for attention, a
+ * call captured on CUDA serves any step within its bounds batch, num_tokens and max_tokens.
  */
 typedef struct mustafar_append {
     int32_t batch;
+    int32_t num_slots; /* >= batch where sequences is null */
     int32_t num_kv_heads;
-    int32_t num_tokens;        /* tokens in new_keys and new_values; may be 0 */
-    int32_t lookahead;         /* tokens that count for the rule but are not appended, >= 0 */
-    int32_t group_size;        /* a multiple of 32 */
-    int32_t local_window;      /* >= 0 */
-    int32_t tail_capacity;     /* a multiple of 32, >= round up(local_window, 32) + group_size */
-    int32_t max_tokens;        /* no length is larger afterwards */
-    const int32_t* counts;     /* [batch] new tokens of each sequence, 0 ... num_tokens; null: num_tokens each */
-    const int32_t* lengths;    /* [batch] before */
-    const int32_t* compressed; /* [batch] before */
-    int32_t* new_lengths;      /* [batch] after; must not overlap lengths */
-    int32_t* new_compressed;   /* [batch] after; must not overlap compressed */
-    mustafar_dense new_keys;   /* [batch, num_kv_heads, num_tokens, head_dim] */
+    int32_t num_tokens;       /* tokens in new_keys and new_values; may be 0 */
+    int32_t lookahead;        /* tokens that count for the rule but are not appended, >= 0 */
+    int32_t group_size;       /* a multiple of 32 */
+    int32_t local_window;     /* >= 0 */
+    int32_t tail_capacity;    /* a multiple of 32, >= round up(local_window, 32) + group_size */
+    int32_t max_tokens;       /* no length is larger afterwards */
+    const int32_t* sequences; /* [batch] slots, all different, 0 ... num_slots - 1; on CUDA rows of others are left out.
+                                  null: 0 ... batch - 1 */
+    const int32_t* counts;    /* [batch] new tokens of each sequence, 0 ... num_tokens; null: num_tokens each */
+    const int32_t* lengths;   /* [num_slots] before */
+    const int32_t* compressed; /* [num_slots] before */
+    int32_t* new_lengths;      /* [num_slots] after, for the call's slots; must not overlap lengths. null: not wanted */
+    int32_t*
+        new_compressed; /* [num_slots] after, for the call's slots; must not overlap compressed. null: not wanted */
+    mustafar_dense new_keys; /* [batch, num_kv_heads, num_tokens, head_dim] */
     mustafar_dense new_values;
     mustafar_blocks keys; /* FIXED */
     mustafar_blocks values;
-    mustafar_dense tail_keys; /* [batch, num_kv_heads, tail_capacity, head_dim] */
+    mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
 } mustafar_append;
 

@@ -2,7 +2,9 @@
 #include "mustafar/mustafar.h"
 
 #include "api/exported.h"
+#include "core/compression_rule.h"
 #include "core/format.h"
+#include "core/limits.h"
 #include "core/validate.h"
 #include "cpu/variant.h"
 
@@ -37,9 +39,16 @@ int32_t mustafar_default_cpu_variant(void) {
     return default_variant();
 }
 
-int64_t mustafar_compressed_tokens(int64_t length, int32_t local_window, int32_t group_size) {
-    if (group_size < 1 || local_window < 0 || length <= local_window) return 0;
-    return (length - local_window) / group_size * group_size;
+int32_t mustafar_get_limits(mustafar_limits* out) {
+    return exported([&] {
+        check_limits(out);
+        *out = limits();
+    });
+}
+
+int64_t mustafar_compressed_tokens(int64_t length, int32_t lookahead, int32_t local_window, int32_t group_size) {
+    if (length < 0 || lookahead < 0 || local_window < 0 || group_size < 1) return 0;
+    return compressed_tokens<int64_t>(length, lookahead, local_window, group_size);
 }
 
 int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes) {

@@ -48,4 +48,10 @@ constexpr int64_t fixed_block_bytes(const mustafar_format& format) {
     return fixed_header_bytes(format) + int64_t{block_tokens} * format.keep * element_bytes(format.dtype);
 }
 
+// The slot of row b of an attention or append.
+template <class Call>
+int32_t slot_of(const Call& call, int32_t b) {
+    return call.sequences == nullptr ? b : call.sequences[b];
+}
+
 }  // namespace mustafar

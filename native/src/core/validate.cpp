@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <climits>
 #include <cmath>
+#include <vector>
 
 #include "core/checks.h"
+#include "core/compression_rule.h"
 #include "core/format.h"
+#include "core/limits.h"
 
 namespace mustafar {
 namespace {
@@ -26,16 +29,9 @@ void check_balanced(const char* name, const mustafar_format& format) {
 }
 
 void check_format(const char* name, const mustafar_format& format) {
-    switch (format.head_dim) {
-        case 64:
-        case 80:
-        case 96:
-        case 128:
-        case 256: break;
-        default:
-            fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
-                 format.head_dim);
-    }
+    if (std::find(std::begin(head_dims), std::end(head_dims), format.head_dim) == std::end(head_dims))
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
+             format.head_dim);
     check_dtype("format.dtype", format.dtype);
     if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
@@ -84,54 +80,83 @@ void check_order(const char* name, const mustafar_context& context, const mustaf
              format.order);
 }
 
-// Blocks of which the first `tokens` of each sequence may be touched.
-void check_blocks(const char* name, const mustafar_context& context, const mustafar_blocks& blocks, int32_t batch,
+// How the slabs are laid out. The blocks of different pages and heads must not overlap, and must end before the padding.
+void check_slabs(const char* name, const mustafar_blocks& blocks, int32_t heads) {
+    check_range("page_blocks", blocks.page_blocks, 1, INT_MAX);
+    check_range("slab_pages", blocks.slab_pages, 1, INT_MAX);
+    if (int64_t{blocks.slab_count} * blocks.slab_pages > INT_MAX)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.slab_count: expected fewer than 2^31 pages, got %d slabs of %d",
+             name, blocks.slab_count, blocks.slab_pages);
+    if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0 ||
+        blocks.page_bytes < 0 || blocks.page_bytes % 16 != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.base, head_stride, page_bytes: expected multiples of 16, >= 0; got %lld, %lld, %lld", name,
+             (long long)blocks.base, (long long)blocks.head_stride, (long long)blocks.page_bytes);
+    check_range("slab_bytes", blocks.slab_bytes, 0, (int64_t)max_span_bytes);
+    const wide last_page = blocks.base + wide{blocks.slab_pages - 1} * blocks.page_bytes;
+    const bool fixed = blocks.format.layout == MUSTAFAR_LAYOUT_FIXED;
+    const wide run = fixed ? wide{blocks.page_blocks} * fixed_block_bytes(blocks.format) : 0;
+    const wide bytes = last_page + (fixed ? wide{heads - 1} * blocks.head_stride : 0) + run + MUSTAFAR_PAGE_PADDING;
+    if (bytes > blocks.slab_bytes)
+        fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL,
+             "%s.slab_bytes: expected >= %lld for %d pages of %d heads of %d blocks with padding, got %lld", name,
+             (long long)(bytes > max_span_bytes ? max_span_bytes : bytes), blocks.slab_pages, heads, blocks.page_blocks,
+             (long long)blocks.slab_bytes);
+    if (fixed && ((heads > 1 && blocks.head_stride < run) || (blocks.slab_pages > 1 && blocks.page_bytes < run)))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.head_stride, page_bytes: expected >= %lld (blocks that do not overlap), got %lld, %lld", name,
+             (long long)run, (long long)blocks.head_stride, (long long)blocks.page_bytes);
+    check_aligned(name, static_cast<const void*>(blocks.slabs), sizeof(void*));
+}
+
+// Blocks of which the first `tokens` of each slot may be touched. Slabs are looked at when there are any: on a device it
+// is not known here whether the call touches a block.
+void check_blocks(const char* name, const mustafar_context& context, const mustafar_blocks& blocks, int32_t slots,
                   int32_t heads, int64_t tokens) {
     check_format(name, blocks.format);
     check_order(name, context, blocks.format);
-    if (batch == 0 || heads == 0 || tokens == 0) return;
-    const bool fixed = blocks.format.layout == MUSTAFAR_LAYOUT_FIXED;
+    check_range("slab_count", blocks.slab_count, 0, INT_MAX);
+    if (slots == 0 || heads == 0) return;
+    if (blocks.slab_count > 0) check_slabs(name, blocks, heads);
+    if (tokens == 0) return;
+    if (blocks.slab_count == 0) fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.slab_count: expected >= 1, got 0", name);
     const int64_t used = divide_up(tokens, block_tokens);
-    if (blocks.page_blocks < 1)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= 1, got %d", name, blocks.page_blocks);
     if (blocks.page_capacity < 1 || wide{blocks.page_capacity} * blocks.page_blocks < used)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "%s.page_capacity: expected room for %lld blocks of each head, got %lld pages of %d", name,
              (long long)used, (long long)blocks.page_capacity, blocks.page_blocks);
-    if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.base, head_stride: expected multiples of 16, >= 0; got %lld, %lld",
-             name, (long long)blocks.base, (long long)blocks.head_stride);
-    if (wide{batch} * blocks.page_capacity * int{sizeof(void*)} > max_span_bytes)
+    if (wide{slots} * blocks.page_capacity * int{sizeof(int32_t)} > max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_capacity: expected a table within 2^56 bytes, got %lld", name,
              (long long)blocks.page_capacity);
-    check_aligned(name, static_cast<const void*>(blocks.pages), sizeof(void*));
-    if (blocks.page_bytes < 0 || blocks.page_bytes > (int64_t)max_span_bytes)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_bytes: expected 0 ... 2^56, got %lld", name,
-             (long long)blocks.page_bytes);
-    if (fixed) {
+    check_aligned(name, blocks.pages, alignof(int32_t));
+    if (blocks.format.layout == MUSTAFAR_LAYOUT_FIXED) {
         if (blocks.offsets != nullptr)
             fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.offsets: expected null for the fixed layout", name);
-        const wide bytes = blocks.base + wide{heads - 1} * blocks.head_stride +
-                           wide{blocks.page_blocks} * fixed_block_bytes(blocks.format) + MUSTAFAR_PAGE_PADDING;
-        if (bytes > blocks.page_bytes)
-            fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL,
-                 "%s.page_bytes: expected >= %lld for %d heads of %d blocks with padding, got %lld", name,
-                 (long long)(bytes > max_span_bytes ? max_span_bytes : bytes), heads, blocks.page_blocks,
-                 (long long)blocks.page_bytes);
-        if (heads > 1 && blocks.head_stride < blocks.page_blocks * fixed_block_bytes(blocks.format))
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-                 "%s.head_stride: expected >= %lld (blocks that do not overlap), got %lld", name,
-                 (long long)(blocks.page_blocks * fixed_block_bytes(blocks.format)), (long long)blocks.head_stride);
-    } else {
-        check_aligned("offsets", blocks.offsets, alignof(uint32_t));
-        if (wide{batch} * heads * blocks.page_blocks * int{sizeof(uint32_t)} > max_span_bytes)
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-                 "%s.page_blocks: expected a table of offsets within 2^56 bytes, got %d", name, blocks.page_blocks);
-        if (used > blocks.page_blocks)
-            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-                 "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d", name, (long long)used,
-                 blocks.page_blocks);
+        return;
     }
+    check_aligned("offsets", blocks.offsets, alignof(uint32_t));
+    if (wide{slots} * heads * blocks.page_blocks * int{sizeof(uint32_t)} > max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected a table of offsets within 2^56 bytes, got %d",
+             name, blocks.page_blocks);
+    if (used > blocks.page_blocks)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d",
+             name, (long long)used, blocks.page_blocks);
+}
+
+// The slots of a call's rows, which on a device can't be looked at here.
+void check_sequences(const mustafar_context& context, const int32_t* sequences, int32_t batch, int32_t num_slots,
+                     bool distinct) {
+    check_range("num_slots", num_slots, sequences == nullptr ? batch : 0, INT_MAX);
+    check_optional("sequences", sequences, alignof(int32_t));
+    if (sequences == nullptr || context.device != MUSTAFAR_DEVICE_CPU) return;
+    for (int32_t b = 0; b < batch; ++b) check_range("sequences", sequences[b], 0, int64_t{num_slots} - 1);
+    if (!distinct) return;
+    std::vector<int32_t> sorted(sequences, sequences + batch);
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    if (twice != sorted.end())
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "sequences: expected different slots, got slot %d more than once",
+             *twice);
 }
 
 void check_masked(const void* bitmap, const mustafar_format& format) {
@@ -156,6 +181,7 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
 void check_attention_shape(const mustafar_context& context, const mustafar_attention* pointer) {
     const mustafar_attention& attention = not_null("attention", pointer);
     check_range("batch", attention.batch, 0, INT_MAX);
+    check_range("num_slots", attention.num_slots, 0, INT_MAX);
     check_heads(attention.num_heads, attention.num_kv_heads);
     check_range("num_queries", attention.num_queries, 0, INT_MAX);
     if (attention.num_fresh != 0 && attention.num_fresh != attention.num_queries)
@@ -183,6 +209,10 @@ const mustafar_context& checked(const mustafar_context* context) {
     check_range("context.num_threads", context->num_threads, 0, 4096);
     check_range("context.cpu_variant", context->cpu_variant, MUSTAFAR_CPU_VARIANT_AUTO, MUSTAFAR_CPU_VARIANT_NEON);
     return *context;
+}
+
+void check_limits(const mustafar_limits* limits) {
+    not_null("limits", limits);
 }
 
 void check_block_bytes(const mustafar_format* format, const int64_t* bytes) {
@@ -263,35 +293,36 @@ void check_attention(const mustafar_context& context, const mustafar_attention* 
     check_dense("query", attention.query, queries, element);
     check_written("output", attention.output, queries, element);
     if (queries.empty()) return;
+    check_sequences(context, attention.sequences, attention.batch, attention.num_slots, false);
     check_aligned("lengths", attention.lengths, alignof(int32_t));
     check_aligned("compressed", attention.compressed, alignof(int32_t));
     check_optional("query_counts", attention.query_counts, alignof(int32_t));
     check_optional("log_sum_exp", attention.log_sum_exp, alignof(float));
     check_pair("tail", attention.tail_keys, attention.tail_values,
-               Extent{attention.batch, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
+               Extent{attention.num_slots, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
     check_pair("fresh", attention.fresh_keys, attention.fresh_values,
                Extent{attention.batch, attention.num_kv_heads, attention.num_fresh, head_dim}, element, false);
     // The CPU back end looks at the counts and checks the blocks that they make it read; on a device only the caller's
     // bound is known here.
-    if (context.device == MUSTAFAR_DEVICE_CPU) {
-        int64_t compressed = 0;
+    int64_t compressed = 0;
+    if (context.device == MUSTAFAR_DEVICE_CPU)
         for (int32_t b = 0; b < attention.batch; ++b) {
-            const int64_t length = attention.lengths[b];
+            const int32_t slot = slot_of(attention, b);
+            const int64_t length = attention.lengths[slot];
             check_range("lengths", length, 0, attention.max_tokens);
             const int64_t count = attention.query_counts ? attention.query_counts[b] : attention.num_queries;
             check_range("query_counts", count, 0, attention.num_queries);
             const int64_t fresh = attention.num_fresh ? count : 0;
             check_range("lengths (fresh tokens included)", length, fresh, attention.max_tokens);
-            check_range("compressed", attention.compressed[b], 0, length - fresh);
-            if (length - fresh - attention.compressed[b] > attention.tail_capacity)
+            check_range("compressed", attention.compressed[slot], 0, length - fresh);
+            if (length - fresh - attention.compressed[slot] > attention.tail_capacity)
                 fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
                      "tail_capacity: expected >= %lld dense tokens of sequence %d, got %d",
-                     (long long)(length - fresh - attention.compressed[b]), b, attention.tail_capacity);
-            if (attention.compressed[b] > compressed) compressed = attention.compressed[b];
+                     (long long)(length - fresh - attention.compressed[slot]), slot, attention.tail_capacity);
+            compressed = std::max<int64_t>(compressed, attention.compressed[slot]);
         }
-        check_blocks("keys", context, attention.keys, attention.batch, attention.num_kv_heads, compressed);
-        check_blocks("values", context, attention.values, attention.batch, attention.num_kv_heads, compressed);
-    }
+    check_blocks("keys", context, attention.keys, attention.num_slots, attention.num_kv_heads, compressed);
+    check_blocks("values", context, attention.values, attention.num_slots, attention.num_kv_heads, compressed);
 }
 
 void check_append(const mustafar_context& context, const mustafar_append* pointer) {
@@ -299,9 +330,9 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     check_range("batch", append.batch, 0, INT_MAX);
     check_range("num_kv_heads", append.num_kv_heads, 1, INT_MAX);
     check_range("num_tokens", append.num_tokens, 0, INT_MAX - block_tokens);
-    check_range("lookahead", append.lookahead, 0, 1 << 20);
-    check_range("group_size", append.group_size, block_tokens, 1 << 20);
-    check_range("local_window", append.local_window, 0, 1 << 24);
+    check_range("lookahead", append.lookahead, 0, max_lookahead);
+    check_range("group_size", append.group_size, block_tokens, max_group_size);
+    check_range("local_window", append.local_window, 0, max_local_window);
     check_range("max_tokens", append.max_tokens, 0, INT_MAX - block_tokens);
     if (append.group_size % block_tokens != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "group_size: expected a multiple of %d, got %d", block_tokens,
@@ -317,38 +348,37 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "keys, values: expected the fixed layout (0), got %d and %d",
              append.keys.format.layout, append.values.format.layout);
     if (append.batch == 0) return;
+    check_sequences(context, append.sequences, append.batch, append.num_slots, true);
     check_aligned("lengths", append.lengths, alignof(int32_t));
     check_aligned("compressed", append.compressed, alignof(int32_t));
-    check_aligned("new_lengths", append.new_lengths, alignof(int32_t));
-    check_aligned("new_compressed", append.new_compressed, alignof(int32_t));
+    check_optional("new_lengths", append.new_lengths, alignof(int32_t));
+    check_optional("new_compressed", append.new_compressed, alignof(int32_t));
     check_optional("counts", append.counts, alignof(int32_t));
     const int head_dim = append.keys.format.head_dim;
     const int element = element_bytes(append.keys.format.dtype);
     check_pair("new", append.new_keys, append.new_values,
                Extent{append.batch, append.num_kv_heads, append.num_tokens, head_dim}, element, false);
     check_pair("tail", append.tail_keys, append.tail_values,
-               Extent{append.batch, append.num_kv_heads, append.tail_capacity, head_dim}, element, true);
-    if (context.device == MUSTAFAR_DEVICE_CPU) {
-        int64_t compressed = 0;
+               Extent{append.num_slots, append.num_kv_heads, append.tail_capacity, head_dim}, element, true);
+    int64_t longest = 0;
+    if (context.device == MUSTAFAR_DEVICE_CPU)
         for (int32_t b = 0; b < append.batch; ++b) {
+            const int32_t slot = slot_of(append, b), length = append.lengths[slot],
+                          compressed = append.compressed[slot];
             const int64_t count = append.counts ? append.counts[b] : append.num_tokens;
             check_range("counts", count, 0, append.num_tokens);
-            check_range("lengths (with the new tokens)", int64_t{append.lengths[b]} + count, count, append.max_tokens);
-            check_range("compressed", append.compressed[b], 0, append.lengths[b]);
-            if (append.compressed[b] % append.group_size != 0)
+            check_range("lengths (with the new tokens)", length + count, count, append.max_tokens);
+            check_range("compressed", compressed, 0, length);
+            if (compressed % append.group_size != 0)
                 fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "compressed: expected a multiple of group_size (%d), got %d",
-                     append.group_size, append.compressed[b]);
-            check_range("lengths - compressed", append.lengths[b] - append.compressed[b], 0, append.tail_capacity);
-            const int64_t after = append.lengths[b] + count;
-            if (after > compressed) compressed = after;
+                     append.group_size, compressed);
+            check_range("lengths - compressed", length - compressed, 0, append.tail_capacity);
+            longest = std::max(longest, length + count);
         }
-        const int64_t due =
-            mustafar_compressed_tokens(compressed + append.lookahead, append.local_window, append.group_size);
-        check_blocks("keys", context, append.keys, append.batch, append.num_kv_heads,
-                     due < compressed ? due : compressed);
-        check_blocks("values", context, append.values, append.batch, append.num_kv_heads,
-                     due < compressed ? due : compressed);
-    }
+    // Only whole groups are compressed, and only tokens that are there: a table need not have room for more.
+    const int64_t due = compressed_tokens<int64_t>(longest, append.lookahead, append.local_window, append.group_size);
+    check_blocks("keys", context, append.keys, append.num_slots, append.num_kv_heads, due);
+    check_blocks("values", context, append.values, append.num_slots, append.num_kv_heads, due);
 }
 
 }  // namespace mustafar

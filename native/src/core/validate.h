@@ -9,6 +9,7 @@ namespace mustafar {
 
 const mustafar_context& checked(const mustafar_context* context);
 
+void check_limits(const mustafar_limits* limits);
 void check_block_bytes(const mustafar_format* format, const int64_t* bytes);
 void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,
                  const mustafar_dense* source, const void* bitmap);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/compression_rule.h"
 #include "cpu/block_reader.h"
 #include "cpu/block_writer.h"
 #include "cpu/kernels.h"
@@ -30,24 +31,26 @@ public:
         parallel_for(thread_count(context_.num_threads, items), items, [this](int64_t item, int) { compress(item); });
         for (int32_t b = 0; b < append_.batch; ++b) fill_ring(b);
         for (int32_t b = 0; b < append_.batch; ++b) {
-            append_.new_lengths[b] = static_cast<int32_t>(length_after(b));
-            append_.new_compressed[b] = static_cast<int32_t>(compressed_after(b));
+            const int32_t slot = slot_of(append_, b);
+            if (append_.new_lengths) append_.new_lengths[slot] = static_cast<int32_t>(length_after(b));
+            if (append_.new_compressed) append_.new_compressed[slot] = static_cast<int32_t>(compressed_after(b));
         }
     }
 
 private:
+    int64_t length(int32_t b) const { return append_.lengths[slot_of(append_, b)]; }
+    int64_t compressed(int32_t b) const { return append_.compressed[slot_of(append_, b)]; }
+
     int64_t length_after(int32_t b) const {
-        return int64_t{append_.lengths[b]} + (append_.counts ? append_.counts[b] : append_.num_tokens);
+        return length(b) + (append_.counts ? append_.counts[b] : append_.num_tokens);
     }
 
     int64_t compressed_after(int32_t b) const {
-        const int64_t due =
-            mustafar_compressed_tokens(length_after(b) + append_.lookahead, append_.local_window, append_.group_size);
-        const int64_t whole = length_after(b) / append_.group_size * append_.group_size;
-        return std::max<int64_t>(append_.compressed[b], std::min(due, whole));
+        return std::max(compressed(b), compressed_tokens<int64_t>(length_after(b), append_.lookahead,
+                                                                  append_.local_window, append_.group_size));
     }
 
-    int64_t due_blocks(int32_t b) const { return (compressed_after(b) - append_.compressed[b]) / block_tokens; }
+    int64_t due_blocks(int32_t b) const { return (compressed_after(b) - compressed(b)) / block_tokens; }
 
     // Items count through sequences, then KV heads, then due blocks, then keys and values.
     void compress(int64_t item) const {
@@ -56,31 +59,33 @@ private:
         const int64_t rest = (item - first_item_[static_cast<size_t>(b)]) / 2, blocks = due_blocks(b);
         const bool is_key = item % 2 == 0;
         const int32_t head = static_cast<int32_t>(rest / blocks);
-        const int64_t block = append_.compressed[b] / block_tokens + rest % blocks;
+        const int32_t slot = slot_of(append_, b);
+        const int64_t block = compressed(b) / block_tokens + rest % blocks;
         const mustafar_blocks& target = is_key ? append_.keys : append_.values;
         const mustafar_dense& ring = is_key ? append_.tail_keys : append_.tail_values;
         const mustafar_dense& fresh = is_key ? append_.new_keys : append_.new_values;
         const Kernels& table = kernels(context_.cpu_variant, target.format);
         const auto row = [&](int t) {
-            const int64_t token = block * block_tokens + t, length = append_.lengths[b];
-            return token < length ? row_address(ring, b, head, token % append_.tail_capacity, element_)
-                                  : row_address(fresh, b, head, token - length, element_);
+            const int64_t token = block * block_tokens + t, before = length(b);
+            return token < before ? row_address(ring, slot, head, token % append_.tail_capacity, element_)
+                                  : row_address(fresh, b, head, token - before, element_);
         };
-        write_block(BlockReader(target, append_.num_kv_heads, b, head).locate(block), target.format, table,
+        write_block(BlockReader(target, append_.num_kv_heads, slot, head).locate(block), target.format, table,
                     block_tokens, row,
                     [&](uint32_t* bits) { choose(target.format, table, block_rows(block_tokens, row), bits); });
     }
 
     void fill_ring(int32_t b) const {
-        const int64_t length = append_.lengths[b];
+        const int64_t before = length(b);
+        const int32_t slot = slot_of(append_, b);
         const size_t bytes = static_cast<size_t>(append_.keys.format.head_dim) * static_cast<size_t>(element_);
-        for (int64_t token = std::max(length, compressed_after(b)); token < length_after(b); ++token)
+        for (int64_t token = std::max(before, compressed_after(b)); token < length_after(b); ++token)
             for (int32_t head = 0; head < append_.num_kv_heads; ++head) {
-                const int64_t slot = token % append_.tail_capacity;
-                std::memcpy(row_address(append_.tail_keys, b, head, slot, element_),
-                            row_address(append_.new_keys, b, head, token - length, element_), bytes);
-                std::memcpy(row_address(append_.tail_values, b, head, slot, element_),
-                            row_address(append_.new_values, b, head, token - length, element_), bytes);
+                const int64_t place = token % append_.tail_capacity;
+                std::memcpy(row_address(append_.tail_keys, slot, head, place, element_),
+                            row_address(append_.new_keys, b, head, token - before, element_), bytes);
+                std::memcpy(row_address(append_.tail_values, slot, head, place, element_),
+                            row_address(append_.new_values, b, head, token - before, element_), bytes);
             }
     }
 

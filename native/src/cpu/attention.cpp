@@ -64,13 +64,14 @@ struct Plan {
 // The tokens of one (sequence, KV head) as runs of at most a block, wherever they are stored.
 class Sequence {
 public:
-    Sequence(const mustafar_attention& attention, const Kernels& kernels, int32_t batch, int32_t head)
-        : attention_(attention), kernels_(kernels), batch_(batch), head_(head),
-          keys_(attention.keys, attention.num_kv_heads, batch, head),
-          values_(attention.values, attention.num_kv_heads, batch, head),
-          element_(element_bytes(attention.keys.format.dtype)), length_(attention.lengths[batch]),
-          compressed_(attention.compressed[batch]),
-          queries_(attention.query_counts ? attention.query_counts[batch] : attention.num_queries),
+    // row: of the batch.
+    Sequence(const mustafar_attention& attention, const Kernels& kernels, int32_t row, int32_t head)
+        : attention_(attention), kernels_(kernels), row_(row), slot_(slot_of(attention, row)), head_(head),
+          keys_(attention.keys, attention.num_kv_heads, slot_, head),
+          values_(attention.values, attention.num_kv_heads, slot_, head),
+          element_(element_bytes(attention.keys.format.dtype)), length_(attention.lengths[slot_]),
+          compressed_(attention.compressed[slot_]),
+          queries_(attention.query_counts ? attention.query_counts[row] : attention.num_queries),
           fresh_(length_ - (attention.num_fresh ? queries_ : 0)) {}
 
     int64_t length() const { return length_; }
@@ -86,11 +87,11 @@ public:
         }
         const int64_t most = std::min(end, token + block_tokens);
         if (token < fresh_) {
-            const int64_t slot = token % attention_.tail_capacity;
-            const int64_t stop = std::min({most, fresh_, token + attention_.tail_capacity - slot});
-            return dense(Keys ? attention_.tail_keys : attention_.tail_values, slot, stop - token);
+            const int64_t place = token % attention_.tail_capacity;
+            const int64_t stop = std::min({most, fresh_, token + attention_.tail_capacity - place});
+            return dense(Keys ? attention_.tail_keys : attention_.tail_values, slot_, place, stop - token);
         }
-        return dense(Keys ? attention_.fresh_keys : attention_.fresh_values, token - fresh_, most - token);
+        return dense(Keys ? attention_.fresh_keys : attention_.fresh_values, row_, token - fresh_, most - token);
     }
 
     // Asks for the first keys of a block that will be read soon. The processor's own prefetching follows them, but does
@@ -104,8 +105,8 @@ public:
     }
 
 private:
-    TokenRun dense(const mustafar_dense& tensor, int64_t token, int64_t tokens) const {
-        return TokenRun{.data = row_address(tensor, batch_, head_, token, element_),
+    TokenRun dense(const mustafar_dense& tensor, int32_t sequence, int64_t token, int64_t tokens) const {
+        return TokenRun{.data = row_address(tensor, sequence, head_, token, element_),
                         .bitmap = nullptr,
                         .row_bytes = tensor.token_stride * element_,
                         .head_dim = attention_.keys.format.head_dim,
@@ -114,7 +115,7 @@ private:
 
     const mustafar_attention& attention_;
     const Kernels& kernels_;
-    int32_t batch_, head_;
+    int32_t row_, slot_, head_;
     BlockReader keys_, values_;
     int element_;
     int64_t length_, compressed_;
@@ -155,7 +156,9 @@ private:
     }
 
     // Splits of a sequence that hold any token.
-    int64_t used_splits(int32_t batch) const { return divide_up(attention_.lengths[batch], plan_.split_tokens); }
+    int64_t used_splits(int32_t batch) const {
+        return divide_up(attention_.lengths[slot_of(attention_, batch)], plan_.split_tokens);
+    }
 
     void attend(int32_t batch, int32_t head, int64_t split, float* scratch) const {
         if (split >= used_splits(batch)) return;

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -88,11 +90,11 @@ public:
         const std::lock_guard one_job(jobs_);
         {
             std::unique_lock lock(mutex_);
-            while ((int)workers_.size() < threads - 1) workers_.emplace_back([this] { serve(); });
+            grow(threads - 1);
             // A thread that is still starting owns memory that leak checkers cannot trace yet: no call returns before.
             idle_.wait(lock, [this] { return started_ == workers_.size(); });
             job_ = &job;
-            wanted_ = threads - 1;
+            wanted_ = std::min(threads - 1, (int)workers_.size());
         }
         wake_.notify_all();
         job.run();
@@ -103,6 +105,16 @@ public:
     }
 
 private:
+    // The system may refuse threads, for want of memory or by a limit. Work is shared among those that there are, and the
+    // next call tries again.
+    void grow(int workers) {
+        try {
+            while ((int)workers_.size() < workers) workers_.emplace_back([this] { serve(); });
+        } catch (const std::system_error&) {
+        } catch (const std::bad_alloc&) {
+        }
+    }
+
     void serve() {
         std::unique_lock lock(mutex_);
         ++started_;
@@ -131,7 +143,9 @@ private:
 
 int thread_count(int32_t num_threads, int64_t items) {
     static const int processors = (int)std::max(1u, std::thread::hardware_concurrency());
-    const int threads = num_threads > 0 ? num_threads : processors;
+    // Far more threads than processors only cost memory, and an OpenMP runtime ends the process if it is refused one.
+    static const int most = std::max(64, 4 * processors);
+    const int threads = num_threads > 0 ? std::min(num_threads, most) : processors;
     return (int)std::max<int64_t>(1, std::min<int64_t>(threads, items));
 }
 

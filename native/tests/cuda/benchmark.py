@@ -135,10 +135,13 @@ def main():
                     pages = copy.copy(getattr(cache, part))
                     pages.move(memory)
                     setattr(other, part, pages)
+                other.value_pages.share_tables(other.key_pages)
                 other.tail_keys, other.tail_values = cache.tail_keys.clone(), cache.tail_values.clone()
                 caches.append(other)
             for path, library in libraries:
-                calls = [Call(library, c, query, lse=False) for c in caches]
+                calls = [Call(library, caches[0], query, lse=False)]
+                # One workspace for all, as the layers of a model have.
+                calls += [Call(library, c, query, lse=False, workspace=calls[0].workspace) for c in caches[1:]]
                 error = ((calls[0]().float() - expected).norm() / expected.norm()).item()
                 graph, cold = graph_time(calls), cold_time(calls[0], flush)
                 size = cache.bytes()

@@ -32,7 +32,7 @@ def main():
         lengths = torch.full((batch,), length, dtype=torch.int32, device="cuda")
         compressed = torch.full((batch,), 8128 if due else 8064, dtype=torch.int32, device="cuda")
         after = [torch.empty_like(lengths) for _ in range(2)]
-        arguments = Append(batch, heads, 1, 0, 64, 32, 96, 8256, None, lengths.data_ptr(), compressed.data_ptr(),
+        arguments = Append(batch, batch, heads, 1, 0, 64, 32, 96, 8256, None, None, lengths.data_ptr(), compressed.data_ptr(),
                            after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]), pages[0].blocks(),
                            pages[1].blocks(), dense(tails[0]), dense(tails[1]))
         time = graph_time([lambda: library.call("append", arguments)])

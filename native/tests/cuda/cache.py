@@ -4,14 +4,15 @@ import math
 import torch
 
 import reference
-from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
+from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
                     Pages, dense)
 
 NAN = float("nan")
 
 
-def compressed_tokens(length, window=32, group=64):
-    return max(0, (length - window) // group * group)
+def compressed_tokens(length, window=32, group=64, lookahead=0):
+    """Of whole groups that are there, those that leave a window of dense tokens, those to come among them."""
+    return max(0, min((length + lookahead - window) // group, length // group) * group)
 
 
 class Cache:
@@ -69,25 +70,30 @@ class Cache:
 
 
 class Call:
-    """One attention call; keeps its tensors alive. out starts as NaN."""
+    """One attention call; keeps its tensors alive. out starts as NaN, and so does the workspace behind its counters. rows: the
+    sequences of the cache that the query rows are for; all, in their order, by default. workspace: another call's, to share."""
 
     def __init__(self, library, cache, query, *, scale=None, counts=None, fresh_keys=None, fresh_values=None,
-                 sliding_window=0, max_tokens=None, lse=True, out=None):
+                 sliding_window=0, max_tokens=None, lse=True, out=None, rows=None, workspace=None):
         self.library, self.cache, self.query = library, cache, query
         batch, heads, queries, head_dim = query.shape
         self.out = torch.full_like(query, NAN).contiguous() if out is None else out
         self.lse = torch.full((batch, heads, queries), NAN, dtype=torch.float32, device=query.device) if lse else None
         self.counts = None if counts is None else torch.tensor(counts, dtype=torch.int32, device=query.device)
         self.fresh = fresh_keys, fresh_values
+        self.sequences = None if rows is None else torch.tensor(rows, dtype=torch.int32, device=query.device)
         self.arguments = Attention(
-            batch, heads, cache.heads, queries, 0 if fresh_keys is None else queries, cache.capacity,
+            batch, len(cache.lengths_list), heads, cache.heads, queries, 0 if fresh_keys is None else queries, cache.capacity,
             max_tokens or max(1, max(cache.lengths_list)), sliding_window, scale or 1 / math.sqrt(head_dim),
-            cache.lengths.data_ptr(), cache.compressed.data_ptr(), None if counts is None else self.counts.data_ptr(),
+            None if rows is None else self.sequences.data_ptr(), cache.lengths.data_ptr(), cache.compressed.data_ptr(), None if counts is None else self.counts.data_ptr(),
             dense(query), dense(self.out), cache.key_pages.blocks(), cache.value_pages.blocks(), dense(cache.tail_keys),
             dense(cache.tail_values), dense(fresh_keys), dense(fresh_values), self.lse.data_ptr() if lse else None, None, 0)
         needed = torch.zeros(1, dtype=torch.int64)
         library.call("attention_workspace", self.arguments, needed)
-        self.workspace = torch.full((max(1, int(needed) // 4 + 1),), NAN, dtype=torch.float32, device=query.device)
+        if workspace is None:
+            workspace = torch.full((max(1, int(needed) // 4 + 1),), NAN, dtype=torch.float32, device=query.device)
+            workspace[:COUNTER_BYTES // 4] = 0
+        self.workspace = workspace
         self.arguments.workspace = self.workspace.data_ptr()
         self.arguments.workspace_bytes = int(needed)
 

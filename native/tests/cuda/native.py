@@ -12,6 +12,8 @@ FIXED, OFFSETS = 0, 1
 UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES = 0, 1, 2
 BLOCK = 32
 PADDING = 64
+COUNTER_BYTES = 16384  # of a workspace, zero before its first use
+ABI_VERSION = 2
 
 
 class Context(ctypes.Structure):
@@ -27,8 +29,9 @@ class Dense(ctypes.Structure):
 
 
 class Blocks(ctypes.Structure):
-    _fields_ = [("format", Format), ("page_blocks", I32), ("page_capacity", I64), ("page_bytes", I64), ("base", I64),
-                ("head_stride", I64), ("pages", PTR), ("offsets", PTR)]
+    _fields_ = [("format", Format), ("page_blocks", I32), ("slab_pages", I32), ("slab_count", I32), ("page_capacity", I64),
+                ("page_bytes", I64), ("base", I64), ("head_stride", I64), ("slab_bytes", I64), ("slabs", PTR), ("pages", PTR),
+                ("offsets", PTR)]
 
 
 class Product(ctypes.Structure):
@@ -37,17 +40,17 @@ class Product(ctypes.Structure):
 
 
 class Attention(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("batch", "num_heads", "num_kv_heads", "num_queries", "num_fresh", "tail_capacity",
+    _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_heads", "num_kv_heads", "num_queries", "num_fresh", "tail_capacity",
                                    "max_tokens", "sliding_window")] + [
-        ("scale", F32), ("lengths", PTR), ("compressed", PTR), ("query_counts", PTR), ("query", Dense), ("output", Dense),
+        ("scale", F32), ("sequences", PTR), ("lengths", PTR), ("compressed", PTR), ("query_counts", PTR), ("query", Dense), ("output", Dense),
         ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
         ("fresh_values", Dense), ("log_sum_exp", PTR), ("workspace", PTR), ("workspace_bytes", I64)]
 
 
 class Append(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("batch", "num_kv_heads", "num_tokens", "lookahead", "group_size", "local_window",
+    _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_kv_heads", "num_tokens", "lookahead", "group_size", "local_window",
                                    "tail_capacity", "max_tokens")] + [
-        ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
+        ("sequences", PTR), ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
         ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense),
         ("tail_values", Dense)]
 
@@ -83,8 +86,8 @@ class Library:
         self._library = ctypes.CDLL(path)
         self._library.mustafar_cuda_backend.restype = ctypes.POINTER(_Table)
         table = self._library.mustafar_cuda_backend().contents
-        if table.abi_version != 1:
-            raise RuntimeError(f"{path}: expected ABI version 1, got {table.abi_version}")
+        if table.abi_version != ABI_VERSION:
+            raise RuntimeError(f"{path}: expected ABI version {ABI_VERSION}, got {table.abi_version}")
         self._functions = {name: ctypes.CFUNCTYPE(I32, PTR, *arguments, PTR)(getattr(table, name))
                            for name, arguments in _ARGUMENTS.items() if getattr(table, name)}
 
@@ -115,10 +118,11 @@ def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN):
 
 
 class Pages:
-    """FIXED blocks of one tensor in pages that lie in a random order of one buffer, which starts out as 0xff (NaN)."""
+    """FIXED blocks of one tensor in pages of a random order. The pages are in slabs, whose addresses are in a random order too;
+    all memory starts out as 0xff (NaN)."""
 
     def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0,
-                 pattern=UNSTRUCTURED):
+                 pattern=UNSTRUCTURED, slab_pages=3):
         self.batch, self.heads, self.order = batch, heads, order
         self.format = Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, order, keep)
         self.page_blocks = page_blocks
@@ -126,27 +130,37 @@ class Pages:
         self.capacity = max(1, math.ceil(math.ceil(capacity_tokens / BLOCK) / page_blocks))
         count = batch * self.capacity
         head_stride = page_blocks * self.block_bytes
-        page_bytes = (base + heads * head_stride + PADDING + 63) // 64 * 64
-        memory = torch.full((count * page_bytes,), 0xff, dtype=torch.uint8, device="cuda")
-        starts = torch.randperm(count, generator=generator).view(batch, self.capacity) * page_bytes
-        self._place(memory, starts, base, head_stride, page_bytes)
+        page_bytes = (heads * head_stride + 63) // 64 * 64
+        slab_bytes = (base + slab_pages * page_bytes + PADDING + 63) // 64 * 64
+        slabs = torch.randperm(-(-count // slab_pages), generator=generator)
+        memory = torch.full((len(slabs) * slab_bytes,), 0xff, dtype=torch.uint8, device="cuda")
+        numbers = torch.randperm(count, generator=generator).view(batch, self.capacity)
+        self._place(memory, numbers, slabs * slab_bytes, slab_pages, base, head_stride, page_bytes, slab_bytes)
 
-    def _place(self, memory, starts, base, head_stride, page_bytes):
-        self.memory, self._starts, self.base, self.head_stride, self.page_bytes = memory, starts, base, head_stride, page_bytes
-        self.table = (memory.data_ptr() + starts).to(memory.device)
+    def _place(self, memory, numbers, slab_starts, slab_pages, base, head_stride, page_bytes, slab_bytes):
+        self.memory, self._numbers, self._slab_starts, self.slab_pages = memory, numbers, slab_starts, slab_pages
+        self.base, self.head_stride, self.page_bytes, self.slab_bytes = base, head_stride, page_bytes, slab_bytes
+        self._starts = slab_starts[numbers // slab_pages] + numbers % slab_pages * page_bytes
+        self.table = numbers.to(torch.int32).to(memory.device)
+        self.slabs = (memory.data_ptr() + slab_starts).to(memory.device)
 
     def move(self, memory):
         """To a copy of the memory."""
-        self._place(memory, self._starts, self.base, self.head_stride, self.page_bytes)
+        self._place(memory, self._numbers, self._slab_starts, self.slab_pages, self.base, self.head_stride, self.page_bytes,
+                    self.slab_bytes)
+
+    def share_tables(self, other):
+        """Takes over the tables of pages that lie in the same places."""
+        self.table, self.slabs = other.table, other.slabs
 
     def blocks(self):
-        return Blocks(self.format, self.page_blocks, self.capacity, self.page_bytes, self.base, self.head_stride,
-                      self.table.data_ptr(), None)
+        return Blocks(self.format, self.page_blocks, self.slab_pages, len(self._slab_starts), self.capacity, self.page_bytes,
+                      self.base, self.head_stride, self.slab_bytes, self.slabs.data_ptr(), self.table.data_ptr(), None)
 
     def blocks_of(self, sequence):
         """Of one sequence only."""
         blocks = self.blocks()
-        blocks.pages += 8 * sequence * self.capacity
+        blocks.pages += 4 * sequence * self.capacity
         return blocks
 
     def block(self, sequence, head, index):
@@ -170,26 +184,27 @@ def place_in_slabs(keys, values, slab_pages=8):
     page = (keys.page_blocks * (keys.block_bytes + values.block_bytes) + 63) // 64 * 64
     head_stride = slab_pages * page
     slabs = -(-keys.capacity // slab_pages)
-    memory = torch.full((keys.batch * slabs * keys.heads * head_stride + PADDING,), 0xff, dtype=torch.uint8, device="cuda")
-    index = torch.arange(keys.capacity)
-    slab = torch.arange(keys.batch)[:, None] * slabs + index // slab_pages
-    starts = slab * keys.heads * head_stride + index % slab_pages * page
-    page_bytes = (keys.heads - 1) * head_stride + page + PADDING
+    slab = keys.heads * head_stride
+    memory = torch.full((keys.batch * slabs * slab + PADDING,), 0xff, dtype=torch.uint8, device="cuda")
+    numbers = torch.arange(keys.batch)[:, None] * slabs * slab_pages + torch.arange(keys.capacity)
+    starts = torch.arange(keys.batch * slabs) * slab
     for pages, base in ((keys, 0), (values, keys.page_blocks * keys.block_bytes)):
         before, places = pages.memory, pages.gathered(keys.capacity * keys.page_blocks)
-        pages._place(memory, starts, base, head_stride, page_bytes)
+        pages._place(memory, numbers, starts, slab_pages, base, head_stride, page, slab + PADDING)
         memory[pages.gathered(keys.capacity * keys.page_blocks)] = before[places]
+    values.share_tables(keys)
 
 
 class OffsetPages:
-    """OFFSETS blocks: one buffer for all, every sequence's page being its start."""
+    """OFFSETS blocks: one buffer for all, the one page that every sequence has."""
 
-    def __init__(self, batch, heads, blocks, head_dim, dtype, offsets, page_bytes):
+    def __init__(self, batch, heads, blocks, head_dim, dtype, offsets, slab_bytes):
         self.format = Format(head_dim, DTYPES[dtype], 0, 0, OFFSETS, PLAIN, 0)
-        self.page_blocks, self.page_bytes, self.offsets = max(1, blocks), page_bytes, offsets
-        self.memory = torch.full((page_bytes,), 0xff, dtype=torch.uint8, device="cuda")
-        self.table = torch.full((batch,), self.memory.data_ptr(), dtype=torch.int64, device="cuda")
+        self.page_blocks, self.slab_bytes, self.offsets = max(1, blocks), slab_bytes, offsets
+        self.memory = torch.full((slab_bytes,), 0xff, dtype=torch.uint8, device="cuda")
+        self.slabs = torch.tensor([self.memory.data_ptr()], dtype=torch.int64, device="cuda")
+        self.table = torch.zeros(batch, dtype=torch.int32, device="cuda")
 
     def blocks(self):
-        return Blocks(self.format, self.page_blocks, 1, self.page_bytes, 0, 0, self.table.data_ptr(),
-                      self.offsets.data_ptr())
+        return Blocks(self.format, self.page_blocks, 1, 1, 1, 0, 0, 0, self.slab_bytes, self.slabs.data_ptr(),
+                      self.table.data_ptr(), self.offsets.data_ptr())

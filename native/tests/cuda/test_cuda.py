@@ -18,7 +18,7 @@ import torch
 
 import reference
 from cache import Cache, Call, compressed_tokens
-from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PLAIN, VALUE_FRAGMENT, Append, Format, Library, OffsetPages,
+from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT, Append, Attention, Dense, Format, Library, OffsetPages,
                     Pages, Product, dense)
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -327,7 +327,7 @@ def test_append():
             after = [torch.full_like(lengths, -1) for _ in range(2)]
             given = torch.tensor(counts, dtype=torch.int32, device="cuda")
             library.call("append", Append(
-                batch, heads, most, lookahead, group, window, capacity, longest, given.data_ptr(), lengths.data_ptr(),
+                batch, batch, heads, most, lookahead, group, window, capacity, longest, None, given.data_ptr(), lengths.data_ptr(),
                 compressed.data_ptr(), after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]),
                 pages[0].blocks(), pages[1].blocks(), dense(tails[0]), dense(tails[1])))
             lengths, compressed = after
@@ -335,7 +335,7 @@ def test_append():
                 expected_lengths[b] += count
                 n = expected_lengths[b]
                 expected_compressed[b] = max(expected_compressed[b],
-                                             min(compressed_tokens(n + lookahead, window, group), n // group * group))
+                                             compressed_tokens(n, window, group, lookahead))
             check(lengths.tolist() == expected_lengths, f"append seed {seed} step {step}: lengths {lengths.tolist()}")
             check(compressed.tolist() == expected_compressed,
                   f"append seed {seed} step {step}: compressed {compressed.tolist()}, expected {expected_compressed}")
@@ -350,6 +350,158 @@ def test_append():
                         packed = reference.pack(part, reference.keep_mask(part, keep), role)[0]
                         check(torch.equal(page.memory[page.gathered(c // BLOCK)[b]], packed),
                               f"append seed {seed} step {step}: blocks of sequence {b} differ")
+
+
+def test_any_subset():
+    """Rows of a call are any of the cache's sequences, in any order; the others are neither read nor changed. Calls of all
+    shapes share one workspace, whose counters are zero after each."""
+    workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
+    for seed, (kv_heads, heads, head_dim, dtype, longest, balanced) in enumerate((
+            (2, 8, 128, F16, 3000, False), (8, 8, 64, BF16, 700, True), (1, 16, 128, BF16, 9000, True), (2, 2, 80, F16, 300, False))):
+        if SMALL and longest > 1000:
+            continue
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        keys, values = (rows("random", (5, kv_heads, longest, head_dim), dtype, generator) for _ in range(2))
+        lengths = [longest, 0, longest // 2, 33, longest // 3]
+        cache = Cache(keys / 4, values, lengths, head_dim * 5 // 16, head_dim // 2, fragment=head_dim in (64, 128),
+                      page_blocks=1 + seed, generator=torch.Generator().manual_seed(seed), balanced=library if balanced else None)
+        query = rows("random", (5, heads, 1, head_dim), dtype, generator)
+        whole = Call(library, cache, query)()
+        for subset in ([4, 0, 2], [3], [2, 1, 0, 4, 3], [0, 0]):
+            call = Call(library, cache, query[subset], rows=subset)
+            call.arguments.workspace = workspace.data_ptr()
+            case = f"seed {seed} sequences {subset}"
+            out = call()
+            check((out.double() - whole[subset].double()).abs().max() <= {F16: 4e-3, BF16: 3e-2}[dtype] * whole.abs().max(),
+                  f"{case}: differs from the call of all sequences")
+            check(not workspace[:COUNTER_BYTES].any(), f"{case}: counters are not zero")
+            # What is no sequence is read as the last one; nothing outside the cache is.
+            call.sequences[-1] = 1000 if len(subset) % 2 else -7
+            strange = call().clone()
+            call.sequences[-1] = 4
+            same_bits(f"{case}: a slot that there is not", strange, call())
+
+
+def test_tables_of_the_grid_before():
+    """Attention reads its tables ahead of time, while the grid before it may still be writing them: here an append, which lets
+    the next grid start early, writes the slots and the page numbers that attention then has to use."""
+    generator, host = torch.Generator(device="cuda").manual_seed(1), torch.Generator().manual_seed(1)
+    slots, heads, longest = 6, 2, 3000
+    keys, values = (rows("random", (slots, heads, longest, 128), F16, generator) for _ in range(2))
+    cache = Cache(keys, values, [longest - 50 * b for b in range(slots)], 40, 40, page_blocks=8, generator=host)
+    # Page n moves to number 32n, the numbers of compressed tokens that groups of 32 can have.
+    for pages in (cache.key_pages, cache.value_pages):
+        numbers = torch.randperm(slots * pages.capacity, generator=host).view(slots, pages.capacity) * BLOCK
+        memory = torch.full(((int(numbers.max()) + 1) * pages.page_bytes + PADDING,), 0xff, dtype=torch.uint8, device="cuda")
+        before, places = pages.memory, pages.gathered(pages.capacity * pages.page_blocks)
+        slab_pages = int(numbers.max()) + 1
+        pages._place(memory, numbers, torch.zeros(1, dtype=torch.int64), slab_pages, 0, pages.head_stride, pages.page_bytes,
+                     slab_pages * pages.page_bytes + PADDING)
+        memory[pages.gathered(pages.capacity * pages.page_blocks)] = before[places]
+    query = rows("random", (slots, 4, 1, 128), F16, generator)
+    scratch = Pages(1, 1, 64, 128, F16, 40, KEY_FRAGMENT, 1)
+    ring = torch.zeros((1, 1, 64, 128), dtype=F16, device="cuda")
+
+    def writer(target, numbers):
+        """An append without new tokens that writes numbers into target, as lengths or, multiples of 32, as compressed."""
+        given = numbers.flatten().to(torch.int32).cuda()
+        count, paged = given.numel(), target is not call.sequences
+        arguments = Append(count, count, 1, 0, 0, BLOCK, 1 << 20, (1 << 20) + BLOCK, 2 ** 30, None, None, given.data_ptr(),
+                           given.data_ptr() if paged else zeros.data_ptr(), unused.data_ptr() if paged else target.data_ptr(),
+                           target.data_ptr() if paged else unused.data_ptr(), dense(None), dense(None), scratch.blocks(),
+                           scratch.blocks(), Dense(ring.data_ptr(), 0, 0, 128), Dense(ring.data_ptr(), 0, 0, 128))
+        return lambda: (library.call("append", arguments), given)[0]
+
+    zeros, unused = (torch.zeros(slots * cache.key_pages.capacity, dtype=torch.int32, device="cuda") for _ in range(2))
+    call = Call(library, cache, query, rows=list(range(slots)))
+    expected = call().clone()
+    for table in (call.sequences, cache.key_pages.table, cache.value_pages.table):
+        right = table.clone().cpu()
+        wrong = right.flatten()[torch.randperm(right.numel(), generator=host)].view(right.shape)
+        spoil, mend = writer(table, wrong), writer(table, right)
+        for repeat in range(20):
+            spoil()
+            call()
+            mend()
+            same_bits(f"tables of {tuple(table.shape)}, repeat {repeat}", call(), expected)
+
+
+def test_damaged_page_table():
+    """Page numbers that no slab has: any result, but nothing outside the slabs is touched."""
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    keys, values = (rows("random", (2, 2, 1000, 128), F16, generator) for _ in range(2))
+    cache = Cache(keys, values, [1000, 700], 40, 40, generator=torch.Generator().manual_seed(1))
+    query = rows("random", (2, 4, 1, 128), F16, generator)
+    for number in (10 ** 9, 2 ** 31 - 1, -1, -2 ** 31):
+        for pages in (cache.key_pages, cache.value_pages):
+            before = pages.table.clone()
+            pages.table[0, 1] = number
+            Call(library, cache, query)()
+            torch.cuda.synchronize()
+            pages.table.copy_(before)
+
+
+def test_captured_steps():
+    """A captured append and attention serve every later step: lengths, slots, counts and pages are read when they run."""
+    generator, host = torch.Generator(device="cuda").manual_seed(1), torch.Generator().manual_seed(1)
+    batch, slots, heads, longest, window, group, capacity = 3, 5, 2, 400, 32, 64, 96
+    keys, values = (rows("random", (slots, heads, longest, 128), F16, generator) for _ in range(2))
+    pages = [Pages(slots, heads, longest + BLOCK, 128, F16, 40, order, 2, host) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
+    tables = [page.table.clone() for page in pages]
+    for page in pages:
+        page.table.fill_(-1)  # entries appear only once they are needed
+    tails = [torch.full((slots, heads, capacity, 128), float("nan"), dtype=F16, device="cuda") for _ in range(2)]
+    lengths, compressed, after, due = (torch.zeros(slots, dtype=torch.int32, device="cuda") for _ in range(4))
+    sequences, counts = (torch.zeros(batch, dtype=torch.int32, device="cuda") for _ in range(2))
+    new = [torch.zeros((batch, heads, 1, 128), dtype=F16, device="cuda") for _ in range(2)]
+    query = rows("random", (batch, 4, 1, 128), F16, generator)
+    out = torch.full_like(query, float("nan"))
+    append = Append(batch, slots, heads, 1, 0, group, window, capacity, longest, sequences.data_ptr(), counts.data_ptr(),
+                    lengths.data_ptr(), compressed.data_ptr(), after.data_ptr(), due.data_ptr(), dense(new[0]), dense(new[1]),
+                    pages[0].blocks(), pages[1].blocks(), dense(tails[0]), dense(tails[1]))
+    attend = Attention(batch, slots, 4, heads, 1, 0, capacity, longest, 0, 128 ** -0.5, sequences.data_ptr(), after.data_ptr(),
+                       due.data_ptr(), None, dense(query), dense(out), pages[0].blocks(), pages[1].blocks(), dense(tails[0]),
+                       dense(tails[1]), dense(None), dense(None), None, None, 0)
+    needed = torch.zeros(1, dtype=torch.int64)
+    library.call("attention_workspace", attend, needed)
+    workspace = torch.zeros(max(1, int(needed)), dtype=torch.uint8, device="cuda")
+    attend.workspace, attend.workspace_bytes = workspace.data_ptr(), int(needed)
+    sequences.copy_(torch.arange(batch))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call, arguments in (("append", append), ("attention", attend)):  # prepares the kernels; counts are 0
+            library.call(call, arguments)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            library.call("append", append)
+            library.call("attention", attend)
+    torch.cuda.synchronize()
+    expected = [0] * slots
+    for step in range(330):
+        chosen = torch.randperm(slots, generator=host)[:batch] if step % 4 else torch.tensor([4, 1, 2])
+        count = torch.randint(0, 2, (batch,), generator=host) if step % 3 == 0 else torch.ones(batch, dtype=torch.int64)
+        sequences.copy_(chosen)
+        counts.copy_(count)
+        for row, slot in enumerate(chosen.tolist()):
+            for target, source in zip(new, (keys, values)):
+                target[row, :, 0] = source[slot, :, expected[slot]] if count[row] else float("nan")
+            expected[slot] += int(count[row])
+            places = -(-compressed_tokens(expected[slot], window, group) // (2 * BLOCK))
+            for page, table in zip(pages, tables):
+                page.table[slot, :places] = table[slot, :places]
+        graph.replay()
+        lengths[chosen], compressed[chosen] = after[chosen], due[chosen]
+        check(lengths.tolist() == expected, f"step {step}: lengths {lengths.tolist()}, expected {expected}")
+        check(compressed.tolist() == [compressed_tokens(n, window, group) for n in expected], f"step {step}: {compressed.tolist()}")
+        if step % 30 < 3:
+            for row, slot in enumerate(chosen.tolist()):
+                n, c = expected[slot], compressed_tokens(expected[slot], window, group)
+                seen = [torch.cat([torch.where(reference.keep_mask(x[slot:slot + 1, :, :c], 40), x[slot:slot + 1, :, :c], 0),
+                                   x[slot:slot + 1, :, c:n]], 2) for x in (keys, values)]
+                exact, _ = reference.attention(query[row:row + 1], *seen, [n], [1], 128 ** -0.5)
+                check((out[row:row + 1].double() - exact).abs().max() <= 4e-3 * max(1.0, exact.abs().max().item()),
+                      f"step {step} row {row}")
 
 
 def main():

@@ -103,47 +103,49 @@ mustafar_dense Arguments::dense(int64_t batch, int64_t heads, int64_t tokens, in
     return dense;
 }
 
-mustafar_blocks Arguments::blocks(const mustafar_format& format, int64_t batch, int64_t heads, int64_t tokens) {
+mustafar_blocks Arguments::blocks(const mustafar_format& format, int64_t slots, int64_t heads, int64_t tokens) {
     mustafar_blocks blocks{};
     blocks.format = format;
     const int64_t used = tokens <= 0 ? 1 : (tokens - 1) / MUSTAFAR_BLOCK_TOKENS + 1;
     if (format.layout == MUSTAFAR_LAYOUT_OFFSETS) {
         blocks.page_blocks = mishap() ? number32(1, 4) : static_cast<int32_t>(std::min<int64_t>(used, INT_MAX));
         blocks.page_capacity = number(1, 1);
-        offset_pages(blocks, batch, heads);
+        offset_blocks(blocks, slots, heads);
     } else {
         blocks.page_blocks = number32(1, 3);
         const int64_t pages = blocks.page_blocks > 0 ? (used - 1) / blocks.page_blocks + 1 : 1;
         blocks.page_capacity = mishap() ? number(1, 4) : pages + (pages < 8 ? number32(0, 1) : 0);
-        fixed_pages(blocks, batch, heads);
+        fixed_blocks(blocks, slots, heads);
     }
     return blocks;
 }
 
-void Arguments::fixed_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads) {
+// Pages one behind the other, or taking turns in every head.
+void Arguments::fixed_blocks(mustafar_blocks& blocks, int64_t slots, int64_t heads) {
     int64_t block_bytes = 0;
     if (mustafar_block_bytes(&blocks.format, &block_bytes) != MUSTAFAR_STATUS_OK) block_bytes = 1024;
     blocks.base = mishap() ? number(0, 64) : 16 * input.ConsumeIntegralInRange<int64_t>(0, 2);
-    const int64_t head_bytes = std::max(blocks.page_blocks, 1) * block_bytes;
-    blocks.head_stride = mishap() ? number(0, 4096) : head_bytes + 16 * input.ConsumeIntegralInRange<int64_t>(0, 2);
-    const wide bytes =
-        blocks.base + wide{std::max<int64_t>(heads, 1) - 1} * blocks.head_stride + head_bytes + MUSTAFAR_PAGE_PADDING;
-    blocks.page_bytes = mishap() || bytes > INT64_MAX ? number(0, 8192) : static_cast<int64_t>(bytes);
-    const wide entries = wide{batch} * blocks.page_capacity;
-    void** const pages = memory.make<void*>(entries);
-    if (entries > 0 && entries <= 64)
-        for (int64_t p = 0; p < static_cast<int64_t>(entries); ++p)
-            pages[p] = mishap(128) ? nullptr : page(blocks.page_bytes);
-    else if (entries > 0 && entries <= Memory::address_space / 8)
-        memory.make<char>(Memory::most_bytes + 1);  // a table of so many pages is not filled
-    blocks.pages = address(pages);
+    const int32_t slab_pages = input.ConsumeIntegralInRange<int32_t>(1, 3);
+    const int64_t run = std::max(blocks.page_blocks, 1) * block_bytes, gap = 16 * input.ConsumeIntegralInRange(0, 2);
+    const bool page_by_page = input.ConsumeBool();
+    blocks.head_stride = mishap() ? number(0, 4096) : page_by_page ? run + gap : slab_pages * (run + gap);
+    blocks.page_bytes = mishap()       ? number(0, 4096)
+                        : page_by_page ? std::clamp<int64_t>(heads, 1, 4) * (run + gap)
+                                       : run + gap;
+    const wide bytes = blocks.base + times(slab_pages - 1, blocks.page_bytes) +
+                       times(std::max<int64_t>(heads, 1) - 1, blocks.head_stride) + run + MUSTAFAR_PAGE_PADDING;
+    blocks.slab_bytes = mishap() || bytes > INT64_MAX ? number(0, 8192) : static_cast<int64_t>(bytes);
+    const wide entries = times(slots, blocks.page_capacity);
+    const int64_t pages = entries > 0 && entries <= 64 ? static_cast<int64_t>(entries) : 1;
+    slabs(blocks, slab_pages, static_cast<int32_t>((pages + slab_pages - 1) / slab_pages));
+    page_table(blocks, slots, int64_t{slab_pages} * blocks.slab_count);
     blocks.offsets = mishap(64) ? memory.make<uint32_t>(16) : nullptr;
 }
 
-void Arguments::offset_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads) {
-    blocks.base = number(0, 0);
+void Arguments::offset_blocks(mustafar_blocks& blocks, int64_t slots, int64_t heads) {
+    blocks.base = mishap() ? number(0, 64) : 16 * input.ConsumeIntegralInRange<int64_t>(0, 1);
     blocks.head_stride = number(0, 0);
-    const wide last = wide{batch} * heads * blocks.page_blocks;
+    const wide last = wide{slots} * heads * blocks.page_blocks;
     uint32_t* const table = memory.make<uint32_t>(last + 1);
     const int64_t entries = last >= 0 && last < 256 ? static_cast<int64_t>(last) + 1 : 0;
     const int64_t least = 8 * bitmap_words(blocks.format.head_dim);  // 16-byte units of an empty block
@@ -152,29 +154,46 @@ void Arguments::offset_pages(mustafar_blocks& blocks, int64_t batch, int64_t hea
         table[i] = mishap(24) ? input.ConsumeIntegral<uint32_t>() : unit;
         unit += static_cast<uint32_t>(least + input.ConsumeIntegralInRange<int64_t>(0, 40));
     }
-    const int64_t bytes = entries > 0 ? int64_t{16} * table[entries - 1] + MUSTAFAR_PAGE_PADDING : 0;
-    blocks.page_bytes = mishap() ? number(0, 8192) : bytes;
+    const int64_t bytes = entries > 0 ? 16 + int64_t{16} * table[entries - 1] + MUSTAFAR_PAGE_PADDING : 0;
+    blocks.slab_bytes = mishap() ? number(0, 8192) : bytes;
     blocks.offsets = address(table);
-    void** const pages = memory.make<void*>(wide{batch} * blocks.page_capacity);
-    void* const shared = page(blocks.page_bytes);
-    const wide count = wide{batch} * blocks.page_capacity;
-    if (count > 0 && count <= 64)
-        for (int64_t p = 0; p < static_cast<int64_t>(count); ++p) pages[p] = shared;
-    else if (count > 0 && count <= Memory::address_space / 8)
-        memory.make<char>(Memory::most_bytes + 1);
-    blocks.pages = address(pages);
+    slabs(blocks, 1, 1);
+    page_table(blocks, slots, 1);
 }
 
-char* Arguments::page(int64_t bytes) {
-    char* const page = memory.make<char>(bytes);
-    if (bytes > 0 && bytes <= Memory::most_bytes) pages_.emplace_back(page, static_cast<size_t>(bytes));
-    return page;
+void Arguments::slabs(mustafar_blocks& blocks, int32_t slab_pages, int32_t slab_count) {
+    blocks.slab_pages = mishap() ? number32(1, 4) : slab_pages;
+    blocks.slab_count = mishap(64) ? number32(0, 4) : slab_count;
+    void** const slabs = memory.make<void*>(std::max(blocks.slab_count, 0));
+    const int32_t made = blocks.slab_count <= 64 ? blocks.slab_count : 0;
+    if (made < blocks.slab_count) memory.make<char>(Memory::most_bytes + 1);  // so many are not made
+    for (int32_t i = 0; i < made; ++i) {
+        slabs[i] = mishap(128) ? nullptr : memory.make<char>(blocks.slab_bytes);
+        if (slabs[i] != nullptr && blocks.slab_bytes > 0 && blocks.slab_bytes <= Memory::most_bytes)
+            corruptible_.emplace_back(slabs[i], static_cast<size_t>(blocks.slab_bytes));
+    }
+    blocks.slabs = address(slabs);
 }
 
-void Arguments::corrupt_page() {
-    if (pages_.empty()) return;
-    const auto [page, bytes] = pages_[input.ConsumeIntegralInRange<size_t>(0, pages_.size() - 1)];
-    corrupt(page, bytes);
+void Arguments::page_table(mustafar_blocks& blocks, int64_t slots, int64_t pages) {
+    const wide entries = times(slots, blocks.page_capacity);
+    int32_t* const table = memory.make<int32_t>(entries);
+    if (entries > 0 && entries <= 64) {
+        const int64_t count = static_cast<int64_t>(entries);
+        for (int64_t p = 0; p < count; ++p)
+            table[p] = mishap(64) ? input.ConsumeIntegral<int32_t>()
+                                  : static_cast<int32_t>((count - 1 - p) % std::max<int64_t>(pages, 1));
+        corruptible_.emplace_back(table, static_cast<size_t>(count) * sizeof *table);
+    } else if (entries > 0 && entries <= Memory::address_space / 4) {
+        memory.make<char>(Memory::most_bytes + 1);  // a table of so many pages is not filled
+    }
+    blocks.pages = address(table);
+}
+
+void Arguments::corrupt_blocks() {
+    if (corruptible_.empty()) return;
+    const auto [buffer, bytes] = corruptible_[input.ConsumeIntegralInRange<size_t>(0, corruptible_.size() - 1)];
+    corrupt(buffer, bytes);
 }
 
 void Arguments::corrupt(void* buffer, size_t bytes) {

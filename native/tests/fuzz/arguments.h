@@ -41,13 +41,14 @@ public:
     mustafar_dense dense(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int element);
     // Strides of a dense tensor without its memory.
     mustafar_dense strides(int64_t heads, int64_t tokens, int64_t width);
-    // Places for blocks with random content: pages of page_bytes and, for the OFFSETS layout, a table that ascends.
-    mustafar_blocks blocks(const mustafar_format& format, int64_t batch, int64_t heads, int64_t tokens);
+    // Places for blocks with random content: slabs of pages in any order and, for the OFFSETS layout, a table that ascends.
+    mustafar_blocks blocks(const mustafar_format& format, int64_t slots, int64_t heads, int64_t tokens);
+    // Slabs of slab_bytes.
+    void slabs(mustafar_blocks& blocks, int32_t slab_pages, int32_t slab_count);
     // Overwrites a few bytes of a buffer.
     void corrupt(void* buffer, size_t bytes);
-    // The same for one of the pages made so far.
-    void corrupt_page();
-    char* page(int64_t bytes);
+    // The same for one of the slabs or page tables made so far.
+    void corrupt_blocks();
 
     FuzzedDataProvider input;
 
@@ -58,10 +59,12 @@ public:
     Memory memory;
 
 private:
-    void fixed_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads);
-    void offset_pages(mustafar_blocks& blocks, int64_t batch, int64_t heads);
+    void fixed_blocks(mustafar_blocks& blocks, int64_t slots, int64_t heads);
+    void offset_blocks(mustafar_blocks& blocks, int64_t slots, int64_t heads);
+    // A page table whose entries are 0 ... pages - 1.
+    void page_table(mustafar_blocks& blocks, int64_t slots, int64_t pages);
 
-    std::vector<std::pair<char*, size_t>> pages_;
+    std::vector<std::pair<void*, size_t>> corruptible_;
 };
 
 int element_bytes(int32_t dtype);

@@ -35,12 +35,15 @@ void decompress(Arguments& from, const mustafar_context& context, const Shape& s
 void queries(Arguments& from) {
     const int64_t length = from.number(0, 1000);
     const int32_t local_window = from.number32(0, 100), group_size = from.number32(1, 100);
-    const int64_t compressed = mustafar_compressed_tokens(length, local_window, group_size);
+    const int32_t lookahead = from.number32(0, 100);
+    const int64_t compressed = mustafar_compressed_tokens(length, lookahead, local_window, group_size);
     if (compressed < 0 || (compressed > length && length >= 0)) __builtin_trap();
     const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
     int64_t bytes = 0;
     if (mustafar_block_bytes(from.address(&format), from.address(&bytes)) == MUSTAFAR_STATUS_OK && bytes <= 0)
         __builtin_trap();
+    mustafar_limits limits{};
+    if (mustafar_get_limits(from.address(&limits)) == MUSTAFAR_STATUS_OK && limits.num_head_dims < 1) __builtin_trap();
     if (mustafar_last_error() == nullptr || mustafar_version() == nullptr) __builtin_trap();
 }
 
@@ -65,7 +68,7 @@ void compress(Arguments& from) {
     const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
     if (!from.memory.possible()) return;
     if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, nullptr, &blocks) != 0) return;
-    from.corrupt_page();
+    from.corrupt_blocks();
     decompress(from, context, shape, blocks);
 }
 
@@ -77,33 +80,33 @@ void masked(Arguments& from) {
         from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
     uint32_t* const bitmap = from.memory.make<uint32_t>(shape.words(format));
     uint32_t* const table = from.memory.make<uint32_t>(shape.blocks() + 1);
-    int64_t page_bytes = 0;
+    int64_t slab_bytes = 0;
     if (!from.memory.possible()) return;
     if (std::max(shape.words(format), shape.blocks()) > Memory::most_bytes / 4) {  // nothing is there to be filled
-        mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &page_bytes);
+        mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &slab_bytes);
         return;
     }
     if (format.head_dim % 32 != 0 && shape.words(format) > 0 && !from.mishap())
         for (int64_t w = bitmap_words(format.head_dim) - 1; w < static_cast<int64_t>(shape.words(format));
              w += bitmap_words(format.head_dim))
             bitmap[w] &= (1u << format.head_dim % 32) - 1;
-    if (mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &page_bytes) != 0)
+    if (mustafar_offsets(&context, &format, shape.batch, shape.heads, shape.tokens, bitmap, table, &slab_bytes) != 0)
         return;
 
     mustafar_blocks blocks{};
     blocks.format = format;
     blocks.page_blocks = static_cast<int32_t>((shape.tokens + 31) / 32);
     blocks.page_capacity = 1;
-    blocks.page_bytes = from.mishap() ? from.number(0, 8192) : page_bytes;
+    blocks.slab_bytes = from.mishap() ? from.number(0, 8192) : slab_bytes;
     blocks.offsets = table;
-    void** const pages = from.memory.make<void*>(shape.batch);
-    void* const page = from.page(blocks.page_bytes);
+    from.slabs(blocks, 1, 1);
+    int32_t* const pages = from.memory.make<int32_t>(shape.batch);
     if (!from.memory.possible() || shape.batch > 64) return;
-    for (int32_t b = 0; b < shape.batch; ++b) pages[b] = page;
+    for (int32_t b = 0; b < shape.batch; ++b) pages[b] = 0;
     blocks.pages = pages;
     if (from.mishap()) from.corrupt(bitmap, static_cast<size_t>(shape.words(format)) * sizeof *bitmap);
     if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, &blocks) != 0) return;
-    from.corrupt_page();
+    from.corrupt_blocks();
     from.corrupt(table, static_cast<size_t>(shape.blocks() + 1) * sizeof *table);
     decompress(from, context, shape, blocks);
 }

@@ -85,6 +85,66 @@ internal sealed class ForkTests(string device)
         Assert.That(cache.Memory.CompressedBytes, Is.EqualTo(alone), "the pages came back");
     }
 
+    /// <summary>Forks that nobody disposes: once they are collected, their share and their pages are the others' again.</summary>
+    [TestCase(0)]
+    [TestCase(3000)]
+    public void Forks_that_are_dropped_return_their_pages(int tokensOfTheirOwn)
+    {
+        const int Rounds = 20;
+        using var scope = NewDisposeScope();
+        Tensor x = Random(1, 3000);
+        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        cache.Append(x, x);
+        long alone = cache.Memory.CompressedBytes;
+        for (int i = 0; i < Rounds; i++)
+        {
+            Drop();
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+        }
+
+        // A conservative stack may hold the last fork. If none were collected, this cache's part would be 1/21; if none returned its
+        // pages, there would be 21 times as many.
+        Assert.That(cache.Memory.CompressedBytes, Is.InRange(alone / 2, alone * 3.1));
+
+        [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+        void Drop()
+        {
+            MustafarCache fork = cache.Fork([0]);
+            if (tokensOfTheirOwn > 0)
+            {
+                using Tensor own = x.narrow(2, 0, tokensOfTheirOwn);
+                fork.Append(own, own);
+            }
+        }
+    }
+
+    /// <summary>The parent is dropped instead: its fork goes on with the pages that they shared.</summary>
+    [Test]
+    public void A_fork_outlives_a_parent_that_is_dropped()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(2);
+        (Tensor prompt, Tensor next) = (Random(1, 500), Random(1, 70));
+        using MustafarCache expected = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        expected.Append(prompt, prompt);
+        using MustafarCache fork = ForkOfDropped();
+        for (int i = 0; i < 5; i++)
+        {
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+            Compare.Same(fork.Forward(next, next, next), expected.Forward(next, next, next), $"step {i}");
+        }
+
+        [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+        MustafarCache ForkOfDropped()
+        {
+            MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+            cache.Append(prompt, prompt);
+            return cache.Fork([0]);
+        }
+    }
+
     [Test]
     public void Parents_that_are_none_are_named()
     {

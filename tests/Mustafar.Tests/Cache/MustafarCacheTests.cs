@@ -175,6 +175,59 @@ internal sealed class MustafarCacheTests(string device)
         Assert.That(cache.Length, Is.EqualTo((200 - refused) * 64));
     }
 
+    /// <summary>Sizes can be read, and the cache disposed, whatever another thread does with it.</summary>
+    [TestCase(false)]
+    [TestCase(true)]
+    public void Any_thread_may_read_sizes_and_dispose(bool dense)
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = randn(2, 1, 40, 64, device: device);
+        for (int round = 0; round < 10; round++)
+        {
+            KeyValueCache cache = dense
+                ? new DenseCache(2, 1, 64, ScalarType.Float32, new Device(device))
+                : new MustafarCache(2, 1, 64, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 2, SlidingWindow = 70 });
+            using CountdownEvent started = new(2);
+            Task steps = Task.Run(() => UntilDisposed(() =>
+            {
+                cache.Forward(x, x, x).Dispose();
+                if (cache.Length > 400)
+                {
+                    cache.Clear();
+                }
+            }));
+            Task sizes = Task.Run(() => UntilDisposed(() =>
+            {
+                Assert.That(cache.Lengths, Has.Count.EqualTo(2).And.All.InRange(0, 440));
+                Assert.That(cache.Length, Is.InRange(0, 440));
+                Assert.That(cache.Memory.TotalBytes, Is.Not.Negative);
+            }));
+            started.Wait();
+            cache.Dispose();
+            Task.WaitAll(steps, sizes);
+
+            void UntilDisposed(Action call)
+            {
+                for (bool first = true; ; first = false)
+                {
+                    try
+                    {
+                        call();
+                    }
+                    catch (ObjectDisposedException)
+                    {
+                        return;
+                    }
+
+                    if (first)
+                    {
+                        started.Signal();
+                    }
+                }
+            }
+        }
+    }
+
     /// <summary>What a call checks of the tokens holds until it is done: another thread can't take them away in between.</summary>
     [Test]
     public void Shortening_is_checked_against_the_tokens_that_it_finds()

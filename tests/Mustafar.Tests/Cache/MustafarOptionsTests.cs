@@ -54,6 +54,8 @@ internal sealed class MustafarOptionsTests
             Refused(() => new MustafarOptions { ValueSparsity = -0.1 }, "ValueSparsity", "-0.1");
             Refused(() => new MustafarOptions { ValueSparsity = double.NaN }, "ValueSparsity", "NaN");
             Refused(() => new MustafarOptions { LocalWindow = -1 }, "LocalWindow", "-1");
+            Refused(() => new MustafarOptions { LocalWindow = (1 << 24) + 1 }, "LocalWindow", "0 to 16777216");
+            Refused(() => new MustafarOptions { GroupSize = (1 << 20) + 32 }, "GroupSize", "32 to 1048576");
             Refused(() => new MustafarOptions { GroupSize = 48 }, "GroupSize", "multiple of 32");
             Refused(() => new MustafarOptions { GroupSize = 0 }, "GroupSize", "0");
             Refused(() => new MustafarOptions { KeepMultiple = 0 }, "KeepMultiple", "0");

@@ -20,17 +20,16 @@ public sealed class PagePoolTests
     [Test]
     public void PagesAreAlignedAndApart()
     {
-        nint[] pages = [.. _pool.Rent(5, 0, 0), .. _pool.Rent(1, 0, 0), .. _pool.Rent(40, 0, 0), .. _pool.Rent(3, 0, 0)];
-        Assert.That(pages.All(page => page % NativeConstants.PageAlignment == 0));
-        long[] parts = [.. pages.SelectMany(page => Enumerable.Range(0, Heads).Select(h => page + (h * _pool.HeadStride))).Order()];
+        int[] pages = [.. _pool.Rent(5, 0, -1), .. _pool.Rent(1, 0, -1), .. _pool.Rent(40, 0, -1), .. _pool.Rent(3, 0, -1)];
+        Assert.That(pages.Select(_pool.Address).All(address => address % NativeConstants.PageAlignment == 0));
+        long[] parts = [.. pages.SelectMany(page => Enumerable.Range(0, Heads).Select(h => _pool.Address(page) + (h * _pool.HeadStride))).Order()];
         Assert.That(parts.Zip(parts.Skip(1)).All(two => two.Second - two.First >= HeadBytes));
-        Assert.That(_pool.PageBytes, Is.EqualTo(((Heads - 1) * _pool.HeadStride) + HeadBytes + NativeConstants.PagePadding));
     }
 
     [Test]
     public void APromptsPagesAreRuns()
     {
-        nint[] pages = _pool.Rent(4 * PagePool.SlabPages, 0, 0);
+        int[] pages = _pool.Rent(4 * PagePool.SlabPages, 0, -1);
         Assert.That(Runs(pages), Is.EqualTo(4));
         Assert.That(_pool.Bytes, Is.EqualTo(4 * Heads * _pool.HeadStride));
     }
@@ -38,13 +37,13 @@ public sealed class PagePoolTests
     [Test]
     public void SequencesThatGrowSideBySideGetRunsOnceTheyAreLong()
     {
-        List<nint>[] sequences = [[], [], []];
+        List<int>[] sequences = [[], [], []];
         const int pages = 12 * PagePool.SlabPages;
         for (int i = 0; i < pages; i++)
         {
-            foreach (List<nint> sequence in sequences)
+            foreach (List<int> sequence in sequences)
             {
-                sequence.AddRange(_pool.Rent(1, sequence.Count, sequence.LastOrDefault()));
+                sequence.AddRange(_pool.Rent(1, sequence.Count, sequence.LastOrDefault(-1)));
             }
         }
 
@@ -62,7 +61,7 @@ public sealed class PagePoolTests
     {
         for (int i = 0; i < PagePool.SlabPages; i++)
         {
-            _pool.Rent(1, 0, 0);
+            _pool.Rent(1, 0, -1);
         }
 
         Assert.That(_pool.Bytes, Is.EqualTo(Heads * _pool.HeadStride));
@@ -71,27 +70,56 @@ public sealed class PagePoolTests
     [Test]
     public void ReturnedPagesAreUsedAgain()
     {
-        nint[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, 0);
+        int[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, -1);
         long bytes = _pool.Bytes;
         Array.ForEach(pages, _pool.Return);
-        Assert.That(_pool.Rent(2 * PagePool.SlabPages, 0, 0), Is.EquivalentTo(pages));
+        Assert.That(_pool.Rent(2 * PagePool.SlabPages, 0, -1), Is.EquivalentTo(pages));
         Assert.That(_pool.Bytes, Is.EqualTo(bytes));
     }
 
     [Test]
     public void ASharedPageIsFreeWhenAllHaveReturnedIt()
     {
-        nint page = _pool.Rent(1, 0, 0)[0];
+        int page = _pool.Rent(1, 0, -1)[0];
         _pool.Share(page);
         _pool.Share(page);
         _pool.Return(page);
         _pool.Return(page);
-        Assert.That(_pool.Rent(PagePool.SlabPages - 1, 0, 0), Does.Not.Contain(page));
+        Assert.That(_pool.Rent(PagePool.SlabPages - 1, 0, -1), Does.Not.Contain(page));
         _pool.Return(page);
-        Assert.That(_pool.Rent(1, 0, 0)[0], Is.EqualTo(page));
+        Assert.That(_pool.Rent(1, 0, -1)[0], Is.EqualTo(page));
+    }
+
+    /// <summary>Native code computes the addresses from the numbers; the table of slabs grows several times here.</summary>
+    [Test]
+    public unsafe void NativeCodeFindsPagesByTheirNumbers()
+    {
+        List<int> pages = [];
+        for (int i = 0; i < 40; i++)
+        {
+            pages.AddRange(_pool.Rent(7 * PagePool.SlabPages, 0, -1));
+            NativeBlocks blocks = _pool.Place(default);
+            Assert.That(blocks.SlabCount * blocks.SlabPages, Is.EqualTo(pages.Count));
+            Assert.That(pages.All(page =>
+                (nint)blocks.Slabs[page / blocks.SlabPages] + (nint)(page % blocks.SlabPages * blocks.PageBytes) == _pool.Address(page)));
+        }
+    }
+
+    [Test]
+    public void PagesOfAnAbandonedOwnerAreUsedAgain()
+    {
+        int[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, -1);
+        long bytes = _pool.Bytes;
+        _pool.AddOwner();
+        Array.ForEach(pages[..3], _pool.Share);
+        Assert.That(_pool.BytesOfOwner, Is.EqualTo(bytes / 2));
+        _pool.Abandon(pages);
+        Assert.That(_pool.BytesOfOwner, Is.EqualTo(bytes));
+        Assert.That(_pool.Rent(pages.Length - 3, 0, -1), Is.EquivalentTo(pages[3..]), "all but those that another has");
+        Assert.That(_pool.Bytes, Is.EqualTo(bytes));
     }
 
     // How many stretches of neighbours there are.
-    private int Runs(nint[] pages) =>
-        1 + pages.Zip(pages.Skip(1)).Count(two => two.Second - two.First != _pool.HeadStride / PagePool.SlabPages);
+    private int Runs(int[] pages) =>
+        1 + pages.Zip(pages.Skip(1)).Count(two => _pool.Address(two.Second) - _pool.Address(two.First) != _pool.HeadStride / PagePool.SlabPages);
 }

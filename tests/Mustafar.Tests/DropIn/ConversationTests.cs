@@ -183,6 +183,27 @@ public sealed class ConversationTests
     }
 
     [Test]
+    public void ACopyOfAConversationIsRefused()
+    {
+        using Subject subject = Subject.Make("genai");
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor ids = Subject.Ids(1, Tokens, seed: 14);
+        Models.GenAI.DynamicKVCache original = new();
+        Models.GenAI.DynamicKVCache copy = new();
+        Tensor expected = subject.Run(ids, Prompt);
+        subject.Step(ids, 0, Prompt, original);
+        foreach ((int layer, (Tensor keys, Tensor values)) in original)
+        {
+            copy[layer] = (keys.clone(), values.clone());
+        }
+
+        Assert.That(
+            () => subject.Step(ids, Prompt, Prompt + 1, copy),
+            Throws.InvalidOperationException.With.Message.Contains("copy of a conversation"));
+        Compare.Same(subject.Step(ids, Prompt, Prompt + 1, original), expected.narrow(1, Prompt, 1), "the original");
+    }
+
+    [Test]
     public void ConversationsRunOnSeveralThreads()
     {
         using Subject subject = Subject.Make("llm-sharp");

@@ -180,7 +180,7 @@ public sealed class CommandLineTests
         using (Assert.EnterMultipleScope())
         {
             Assert.That(code, Is.Zero, error);
-            Assert.That(output, Does.StartWith("> ").And.Contain("--- read").And.Contain("dense fp16"));
+            Assert.That(output, Does.Not.Contain("> ").And.Contain("--- read").And.Contain("dense fp16"));
         }
     }
 
@@ -277,10 +277,21 @@ public sealed class CommandLineTests
     }
 
     [TestCase(2, "Required command", new string[0])]
-    [TestCase(2, "--nonsense", new[] { "generate", "--nonsense" })]
-    [TestCase(2, "--max-tokens", new[] { "generate", "--max-tokens", "many" })]
-    [TestCase(2, "sparse", new[] { "generate", "--attention", "sparse" })]
-    [TestCase(2, "int8", new[] { "generate", "--dtype", "int8" })]
+    [TestCase(2, "generate has no option '--nonsense'", new[] { "generate", "--nonsense" })]
+    [TestCase(2, "did you mean '--temperature'?", new[] { "generate", "--temprature", "1" })]
+    [TestCase(2, "'generat' is not a command; did you mean 'generate'?", new[] { "generat", "--prompt", "a" })]
+    [TestCase(2, "'run' is not a command; there are generate, chat, compare, perplexity, recall, score", new[] { "run" })]
+    [TestCase(2, "expected an option, but got 'world'", new[] { "generate", "--max-tokens", "1", "world" })]
+    [TestCase(2, "--temperature: expected a number such as 0.5, but got '0,5'; write a point, not a comma.", new[] { "generate", "--temperature", "0,5" })]
+    [TestCase(2, "--key-sparsity: expected a number such as 0.5, but got '1,5'", new[] { "perplexity", "--key-sparsity", "1,5" })]
+    [TestCase(2, "--max-tokens: expected a whole number, but got '1,000'", new[] { "generate", "--max-tokens", "1,000" })]
+    [TestCase(2, "--threads", new[] { "generate", "--threads" })]
+    [TestCase(1, "--save: ", new[] { "generate", "--save", "no-such-directory/file" })]
+    [TestCase(1, "the directory doesn't exist; if this is a model of the Hugging Face Hub, download it first (hf download meta-llama/Llama-3.2-1B", new[] { "generate", "--model", "meta-llama/Llama-3.2-1B" })]
+    [TestCase(1, "but this is a file", new[] { "generate", "--model", "{short}" })]
+    [TestCase(2, "--max-tokens: expected a whole number, but got 'many'", new[] { "generate", "--max-tokens", "many" })]
+    [TestCase(2, "--attention: expected mustafar or dense, but got 'sparse'", new[] { "generate", "--attention", "sparse" })]
+    [TestCase(2, "--dtype: expected auto, float32, float16 or bfloat16, but got 'int8'", new[] { "generate", "--dtype", "int8" })]
     [TestCase(1, "--max-tokens", new[] { "generate", "--max-tokens", "0" })]
     [TestCase(1, "--threads", new[] { "generate", "--threads", "0" })]
     [TestCase(1, "cpu, cuda or cuda:N", new[] { "generate", "--device", "tpu" })]
@@ -295,12 +306,12 @@ public sealed class CommandLineTests
     [TestCase(1, "--n-best: expected at most 2", new[] { "generate", "--beams", "2", "--n-best", "3" })]
     [TestCase(1, "--n-best: only", new[] { "generate", "--n-best", "3" })]
     [TestCase(1, "--length-penalty: only", new[] { "generate", "--best-of", "2", "--length-penalty", "1" })]
-    [TestCase(1, "LengthPenalty", new[] { "generate", "--beams", "2", "--length-penalty", "NaN" })]
+    [TestCase(1, "--length-penalty: expected a finite number, but got NaN", new[] { "generate", "--beams", "2", "--length-penalty", "NaN" })]
     [TestCase(1, "--temperature: a beam search draws nothing", new[] { "generate", "--beams", "2", "--temperature", "0.5" })]
     [TestCase(1, "--top-k: a beam search draws nothing", new[] { "generate", "--beams", "2", "--top-k", "5" })]
     [TestCase(1, "--seed: a beam search draws nothing", new[] { "generate", "--beams", "2", "--seed", "1" })]
     [TestCase(1, "--best-of: expected a --temperature above 0", new[] { "generate", "--best-of", "2" })]
-    [TestCase(1, "SinkTokens", new[] { "generate", "--sinks", "-1" })]
+    [TestCase(1, "--sinks: expected 0 to 16777216 tokens, but got -1", new[] { "generate", "--sinks", "-1" })]
     [TestCase(1, "expected one prompt", new[] { "generate", "--prompt", "a", "--prompt", "b", "--save", "c" })]
     [TestCase(1, "expected a compressed cache", new[] { "generate", "--attention", "dense", "--save", "c" })]
     [TestCase(1, "--load and --save: expected one continuation", new[] { "generate", "--beams", "2", "--save", "c" })]
@@ -311,8 +322,9 @@ public sealed class CommandLineTests
     [TestCase(2, "jinja", new[] { "chat", "--chat-template", "jinja" })]
     [TestCase(1, "no chat template", new[] { "chat" })]
     [TestCase(1, "<|im_start|>", new[] { "chat", "--chat-template", "chatml" })]
-    [TestCase(1, "KeySparsity", new[] { "generate", "--key-sparsity", "1.5" })]
-    [TestCase(1, "TopP", new[] { "generate", "--top-p", "2" })]
+    [TestCase(1, "--key-sparsity: expected a share of the channels, 0 to less than 1, but got 1.5.", new[] { "generate", "--key-sparsity", "1.5" })]
+    [TestCase(1, "--group-size: expected a multiple of 32", new[] { "generate", "--group-size", "33" })]
+    [TestCase(1, "--top-p: expected a probability above 0, at most 1, but got 2.", new[] { "generate", "--top-p", "2" })]
     [TestCase(1, "--file or --ids-file", new[] { "score" })]
     [TestCase(1, "expected token ids", new[] { "score", "--ids-file", "{short}" })]
     [TestCase(1, "--prefill", new[] { "score", "--ids-file", "{ids}", "--prefill", "100" })]

@@ -83,7 +83,7 @@ public sealed class SafetensorsTests
     public void RefusesAFileOfAnotherFormat()
     {
         string path = _directory.File("model.safetensors");
-        File.WriteAllText(path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
+        File.WriteAllText(path, "<!DOCTYPE html><title>Not found</title>");
         Assert.That(Refused(path).Message, Does.Contain("another format"));
     }
 

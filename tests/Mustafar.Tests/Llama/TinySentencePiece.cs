@@ -100,6 +100,7 @@ internal sealed class TinySentencePiece
             ["pre_tokenizer"] = preTokenizer,
             ["post_processor"] = JsonNode.Parse("""
                 { "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+                  "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
                   "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } } }
                 """),
             ["decoder"] = new JsonObject { ["type"] = "Sequence", ["decoders"] = decoders },

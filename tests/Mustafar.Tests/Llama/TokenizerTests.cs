@@ -164,19 +164,10 @@ public sealed class TokenizerTests
     {
         yield return Case("normalizer", root => root["normalizer"] = JsonNode.Parse("""{ "type": "NFKC" }"""), "NFKC");
         yield return Case("model type", root => root["model"]!["type"] = "Unigram", "Unigram");
-        yield return Case(
-            "normalized added token",
-            root =>
-            {
-                root["normalizer"] = JsonNode.Parse("""{ "type": "NFC" }""");
-                root["added_tokens"]![0]!["normalized"] = true;
-            },
-            "normalized");
         yield return Case("dropout", root => root["model"]!["dropout"] = 0.1, "dropout");
         yield return Case("subword prefix", root => root["model"]!["continuing_subword_prefix"] = "##", "##");
         yield return Case("pre-tokenizer", root => root["pre_tokenizer"] = JsonNode.Parse("""{ "type": "Metaspace" }"""), "Metaspace");
         yield return Case("split behavior", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["behavior"] = "Removed", "Removed");
-        yield return Case("split pattern", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["pattern"] = JsonNode.Parse("""{ "String": " " }"""), "Regex");
         yield return Case("expression", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["pattern"]!["Regex"] = "(", "expression");
         yield return Case("decoder", root => root["decoder"]!["type"] = "WordPiece", "WordPiece");
         yield return Case("post-processor", root => root["post_processor"]!["type"] = "RobertaProcessing", "RobertaProcessing");
@@ -208,6 +199,14 @@ public sealed class TokenizerTests
         yield return Case("merge of three", root => root["model"]!["merges"]!.AsArray().Add("a b c"), "a b c");
         yield return Case("id twice", root => root["added_tokens"]![0]!["id"] = 5, "one token per id");
         yield return Case("id is text", root => root["model"]!["vocab"]!["!"] = "zero", "'!'");
+        foreach (string id in (string[])["\"abc\"", "2147483648", "1.5", "-1"])
+        {
+            yield return Case(
+                $"template id {id}",
+                root => root["post_processor"]!["special_tokens"]!["<|begin_of_text|>"]!["ids"] = new JsonArray(JsonNode.Parse(id)),
+                id.Trim('"'));
+        }
+
         yield return Case("template", root => root["post_processor"]!["special_tokens"] = new JsonObject(), "<|begin_of_text|>");
     }
 
@@ -224,6 +223,64 @@ public sealed class TokenizerTests
         {
             Assert.That(() => TextTokenizer.Load(directory.File("none")), Throws.TypeOf<FileNotFoundException>());
             Assert.That(() => TextTokenizer.Load(directory.Path), Throws.TypeOf<CheckpointException>());
+        }
+    }
+
+    [TestCase("tokenizer.json")]
+    [TestCase("tokenizer.model")]
+    public void NamesAGitLfsPointer(string file)
+    {
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(
+            directory.File(file), $"version https://git-lfs.github.com/spec/v1\noid sha256:{new string('a', 64)}\nsize 9085657\n");
+        Assert.That(
+            () => TextTokenizer.Load(directory.Path),
+            Throws.TypeOf<CheckpointException>().With.Message.Contains(file).And.Message.Contains("git lfs pull"));
+    }
+
+    [TestCase("content\": \"<|eot_id|>", "content\": \"\\ud800", "'content'")]
+    [TestCase("vocab\":{", "vocab\":{\"\\uDC00\": 9000,", "a key after 'vocab'")]
+    public void NamesAKeyWithHalfASurrogatePair(string old, string replaced, string expected)
+    {
+        using TemporaryDirectory directory = new();
+        string text = JsonNode.Parse(File.ReadAllText(s_file))!.ToJsonString(new() { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping });
+        text = text.Replace("\"content\":\"", "\"content\": \"");
+        Assert.That(text, Does.Contain(old));
+        File.WriteAllText(directory.File("tokenizer.json"), text.Replace(old, replaced));
+        Assert.That(
+            () => TextTokenizer.Load(directory.Path),
+            Throws.TypeOf<CheckpointException>().With.Message.Contains("tokenizer.json").And.Message.Contains(expected));
+    }
+
+    [Test]
+    public void EncodingCanBeCancelled()
+    {
+        using CancellationTokenSource source = new();
+        source.Cancel();
+        Assert.That(
+            () => s_tokenizer.Encode("the keys", cancellationToken: source.Token), Throws.InstanceOf<OperationCanceledException>());
+    }
+
+    [Test]
+    public void AnExpressionThatExplodesIsMatchedWithoutBacktracking() =>
+        Assert.That(new PieceSplitter("(a+)+$").Split(new string('a', 60) + "!"), Has.Count.EqualTo(1));
+
+    [Test]
+    public void AnExpressionThatLooksAheadAndExplodesHasATimeLimit() => Assert.That(
+        () => new PieceSplitter("(?=(a+)+$)b|a").Split(new string('a', 60) + "!"),
+        Throws.TypeOf<TimeoutException>().With.Message.Contains("(?=(a+)+$)b|a"));
+
+    [Test]
+    public void AnAddedTokenThatTheModelLacksIsRefusedInATextOnly()
+    {
+        TextTokenizer tokenizer = LoadWith(root => root["added_tokens"]!.AsArray().Add(
+            JsonNode.Parse("""{ "id": 8189, "content": "<pad>", "special": true }""")));
+        tokenizer.LimitIds(8189, "checkpoint");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(tokenizer.Encode("the pad"), Is.EqualTo(s_tokenizer.Encode("the pad")));
+            Assert.That(() => tokenizer.Encode("a<pad>"), Throws.ArgumentException.With.Message.Contains("'<pad>'"));
+            Assert.That(() => s_tokenizer.LimitIds(8000, "checkpoint"), Throws.TypeOf<CheckpointException>().With.Message.Contains("8000"));
         }
     }
 

@@ -9,6 +9,48 @@ public sealed class RotaryEmbeddingTests
     private static readonly RotaryOptions s_options = new() { HeadDim = 8, Theta = 100 };
 
     [Test]
+    public void SeveralThreadsShareOneEmbedding()
+    {
+        // Every thread outgrows the table at its own time, so that tables change while others are read.
+        const int threads = 8;
+        RotaryOptions options = new() { HeadDim = 64 };
+        using RotaryEmbedding shared = new(options);
+        using Barrier start = new(threads);
+        string?[] wrong = new string?[threads];
+        Thread[] running = [.. Enumerable.Range(0, threads).Select(t => new Thread(() => wrong[t] = Run(t)))];
+        Array.ForEach(running, thread => thread.Start());
+        Array.ForEach(running, thread => thread.Join());
+        Assert.That(wrong, Is.All.Null);
+
+        string? Run(int t)
+        {
+            try
+            {
+                using DisposeScope scope = NewDisposeScope();
+                using RotaryEmbedding own = new(options);
+                Tensor query = ones(1, 3, 2, 64);
+                start.SignalAndWait();
+                for (int i = 0; i < 24; i++)
+                {
+                    int[] positions = [(i * 701) + (t * 97)];
+                    (Tensor actual, _) = shared.Apply(query, query, positions);
+                    (Tensor expected, _) = own.Apply(query, query, positions);
+                    if (!actual.eq(expected).all().item<bool>())
+                    {
+                        return $"thread {t}, position {positions[0]}: other values than alone";
+                    }
+                }
+
+                return null;
+            }
+            catch (Exception error)
+            {
+                return $"thread {t}: {error}";
+            }
+        }
+    }
+
+    [Test]
     public void TurnsPairsOfChannelsByTheirAngle()
     {
         using DisposeScope scope = NewDisposeScope();

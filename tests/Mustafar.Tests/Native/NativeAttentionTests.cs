@@ -79,7 +79,10 @@ internal sealed unsafe class NativeAttentionTests(string device)
             ("tail_capacity", a => a with { TailCapacity = 32 }),
             ("query_counts", a => a with { NumQueries = 2, NumFresh = 2 }),
             ("keys: expected an address", a => a with { Keys = a.Keys with { Pages = null } }),
-            ("keys.page_bytes", a => a with { Keys = a.Keys with { PageBytes = a.Keys.PageBytes - 1 } }),
+            ("keys.slab_bytes", a => a with { Keys = a.Keys with { SlabBytes = a.Keys.SlabBytes - 1 } }),
+            ("keys.slab_count", a => a with { Keys = a.Keys with { SlabCount = 0 } }),
+            ("slab_pages", a => a with { Keys = a.Keys with { SlabPages = 0 } }),
+            ("num_slots", a => a with { NumSlots = a.Batch - 1 }),
             ("keys.page_capacity", a => a with { Keys = a.Keys with { PageBlocks = 2 } }),
             ("values.base", a => a with { Values = a.Values with { Base = 8 } }),
             ("values.head_stride", a => a with { Values = a.Values with { HeadStride = 16 } }),
@@ -136,6 +139,7 @@ internal sealed unsafe class NativeAttentionTests(string device)
             NativeAttention arguments = new()
             {
                 Batch = 2,
+                NumSlots = 2,
                 NumHeads = 4,
                 NumKvHeads = 2,
                 NumQueries = Queries,

@@ -146,7 +146,7 @@ internal sealed class BitmapTensorTests(string device)
     }
 
     private static unsafe void Overwrite(BitmapTensor tensor, int start, int count, byte value) =>
-        new Span<byte>((byte*)tensor.Native.Pages[0] + start, count).Fill(value);
+        new Span<byte>((byte*)tensor.Native.Slabs[0] + start, count).Fill(value);
 
     private static unsafe void OverwriteOffsets(BitmapTensor tensor, uint value) => tensor.Native.Offsets[1] = value;
 }

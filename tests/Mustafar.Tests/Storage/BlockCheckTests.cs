@@ -28,7 +28,7 @@ internal sealed unsafe class BlockCheckTests
         Random random = new(1);
         for (int i = 0; i < Blocks; i++)
         {
-            byte[] block = new Span<byte>((byte*)native.Pages[0] + (i * blockBytes), (int)blockBytes).ToArray();
+            byte[] block = new Span<byte>((byte*)native.Slabs[0] + (i * blockBytes), (int)blockBytes).ToArray();
             Assert.That(BlockCheck.IsValid(block, native.Format), Is.True);
             for (int bit = 0; bit < 32 * rowBytes * 8; bit++)
             {

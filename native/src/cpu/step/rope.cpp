@@ -30,7 +30,7 @@ public:
     template <class T>
     void heads(const mustafar_dense& source, const mustafar_dense& target, const void* norm, int32_t count) const {
         const int pairs = rope_.rotary_dim / 2;
-        float x[2 * max_pairs];
+        float x[2 * max_pairs] = {};
         for (int32_t head = 0; head < count; ++head) {
             const auto* in = row<T>(source, head);
             for (int c = 0; c < rope_.head_dim; ++c) x[c] = T::load(in[c]);

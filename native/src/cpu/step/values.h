@@ -5,7 +5,7 @@
 #include "cpu/row.h"
 
 namespace mustafar {
-namespace {
+namespace {  // NOLINT(cert-dcl59-cpp): see row.h
 
 // Calls with F32, F16 or BF16.
 template <class Call>

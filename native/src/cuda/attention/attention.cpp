@@ -3,7 +3,6 @@
 
 #include <array>
 
-#include "cuda/attention/arrivals.h"
 #include "cuda/attention/fragment.h"
 #include "cuda/attention/portable.h"
 #include "cuda/common/order.h"
@@ -117,8 +116,10 @@ Divisor divisor(int32_t value) {
     return Divisor(static_cast<uint32_t>(value));
 }
 
+// Counters, then partial outputs, then their maxima and sums; none of them where nothing is split.
 int64_t workspace_bytes(const FragmentPlan& plan, int head_dim) {
-    return align(plan.partial_rows * head_dim * 4) + align(plan.partial_rows * 8);
+    if (plan.partial_rows == 0) return 0;
+    return MUSTAFAR_WORKSPACE_COUNTER_BYTES + align(plan.partial_rows * head_dim * 4) + align(plan.partial_rows * 8);
 }
 
 AttentionParams parameters(const mustafar_attention& a) {
@@ -131,11 +132,13 @@ AttentionParams parameters(const mustafar_attention& a) {
     p.tail_values = a.tail_values;
     p.fresh_keys = a.fresh_keys;
     p.fresh_values = a.fresh_values;
+    p.sequences = a.sequences;
     p.lengths = a.lengths;
     p.compressed = a.compressed;
     p.query_counts = a.query_counts;
     p.log_sum_exp = a.log_sum_exp;
     p.batch = a.batch;
+    p.num_slots = a.num_slots;
     p.num_kv_heads = a.num_kv_heads;
     p.group = a.num_heads / a.num_kv_heads;
     p.num_queries = a.num_queries;
@@ -156,9 +159,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     AttentionParams p = parameters(a);
     p.tiles = static_cast<int32_t>(plan.tiles / (int64_t{a.batch} * a.num_kv_heads));
     p.splits = plan.plan.splits;
-    p.table_blocks =
-        static_cast<uint32_t>(std::min({a.keys.page_capacity * a.keys.page_blocks,
-                                        a.values.page_capacity * a.values.page_blocks, int64_t{INT32_MAX}}));
+    p.table_blocks = static_cast<uint32_t>(std::min(p.keys.table_blocks(), p.values.table_blocks()));
     p.by_split = divisor(p.splits);
     p.by_tile = divisor(p.tiles);
     p.by_kv_head = divisor(p.num_kv_heads);
@@ -171,10 +172,13 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.aligned = is_vector_aligned(a.query, 2) &&
                 (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&
                 (a.num_fresh == 0 || (is_vector_aligned(a.fresh_keys, 2) && is_vector_aligned(a.fresh_values, 2)));
-    p.partial_output = static_cast<float*>(a.workspace);
-    p.partial_state =
-        reinterpret_cast<float2*>(static_cast<uint8_t*>(a.workspace) + align(plan.partial_rows * head_dim * 4));
-    if (p.partials > 1) p.arrivals = arrival_counters(scope, a.workspace, plan.tiles);
+    if (p.partials > 1) {
+        uint8_t* const workspace = static_cast<uint8_t*>(a.workspace);
+        uint8_t* const outputs = workspace + MUSTAFAR_WORKSPACE_COUNTER_BYTES;
+        p.arrivals = reinterpret_cast<uint32_t*>(workspace);
+        p.partial_output = reinterpret_cast<float*>(outputs);
+        p.partial_state = reinterpret_cast<float2*>(outputs + align(plan.partial_rows * head_dim * 4));
+    }
     fragment_launcher(a.keys.format)(scope, p, plan.plan, plan.tile_count);
 }
 

@@ -7,15 +7,16 @@
 
 namespace mustafar::cuda {
 
-// Tokens position ... position + count - 1 (count <= 32), token i in row (slot + i) % capacity.
+// Tokens position ... position + count - 1 (count <= 32), token i in row (first + i) % capacity.
 struct DenseChunk {
     const Dense* keys;
     const Dense* values;
-    int position, count, slot, capacity;
+    int sequence;  // of the two tensors
+    int position, count, first, capacity;
 
     template <class T>
-    __device__ __forceinline__ const T* row(const Dense& dense, int sequence, int head, int token) const {
-        int at = slot + token;
+    __device__ __forceinline__ const T* row(const Dense& dense, int head, int token) const {
+        int at = first + token;
         if (at >= capacity) at -= capacity;
         return dense.row<const T>(sequence, head, at);
     }
@@ -26,6 +27,7 @@ __device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, cons
         const int position = sequence.tail_first + index * chunk_tokens;
         return {&p.tail_keys,
                 &p.tail_values,
+                sequence.slot,
                 position,
                 min(chunk_tokens, sequence.length - sequence.fresh - position),
                 position % p.tail_capacity,
@@ -34,6 +36,7 @@ __device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, cons
     const int first = (index - sequence.tail_chunks) * chunk_tokens;
     return {&p.fresh_keys,
             &p.fresh_values,
+            sequence.row,
             sequence.length - sequence.fresh + first,
             min(chunk_tokens, sequence.fresh - first),
             first,
@@ -41,9 +44,8 @@ __device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, cons
 }
 
 template <class T, class D, int Tiles>
-__device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& chunk, int sequence, int head,
-                                           bool aligned, const QueryFragments<D::steps, Tiles>& query,
-                                           float (&score)[Tiles][2][4]) {
+__device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& chunk, int head, bool aligned,
+                                           const QueryFragments<D::steps, Tiles>& query, float (&score)[Tiles][2][4]) {
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
         uint32_t row[2][D::part_words];
@@ -51,8 +53,7 @@ __device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& c
         for (int r = 0; r < 2; ++r) {
             const int token = 16 * a + 8 * r + decoder.g;
             clear(row[r]);
-            if (token < chunk.count)
-                D::load_part(row[r], chunk.row<T>(*chunk.keys, sequence, head, token), decoder.t, aligned);
+            if (token < chunk.count) D::load_part(row[r], chunk.row<T>(*chunk.keys, head, token), decoder.t, aligned);
         }
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) {
@@ -67,8 +68,8 @@ __device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& c
 }
 
 template <class T, class D, int Tiles>
-__device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk& chunk, int sequence, int head,
-                                             bool aligned, const uint32_t (&probability)[Tiles][4],
+__device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk& chunk, int head, bool aligned,
+                                             const uint32_t (&probability)[Tiles][4],
                                              float (&accumulator)[Tiles][D::value_tiles][4]) {
     constexpr int words = D::head_dim / 16;  // of 2 channels, an eighth of a row
 #pragma unroll
@@ -79,7 +80,7 @@ __device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk&
             const int token = 16 * a + 2 * decoder.t + (m & 1) + 8 * (m >> 1);
             clear(row[m]);
             if (token < chunk.count)
-                load_row(row[m], chunk.row<T>(*chunk.values, sequence, head, token) + 2 * words * decoder.g, aligned);
+                load_row(row[m], chunk.row<T>(*chunk.values, head, token) + 2 * words * decoder.g, aligned);
         }
 #pragma unroll
         for (int i = 0; i < D::value_tiles; ++i)

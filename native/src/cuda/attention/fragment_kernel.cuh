@@ -5,8 +5,7 @@
 // w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
-// without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it (or a second launch,
-// merge_splits, where there are no counters).
+// without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
@@ -70,7 +69,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
 
     const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
-    Walk walk{static_cast<int>(place.sequence), kv_head, item, stride, 0};
+    const int batch_row = place.row;
+    // Until the grid before this one has ended a slot, too, is a guess.
+    Walk walk{slot_of(p, batch_row), kv_head, item, stride, 0};
     Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
               shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
@@ -78,10 +79,12 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const int g = decoder.g, t = decoder.t;
     // What is read first comes near while the grid before this one, which may write it, still runs.
     if (lane == 0) {
-        prefetch_l2(p.lengths + walk.sequence);
-        prefetch_l2(p.compressed + walk.sequence);
+        prefetch_l2(p.lengths + walk.slot);
+        prefetch_l2(p.compressed + walk.slot);
     }
-    ring.prefetch_first(p.table_blocks);
+    if (warp == 0) ring.prefetch_slabs();
+    if (p.partials > 1 && threadIdx.x == 0) prefetch_l2(p.arrivals + tile_of_all);
+    ring.guess_first(p.table_blocks);
     wait_for_previous_grid();
     // All that the first iteration depends on is asked for before any of it is waited for: the query rows (those past
     // valid_rows, which nobody reads, too), the counts, and the page table as if nothing had left a sliding window.
@@ -92,15 +95,21 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         uint32_t head = first_row + 8 * n + g;
         const uint32_t index = p.by_group.split(head);
         if (8 * n + g < rows_in_tile && (Tiles == 1 || warp == n))
-            D::load_part(query_row[n], p.query.row<T>(walk.sequence, kv_head * p.group + head, index), t, p.aligned);
+            D::load_part(query_row[n], p.query.row<T>(batch_row, kv_head * p.group + head, index), t, p.aligned);
     }
-    const SequenceCounts counts(p, walk.sequence);
-    ring.locate_first(p.table_blocks);
-    const Sequence sequence(p, walk.sequence, counts);
+    SequenceCounts counts;
+#pragma unroll 1
+    for (;;) {
+        const int slot = slot_of(p, batch_row);
+        counts = SequenceCounts(p, batch_row, walk.slot);
+        if (ring.locate_first(p.table_blocks) && slot == walk.slot) break;
+        walk.slot = slot;
+    }
+    const Sequence sequence(p, batch_row, walk.slot, counts);
     const int valid_rows = min(rows, sequence.queries * p.group - first_row);
     walk.first += sequence.first_block;
     if (valid_rows > 0) walk.count = iterations_before(p, walk, sequence.end_block);
-    if (p.sliding_window != 0) ring.locate_first(p.table_blocks);
+    if (p.sliding_window != 0) ring.locate(0);
     ring.start();
     // From here on the next grid's thread blocks may take the multiprocessors that this one has left.
     let_next_grid_start();
@@ -139,10 +148,10 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         const DenseChunk chunk = dense_chunk(p, sequence, static_cast<int>(i));
         float score[Tiles][2][4] = {};
         uint32_t probability[Tiles][4];
-        dense_keys<T>(decoder, chunk, sequence.index, kv_head, p.aligned, query, score);
+        dense_keys<T>(decoder, chunk, kv_head, p.aligned, query, score);
         mask_scores<Tiles>(p, sequence, chunk.position, chunk.count, first_row, g, t, score);
         softmax(score, probability);
-        dense_values<T>(decoder, chunk, sequence.index, kv_head, p.aligned, probability, accumulator);
+        dense_values<T>(decoder, chunk, kv_head, p.aligned, probability, accumulator);
     }
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
     const int full_end = min(sequence.compressed, sequence.last_position(0) + 1) / block_tokens;
@@ -204,13 +213,13 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                                   outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
                           });
         if (p.partials == 1)
-            merged.template store<T, channels>(p, sequence.index, kv_head, first_row + row, quad);
+            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad);
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
     }
     if (p.cluster > 1) cluster_barrier_relaxed();  // until then the other block may read this one's memory
-    if (p.partials == 1 || p.arrivals == nullptr) return;
+    if (p.partials == 1) return;
 
     // The barrier puts the block's stores before the arrival that announces them.
     __syncthreads();
@@ -219,7 +228,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     __syncthreads();
     if (!fixed.last) return;
     for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
-        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, sequence.index, kv_head, first_row);
+        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row);
 }
 
 }  // namespace mustafar::cuda

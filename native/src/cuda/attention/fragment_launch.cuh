@@ -3,7 +3,6 @@
 
 #include "cuda/attention/fragment.h"
 #include "cuda/attention/fragment_kernel.cuh"
-#include "cuda/attention/merge_splits.cuh"
 
 namespace mustafar::cuda {
 
@@ -19,9 +18,6 @@ void launch_fragment(const DeviceScope& scope, const AttentionParams& params, co
     launch(scope, "attention", kernel,
            LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true, plan.cluster},
            params);
-    if (params.partials > 1 && params.arrivals == nullptr)
-        launch(scope, "attention merge", merge_splits<T, D::head_dim>,
-               LaunchShape{tiles * 8 * Tiles, D::head_dim / 4, 0, true}, params, 8 * Tiles);
 }
 
 template <class T, class D>

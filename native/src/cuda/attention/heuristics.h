@@ -4,9 +4,15 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "mustafar/mustafar.h"
+
 namespace mustafar::cuda {
 
 constexpr int max_splits = 64;
+
+// Tiles that there are counters for in the workspace. More of them fill any device: none is split into several partial
+// results, which would have to be counted.
+constexpr int64_t max_counted_tiles = MUSTAFAR_WORKSPACE_COUNTER_BYTES / 4;
 
 // What a thread block needs, in bytes of shared memory.
 struct AttentionFootprint {
@@ -83,6 +89,7 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
             const int64_t waves = (tiles * splits + slots - 1) / slots;
             const int64_t share = int64_t{splits} * warps, walk = (items + share - 1) / share;
             const int cluster = device.clusters ? cluster_of(splits) : 1, partials = splits / cluster;
+            if (partials > 1 && tiles > max_counted_tiles) break;
             const int64_t cost = waves * (walk * iteration + start_cost) + (cluster > 1 ? cluster_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {

@@ -8,16 +8,17 @@ namespace mustafar::cuda {
 struct AttentionParams {
     Blocks keys, values;
     Dense query, output;             // [batch, num_heads, num_queries, head_dim]
-    Dense tail_keys, tail_values;    // [batch, num_kv_heads, tail_capacity, head_dim]
+    Dense tail_keys, tail_values;    // [slots, num_kv_heads, tail_capacity, head_dim]
     Dense fresh_keys, fresh_values;  // [batch, num_kv_heads, num_fresh, head_dim]
-    const int32_t* lengths;          // [batch]
-    const int32_t* compressed;       // [batch]
+    const int32_t* sequences;        // [batch] slots, or null
+    const int32_t* lengths;          // [slots]
+    const int32_t* compressed;       // [slots]
     const int32_t* query_counts;     // [batch] or null
     float* log_sum_exp;              // [batch, num_heads, num_queries] or null
     float* partial_output;           // [batch, num_kv_heads, tiles, partials, tile rows, head_dim]
     float2* partial_state;           // [batch, num_kv_heads, tiles, partials, tile rows] maximum (base 2), sum
-    uint32_t* arrivals;              // [batch, num_kv_heads, tiles] zeros, left as zeros; null: merge_splits merges
-    int32_t batch, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
+    uint32_t* arrivals;              // [batch, num_kv_heads, tiles] zeros, left as zeros
+    int32_t batch, num_slots, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
     Divisor by_split, by_tile, by_kv_head, by_group;
     Divisor by_stride;      // warps of a tile's splits
     uint32_t table_blocks;  // that both page tables have entries for, or the most that can be counted
@@ -32,11 +33,11 @@ struct AttentionParams {
 
 // Which query rows a tile, counted over the whole batch, has.
 struct TilePlace {
-    uint32_t sequence, kv_head, tile;
+    uint32_t row, kv_head, tile;  // row of the batch
 
     __device__ __forceinline__ TilePlace(const AttentionParams& p, uint32_t tile_of_all) : tile(tile_of_all) {
         kv_head = p.by_tile.split(tile);
-        sequence = p.by_kv_head.split(kv_head);
+        row = p.by_kv_head.split(kv_head);
     }
 };
 

@@ -43,11 +43,11 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     const int index = static_cast<int>(blockIdx.x % p.num_queries);
     const int heads = p.num_kv_heads * p.group;
     const int head = static_cast<int>(blockIdx.x / p.num_queries % heads), kv_head = head / p.group;
-    const int sequence_index = static_cast<int>(blockIdx.x / p.num_queries / heads);
-    const Sequence sequence(p, sequence_index, SequenceCounts(p, sequence_index));
+    const int batch_row = static_cast<int>(blockIdx.x / p.num_queries / heads), slot = slot_of(p, batch_row);
+    const Sequence sequence(p, batch_row, slot, SequenceCounts(p, batch_row, slot));
     const bool present = index < sequence.queries;
     for (int c = threadIdx.x; c < 32 * Words; c += warps * 32)
-        query[c] = present && c < head_dim ? widened(p.query.row<const T>(sequence.index, head, index)[c]) : 0.0f;
+        query[c] = present && c < head_dim ? widened(p.query.row<const T>(batch_row, head, index)[c]) : 0.0f;
     __syncthreads();
 
     RowState<Words> state;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
             const DenseChunk chunk = dense_chunk(p, sequence, item);
             float score = minus_infinity;
             if (lane < chunk.count && !hidden(chunk.position + lane)) {
-                const T* const row = chunk.row<T>(*chunk.keys, sequence.index, kv_head, lane);
+                const T* const row = chunk.row<T>(*chunk.keys, kv_head, lane);
                 score = 0.0f;
                 for (int c = 0; c < head_dim; ++c) score = fmaf(query[c], widened(row[c]), score);
                 score *= p.scale_log2;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
             for (int token = 0; token < chunk.count; ++token) {
                 if (hidden(chunk.position + token)) continue;
                 const float probability = __shfl_sync(full_warp, own, token);
-                const T* const row = chunk.row<T>(*chunk.values, sequence.index, kv_head, token);
+                const T* const row = chunk.row<T>(*chunk.values, kv_head, token);
                 for (int j = 0; j < Words; ++j)
                     if (32 * j + lane < head_dim)
                         state.accumulator[j] = fmaf(probability, widened(row[32 * j + lane]), state.accumulator[j]);
@@ -79,12 +79,12 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
             const bool masked = position + lane >= sequence.compressed || hidden(position + lane);
             float score = minus_infinity;
             {
-                const PlainBlock<T, Words> keys(p.keys, sequence.index, kv_head, block, lane);
+                const PlainBlock<T, Words> keys(p.keys, slot, kv_head, block, lane);
                 if (!masked) score = keys.dot(query) * p.scale_log2;
             }
             const float own = state.step(score);
             const uint32_t seen = __ballot_sync(full_warp, !masked);
-            const PlainBlock<T, Words> values(p.values, sequence.index, kv_head, block, lane);
+            const PlainBlock<T, Words> values(p.values, slot, kv_head, block, lane);
             values.for_each_token(lane, [&](int token, int j, float value) {
                 const float probability = __shfl_sync(full_warp, own, token);
                 if (seen >> token & 1) state.accumulator[j] = fmaf(probability, value, state.accumulator[j]);
@@ -109,9 +109,9 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
         float output = 0.0f;
         for (int w = 0; w < warps; ++w)
             if (factor[w] != 0.0f) output += outputs[w][c] * factor[w];
-        store_output<T>(p, sequence.index, kv_head, row, c, total == 0.0f ? 0.0f : output / total);
+        store_output<T>(p, batch_row, kv_head, row, c, total == 0.0f ? 0.0f : output / total);
     }
-    if (threadIdx.x == 0) store_log_sum_exp(p, sequence.index, kv_head, row, maximum, total);
+    if (threadIdx.x == 0) store_log_sum_exp(p, batch_row, kv_head, row, maximum, total);
 }
 
 template <class T>

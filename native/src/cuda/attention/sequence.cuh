@@ -9,25 +9,33 @@ namespace mustafar::cuda {
 
 constexpr int chunk_tokens = 32;  // of the dense part; as many as a block holds
 
+// The slot of a row of the batch; one that there is not is read as the last.
+__device__ __forceinline__ int slot_of(const AttentionParams& p, uint32_t row) {
+    if (p.sequences == nullptr) return row;
+    return min(static_cast<uint32_t>(__ldcg(p.sequences + row)), static_cast<uint32_t>(p.num_slots - 1));
+}
+
 // What the device's tables say of a sequence.
 struct SequenceCounts {
     int length, compressed, queries;
 
-    __device__ __forceinline__ SequenceCounts(const AttentionParams& p, int sequence)
-        : length(p.lengths[sequence]), compressed(p.compressed[sequence]),
-          queries(p.query_counts == nullptr ? p.num_queries : p.query_counts[sequence]) {}
+    SequenceCounts() = default;
+    __device__ __forceinline__ SequenceCounts(const AttentionParams& p, int row, int slot)
+        : length(p.lengths[slot]), compressed(p.compressed[slot]),
+          queries(p.query_counts == nullptr ? p.num_queries : p.query_counts[row]) {}
 };
 
 struct Sequence {
-    int index;           // in the batch
+    int row, slot;       // in the batch, in the cache
     int queries, fresh;  // of this sequence
     int length, compressed;
     int first_block, end_block;  // compressed blocks that any query sees
     int tail_first, tail_chunks, fresh_chunks;
     int window;
 
-    __device__ __forceinline__ Sequence(const AttentionParams& p, int sequence, const SequenceCounts& counts)
-        : index(sequence), queries(min(counts.queries, p.num_queries)), length(counts.length) {
+    __device__ __forceinline__ Sequence(const AttentionParams& p, int batch_row, int cache_slot,
+                                        const SequenceCounts& counts)
+        : row(batch_row), slot(cache_slot), queries(min(counts.queries, p.num_queries)), length(counts.length) {
         fresh = p.num_fresh == 0 ? 0 : min(queries, length);
         window = p.sliding_window == 0 ? INT_MAX : p.sliding_window;
         compressed = min(counts.compressed, length - fresh);

@@ -181,11 +181,18 @@ __device__ __forceinline__ uint32_t count_arrival(uint32_t* counter, uint32_t la
     return before;
 }
 
-// *address, or null. Without a branch, behind which the loads before it would be waited for.
+// *address, or null (0). Without a branch, behind which the loads before it would be waited for.
 __device__ __forceinline__ void* load_if(bool condition, void* const* address) {
     void* value = nullptr;
     asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.global.b64 %0, [%1];\n}"
                  : "+l"(value)
+                 : "l"(address), "r"(static_cast<uint32_t>(condition)));
+    return value;
+}
+__device__ __forceinline__ uint32_t load_if(bool condition, const int32_t* address) {
+    uint32_t value = 0;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.global.b32 %0, [%1];\n}"
+                 : "+r"(value)
                  : "l"(address), "r"(static_cast<uint32_t>(condition)));
     return value;
 }

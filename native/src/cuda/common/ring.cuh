@@ -11,7 +11,7 @@ namespace mustafar::cuda {
 
 // The blocks a warp walks: first, first + stride, ... (`count` of them).
 struct Walk {
-    int sequence, head;
+    int slot, head;
     uint32_t first, stride;
     int count;
 };
@@ -32,23 +32,46 @@ public:
 #endif
     }
 
-    // Brings the part of the page table that locate_first reads into the second-level cache. table_blocks: what both tables
-    // have entries for.
-    __device__ __forceinline__ void prefetch_first(uint32_t table_blocks) {
+    // Page numbers of the first iterations. The grid before this one may be writing the page table still: until it has ended
+    // they are a guess. table_blocks: what both tables have entries for.
+    __device__ __forceinline__ void guess_first(uint32_t table_blocks) {
         uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
+        key_page_ = value_page_ = 0;
         if (key >= table_blocks) return;
-        prefetch_l2(keys_.page_entry(walk_.sequence, key));
-        if (values_.pages != keys_.pages) prefetch_l2(values_.page_entry(walk_.sequence, value));
+        key_page_ = __ldcg(keys_.page_entry(walk_.slot, key));
+        value_page_ = __ldcg(values_.page_entry(walk_.slot, value));
     }
 
-    // Reads the page table for the first iterations; `walk.count` need not be known yet.
-    __device__ __forceinline__ void locate_first(uint32_t table_blocks) {
+    // Brings the addresses of slabs into the second-level cache. For one warp of a thread block: all read the same.
+    __device__ __forceinline__ void prefetch_slabs() {
+        constexpr int per_line = 128 / sizeof(void*);
+        if (lane_ * per_line < keys_.slab_count) prefetch_l2(keys_.slabs + lane_ * per_line);
+    }
+
+    // Finds the blocks of the first iterations; `walk.count` need not be known yet. The page table and, by the guess, the
+    // slabs are read at once. False where the guess was wrong: it is right next time.
+    __device__ __forceinline__ bool locate_first(uint32_t table_blocks) {
         uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
         const bool known = key < table_blocks;
-        void* const key_page = load_if(known, keys_.page_entry(walk_.sequence, key));
-        void* const value_page = load_if(known, values_.page_entry(walk_.sequence, value));
-        key_address_ = keys_.in_page(key_page, walk_.head, key);
-        value_address_ = values_.in_page(value_page, walk_.head, value);
+        const uint32_t key_page = load_if(known, keys_.page_entry(walk_.slot, key));
+        const uint32_t value_page = load_if(known, values_.page_entry(walk_.slot, value));
+        uint32_t key_in_slab = key_page_, value_in_slab = value_page_;
+        void* const key_slab = load_if(known, keys_.slabs + keys_.slab_of(key_in_slab));
+        void* const value_slab = load_if(known, values_.slabs + values_.slab_of(value_in_slab));
+        key_address_ = keys_.in_page(keys_.in_slab(key_slab, key_in_slab), walk_.head, key);
+        value_address_ = values_.in_page(values_.in_slab(value_slab, value_in_slab), walk_.head, value);
+        const bool right = key_page == key_page_ && value_page == value_page_;
+        key_page_ = key_page, value_page_ = value_page;
+        return __all_sync(full_warp, right);
+    }
+
+    // Likewise for a walk that is known, iteration `c` and the 31 after it.
+    __device__ __forceinline__ void locate(int c) {
+        // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
+        if (c + lane_ >= walk_.count) return;
+        const uint32_t block = walk_.first + (c + lane_) * walk_.stride;
+        key_address_ = keys_.fixed(walk_.slot, walk_.head, block);
+        value_address_ = values_.fixed(walk_.slot, walk_.head, block);
     }
 
     // Starts the first copies.
@@ -78,6 +101,7 @@ public:
     __device__ __forceinline__ void release_value(int c) {
         __syncwarp();
         copy_value(c + depth_, slot_);
+        if ((c + depth_ & 31) == 31) locate(c + depth_ + 1);
         if (++slot_ == depth_) {
             slot_ = 0;
             parity_ ^= 1;
@@ -85,21 +109,11 @@ public:
     }
 
 private:
-    // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
-    __device__ __forceinline__ void locate(int c) {
-        if (c + lane_ < walk_.count) address(walk_.first + (c + lane_) * walk_.stride);
-    }
-    __device__ __forceinline__ void address(uint32_t block) {
-        key_address_ = keys_.fixed(walk_.sequence, walk_.head, block);
-        value_address_ = values_.fixed(walk_.sequence, walk_.head, block);
-    }
-
     __device__ __forceinline__ void copy_key(int c, int slot) {
         copy(c, key_address_, memory_ + slot * stage_, 2 * slot, keys_.block_bytes);
     }
     __device__ __forceinline__ void copy_value(int c, int slot) {
         copy(c, value_address_, memory_ + slot * stage_ + key_stage_, 2 * slot + 1, values_.block_bytes);
-        if ((c & 31) == 31) locate(c + 1);
     }
 
 #if __CUDA_ARCH__ >= 900
@@ -159,6 +173,7 @@ private:
     const uint32_t key_stage_, stage_;
     const uint8_t* key_address_ = nullptr;
     const uint8_t* value_address_ = nullptr;
+    uint32_t key_page_, value_page_;  // guessed, of the first iterations
     int slot_ = 0;
     uint32_t parity_ = 0;
 };

@@ -3,6 +3,7 @@
 // Grid: x = parts fastest, then keys and values, then KV heads, then sequences. Part 0 compresses the blocks that take
 // tokens from the ring and, once it has read them, writes the new dense tokens into it; part j compresses the j-th block
 // that consists of new tokens alone. So nothing in a launch reads what another thread block of it writes.
+#include "core/compression_rule.h"
 #include "cuda/common/dispatch.h"
 #include "cuda/common/divisor.h"
 #include "cuda/common/launch.h"
@@ -16,13 +17,14 @@ struct AppendParams {
     Dense fresh[2], tail[2];  // keys, values
     Blocks blocks[2];
     ValueOrder order[2];
-    const int32_t* counts;
-    const int32_t* lengths;
-    const int32_t* compressed;
-    int32_t* new_lengths;
-    int32_t* new_compressed;
+    const int32_t* sequences;   // or null
+    const int32_t* counts;      // or null
+    const int32_t* lengths;     // [slots]
+    const int32_t* compressed;  // [slots]
+    int32_t* new_lengths;       // [slots] or null
+    int32_t* new_compressed;    // [slots] or null
     Divisor by_part, by_head;
-    int32_t num_tokens, lookahead, group_size, local_window, tail_capacity;
+    int32_t num_slots, num_tokens, lookahead, group_size, local_window, tail_capacity;
     bool aligned;
 };
 
@@ -34,31 +36,31 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const uint32_t list = p.by_part.split(rest);
     const int part = static_cast<int>(rest), which = static_cast<int>(list & 1);
     rest = list >> 1;
-    const int sequence = static_cast<int>(p.by_head.split(rest)), head = static_cast<int>(rest);
+    const int batch_row = static_cast<int>(p.by_head.split(rest)), head = static_cast<int>(rest);
     let_next_grid_start();
     wait_for_previous_grid();
 
-    const int before = p.lengths[sequence], compressed = p.compressed[sequence];
-    const int count = p.counts == nullptr ? p.num_tokens : min(max(p.counts[sequence], 0), p.num_tokens);
+    const int slot = p.sequences == nullptr ? batch_row : p.sequences[batch_row];
+    if (slot < 0 || slot >= p.num_slots) return;
+    const int before = p.lengths[slot], compressed = p.compressed[slot];
+    const int count = p.counts == nullptr ? p.num_tokens : min(max(p.counts[batch_row], 0), p.num_tokens);
     const int length = before + count;
-    // The rule for the length to come; tokens that are not there yet stay out.
-    const int ripe = max(0, length + p.lookahead - p.local_window) / p.group_size * p.group_size;
-    const int due = max(compressed, min(ripe, length / p.group_size * p.group_size));
+    const int due = max(compressed, compressed_tokens(length, p.lookahead, p.local_window, p.group_size));
     if (part == 0 && which == 0 && head == 0 && threadIdx.x == 0) {
-        p.new_lengths[sequence] = length;
-        p.new_compressed[sequence] = due;
+        if (p.new_lengths != nullptr) p.new_lengths[slot] = length;
+        if (p.new_compressed != nullptr) p.new_compressed[slot] = due;
     }
 
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
     const auto row = [&](int token) -> const T* {
-        return token < before ? p.tail[which].row<const T>(sequence, head, token % p.tail_capacity)
-                              : p.fresh[which].row<const T>(sequence, head, token - before);
+        return token < before ? p.tail[which].row<const T>(slot, head, token % p.tail_capacity)
+                              : p.fresh[which].row<const T>(batch_row, head, token - before);
     };
     const auto compress = [&](int block) {
         const Blocks& blocks = p.blocks[which];
         writer.load(row(block * block_tokens + writer.token()), p.aligned);
         writer.select(blocks.pattern, blocks.keep);
-        writer.store(blocks.fixed(sequence, head, block), p.order[which], block_tokens * blocks.keep);
+        writer.store(blocks.fixed(slot, head, block), p.order[which], block_tokens * blocks.keep);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;
@@ -71,8 +73,8 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const int first_dense = max(before, due);
     for (int i = threadIdx.x; i < (length - first_dense) * HeadDim; i += block_threads) {
         const int token = first_dense + i / HeadDim, channel = i % HeadDim;
-        p.tail[which].row<T>(sequence, head, token % p.tail_capacity)[channel] =
-            p.fresh[which].row<const T>(sequence, head, token - before)[channel];
+        p.tail[which].row<T>(slot, head, token % p.tail_capacity)[channel] =
+            p.fresh[which].row<const T>(batch_row, head, token - before)[channel];
     }
 }
 
@@ -91,6 +93,7 @@ void append(const mustafar_context& context, const mustafar_append& a) {
     p.blocks[1] = Blocks(a.values, a.num_kv_heads);
     p.order[0] = value_order(a.keys.format, true);
     p.order[1] = value_order(a.values.format, false);
+    p.sequences = a.sequences;
     p.counts = a.counts;
     p.lengths = a.lengths;
     p.compressed = a.compressed;
@@ -98,6 +101,7 @@ void append(const mustafar_context& context, const mustafar_append& a) {
     p.new_compressed = a.new_compressed;
     p.by_part = Divisor(static_cast<uint32_t>(parts));
     p.by_head = Divisor(static_cast<uint32_t>(a.num_kv_heads));
+    p.num_slots = a.num_slots;
     p.num_tokens = a.num_tokens;
     p.lookahead = a.lookahead;
     p.group_size = a.group_size;

@@ -1,0 +1,16 @@
+namespace Mustafar;
+
+/// <summary>
+/// A file can't be used: it is damaged, incomplete, of another kind, or asks for something that is not implemented. What reads files of
+/// unknown origin catches this one type; missing files and those that the system doesn't let through have the exceptions of .NET.
+/// </summary>
+public abstract class UnusableFileException : IOException
+{
+    /// <summary>Makes an exception.</summary>
+    /// <param name="message">The file, what was expected, and what came.</param>
+    /// <param name="inner">The cause, if another exception is.</param>
+    protected UnusableFileException(string message, Exception? inner = null)
+        : base(message, inner)
+    {
+    }
+}
