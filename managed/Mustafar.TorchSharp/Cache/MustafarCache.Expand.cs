@@ -35,7 +35,6 @@ public sealed unsafe partial class MustafarCache
         OnlineSoftmax softmax = new(rows);
         int length = _state.Lengths[sequence], compressed = _state.Compressed[sequence];
         int sinks = _sinks is null ? 0 : _sinks.Counts[sequence];
-        // The block's own tokens come first: there each query sees itself, so that no maximum is that of nothing.
         softmax.Add(keys.to(ScalarType.Float32), values.to(ScalarType.Float32), Hidden(sinks + length, sinks + length, (int)count, (int)count, group));
         if (sinks > 0)
         {
