@@ -78,7 +78,7 @@ typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1
 /* Instruction set variants of the CPU back end. */
 typedef enum mustafar_cpu_variant {
     /* The fastest one on this processor, or the one the environment variable MUSTAFAR_CPU_VARIANT names
-       (scalar, avx2, avx512, avx512bf16, neon), if the processor has it. */
+       (scalar, avx2, avx512, avx512bf16, neon); calls are UNSUPPORTED if the processor does not have that one. */
     MUSTAFAR_CPU_VARIANT_AUTO = 0,
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */
@@ -133,7 +133,8 @@ MUSTAFAR_API const char* mustafar_last_error(void);
 /* Variants this processor can run: bit v is set for mustafar_cpu_variant v (bit 0, AUTO, always). */
 MUSTAFAR_API uint32_t mustafar_cpu_variants(void);
 
-/* The variant that AUTO means in this process. */
+/* The variant that AUTO means in this process; AUTO itself if the environment variable MUSTAFAR_CPU_VARIANT names none
+   that the processor has, which mustafar_last_error then says. */
 MUSTAFAR_API int32_t mustafar_default_cpu_variant(void);
 
 /* The numbers up to which the functions below serve. */
