@@ -14,8 +14,6 @@
 
 #include "mustafar/mustafar.h"
 
-namespace {
-
 // Bytes filled with ones: NaN in every dtype. They end, but for alignment, where no more memory can be read.
 class Memory {
 public:
@@ -46,11 +44,11 @@ private:
     void *map_, *data_;
 };
 
-[[maybe_unused]] inline int element_bytes(int32_t dtype) {
+inline int element_bytes(int32_t dtype) {
     return dtype == MUSTAFAR_DTYPE_F32 ? 4 : 2;
 }
 
-[[maybe_unused]] inline float f16_to_f32(uint16_t bits) {
+inline float f16_to_f32(uint16_t bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
     const float magnitude =
         exponent == 31  ? fraction ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity()
@@ -59,14 +57,14 @@ private:
     return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-[[maybe_unused]] inline float load(const void* data, int64_t index, int32_t dtype) {
+inline float load(const void* data, int64_t index, int32_t dtype) {
     if (dtype == MUSTAFAR_DTYPE_F32) return static_cast<const float*>(data)[index];
     const uint16_t bits = static_cast<const uint16_t*>(data)[index];
     return dtype == MUSTAFAR_DTYPE_F16 ? f16_to_f32(bits) : std::bit_cast<float>(uint32_t{bits} << 16);
 }
 
 // Truncates: any number of the dtype will do. Halves are made of numbers in their normal range.
-[[maybe_unused]] inline void store(void* data, int64_t index, int32_t dtype, float value) {
+inline void store(void* data, int64_t index, int32_t dtype, float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);
     if (dtype == MUSTAFAR_DTYPE_F32)
         static_cast<float*>(data)[index] = value;
@@ -77,20 +75,18 @@ private:
 }
 
 // The same numbers in every run.
-[[maybe_unused]] inline uint32_t random_bits() {
+inline uint32_t random_bits() {
     static std::mt19937 engine;
     return static_cast<uint32_t>(engine());
 }
 
 // Infinities and NaNs must be the same ones; tolerance is for finite numbers.
-[[maybe_unused]] inline bool agree(double expected, double actual, double tolerance) {
+inline bool agree(double expected, double actual, double tolerance) {
     if (std::isnan(expected) || std::isnan(actual)) return std::isnan(expected) && std::isnan(actual);
     if (std::isinf(expected) || std::isinf(actual)) return expected == actual;
     return std::abs(expected - actual) <= tolerance;
 }
 
-[[maybe_unused]] inline mustafar_context context_of(int32_t variant) {
+inline mustafar_context context_of(int32_t variant) {
     return {MUSTAFAR_DEVICE_CPU, 0, 1, variant, nullptr};
 }
-
-}  // namespace

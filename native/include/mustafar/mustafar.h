@@ -582,7 +582,6 @@ typedef struct mustafar_sampling {
                                                  for token -1. null: not wanted */
 } mustafar_sampling;
 
-/* CPU only so far: UNSUPPORTED on CUDA. */
 MUSTAFAR_API int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling);
 
 #ifdef __cplusplus

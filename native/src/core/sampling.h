@@ -78,11 +78,15 @@ MUSTAFAR_EVERYWHERE float penalised(float logit, int32_t count, bool in_prompt, 
     return logit;
 }
 
-// exp((logit - largest) / temperature) in units of 2^-40, cut off; logit <= largest, both not NaN, largest finite.
-MUSTAFAR_EVERYWHERE uint64_t weight(float logit, float largest, float temperature) {
-    const float scaled = product(quotient(sum(logit, -largest), temperature), 1.44269504f);
-    // Not above 0, and as small as it likes: 2^-63 weighs nothing.
-    const float power = scaled > -63.0f ? scaled : -63.0f;
+// log2(e) * (logit - largest) / temperature, not above 0; never falls where the logit rises. logit <= largest, both not
+// NaN, largest finite. Down to -63 only, which weighs nothing.
+MUSTAFAR_EVERYWHERE float power_of_two(float logit, float largest, float temperature) {
+    const float power = product(quotient(sum(logit, -largest), temperature), 1.44269504f);
+    return power > -63.0f ? power : -63.0f;
+}
+
+// 2^power in units of 2^-40, cut off.
+MUSTAFAR_EVERYWHERE uint64_t weight(float power) {
     const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const float whole = sum(sum(power, shifter), -shifter);
     const float rest = sum(power, -whole);  // exact, -0.5 ... 0.5
@@ -125,9 +129,10 @@ MUSTAFAR_EVERYWHERE uint64_t below(uint64_t random, uint64_t total) {
 #endif
 }
 
-// The least integer weight that is at least `part` (0 ... 1) of total, rounded in f64.
+// The least integer weight that is at least `part` (above 0) of total, rounded in f64; total if that is more.
 MUSTAFAR_EVERYWHERE uint64_t part_of(float part, uint64_t total) {
     const double exact = product(static_cast<double>(part), static_cast<double>(total));
+    if (!(exact < 0x1p63)) return total;
     const uint64_t floor = static_cast<uint64_t>(exact);
     const uint64_t rounded_up = floor + (static_cast<double>(floor) < exact ? 1 : 0);
     return rounded_up < total ? rounded_up : total;

@@ -68,9 +68,8 @@ int32_t linear_call(const mustafar_context& context, const mustafar_linear& argu
     return guarded(error, [&] { linear(context, arguments); });
 }
 
-int32_t sample_call(const mustafar_context&, const mustafar_sampling&, ErrorText& error) {
-    return guarded(error,
-                   [] { fail(MUSTAFAR_STATUS_UNSUPPORTED, "sampling: served on the CPU only, got a CUDA device"); });
+int32_t sample_call(const mustafar_context& context, const mustafar_sampling& arguments, ErrorText& error) {
+    return guarded(error, [&] { sample(context, arguments); });
 }
 
 constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,      offsets_call,   compress_call,

@@ -79,7 +79,7 @@ private:
         const uint64_t least = sampling::least_weight(options_);
         for (int32_t t = 0; t < vocab_size_; ++t) {
             const float score = scores_[static_cast<size_t>(t)];
-            const uint64_t weight = sampling::weight(score, largest, options_.temperature);
+            const uint64_t weight = sampling::weight(sampling::power_of_two(score, largest, options_.temperature));
             if (weight > 0) candidates_.push_back({sampling::order_key(score), t, weight});
         }
         const size_t top_k = options_.top_k > 0 ? static_cast<size_t>(options_.top_k) : candidates_.size();
