@@ -19,6 +19,33 @@ internal static class Timing
         return times[times.Count / 2];
     }
 
+    /// <summary>
+    /// Lower quartiles of the times of several calls in microseconds, made in turns: what else the machine does meets all of them, and
+    /// spoils few of the times that count.
+    /// </summary>
+    /// <param name="seconds">Time to spend on each.</param>
+    /// <param name="calls">What to time; their tensors are freed after each call.</param>
+    internal static double[] Interleaved(double seconds, IReadOnlyList<Action> calls)
+    {
+        List<double>[] times = [.. calls.Select(_ => new List<double>())];
+        foreach (Action call in calls)
+        {
+            Spend(seconds / 8, call);
+        }
+
+        Stopwatch total = Stopwatch.StartNew();
+        while (total.Elapsed.TotalSeconds < seconds * calls.Count || times[0].Count < FewestCalls)
+        {
+            for (int i = 0; i < calls.Count; i++)
+            {
+                // Of two calls the second finds the processor's caches as calls in a row do.
+                times[i].Add(Spend(0, calls[i], fewestCalls: 2)[1]);
+            }
+        }
+
+        return [.. times.Select(own => own.Order().ElementAt(own.Count / 4))];
+    }
+
     /// <summary>The shorter of two times of a long call in microseconds.</summary>
     internal static double BestOfTwo(Action call) => Spend(0, call, fewestCalls: 2).Min();
 
