@@ -40,6 +40,9 @@ public abstract class TextTokenizer
     /// <summary>One more than the largest id.</summary>
     public int VocabSize { get; }
 
+    /// <summary>Tokens that are found in a text before anything else.</summary>
+    internal IReadOnlyCollection<AddedToken> AddedTokens => _addedByText.Values;
+
     private protected abstract IReadOnlyList<int> Suffix { get; }
 
     /// <summary>Reads the tokenizer of a checkpoint: its tokenizer.json, or where there is none, its tokenizer.model.</summary>
