@@ -94,12 +94,20 @@ internal enum Order
     ValueFragment = 2,
 }
 
+// enum mustafar_activation
+internal enum Activation
+{
+    None = 0,
+    SiluMul = 1,
+}
+
 internal static class NativeConstants
 {
     internal const int BlockTokens = 32;
     internal const int PagePadding = 64;
     internal const int PageAlignment = 64;
     internal const int WorkspaceCounterBytes = 16384;
+    internal const int LinearMaxRows = 8;
 }
 
 // struct mustafar_context
@@ -254,6 +262,107 @@ internal unsafe struct NativeAppend
     public NativeDense TailValues; // mustafar_dense tail_values
 }
 
+// struct mustafar_rows
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeRows
+{
+    public void* Data; // void* data
+    public long RowStride; // int64_t row_stride
+}
+
+// struct mustafar_norm
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeNorm
+{
+    public int DType; // int32_t dtype
+    public int HiddenSize; // int32_t hidden_size
+    public long Rows; // int64_t rows
+    public float Eps; // float eps
+    public NativeRows Input; // mustafar_rows input
+    public NativeRows Residual; // mustafar_rows residual
+    public void* Weight; // const void* weight
+    public NativeRows Output; // mustafar_rows output
+}
+
+// struct mustafar_rope
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeRope
+{
+    public int DType; // int32_t dtype
+    public int Batch; // int32_t batch
+    public int NumTokens; // int32_t num_tokens
+    public int NumHeads; // int32_t num_heads
+    public int NumKvHeads; // int32_t num_kv_heads
+    public int HeadDim; // int32_t head_dim
+    public int RotaryDim; // int32_t rotary_dim
+    public float Eps; // float eps
+    public NativeDense Query; // mustafar_dense query
+    public NativeDense Key; // mustafar_dense key
+    public NativeDense Value; // mustafar_dense value
+    public NativeDense QueryOutput; // mustafar_dense query_output
+    public NativeDense KeyOutput; // mustafar_dense key_output
+    public NativeDense ValueOutput; // mustafar_dense value_output
+    public void* QueryNorm; // const void* query_norm
+    public void* KeyNorm; // const void* key_norm
+    public int* Positions; // const int32_t* positions
+    public double* InvFreq; // const double* inv_freq
+    public float* Cosines; // const float* cosines
+    public float* Sines; // const float* sines
+    public long TablePositions; // int64_t table_positions
+    public float AttentionScaling; // float attention_scaling
+}
+
+// struct mustafar_linear
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeLinear
+{
+    public int DType; // int32_t dtype
+    public int Rows; // int32_t rows
+    public int InFeatures; // int32_t in_features
+    public int OutFeatures; // int32_t out_features
+    public int Activation; // int32_t activation
+    public float Eps; // float eps
+    public NativeRows Input; // mustafar_rows input
+    public void* Norm; // const void* norm
+    public NativeRows Weight; // mustafar_rows weight
+    public void* Bias; // const void* bias
+    public NativeRows Residual; // mustafar_rows residual
+    public NativeRows Output; // mustafar_rows output
+}
+
+// struct mustafar_sampling_options
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeSamplingOptions
+{
+    public float Temperature; // float temperature
+    public int TopK; // int32_t top_k
+    public float TopP; // float top_p
+    public float MinP; // float min_p
+    public float RepetitionPenalty; // float repetition_penalty
+    public float FrequencyPenalty; // float frequency_penalty
+    public float PresencePenalty; // float presence_penalty
+    public int Reserved; // int32_t reserved
+    public ulong Seed; // uint64_t seed
+}
+
+// struct mustafar_sampling
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeSampling
+{
+    public int DType; // int32_t dtype
+    public int Batch; // int32_t batch
+    public int VocabSize; // int32_t vocab_size
+    public long AllowedStride; // int64_t allowed_stride
+    public NativeRows Logits; // mustafar_rows logits
+    public NativeSamplingOptions* Options; // const mustafar_sampling_options* options
+    public long* Steps; // int64_t* steps
+    public int* Counts; // int32_t* counts
+    public uint* Prompt; // const uint32_t* prompt
+    public uint* Allowed; // const uint32_t* allowed
+    public long* Tokens; // int64_t* tokens
+    public float* LogProbabilities; // float* log_probabilities
+}
+
 internal static unsafe partial class NativeMethods
 {
     internal const string LibraryName = "mustafar";
@@ -338,4 +447,26 @@ internal static unsafe partial class NativeMethods
     // int32_t mustafar_append_tokens(const mustafar_context* context, const mustafar_append* append)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_append_tokens")]
     internal static partial int AppendTokens(NativeContext* context, NativeAppend* append);
+
+    // int32_t mustafar_rms_norm(const mustafar_context* context, const mustafar_norm* norm)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_rms_norm")]
+    internal static partial int RmsNorm(NativeContext* context, NativeNorm* norm);
+
+    // int32_t mustafar_rotate(const mustafar_context* context, const mustafar_rope* rope)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_rotate")]
+    internal static partial int Rotate(NativeContext* context, NativeRope* rope);
+
+    // int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
+    //     const mustafar_rows* input, const mustafar_rows* output)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_silu_mul")]
+    internal static partial int SiluMul(NativeContext* context, int dType, long rows, int width, NativeRows* input,
+        NativeRows* output);
+
+    // int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_linear_forward")]
+    internal static partial int LinearForward(NativeContext* context, NativeLinear* linear);
+
+    // int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_sample")]
+    internal static partial int Sample(NativeContext* context, NativeSampling* sampling);
 }

@@ -1,36 +1,23 @@
 // The C border: every export checks its arguments, calls the context's back end and turns errors into a status.
 #include "mustafar/mustafar.h"
 
-#include "core/backend.h"
+#include "api/exported.h"
 #include "core/compression_rule.h"
-#include "core/cuda_library.h"
-#include "core/error.h"
 #include "core/format.h"
 #include "core/limits.h"
 #include "core/validate.h"
 #include "cpu/variant.h"
 
-namespace {
-
 using namespace mustafar;
 
-thread_local ErrorText last_error{};
+namespace mustafar {
 
-const Backend& backend(const mustafar_context& context) {
-    return context.device == MUSTAFAR_DEVICE_CUDA ? cuda_backend() : cpu_backend();
+ErrorText& last_error() {
+    thread_local ErrorText text{};
+    return text;
 }
 
-// A back end that reports failure has written its text; carry both to guarded().
-void pass_on(int32_t status, const ErrorText& text) {
-    if (status != MUSTAFAR_STATUS_OK) throw Error(static_cast<mustafar_status>(status), text);
-}
-
-template <class Call>
-int32_t exported(Call&& call) noexcept {
-    return guarded(last_error, call);
-}
-
-}  // namespace
+}  // namespace mustafar
 
 int32_t mustafar_abi_version(void) {
     return MUSTAFAR_ABI_VERSION;
@@ -41,7 +28,7 @@ const char* mustafar_version(void) {
 }
 
 const char* mustafar_last_error(void) {
-    return last_error.text;
+    return last_error().text;
 }
 
 uint32_t mustafar_cpu_variants(void) {
@@ -49,7 +36,9 @@ uint32_t mustafar_cpu_variants(void) {
 }
 
 int32_t mustafar_default_cpu_variant(void) {
-    return default_variant();
+    int32_t variant = MUSTAFAR_CPU_VARIANT_AUTO;
+    exported([&] { variant = default_variant(); });
+    return variant;
 }
 
 int32_t mustafar_get_limits(mustafar_limits* out) {

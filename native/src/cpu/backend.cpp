@@ -4,6 +4,7 @@
 #include "cpu/append.h"
 #include "cpu/attention.h"
 #include "cpu/products.h"
+#include "cpu/step/step.h"
 #include "cpu/tensors.h"
 
 namespace mustafar {
@@ -45,6 +46,19 @@ const Backend& cpu_backend() {
                         ErrorText& error) { return guarded(error, [&] { attention(context, arguments); }); },
         .append = [](const mustafar_context& context, const mustafar_append& arguments,
                      ErrorText& error) { return guarded(error, [&] { append(context, arguments); }); },
+        .rms_norm = [](const mustafar_context& context, const mustafar_norm& arguments,
+                       ErrorText& error) { return guarded(error, [&] { rms_norm(context, arguments); }); },
+        .rotate = [](const mustafar_context& context, const mustafar_rope& arguments,
+                     ErrorText& error) { return guarded(error, [&] { rotate(context, arguments); }); },
+        .silu_mul =
+            [](const mustafar_context& context, int32_t dtype, int64_t rows, int32_t width, const mustafar_rows& input,
+               const mustafar_rows& output, ErrorText& error) {
+                return guarded(error, [&] { silu_mul(context, dtype, rows, width, input, output); });
+            },
+        .linear = [](const mustafar_context& context, const mustafar_linear& arguments,
+                     ErrorText& error) { return guarded(error, [&] { linear(context, arguments); }); },
+        .sample = [](const mustafar_context& context, const mustafar_sampling& arguments,
+                     ErrorText& error) { return guarded(error, [&] { sample(context, arguments); }); },
     };
     return table;
 }

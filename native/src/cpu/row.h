@@ -9,7 +9,7 @@
 #include "mustafar/mustafar.h"
 
 namespace mustafar {
-namespace {
+namespace {  // NOLINT(cert-dcl59-cpp): see above
 
 #define MUSTAFAR_INLINE [[gnu::always_inline]] inline
 #define MUSTAFAR_INLINE_LAMBDA __attribute__((always_inline))
@@ -61,7 +61,7 @@ namespace {
 }
 
 // Minimax polynomial of 2^f on [-0.5, 0.5], the highest power first.
-[[maybe_unused]] constexpr float exp2_polynomial[] = {
+[[maybe_unused]] inline constexpr float exp2_polynomial[] = {
     1.535336188e-4f, 1.339887440e-3f, 9.618437357e-3f, 5.550332548e-2f, 2.402264791e-1f, 6.931472028e-1f, 1.0f};
 
 struct F32 {

@@ -4,6 +4,7 @@
 #include "cuda/attention/attention.h"
 #include "cuda/compress/compress.h"
 #include "cuda/product/product.h"
+#include "cuda/step/step.h"
 
 namespace mustafar::cuda {
 namespace {
@@ -50,9 +51,31 @@ int32_t append_call(const mustafar_context& context, const mustafar_append& argu
     return guarded(error, [&] { append(context, arguments); });
 }
 
+int32_t rms_norm_call(const mustafar_context& context, const mustafar_norm& arguments, ErrorText& error) {
+    return guarded(error, [&] { rms_norm(context, arguments); });
+}
+
+int32_t rotate_call(const mustafar_context& context, const mustafar_rope& arguments, ErrorText& error) {
+    return guarded(error, [&] { rotate(context, arguments); });
+}
+
+int32_t silu_mul_call(const mustafar_context& context, int32_t dtype, int64_t rows, int32_t width,
+                      const mustafar_rows& input, const mustafar_rows& output, ErrorText& error) {
+    return guarded(error, [&] { silu_mul(context, dtype, rows, width, input, output); });
+}
+
+int32_t linear_call(const mustafar_context& context, const mustafar_linear& arguments, ErrorText& error) {
+    return guarded(error, [&] { linear(context, arguments); });
+}
+
+int32_t sample_call(const mustafar_context& context, const mustafar_sampling& arguments, ErrorText& error) {
+    return guarded(error, [&] { sample(context, arguments); });
+}
+
 constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,      offsets_call,   compress_call,
                         decompress_call,      key_scores_call, value_sum_call, attention_workspace_call,
-                        attention_call,       append_call};
+                        attention_call,       append_call,     rms_norm_call,  rotate_call,
+                        silu_mul_call,        linear_call,     sample_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

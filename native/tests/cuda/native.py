@@ -55,10 +55,37 @@ class Append(ctypes.Structure):
         ("tail_values", Dense)]
 
 
+class Rows(ctypes.Structure):
+    _fields_ = [("data", PTR), ("row_stride", I64)]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [("dtype", I32), ("hidden_size", I32), ("rows", I64), ("eps", F32), ("input", Rows), ("residual", Rows),
+                ("weight", PTR), ("output", Rows)]
+
+
+class Rope(ctypes.Structure):
+    _fields_ = [(n, I32) for n in ("dtype", "batch", "num_tokens", "num_heads", "num_kv_heads", "head_dim", "rotary_dim")] + [
+        ("eps", F32), ("query", Dense), ("key", Dense), ("value", Dense), ("query_output", Dense), ("key_output", Dense),
+        ("value_output", Dense), ("query_norm", PTR), ("key_norm", PTR), ("positions", PTR), ("inv_freq", PTR),
+        ("cosines", PTR), ("sines", PTR), ("table_positions", I64), ("attention_scaling", F32)]
+
+
+class Linear(ctypes.Structure):
+    _fields_ = [(n, I32) for n in ("dtype", "rows", "in_features", "out_features", "activation")] + [
+        ("eps", F32), ("input", Rows), ("norm", PTR), ("weight", Rows), ("bias", PTR), ("residual", Rows), ("output", Rows)]
+
+
+class Sampling(ctypes.Structure):
+    _fields_ = [("dtype", I32), ("batch", I32), ("vocab_size", I32), ("allowed_stride", I64), ("logits", Rows),
+                ("options", PTR), ("steps", PTR), ("counts", PTR), ("prompt", PTR), ("allowed", PTR), ("tokens", PTR),
+                ("log_probabilities", PTR)]
+
+
 class _Table(ctypes.Structure):
     _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
         "prune", "offsets", "compress", "decompress", "key_scores", "value_sum", "attention_workspace", "attention",
-        "append")]
+        "append", "rms_norm", "rotate", "silu_mul", "linear", "sample")]
 
 
 _ARGUMENTS = {
@@ -71,6 +98,11 @@ _ARGUMENTS = {
     "attention_workspace": (PTR, PTR),
     "attention": (PTR,),
     "append": (PTR,),
+    "rms_norm": (PTR,),
+    "rotate": (PTR,),
+    "silu_mul": (I32, I64, I32, PTR, PTR),
+    "linear": (PTR,),
+    "sample": (PTR,),
 }
 
 
@@ -109,6 +141,15 @@ def dense(tensor):
     if tensor.stride(-1) != 1:
         raise ValueError("the last dimension is not contiguous")
     return Dense(tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def rows(matrix):
+    """View of a [rows, width] tensor; None for one that is not used."""
+    return Rows(None, 0) if matrix is None else Rows(matrix.data_ptr(), matrix.stride(0))
+
+
+def address(tensor):
+    return None if tensor is None else tensor.data_ptr()
 
 
 def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN):

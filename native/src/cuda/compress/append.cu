@@ -59,8 +59,7 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const auto compress = [&](int block) {
         const Blocks& blocks = p.blocks[which];
         writer.load(row(block * block_tokens + writer.token()), p.aligned);
-        writer.select(blocks.pattern, blocks.keep);
-        writer.store(blocks.fixed(slot, head, block), p.order[which], block_tokens * blocks.keep);
+        writer.compress(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which]);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;

@@ -1,4 +1,4 @@
-// Balanced blocks for a thread block of 128 threads: choosing what is kept, writing the fragment order, reading it.
+// Balanced blocks for a thread block of 128 threads: choosing what is kept, reading the fragment order.
 #pragma once
 
 #include "cuda/common/balanced.cuh"
@@ -7,7 +7,8 @@
 
 namespace mustafar::cuda {
 
-__constant__ constexpr BalancedCodes balanced_codes = make_balanced_codes();
+// In global memory, where the lanes of a warp can read different entries at once.
+__device__ constexpr BalancedCodes balanced_codes = make_balanced_codes();
 
 // Rank of an element: magnitudes in the order of `key`, unique within a unit, never 0.
 template <class Rank>
@@ -24,9 +25,19 @@ __device__ constexpr Rank higher(Rank a, Rank b) {
     return a < b ? b : a;
 }
 
-// Mask of the `kept` elements (5 ... 8) of a unit.
+// The lowest three, in order, of two pairs whose second is the smaller.
 template <class Rank>
-__device__ constexpr uint32_t select_unit(const Rank (&rank)[unit_elements], int kept) {
+struct LowestThree {
+    Rank lowest, next, third;
+
+    __device__ constexpr LowestThree(Rank first_a, Rank second_a, Rank first_b, Rank second_b)
+        : lowest(lower(second_a, second_b)), next(lower(higher(second_a, second_b), lower(first_a, first_b))),
+          third(higher(higher(second_a, second_b), lower(first_a, first_b))) {}
+};
+
+// Elements are kept from this rank up, for each group of a unit of which `kept` (5 ... 8) are.
+template <class Rank>
+__device__ constexpr void lowest_kept(const Rank (&rank)[unit_elements], int kept, Rank (&lowest)[4]) {
     Rank first[4] = {}, second[4] = {};
     for (int i = 0; i < 4; ++i) {
         const Rank a = higher(rank[i], rank[4 + i]), b = lower(rank[i], rank[4 + i]);
@@ -34,20 +45,13 @@ __device__ constexpr uint32_t select_unit(const Rank (&rank)[unit_elements], int
         first[i] = higher(a, c);
         second[i] = higher(lower(a, c), higher(b, d));
     }
-    // The eight candidates but the smallest 8 - kept.
+    // The highest rank of those that are left out of the two of each group.
+    const LowestThree<Rank> a(first[0], second[0], first[1], second[1]), b(first[2], second[2], first[3], second[3]);
     Rank dropped = 0;
-    for (int drop = most_balanced; drop > kept; --drop) {
-        Rank next = static_cast<Rank>(~Rank{0});
-        for (int i = 0; i < 4; ++i) {
-            if (first[i] > dropped) next = lower(next, first[i]);
-            if (second[i] > dropped) next = lower(next, second[i]);
-        }
-        dropped = next;
-    }
-    uint32_t mask = 0;
-    for (int bit = 0; bit < unit_elements; ++bit)
-        mask |= static_cast<uint32_t>(rank[bit] > dropped && rank[bit] >= second[bit & 3]) << bit;
-    return mask;
+    if (kept == 7) dropped = lower(a.lowest, b.lowest);
+    if (kept == 6) dropped = lower(higher(a.lowest, b.lowest), lower(a.next, b.next));
+    if (kept == 5) dropped = lower(lower(a.third, b.third), lower(higher(a.next, b.lowest), higher(a.lowest, b.next)));
+    for (int i = 0; i < 4; ++i) lowest[i] = higher(second[i], dropped + 1);
 }
 
 // The bitmap of a block's rows, which lie `stride` elements apart. bits: [32][words], all zero. Ends without a barrier.
@@ -65,7 +69,11 @@ __device__ __forceinline__ void select_balanced(const T* rows, int stride, bool 
         for (int bit = 0; bit < unit_elements; ++bit)
             rank[bit] = unit_rank(
                 static_cast<Rank>(RowPart<T, HeadDim>::key(first[(bit & 3) * group + (bit >> 2) * element])), bit);
-        const uint32_t mask = select_unit(rank, kept);
+        Rank lowest[4] = {};
+        lowest_kept(rank, kept, lowest);
+        uint32_t mask = 0;
+#pragma unroll
+        for (int bit = 0; bit < unit_elements; ++bit) mask |= uint32_t{rank[bit] >= lowest[bit & 3]} << bit;
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
             const uint32_t four = mask >> 4 * m & 0xfu;
@@ -74,14 +82,6 @@ __device__ __forceinline__ void select_balanced(const T* rows, int stride, bool 
             atomicOr(&bits[keys ? token : token + m][at / 32], (keys ? spread : four) << at % 32);
         }
     }
-}
-
-// Calls visit(unit number, unit) for the units of this thread.
-template <int HeadDim, class Visit>
-__device__ __forceinline__ void for_own_units(bool keys, Visit&& visit) {
-    constexpr int own = BalancedGeometry<HeadDim>::units / 4;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    for (int i = 0; i < own; ++i) visit(own * warp + i, BalancedUnit<HeadDim>(keys, lane, own * warp + i));
 }
 
 // Bytes of the two parts of a lane's code string.
@@ -96,46 +96,12 @@ __device__ __forceinline__ int high_code_byte(int lane) {
     return Geometry::position_bytes + 32 * Geometry::low_code_bytes + lane * Geometry::high_code_bytes;
 }
 
-// Builds a block in shared memory. value(token, channel): 16 bits. Begins and ends with a barrier.
-template <int HeadDim, class Bits, class Value>
-__device__ __forceinline__ void write_balanced(uint8_t* block, bool keys, int kept, const Bits& bits, Value&& value) {
-    using Geometry = BalancedGeometry<HeadDim>;
-    __syncthreads();
-    for (int i = threadIdx.x; i < Geometry::value_start(kept) / 4; i += block_threads)
-        reinterpret_cast<uint32_t*>(block)[i] = 0;
-    __syncthreads();
-    for_own_units<HeadDim>(keys, [&](int number, const BalancedUnit<HeadDim>& unit) {
-        uint32_t places = 0;
-        int count = 0;
-        for (int i = 0; i < 4; ++i) {
-            int position[2] = {0, 0}, taken = 0;
-            for (int m = 0; m < 4; ++m) {
-                const int channel = unit.channel_of(i, m);
-                if ((bits[unit.token_of(m)][channel / 32] >> channel % 32 & 1) != 0 && taken < 2) position[taken++] = m;
-            }
-            // A single value goes to the first place, with the last position beside it, unless it has that position itself.
-            const bool second_place = taken == 1 && position[0] == 3;
-            const int first = taken == 0 || second_place ? 0 : position[0];
-            const int second = taken == 0 ? 1 : taken == 1 ? 3 : position[1];
-            atomicOr(reinterpret_cast<uint32_t*>(block + unit.position_byte(i)),
-                     static_cast<uint32_t>(first | second << 2) << unit.position_bit(i));
-            for (int j = 0; j < taken; ++j) {
-                const int place = second_place ? 1 : j, m = position[j];
-                places |= 1u << (2 * i + place);
-                *reinterpret_cast<uint16_t*>(block + unit.value_byte(kept, number, count++, i, place)) =
-                    value(unit.token_of(m), unit.channel_of(i, m));
-            }
-        }
-        if (kept == most_balanced) return;
-        constexpr int low_bits = 8 * Geometry::low_code_bytes;
-        const uint64_t code = static_cast<uint64_t>(balanced_codes.code[kept - fewest_balanced][places]) << 6 * number;
-        const auto set = [&](int byte, uint32_t part) {
-            atomicOr(reinterpret_cast<uint32_t*>(block + (byte & ~3)), part << 8 * (byte & 3));
-        };
-        set(low_code_byte<HeadDim>(unit.lane), static_cast<uint32_t>(code & ((uint64_t{1} << low_bits) - 1)));
-        set(high_code_byte<HeadDim>(unit.lane), static_cast<uint32_t>(code >> low_bits));
-    });
-    __syncthreads();
+// Calls visit(unit number, unit) for the units of this thread.
+template <int HeadDim, class Visit>
+__device__ __forceinline__ void for_own_units(bool keys, Visit&& visit) {
+    constexpr int own = BalancedGeometry<HeadDim>::units / 4;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    for (int i = 0; i < own; ++i) visit(own * warp + i, BalancedUnit<HeadDim>(keys, lane, own * warp + i));
 }
 
 // Calls place(token, channel, 16 bits) for every stored value of a block.

@@ -1,7 +1,7 @@
 // Prunes 32 rows and writes them as one block: the work of a thread block of 128 threads.
 #pragma once
 
-#include "cuda/compress/balanced.cuh"
+#include "cuda/compress/balanced_writer.cuh"
 
 namespace mustafar::cuda {
 
@@ -67,18 +67,29 @@ public:
         return memory_.layout.bits[token_];
     }
 
+    // Prunes by the pattern and writes what is kept, `keep` values of each token.
+    __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order) {
+        if constexpr (Layout::has_fragments && sizeof(T) == 2)
+            if (is_balanced_order(order)) {
+                __syncthreads();
+                const int kept = balanced_kept(HeadDim, keep);
+                store_balanced(block, order, kept, [&](const auto&, const UnitElements& elements) {
+                    return largest_elements<T>(elements, kept);
+                });
+                return;
+            }
+        select(pattern, keep);
+        store(block, order, block_tokens * keep);
+    }
+
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
     __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
         if constexpr (Layout::has_fragments && sizeof(T) == 2)
             if (is_balanced_order(order)) {
-                const int kept = balanced_kept(HeadDim, capacity / block_tokens);
-                uint8_t* const image = reinterpret_cast<uint8_t*>(memory_.values);
-                write_balanced<HeadDim>(
-                    image, order == ValueOrder::balanced_keys, kept, memory_.layout.bits, [&](int token, int channel) {
-                        return reinterpret_cast<const uint16_t*>(memory_.rows)[token * Memory::stride + channel];
-                    });
-                copy(block, image, BalancedGeometry<HeadDim>::value_start(kept) + 2 * capacity);
-                __syncthreads();
+                store_balanced(block, order, balanced_kept(HeadDim, capacity / block_tokens),
+                               [&](const auto& unit, const UnitElements&) {
+                                   return elements_of_bitmap(memory_.layout.bits, unit);
+                               });
                 return;
             }
         if (marks_absent_) {
@@ -100,6 +111,18 @@ public:
     }
 
 private:
+    template <class Choose>
+    __device__ __forceinline__ void store_balanced(uint8_t* block, ValueOrder order, int kept, Choose&& choose) {
+        uint8_t* const image = reinterpret_cast<uint8_t*>(memory_.values);
+        const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
+        if (order == ValueOrder::balanced_keys)
+            write_balanced<HeadDim, true>(image, kept, rows, Memory::stride, choose);
+        else
+            write_balanced<HeadDim, false>(image, kept, rows, Memory::stride, choose);
+        copy(block, image, BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
+        __syncthreads();
+    }
+
     static __device__ __forceinline__ void copy(uint8_t* target, const void* source, uint32_t bytes) {
         for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
             reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];

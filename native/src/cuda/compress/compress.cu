@@ -54,18 +54,17 @@ __global__ void __launch_bounds__(block_threads)
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
-    if (bitmap == nullptr)
-        writer.select(destination.pattern, destination.keep);
-    else
-        writer.take_bits(
-            present
-                ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token) *
-                               Writer::words
-                : nullptr);
     uint32_t bytes;
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
-    const uint32_t capacity = bitmap == nullptr ? block_tokens * destination.keep : bytes / sizeof(T);
-    writer.store(block, order, min(capacity, uint32_t{block_tokens * HeadDim}));
+    if (bitmap == nullptr) {
+        writer.compress(destination.pattern, destination.keep, block, order);
+        return;
+    }
+    writer.take_bits(
+        present ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token) *
+                               Writer::words
+                : nullptr);
+    writer.store(block, order, min(static_cast<uint32_t>(bytes / sizeof(T)), uint32_t{block_tokens * HeadDim}));
 }
 
 // One thread block: sizes of all blocks and their running sum, 1024 at a time.

@@ -1,0 +1,52 @@
+// The C functions of a decode step.
+#include "api/exported.h"
+#include "core/validate.h"
+#include "mustafar/mustafar.h"
+
+using namespace mustafar;
+
+int32_t mustafar_rms_norm(const mustafar_context* context, const mustafar_norm* norm) {
+    return exported([&] {
+        checked(context);
+        check_norm(norm);
+        ErrorText text;
+        pass_on(backend(*context).rms_norm(*context, *norm, text), text);
+    });
+}
+
+int32_t mustafar_rotate(const mustafar_context* context, const mustafar_rope* rope) {
+    return exported([&] {
+        checked(context);
+        check_rope(rope);
+        ErrorText text;
+        pass_on(backend(*context).rotate(*context, *rope, text), text);
+    });
+}
+
+int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
+                          const mustafar_rows* input, const mustafar_rows* output) {
+    return exported([&] {
+        checked(context);
+        check_silu_mul(dtype, rows, width, input, output);
+        ErrorText text;
+        pass_on(backend(*context).silu_mul(*context, dtype, rows, width, *input, *output, text), text);
+    });
+}
+
+int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear) {
+    return exported([&] {
+        checked(context);
+        check_linear(linear);
+        ErrorText text;
+        pass_on(backend(*context).linear(*context, *linear, text), text);
+    });
+}
+
+int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling) {
+    return exported([&] {
+        checked(context);
+        check_sampling(sampling);
+        ErrorText text;
+        pass_on(backend(*context).sample(*context, *sampling, text), text);
+    });
+}

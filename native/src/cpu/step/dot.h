@@ -1,0 +1,19 @@
+// The inner loop of a linear layer, for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace mustafar {
+
+constexpr int dot_rows = 4;  // rows of the weight that are read side by side
+
+// sums[r] = weight row r . x, for dot_rows rows `stride` elements apart; x is f32.
+using Dot = void (*)(const void* weight, int64_t stride, const float* x, int64_t count, float* sums);
+
+Dot scalar_dot(int32_t dtype);
+#if defined(__x86_64__)
+Dot avx2_dot(int32_t dtype);
+Dot avx512_dot(int32_t dtype);
+#endif
+
+}  // namespace mustafar
