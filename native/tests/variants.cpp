@@ -1,7 +1,5 @@
 // Every instruction set variant that the processor has against the scalar one: what is stored must be equal bit for bit,
 // what is computed must agree to rounding.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -10,9 +8,9 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <random>
 #include <vector>
 
+#include "data.h"
 #include "mustafar/mustafar.h"
 
 namespace {
@@ -38,74 +36,8 @@ struct Case {
     if (!(condition)) stop(c, #condition, __LINE__)
 #define EXPECT_OK(call) EXPECT((call) == MUSTAFAR_STATUS_OK)
 
-// Bytes filled with ones: NaN in every dtype. They end, but for alignment, where no more memory can be read.
-class Memory {
-public:
-    explicit Memory(int64_t bytes, size_t alignment = 16)
-        : bytes_(static_cast<size_t>(bytes)), mapped_((bytes_ + page - 1) / page * page + page),
-          map_(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {
-        char* const end = static_cast<char*>(map_) + mapped_ - page;
-        if (map_ == MAP_FAILED || mprotect(end, page, PROT_NONE) != 0) {
-            std::perror("mmap");
-            std::exit(1);
-        }
-        data_ = end - (bytes_ + alignment - 1) / alignment * alignment;
-        std::memset(data_, 0xff, bytes_);
-    }
-    ~Memory() { munmap(map_, mapped_); }
-    Memory(const Memory&) = delete;
-    Memory& operator=(const Memory&) = delete;
-
-    template <class T = void>
-    T* as() const {
-        return static_cast<T*>(data_);
-    }
-    bool operator==(const Memory& other) const { return std::memcmp(data_, other.data_, bytes_) == 0; }
-
-private:
-    static constexpr size_t page = 65536;  // the largest that processors have
-    size_t bytes_, mapped_;
-    void *map_, *data_;
-};
-
-int element_bytes(int32_t dtype) {
-    return dtype == MUSTAFAR_DTYPE_F32 ? 4 : 2;
-}
-
 int words(const Case& c) {
     return (c.head_dim + 31) / 32;
-}
-
-float f16_to_f32(uint16_t bits) {
-    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const float magnitude =
-        exponent == 31  ? fraction ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity()
-         : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                        : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
-    return bits & 0x8000 ? -magnitude : magnitude;
-}
-
-float load(const void* data, int64_t index, int32_t dtype) {
-    if (dtype == MUSTAFAR_DTYPE_F32) return static_cast<const float*>(data)[index];
-    const uint16_t bits = static_cast<const uint16_t*>(data)[index];
-    return dtype == MUSTAFAR_DTYPE_F16 ? f16_to_f32(bits) : std::bit_cast<float>(uint32_t{bits} << 16);
-}
-
-// Truncates: any number of the dtype will do. Halves are made of numbers in their normal range.
-void store(void* data, int64_t index, int32_t dtype, float value) {
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
-    if (dtype == MUSTAFAR_DTYPE_F32)
-        static_cast<float*>(data)[index] = value;
-    else
-        static_cast<uint16_t*>(data)[index] = static_cast<uint16_t>(
-            dtype == MUSTAFAR_DTYPE_BF16 ? bits >> 16
-                                         : (bits >> 16 & 0x8000u) | ((bits & 0x7fffffffu) - 0x38000000u) >> 13);
-}
-
-// The same numbers in every run.
-uint32_t random_bits() {
-    static std::mt19937 engine;
-    return static_cast<uint32_t>(engine());
 }
 
 enum class Content { numbers, specials };
@@ -139,10 +71,6 @@ void fill(void* data, int64_t tokens, const Case& c, Content content) {
                 static_cast<uint16_t*>(data)[i] = static_cast<uint16_t>(bits);
         }
     }
-}
-
-mustafar_context context_of(int32_t variant) {
-    return {MUSTAFAR_DEVICE_CPU, 0, 1, variant, nullptr};
 }
 
 mustafar_format format_of(const Case& c, int32_t layout) {
@@ -269,13 +197,6 @@ double spacing(int32_t dtype, double value) {
 // AVX-512 BF16 multiplies with probabilities in bf16.
 double probability_rounding(const Case& c) {
     return c.variant == MUSTAFAR_CPU_VARIANT_AVX512_BF16 && c.dtype == MUSTAFAR_DTYPE_BF16 ? 0x1p-8 : 0.0;
-}
-
-// Infinities and NaNs must be the same ones; tolerance is for finite numbers.
-bool agree(double expected, double actual, double tolerance) {
-    if (std::isnan(expected) || std::isnan(actual)) return std::isnan(expected) && std::isnan(actual);
-    if (std::isinf(expected) || std::isinf(actual)) return expected == actual;
-    return std::abs(expected - actual) <= tolerance;
 }
 
 std::vector<float> magnitudes(const Case& c, const Memory& data, int64_t tokens) {

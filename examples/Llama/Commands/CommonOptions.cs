@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
 using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Examples.Llama.Tokenizer;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -43,6 +44,12 @@ internal sealed class CommonOptions
     private readonly Option<string> _dtype = CommandOption.Choice(
         "--dtype", "Type of the weights and of the cache; auto is the checkpoint's.", "auto", "float32", "float16", "bfloat16");
 
+    private readonly Option<string> _addBos = CommandOption.Choice(
+        "--add-bos", "Whether a text gets the token that begins it (bos_token); auto: as the tokenizer's files say.", "auto", "yes", "no");
+
+    private readonly Option<string> _addEos = CommandOption.Choice(
+        "--add-eos", "Whether a text gets the token that ends it (eos_token); auto: as the tokenizer's files say.", "auto", "yes", "no");
+
     private readonly Option<int?> _threads = CommandOption.Number<int>("--threads", "CPU threads; all cores if not given.", "N");
 
     private readonly Option<bool> _json = new("--json")
@@ -55,7 +62,8 @@ internal sealed class CommonOptions
     {
         foreach (Option option in (Option[])
         [
-            _model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _sinks, _groupSize, _device, _dtype, _threads, _json,
+            _model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _sinks, _groupSize, _device, _dtype, _addBos, _addEos,
+            _threads, _json,
         ])
         {
             command.Options.Add(option);
@@ -97,7 +105,10 @@ internal sealed class CommonOptions
                 "bfloat16" => ScalarType.BFloat16,
                 _ => null,
             },
+            new TextFrame(YesOrNo(result.GetRequiredValue(_addBos)), YesOrNo(result.GetRequiredValue(_addEos))),
             threads);
+
+        static bool? YesOrNo(string word) => word == "auto" ? null : word == "yes";
     }
 
     private MustafarOptions ReadCacheOptions(ParseResult result) => CommandOption.Made(

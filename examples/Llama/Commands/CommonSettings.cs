@@ -1,3 +1,4 @@
+using Mustafar.Examples.Llama.Tokenizer;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
@@ -8,6 +9,7 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <param name="Options">How a cache prunes.</param>
 /// <param name="Device">Where the model runs.</param>
 /// <param name="DType">Type of the weights and of the cache; the checkpoint's if null.</param>
+/// <param name="Frame">Whether a text gets the tokens that begin and end it.</param>
 /// <param name="Threads">CPU threads; torch's choice if null.</param>
 internal sealed record CommonSettings(
-    string Model, AttentionKind Attention, MustafarOptions Options, Device Device, ScalarType? DType, int? Threads);
+    string Model, AttentionKind Attention, MustafarOptions Options, Device Device, ScalarType? DType, TextFrame Frame, int? Threads);

@@ -48,7 +48,7 @@ internal sealed class ModelSession : IDisposable
         }
 
         LanguageModel language = output.WithProgress(
-            "Loading", progress => LanguageModel.Load(settings.Model, settings.DType, settings.Device, progress, withTokenizer));
+            "Loading", progress => LanguageModel.Load(settings.Model, settings.DType, settings.Device, progress, settings.Frame, withTokenizer));
         if (language.UnusedTensors is { Count: > 0 } unused)
         {
             output.Message($"warning: {unused.Count} tensors of the checkpoint are not used: {string.Join(", ", unused.Take(5))}");

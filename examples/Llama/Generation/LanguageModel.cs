@@ -56,18 +56,24 @@ public sealed class LanguageModel : IDisposable
     /// <param name="dtype">Type of the weights and of the caches; the checkpoint's if null.</param>
     /// <param name="device">Where the model runs; the CPU if null.</param>
     /// <param name="progress">Told the share of bytes that is loaded, 0 to 1.</param>
+    /// <param name="frame">Whether a text gets the tokens that begin and end it; what the tokenizer's files say if null.</param>
     /// <param name="withTokenizer">Whether the tokenizer is read; without, the model takes and gives ids alone.</param>
     /// <exception cref="IOException">A file is missing or damaged.</exception>
     /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented.</exception>
     public static LanguageModel Load(
-        string directory, ScalarType? dtype = null, Device? device = null, IProgress<double>? progress = null, bool withTokenizer = true)
+        string directory,
+        ScalarType? dtype = null,
+        Device? device = null,
+        IProgress<double>? progress = null,
+        TextFrame? frame = null,
+        bool withTokenizer = true)
     {
         ArgumentNullException.ThrowIfNull(directory);
         CheckpointDirectory.Check(directory);
         string configFile = Path.Combine(directory, "config.json");
         LlamaConfig config = LlamaConfig.Load(configFile);
         IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
-        TextTokenizer? tokenizer = withTokenizer ? TextTokenizer.Load(directory) : null;
+        TextTokenizer? tokenizer = withTokenizer ? TextTokenizer.Load(directory, frame) : null;
         tokenizer?.LimitIds(config.VocabSize, directory);
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
         CheckpointShapes.Check(config, checkpoint);

@@ -10,21 +10,27 @@ internal static class ByteFallback
     /// <summary>What stands for a space.</summary>
     public const char Space = '▁';
 
-    /// <summary>The ids of all bytes, for characters that the vocabulary lacks.</summary>
-    /// <exception cref="CheckpointException">One is not in the vocabulary.</exception>
-    public static int[] Ids(IReadOnlyDictionary<string, int> vocabulary, string path)
+    /// <summary>The ids of all bytes, for characters that the vocabulary lacks; -1 for bytes that it lacks too.</summary>
+    public static int[] Ids(IReadOnlyDictionary<string, int> vocabulary)
     {
         int[] ids = new int[256];
         for (int value = 0; value < ids.Length; value++)
         {
-            string token = string.Create(CultureInfo.InvariantCulture, $"<0x{value:X2}>");
-            if (!vocabulary.TryGetValue(token, out ids[value]))
-            {
-                throw new CheckpointException($"expected a token for every byte, but '{token}' is not in the vocabulary.", path);
-            }
+            ids[value] = vocabulary.TryGetValue(Token(value), out int id) ? id : -1;
         }
 
         return ids;
+    }
+
+    /// <summary>The ids of all bytes.</summary>
+    /// <exception cref="CheckpointException">One is not in the vocabulary.</exception>
+    public static int[] RequireIds(IReadOnlyDictionary<string, int> vocabulary, string path)
+    {
+        int[] ids = Ids(vocabulary);
+        int missing = Array.IndexOf(ids, -1);
+        return missing < 0
+            ? ids
+            : throw new CheckpointException($"expected a token for every byte, but '{Token(missing)}' is not in the vocabulary.", path);
     }
 
     /// <summary>What each id stands for.</summary>
@@ -40,9 +46,14 @@ internal static class ByteFallback
 
         for (int value = 0; value < byteIds.Length; value++)
         {
-            bytesOf[byteIds[value]] = [(byte)value];
+            if (byteIds[value] >= 0)
+            {
+                bytesOf[byteIds[value]] = [(byte)value];
+            }
         }
 
         return bytesOf;
     }
+
+    private static string Token(int value) => string.Create(CultureInfo.InvariantCulture, $"<0x{value:X2}>");
 }

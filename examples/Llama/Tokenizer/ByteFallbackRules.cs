@@ -130,5 +130,5 @@ internal sealed record ByteFallbackRules(SpaceInFront InFront, bool SplitsAtSpac
         step.Find("pattern")?.FindString("String", path) == from && step.FindString("content", path) == to;
 
     private static UnsupportedModelException Unsupported(string part, JsonElement step, string path) =>
-        new($"{part} {step.GetRawText()} is not supported in a tokenizer with byte fallback.", path);
+        new($"{part} {step.Quote()} is not supported in a tokenizer with byte fallback.", path);
 }

@@ -5,31 +5,25 @@ namespace Mustafar.Examples.Llama.Tokenizer;
 /// </summary>
 internal sealed class ByteFallbackTokenizer : TextTokenizer
 {
-    private readonly TokenizerFile _file;
     private readonly ByteFallbackRules _rules;
     private readonly CharacterMerger _merger;
 
     private readonly NormalizedTokens _normalizedTokens;
 
     public ByteFallbackTokenizer(TokenizerFile file, ByteFallbackRules rules)
-        : this(file, rules, ByteFallback.Ids(file.Vocabulary, file.Path))
+        : this(file, rules, ByteFallback.Ids(file.Vocabulary))
     {
     }
 
     private ByteFallbackTokenizer(TokenizerFile file, ByteFallbackRules rules, int[] byteIds)
-        : base(file.AddedTokens, ByteFallback.Bytes(file.Vocabulary, byteIds))
+        : base(file.AddedTokens, ByteFallback.Bytes(file.Vocabulary, byteIds), file.Prefix, file.Suffix)
     {
-        _file = file;
         _rules = rules;
-        _merger = new CharacterMerger(file.Vocabulary, [], byteIds, file.MakeMerger());
+        _merger = new CharacterMerger(file.Vocabulary, [], byteIds, file.MakeMerger(), file.Unknown);
         _normalizedTokens = new NormalizedTokens(file.AddedTokens, text => rules.WithSpaces(text, isFirst: true));
     }
 
-    public override IReadOnlyList<int> Prefix => _file.Prefix;
-
     public override bool DropsFirstSpace => _rules.DropsFirstSpace;
-
-    private protected override IReadOnlyList<int> Suffix => _file.Suffix;
 
     private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {

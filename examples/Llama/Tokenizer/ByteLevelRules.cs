@@ -7,9 +7,11 @@ namespace Mustafar.Examples.Llama.Tokenizer;
 
 /// <summary>What a tokenizer.json of byte-level BPE says beside vocabulary and merges.</summary>
 /// <param name="Splitters">Cut a text into pieces, each the pieces of the one before.</param>
-/// <param name="AddPrefixSpace">Whether a text gets a space in front if it has none.</param>
+/// <param name="AddPrefixSpace">Whether a piece gets a space in front if it has none.</param>
+/// <param name="ByteLevelSplitter">Cuts these pieces once more; null if nothing does.</param>
 /// <param name="Normalization">Unicode form that a text is brought to first; none if null.</param>
-internal sealed record ByteLevelRules(IReadOnlyList<PieceSplitter> Splitters, bool AddPrefixSpace, NormalizationForm? Normalization)
+internal sealed record ByteLevelRules(
+    IReadOnlyList<PieceSplitter> Splitters, bool AddPrefixSpace, PieceSplitter? ByteLevelSplitter, NormalizationForm? Normalization)
 {
     // The expression that a ByteLevel pre-tokenizer has built in (GPT-2's).
     private const string ByteLevelPattern = @"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -20,10 +22,14 @@ internal sealed record ByteLevelRules(IReadOnlyList<PieceSplitter> Splitters, bo
     public static ByteLevelRules Read(JsonElement root, string path)
     {
         NormalizationForm? normalization = ReadNormalizer(root, path);
-        (List<string> patterns, bool addPrefixSpace) = ReadPreTokenizer(root, path);
+        (List<SplitRule> rules, bool addPrefixSpace, bool usesRegex) = ReadPreTokenizer(root, path);
         string decoder = TokenizerFile.TypeOf(root.Require("decoder", JsonValueKind.Object, path));
         return decoder == "ByteLevel"
-            ? new ByteLevelRules([.. patterns.Select(pattern => MakeSplitter(pattern, path))], addPrefixSpace, normalization)
+            ? new ByteLevelRules(
+                [.. rules.Select(rule => MakeSplitter(rule, path))],
+                addPrefixSpace,
+                usesRegex ? new PieceSplitter(new SplitRule(ByteLevelPattern)) : null,
+                normalization)
             : throw new UnsupportedModelException($"decoder '{decoder}' is not supported; expected 'ByteLevel'.", path);
     }
 
@@ -33,11 +39,19 @@ internal sealed record ByteLevelRules(IReadOnlyList<PieceSplitter> Splitters, bo
         IEnumerable<string> pieces = [text];
         foreach (PieceSplitter splitter in Splitters)
         {
-            pieces = pieces.SelectMany(piece => splitter.Split(piece, cancellationToken).Select(range => piece[range]));
+            pieces = Split(pieces, splitter, cancellationToken);
         }
 
-        return pieces;
+        if (AddPrefixSpace)
+        {
+            pieces = pieces.Select(piece => piece[0] == ' ' ? piece : ' ' + piece);
+        }
+
+        return ByteLevelSplitter is null ? pieces : Split(pieces, ByteLevelSplitter, cancellationToken);
     }
+
+    private static IEnumerable<string> Split(IEnumerable<string> pieces, PieceSplitter splitter, CancellationToken cancellationToken) =>
+        pieces.SelectMany(piece => splitter.Split(piece, cancellationToken).Select(range => piece[range]));
 
     private static NormalizationForm? ReadNormalizer(JsonElement root, string path)
     {
@@ -60,7 +74,7 @@ internal sealed record ByteLevelRules(IReadOnlyList<PieceSplitter> Splitters, bo
     }
 
     // Steps that split, and a ByteLevel behind them, which may split once more.
-    private static (List<string> Patterns, bool AddPrefixSpace) ReadPreTokenizer(JsonElement root, string path)
+    private static (List<SplitRule> Rules, bool AddPrefixSpace, bool UsesRegex) ReadPreTokenizer(JsonElement root, string path)
     {
         root.Require("pre_tokenizer", JsonValueKind.Object, path);
         JsonElement[] steps = TokenizerFile.Steps(root, "pre_tokenizer", "pretokenizers", path);
@@ -72,46 +86,37 @@ internal sealed record ByteLevelRules(IReadOnlyList<PieceSplitter> Splitters, bo
                 path);
         }
 
-        List<string> patterns = [.. steps[..^1].Select(step => TokenizerFile.TypeOf(step) == "Split" ? ReadSplit(step, path) : ReadDigits(step, path))];
-        bool addPrefixSpace = steps[^1].FindBoolean("add_prefix_space", path) ?? true;
-        if (patterns.Count > 0 && addPrefixSpace)
-        {
-            // The space would go in front of each piece.
-            throw new UnsupportedModelException("'add_prefix_space' of a ByteLevel after other steps is not supported.", path);
-        }
-
-        if (steps[^1].FindBoolean("use_regex", path) ?? true)
-        {
-            patterns.Add(ByteLevelPattern);
-        }
-
-        return (patterns, addPrefixSpace);
+        return (
+            [.. steps[..^1].Select(step => TokenizerFile.TypeOf(step) == "Split" ? ReadSplit(step, path) : ReadDigits(step, path))],
+            steps[^1].FindBoolean("add_prefix_space", path) ?? true,
+            steps[^1].FindBoolean("use_regex", path) ?? true);
     }
 
-    private static string ReadDigits(JsonElement digits, string path) =>
-        (digits.FindBoolean("individual_digits", path) ?? false) ? @"\p{N}" : @"\p{N}+";
+    private static SplitRule ReadDigits(JsonElement digits, string path) =>
+        new((digits.FindBoolean("individual_digits", path) ?? false) ? @"\p{N}" : @"\p{N}+");
 
-    private static string ReadSplit(JsonElement split, string path)
+    private static SplitRule ReadSplit(JsonElement split, string path)
     {
-        string behavior = split.FindString("behavior", path) ?? "";
-        if (behavior != "Isolated" || (split.FindBoolean("invert", path) ?? false))
+        string name = split.FindString("behavior", path) ?? "";
+        if (!Enum.TryParse(name, out SplitBehavior behavior) || !Enum.IsDefined(behavior) || int.TryParse(name, out _))
         {
             throw new UnsupportedModelException(
-                $"a Split with behavior '{behavior}' or 'invert' is not supported; expected 'Isolated', not inverted.", path);
+                $"a Split with behavior '{name}' is not supported; expected one of {string.Join(", ", Enum.GetNames<SplitBehavior>())}.", path);
         }
 
         JsonElement pattern = split.Require("pattern", JsonValueKind.Object, path);
-        return pattern.FindString("Regex", path)
+        string expression = pattern.FindString("Regex", path)
             ?? (pattern.FindString("String", path) is { Length: > 0 } literal
                 ? Regex.Escape(literal)
                 : throw new CheckpointException("expected a 'Regex' or a 'String' as 'pattern' of a Split.", path));
+        return new SplitRule(expression, behavior, split.FindBoolean("invert", path) ?? false);
     }
 
-    private static PieceSplitter MakeSplitter(string pattern, string path)
+    private static PieceSplitter MakeSplitter(SplitRule rule, string path)
     {
         try
         {
-            return new PieceSplitter(pattern);
+            return new PieceSplitter(rule);
         }
         catch (ArgumentException exception)
         {

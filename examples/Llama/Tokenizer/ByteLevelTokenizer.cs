@@ -13,20 +13,16 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
     private readonly NormalizedTokens _normalizedTokens;
 
     public ByteLevelTokenizer(TokenizerFile file, ByteLevelRules rules)
-        : base(file.AddedTokens, Bytes(file))
+        : base(file.AddedTokens, Bytes(file), file.Prefix, file.Suffix)
     {
         _file = file;
         _rules = rules;
         _merger = file.MakeMerger();
         _normalizedTokens = new NormalizedTokens(file.AddedTokens, Normalize);
-        _byteIds = [.. ByteLevelAlphabet.Characters.ToArray().Select(character => file.Vocabulary[character.ToString()])];
+        _byteIds = [.. ByteLevelAlphabet.Characters.ToArray().Select(character => file.Vocabulary.GetValueOrDefault(character.ToString(), -1))];
     }
 
-    public override IReadOnlyList<int> Prefix => _file.Prefix;
-
     public override bool DropsFirstSpace => false;
-
-    private protected override IReadOnlyList<int> Suffix => _file.Suffix;
 
     private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
     {
@@ -35,11 +31,6 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 
     private void EncodePieces(string text, List<int> ids, CancellationToken cancellationToken)
     {
-        if (_rules.AddPrefixSpace && text[0] != ' ')
-        {
-            text = ' ' + text;
-        }
-
         List<int> symbols = [];
         foreach (string part in _rules.Split(text, cancellationToken))
         {
@@ -51,11 +42,20 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
             else
             {
                 symbols.Clear();
+                UnknownToken.Run run = _file.Unknown.Start(symbols);
                 foreach (byte value in Encoding.UTF8.GetBytes(part))
                 {
-                    symbols.Add(_byteIds[value]);
+                    if (_byteIds[value] >= 0)
+                    {
+                        run.Add(_byteIds[value]);
+                    }
+                    else
+                    {
+                        run.AddUnknown();
+                    }
                 }
 
+                run.Finish();
                 _merger.Merge(CollectionsMarshal.AsSpan(symbols), ids, cancellationToken);
             }
         }

@@ -10,14 +10,20 @@ internal sealed class CharacterMerger
     private readonly Dictionary<int, Rune> _unlisted = [];
     private readonly int[] _byteIds;
     private readonly BytePairMerger _merger;
+    private readonly UnknownToken _unknown;
 
     /// <summary>Makes a merger.</summary>
     /// <param name="tokens">Tokens of text: a text is merged from those that are one character.</param>
     /// <param name="unlisted">Characters that are no token but can be merged into one, and an id for each that no token has.</param>
-    /// <param name="byteIds">The ids of all bytes.</param>
+    /// <param name="byteIds">The ids of all bytes; -1 for those that have none.</param>
     /// <param name="merger">Merges ids of both kinds.</param>
+    /// <param name="unknown">What stands for characters of which a byte has no id.</param>
     public CharacterMerger(
-        IEnumerable<KeyValuePair<string, int>> tokens, IEnumerable<KeyValuePair<Rune, int>> unlisted, int[] byteIds, BytePairMerger merger)
+        IEnumerable<KeyValuePair<string, int>> tokens,
+        IEnumerable<KeyValuePair<Rune, int>> unlisted,
+        int[] byteIds,
+        BytePairMerger merger,
+        UnknownToken unknown)
     {
         foreach ((string token, int id) in tokens)
         {
@@ -35,6 +41,7 @@ internal sealed class CharacterMerger
 
         _byteIds = byteIds;
         _merger = merger;
+        _unknown = unknown;
     }
 
     /// <summary>Adds the ids of a text.</summary>
@@ -44,17 +51,31 @@ internal sealed class CharacterMerger
     public void Encode(ReadOnlySpan<char> text, List<int> ids, CancellationToken cancellationToken)
     {
         List<int> symbols = new(text.Length);
+        UnknownToken.Run run = _unknown.Start(symbols);
+        Span<byte> utf8 = stackalloc byte[4];
         foreach (Rune rune in text.EnumerateRunes())
         {
             if (_characters.TryGetValue(rune, out int id))
             {
-                symbols.Add(id);
+                run.Add(id);
+                continue;
+            }
+
+            ReadOnlySpan<byte> bytes = utf8[..rune.EncodeToUtf8(utf8)];
+            if (HasIds(bytes))
+            {
+                foreach (byte value in bytes)
+                {
+                    run.AddByte(_byteIds[value]);
+                }
             }
             else
             {
-                AddBytes(rune, symbols);
+                run.AddUnknown();
             }
         }
+
+        run.Finish();
 
         int start = ids.Count;
         _merger.Merge(CollectionsMarshal.AsSpan(symbols), ids, cancellationToken);
@@ -62,6 +83,19 @@ internal sealed class CharacterMerger
         {
             ReplaceUnlisted(ids, start);
         }
+    }
+
+    private bool HasIds(ReadOnlySpan<byte> bytes)
+    {
+        foreach (byte value in bytes)
+        {
+            if (_byteIds[value] < 0)
+            {
+                return false;
+            }
+        }
+
+        return true;
     }
 
     private void ReplaceUnlisted(List<int> ids, int start)

@@ -14,14 +14,19 @@ internal sealed class PieceSplitter
 
     private static readonly TimeSpan s_timeLimit = TimeSpan.FromSeconds(2);
 
+    private readonly SplitRule _rule;
     private readonly Regex _regex;
 
     /// <summary>Makes a splitter.</summary>
-    /// <param name="pattern">The expression of one piece; what it leaves between its matches is a piece too.</param>
-    /// <exception cref="ArgumentException"><paramref name="pattern"/> is not an expression that .NET understands.</exception>
-    public PieceSplitter(string pattern) => _regex = MakeRegex(pattern);
+    /// <param name="rule">What it does.</param>
+    /// <exception cref="ArgumentException">Its pattern is not an expression that .NET understands.</exception>
+    public PieceSplitter(SplitRule rule)
+    {
+        _rule = rule;
+        _regex = MakeRegex(rule.Pattern);
+    }
 
-    /// <summary>The pieces of a text, in order; together they are the text.</summary>
+    /// <summary>The pieces of a text, in order. None is empty.</summary>
     /// <param name="text">The text.</param>
     /// <param name="cancellationToken">Stops between pieces.</param>
     /// <exception cref="TimeoutException">One piece takes too long: the expression backtracks without end in this text.</exception>
@@ -56,24 +61,70 @@ internal sealed class PieceSplitter
     {
         int[]? origins = null;
         string matched = text.AsSpan().IndexOfAnyInRange('\uD800', '\uDFFF') < 0 ? text : ReplacePairs(text, out origins);
-        List<Range> pieces = [];
+        List<Part> parts = [];
         int end = 0;
         foreach (ValueMatch match in _regex.EnumerateMatches(matched))
         {
             cancellationToken.ThrowIfCancellationRequested();
-            Add(end, match.Index);
-            Add(match.Index, match.Index + match.Length);
+            Add(end, match.Index, isMatch: false);
+            Add(match.Index, match.Index + match.Length, isMatch: true);
             end = match.Index + match.Length;
         }
 
-        Add(end, matched.Length);
-        return pieces;
+        Add(end, matched.Length, isMatch: false);
+        return [.. Joined(parts).Select(part => origins is null ? part.Start..part.End : origins[part.Start]..origins[part.End])];
 
-        void Add(int from, int to)
+        void Add(int from, int to, bool isMatch)
         {
             if (from < to)
             {
-                pieces.Add(origins is null ? from..to : origins[from]..origins[to]);
+                parts.Add(new Part(from, to, isMatch != _rule.Inverts));
+            }
+        }
+    }
+
+    // What the behavior makes of matches and of what lies between them.
+    private IEnumerable<Part> Joined(List<Part> parts)
+    {
+        switch (_rule.Behavior)
+        {
+            case SplitBehavior.Isolated:
+                return parts;
+            case SplitBehavior.Removed:
+                return parts.Where(part => !part.IsMatch);
+            case SplitBehavior.MergedWithNext:
+                List<Part> backwards = [];
+                for (int i = parts.Count - 1; i >= 0; i--)
+                {
+                    bool joins = parts[i].IsMatch && i + 1 < parts.Count && !parts[i + 1].IsMatch;
+                    Append(backwards, parts[i], joins);
+                }
+
+                backwards.Reverse();
+                return backwards;
+            default:
+                List<Part> forwards = [];
+                for (int i = 0; i < parts.Count; i++)
+                {
+                    bool joins = i > 0 && (_rule.Behavior == SplitBehavior.Contiguous
+                        ? parts[i].IsMatch == parts[i - 1].IsMatch
+                        : parts[i].IsMatch && !parts[i - 1].IsMatch);
+                    Append(forwards, parts[i], joins);
+                }
+
+                return forwards;
+        }
+
+        static void Append(List<Part> joined, Part part, bool joins)
+        {
+            if (joins)
+            {
+                Part last = joined[^1];
+                joined[^1] = last with { Start = Math.Min(last.Start, part.Start), End = Math.Max(last.End, part.End) };
+            }
+            else
+            {
+                joined.Add(part);
             }
         }
     }
@@ -97,6 +148,8 @@ internal sealed class PieceSplitter
         origins = [.. starts];
         return replaced;
     }
+
+    private readonly record struct Part(int Start, int End, bool IsMatch);
 
     // Above Latin-1, so that no expression names a stand-in itself.
     private static char[] FindStandIns()

@@ -35,7 +35,7 @@ internal static class SentencePieceMerges
         }
 
         return new CharacterMerger(
-            file.Texts.Select(piece => KeyValuePair.Create(piece.Key, piece.Value.Id)), unlisted, byteIds, new BytePairMerger(merges));
+            file.Texts.Select(piece => KeyValuePair.Create(piece.Key, piece.Value.Id)), unlisted, byteIds, new BytePairMerger(merges), new UnknownToken(null, IsFused: false));
 
         int? Find(string text) => file.Texts.TryGetValue(text, out (int Id, float Score) piece) ? piece.Id
             : Rune.TryGetRuneAt(text, 0, out Rune rune) && rune.Utf16SequenceLength == text.Length ? unlisted[rune]

@@ -19,31 +19,25 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
         IReadOnlyList<int> prefix,
         IReadOnlyList<int> suffix,
         SentencePieceConfig config)
-        : base([.. file.Controls, .. config.AddedTokens], ByteFallback.Bytes(file.Vocabulary, byteIds))
+        : base([.. file.Controls, .. config.AddedTokens], ByteFallback.Bytes(file.Vocabulary, byteIds), prefix, suffix)
     {
         _merger = SentencePieceMerges.Make(file, byteIds);
         _spaceInFront = file.AddsSpaceInFront;
         _spaceInFrontOfParts = file.AddsSpaceInFront && config.IsLegacy;
-        Prefix = prefix;
-        Suffix = suffix;
     }
 
-    public override IReadOnlyList<int> Prefix { get; }
-
     public override bool DropsFirstSpace => _spaceInFront;
-
-    private protected override IReadOnlyList<int> Suffix { get; }
 
     /// <summary>Reads a tokenizer.model.</summary>
     /// <exception cref="CheckpointException">It, or a file beside it, is damaged.</exception>
     /// <exception cref="UnsupportedModelException">It is of a kind that is not implemented.</exception>
-    public static new SentencePieceModelTokenizer Load(string path)
+    public static SentencePieceModelTokenizer Load(string path)
     {
         byte[] content = File.ReadAllBytes(path);
         LfsPointer.ThrowIfPointer(content, path);
         SentencePieceModelFile file = SentencePieceModelFile.Read(content, path);
         SentencePieceConfig config = SentencePieceConfig.Read(Path.GetDirectoryName(path) ?? "", file);
-        int[] byteIds = ByteFallback.Ids(file.Vocabulary, path);
+        int[] byteIds = ByteFallback.RequireIds(file.Vocabulary, path);
         return new SentencePieceModelTokenizer(
             file,
             byteIds,

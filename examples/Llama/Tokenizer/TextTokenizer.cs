@@ -17,8 +17,11 @@ public abstract class TextTokenizer
     private readonly Regex? _addedPattern;
     private int _idLimit = int.MaxValue;
 
-    private protected TextTokenizer(IReadOnlyList<AddedToken> addedTokens, Dictionary<int, byte[]> bytesOf)
+    private protected TextTokenizer(
+        IReadOnlyList<AddedToken> addedTokens, Dictionary<int, byte[]> bytesOf, IReadOnlyList<int> prefix, IReadOnlyList<int> suffix)
     {
+        Prefix = prefix;
+        Suffix = suffix;
         _addedByText = addedTokens.ToDictionary(token => token.Content);
         _special = addedTokens.Where(token => token.IsSpecial).Select(token => token.Id).ToHashSet();
         _bytesOf = bytesOf;
@@ -32,7 +35,7 @@ public abstract class TextTokenizer
     }
 
     /// <summary>Ids that stand in front of an encoded text, such as the one that begins a text.</summary>
-    public abstract IReadOnlyList<int> Prefix { get; }
+    public IReadOnlyList<int> Prefix { get; private set; }
 
     /// <summary>Whether a space that begins a decoded text is the tokenizer's own, and left out.</summary>
     public abstract bool DropsFirstSpace { get; }
@@ -40,19 +43,33 @@ public abstract class TextTokenizer
     /// <summary>One more than the largest id.</summary>
     public int VocabSize { get; }
 
-    private protected abstract IReadOnlyList<int> Suffix { get; }
+    /// <summary>Ids that stand behind an encoded text.</summary>
+    public IReadOnlyList<int> Suffix { get; private set; }
 
     /// <summary>Reads the tokenizer of a checkpoint: its tokenizer.json, or where there is none, its tokenizer.model.</summary>
     /// <remarks>
     /// What stands around a text is what tokenizer.json's post-processor says, as in transformers 5. transformers 4 lets
     /// <c>add_bos_token</c> and <c>add_eos_token</c> of tokenizer_config.json overrule it for Llama's tokenizer classes. Beside a
-    /// tokenizer.model they are followed.
+    /// tokenizer.model they are followed. <paramref name="frame"/> overrules both.
     /// </remarks>
     /// <param name="directory">The checkpoint.</param>
+    /// <param name="frame">Whether a text gets the tokens that begin and end it; what the files say if null.</param>
     /// <exception cref="FileNotFoundException">It has neither.</exception>
     /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
     /// <exception cref="UnsupportedModelException">A part is of a kind that is not implemented.</exception>
-    public static TextTokenizer Load(string directory)
+    public static TextTokenizer Load(string directory, TextFrame? frame = null)
+    {
+        TextTokenizer tokenizer = LoadAsTold(directory);
+        if (frame is not null)
+        {
+            tokenizer.Prefix = frame.Prefix(tokenizer, tokenizer.Prefix, directory);
+            tokenizer.Suffix = frame.Suffix(tokenizer, tokenizer.Suffix, directory);
+        }
+
+        return tokenizer;
+    }
+
+    private static TextTokenizer LoadAsTold(string directory)
     {
         string json = Path.Combine(directory, "tokenizer.json");
         string model = Path.Combine(directory, "tokenizer.model");

@@ -21,6 +21,9 @@ internal sealed class TokenizerFile
     /// <summary>Whether a piece that is a token as a whole is never merged from parts.</summary>
     public required bool IgnoreMerges { get; init; }
 
+    /// <summary>What stands for what the vocabulary lacks.</summary>
+    public required UnknownToken Unknown { get; init; }
+
     /// <summary>Tokens that are found in a text before anything else.</summary>
     public required IReadOnlyList<AddedToken> AddedTokens { get; init; }
 
@@ -48,6 +51,7 @@ internal sealed class TokenizerFile
             Vocabulary = vocabulary,
             Merges = ReadMerges(model, vocabulary, path),
             IgnoreMerges = model.FindBoolean("ignore_merges", path) ?? false,
+            Unknown = UnknownToken.Read(model, vocabulary, path),
             AddedTokens = ReadAddedTokens(root, path),
             Prefix = prefix,
             Suffix = suffix,
@@ -97,7 +101,7 @@ internal sealed class TokenizerFile
         string? content = token.FindString("content", path);
         if (string.IsNullOrEmpty(content))
         {
-            throw new CheckpointException($"expected a text as 'content' of each added token, but got {token.GetRawText()}.", path);
+            throw new CheckpointException($"expected a text as 'content' of each added token, but got {token.Quote()}.", path);
         }
 
         foreach (string flag in (string[])["single_word", "lstrip", "rstrip"])
@@ -122,7 +126,7 @@ internal sealed class TokenizerFile
 
         if (model.Find("dropout") is JsonElement dropout && !(dropout.ValueKind == JsonValueKind.Number && dropout.GetDouble() == 0))
         {
-            throw new UnsupportedModelException($"'dropout' = {dropout.GetRawText()} is not supported.", path);
+            throw new UnsupportedModelException($"'dropout' = {dropout.Quote()} is not supported.", path);
         }
 
         foreach (string key in (string[])["continuing_subword_prefix", "end_of_word_suffix"])
@@ -138,7 +142,7 @@ internal sealed class TokenizerFile
         {
             if (token.Value.ValueKind != JsonValueKind.Number || !token.Value.TryGetInt32(out int id) || id < 0)
             {
-                throw new CheckpointException($"expected an id for token '{token.Name}', but got {token.Value.GetRawText()}.", path);
+                throw new CheckpointException($"expected an id for token '{token.Name}', but got {token.Value.Quote()}.", path);
             }
 
             vocabulary[token.Name] = id;
@@ -162,14 +166,14 @@ internal sealed class TokenizerFile
             };
             if (parts.Length != 2 || parts.Any(part => part.Length == 0 || part.Contains(' ', StringComparison.Ordinal)))
             {
-                throw new CheckpointException($"expected merges of two tokens without spaces, but got {merge.GetRawText()}.", path);
+                throw new CheckpointException($"expected merges of two tokens without spaces, but got {merge.Quote()}.", path);
             }
 
             foreach (string token in (string[])[parts[0], parts[1], parts[0] + parts[1]])
             {
                 if (!vocabulary.ContainsKey(token))
                 {
-                    throw new CheckpointException($"expected the tokens of merge {merge.GetRawText()} in the vocabulary, but '{token}' is not.", path);
+                    throw new CheckpointException($"expected the tokens of merge {merge.Quote()} in the vocabulary, but '{token}' is not.", path);
                 }
             }
 
@@ -196,7 +200,16 @@ internal sealed class TokenizerFile
         foreach (JsonElement token in list.EnumerateArray())
         {
             AddedToken read = ReadAddedToken(token, token.RequireInt32("id", path), path);
-            added.Add(read with { IsNormalized = read.IsNormalized && hasNormalizer });
+            AddedToken? known = added.Find(other => other.Content == read.Content);
+            if (known is null)
+            {
+                added.Add(read with { IsNormalized = read.IsNormalized && hasNormalizer });
+            }
+            else if (known.Id != read.Id)
+            {
+                throw new CheckpointException(
+                    $"expected one id for the added token '{read.Content}', but got {known.Id} and {read.Id}.", path);
+            }
         }
 
         return added;
@@ -245,7 +258,7 @@ internal sealed class TokenizerFile
             else
             {
                 throw new CheckpointException(
-                    $"expected special tokens and one sequence in the post-processor's template, but got {item.GetRawText()}.", path);
+                    $"expected special tokens and one sequence in the post-processor's template, but got {item.Quote()}.", path);
             }
         }
 
@@ -259,7 +272,7 @@ internal sealed class TokenizerFile
         id.ValueKind == JsonValueKind.Number && id.TryGetInt32(out int number) && number >= 0
             ? number
             : throw new CheckpointException(
-                $"expected ids in 'post_processor' … 'special_tokens' … '{name}' … 'ids', but got {id.GetRawText()}.", path);
+                $"expected ids in 'post_processor' … 'special_tokens' … '{name}' … 'ids', but got {id.Quote()}.", path);
 
     private void RequireOneTokenPerId()
     {
@@ -285,13 +298,9 @@ internal sealed class TokenizerFile
 
     private void RequireByteLevelTokens()
     {
-        foreach (char character in ByteLevelAlphabet.Characters)
+        if (!ByteLevelAlphabet.Characters.ToArray().Any(character => Vocabulary.ContainsKey(character.ToString())))
         {
-            if (!Vocabulary.ContainsKey(character.ToString()))
-            {
-                throw new CheckpointException(
-                    $"expected a token for every byte, but '{character}' is not in the vocabulary; is it a byte-level tokenizer?", Path);
-            }
+            throw new CheckpointException("expected tokens for bytes, but the vocabulary has none; is it a byte-level tokenizer?", Path);
         }
 
         HashSet<string> added = [.. AddedTokens.Select(token => token.Content)];

@@ -27,32 +27,47 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
     /// <summary>Called by the emitted forward.</summary>
     internal object? Forward(IReplacedAttention replacement, object?[] arguments)
     {
-        if (attachment.IsDisposed)
+        nn.Module attention = (nn.Module)replacement;
+        object? key = attachment.IsDisposed ? null : adapter.ConversationOf(attention, arguments);
+        if (key is null || !attachment.TryEnter())
         {
             return replacement.CallOriginal(arguments);
         }
 
-        using (IDisposable noGrad = no_grad())
-        using (DisposeScope scope = NewDisposeScope())
+        try
         {
-            nn.Module attention = (nn.Module)replacement;
-            AttentionStep? step = adapter.Read(attention, arguments);
-            if (step is not null)
-            {
-                ConversationLayer conversation = attachment.ConversationOf(step.Conversation, this);
-                return adapter.Complete(attention, arguments, Attend(conversation, step));
-            }
+            return Attend(attention, arguments, key);
         }
-
-        return replacement.CallOriginal(arguments);
+        finally
+        {
+            attachment.Leave();
+        }
     }
 
-    private AttentionResult Attend(ConversationLayer conversation, AttentionStep step)
+    private object? Attend(nn.Module attention, object?[] arguments, object key)
+    {
+        MustafarConversation conversation = attachment.ConversationOf(key, this, adapter.HasConversationPerLayer);
+        conversation.Enter();
+        try
+        {
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            conversation.Masks.Visit(this);
+            AttentionStep step = adapter.Read(attention, arguments);
+            return adapter.Complete(attention, arguments, Attend(conversation.Of(this), conversation.Masks, step));
+        }
+        finally
+        {
+            conversation.Leave();
+        }
+    }
+
+    private AttentionResult Attend(ConversationLayer conversation, StepMasks masks, AttentionStep step)
     {
         int tokens = checked((int)step.Query.shape[2]);
         bool begins = step.Start == 0;
         int[] padding = begins ? new int[step.Query.shape[0]] : Continue(conversation, step);
-        int[] padded = attachment.Mask.Read(this, step, step.Start, padding);
+        int[] padded = attachment.Mask.Read(masks, step, step.Start, padding);
         if (begins)
         {
             conversation.Restart(step, attachment.Options);

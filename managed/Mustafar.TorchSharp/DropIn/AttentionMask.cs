@@ -4,21 +4,13 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Reads additive attention masks: which are causal, with padding on the left of some sequences or without.</summary>
-/// <remarks>
-/// A model hands the same mask to all of its layers, so the last one read is remembered until the layer that read it asks again, with
-/// the next step. Reading one takes a synchronisation with the device, once per step of the model.
-/// </remarks>
 /// <param name="window">How many of the last tokens the cache shows to a query; what a mask says of older ones is of no account.</param>
 internal sealed class AttentionMask(int? window)
 {
     private static readonly Scalar Hidden = -1e4;
 
-    private sealed record Reading(AttentionLayer Layer, WeakReference<Tensor> Mask, int Start, int[] Before, int[] Padding);
-
-    private Reading? _last;
-
     /// <summary>Finds the padding on the left of each sequence, and checks that the mask is causal otherwise.</summary>
-    /// <param name="layer">Who asks.</param>
+    /// <param name="known">What was read in this step already.</param>
     /// <param name="step">New tokens and their mask.</param>
     /// <param name="start">Tokens before them.</param>
     /// <param name="padding">Padding of each sequence as known from before; all zero where the conversation begins.</param>
@@ -26,7 +18,7 @@ internal sealed class AttentionMask(int? window)
     /// masks say of it.</returns>
     /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first
     /// tokens.</exception>
-    internal int[] Read(AttentionLayer layer, AttentionStep step, int start, int[] padding)
+    internal int[] Read(StepMasks known, AttentionStep step, int start, int[] padding)
     {
         int tokens = checked((int)step.Query.shape[2]);
         if (step.Mask is not Tensor mask)
@@ -36,16 +28,14 @@ internal sealed class AttentionMask(int? window)
                 : throw Unsupported($"{tokens} tokens without a mask see each other in both directions");
         }
 
-        Reading? last = _last;
-        if (last is not null && last.Layer != layer && last.Mask.TryGetTarget(out Tensor? seen) && ReferenceEquals(seen, mask)
-            && last.Start == start && last.Before.AsSpan().SequenceEqual(padding))
+        if (known.Find(mask, start, padding) is int[] found)
         {
-            return last.Padding;
+            return found;
         }
 
         using DisposeScope scope = NewDisposeScope();
         int[] read = Read(Shaped(mask, step, start, tokens), start, tokens, padding);
-        _last = new Reading(layer, new WeakReference<Tensor>(mask), start, padding, read);
+        known.Add(mask, start, padding, read);
         return read;
     }
 

@@ -10,10 +10,28 @@ internal sealed class ConversationLayer : IDisposable
     private static readonly Scalar NaN = double.NaN;
     private static readonly ConditionalWeakTable<Tensor, object> LengthTensors = new();
 
+    private Tensor? _element;
     private Tensor? _lengthOnly;
+
+    private readonly object _gate = new();
 
     /// <summary>The compressed tokens; null before the first.</summary>
     internal MustafarCache? Cache { get; private set; }
+
+    /// <summary>Number of sequences; 0 before the first token.</summary>
+    internal int BatchSize => Padding.Length;
+
+    /// <summary>What the cache occupies; safe from any thread.</summary>
+    internal KeyValueCacheMemory Memory
+    {
+        get
+        {
+            lock (_gate)
+            {
+                return Cache?.Memory ?? default;
+            }
+        }
+    }
 
     /// <summary>Tokens that the model counts, padding included.</summary>
     internal int Length { get; set; }
@@ -36,8 +54,12 @@ internal sealed class ConversationLayer : IDisposable
 
         MustafarCache cache = new(
             checked((int)shape[0]), checked((int)shape[1]), checked((int)shape[3]), step.Keys.dtype, step.Keys.device, options);
-        Cache?.Dispose();
-        Cache = cache;
+        lock (_gate)
+        {
+            Cache?.Dispose();
+            Cache = cache;
+        }
+
         Length = 0;
         Padding = new int[shape[0]];
     }
@@ -50,20 +72,41 @@ internal sealed class ConversationLayer : IDisposable
     {
         using IDisposable mode = inference_mode(false);
         using DisposeScope scope = NewDisposeScope();
-        Tensor made = full([1], NaN, dtype: dtype, device: device).expand(shape).DetachFromDisposeScope();
+        if (_element is null || _element.dtype != dtype || _element.device_type != device.type || _element.device_index != device.index)
+        {
+            _element?.Dispose();
+            _element = full([1], NaN, dtype: dtype, device: device).DetachFromDisposeScope();
+        }
+
+        Tensor made = _element.expand(shape).DetachFromDisposeScope();
         LengthTensors.Add(made, made);
-        _lengthOnly?.Dispose();
+        Retire(_lengthOnly);
         _lengthOnly = made;
         return made;
     }
 
     public void Dispose()
     {
-        Cache?.Dispose();
-        Cache = null;
+        lock (_gate)
+        {
+            Cache?.Dispose();
+            Cache = null;
+        }
+
         Length = 0;
-        // Left in the model's own cache, it would be taken for keys and values; disposed, it fails where it is used.
-        _lengthOnly?.Dispose();
+        // Left in the model's own cache, it would be taken for keys and values; without its native tensor, it fails where it is used.
+        Retire(_lengthOnly);
         _lengthOnly = null;
+        _element?.Dispose();
+        _element = null;
+    }
+
+    // Not freed before the next collection: another thread may be asking it for its shape.
+    private static void Retire(Tensor? tensor)
+    {
+        if (tensor is { IsInvalid: false })
+        {
+            Tensor.UnsafeCreateTensor(tensor.DecoupleFromNativeHandle()).DetachFromDisposeScope();
+        }
     }
 }

@@ -8,16 +8,32 @@ namespace Mustafar;
 /// A model whose attention runs on compressed caches. Disposing it puts the model's own attention back.
 /// </summary>
 /// <remarks>
+/// <para>
 /// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or
-/// <see cref="ReleaseAll"/>, or with this object. Conversations may run on several threads, each of them on one at a time, if the model
-/// itself may: one that keeps the current cache in a field, as those of Microsoft.ML.GenAI do, serves one thread at a time. Attention
-/// is replaced and put back only while no thread runs the model.
+/// <see cref="ReleaseAll"/>, or with this object.
+/// </para>
+/// <para>
+/// All members are safe from any thread. Conversations may run on several threads, each of them on one at a time, if the model itself
+/// may: one that keeps the current cache in a field, as those of Microsoft.ML.GenAI do, serves one thread at a time.
+/// <see cref="Release"/>, <see cref="ReleaseAll"/> and <see cref="Dispose"/> wait for the attention calls that are under way; a
+/// generation that goes on afterwards with what was freed gets an <see cref="InvalidOperationException"/>.
+/// </para>
 /// </remarks>
 public sealed class MustafarAttachment : IDisposable
 {
     private readonly nn.Module _model;
     private readonly Dictionary<nn.Module, nn.Module> _originals = new(ReferenceEqualityComparer.Instance);
-    private readonly ConditionalWeakTable<object, Dictionary<AttentionLayer, ConversationLayer>> _conversations = new();
+    private readonly ConditionalWeakTable<object, MustafarConversation> _byObject = new();
+    private readonly List<WeakReference<MustafarConversation>> _all = [];
+    private int _count;
+    private bool _disposed;
+
+    // Attention calls read; what frees caches or exchanges modules writes, and so waits for them.
+    private readonly ReaderWriterLockSlim _calls = new(LockRecursionPolicy.SupportsRecursion);
+
+    // The conversation of the thread's latest call in any model.
+    [ThreadStatic]
+    private static WeakReference<MustafarConversation>? t_latest;
 
     [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
@@ -77,80 +93,66 @@ public sealed class MustafarAttachment : IDisposable
     /// <summary>Number of attention layers that were replaced.</summary>
     public int Layers => _originals.Count;
 
-    /// <summary>What the compressed caches of all living conversations occupy.</summary>
-    public KeyValueCacheMemory Memory
+    /// <summary>The conversations that hold tokens, the oldest first.</summary>
+    public IReadOnlyList<MustafarConversation> Conversations
     {
         get
         {
-            KeyValueCacheMemory sum = new(0, 0, 0, 0);
-            foreach (Dictionary<AttentionLayer, ConversationLayer> conversation in Conversations())
+            lock (_all)
             {
-                lock (conversation)
-                {
-                    foreach (ConversationLayer layer in conversation.Values)
-                    {
-                        if (layer.Cache is MustafarCache cache)
-                        {
-                            KeyValueCacheMemory memory = cache.Memory;
-                            sum = new KeyValueCacheMemory(
-                                sum.CompressedBytes + memory.CompressedBytes,
-                                sum.WindowBytes + memory.WindowBytes,
-                                sum.DenseBytes + memory.DenseBytes,
-                                sum.Fp16Bytes + memory.Fp16Bytes);
-                        }
-                    }
-                }
+                return Living().Where(conversation => conversation.BatchSize > 0).ToArray();
             }
-
-            return sum;
         }
     }
 
-    internal bool IsDisposed { get; private set; }
+    /// <summary>What the compressed caches of all conversations occupy.</summary>
+    public KeyValueCacheMemory Memory =>
+        Conversations.Aggregate(default(KeyValueCacheMemory), (sum, conversation) => sum + conversation.Memory);
+
+    internal bool IsDisposed => Volatile.Read(ref _disposed);
 
     internal AttentionMask Mask { get; }
 
+    /// <summary>The conversation that an object stands for.</summary>
+    /// <param name="conversation">The object, for most models their own cache; where each layer has a cache of its own (llm-sharp), any
+    /// of them; the attention module of Torchsharp-llama.</param>
+    /// <returns>The conversation, or null if it has no tokens here.</returns>
+    public MustafarConversation? Find(object conversation)
+    {
+        ArgumentNullException.ThrowIfNull(conversation);
+        return _byObject.TryGetValue(conversation, out MustafarConversation? found) && found.BatchSize > 0 ? found : null;
+    }
+
     /// <summary>Frees the compressed caches of one conversation. It cannot be continued, only begun anew.</summary>
-    /// <param name="conversation">The object that stands for it, for most models their own cache; where each layer has a cache of its own
-    /// (llm-sharp), one of them.</param>
+    /// <param name="conversation">The object that stands for it, as in <see cref="Find"/>, or the conversation itself.</param>
     /// <returns>Whether it had caches here.</returns>
+    /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
     public bool Release(object conversation)
     {
         ArgumentNullException.ThrowIfNull(conversation);
-        if (!_conversations.TryGetValue(conversation, out Dictionary<AttentionLayer, ConversationLayer>? layers))
-        {
-            return false;
-        }
-
-        _conversations.Remove(conversation);
-        Free(layers);
-        return true;
+        return (conversation is MustafarConversation given || _byObject.TryGetValue(conversation, out given!)) && given.Release();
     }
 
     /// <summary>Frees the compressed caches of all conversations. They cannot be continued, only begun anew.</summary>
-    public void ReleaseAll()
-    {
-        Dictionary<AttentionLayer, ConversationLayer>[] all = Conversations();
-        _conversations.Clear();
-        foreach (Dictionary<AttentionLayer, ConversationLayer> layers in all)
-        {
-            Free(layers);
-        }
-    }
+    /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
+    public void ReleaseAll() => Alone(FreeAll);
 
     /// <summary>
     /// Puts the model's own attention back, the same objects in the same places, and frees all caches. Conversations that are under
     /// way cannot be continued.
     /// </summary>
+    /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
     [UnconditionalSuppressMessage("Trimming", "IL2026", Justification = "Who made this object was told.")]
-    public void Dispose()
+    public void Dispose() => Alone(() =>
     {
-        if (IsDisposed)
+        if (_disposed)
         {
             return;
         }
 
-        IsDisposed = true;
+        // First the caches: from then on the model's own attention fails on what is left of these conversations.
+        Volatile.Write(ref _disposed, true);
+        FreeAll();
         foreach ((nn.Module replacement, nn.Module original) in _originals)
         {
             // What was assigned to the attention's fields in the meantime stays.
@@ -158,34 +160,116 @@ public sealed class MustafarAttachment : IDisposable
         }
 
         ModuleTree.Exchange(_model, _originals);
-        ReleaseAll();
+    });
+
+    /// <summary>Begins an attention call, which keeps caches from being freed and attention from being put back.</summary>
+    /// <returns>Whether attention is still replaced; if not, there is no call to end.</returns>
+    internal bool TryEnter()
+    {
+        _calls.EnterReadLock();
+        if (!_disposed)
+        {
+            return true;
+        }
+
+        _calls.ExitReadLock();
+        return false;
     }
 
-    internal ConversationLayer ConversationOf(object key, AttentionLayer layer)
-    {
-        Dictionary<AttentionLayer, ConversationLayer> layers = _conversations.GetOrCreateValue(key);
-        lock (layers)
-        {
-            if (!layers.TryGetValue(layer, out ConversationLayer? conversation))
-            {
-                conversation = new ConversationLayer();
-                layers.Add(layer, conversation);
-            }
+    /// <summary>Ends an attention call.</summary>
+    internal void Leave() => _calls.ExitReadLock();
 
-            return conversation;
+    /// <summary>The conversation of a layer's call.</summary>
+    /// <param name="key">The object that stands for it.</param>
+    /// <param name="layer">The layer.</param>
+    /// <param name="perLayer">See <see cref="AttentionAdapter.HasConversationPerLayer"/>.</param>
+    internal MustafarConversation ConversationOf(object key, AttentionLayer layer, bool perLayer)
+    {
+        MustafarConversation? conversation;
+        lock (_all)
+        {
+            if (!_byObject.TryGetValue(key, out conversation) || conversation.IsReleased)
+            {
+                conversation = perLayer ? LatestWithout(layer) : null;
+                conversation ??= Begin();
+                _byObject.AddOrUpdate(key, conversation);
+            }
+        }
+
+        if (t_latest is null || !t_latest.TryGetTarget(out MustafarConversation? latest) || latest != conversation)
+        {
+            t_latest = new WeakReference<MustafarConversation>(conversation);
+        }
+
+        return conversation;
+    }
+
+    /// <summary>Frees a conversation's caches.</summary>
+    internal bool Free(MustafarConversation conversation)
+    {
+        bool released = false;
+        Alone(() =>
+        {
+            released = conversation.BatchSize > 0;
+            conversation.Free();
+        });
+        return released;
+    }
+
+    private MustafarConversation? LatestWithout(AttentionLayer layer) =>
+        t_latest is not null && t_latest.TryGetTarget(out MustafarConversation? latest)
+        && !latest.IsReleased && latest.IsOf(this) && latest.Lacks(layer)
+            ? latest
+            : null;
+
+    private MustafarConversation Begin()
+    {
+        _all.RemoveAll(one => !one.TryGetTarget(out MustafarConversation? conversation) || conversation.IsReleased);
+        MustafarConversation begun = new(this, $"conversation {++_count}");
+        _all.Add(new WeakReference<MustafarConversation>(begun));
+        return begun;
+    }
+
+    private IEnumerable<MustafarConversation> Living()
+    {
+        foreach (WeakReference<MustafarConversation> one in _all)
+        {
+            if (one.TryGetTarget(out MustafarConversation? conversation))
+            {
+                yield return conversation;
+            }
         }
     }
 
-    private static void Free(Dictionary<AttentionLayer, ConversationLayer> layers)
+    private void FreeAll()
     {
-        lock (layers)
+        lock (_all)
         {
-            foreach (ConversationLayer layer in layers.Values)
+            foreach (MustafarConversation conversation in Living())
             {
-                layer.Dispose();
+                conversation.Free();
             }
+
+            _all.Clear();
         }
     }
 
-    private Dictionary<AttentionLayer, ConversationLayer>[] Conversations() => _conversations.Select(entry => entry.Value).ToArray();
+    // With no attention call under way.
+    private void Alone(Action action)
+    {
+        if (_calls.IsReadLockHeld)
+        {
+            throw new InvalidOperationException("Caches cannot be freed, nor attention put back, in the middle of an attention call.");
+        }
+
+        _calls.EnterWriteLock();
+        try
+        {
+            action();
+        }
+        finally
+        {
+            _calls.ExitWriteLock();
+        }
+    }
 }

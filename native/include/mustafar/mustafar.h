@@ -78,7 +78,7 @@ typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1
 /* Instruction set variants of the CPU back end. */
 typedef enum mustafar_cpu_variant {
     /* The fastest one on this processor, or the one the environment variable MUSTAFAR_CPU_VARIANT names
-       (scalar, avx2, avx512, avx512bf16, neon), if the processor has it. */
+       (scalar, avx2, avx512, avx512bf16, neon); calls are UNSUPPORTED if the processor does not have that one. */
     MUSTAFAR_CPU_VARIANT_AUTO = 0,
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */
@@ -133,7 +133,8 @@ MUSTAFAR_API const char* mustafar_last_error(void);
 /* Variants this processor can run: bit v is set for mustafar_cpu_variant v (bit 0, AUTO, always). */
 MUSTAFAR_API uint32_t mustafar_cpu_variants(void);
 
-/* The variant that AUTO means in this process. */
+/* The variant that AUTO means in this process; AUTO itself if the environment variable MUSTAFAR_CPU_VARIANT names none
+   that the processor has, which mustafar_last_error then says. */
 MUSTAFAR_API int32_t mustafar_default_cpu_variant(void);
 
 /* The numbers up to which the functions below serve. */
@@ -319,10 +320,10 @@ typedef struct mustafar_product {
     float scale;            /* multiplies the result */
 } mustafar_product;
 
-/* weights = scale * query . keys */
+/* weights = scale * query . keys, in which pruned channels are zeros: times infinity or NaN they give NaN. */
 MUSTAFAR_API int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product);
 
-/* dense = scale * weights . values */
+/* dense = scale * weights . values, likewise. */
 MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const mustafar_product* product);
 
 /* -------------------------------------------------------------------------------------------------- 5 attention -- */
@@ -335,6 +336,13 @@ MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const m
  *   the last fresh ones               in the caller's own tensors, not yet appended
  * Causality: query i of a sequence stands at position length - queries + i and sees the tokens up to and including its
  * own. A query that sees no token (an empty sequence) gives zeros and a log-sum-exp of -infinity.
+ *
+ * NaN and infinity give what the formula gives over the decompressed tokens that a query sees, with weights
+ * exp(s - max s) / sum: a NaN or +infinity among its scores s makes the row and its log-sum-exp NaN; scores that are all
+ * -infinity make the row NaN and its log-sum-exp -infinity; a value that is not finite makes NaN of a weight of zero. A
+ * pruned channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN. Tokens that a query does not see
+ * have no part in its row, whatever they hold; but on CUDA, with blocks in fragment order, a value that is not finite also
+ * makes NaN in rows that do not see it, if another row of the call sees it or a token near it.
  *
  * Row b of the batch is the sequence in slot sequences[b]. What is [num_slots] belongs to the cache and stays where it is
  * while sequences join, leave and are stepped in any subset; what is [batch] belongs to the call. On CUDA all that may

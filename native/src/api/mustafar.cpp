@@ -36,7 +36,9 @@ uint32_t mustafar_cpu_variants(void) {
 }
 
 int32_t mustafar_default_cpu_variant(void) {
-    return default_variant();
+    int32_t variant = MUSTAFAR_CPU_VARIANT_AUTO;
+    exported([&] { variant = default_variant(); });
+    return variant;
 }
 
 int32_t mustafar_get_limits(mustafar_limits* out) {

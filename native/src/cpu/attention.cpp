@@ -77,13 +77,22 @@ public:
     int64_t length() const { return length_; }
     int queries() const { return queries_; }
 
+    // Query i sees the tokens first_seen(i) ... last_seen(i).
+    int64_t last_seen(int query) const { return length_ - queries_ + query; }
+    int64_t first_seen(int query) const {
+        return attention_.sliding_window > 0 ? last_seen(query) + 1 - attention_.sliding_window : 0;
+    }
+
     // The run that starts at token, at most up to end.
     template <bool Keys>
     TokenRun run(int64_t token, int64_t end, bool* packed) const {
         *packed = token < compressed_;
         if (*packed) {
-            const int64_t stop = std::min({end, compressed_, (token / block_tokens + 1) * block_tokens});
-            return (Keys ? keys_ : values_).read(token / block_tokens, static_cast<int>(stop - token), kernels_);
+            const int64_t begin = token / block_tokens * block_tokens;
+            const int64_t stop = std::min({end, compressed_, begin + block_tokens});
+            const TokenRun block =
+                (Keys ? keys_ : values_).read(token / block_tokens, static_cast<int>(stop - begin), kernels_);
+            return begin == token ? block : rest(block, static_cast<int>(token - begin));
         }
         const int64_t most = std::min(end, token + block_tokens);
         if (token < fresh_) {
@@ -105,6 +114,14 @@ public:
     }
 
 private:
+    // A packed run without its first tokens.
+    TokenRun rest(TokenRun run, int skipped) const {
+        run.data = static_cast<const char*>(run.data) + int64_t{kernels_.count(run.bitmap, skipped)} * element_;
+        run.bitmap += skipped * bitmap_words(run.head_dim);
+        run.tokens -= skipped;
+        return run;
+    }
+
     TokenRun dense(const mustafar_dense& tensor, int32_t sequence, int64_t token, int64_t tokens) const {
         return TokenRun{.data = row_address(tensor, sequence, head_, token, element_),
                         .bitmap = nullptr,
@@ -164,12 +181,8 @@ private:
         if (split >= used_splits(batch)) return;
         const Sequence sequence(attention_, kernels_, batch, head);
         const int64_t end = std::min(sequence.length(), (split + 1) * plan_.split_tokens);
-        int64_t begin = split * plan_.split_tokens;
-        // Blocks before the first query's window are seen by no query; a block is read from its first token.
-        if (attention_.sliding_window > 0) {
-            const int64_t seen = sequence.length() - sequence.queries() + 1 - attention_.sliding_window;
-            begin = std::clamp(seen / block_tokens * block_tokens, begin, end);
-        }
+        // What comes before the first query's window no query sees.
+        const int64_t begin = std::clamp(sequence.first_seen(0), split * plan_.split_tokens, end);
         float* maximum = partial(int64_t{batch} * attention_.num_kv_heads + head, split);
         float* sum = maximum + plan_.rows;
         float* values = sum + plan_.rows;
@@ -203,20 +216,35 @@ private:
                 kernels_.softmax(row, static_cast<int>(end - begin), attention_.scale * log2e, maximum + r, sum + r);
             if (factor != 1.0f) kernels_.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
         }
-        for (int64_t token = begin; token < end;) {
-            const TokenRun run = sequence.run<false>(token, end, &packed);
-            (packed ? kernels_.packed_sum : kernels_.dense_sum)(run, scores + (token - begin), plan_.tile_tokens,
-                                                                plan_.rows, values);
-            token += run.tokens;
+        // Rows [row, row + rows) of the weighted values, over the tokens [first, last).
+        const auto add = [&](int64_t first, int64_t last, int row, int rows) {
+            for (int64_t token = first; token < last;) {
+                const TokenRun run = sequence.run<false>(token, last, &packed);
+                (packed ? kernels_.packed_sum : kernels_.dense_sum)(
+                    run, scores + int64_t{row} * plan_.tile_tokens + (token - begin), plan_.tile_tokens, rows,
+                    values + int64_t{row} * plan_.padded);
+                token += run.tokens;
+            }
+        };
+        // The tokens that all queries see are added for all rows at once. Of the few others each row takes those that it
+        // sees: with a weight of zero, a value that is not finite would still become a NaN.
+        const int64_t first_common = std::clamp(sequence.first_seen(sequence.queries() - 1), begin, end);
+        const int64_t end_common = std::clamp(sequence.last_seen(0) + 1, first_common, end);
+        add(first_common, end_common, 0, plan_.rows);
+        if (end_common - first_common == end - begin) return;
+        for (int r = 0; r < plan_.rows; ++r) {
+            const int query = r % attention_.num_queries;
+            const int64_t first = std::max(begin, sequence.first_seen(query));
+            const int64_t last = std::min(end, sequence.last_seen(query) + 1);
+            add(first, std::min(first_common, last), r, 1);
+            add(std::max(end_common, first), last, r, 1);
         }
     }
 
     // Scores of the tile's tokens that query i does not see become -infinity.
     void hide(const Sequence& sequence, int query, int64_t begin, int64_t end, float* scores) const {
-        const int64_t position = sequence.length() - sequence.queries() + query;
-        const int64_t first = attention_.sliding_window > 0 ? position + 1 - attention_.sliding_window : 0;
-        for (int64_t t = begin; t < std::min(end, first); ++t) scores[t - begin] = -infinity;
-        for (int64_t t = std::max(begin, position + 1); t < end; ++t) scores[t - begin] = -infinity;
+        for (int64_t t = begin; t < std::min(end, sequence.first_seen(query)); ++t) scores[t - begin] = -infinity;
+        for (int64_t t = std::max(begin, sequence.last_seen(query) + 1); t < end; ++t) scores[t - begin] = -infinity;
     }
 
     void merge(int64_t index) const {
@@ -236,14 +264,17 @@ private:
                 }
                 for (int64_t s = 0; s < splits; ++s) {
                     const float* part = partial(index, s);
-                    if (part[r] == -infinity) continue;  // saw no token
                     const float factor = part[r] == maximum ? 1.0f : std::exp2(part[r] - maximum);
                     const float* values = part + 2 * plan_.rows + int64_t{r} * plan_.padded;
                     sum += factor * part[plan_.rows + r];
                     for (int c = 0; c < plan_.padded; ++c) merged[c] += factor * values[c];
                 }
             }
-            kernels_.finish(merged, sum == 0.0f ? 0.0f : 1.0f / sum, head_dim_,
+            // A sum of zero: the row sees no token, or all its scores are -infinity and its weights 0 / 0.
+            const bool sees_token =
+                query < count && attention_.lengths[slot_of(attention_, batch)] - count + query >= 0;
+            const float nothing = sees_token ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+            kernels_.finish(merged, sum == 0.0f ? nothing : 1.0f / sum, head_dim_,
                             row_address(attention_.output, batch, query_head, query, element_));
             if (attention_.log_sum_exp != nullptr)
                 attention_.log_sum_exp[(int64_t{batch} * attention_.num_heads + query_head) * attention_.num_queries +

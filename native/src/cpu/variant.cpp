@@ -4,8 +4,11 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <string>
 
 #include "core/error.h"
 
@@ -13,6 +16,23 @@ namespace mustafar {
 namespace {
 
 constexpr const char* names[] = {"auto", "scalar", "avx2", "avx512", "avx512bf16", "neon"};
+
+// From slowest to fastest.
+constexpr int32_t order[] = {MUSTAFAR_CPU_VARIANT_SCALAR, MUSTAFAR_CPU_VARIANT_NEON, MUSTAFAR_CPU_VARIANT_AVX2,
+                             MUSTAFAR_CPU_VARIANT_AVX512, MUSTAFAR_CPU_VARIANT_AVX512_BF16};
+static_assert(std::size(order) + 1 == std::size(names));
+
+bool is_available(int32_t variant) {
+    return available_variants() >> variant & 1;
+}
+
+// "scalar, avx2": those that this processor has.
+std::string available_names() {
+    std::string text;
+    for (const int32_t variant : order)
+        if (is_available(variant)) text += (text.empty() ? "" : ", ") + std::string(names[variant]);
+    return text;
+}
 
 #if defined(__x86_64__)
 // Not among the names that clang's __builtin_cpu_supports knows. Whether the operating system keeps the registers is
@@ -52,13 +72,20 @@ bool pays(int32_t variant) {
 }
 
 int32_t choose() {
-    const uint32_t variants = available_variants();
-    if (const char* wanted = std::getenv("MUSTAFAR_CPU_VARIANT"))
-        for (int32_t v = MUSTAFAR_CPU_VARIANT_SCALAR; v <= MUSTAFAR_CPU_VARIANT_NEON; ++v)
-            if (std::strcmp(wanted, names[v]) == 0 && (variants >> v & 1)) return v;
+    const char* const wanted = std::getenv("MUSTAFAR_CPU_VARIANT");
+    if (wanted != nullptr && *wanted != '\0' && std::strcmp(wanted, names[MUSTAFAR_CPU_VARIANT_AUTO]) != 0) {
+        const auto is_wanted = [&](int32_t variant) { return std::strcmp(wanted, names[variant]) == 0; };
+        const int32_t* const named = std::find_if(std::begin(order), std::end(order), is_wanted);
+        const bool known = named != std::end(order);
+        if (known && is_available(*named)) return *named;
+        fail(
+            MUSTAFAR_STATUS_UNSUPPORTED,
+            "environment variable MUSTAFAR_CPU_VARIANT: expected auto or what this processor has (%s), got '%.40s', %s",
+            available_names().c_str(), wanted, known ? "which it lacks" : "which is no variant");
+    }
     int32_t best = MUSTAFAR_CPU_VARIANT_SCALAR;
-    for (int32_t v = best; v <= MUSTAFAR_CPU_VARIANT_NEON; ++v)
-        if ((variants >> v & 1) && pays(v)) best = v;
+    for (const int32_t variant : order)
+        if (is_available(variant) && pays(variant)) best = variant;
     return best;
 }
 
@@ -76,8 +103,9 @@ int32_t default_variant() {
 
 int32_t resolved_variant(int32_t variant) {
     if (variant == MUSTAFAR_CPU_VARIANT_AUTO) return default_variant();
-    if (!(available_variants() >> variant & 1))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.cpu_variant: this processor does not have %s", names[variant]);
+    if (!is_available(variant))
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.cpu_variant: expected what this processor has (%s), got %s",
+             available_names().c_str(), names[variant]);
     return variant;
 }
 

@@ -5,8 +5,10 @@
 
 namespace mustafar {
 
-uint32_t available_variants();  // bit v: mustafar_cpu_variant v
-int32_t default_variant();      // never AUTO
+// Bit v: mustafar_cpu_variant v.
+uint32_t available_variants();
+// Never AUTO; throws Error if MUSTAFAR_CPU_VARIANT names none that the processor has.
+int32_t default_variant();
 // Resolves AUTO; throws Error for a variant that is not available.
 int32_t resolved_variant(int32_t variant);
 

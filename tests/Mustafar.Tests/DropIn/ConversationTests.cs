@@ -155,6 +155,74 @@ public sealed class ConversationTests
     }
 
     [Test]
+    public void ConversationsAreListedNamedMeasuredAndReleased([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Assert.That(attachment.Conversations, Is.Empty);
+        object first = subject.NewConversation(2);
+        subject.Step(Subject.Ids(2, Tokens, seed: 15), 0, Prompt, first);
+        MustafarConversation conversation = attachment.Conversations.Single();
+        Assert.That(conversation.Name, Is.EqualTo("conversation 1"));
+        Assert.That((conversation.Length, conversation.BatchSize), Is.EqualTo((Prompt, 2)));
+        Assert.That(conversation.Memory.DenseBytes, Is.EqualTo(Subject.Layers * 2L * 2 * 2 * Prompt * Subject.HeadDim * sizeof(float)));
+        Assert.That(conversation.Memory, Is.EqualTo(attachment.Memory));
+        conversation.Name = "mine";
+        subject.Step(Subject.Ids(2, Tokens, seed: 15), Prompt, Prompt + 1, first);
+        Assert.That(attachment.Conversations.Single(), Is.SameAs(conversation));
+        Assert.That((conversation.Name, conversation.Length), Is.EqualTo(("mine", Prompt + 1)));
+        Assert.That(() => conversation.Name = null!, Throws.ArgumentNullException);
+
+        Assert.That(conversation.Release(), Is.True);
+        Assert.That((conversation.IsReleased, conversation.Release()), Is.EqualTo((true, false)));
+        Assert.That((conversation.Length, conversation.BatchSize, conversation.Memory.TotalBytes), Is.EqualTo((0, 0, 0L)));
+        Assert.That(attachment.Conversations, Is.Empty);
+        Assert.That(attachment.Memory.TotalBytes, Is.Zero);
+        Assert.That(
+            () => subject.Step(Subject.Ids(2, Tokens, seed: 15), Prompt + 1, Prompt + 2, first),
+            Throws.InvalidOperationException);
+        subject.Step(Subject.Ids(1, Prompt, seed: 15), 0, Prompt, subject.NewConversation());
+        Assert.That(attachment.Conversations.Single(), Is.Not.SameAs(conversation));
+        Assert.That(attachment.Conversations.Single().Length, Is.EqualTo(Prompt));
+    }
+
+    [Test]
+    public void AnyObjectOfAConversationFindsAndReleasesAllOfIt([Values("llm-sharp", "llm-sharp-fast")] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor ids = Subject.Ids(1, Tokens, seed: 16);
+        List<Models.LlmSharp.IKvCache>[] caches = [.. Enumerable.Range(0, 2)
+            .Select(_ => (List<Models.LlmSharp.IKvCache>)subject.NewConversation())];
+        subject.Step(ids, 0, Prompt, caches[0]);
+        subject.Step(ids, 0, Prompt, caches[1]);
+        subject.Step(ids, Prompt, Tokens, caches[0]);
+        Assert.That(attachment.Conversations.Select(conversation => conversation.Length), Is.EqualTo((int[])[Tokens, Prompt]));
+        Assert.That(caches[0].Select(attachment.Find), Is.All.SameAs(attachment.Conversations[0]));
+        Assert.That(caches[1].Select(attachment.Find), Is.All.SameAs(attachment.Conversations[1]));
+        Assert.That(attachment.Find(new object()), Is.Null);
+        Assert.That(attachment.Release(caches[0][^1]), Is.True);
+        Assert.That(caches[0].Select(attachment.Find), Is.All.Null);
+        Assert.That(attachment.Conversations.Single().Length, Is.EqualTo(Prompt));
+        Assert.That(attachment.Memory, Is.EqualTo(attachment.Find(caches[1][0])!.Memory));
+        Assert.That(attachment.Release(attachment.Conversations[0]), Is.True);
+        Assert.That(attachment.Memory.TotalBytes, Is.Zero);
+    }
+
+    [Test]
+    public void AConversationThatIsHeldStaysListed()
+    {
+        using Subject subject = Subject.Make("llm-sharp");
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Converse(subject);
+        MustafarConversation held = attachment.Conversations.Single();
+        Collect();
+        Assert.That(attachment.Conversations.Single(), Is.SameAs(held));
+        Assert.That(held.Release(), Is.True);
+        Assert.That(attachment.Memory.TotalBytes, Is.Zero);
+    }
+
+    [Test]
     public void AConversationUnderWayCannotGoOnWithTheModelsOwnAttention(
         [ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
     {
@@ -201,22 +269,6 @@ public sealed class ConversationTests
             () => subject.Step(ids, Prompt, Prompt + 1, copy),
             Throws.InvalidOperationException.With.Message.Contains("copy of a conversation"));
         Compare.Same(subject.Step(ids, Prompt, Prompt + 1, original), expected.narrow(1, Prompt, 1), "the original");
-    }
-
-    [Test]
-    public void ConversationsRunOnSeveralThreads()
-    {
-        using Subject subject = Subject.Make("llm-sharp");
-        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
-        Tensor[] ids = [.. Enumerable.Range(0, 4).Select(i => Subject.Ids(1, Tokens, seed: 20 + i))];
-        Tensor[] expected = [.. ids.Select(tokens => subject.Run(tokens, Prompt))];
-        Tensor[] actual = new Tensor[ids.Length];
-        Parallel.For(0, ids.Length, i => actual[i] = subject.Run(ids[i], Prompt));
-        for (int i = 0; i < ids.Length; i++)
-        {
-            Compare.Close(actual[i], expected[i], Rounding, Rounding, $"conversation {i}");
-            actual[i].Dispose();
-        }
     }
 
     internal static void Collect()

@@ -142,6 +142,23 @@ public sealed class MaskTests
     }
 
     [Test]
+    public void AMaskIsRememberedForOneStep()
+    {
+        AttentionLayer[] layers = [.. Enumerable.Range(0, 3).Select(_ => new AttentionLayer(null!, null!, null!))];
+        (Tensor mask, Tensor other) = (zeros(2, 2), zeros(2, 2));
+        int[] padding = [1];
+        StepMasks masks = new();
+        masks.Visit(layers[0]);
+        masks.Add(mask, 0, [0], padding);
+        masks.Visit(layers[1]);
+        Assert.That(masks.Find(mask, 0, [0]), Is.SameAs(padding));
+        Assert.That((masks.Find(other, 0, [0]), masks.Find(mask, 1, [0]), masks.Find(mask, 0, [1])), Is.EqualTo(default((int[]?, int[]?, int[]?))));
+        masks.Visit(layers[2]);
+        masks.Visit(layers[1]);
+        Assert.That(masks.Find(mask, 0, [0]), Is.Null, "a step that begins at another layer");
+    }
+
+    [Test]
     public void OtherMasksAreRefusedAndLeaveTheConversationAsItWas()
     {
         using Subject subject = Subject.Make("genai");

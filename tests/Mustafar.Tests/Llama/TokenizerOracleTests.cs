@@ -30,6 +30,29 @@ public sealed class TokenizerOracleTests
         yield return Family("digits, each alone", root => Split(root, Digits(true), ByteLevel(true)));
         yield return Family("digits together", root => Split(root, Digits(false), ByteLevel(true)));
         yield return Family("literal split", root => Split(root, Literal(" "), ByteLevel(false)));
+        foreach (string behavior in (string[])["Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext"])
+        {
+            foreach (bool inverts in (bool[])[false, true])
+            {
+                yield return Family($"{behavior}, inverts {inverts}", root => Split(root, Pattern("Regex", "[ek]|\\s", behavior, inverts), ByteLevel(false)));
+            }
+        }
+
+        yield return Family("a space in front of pieces", root => Split(root, Digits(true), ByteLevel(true, addPrefixSpace: true)));
+        foreach ((string? unknown, bool isFused) in ((string?, bool)[])[(null, false), ("the", false), ("the", true)])
+        {
+            yield return Family($"bytes missing, {unknown ?? "nothing"} for them, fused {isFused}", root =>
+            {
+                Remove(root, "\u00C3", "k", "\u0120");
+                Unknown(root, unknown, isFused);
+            });
+        }
+
+        yield return Family("an added token twice", root =>
+        {
+            Added(root, 8189, "<note>");
+            Added(root, 8189, "<note>");
+        });
         yield return Family("no split", root => Split(root, ByteLevel(false)));
         yield return Family("Qwen", root =>
         {
@@ -50,6 +73,13 @@ public sealed class TokenizerOracleTests
         TinySentencePiece pieces = new("the keys of the attention and the values 漢字 of größe é and 😀 keys", merges: 20);
         yield return new TestCaseData(pieces.ToJson(JsonNode.Parse(Prepend), null)).SetArgDisplayNames("Llama 2");
         yield return new TestCaseData(pieces.ToJson(null, JsonNode.Parse(Metaspace))).SetArgDisplayNames("Metaspace");
+        foreach ((string? unknown, bool isFused) in ((string?, bool)[])[(null, false), ("<unk>", false), ("<unk>", true)])
+        {
+            JsonNode root = pieces.ToJson(JsonNode.Parse(Prepend), null);
+            Remove(root, "<0xF0>", "<0xC3>", "<0x31>");
+            Unknown(root, unknown, isFused);
+            yield return new TestCaseData(root).SetArgDisplayNames($"Llama 2, bytes missing, {unknown ?? "nothing"} for them, fused {isFused}");
+        }
     }
 
     [TestCaseSource(nameof(Families))]
@@ -98,15 +128,46 @@ public sealed class TokenizerOracleTests
     private static void Split(JsonNode root, params JsonNode[] steps) =>
         root["pre_tokenizer"] = new JsonObject { ["type"] = "Sequence", ["pretokenizers"] = new JsonArray(steps) };
 
-    private static JsonObject ByteLevel(bool usesRegex) =>
-        new() { ["type"] = "ByteLevel", ["add_prefix_space"] = false, ["trim_offsets"] = true, ["use_regex"] = usesRegex };
+    private static JsonObject ByteLevel(bool usesRegex, bool addPrefixSpace = false) =>
+        new() { ["type"] = "ByteLevel", ["add_prefix_space"] = addPrefixSpace, ["trim_offsets"] = true, ["use_regex"] = usesRegex };
 
     private static JsonObject Digits(bool individual) => new() { ["type"] = "Digits", ["individual_digits"] = individual };
 
-    private static JsonObject Literal(string text) => new()
+    private static JsonObject Literal(string text) => Pattern("String", text, "Isolated", inverts: false);
+
+    private static JsonObject Pattern(string kind, string text, string behavior, bool inverts) => new()
     {
-        ["type"] = "Split", ["pattern"] = new JsonObject { ["String"] = text }, ["behavior"] = "Isolated", ["invert"] = false,
+        ["type"] = "Split", ["pattern"] = new JsonObject { [kind] = text }, ["behavior"] = behavior, ["invert"] = inverts,
     };
+
+    // Takes tokens out of the vocabulary, and whatever is merged from them. Others take their ids: with fewer tokens the reference would
+    // give other ids to the added ones.
+    private static void Remove(JsonNode root, params string[] tokens)
+    {
+        JsonObject vocabulary = root["model"]!["vocab"]!.AsObject();
+        foreach (string token in tokens)
+        {
+            int id = (int)vocabulary[token]!;
+            vocabulary.Remove(token);
+            vocabulary.Add($"zzzz{id}", id);
+        }
+
+        JsonArray merges = root["model"]!["merges"]!.AsArray();
+        for (int i = merges.Count - 1; i >= 0; i--)
+        {
+            string[] parts = merges[i] is JsonArray pair ? [.. pair.Select(part => (string)part!)] : ((string)merges[i]!).Split(' ');
+            if (parts.Any(tokens.Contains))
+            {
+                merges.RemoveAt(i);
+            }
+        }
+    }
+
+    private static void Unknown(JsonNode root, string? token, bool isFused)
+    {
+        root["model"]!["unk_token"] = token;
+        root["model"]!["fuse_unk"] = isFused;
+    }
 
     private static void Added(JsonNode root, int id, string content) => root["added_tokens"]!.AsArray().Add(new JsonObject
     {

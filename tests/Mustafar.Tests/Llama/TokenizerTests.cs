@@ -51,12 +51,12 @@ public sealed class TokenizerTests
         using JsonDocument document = JsonDocument.Parse(File.ReadAllText(s_file));
         string pattern = document.RootElement.GetProperty("pre_tokenizer").GetProperty("pretokenizers")[0]
             .GetProperty("pattern").GetProperty("Regex").GetString()!;
-        Assert.That(new PieceSplitter(pattern).Split(text).Select(piece => text[piece]), Is.EqualTo(expected));
+        Assert.That(new PieceSplitter(new SplitRule(pattern)).Split(text).Select(piece => text[piece]), Is.EqualTo(expected));
     }
 
     [Test]
     public void KeepsTextBetweenMatches() =>
-        Assert.That(new PieceSplitter("[a-z]+").Split("12ab3😀c"), Is.EqualTo(new[] { 0..2, 2..4, 4..7, 7..8 }));
+        Assert.That(new PieceSplitter(new SplitRule("[a-z]+")).Split("12ab3😀c"), Is.EqualTo(new[] { 0..2, 2..4, 4..7, 7..8 }));
 
     [Test]
     public void ReadsHalfASurrogatePairAsReplacementCharacter() =>
@@ -167,7 +167,7 @@ public sealed class TokenizerTests
         yield return Case("dropout", root => root["model"]!["dropout"] = 0.1, "dropout");
         yield return Case("subword prefix", root => root["model"]!["continuing_subword_prefix"] = "##", "##");
         yield return Case("pre-tokenizer", root => root["pre_tokenizer"] = JsonNode.Parse("""{ "type": "Metaspace" }"""), "Metaspace");
-        yield return Case("split behavior", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["behavior"] = "Removed", "Removed");
+        yield return Case("split behavior", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["behavior"] = "Sorted", "MergedWithNext");
         yield return Case("expression", root => root["pre_tokenizer"]!["pretokenizers"]![0]!["pattern"]!["Regex"] = "(", "expression");
         yield return Case("decoder", root => root["decoder"]!["type"] = "WordPiece", "WordPiece");
         yield return Case("post-processor", root => root["post_processor"]!["type"] = "RobertaProcessing", "RobertaProcessing");
@@ -188,13 +188,23 @@ public sealed class TokenizerTests
         yield return Case("no vocab", root => root["model"]!.AsObject().Remove("vocab"), "'vocab'");
         yield return Case("no merges", root => root["model"]!.AsObject().Remove("merges"), "'merges'");
         yield return Case(
-            "no byte",
+            "no bytes",
             root =>
             {
-                root["model"]!["vocab"]!.AsObject().Remove("0");
+                root["model"]!["vocab"] = JsonNode.Parse("""{ "the": 0 }""");
                 root["model"]!["merges"] = new JsonArray();
             },
-            "every byte");
+            "tokens for bytes");
+        yield return Case("unknown token", root => root["model"]!["unk_token"] = "<gone>", "'<gone>' in the vocabulary");
+        yield return Case(
+            "two ids of an added token",
+            root =>
+            {
+                JsonNode again = root["added_tokens"]![0]!.DeepClone();
+                again["id"] = 9000;
+                root["added_tokens"]!.AsArray().Add(again);
+            },
+            "and 9000");
         yield return Case("merge of nothing", root => root["model"]!["merges"]!.AsArray().Add("qqqq zzzz"), "qqqq");
         yield return Case("merge of three", root => root["model"]!["merges"]!.AsArray().Add("a b c"), "a b c");
         yield return Case("id twice", root => root["added_tokens"]![0]!["id"] = 5, "one token per id");
@@ -252,6 +262,45 @@ public sealed class TokenizerTests
             Throws.TypeOf<CheckpointException>().With.Message.Contains("tokenizer.json").And.Message.Contains(expected));
     }
 
+    // What the file says, then what the caller says.
+    [TestCase(null, null, 0, -1)]
+    [TestCase(true, true, 0, 1)]
+    [TestCase(false, null, -1, -1)]
+    [TestCase(null, true, 0, 1)]
+    [TestCase(false, false, -1, -1)]
+    public void TheCallerDecidesWhatStandsAroundAText(bool? begins, bool? ends, int first, int last)
+    {
+        using TemporaryDirectory directory = new();
+        JsonNode root = JsonNode.Parse(File.ReadAllText(s_file))!;
+        string[] tokens = [.. root["added_tokens"]!.AsArray().Take(2).Select(token => (string)token!["content"]!)];
+        root["post_processor"] = JsonNode.Parse($$"""
+            { "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "x" } }, { "Sequence": { "id": "A" } }],
+              "special_tokens": { "x": { "ids": [{{s_tokenizer.FindAddedToken(tokens[0])}}] } } }
+            """);
+        File.WriteAllText(directory.File("tokenizer.json"), root.ToJsonString());
+        File.WriteAllText(directory.File("tokenizer_config.json"), new JsonObject
+        {
+            ["bos_token"] = tokens[0],
+            ["eos_token"] = new JsonObject { ["content"] = tokens[1] },
+            ["add_bos_token"] = false,
+        }.ToJsonString());
+        TextTokenizer tokenizer = TextTokenizer.Load(directory.Path, new TextFrame(begins, ends));
+        Assert.That(tokenizer.Prefix, Is.EqualTo(Ids(first)));
+        Assert.That(tokenizer.Suffix, Is.EqualTo(Ids(last)));
+
+        int[] Ids(int token) => token < 0 ? [] : [s_tokenizer.FindAddedToken(tokens[token])!.Value];
+    }
+
+    [Test]
+    public void ATokenAroundATextMustExist()
+    {
+        using TemporaryDirectory directory = new();
+        File.Copy(s_file, directory.File("tokenizer.json"));
+        Assert.That(
+            () => TextTokenizer.Load(directory.Path, new TextFrame(AddsEnd: true)),
+            Throws.TypeOf<CheckpointException>().With.Message.Contains("'eos_token'"));
+    }
+
     [Test]
     public void EncodingCanBeCancelled()
     {
@@ -263,11 +312,11 @@ public sealed class TokenizerTests
 
     [Test]
     public void AnExpressionThatExplodesIsMatchedWithoutBacktracking() =>
-        Assert.That(new PieceSplitter("(a+)+$").Split(new string('a', 60) + "!"), Has.Count.EqualTo(1));
+        Assert.That(new PieceSplitter(new SplitRule("(a+)+$")).Split(new string('a', 60) + "!"), Has.Count.EqualTo(1));
 
     [Test]
     public void AnExpressionThatLooksAheadAndExplodesHasATimeLimit() => Assert.That(
-        () => new PieceSplitter("(?=(a+)+$)b|a").Split(new string('a', 60) + "!"),
+        () => new PieceSplitter(new SplitRule("(?=(a+)+$)b|a")).Split(new string('a', 60) + "!"),
         Throws.TypeOf<TimeoutException>().With.Message.Contains("(?=(a+)+$)b|a"));
 
     [Test]

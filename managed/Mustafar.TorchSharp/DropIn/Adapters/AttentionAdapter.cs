@@ -4,8 +4,8 @@ namespace Mustafar;
 
 /// <summary>Tells how one attention class of a TorchSharp model is read, for <see cref="MustafarModuleExtensions.UseMustafar"/>.</summary>
 /// <remarks>
-/// An adapter keeps no state of a conversation; one object serves all layers and threads. Both methods run in a dispose scope of
-/// their own and without gradients.
+/// An adapter keeps no state of a conversation: one object serves all layers, and all threads at once. <see cref="Read"/> and
+/// <see cref="Complete"/> run in a dispose scope of their own, without gradients, and for each conversation on one thread at a time.
 /// </remarks>
 public abstract class AttentionAdapter
 {
@@ -13,14 +13,25 @@ public abstract class AttentionAdapter
     /// <param name="candidate">A module of the model.</param>
     public abstract bool Matches(nn.Module candidate);
 
-    /// <summary>
-    /// Reads one call of forward: projects the hidden states, encodes positions, and says which conversation the tokens belong to.
-    /// </summary>
+    /// <summary>Says which conversation a call of forward belongs to. Asked before anything else, and of several threads at once.</summary>
     /// <param name="attention">The module that was called, of a class derived from the one that matched.</param>
     /// <param name="arguments">What its forward was given.</param>
-    /// <returns>The step, or null for a call that belongs to no conversation: then the class's own forward runs.</returns>
+    /// <returns>The object that stands for the conversation, such as the model's own cache: the compressed caches live as long as it
+    /// does. It is compared by reference and not kept alive. Null for a call that belongs to no conversation: then the class's own
+    /// forward runs.</returns>
+    public abstract object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments);
+
+    /// <summary>
+    /// Whether each layer has an object of its own for a conversation. Then an object that was not seen before joins the conversation
+    /// of the thread's latest call if that lacks the layer, and one of them releases all. False by default: one object for all layers.
+    /// </summary>
+    public virtual bool HasConversationPerLayer => false;
+
+    /// <summary>Reads one call of forward: projects the hidden states and encodes positions.</summary>
+    /// <param name="attention">The module that was called.</param>
+    /// <param name="arguments">What its forward was given.</param>
     /// <exception cref="NotSupportedException">The call asks for what a compressed cache cannot give.</exception>
-    public abstract AttentionStep? Read(nn.Module attention, IReadOnlyList<object?> arguments);
+    public abstract AttentionStep Read(nn.Module attention, IReadOnlyList<object?> arguments);
 
     /// <summary>
     /// Projects the heads' outputs, makes what forward returns, and keeps the model's own cache at the right length.

@@ -3,6 +3,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>New tokens of one conversation in one attention layer, as an <see cref="AttentionAdapter"/> reads them from a call.</summary>
+/// <remarks>It does not change; its tensors belong to the thread of the call.</remarks>
 public sealed class AttentionStep
 {
     /// <summary>Queries [batch, num_heads, n, head_dim], positions encoded.</summary>
@@ -15,12 +16,6 @@ public sealed class AttentionStep
     public required Tensor Values { get; init; }
 
     /// <summary>
-    /// The object that stands for the conversation, such as the model's own cache: the compressed caches live as long as it does.
-    /// It is compared by reference and not kept alive.
-    /// </summary>
-    public required object Conversation { get; init; }
-
-    /// <summary>
     /// Number of tokens before the new ones, padding included. 0 starts the conversation anew; less than what is cached takes the
     /// tokens from there on back.
     /// </summary>
@@ -28,7 +23,8 @@ public sealed class AttentionStep
 
     /// <summary>
     /// What is added to the scores, [batch or 1, 1, n, Start + n] or [n, Start + n]: 0 where a query may look, −10⁴ or less where not.
-    /// It is causal; tokens that it hides before a conversation's first ones are padding, and stay hidden. Null for a single token.
+    /// It is causal; tokens that it hides before a conversation's first ones are padding, and stay hidden. Null for a single token. A
+    /// tensor that several layers of a step hand over is read once, so it is not written to between them.
     /// </summary>
     public Tensor? Mask { get; init; }
 

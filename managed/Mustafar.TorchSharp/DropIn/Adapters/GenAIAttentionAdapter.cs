@@ -24,14 +24,12 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             && Array.TrueForAll(Inputs, name => Reflected.Has(input.ParameterType, name));
     }
 
-    public override AttentionStep? Read(nn.Module attention, IReadOnlyList<object?> arguments)
-    {
-        object input = arguments[0] ?? throw new ArgumentNullException(nameof(arguments));
-        if (Reflected.Get(input, "Cache") is not object conversation)
-        {
-            return null;
-        }
+    public override object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments) =>
+        Reflected.Get(arguments[0] ?? throw new ArgumentNullException(nameof(arguments)), "Cache");
 
+    public override AttentionStep Read(nn.Module attention, IReadOnlyList<object?> arguments)
+    {
+        object input = arguments[0]!;
         if (Reflected.Get(input, "OutputAttentions") is true)
         {
             throw new NotSupportedException("Attention on a compressed cache has no attention weights to return (OutputAttentions).");
@@ -42,7 +40,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             throw new NotSupportedException("Attention on a compressed cache has no dropout; call eval() on the model.");
         }
 
-        IDictionary<int, (Tensor, Tensor)> past = PastOf(conversation);
+        IDictionary<int, (Tensor, Tensor)> past = PastOf(Reflected.Get<object>(input, "Cache"));
         int layer = Reflected.GetCount(attention, "_layerIdx");
         Tensor hidden = Reflected.Get<Tensor>(input, "HiddenStates");
         (Tensor query, Tensor keys, Tensor values) = Project(attention, hidden);
@@ -52,7 +50,6 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             Query = Rotary.RotateHalf(query, cos, sin),
             Keys = Rotary.RotateHalf(keys, cos, sin),
             Values = values,
-            Conversation = conversation,
             Start = Start(past, layer),
             Mask = (Tensor?)Reflected.Get(input, "AttentionMask"),
             Past = past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !AttentionResult.IsLengthOnly(dense.Keys)

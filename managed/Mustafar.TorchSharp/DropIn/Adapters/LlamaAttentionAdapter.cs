@@ -24,13 +24,13 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
             && cache.ParameterType.GetMethod("update") is not null && cache.ParameterType.GetProperty("size") is not null;
     }
 
-    public override AttentionStep? Read(nn.Module attention, IReadOnlyList<object?> arguments)
-    {
-        if (arguments[3] is not object conversation)
-        {
-            return null;
-        }
+    public override object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments) => arguments[3];
 
+    public override bool HasConversationPerLayer => true;
+
+    public override AttentionStep Read(nn.Module attention, IReadOnlyList<object?> arguments)
+    {
+        object conversation = arguments[3]!;
         if (attention.training && Reflected.Get(Reflected.Get<object>(attention, "dropout"), "p") is double and not 0)
         {
             throw new NotSupportedException("Attention on a compressed cache has no dropout; call eval() on the model.");
@@ -57,7 +57,6 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
             Query = query.transpose(1, 2),
             Keys = keys.transpose(1, 2),
             Values = values.transpose(1, 2),
-            Conversation = conversation,
             Start = Start(conversation),
             Mask = (Tensor?)arguments[1],
             Past = PastOf(conversation),

@@ -20,7 +20,11 @@ internal sealed class SelfAttentionAdapter : AttentionAdapter
             && Reflected.ForwardParameters(candidate).Select(parameter => parameter.ParameterType).SequenceEqual(Parameters);
     }
 
-    public override AttentionStep? Read(nn.Module attention, IReadOnlyList<object?> arguments)
+    public override object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments) => attention;
+
+    public override bool HasConversationPerLayer => true;
+
+    public override AttentionStep Read(nn.Module attention, IReadOnlyList<object?> arguments)
     {
         Tensor input = (Tensor)arguments[0]!;
         Tensor turns = (Tensor)arguments[2]!;
@@ -29,7 +33,6 @@ internal sealed class SelfAttentionAdapter : AttentionAdapter
             Query = Rotary.Interleaved(Project("wq", "nHeadsQ"), turns).transpose(1, 2),
             Keys = Rotary.Interleaved(Project("wk", "nKVHeads"), turns).transpose(1, 2),
             Values = Project("wv", "nKVHeads").transpose(1, 2),
-            Conversation = attention,
             Start = (int)arguments[1]!,
             Mask = (Tensor?)arguments[3],
         };

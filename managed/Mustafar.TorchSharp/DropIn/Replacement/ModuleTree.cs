@@ -1,6 +1,7 @@
 using System.Collections;
 using System.Reflection;
 using System.Runtime.CompilerServices;
+using TorchSharp.Utils;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -64,23 +65,17 @@ internal static class ModuleTree
         }
     }
 
-    // A child is registered at the end; so all are taken out and registered again, in their order.
+    // In its place: taken out and registered again, it would be missing for a moment for a thread that goes through the children.
     private static void ExchangeChildren(nn.Module holder, IReadOnlyDictionary<nn.Module, nn.Module> exchange)
     {
-        (string Name, nn.Module Module)[] children = holder.named_children().Select(child => (child.name, child.module)).ToArray();
-        if (!children.Any(child => exchange.ContainsKey(child.Module)))
+        OrderedDict<string, nn.Module> children = Reflected.Get<OrderedDict<string, nn.Module>>(holder, "_internal_submodules");
+        for (int i = 0; i < children.Count; i++)
         {
-            return;
-        }
-
-        foreach ((string name, _) in children)
-        {
-            holder.register_module(name, null!);
-        }
-
-        foreach ((string name, nn.Module child) in children)
-        {
-            holder.register_module(name, exchange.TryGetValue(child, out nn.Module? other) ? other : child);
+            (string name, nn.Module child) = children[i];
+            if (exchange.TryGetValue(child, out nn.Module? other))
+            {
+                children[i] = (name, other);
+            }
         }
     }
 

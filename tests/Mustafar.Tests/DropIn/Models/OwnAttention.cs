@@ -71,13 +71,12 @@ internal sealed class OwnAdapter : AttentionAdapter
 {
     public override bool Matches(nn.Module candidate) => candidate is OwnAttention;
 
-    public override AttentionStep? Read(nn.Module attention, IReadOnlyList<object?> arguments)
-    {
-        if (arguments[1] is not OwnCache cache)
-        {
-            return null;    // no conversation: the class's own forward runs
-        }
+    // Null without a cache: the class's own forward runs.
+    public override object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments) => arguments[1];
 
+    public override AttentionStep Read(nn.Module attention, IReadOnlyList<object?> arguments)
+    {
+        OwnCache cache = (OwnCache)arguments[1]!;
         Tensor x = (Tensor)arguments[0]!;
         (Tensor query, Tensor keys, Tensor values) = ((OwnAttention)attention).Project(x);
         return new AttentionStep
@@ -85,7 +84,6 @@ internal sealed class OwnAdapter : AttentionAdapter
             Query = query,
             Keys = keys,
             Values = values,
-            Conversation = cache,
             Start = cache.Length,
             Mask = full([x.shape[1], cache.Length + x.shape[1]], float.NegativeInfinity).triu(cache.Length + 1),
             Scale = (double)arguments[2]!,
