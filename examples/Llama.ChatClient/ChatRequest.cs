@@ -1,17 +1,26 @@
+using System.Text.Json;
 using Microsoft.Extensions.AI;
 using Mustafar.Examples.Llama.Chat;
+using Mustafar.Examples.Llama.Chat.Jinja;
 using Mustafar.Examples.Llama.Generation;
 
 namespace Mustafar.Examples.Llama;
 
 /// <summary>What a caller asks for, in the terms of the model. What the model can't do is refused, never ignored.</summary>
 /// <param name="Turns">The chat.</param>
+/// <param name="TemplateVariables">Further variables for the chat template.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
 /// <param name="MaxTokens">Tokens to generate at most.</param>
 /// <param name="StopSequences">Texts that end the reply.</param>
 internal sealed record ChatRequest(
-    IReadOnlyList<ChatTurn> Turns, SamplingOptions Sampling, int MaxTokens, IReadOnlyList<string> StopSequences)
+    IReadOnlyList<ChatTurn> Turns,
+    IReadOnlyDictionary<string, object?> TemplateVariables,
+    SamplingOptions Sampling,
+    int MaxTokens,
+    IReadOnlyList<string> StopSequences)
 {
+    private const string TemplateVariablesKey = "chat_template_kwargs";
+
     /// <summary>Reads messages and options.</summary>
     /// <param name="messages">The chat.</param>
     /// <param name="options">The options; none if null.</param>
@@ -19,74 +28,79 @@ internal sealed record ChatRequest(
     /// <param name="defaultMaxTokens">Tokens to generate at most where the options don't say.</param>
     /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
-    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, string modelId, int defaultMaxTokens)
+    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, string? modelId, int defaultMaxTokens)
     {
-        Refuse(options?.Tools is { Count: > 0 }, nameof(ChatOptions.Tools));
-        Refuse(options?.ResponseFormat is not (null or ChatResponseFormatText), nameof(ChatOptions.ResponseFormat));
-        Refuse(options?.Reasoning is not null, nameof(ChatOptions.Reasoning));
-        Refuse(options?.ConversationId is not null, nameof(ChatOptions.ConversationId));
-        Refuse(options?.ModelId is string other && other != modelId, $"{nameof(ChatOptions.ModelId)} = {options?.ModelId}");
-        int maxTokens = options?.MaxOutputTokens ?? defaultMaxTokens;
+        options ??= new ChatOptions();
+        RefuseUnsupported(options, modelId);
+        int maxTokens = options.MaxOutputTokens ?? defaultMaxTokens;
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens, nameof(ChatOptions.MaxOutputTokens));
+        if (options.StopSequences?.Any(string.IsNullOrEmpty) ?? false)
+        {
+            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected texts that are not empty.", nameof(options));
+        }
+
         return new ChatRequest(
-            ReadTurns(messages, options?.Instructions),
+            ChatTurns.Read(messages, options.Instructions, options.ResponseFormat),
+            ReadTemplateVariables(options),
             new SamplingOptions
             {
-                Temperature = options?.Temperature ?? 0,
-                TopP = options?.TopP ?? 1,
-                TopK = options?.TopK ?? 0,
-                FrequencyPenalty = options?.FrequencyPenalty ?? 0,
-                PresencePenalty = options?.PresencePenalty ?? 0,
-                Seed = options?.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
+                Temperature = options.Temperature ?? 0,
+                TopP = options.TopP ?? 1,
+                TopK = options.TopK ?? 0,
+                FrequencyPenalty = options.FrequencyPenalty ?? 0,
+                PresencePenalty = options.PresencePenalty ?? 0,
+                Seed = options.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
             },
             maxTokens,
-            [.. options?.StopSequences ?? []]);
+            [.. options.StopSequences ?? []]);
+    }
 
-        static void Refuse(bool isAsked, string what)
+    private static void RefuseUnsupported(ChatOptions options, string? modelId)
+    {
+        Refuse(options.Tools is { Count: > 0 }, "Tools are");
+        Refuse(options.ToolMode is RequiredChatToolMode, $"A required {nameof(ChatOptions.ToolMode)} is");
+        Refuse(options.Reasoning is not null, $"{nameof(ChatOptions.Reasoning)} is");
+        Refuse(options.ConversationId is not null, $"{nameof(ChatOptions.ConversationId)} is");
+        Refuse(
+            !string.IsNullOrEmpty(options.ModelId) && options.ModelId != modelId,
+            $"{nameof(ChatOptions.ModelId)} '{options.ModelId}' is",
+            modelId is null ? "" : $"; this client has '{modelId}'");
+        foreach (string key in options.AdditionalProperties?.Keys ?? [])
+        {
+            Refuse(
+                key != TemplateVariablesKey,
+                $"{nameof(ChatOptions.AdditionalProperties)}[\"{key}\"] is",
+                $"; expected \"{TemplateVariablesKey}\", with variables for the chat template");
+        }
+
+        static void Refuse(bool isAsked, string what, string hint = "")
         {
             if (isAsked)
             {
-                throw new NotSupportedException($"{what} is not supported.");
+                throw new NotSupportedException($"{what} not supported{hint}.");
             }
         }
     }
 
-    // All that the system says first is one turn.
-    private static List<ChatTurn> ReadTurns(IEnumerable<ChatMessage> messages, string? instructions)
+    private static Dictionary<string, object?> ReadTemplateVariables(ChatOptions options)
     {
-        List<ChatTurn> turns = string.IsNullOrEmpty(instructions) ? [] : [new ChatTurn(ChatSpeaker.System, instructions)];
-        foreach (ChatMessage message in messages)
+        object? value = null;
+        if (options.AdditionalProperties?.TryGetValue(TemplateVariablesKey, out value) != true || value is null)
         {
-            ChatTurn turn = new(SpeakerOf(message.Role), TextOf(message));
-            if (turn.Speaker == ChatSpeaker.System && turns is [{ Speaker: ChatSpeaker.System } system])
-            {
-                turns[0] = system with { Text = $"{system.Text}\n\n{turn.Text}" };
-            }
-            else
-            {
-                turns.Add(turn);
-            }
+            return [];
         }
 
-        return turns.Count > 0 ? turns : throw new ArgumentException("Expected at least one message, but got none.", nameof(messages));
-    }
-
-    private static ChatSpeaker SpeakerOf(ChatRole role) =>
-        role == ChatRole.System ? ChatSpeaker.System
-        : role == ChatRole.User ? ChatSpeaker.User
-        : role == ChatRole.Assistant ? ChatSpeaker.Assistant
-        : throw new NotSupportedException($"A message of role '{role}' is not supported; expected system, user or assistant.");
-
-    private static string TextOf(ChatMessage message)
-    {
-        foreach (AIContent content in message.Contents)
+        const string expected = $"{nameof(ChatOptions.AdditionalProperties)}[\"{TemplateVariablesKey}\"]: expected a dictionary or JSON object";
+        try
         {
-            if (content is not TextContent)
-            {
-                throw new NotSupportedException($"Content of type {content.GetType().Name} is not supported; expected text.");
-            }
+            // Whatever holds them: a dictionary, JSON, an object with properties.
+            return JinjaValue.From(JsonSerializer.SerializeToElement(value)) is JinjaDict dict
+                ? dict.Items.ToDictionary(pair => (string)pair.Key, pair => pair.Value)
+                : throw new ArgumentException($"{expected}, but got {value.GetType().Name}.", nameof(options));
         }
-
-        return message.Text;
+        catch (Exception exception) when (exception is NotSupportedException or JsonException)
+        {
+            throw new ArgumentException($"{expected}, but {exception.Message}", nameof(options), exception);
+        }
     }
 }

@@ -14,7 +14,9 @@ internal sealed class ChatCommand : LlamaCommand
     private readonly Option<string?> _system = new("--system") { Description = "What the system says first.", HelpName = "TEXT" };
     private readonly Option<string?> _template = new("--chat-template")
     {
-        Description = "How a chat is written down, in place of what the checkpoint says.",
+        Description = $"How a chat is written down, in place of the checkpoint's default chat template: {string.Join(", ", ChatTemplate.BuiltInNames)}, "
+            + "a named template of the checkpoint, or a Jinja file.",
+        HelpName = "NAME|FILE",
     };
 
     private readonly Option<string?> _load = new("--load") { Description = "Go on with a chat that --save wrote.", HelpName = "FILE" };
@@ -26,7 +28,6 @@ internal sealed class ChatCommand : LlamaCommand
         : base("chat", $"Chat: each line of input is a turn. {ChatLoop.Reset} begins anew, {ChatLoop.Exit} or Ctrl-C ends.")
     {
         _input = input;
-        _template.AcceptOnlyFromAmong([.. ChatTemplates.Names]);
         Add([_system, _template, _load, _save, .. _generation.All]);
     }
 
@@ -36,9 +37,10 @@ internal sealed class ChatCommand : LlamaCommand
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
         CheckFiles(settings, load, save);
+        ChatTemplate template = LoadTemplate(settings.Model, arguments.GetValue(_template));
         using ModelSession session = ModelSession.Load(settings, output);
-        ChatModel model = ChatModel.Of(session.Language, arguments.GetValue(_template));
-        ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatSpeaker.System, system)] : [];
+        ChatModel model = new(session.Language, template);
+        ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatRoles.System, system)] : [];
         using ModelCache cache = session.NewCache();
         Stopwatch watch = Stopwatch.StartNew();
         using Conversation conversation = load is null ? new Conversation(model, cache) : Conversation.Load(load, model, cache);
@@ -67,6 +69,18 @@ internal sealed class ChatCommand : LlamaCommand
         output.WriteJson(new Result(
             RunReport.Of(session), restoreSeconds, loop.Exchanges, MemoryReport.Of(conversation.CachedTokens, conversation.Memory)));
         output.Interrupted.ThrowIfCancellationRequested();
+    }
+
+    private ChatTemplate LoadTemplate(string directory, string? name)
+    {
+        try
+        {
+            return ChatTemplate.Load(directory, name);
+        }
+        catch (ArgumentException exception)
+        {
+            throw new CommandException($"{_template.Name}: {ErrorMessage.Of(exception)}");
+        }
     }
 
     private static void Save(Conversation conversation, string path)

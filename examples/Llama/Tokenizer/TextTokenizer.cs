@@ -43,6 +43,9 @@ public abstract class TextTokenizer
     /// <summary>One more than the largest id.</summary>
     public int VocabSize { get; }
 
+    /// <summary>Tokens that are found in a text before anything else.</summary>
+    internal IReadOnlyCollection<AddedToken> AddedTokens => _addedByText.Values;
+
     /// <summary>Ids that stand behind an encoded text.</summary>
     public IReadOnlyList<int> Suffix { get; private set; }
 

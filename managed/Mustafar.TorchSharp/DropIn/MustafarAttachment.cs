@@ -14,7 +14,7 @@ namespace Mustafar;
 /// </para>
 /// <para>
 /// All members are safe from any thread. Conversations may run on several threads, each of them on one at a time, if the model itself
-/// may: one that keeps the current cache in a field, as those of Microsoft.ML.GenAI do, serves one thread at a time.
+/// may. Calls of a model that keeps the cache of the current call in a field, as those of Microsoft.ML.GenAI do, wait for one another.
 /// <see cref="Release"/>, <see cref="ReleaseAll"/> and <see cref="Dispose"/> wait for the attention calls that are under way; a
 /// generation that goes on afterwards with what was freed gets an <see cref="InvalidOperationException"/>.
 /// </para>
@@ -46,13 +46,13 @@ public sealed class MustafarAttachment : IDisposable
         Dictionary<nn.Module, nn.Module> replacements = new(ReferenceEqualityComparer.Instance);
         foreach (nn.Module module in ModuleTree.All(model))
         {
-            if (module is IReplacedAttention)
+            if (module is IReplacedModule)
             {
                 throw new InvalidOperationException("The model's attention is replaced already; dispose what replaced it first.");
             }
 
-            AttentionAdapter? adapter = adapters.FirstOrDefault(one => one.Matches(module));
-            if (adapter is null)
+            ModuleReplacement? replacement = Replacement(module, adapters);
+            if (replacement is null || (ReferenceEquals(module, model) && replacement is ModelTurns))
             {
                 continue;
             }
@@ -64,12 +64,13 @@ public sealed class MustafarAttachment : IDisposable
                     nameof(model));
             }
 
-            nn.Module replacement = ReplacementType.Replace(module, new AttentionLayer(module, adapter, this));
-            replacements.Add(module, replacement);
-            _originals.Add(replacement, module);
+            Layers += replacement is AttentionLayer ? 1 : 0;
+            nn.Module replaced = ReplacementType.Replace(replacement);
+            replacements.Add(module, replaced);
+            _originals.Add(replaced, module);
         }
 
-        if (replacements.Count == 0)
+        if (Layers == 0)
         {
             throw new NotSupportedException(
                 $"No registered module of {model.GetType()} is attention that one of the {adapters.Count} adapters reads; " +
@@ -91,7 +92,7 @@ public sealed class MustafarAttachment : IDisposable
     public MustafarOptions Options { get; }
 
     /// <summary>Number of attention layers that were replaced.</summary>
-    public int Layers => _originals.Count;
+    public int Layers { get; }
 
     /// <summary>The conversations that hold tokens, the oldest first.</summary>
     public IReadOnlyList<MustafarConversation> Conversations
@@ -183,25 +184,39 @@ public sealed class MustafarAttachment : IDisposable
     /// <param name="key">The object that stands for it.</param>
     /// <param name="layer">The layer.</param>
     /// <param name="perLayer">See <see cref="AttentionAdapter.HasConversationPerLayer"/>.</param>
-    internal MustafarConversation ConversationOf(object key, AttentionLayer layer, bool perLayer)
+    /// <param name="joined">Whether it is that of the thread's latest call, which the object was not known to belong to; that remains to
+    /// be confirmed by the tokens.</param>
+    internal MustafarConversation ConversationOf(object key, AttentionLayer layer, bool perLayer, out bool joined)
     {
         MustafarConversation? conversation;
         lock (_all)
         {
-            if (!_byObject.TryGetValue(key, out conversation) || conversation.IsReleased)
+            if (_byObject.TryGetValue(key, out conversation) && !conversation.IsReleased)
+            {
+                joined = false;
+            }
+            else
             {
                 conversation = perLayer ? LatestWithout(layer) : null;
-                conversation ??= Begin();
-                _byObject.AddOrUpdate(key, conversation);
+                joined = conversation is not null;
+                _byObject.AddOrUpdate(key, conversation ??= Begin());
             }
         }
 
-        if (t_latest is null || !t_latest.TryGetTarget(out MustafarConversation? latest) || latest != conversation)
-        {
-            t_latest = new WeakReference<MustafarConversation>(conversation);
-        }
-
+        Latest = conversation;
         return conversation;
+    }
+
+    /// <summary>Begins another conversation of which an object is the first to be seen.</summary>
+    internal MustafarConversation Begin(object key)
+    {
+        lock (_all)
+        {
+            MustafarConversation begun = Begin();
+            _byObject.AddOrUpdate(key, begun);
+            Latest = begun;
+            return begun;
+        }
     }
 
     /// <summary>Frees a conversation's caches.</summary>
@@ -216,11 +231,31 @@ public sealed class MustafarAttachment : IDisposable
         return released;
     }
 
+    private ModuleReplacement? Replacement(nn.Module module, IReadOnlyList<AttentionAdapter> adapters)
+    {
+        if (adapters.FirstOrDefault(one => one.Matches(module)) is AttentionAdapter adapter)
+        {
+            return new AttentionLayer(module, adapter, this);
+        }
+
+        return adapters.Any(one => one.TakesTurns(module)) ? new ModelTurns(module) : null;
+    }
+
+    private static MustafarConversation? Latest
+    {
+        get => t_latest is not null && t_latest.TryGetTarget(out MustafarConversation? latest) ? latest : null;
+        set
+        {
+            if (value != Latest)
+            {
+                t_latest = new WeakReference<MustafarConversation>(value!);
+            }
+        }
+    }
+
+    // Of a step that was not through when its conversation was released, too: its other layers must not begin a new one.
     private MustafarConversation? LatestWithout(AttentionLayer layer) =>
-        t_latest is not null && t_latest.TryGetTarget(out MustafarConversation? latest)
-        && !latest.IsReleased && latest.IsOf(this) && latest.Lacks(layer)
-            ? latest
-            : null;
+        Latest is MustafarConversation latest && latest.IsOf(this) && latest.Lacks(layer) && !latest.Step.Visited(layer) ? latest : null;
 
     private MustafarConversation Begin()
     {

@@ -67,8 +67,8 @@ public sealed class MustafarConversation
     /// <summary>Whether the caches were freed.</summary>
     public bool IsReleased => _released;
 
-    /// <summary>The masks that the layers of the step under way were given, as they were read.</summary>
-    internal StepMasks Masks { get; } = new();
+    /// <summary>The step under way.</summary>
+    internal ConversationStep Step { get; } = new();
 
     /// <summary>Frees the compressed caches. The conversation cannot be continued, only begun anew, as another one.</summary>
     /// <remarks>Waits for the attention calls that are under way; a generation that goes on afterwards gets an

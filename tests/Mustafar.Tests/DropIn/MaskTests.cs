@@ -147,15 +147,18 @@ public sealed class MaskTests
         AttentionLayer[] layers = [.. Enumerable.Range(0, 3).Select(_ => new AttentionLayer(null!, null!, null!))];
         (Tensor mask, Tensor other) = (zeros(2, 2), zeros(2, 2));
         int[] padding = [1];
-        StepMasks masks = new();
-        masks.Visit(layers[0]);
-        masks.Add(mask, 0, [0], padding);
-        masks.Visit(layers[1]);
-        Assert.That(masks.Find(mask, 0, [0]), Is.SameAs(padding));
-        Assert.That((masks.Find(other, 0, [0]), masks.Find(mask, 1, [0]), masks.Find(mask, 0, [1])), Is.EqualTo(default((int[]?, int[]?, int[]?))));
-        masks.Visit(layers[2]);
-        masks.Visit(layers[1]);
-        Assert.That(masks.Find(mask, 0, [0]), Is.Null, "a step that begins at another layer");
+        AttentionStep tokens = new() { Query = mask, Keys = zeros(1, 1, 2, 1), Values = mask, Start = 0 };
+        ConversationStep step = new();
+        Visit(0);
+        step.Add(mask, 0, [0], padding);
+        Visit(1);
+        Assert.That(step.Find(mask, 0, [0]), Is.SameAs(padding));
+        Assert.That((step.Find(other, 0, [0]), step.Find(mask, 1, [0]), step.Find(mask, 0, [1])), Is.EqualTo(default((int[]?, int[]?, int[]?))));
+        Visit(2);
+        Visit(1);
+        Assert.That(step.Find(mask, 0, [0]), Is.Null, "a step that begins at another layer");
+
+        void Visit(int layer) => step.Visit(layers[layer], tokens);
     }
 
     [Test]
@@ -248,7 +251,7 @@ public sealed class MaskTests
             else
             {
                 Tensor tokens = (arange(end).unsqueeze(0) >= tensor(s_padding).unsqueeze(1)).to(ScalarType.Int64);
-                logits.Add(((LlamaModel)subject.Model).forward(step, (List<IKvCache>)conversation, tokens));
+                logits.Add(((Models.LlmSharp.LlamaModel)subject.Model).forward(step, (List<IKvCache>)conversation, tokens));
             }
         }
 

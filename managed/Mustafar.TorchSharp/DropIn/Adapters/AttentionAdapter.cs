@@ -13,6 +13,14 @@ public abstract class AttentionAdapter
     /// <param name="candidate">A module of the model.</param>
     public abstract bool Matches(nn.Module candidate);
 
+    /// <summary>
+    /// Whether a module keeps the cache of the current call in a field, so that a second thread would exchange it in the middle of a
+    /// call. Calls of its forward then wait for one another. Asked for every module that no adapter matches; of classes that cannot be
+    /// derived from it is not to be said. False by default.
+    /// </summary>
+    /// <param name="candidate">A module of the model.</param>
+    public virtual bool TakesTurns(nn.Module candidate) => false;
+
     /// <summary>Says which conversation a call of forward belongs to. Asked before anything else, and of several threads at once.</summary>
     /// <param name="attention">The module that was called, of a class derived from the one that matched.</param>
     /// <param name="arguments">What its forward was given.</param>

@@ -7,6 +7,7 @@ namespace Mustafar;
 /// <remarks>
 /// <c>AttentionOutput forward(AttentionInput)</c>; the first versions have a <c>Phi3Attention</c> of the same members for Phi-3. The
 /// input's cache stands for the conversation; it is a dictionary from layer to keys and values, in which the model finds the length.
+/// The models keep the cache of the current call in a field.
 /// </remarks>
 internal sealed class GenAIAttentionAdapter : AttentionAdapter
 {
@@ -23,6 +24,11 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             && Reflected.ForwardParameters(candidate) is [ParameterInfo input]
             && Array.TrueForAll(Inputs, name => Reflected.Has(input.ParameterType, name));
     }
+
+    public override bool TakesTurns(nn.Module candidate) =>
+        !candidate.GetType().IsSealed
+        && Reflected.ForwardParameters(candidate).Length == 1
+        && Reflected.TypeOf(candidate.GetType(), "_cache")?.IsAssignableTo(typeof(IDictionary<int, (Tensor, Tensor)>)) == true;
 
     public override object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments) =>
         Reflected.Get(arguments[0] ?? throw new ArgumentNullException(nameof(arguments)), "Cache");

@@ -12,20 +12,26 @@ namespace Mustafar;
 /// members are safe from several threads.
 /// </summary>
 /// <remarks>
-/// In a slab the pages take turns in every KV head: those that follow each other in a slab are, head by head, one run of memory. A
+/// A page is the same group of tokens in all layers: a slab has the pages of the first layer, then those of the second, and so on. In
+/// each layer the pages take turns in every KV head: those that follow each other in a slab are, head by head, one run of memory. A
 /// sequence therefore gets neighbouring pages where that costs little memory, since a processor reads long runs much faster than many
 /// short ones.
 /// </remarks>
 internal sealed unsafe class PagePool : IDisposable
 {
-    /// <summary>Pages of a slab.</summary>
-    internal const int SlabPages = 8;
+    /// <summary>Pages of a slab, where the number of pages is not limited.</summary>
+    internal const int MostSlabPages = 8;
+
+    // A limited pool has slabs of so many pages at least, if it has as many: whichever wastes the fewest.
+    private const int FewestSlabPages = 5;
 
     // A sequence of so many pages has slabs of its own, which it may leave unfinished; until then sequences share them.
-    private const int LongSequence = 4 * SlabPages;
+    private const int LongSequence = 4 * MostSlabPages;
 
-    private readonly long _pageBytes; // of a page in each head, to the next one
-    private readonly long _slabBytes;
+    private readonly int _slabPages;
+    private readonly long[] _headBytes; // of a layer: from one page of a head to the next
+    private readonly long[] _layerStart; // of a layer in a slab; the last entry is the slab's end
+    private readonly bool _isLimited;
     private readonly torch.Device _device;
     private readonly List<Tensor> _memory = [];
     private readonly List<Slab> _slabs = [];
@@ -33,22 +39,60 @@ internal sealed unsafe class PagePool : IDisposable
     private readonly Dictionary<int, int> _sharers = []; // of a page, beyond the first
     private readonly ConcurrentQueue<int[]> _abandoned = [];
     private readonly object _lock = new();
+    private int _freePages;
     private int _owners = 1;
 
-    /// <summary>Makes a pool without pages.</summary>
+    /// <summary>Makes a pool.</summary>
     /// <param name="heads">KV heads in a page.</param>
-    /// <param name="headBytes">What a page has of one head, its keys and its values.</param>
+    /// <param name="headBytes">For each layer what a page has of one head, its keys and its values.</param>
     /// <param name="device">Where the pages are.</param>
-    internal PagePool(int heads, long headBytes, torch.Device device)
+    /// <param name="pages">How many there are at most, all allocated at once; null for as many as are needed.</param>
+    internal PagePool(int heads, ReadOnlySpan<long> headBytes, torch.Device device, int? pages = null)
     {
-        _pageBytes = (headBytes + NativeConstants.PageAlignment - 1) / NativeConstants.PageAlignment * NativeConstants.PageAlignment;
-        HeadStride = SlabPages * _pageBytes;
-        _slabBytes = heads * HeadStride;
+        _slabPages = pages is int most ? SlabPagesFor(most) : MostSlabPages;
+        _headBytes = new long[headBytes.Length];
+        _layerStart = new long[headBytes.Length + 1];
+        for (int i = 0; i < headBytes.Length; i++)
+        {
+            _headBytes[i] = Aligned(headBytes[i]);
+            _layerStart[i + 1] = checked(_layerStart[i] + (heads * HeadStride(i)));
+        }
+
         _device = device;
+        if (pages is int limit)
+        {
+            _isLimited = true;
+            Allocate(limit / _slabPages);
+        }
     }
 
-    /// <summary>Bytes from one head of a page to the next.</summary>
-    internal long HeadStride { get; }
+    /// <summary>Bytes of a page in all layers.</summary>
+    internal long PageBytes => _layerStart[^1] / _slabPages;
+
+    /// <summary>Pages that nobody has: those that there are now, and of a limited pool all.</summary>
+    internal int FreePages
+    {
+        get
+        {
+            lock (_lock)
+            {
+                TakeAbandoned();
+                return _freePages;
+            }
+        }
+    }
+
+    /// <summary>Pages in all slabs.</summary>
+    internal int Pages
+    {
+        get
+        {
+            lock (_lock)
+            {
+                return _slabs.Count * _slabPages;
+            }
+        }
+    }
 
     /// <summary>Bytes of all slabs, pages in use and free ones.</summary>
     internal long Bytes { get; private set; }
@@ -56,29 +100,47 @@ internal sealed unsafe class PagePool : IDisposable
     /// <summary>An owner's equal part of <see cref="Bytes"/>.</summary>
     internal long BytesOfOwner => Bytes / Math.Max(1, Volatile.Read(ref _owners));
 
-    /// <summary>The blocks as native code finds them: with the slabs that there are now. Valid as long as the pool.</summary>
-    internal NativeBlocks Place(NativeBlocks blocks)
+    /// <summary>Bytes of a page of one head in one layer, a page that is a part of a pool's.</summary>
+    internal static long Aligned(long headBytes) =>
+        (headBytes + NativeConstants.PageAlignment - 1) / NativeConstants.PageAlignment * NativeConstants.PageAlignment;
+
+    /// <summary>Bytes from one head of a layer's page to the next.</summary>
+    internal long HeadStride(int layer = 0) => _slabPages * _headBytes[layer];
+
+    /// <summary>A layer's blocks as native code finds them: with the slabs that there are now. Valid as long as the pool.</summary>
+    internal NativeBlocks Place(NativeBlocks blocks, int layer = 0)
     {
         lock (_lock)
         {
             return blocks with
             {
-                SlabPages = SlabPages,
+                SlabPages = _slabPages,
                 SlabCount = _slabs.Count,
-                PageBytes = _pageBytes,
-                HeadStride = HeadStride,
-                SlabBytes = _slabBytes + NativeConstants.PagePadding,
+                PageBytes = _headBytes[layer],
+                Base = blocks.Base + _layerStart[layer],
+                HeadStride = HeadStride(layer),
+                SlabBytes = _layerStart[^1] + NativeConstants.PagePadding,
                 Slabs = _tables.Count == 0 ? null : (void**)_tables[^1].Pointer,
             };
         }
     }
 
-    /// <summary>Address of a page's first head.</summary>
-    internal nint Address(int page)
+    /// <summary>Address of a page's first head in a layer.</summary>
+    internal nint Address(int page, int layer = 0)
     {
         lock (_lock)
         {
-            return _slabs[page / SlabPages].Address + (nint)(page % SlabPages * _pageBytes);
+            return _slabs[page / _slabPages].Address + (nint)(_layerStart[layer] + (page % _slabPages * _headBytes[layer]));
+        }
+    }
+
+    /// <summary>Checks that so many pages can be rented.</summary>
+    /// <exception cref="CacheBudgetException">The pool is limited, and there are fewer.</exception>
+    internal void Require(int pages)
+    {
+        if (_isLimited && FreePages is int free && pages > free)
+        {
+            throw new CacheBudgetException(pages * PageBytes, free * PageBytes);
         }
     }
 
@@ -90,11 +152,7 @@ internal sealed unsafe class PagePool : IDisposable
     {
         lock (_lock)
         {
-            while (_abandoned.TryDequeue(out int[]? abandoned))
-            {
-                Array.ForEach(abandoned, ReturnOne);
-            }
-
+            TakeAbandoned();
             int[] pages = new int[count];
             int rented = 0;
             try
@@ -166,6 +224,25 @@ internal sealed unsafe class PagePool : IDisposable
         Bytes = 0;
     }
 
+    private static int SlabPagesFor(int pages)
+    {
+        int best = Math.Min(pages, MostSlabPages);
+        for (int size = best - 1; size >= FewestSlabPages; size--)
+        {
+            best = pages % size < pages % best ? size : best;
+        }
+
+        return best;
+    }
+
+    private void TakeAbandoned()
+    {
+        while (_abandoned.TryDequeue(out int[]? abandoned))
+        {
+            Array.ForEach(abandoned, ReturnOne);
+        }
+    }
+
     private void ReturnOne(int page)
     {
         if (!_sharers.Remove(page, out int others))
@@ -182,34 +259,41 @@ internal sealed unsafe class PagePool : IDisposable
     private int? TakeNext(int page)
     {
         int next = page + 1;
-        return page >= 0 && next % SlabPages != 0 && _slabs[next / SlabPages].IsFree(next % SlabPages) ? Take(next) : null;
+        return page >= 0 && next % _slabPages != 0 && _slabs[next / _slabPages].IsFree(next % _slabPages) ? Take(next) : null;
     }
 
     // The first of so many pages that are wanted.
     private int TakeFirst(int wanted, bool isLong)
     {
-        int needed = isLong ? SlabPages : 1;
+        int needed = isLong ? _slabPages : 1;
         int best = 0;
         for (int slab = 1; slab < _slabs.Count; slab++)
         {
             best = _slabs[slab].FreePages > _slabs[best].FreePages ? slab : best;
         }
 
-        if (_slabs.Count == 0 || _slabs[best].FreePages < needed)
+        if (!_isLimited && (_slabs.Count == 0 || _slabs[best].FreePages < needed))
         {
-            best = Allocate((wanted + SlabPages - 1) / SlabPages);
+            best = Allocate((wanted + _slabPages - 1) / _slabPages);
         }
 
-        return Take((best * SlabPages) + _slabs[best].FirstFree);
+        return _freePages == 0
+            ? throw new CacheBudgetException(wanted * PageBytes, 0)
+            : Take((best * _slabPages) + _slabs[best].FirstFree);
     }
 
     private int Take(int page)
     {
-        _slabs[page / SlabPages].Take(page % SlabPages);
+        _slabs[page / _slabPages].Take(page % _slabPages);
+        _freePages--;
         return page;
     }
 
-    private void GiveBack(int page) => _slabs[page / SlabPages].GiveBack(page % SlabPages);
+    private void GiveBack(int page)
+    {
+        _slabs[page / _slabPages].GiveBack(page % _slabPages);
+        _freePages++;
+    }
 
     // The first of new slabs.
     private int Allocate(int count)
@@ -217,15 +301,16 @@ internal sealed unsafe class PagePool : IDisposable
         // A tensor made in inference mode could not be written to outside of it.
         using IDisposable mode = inference_mode(false);
         int first = _slabs.Count;
-        _ = checked((first + count) * SlabPages); // pages are numbered in 32 bits
-        long bytes = checked(count * _slabBytes);
+        _ = checked((first + count) * _slabPages); // pages are numbered in 32 bits
+        long bytes = checked(count * _layerStart[^1]);
         BackendArray<nint> table = Table(first + count);
         Tensor memory = empty([bytes + NativeConstants.PagePadding], dtype: ScalarType.Byte, device: _device).DetachFromDisposeScope();
         _memory.Add(memory);
         Bytes += bytes;
+        _freePages += count * _slabPages;
         for (int i = 0; i < count; i++)
         {
-            _slabs.Add(new Slab((nint)TensorAccess.Pointer(memory) + (nint)(i * _slabBytes)));
+            _slabs.Add(new Slab(_slabPages, (nint)TensorAccess.Pointer(memory) + (nint)(i * _layerStart[^1])));
             table.Span[first + i] = _slabs[^1].Address;
         }
 
@@ -252,9 +337,9 @@ internal sealed unsafe class PagePool : IDisposable
         return _tables[^1];
     }
 
-    private sealed class Slab(nint address)
+    private sealed class Slab(int pages, nint address)
     {
-        private uint _free = (1u << SlabPages) - 1;
+        private uint _free = (1u << pages) - 1;
 
         internal nint Address { get; } = address;
 

@@ -15,14 +15,69 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
     /// <summary>Pages that a sequence has.</summary>
     internal int PagesOf(int sequence, int groupSize) => (Compressed[sequence] / groupSize) - Released[sequence];
 
-    /// <summary>What is wrong with the tables, if they are not those of a cache with given options.</summary>
+    /// <summary>The tables of sequences in a store, and their pages in the order of the tables' numbers.</summary>
+    internal static (CacheTables Tables, int[] Pages) Of(CompressedStore store, int[] slots)
+    {
+        Sequence[] sequences = [.. slots.Select(slot => store.Table[slot])];
+        Dictionary<int, int> numbers = [];
+        List<int> indices = [];
+        foreach (int page in sequences.SelectMany(sequence => sequence.Pages))
+        {
+            numbers.TryAdd(page, numbers.Count);
+            indices.Add(numbers[page]);
+        }
+
+        CacheTables tables = new(
+            [.. sequences.Select(sequence => sequence.Length)],
+            [.. sequences.Select(sequence => sequence.Compressed)],
+            [.. sequences.Select(sequence => sequence.Released)],
+            [.. sequences.Select(sequence => sequence.Sinks)],
+            [.. indices]);
+        return (tables, [.. numbers.Keys]);
+    }
+
+    /// <summary>Puts the sequences in the slots of a store, whose pages and windows are filled.</summary>
+    /// <param name="store">The store.</param>
+    /// <param name="slots">Their slots.</param>
+    /// <param name="pages">The pages, in the order of the tables' numbers.</param>
+    internal void Restore(CompressedStore store, int[] slots, int[] pages)
+    {
+        bool[] taken = new bool[pages.Length];
+        int next = 0;
+        for (int b = 0; b < slots.Length; b++)
+        {
+            Sequence sequence = new()
+            {
+                Length = Lengths[b],
+                Compressed = Compressed[b],
+                Sinks = Sinks[b],
+                Position = Lengths[b] + Sinks[b],
+                Released = Released[b],
+            };
+            for (int left = PagesOf(b, store.Table.Rules.GroupSize); left > 0; left--, next++)
+            {
+                int number = PageIndices[next];
+                if (taken[number])
+                {
+                    store.Table.Pool.Share(pages[number]);
+                }
+
+                taken[number] = true;
+                sequence.Pages.Add(pages[number]);
+            }
+
+            store.Table.Restore(slots[b], sequence);
+        }
+    }
+
+    /// <summary>What is wrong with the tables, if they are not those of a layer with given options.</summary>
     /// <param name="options">The options.</param>
-    /// <param name="mostTokens">Tokens that a sequence has at most.</param>
-    /// <param name="compressedTokens">How many tokens are compressed of a sequence that is so long, and so many longer soon.</param>
+    /// <param name="rules">What is compressed when.</param>
     /// <param name="pages">Number of pages.</param>
     /// <returns>What was expected and what came, or null.</returns>
-    internal string? Problem(MustafarOptions options, int mostTokens, Func<int, int, int> compressedTokens, long pages)
+    internal string? Problem(MustafarOptions options, SequenceRules rules, long pages)
     {
+        int mostTokens = rules.MostTokens;
         for (int b = 0; b < Lengths.Length; b++)
         {
             (int length, int compressed, int released, int sinks) = (Lengths[b], Compressed[b], Released[b], Sinks[b]);
@@ -44,8 +99,8 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
             }
 
             // A group that is due with the next token may be compressed; one of which the window released a page stays so.
-            int least = compressedTokens(length, 0);
-            int most = Math.Max(compressedTokens(length, 1), released * options.GroupSize);
+            int least = rules.Due(length);
+            int most = Math.Max(rules.Due(length, lookahead: 1), released * options.GroupSize);
             if (compressed < least || compressed > most || compressed % options.GroupSize != 0 || compressed / options.GroupSize < released)
             {
                 return $"expected {least} to {most} compressed tokens of sequence {b} of {length}, in groups of {options.GroupSize}, of which {released} were released, but got {compressed}.";
