@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Text;
 using System.Text.Json.Nodes;
+using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
@@ -99,6 +100,33 @@ public sealed class DamagedFileTests
             }
             """);
     }
+
+    [Test]
+    public void TokenizerConfigWithChatTemplates() => Json("tokenizer_config.json", Chat, """
+        {
+          "tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": { "content": "</s>", "lstrip": false }, "pad_token": null,
+          "additional_special_tokens": ["<|im_start|>", { "content": "<|im_end|>" }],
+          "chat_template": [
+            { "name": "default", "template": "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content | trim }}<|im_end|>{% endfor %}" },
+            { "name": "tool_use", "template": "{{ tools | tojson }}" }
+          ]
+        }
+        """);
+
+    [Test]
+    public void ChatTemplateFile([Values("qwen3", "llama3.1", "command-r", "smollm3")] string family)
+    {
+        File.Copy(Path.Combine(Golden.Directory, "jinja", "families", family + ".jinja"), _directory.File("chat_template.jinja"));
+        Change("chat_template.jinja", Chat, DamagedBytes.Change);
+    }
+
+    [Test]
+    public void SavedChat() => Json("chat.json", ReadChat, """
+        {
+          "turns": [{ "role": "system", "content": "S" }, { "role": "user", "content": "a\nb" }, { "role": "assistant", "content": "k", "reasoningContent": "Hm" }],
+          "tokens": [256, 115, 10, 257, 104]
+        }
+        """);
 
     [Test]
     public void Weights()
@@ -208,6 +236,27 @@ public sealed class DamagedFileTests
         {
             // A regular expression that explodes.
         }
+    }
+
+    private void Chat()
+    {
+        TextTokenizer tokenizer = TextTokenizer.Load(_directory.Path);
+        ChatTemplate template = ChatTemplate.Load(_directory.Path);
+        try
+        {
+            new ChatEncoder(tokenizer, template).Encode([new ChatTurn(ChatRoles.System, "S"), new ChatTurn(ChatRoles.User, SomeText)]);
+        }
+        catch (ArgumentException exception) when (exception.Message.Contains("does not accept the messages"))
+        {
+            // The template's own refusal.
+        }
+    }
+
+    private void ReadChat()
+    {
+        string path = _directory.File("chat.json");
+        Dictionary<string, string> metadata = new() { ["chat"] = File.ReadAllText(path) };
+        SavedConversation.FromMetadata(metadata, path, vocabSize: 259, cachedTokens: 5);
     }
 
     // With what else such a file may hold.
