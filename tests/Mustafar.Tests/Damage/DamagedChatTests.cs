@@ -2,6 +2,7 @@ using System.Text;
 using System.Text.Json.Nodes;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Chat.Jinja;
+using Mustafar.Examples.Llama.Tokenizer;
 using Mustafar.Tests.Llama;
 using Mustafar.Tests.Storage;
 using static TorchSharp.torch;
@@ -13,7 +14,7 @@ namespace Mustafar.Tests.Damage;
 public sealed class DamagedChatTests : DamageFixture
 {
     private static readonly ChatTurn[] s_turns =
-        [new("system", "Be brief."), new("user", " What is {{ this }}? "), new("assistant", "That.\n"), new("user", "\ud83d\ude00")];
+        [new("system", "Be brief."), new("user", " What is {{ this }}? "), new("assistant", "That.\n", "Hm."), new("user", "\ud83d\ude00")];
 
     private static IEnumerable<string> Families() =>
         Directory.EnumerateFiles(Path.Combine(Golden.Directory, "jinja", "families"), "*.jinja").Select(Path.GetFileNameWithoutExtension).Order()!;
@@ -22,11 +23,11 @@ public sealed class DamagedChatTests : DamageFixture
     public void Template(string family)
     {
         File.Copy(Path.Combine(Golden.Directory, "jinja", "families", family + ".jinja"), PathOf("chat_template.jinja"));
-        Change("chat_template.jinja", Render, DamagedBytes.Change);
+        Change("chat_template.jinja", Encode, DamagedBytes.Change);
     }
 
     [Test]
-    public void NamedTemplates() => ChangeJson("tokenizer_config.json", Render, """
+    public void NamedTemplates() => ChangeJson("tokenizer_config.json", Encode, """
         {
           "chat_template": [{ "name": "default", "template": "{% for message in messages %}{{ bos_token + message['content']|trim }}{% endfor %}" },
             { "name": "tool_use", "template": "{{ messages[0].role }}" }],
@@ -69,11 +70,11 @@ public sealed class DamagedChatTests : DamageFixture
         static MustafarCache New() => new(1, 1, 64, ScalarType.Float32);
     }
 
-    private void Render()
+    private void Encode()
     {
         try
         {
-            ChatTemplate.Load(Folder).Render(s_turns);
+            new ChatEncoder(TextTokenizer.Load(Folder), ChatTemplate.Load(Folder)).Encode(s_turns);
         }
         catch (ArgumentException exception) when (exception.InnerException is TemplateRaisedException)
         {
