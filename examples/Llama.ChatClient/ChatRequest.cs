@@ -1,10 +1,15 @@
 using System.Text.Json;
 using Microsoft.Extensions.AI;
 using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Chat.Jinja;
 using Mustafar.Examples.Llama.Generation;
 
 namespace Mustafar.Examples.Llama;
+
+/// <summary>What counts where a request doesn't say.</summary>
+/// <param name="ModelId">Name of the model; none if null.</param>
+/// <param name="Sampling">How tokens are chosen.</param>
+/// <param name="MaxTokens">Tokens to generate at most.</param>
+internal sealed record ChatRequestDefaults(string? ModelId, SamplingOptions Sampling, int MaxTokens);
 
 /// <summary>What a caller asks for, in the terms of the model. What the model can't do is refused, never ignored.</summary>
 /// <param name="Turns">The chat.</param>
@@ -24,15 +29,14 @@ internal sealed record ChatRequest(
     /// <summary>Reads messages and options.</summary>
     /// <param name="messages">The chat.</param>
     /// <param name="options">The options; none if null.</param>
-    /// <param name="modelId">Name of the model.</param>
-    /// <param name="defaultMaxTokens">Tokens to generate at most where the options don't say.</param>
+    /// <param name="defaults">What counts where the options don't say.</param>
     /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
-    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, string? modelId, int defaultMaxTokens)
+    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, ChatRequestDefaults defaults)
     {
         options ??= new ChatOptions();
-        RefuseUnsupported(options, modelId);
-        int maxTokens = options.MaxOutputTokens ?? defaultMaxTokens;
+        RefuseUnsupported(options, defaults.ModelId);
+        int maxTokens = options.MaxOutputTokens ?? defaults.MaxTokens;
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens, nameof(ChatOptions.MaxOutputTokens));
         if (options.StopSequences?.Any(string.IsNullOrEmpty) ?? false)
         {
@@ -42,11 +46,11 @@ internal sealed record ChatRequest(
         return new ChatRequest(
             ChatTurns.Read(messages, options.Instructions, options.ResponseFormat),
             ReadTemplateVariables(options),
-            new SamplingOptions
+            defaults.Sampling with
             {
-                Temperature = options.Temperature ?? 0,
-                TopP = options.TopP ?? 1,
-                TopK = options.TopK ?? 0,
+                Temperature = options.Temperature ?? defaults.Sampling.Temperature,
+                TopP = options.TopP ?? defaults.Sampling.TopP,
+                TopK = options.TopK ?? defaults.Sampling.TopK,
                 FrequencyPenalty = options.FrequencyPenalty ?? 0,
                 PresencePenalty = options.PresencePenalty ?? 0,
                 Seed = options.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
@@ -90,17 +94,16 @@ internal sealed record ChatRequest(
             return [];
         }
 
-        const string expected = $"{nameof(ChatOptions.AdditionalProperties)}[\"{TemplateVariablesKey}\"]: expected a dictionary or JSON object";
         try
         {
             // Whatever holds them: a dictionary, JSON, an object with properties.
-            return JinjaValue.From(JsonSerializer.SerializeToElement(value)) is JinjaDict dict
-                ? dict.Items.ToDictionary(pair => (string)pair.Key, pair => pair.Value)
-                : throw new ArgumentException($"{expected}, but got {value.GetType().Name}.", nameof(options));
+            return Chat.TemplateVariables.FromJson(JsonSerializer.SerializeToElement(value));
         }
-        catch (Exception exception) when (exception is NotSupportedException or JsonException)
+        catch (Exception exception) when (exception is ArgumentException or NotSupportedException or JsonException or InvalidOperationException)
         {
-            throw new ArgumentException($"{expected}, but {exception.Message}", nameof(options), exception);
+            string message = exception.Message.Split(" (Parameter ")[0];
+            throw new ArgumentException(
+                $"{nameof(ChatOptions.AdditionalProperties)}[\"{TemplateVariablesKey}\"]: {message}", nameof(options), exception);
         }
     }
 }

@@ -15,7 +15,8 @@ namespace Mustafar.Examples.Llama;
 /// <see cref="LlamaChatClientOptions.PrefixCaching"/> tells what that changes. A request that is refused changes no cache.
 /// </para>
 /// <para>
-/// Temperature, top-p, top-k, penalties, seed, stop sequences, longest reply and instructions are served; without a temperature the
+/// Temperature, top-p, top-k, penalties, seed, stop sequences, longest reply and instructions are served. Where a request gives no
+/// temperature, top-p or top-k, that of the checkpoint's generation_config.json counts; without one, or without its <c>do_sample</c>, the
 /// likeliest token is taken. A response format of JSON, with its schema, is asked for in the last message of the user; nothing enforces it.
 /// Variables for the chat template, such as <c>enable_thinking</c>, are given as <c>AdditionalProperties["chat_template_kwargs"]</c>. Tools,
 /// options of reasoning and other additional properties are refused.
@@ -30,17 +31,25 @@ public sealed class LlamaChatClient : IChatClient
     private readonly ChatModel _model;
     private readonly LlamaChatClientOptions _options;
     private readonly ChatClientMetadata _metadata;
+    private readonly ChatRequestDefaults _defaults;
     private readonly SemaphoreSlim _turn = new(1);
     private readonly PromptCachePool _caches;
     private volatile bool _disposed;
 
-    private LlamaChatClient(ChatModel model, LlamaChatClientOptions options)
+    /// <summary>Takes over a loaded model.</summary>
+    /// <param name="model">Who replies.</param>
+    /// <param name="sampling">How tokens are chosen where a request doesn't say.</param>
+    /// <param name="options">How to run it.</param>
+    /// <param name="newCache">Makes empty caches.</param>
+    internal LlamaChatClient(ChatModel model, SamplingOptions sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
     {
         _model = model;
         _options = options;
-        _caches = new PromptCachePool(NewCache, options.PrefixCaching ? options.MaxConversations : 1);
+        _caches = new PromptCachePool(
+            () => new PromptCache(model.Language.Model, newCache()), options.PrefixCaching ? options.MaxConversations : 1);
         string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(model.Language.Directory)));
         _metadata = new ChatClientMetadata("mustafar", defaultModelId: name.Length > 0 ? name : null);
+        _defaults = new ChatRequestDefaults(_metadata.DefaultModelId, sampling, options.MaxOutputTokens);
     }
 
     /// <summary>Loads a checkpoint.</summary>
@@ -56,10 +65,13 @@ public sealed class LlamaChatClient : IChatClient
         options ??= new LlamaChatClientOptions();
         CheckpointDirectory.Check(directory);
         ChatTemplate template = ChatTemplate.Load(directory, options.ChatTemplate);
+        SamplingOptions sampling = GenerationConfig.Load(directory).Sampling;
         LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device);
         try
         {
-            return new LlamaChatClient(new ChatModel(language, template), options);
+            return new LlamaChatClient(new ChatModel(language, template), sampling, options, () => options.Cache is MustafarOptions pruned
+                ? ModelCache.Mustafar(language.Model, pruned)
+                : ModelCache.Dense(language.Model));
         }
         catch
         {
@@ -89,7 +101,7 @@ public sealed class LlamaChatClient : IChatClient
     {
         ArgumentNullException.ThrowIfNull(messages);
         ObjectDisposedException.ThrowIf(_disposed, this);
-        ChatRequest request = ChatRequest.Read(messages, options, _metadata.DefaultModelId, _options.MaxOutputTokens);
+        ChatRequest request = ChatRequest.Read(messages, options, _defaults);
         Channel<ChatResponseUpdate> updates = Channel.CreateUnbounded<ChatResponseUpdate>();
         using CancellationTokenSource stop = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken);
         CancellationToken stopped = stop.Token;
@@ -218,8 +230,4 @@ public sealed class LlamaChatClient : IChatClient
             ResponseId = id,
         };
     }
-
-    private PromptCache NewCache() => new(_model.Language.Model, _options.Cache is MustafarOptions options
-        ? ModelCache.Mustafar(_model.Language.Model, options)
-        : ModelCache.Dense(_model.Language.Model));
 }

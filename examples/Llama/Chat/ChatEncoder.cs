@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.RegularExpressions;
 using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Tokenizer;
@@ -12,7 +13,8 @@ namespace Mustafar.Examples.Llama.Chat;
 /// </remarks>
 internal sealed class ChatEncoder
 {
-    // Private use: marks are put around texts of tokens before the template sees them, and taken out of what it writes.
+    // For private use. One that no message has is put into texts of tokens before the template sees them, behind the first letter. What the
+    // template writes is cut there, and no token goes across a cut, however the template takes a message apart.
     private const char FirstMark = '\uE000';
     private const char LastMark = '\uF8FF';
 
@@ -21,7 +23,7 @@ internal sealed class ChatEncoder
 
     private readonly TextTokenizer _tokenizer;
     private readonly ChatTemplate _template;
-    private readonly Regex? _marksOfTurns;
+    private readonly Regex? _tokensOfTurns;
     private readonly Regex? _specialTokens;
 
     /// <summary>Takes a template for a tokenizer.</summary>
@@ -41,12 +43,11 @@ internal sealed class ChatEncoder
 
         ChatTurn user = new(ChatRoles.User, Sample);
         ChatTurn assistant = new(ChatRoles.Assistant, Sample);
-
-        // One turn must be possible, unless the template says otherwise itself.
-        string chats = TryRender([user]) + TryRender([user, assistant, user]) + TryRender([new ChatTurn(ChatRoles.System, Sample), user]);
-        HashSet<int> written = [.. tokenizer.Encode(chats, addSpecialTokens: false)];
-        _marksOfTurns = TextTokenizer.AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial || written.Contains(token.Id)).Select(token => token.Content));
-        _specialTokens = TextTokenizer.AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial).Select(token => token.Content));
+        ChatTurn system = new(ChatRoles.System, Sample);
+        string chats = Probe([user], mustRender: true) + Probe([user, assistant, user]) + Probe([system, user]);
+        HashSet<int> written = [.. tokenizer.Encode([chats])];
+        _tokensOfTurns = AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial || written.Contains(token.Id)));
+        _specialTokens = AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial));
         EndOfReply = FindEndOfReply([user, assistant]);
     }
 
@@ -55,7 +56,7 @@ internal sealed class ChatEncoder
 
     /// <summary>The ids of a chat and of the beginning of the model's reply.</summary>
     /// <param name="turns">The chat.</param>
-    /// <param name="variables">Further variables for the template.</param>
+    /// <param name="variables">Further variables for the template. They are not of users: texts of tokens in them become tokens.</param>
     /// <param name="cancellationToken">Stops the work.</param>
     /// <exception cref="ArgumentException">The template refuses the turns or a variable.</exception>
     /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
@@ -65,60 +66,57 @@ internal sealed class ChatEncoder
         char mark = UnusedCharacter(turns);
         ChatTurn[] marked = [.. turns.Select(turn => turn with
         {
-            Content = Mark(turn.Role, turn.Content, mark),
-            ReasoningContent = turn.ReasoningContent is string text ? Mark(turn.Role, text, mark) : null,
+            Content = Marked(turn.Content, turn.Role, mark),
+            ReasoningContent = turn.ReasoningContent is string text ? Marked(text, turn.Role, mark) : null,
         })];
         string written = _template.Render(marked, variables: variables, cancellationToken: cancellationToken);
-        return _tokenizer.Encode(Parts(written, mark), cancellationToken);
+        return _tokenizer.Encode(written.Split(mark), cancellationToken);
     }
 
     private static char UnusedCharacter(IReadOnlyList<ChatTurn> turns)
     {
+        HashSet<char> used = [.. turns.SelectMany(turn => turn.Content + turn.ReasoningContent)];
         for (char mark = FirstMark; mark <= LastMark; mark++)
         {
-            if (!turns.Any(turn => turn.Content.Contains(mark) || (turn.ReasoningContent?.Contains(mark) ?? false)))
+            if (!used.Contains(mark))
             {
                 return mark;
             }
         }
 
-        throw new ArgumentException("Expected messages that leave a character for private use free, but they have all of them.", nameof(turns));
+        throw new ArgumentException(
+            "Expected messages that leave a character for private use (U+E000 to U+F8FF) free, but they have all of them.", nameof(turns));
     }
 
-    private string Mark(string role, string text, char mark) =>
-        (role == ChatRoles.Assistant ? _specialTokens : _marksOfTurns)?.Replace(text, $"{mark}$0{mark}") ?? text;
+    // White space is no mark of a turn, and a single letter can't be cut.
+    private static Regex? AnyOf(IEnumerable<AddedToken> tokens) => TextTokenizer.AnyOf(
+        tokens.Select(token => token.Content).Where(text => !string.IsNullOrWhiteSpace(text) && text.EnumerateRunes().Count() > 1));
 
-    // A template may have cut a text between its marks: then they only go.
-    private List<TextPart> Parts(string written, char mark)
+    // Of tokens that overlap each is cut.
+    private string Marked(string text, string role, char mark)
     {
-        List<TextPart> parts = [];
+        Regex? tokens = role == ChatRoles.Assistant ? _specialTokens : _tokensOfTurns;
+        StringBuilder marked = new();
         int start = 0;
-        for (int at = written.IndexOf(mark); at >= 0; at = written.IndexOf(mark, start))
+        for (Match? match = tokens?.Match(text); match is { Success: true }; match = tokens!.Match(text, start))
         {
-            parts.Add(new TextPart(written[start..at], IsMarkup: true));
-            int end = written.IndexOf(mark, at + 1);
-            bool isToken = end > at && _marksOfTurns!.Match(written, at + 1, end - at - 1) is { Success: true } match && match.Length == end - at - 1;
-            if (isToken)
-            {
-                parts.Add(new TextPart(written[(at + 1)..end], IsMarkup: false));
-            }
-
-            start = isToken ? end + 1 : at + 1;
+            int end = match.Index + (char.IsSurrogate(text[match.Index]) ? 2 : 1);
+            marked.Append(text, start, end - start).Append(mark);
+            start = end;
         }
 
-        parts.Add(new TextPart(written[start..], IsMarkup: true));
-        return parts;
+        return marked.Append(text, start, text.Length - start).ToString();
     }
 
-    private string TryRender(IReadOnlyList<ChatTurn> turns, bool addGenerationPrompt = true)
+    // Nothing where the template has no notion of such a chat. What it can't render at all is told at once.
+    private string Probe(IReadOnlyList<ChatTurn> turns, bool addGenerationPrompt = true, bool mustRender = false)
     {
         try
         {
             return _template.Render(turns, addGenerationPrompt);
         }
-        catch (ArgumentException)
+        catch (Exception exception) when (exception is ArgumentException || (exception is UnsupportedModelException && !mustRender))
         {
-            // It has other orders of turns.
             return "";
         }
     }
@@ -126,14 +124,14 @@ internal sealed class ChatEncoder
     // What follows the reply, once white space is left out.
     private int? FindEndOfReply(ChatTurn[] chat)
     {
-        string text = TryRender(chat, addGenerationPrompt: false);
+        string text = Probe(chat, addGenerationPrompt: false);
         int reply = text.LastIndexOf(Sample, StringComparison.Ordinal);
         if (reply < 0)
         {
             return null;
         }
 
-        List<int> ids = _tokenizer.Encode(text[(reply + Sample.Length)..].TrimStart(), addSpecialTokens: false);
+        List<int> ids = _tokenizer.Encode([text[(reply + Sample.Length)..].TrimStart()]);
         return ids.Count > 0 && _tokenizer.AddedTokens.Any(token => token.Id == ids[0]) ? ids[0] : null;
     }
 }

@@ -6,9 +6,6 @@ namespace Mustafar.Examples.Llama.Chat;
 /// <summary>How a model wants a chat written down: the checkpoint's program in Jinja, rendered as transformers renders it.</summary>
 public sealed class ChatTemplate
 {
-    private const string Messages = "messages";
-    private const string AddGenerationPrompt = "add_generation_prompt";
-
     private readonly JinjaTemplate _template;
     private readonly Dictionary<string, object?> _specialTokens;
 
@@ -74,13 +71,11 @@ public sealed class ChatTemplate
         };
         foreach ((string name, object? value) in variables ?? new Dictionary<string, object?>())
         {
-            values[name] = name is Messages or AddGenerationPrompt
-                ? throw new ArgumentException($"Expected variables beside those of the chat, but got '{name}'.", nameof(variables))
-                : Value(name, value);
+            values[name] = TemplateVariables.ValueOf(name, value);
         }
 
-        values[Messages] = new JinjaList([.. turns.Select(MessageOf)]);
-        values[AddGenerationPrompt] = addGenerationPrompt;
+        values[TemplateVariables.Messages] = new JinjaList([.. turns.Select(MessageOf)]);
+        values[TemplateVariables.AddGenerationPrompt] = addGenerationPrompt;
         try
         {
             return _template.Render(values, DateTime.Now, cancellationToken);
@@ -92,18 +87,6 @@ public sealed class ChatTemplate
         catch (JinjaException exception)
         {
             throw Unsupported(exception);
-        }
-    }
-
-    private static object? Value(string name, object? value)
-    {
-        try
-        {
-            return JinjaValue.From(value);
-        }
-        catch (ArgumentException exception)
-        {
-            throw new ArgumentException($"The template's variable '{name}': {exception.Message}", nameof(value), exception);
         }
     }
 

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
+using System.Text.Json;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
@@ -19,6 +20,12 @@ internal sealed class ChatCommand : LlamaCommand
         HelpName = "NAME|FILE",
     };
 
+    private readonly Option<string?> _variables = new("--chat-template-kwargs")
+    {
+        Description = "Further variables for the chat template, as a JSON object such as {\"enable_thinking\": false}.",
+        HelpName = "JSON",
+    };
+
     private readonly Option<string?> _load = new("--load") { Description = "Go on with a chat that --save wrote.", HelpName = "FILE" };
     private readonly Option<string?> _save = new("--save") { Description = "Write the chat and its compressed cache to a file at its end.", HelpName = "FILE" };
 
@@ -28,7 +35,7 @@ internal sealed class ChatCommand : LlamaCommand
         : base("chat", $"Chat: each line of input is a turn. {ChatLoop.Reset} begins anew, {ChatLoop.Exit} or Ctrl-C ends.")
     {
         _input = input;
-        Add([_system, _template, _load, _save, .. _generation.All]);
+        Add([_system, _template, _variables, _load, _save, .. _generation.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
@@ -38,12 +45,15 @@ internal sealed class ChatCommand : LlamaCommand
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
         CheckFiles(settings, load, save);
         ChatTemplate template = LoadTemplate(settings.Model, arguments.GetValue(_template));
+        IReadOnlyDictionary<string, object?>? variables = arguments.GetValue(_variables) is string json ? ReadVariables(json) : null;
         using ModelSession session = ModelSession.Load(settings, output);
         ChatModel model = new(session.Language, template);
         ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatRoles.System, system)] : [];
         using ModelCache cache = session.NewCache();
         Stopwatch watch = Stopwatch.StartNew();
-        using Conversation conversation = load is null ? new Conversation(model, cache) : Conversation.Load(load, model, cache);
+        using Conversation conversation = load is null
+            ? new Conversation(model, cache) { TemplateVariables = variables }
+            : Conversation.Load(load, model, cache, variables);
         double? restoreSeconds = load is null ? null : watch.Elapsed.TotalSeconds;
         if (restoreSeconds is double seconds)
         {
@@ -80,6 +90,23 @@ internal sealed class ChatCommand : LlamaCommand
         catch (ArgumentException exception)
         {
             throw new CommandException($"{_template.Name}: {ErrorMessage.Of(exception)}");
+        }
+    }
+
+    private Dictionary<string, object?> ReadVariables(string json)
+    {
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(json);
+            return TemplateVariables.FromJson(document.RootElement);
+        }
+        catch (JsonException)
+        {
+            throw new CommandException($"{_variables.Name}: expected a JSON object, but got {json}.");
+        }
+        catch (ArgumentException exception)
+        {
+            throw new CommandException($"{_variables.Name}: {ErrorMessage.Of(exception)}");
         }
     }
 

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Text.Json;
 using System.Text.Json.Nodes;
 using Microsoft.Extensions.AI;
@@ -6,6 +5,7 @@ using Mustafar.Examples.Llama;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Generation;
+using Mustafar.Examples.Llama.Model;
 
 namespace Mustafar.Tests.Llama;
 
@@ -74,7 +74,9 @@ internal sealed class ChatClientRequestTests
         yield return Case("refused by the template", [new(new ChatRole("nobody"), "x")], null, "messages", "Not nobody");
         yield return Case("an empty stop sequence", [user], new ChatOptions { StopSequences = [""] }, "options", "StopSequences");
         yield return Case("kwargs of another kind", [user], Kwargs("x"), "options", "chat_template_kwargs");
-        yield return Case("kwargs of the chat", [user], Kwargs(new { messages = 5 }), "messages", "'messages'");
+        yield return Case("kwargs of the chat", [user], Kwargs(new { messages = 5 }), "options", "'messages'");
+        yield return Case("kwargs with half a surrogate pair", [user], Kwargs(JsonDocument.Parse("""{ "a": "\ud800" }""").RootElement), "options", "chat_template_kwargs");
+        yield return Case("kwargs that are no JSON", [user], Kwargs(new { a = double.NaN }), "options", "chat_template_kwargs");
         yield return Case("top-p", [user], new ChatOptions { TopP = 7 }, "TopP", "probability");
         yield return Case("no tokens", [user], new ChatOptions { MaxOutputTokens = 0 }, "MaxOutputTokens", "0");
 
@@ -138,28 +140,63 @@ internal sealed class ChatClientRequestTests
         await dropped.DisposeAsync();
     }
 
-    // The model is in the middle of a layer: the caller waits for none.
+    // The model is held in the middle of a layer: the caller waits for none, nor does whoever waits for the model.
     [Test]
-    public async Task CancellingALongPromptTakesEffectAtOnce()
+    public async Task CancellingTakesEffectWhileTheModelIsInALayer()
     {
-        _directory.WithTinyCheckpoint(config => config["max_position_embeddings"] = 20_000);
-        using LlamaChatClient client = LlamaChatClient.Load(_directory.Path, s_options);
-        string prompt = new('x', 16_000);
-        using CancellationTokenSource source = new();
-        Stopwatch watch = Stopwatch.StartNew();
-        await client.GetResponseAsync("y" + prompt);
-        TimeSpan whole = watch.Elapsed;
-        Task<ChatResponse> task = client.GetResponseAsync(prompt, cancellationToken: source.Token);
-        await Task.Delay(whole / 8);
-        watch.Restart();
+        _directory.WithTinyCheckpoint();
+        using ManualResetEventSlim isInLayer = new(), goOn = new();
+        LanguageModel language = LanguageModel.Load(_directory.Path);
+        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), new SamplingOptions(), s_options, () => new ModelCache(
+            Enumerable.Range(0, 2).Select(_ => new WatchedCache(
+                new DenseCache(1, 1, 64, language.Model.DType),
+                () =>
+                {
+                    isInLayer.Set();
+                    goOn.Wait();
+                }))));
+        using CancellationTokenSource source = new(), other = new();
+        Task<ChatResponse> task = client.GetResponseAsync("a long prompt", cancellationToken: source.Token);
+        Task<ChatResponse> waiting = client.GetResponseAsync("another", cancellationToken: other.Token);
+        isInLayer.Wait();
         await source.CancelAsync();
-        OperationCanceledException error = (await Assert.CatchAsync<OperationCanceledException>(() => task))!;
-        TimeSpan taken = watch.Elapsed;
+        await other.CancelAsync();
+        TimeSpan patience = TimeSpan.FromMinutes(1);
+        OperationCanceledException error = (await Assert.CatchAsync<OperationCanceledException>(() => task.WaitAsync(patience)))!;
+        await Assert.CatchAsync<OperationCanceledException>(() => waiting.WaitAsync(patience));
+        Task<ChatResponse> next = client.GetResponseAsync("a");
+        Assert.That(next.IsCompleted, Is.False, "the layer has not ended yet");
+        goOn.Set();
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(taken, Is.LessThan(whole / 8), "of a layer's time of almost half");
             Assert.That(error.CancellationToken, Is.EqualTo(source.Token));
-            Assert.That((await client.GetResponseAsync("a")).Text, Is.EqualTo("kkkkkk"));
+            Assert.That((await next).Text, Is.EqualTo("kkkkkk"));
+            Assert.That((await next).Usage!.CachedInputTokenCount, Is.Zero, "nothing is left of the prompt that was given up");
+        }
+    }
+
+    // Its length would be refused once it is encoded.
+    [Test]
+    public async Task CancellingStopsTheEncodingOfALongText()
+    {
+        using LlamaChatClient client = Client(TinyCheckpoint.Template);
+        using CancellationTokenSource source = new(TimeSpan.FromMilliseconds(50));
+        await Assert.CatchAsync<OperationCanceledException>(() => client.GetResponseAsync(new string('x', 20_000_000), cancellationToken: source.Token));
+        Assert.That((await client.GetResponseAsync("a")).Text, Is.EqualTo("kkkkkk"));
+    }
+
+    [Test]
+    public async Task TheCheckpointTellsHowTokensAreChosenWhereARequestDoesNot()
+    {
+        _directory.WithTinyCheckpoint(favourite: null);
+        File.WriteAllText(_directory.File("generation_config.json"), """{ "do_sample": true, "temperature": 5.0, "top_k": 0 }""");
+        using LlamaChatClient client = LlamaChatClient.Load(_directory.Path, s_options with { MaxOutputTokens = 20 });
+        async Task<string> Text(ChatOptions options) => (await client.GetResponseAsync("a", options)).Text;
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(await Text(new ChatOptions { Seed = 1 }), Is.EqualTo(await Text(new ChatOptions { Seed = 1, Temperature = 5, TopK = 0, TopP = 1 })));
+            Assert.That(await Text(new ChatOptions { Seed = 1 }), Is.Not.EqualTo(await Text(new ChatOptions { Seed = 2 })));
+            Assert.That(await Text(new ChatOptions { Seed = 1, Temperature = 0 }), Is.EqualTo(await Text(new ChatOptions { Seed = 2, Temperature = 0 })));
         }
     }
 
@@ -192,7 +229,7 @@ internal sealed class ChatClientRequestTests
 
     private static string Turns(ChatMessage[] messages, ChatOptions? options, LlamaChatClient client)
     {
-        ChatRequest request = ChatRequest.Read(messages, options, null, 1);
+        ChatRequest request = ChatRequest.Read(messages, options, new ChatRequestDefaults(null, new SamplingOptions(), 1));
         ChatModel model = new(client.GetService<LanguageModel>()!, ChatTemplate.Load(client.GetService<LanguageModel>()!.Directory));
         return model.Language.Tokenizer.Decode(model.Encode(request.Turns, request.TemplateVariables), skipSpecialTokens: false);
     }

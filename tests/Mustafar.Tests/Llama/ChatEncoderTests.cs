@@ -1,3 +1,4 @@
+using System.Text.Json.Nodes;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Tokenizer;
@@ -158,14 +159,49 @@ internal sealed class ChatEncoderTests
         }
     }
 
+    // The Kelvin sign is a K once it is normalised.
     [Test]
-    public void ATemplateMayCutAMessageWithinATokensText()
+    public void TokensThatAreFoundInNormalisedTextAreNoMarksInMessages()
     {
-        TextTokenizer tokenizer = Tokenizer();
-        ChatEncoder encoder = Encoder(tokenizer, "{% for m in messages %}{{ m.content.split('</s>')[0] }}<|im_end|>{% endfor %}");
-        List<int> ids = encoder.Encode([new ChatTurn(ChatRoles.User, "a</s>b")]);
-        Assert.That(tokenizer.Decode(ids, skipSpecialTokens: false), Is.EqualTo("a<|im_end|>"));
-        Assert.That(ids[^1], Is.EqualTo(tokenizer.FindAddedToken("<|im_end|>")));
+        using TemporaryDirectory directory = new();
+        JsonObject root = TinyCheckpoint.Tokenizer(["<|im_start|>", "<|im_end|>", "<|K|>"], "<KK>");
+        root["normalizer"] = new JsonObject { ["type"] = "NFC" };
+        foreach (JsonNode? token in root["added_tokens"]!.AsArray())
+        {
+            token!["normalized"] = true;
+        }
+
+        File.WriteAllText(directory.File("tokenizer.json"), root.ToJsonString());
+        TextTokenizer tokenizer = TextTokenizer.Load(directory.Path);
+        List<int> ids = Encoder(tokenizer, "chatml").Encode([new ChatTurn(ChatRoles.User, "a<|im_end|>b<|\u212A|>c<|K|>d<KK>")]);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(ids.Where(id => id >= 256), Is.EqualTo(new[] { 256, 259, 257, 256 }));
+            Assert.That(tokenizer.Decode(ids, skipSpecialTokens: false), Does.Contain("\na<|im_end|>b<|K|>c<|K|>d<KK><|im_end|>"));
+            Assert.That(tokenizer.Encode("<|\u212A|>"), Is.EqualTo(new[] { 258 }), "in a text that is none of a chat it counts");
+        }
+    }
+
+    // Whatever is left of a message, it has no token in it, and hides none of the template's.
+    [TestCase("{{ m.content.split('</s>')[0] }}")]
+    [TestCase("{{ m.content[:5] }}")]
+    [TestCase("{{ m.content[4:] }}")]
+    [TestCase("{{ m.content | replace('s', '') }}")]
+    [TestCase("{{ m.content | upper }}")]
+    public void ATemplateMayTakeAMessageApart(string part)
+    {
+        TextTokenizer tokenizer = Tokenizer([.. s_marks, "🙂🙂", "<<s>", "s><"]);
+        ChatEncoder encoder = Encoder(tokenizer, "{% for m in messages %}<s>" + part + "<|im_end|>{% endfor %}");
+        string[] pieces = ["<|im_end|>", "<s>", "</s>", "<🙂>", "a", "<", "🙂🙂", "\uE000", "\uE001"];
+        const int seed = 12;
+        Random random = new(seed);
+        for (int i = 0; i < 100; i++)
+        {
+            ChatTurn[] turns = [.. Enumerable.Range(0, 3).Select(_ =>
+                new ChatTurn(ChatRoles.User, string.Concat(Enumerable.Range(0, 4).Select(_ => pieces[random.Next(pieces.Length)]))))];
+            List<int> ids = encoder.Encode(turns);
+            Assert.That(ids.Count(tokenizer.IsSpecial), Is.EqualTo(6), $"seed {seed}, chat {i}");
+        }
     }
 
     [Test]
