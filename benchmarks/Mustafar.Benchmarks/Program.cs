@@ -8,6 +8,7 @@ RootCommand root = new("Measures Mustafar's operations against dense attention o
 root.Subcommands.Add(options.Command("attention", "One decode step of attention over a filled cache.", OnDevice(AttentionBenchmark.Run, CudaAttentionBenchmark.Run)));
 root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prompt.", OnDevice(CompressBenchmark.Run, CudaCompressBenchmark.Prompt)));
 root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", OnDevice(AppendBenchmark.Run, CudaCompressBenchmark.Append)));
+root.Subcommands.Add(options.Command("step", "The operations of a decode step beside attention, on the CPU.", StepBenchmark.Run));
 root.Subcommands.Add(BarChart.Command());
 return root.Parse(args).Invoke();
 

@@ -19,6 +19,30 @@ internal static class Timing
         return times[times.Count / 2];
     }
 
+    /// <summary>Median times of two calls in microseconds, which take turns so that both meet the same state of the machine.</summary>
+    /// <param name="seconds">Time to spend.</param>
+    /// <param name="one">What to time; its tensors are freed after each call.</param>
+    /// <param name="other">As <paramref name="one"/>.</param>
+    internal static (double One, double Other) Medians(double seconds, Action one, Action other)
+    {
+        List<double> times = [], otherTimes = [];
+        foreach (double share in (double[])[seconds / 4, seconds])
+        {
+            times.Clear();
+            otherTimes.Clear();
+            Stopwatch total = Stopwatch.StartNew();
+            while (total.Elapsed.TotalSeconds < share || times.Count < FewestCalls)
+            {
+                times.Add(Once(one));
+                otherTimes.Add(Once(other));
+            }
+        }
+
+        times.Sort();
+        otherTimes.Sort();
+        return (times[times.Count / 2], otherTimes[otherTimes.Count / 2]);
+    }
+
     /// <summary>The shorter of two times of a long call in microseconds.</summary>
     internal static double BestOfTwo(Action call) => Spend(0, call, fewestCalls: 2).Min();
 
@@ -36,12 +60,17 @@ internal static class Timing
         Stopwatch total = Stopwatch.StartNew();
         while (total.Elapsed.TotalSeconds < seconds || times.Count < fewestCalls)
         {
-            using var scope = NewDisposeScope();
-            long start = Stopwatch.GetTimestamp();
-            call();
-            times.Add(Stopwatch.GetElapsedTime(start).TotalMicroseconds);
+            times.Add(Once(call));
         }
 
         return times;
+    }
+
+    private static double Once(Action call)
+    {
+        using var scope = NewDisposeScope();
+        long start = Stopwatch.GetTimestamp();
+        call();
+        return Stopwatch.GetElapsedTime(start).TotalMicroseconds;
     }
 }

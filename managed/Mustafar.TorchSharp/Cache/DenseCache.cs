@@ -7,6 +7,8 @@ namespace Mustafar;
 /// <remarks>
 /// Keys and values lie in one block of [batch, num_kv_heads, capacity, head_dim] each, which grows by an eighth when it is full.
 /// They are never repeated for the query heads of a group: at decode the group is folded into the query axis.
+/// NaN and infinity give on the CPU what weights exp(s − max s) / sum, written out over the tokens that a query sees, give; on CUDA
+/// what torch's kernels make of them.
 /// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public sealed class DenseCache : KeyValueCache
@@ -20,6 +22,9 @@ public sealed class DenseCache : KeyValueCache
     private Tensor? _keys;
     private Tensor? _values;
     private int _capacity;
+
+    // Whether no stored token holds NaN or infinity. Kept so that a step looks at its own tokens only.
+    private bool _isFinite = true;
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
@@ -100,8 +105,10 @@ public sealed class DenseCache : KeyValueCache
 
         Reserve(longest);
         Tensor output;
+        bool wasFinite = _isFinite;
         try
         {
+            _isFinite = wasFinite && DenseAttention.IsFinite(keys, values);
             Write(_keys!, keys, counts);
             Write(_values!, values, counts);
             output = Attend(query, scale, longest, lengths, padded: !counts.IsEmpty && !AllEqual(counts, tokens));
@@ -109,6 +116,7 @@ public sealed class DenseCache : KeyValueCache
         catch
         {
             Erase(_lengths, longest);
+            _isFinite = wasFinite;
             throw;
         }
 
@@ -137,6 +145,7 @@ public sealed class DenseCache : KeyValueCache
         int[] lengths = [.. _lengths.Select(own => Math.Min(own, length))];
         Erase(lengths, longest);
         lengths.CopyTo(_lengths, 0);
+        _isFinite = _isFinite || DenseAttention.IsFinite(_keys!, _values!);
     }
 
     /// <inheritdoc/>
@@ -159,6 +168,7 @@ public sealed class DenseCache : KeyValueCache
                 fork._lengths[b] = _lengths[parents[b]];
             }
 
+            fork._isFinite = _isFinite;
             return fork;
         }
         catch
@@ -267,7 +277,8 @@ public sealed class DenseCache : KeyValueCache
         }
 
         Tensor? mask = uniform && tokens == 1 ? null : VisibleKeys(first, longest, (int)tokens, uniform);
-        Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal: false);
+        bool finite = _isFinite && DenseAttention.IsFinite(query);
+        Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal: false, finite);
         return padded ? output.masked_fill(Padding(lengths, (int)tokens), Scalars.Zero) : output;
     }
 

@@ -45,6 +45,7 @@ internal enum CpuVariant
     Avx512 = 3,
     Avx512Bf16 = 4,
     Neon = 5,
+    Avx512Core = 6,
 }
 
 // enum mustafar_abi_kind

@@ -3,7 +3,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Attention over dense keys and values with torch's kernels.</summary>
+/// <summary>
+/// Attention over dense keys and values: torch's kernels, and for NaN and infinity on the CPU, of which those make what their
+/// algorithm happens to make, the formula itself.
+/// </summary>
 internal static class DenseAttention
 {
     private const int QueryBlock = 512;
@@ -18,9 +21,15 @@ internal static class DenseAttention
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
     /// <param name="mask">Bool, broadcast to [batch, 1, queries, tokens], true where a query may look; null for all.</param>
     /// <param name="causal">Whether query i sees tokens up to i only; then mask is null.</param>
-    /// <returns>A tensor like the query, in the current dispose scope.</returns>
-    internal static Tensor Forward(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal)
+    /// <param name="finite">Whether no operand holds NaN or infinity, or torch's kernels are to be used whatever they hold.</param>
+    /// <returns>A tensor like the query, in the current dispose scope; undefined where a query sees nothing.</returns>
+    internal static Tensor Forward(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal, bool finite)
     {
+        if (!finite)
+        {
+            return ByFormula(query, keys, values, scale, mask, causal);
+        }
+
         long[] shape = query.shape;
         (long batch, long numHeads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
         long numKvHeads = keys.shape[1];
@@ -60,9 +69,10 @@ internal static class DenseAttention
     internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window, int sinks = 0)
     {
         long tokens = query.shape[2];
+        bool finite = IsFinite(query, keys, values);
         if (window is not int seen || seen >= tokens)
         {
-            return Forward(query, keys, values, scale, mask: null, causal: tokens > 1);
+            return Forward(query, keys, values, scale, mask: null, causal: tokens > 1, finite);
         }
 
         // In blocks of queries: only the keys that a block sees are read, and no mask is n by n.
@@ -81,7 +91,8 @@ internal static class DenseAttention
             Tensor mask = distance.ge(Scalars.Zero).logical_and(distance.lt(limit).logical_or(token.lt(firstOther)));
             GC.KeepAlive(limit);
             GC.KeepAlive(firstOther);
-            output.narrow(2, first, count).copy_(Forward(query.narrow(2, first, count), Seen(keys), Seen(values), scale, mask, causal: false));
+            output.narrow(2, first, count).copy_(
+                Forward(query.narrow(2, first, count), Seen(keys), Seen(values), scale, mask, causal: false, finite));
 
             Tensor Seen(Tensor tokens) => apart == 0
                 ? tokens.narrow(2, begin, end - begin)
@@ -89,6 +100,51 @@ internal static class DenseAttention
         }
 
         return output;
+    }
+
+    /// <summary>Whether torch's kernels may compute with these: on the CPU if they are finite, elsewhere always, since to look at them
+    /// would mean to wait for the device.</summary>
+    internal static bool IsFinite(params ReadOnlySpan<Tensor> tensors)
+    {
+        foreach (Tensor tensor in tensors)
+        {
+            if (tensor.device_type == DeviceType.CPU && !FiniteCheck.IsFinite(tensor))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    // softmax(scale · q · kᵀ) · v in single precision, where what a query does not see has no part. A block of queries at a time.
+    private static Tensor ByFormula(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal)
+    {
+        Tensor output = empty_like(query);
+        (long batch, long queries, long headDim, long numKvHeads) = (query.shape[0], query.shape[2], query.shape[3], keys.shape[1]);
+        long group = query.shape[1] / numKvHeads;
+        for (long b = 0; b < batch; b++)
+        {
+            for (long first = 0; first < queries; first += QueryBlock)
+            {
+                using DisposeScope scope = NewDisposeScope();
+                long count = Math.Min(QueryBlock, queries - first);
+                Tensor rows = query[b].narrow(1, first, count).to(ScalarType.Float32).Times(scale ?? 1 / Math.Sqrt(headDim));
+                OnlineSoftmax softmax = new(rows.reshape(numKvHeads, -1, headDim));
+                softmax.Add(keys[b].to(ScalarType.Float32), values[b].to(ScalarType.Float32), Hidden(b, first, count));
+                output[b].narrow(1, first, count).copy_(softmax.Result().reshape(-1, count, headDim));
+            }
+        }
+
+        return output;
+
+        Tensor? Hidden(long b, long first, long count)
+        {
+            Tensor? hidden = causal
+                ? Scalars.Range(first, count, query.device).unsqueeze(1) < Scalars.Range(0, keys.shape[2], query.device)
+                : mask?.expand(batch, 1, queries, keys.shape[2])[b, 0].narrow(0, first, count).logical_not();
+            return hidden?.repeat(group, 1);
+        }
     }
 
     private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>

@@ -16,8 +16,7 @@ internal sealed class OnlineSoftmax(Tensor query)
     /// <summary>Adds a segment. The results live in the current dispose scope.</summary>
     /// <param name="keys">Float32 [heads, tokens, head_dim].</param>
     /// <param name="values">Float32 [heads, tokens, head_dim].</param>
-    /// <param name="hidden">Bool [queries, tokens], true where a query must not look; null if all look everywhere. Each query must
-    /// see something in the first segment.</param>
+    /// <param name="hidden">Bool [queries, tokens], true where a query must not look; null if all look everywhere.</param>
     internal void Add(Tensor keys, Tensor values, Tensor? hidden)
     {
         Tensor scores = matmul(query, keys.transpose(1, 2));
@@ -32,16 +31,18 @@ internal sealed class OnlineSoftmax(Tensor query)
             highest = maximum(highest, _maximum);
         }
 
-        Tensor weights = (scores - highest).exp_();
+        // Scores that are all -infinity so far weigh nothing yet; if they stay all, the result is 0 / 0.
+        Tensor reference = highest.masked_fill(highest.isneginf(), Scalars.Zero);
+        Tensor weights = (scores - reference).exp_();
         Tensor sum = weights.sum(-1, keepdim: true);
-        Tensor added = matmul(weights, values);
+        Tensor added = WeightedSum(weights, values, hidden);
         if (_maximum is null)
         {
             (_sum, _values) = (sum, added);
         }
         else
         {
-            Tensor factor = (_maximum - highest).exp_();
+            Tensor factor = (_maximum - reference).exp_();
             _sum = sum.addcmul_(_sum!, factor, Scalars.One);
             _values = added.addcmul_(_values!, factor, Scalars.One);
         }
@@ -57,6 +58,32 @@ internal sealed class OnlineSoftmax(Tensor query)
         _values?.MoveToOuterDisposeScope();
     }
 
-    /// <summary>The attention's output, Float32 [heads, queries, head_dim].</summary>
+    /// <summary>The attention's output, Float32 [heads, queries, head_dim]; NaN where a query sees nothing.</summary>
     internal Tensor Result() => _values! / _sum!;
+
+    /// <summary>Weights times values, in which hidden tokens have no part: a weight of zero would make NaN of a value that is not finite.</summary>
+    /// <param name="weights">[…, queries, tokens], zero where hidden.</param>
+    /// <param name="values">[…, tokens, head_dim].</param>
+    /// <param name="hidden">Bool, broadcast to the weights; null if nothing is hidden.</param>
+    internal static Tensor WeightedSum(Tensor weights, Tensor values, Tensor? hidden)
+    {
+        if (hidden is null || FiniteCheck.IsFinite(values))
+        {
+            return matmul(weights, values);
+        }
+
+        // The finite values, then which of the others are seen: by a positive weight, or by one of zero, which makes NaN of infinity.
+        Tensor sum = matmul(weights, values.masked_fill(values.isfinite().logical_not(), Scalars.Zero));
+        Tensor seen = weights.gt(Scalars.Zero).to(weights.dtype);
+        Tensor zero = weights.eq(Scalars.Zero).logical_and(hidden.logical_not()).to(weights.dtype);
+        Tensor nan = Any(seen + zero, values.isnan()).logical_or(Any(zero, values.isinf()));
+        Tensor positive = Any(seen, values.isposinf()), negative = Any(seen, values.isneginf());
+        return sum
+            .masked_fill(positive, Scalars.PositiveInfinity)
+            .masked_fill(negative, Scalars.NegativeInfinity)
+            .masked_fill(nan.logical_or(positive.logical_and(negative)), Scalars.NaN)
+            .masked_fill(sum.isnan(), Scalars.NaN);
+
+        static Tensor Any(Tensor weights, Tensor marked) => matmul(weights, marked.to(weights.dtype)).gt(Scalars.Zero);
+    }
 }

@@ -14,7 +14,9 @@ internal static class Scalars
 {
     internal static readonly Scalar Zero = 0;
     internal static readonly Scalar One = 1;
+    internal static readonly Scalar PositiveInfinity = float.PositiveInfinity;
     internal static readonly Scalar NegativeInfinity = float.NegativeInfinity;
+    internal static readonly Scalar NaN = float.NaN;
 
     /// <summary>The numbers first, first + 1, …: Int64 [count].</summary>
     internal static Tensor Range(long first, long count, Device device)

@@ -78,17 +78,19 @@ typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1
 /* Instruction set variants of the CPU back end. */
 typedef enum mustafar_cpu_variant {
     /* The fastest one on this processor, or the one the environment variable MUSTAFAR_CPU_VARIANT names
-       (scalar, avx2, avx512, avx512bf16, neon); calls are UNSUPPORTED if the processor does not have that one. */
+       (scalar, avx2, avx512core, avx512, avx512bf16, neon); calls are UNSUPPORTED if the processor does not have that one. */
     MUSTAFAR_CPU_VARIANT_AUTO = 0,
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */
     MUSTAFAR_CPU_VARIANT_AVX2 = 2,
-    /* AVX-512 F, BW, DQ, VL, VBMI2, BITALG, VPOPCNTDQ */
+    /* AVX-512 F, BW, DQ, VL, VBMI2, VPOPCNTDQ */
     MUSTAFAR_CPU_VARIANT_AVX512 = 3,
     /* The above and AVX512_BF16 */
     MUSTAFAR_CPU_VARIANT_AVX512_BF16 = 4,
     /* Advanced SIMD of 64-bit ARM */
-    MUSTAFAR_CPU_VARIANT_NEON = 5
+    MUSTAFAR_CPU_VARIANT_NEON = 5,
+    /* AVX-512 F, BW, DQ, VL: Skylake-X, Cascade Lake, Cooper Lake */
+    MUSTAFAR_CPU_VARIANT_AVX512_CORE = 6
 } mustafar_cpu_variant;
 
 /* Where and how a call runs. */

@@ -41,6 +41,7 @@ constexpr mustafar_abi_entry table[] = {
     ENUMERATOR(mustafar_cpu_variant, MUSTAFAR_CPU_VARIANT_AVX512),
     ENUMERATOR(mustafar_cpu_variant, MUSTAFAR_CPU_VARIANT_AVX512_BF16),
     ENUMERATOR(mustafar_cpu_variant, MUSTAFAR_CPU_VARIANT_NEON),
+    ENUMERATOR(mustafar_cpu_variant, MUSTAFAR_CPU_VARIANT_AVX512_CORE),
 
     STRUCT(mustafar_context),
     FIELD(mustafar_context, device),

@@ -207,7 +207,8 @@ const mustafar_context& checked(const mustafar_context* context) {
     check_range("context.device", context->device, MUSTAFAR_DEVICE_CPU, MUSTAFAR_DEVICE_CUDA);
     check_range("context.device_index", context->device_index, 0, INT_MAX);
     check_range("context.num_threads", context->num_threads, 0, 4096);
-    check_range("context.cpu_variant", context->cpu_variant, MUSTAFAR_CPU_VARIANT_AUTO, MUSTAFAR_CPU_VARIANT_NEON);
+    check_range("context.cpu_variant", context->cpu_variant, MUSTAFAR_CPU_VARIANT_AUTO,
+                MUSTAFAR_CPU_VARIANT_AVX512_CORE);
     return *context;
 }
 

@@ -1,4 +1,5 @@
-// What the two AVX-512 variants share: reading tokens, sums over lanes, softmax. Included only by their source files.
+// What the AVX-512 variants share: reading tokens, sums over lanes, softmax. Included only by their source files, which are
+// compiled for extensions of their own: what those lack is done here with what there is.
 #pragma once
 
 #include <immintrin.h>
@@ -12,11 +13,29 @@
 namespace mustafar {
 namespace {
 
-// 32 channels in f32, in the order that costs least: those of bf16 as even and odd ones, which are the upper and lower
-// halves of 32-bit lanes; others as the lower and the upper 16.
+// With VBMI2 16-bit values are expanded as they are stored, and those of bf16 widened as even and odd channels, which are
+// the lower and upper halves of 32-bit lanes. Without it values are widened first.
+#if defined(__AVX512VBMI2__)
+constexpr bool expands_halves = true;
+#else
+constexpr bool expands_halves = false;
+#endif
+template <class T>
+constexpr bool by_parity = expands_halves&& std::is_same_v<T, BF16>;
+
+// 32 channels in f32, in the order that costs least: even and odd ones, or the lower and the upper 16.
 struct Segment {
     __m512 first, second;
 };
+
+// 16 values as f32.
+template <class T>
+MUSTAFAR_INLINE __m512 load16(const typename T::Bits* values) {
+    if constexpr (sizeof(typename T::Bits) == 4) return _mm512_loadu_ps(values);
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    if constexpr (std::is_same_v<T, F16>) return _mm512_cvtph_ps(x);  // from memory, which needs no shuffle
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
 
 template <class T>
 MUSTAFAR_INLINE Segment widen(__m512i x);
@@ -28,33 +47,40 @@ MUSTAFAR_INLINE Segment widen<F16>(__m512i x) {
 
 template <>
 MUSTAFAR_INLINE Segment widen<BF16>(__m512i x) {
-    const __m512i odd = _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), _mm512_castsi512_ps(odd)};
+    if constexpr (by_parity<BF16>) {
+        const __m512i odd = _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), _mm512_castsi512_ps(odd)};
+    } else {
+        const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+    }
 }
 
 // The same channels as the lower and the upper 16.
 template <class T>
 MUSTAFAR_INLINE Segment in_order(Segment x) {
-    if constexpr (!std::is_same_v<T, BF16>) return x;
+    if constexpr (!by_parity<T>) return x;
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     return {_mm512_permutex2var_ps(x.first, low, x.second), _mm512_permutex2var_ps(x.first, high, x.second)};
 }
 
+#if defined(__AVX512VBMI2__)
 // 32 channels of a 16-bit dtype from packed values: bit c of bits says whether channel c is stored. Reads 64 bytes.
 MUSTAFAR_INLINE __m512i expand16(const uint16_t* values, uint32_t bits) {
     return _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(values));
 }
+#endif
 
 template <class T>
 MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, uint32_t bits) {
-    if constexpr (sizeof(typename T::Bits) == 4) {
-        const __m512 low = _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(values));
-        const __m512 rest = _mm512_loadu_ps(values + _mm_popcnt_u32(bits & 0xffffu));
-        return {low, _mm512_maskz_expand_ps(static_cast<__mmask16>(bits >> 16), rest)};
-    } else {
-        return widen<T>(expand16(values, bits));
-    }
+#if defined(__AVX512VBMI2__)
+    if constexpr (sizeof(typename T::Bits) == 2) return widen<T>(expand16(values, bits));
+#endif
+    const __m512 low = load16<T>(values), high = load16<T>(values + _mm_popcnt_u32(bits & 0xffffu));
+    return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), low),
+            _mm512_maskz_expand_ps(static_cast<__mmask16>(bits >> 16), high)};
 }
 
 // 32 channels of a row, of which valid ones exist.
@@ -70,13 +96,10 @@ MUSTAFAR_INLINE Segment load(const typename T::Bits* row, uint32_t valid) {
 // All 32.
 template <class T>
 MUSTAFAR_INLINE Segment load(const typename T::Bits* row) {
-    if constexpr (sizeof(typename T::Bits) == 4)
-        return {_mm512_loadu_ps(row), _mm512_loadu_ps(row + 16)};
-    else if constexpr (std::is_same_v<T, F16>)  // converts from memory, which needs no shuffle
-        return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row))),
-                _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 16)))};
-    else
+    if constexpr (by_parity<T>)
         return widen<T>(_mm512_loadu_si512(row));
+    else
+        return {load16<T>(row), load16<T>(row + 16)};
 }
 
 // Channels of segment w that exist.
@@ -188,13 +211,43 @@ MUSTAFAR_INLINE __mmask16 first_lanes(int count) {
 
 template <int W>
 int count_vector(const uint32_t* bitmap, int tokens) {
+#if defined(__AVX512VPOPCNTDQ__)
     __m512i total = _mm512_setzero_si512();
     const int words = tokens * W;
     for (int i = 0; i < words; i += 16)
         total =
             _mm512_add_epi32(total, _mm512_popcnt_epi32(_mm512_maskz_loadu_epi32(first_lanes(words - i), bitmap + i)));
     return _mm512_reduce_add_epi32(total);
+#else
+    return count_bits<W>(bitmap, tokens);
+#endif
 }
+
+#if defined(__AVX512VBMI2__)
+constexpr int packed_channels = 32;  // of a 16-bit dtype at once
+
+MUSTAFAR_INLINE void pack16(const uint16_t* row, uint32_t bits, uint32_t kept, uint16_t* values) {
+    _mm512_mask_storeu_epi16(values, _bzhi_u32(~0u, kept),
+                             _mm512_maskz_compress_epi16(bits, _mm512_maskz_loadu_epi16(bits, row)));
+}
+MUSTAFAR_INLINE void unpack16(const uint16_t* values, uint32_t bits, uint32_t valid, uint16_t* row) {
+    _mm512_mask_storeu_epi16(row, valid, expand16(values, bits));
+}
+#else
+constexpr int packed_channels = 16;
+
+MUSTAFAR_INLINE void pack16(const uint16_t* row, uint32_t bits, uint32_t kept, uint16_t* values) {
+    const __mmask16 mask = static_cast<__mmask16>(bits);
+    const __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
+    _mm256_mask_storeu_epi16(values, static_cast<__mmask16>(_bzhi_u32(~0u, kept)),
+                             _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(mask, x)));
+}
+MUSTAFAR_INLINE void unpack16(const uint16_t* values, uint32_t bits, uint32_t valid, uint16_t* row) {
+    const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+    _mm256_mask_storeu_epi16(row, static_cast<__mmask16>(valid),
+                             _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), x)));
+}
+#endif
 
 template <class T, int W>
 int pack_vector(const void* source, const uint32_t* bitmap, void* target) {
@@ -213,12 +266,12 @@ int pack_vector(const void* source, const uint32_t* bitmap, void* target) {
                 count += kept;
             }
         } else {
-            const uint32_t bits = bitmap[w];
-            const int kept = _mm_popcnt_u32(bits);
-            const __m512i x = _mm512_maskz_loadu_epi16(bits, row + 32 * w);
-            _mm512_mask_storeu_epi16(values + count, _bzhi_u32(~0u, static_cast<unsigned>(kept)),
-                                     _mm512_maskz_compress_epi16(bits, x));
-            count += kept;
+            for (int first = 0; first < 32; first += packed_channels) {
+                const uint32_t bits = _bzhi_u32(bitmap[w] >> first, packed_channels);
+                const int kept = _mm_popcnt_u32(bits);
+                pack16(row + 32 * w + first, bits, static_cast<uint32_t>(kept), values + count);
+                count += kept;
+            }
         }
     }
     return count;
@@ -236,7 +289,12 @@ int unpack_vector(const void* source, const uint32_t* bitmap, int head_dim, void
             _mm512_mask_storeu_ps(row + 32 * w, static_cast<__mmask16>(valid), x.first);
             _mm512_mask_storeu_ps(row + 32 * w + 16, static_cast<__mmask16>(valid >> 16), x.second);
         } else {
-            _mm512_mask_storeu_epi16(row + 32 * w, valid, expand16(values, bits));
+            const Bits* half = values;
+            for (int first = 0; first < 32; first += packed_channels) {
+                const uint32_t own = _bzhi_u32(bits >> first, packed_channels);
+                unpack16(half, own, valid >> first, row + 32 * w + first);
+                half += _mm_popcnt_u32(own);
+            }
         }
         values += _mm_popcnt_u32(bits);
     }

@@ -10,6 +10,7 @@ const Kernels& kernels(int32_t variant, const mustafar_format& format) {
 #if defined(__x86_64__)
         case MUSTAFAR_CPU_VARIANT_AVX512_BF16: return avx512bf16_kernels(format.dtype, words);
         case MUSTAFAR_CPU_VARIANT_AVX512: return avx512_kernels(format.dtype, words);
+        case MUSTAFAR_CPU_VARIANT_AVX512_CORE: return avx512core_kernels(format.dtype, words);
         case MUSTAFAR_CPU_VARIANT_AVX2: return avx2_kernels(format.dtype, words);
 #elif defined(__aarch64__)
         case MUSTAFAR_CPU_VARIANT_NEON: return neon_kernels(format.dtype, words);

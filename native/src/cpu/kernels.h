@@ -52,6 +52,7 @@ struct Kernels {
 const Kernels& scalar_kernels(int32_t dtype, int words);
 #if defined(__x86_64__)
 const Kernels& avx2_kernels(int32_t dtype, int words);
+const Kernels& avx512core_kernels(int32_t dtype, int words);
 const Kernels& avx512_kernels(int32_t dtype, int words);
 const Kernels& avx512bf16_kernels(int32_t dtype, int words);
 #elif defined(__aarch64__)

@@ -15,10 +15,11 @@
 namespace mustafar {
 namespace {
 
-constexpr const char* names[] = {"auto", "scalar", "avx2", "avx512", "avx512bf16", "neon"};
+constexpr const char* names[] = {"auto", "scalar", "avx2", "avx512", "avx512bf16", "neon", "avx512core"};
 
 // From slowest to fastest.
-constexpr int32_t order[] = {MUSTAFAR_CPU_VARIANT_SCALAR, MUSTAFAR_CPU_VARIANT_NEON, MUSTAFAR_CPU_VARIANT_AVX2,
+constexpr int32_t order[] = {MUSTAFAR_CPU_VARIANT_SCALAR, MUSTAFAR_CPU_VARIANT_NEON,
+                             MUSTAFAR_CPU_VARIANT_AVX2,   MUSTAFAR_CPU_VARIANT_AVX512_CORE,
                              MUSTAFAR_CPU_VARIANT_AVX512, MUSTAFAR_CPU_VARIANT_AVX512_BF16};
 static_assert(std::size(order) + 1 == std::size(names));
 
@@ -49,11 +50,12 @@ uint32_t detect() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") && has_f16c();
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&
-                        __builtin_cpu_supports("avx512vpopcntdq");
+    const bool avx512core = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool avx512 =
+        avx512core && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq");
     if (avx2) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX2;
+    if (avx512core) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512_CORE;
     if (avx512) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512;
     if (avx512 && __builtin_cpu_supports("avx512bf16")) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512_BF16;
 #elif defined(__aarch64__)

@@ -54,7 +54,7 @@ mustafar_context Arguments::context() {
     context.device_index = number32(0, 0);
     // Threads cost more than the work here, so they are rare.
     context.num_threads = input.ConsumeIntegralInRange<int>(0, 63) == 1 ? number32(0, 3) : 1;
-    context.cpu_variant = number32(MUSTAFAR_CPU_VARIANT_AUTO, MUSTAFAR_CPU_VARIANT_AVX512_BF16);
+    context.cpu_variant = number32(MUSTAFAR_CPU_VARIANT_AUTO, MUSTAFAR_CPU_VARIANT_AVX512_CORE);
     return context;
 }
 

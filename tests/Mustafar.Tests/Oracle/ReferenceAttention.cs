@@ -27,8 +27,10 @@ internal static class ReferenceAttention
 
                 long first = Math.Max(0, visible - (window ?? visible));
                 Tensor q = query[head, i].to(ScalarType.Float64).cpu();
-                Tensor weights = softmax(Seen(k).mv(q).mul(scale), 0);
-                result[head, i] = Seen(v).t().mv(weights);
+                // Written out, without a kernel that might leave out what has no weight.
+                Tensor scores = (Seen(k) * q).sum(1).mul(scale);
+                Tensor weights = (scores - scores.max()).exp();
+                result[head, i] = (Seen(v) * (weights / weights.sum()).unsqueeze(1)).sum([0]);
 
                 Tensor Seen(Tensor rows) => Math.Min(sinks, first) is > 0 and long apart
                     ? cat([rows.narrow(0, 0, apart), rows.narrow(0, first, visible - first)])

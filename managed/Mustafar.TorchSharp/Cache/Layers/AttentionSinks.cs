@@ -123,8 +123,12 @@ internal sealed class AttentionSinks : IDisposable
         }
 
         Tensor weights = cat([scores, logSumExp.unsqueeze(-1)], -1).softmax(-1);
-        Tensor sinks = matmul(weights.narrow(3, 0, Capacity).reshape(batch, _shape.NumKvHeads, -1, Capacity), values).reshape(shape);
-        Tensor output = sinks.addcmul_(others.to(ScalarType.Float32), weights.narrow(3, Capacity, 1), Scalars.One);
+        Tensor sinkWeights = weights.narrow(3, 0, Capacity).reshape(batch, _shape.NumKvHeads, -1, Capacity);
+        Tensor? hidden = visible?.logical_not().repeat(1, 1, heads / _shape.NumKvHeads, 1);
+        Tensor sinks = OnlineSoftmax.WeightedSum(sinkWeights, values, hidden).reshape(shape);
+        // Scores that are all -infinity made NaN of the others' attention; beside the sinks they weigh nothing.
+        Tensor added = others.to(ScalarType.Float32).masked_fill(logSumExp.isneginf().unsqueeze(-1), Scalars.Zero);
+        Tensor output = sinks.addcmul_(added, weights.narrow(3, Capacity, 1), Scalars.One);
         if (visible is not null)
         {
             // A query that sees a token sees the first.

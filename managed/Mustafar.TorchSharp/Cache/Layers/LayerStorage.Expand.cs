@@ -44,7 +44,6 @@ internal sealed unsafe partial class LayerStorage
             .reshape(_shape.NumKvHeads, -1, _shape.HeadDim);
         long group = rows.shape[1] / count;
         OnlineSoftmax softmax = new(rows);
-        // The block's own tokens come first: there each query sees itself, so that no maximum is that of nothing.
         softmax.Add(
             keys[0].to(ScalarType.Float32), values[0].to(ScalarType.Float32), Hidden(sinks + length, sinks + length, count, count, group));
         if (sinks > 0)

@@ -13,7 +13,7 @@ using Dot = void (*)(const void* weight, int64_t stride, const float* x, int64_t
 Dot scalar_dot(int32_t dtype);
 #if defined(__x86_64__)
 Dot avx2_dot(int32_t dtype);
-Dot avx512_dot(int32_t dtype);
+Dot avx512core_dot(int32_t dtype);
 #endif
 
 }  // namespace mustafar

@@ -17,7 +17,8 @@ Dot dot_for(int32_t variant, int32_t dtype) {
     switch (resolved_variant(variant)) {
 #if defined(__x86_64__)
         case MUSTAFAR_CPU_VARIANT_AVX512_BF16:  // its products of pairs would round the input and flush small weights
-        case MUSTAFAR_CPU_VARIANT_AVX512: return avx512_dot(dtype);
+        case MUSTAFAR_CPU_VARIANT_AVX512:
+        case MUSTAFAR_CPU_VARIANT_AVX512_CORE: return avx512core_dot(dtype);
         case MUSTAFAR_CPU_VARIANT_AVX2: return avx2_dot(dtype);
 #endif
         default: return scalar_dot(dtype);

@@ -35,6 +35,18 @@ __device__ __forceinline__ void mask_scores(const AttentionParams& p, const Sequ
         }
 }
 
+// Whether all of a lane's part of a query row is finite: times zero, what is not is NaN.
+template <class T, int Words>
+__device__ __forceinline__ bool is_finite(const uint32_t (&part)[Words]) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < Words; ++i) {
+        const float2 pair = unpack<T>(part[i]);
+        sum = fmaf(pair.x, 0.0f, fmaf(pair.y, 0.0f, sum));
+    }
+    return sum == 0.0f;
+}
+
 // How many of a walk's blocks come before `block`.
 __device__ __forceinline__ int iterations_before(const AttentionParams& p, const Walk& walk, int block) {
     const int distance = block - static_cast<int>(walk.first);
@@ -131,6 +143,16 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 
     float accumulator[Tiles][D::value_tiles][4];
     RowPair state[Tiles];
+    // What is not finite in a query makes its scores NaN, times the zeros of pruned channels. Products that leave these
+    // out give the row a sum that is NaN from the start.
+    if constexpr (D::skips_pruned)
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n) {
+            const uint32_t lanes = __ballot_sync(full_warp, !is_finite<T>(query_row[n]));
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+                if (lanes >> 4 * (2 * t + r) & 15) state[n].sum[r] = __int_as_float(0x7fffffff);
+        }
 #pragma unroll
     for (int n = 0; n < Tiles; ++n)
 #pragma unroll
@@ -199,6 +221,10 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     else
         __syncthreads();
     constexpr int quads = channels / 4;
+    const auto sees_token = [&](int row) {
+        uint32_t head = first_row + row;
+        return row < valid_rows && sequence.last_position(p.by_group.split(head)) >= 0;
+    };
     const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
     // The thread blocks of a cluster share the quads, a warp's worth at a time.
     for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
@@ -213,7 +239,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                                   outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
                           });
         if (p.partials == 1)
-            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad);
+            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
@@ -228,7 +254,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     __syncthreads();
     if (!fixed.last) return;
     for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
-        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row);
+        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row,
+                                    sees_token(e / quads));
 }
 
 }  // namespace mustafar::cuda

@@ -49,7 +49,8 @@ struct MergedQuad {
     float maximum = minus_infinity, sum = 0.0f;
     float4 output = {0.0f, 0.0f, 0.0f, 0.0f};
 
-    // load(i, state, output): maximum and sum, and the unscaled quad, of part i. Batch of them are loaded at once.
+    // load(i, state, output): maximum and sum, and the unscaled quad, of part i. Batch of them are loaded at once, the last
+    // one again where there are no more.
     template <int Batch, class Load>
     __device__ __forceinline__ MergedQuad(std::integral_constant<int, Batch>, int parts, Load&& load) {
 #pragma unroll 1
@@ -57,18 +58,17 @@ struct MergedQuad {
             float2 state[Batch];
             float4 part[Batch];
 #pragma unroll
-            for (int i = 0; i < Batch; ++i) {
-                load(min(first + i, parts - 1), state[i], part[i]);
-                if (first + i >= parts) state[i].x = minus_infinity;
-            }
+            for (int i = 0; i < Batch; ++i) load(min(first + i, parts - 1), state[i], part[i]);
             const float before = maximum;
 #pragma unroll
             for (int i = 0; i < Batch; ++i) maximum = fmaxf(maximum, state[i].x);
-            if (maximum == minus_infinity) continue;
-            scale(exp2_approximate(before - maximum));
+            // A part that has only seen NaN, which a maximum leaves out, has its NaN in its sum.
+            const float reference = maximum == minus_infinity ? 0.0f : maximum;
+            scale(exp2_approximate(before - reference));
 #pragma unroll
             for (int i = 0; i < Batch; ++i) {
-                const float factor = exp2_approximate(state[i].x - maximum);
+                if (first + i >= parts) break;
+                const float factor = exp2_approximate(state[i].x - reference);
                 sum = fmaf(state[i].y, factor, sum);
                 output.x = fmaf(part[i].x, factor, output.x);
                 output.y = fmaf(part[i].y, factor, output.y);
@@ -79,10 +79,14 @@ struct MergedQuad {
     }
     MergedQuad() = default;
 
-    // The final result. row: of the KV head.
+    // The final result. row: of the KV head. seen: whether it sees a token; then a sum of zero is that of weights 0 / 0.
     template <class T, int HeadDim>
-    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad) {
-        scale(sum == 0.0f ? 0.0f : 1.0f / sum, false);
+    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad,
+                                          bool seen) {
+        if (seen)
+            scale(1.0f / sum, false);
+        else
+            *this = MergedQuad();
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad), output.x);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 1), output.y);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 2), output.z);
@@ -107,13 +111,13 @@ private:
 // One quad of a row of a tile over all its partial results.
 template <class T, int HeadDim>
 __device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
-                                               int quad, int sequence, int kv_head, int first_row) {
+                                               int quad, int sequence, int kv_head, int first_row, bool seen) {
     MergedQuad merged(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
         const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
     });
-    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad);
+    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad, seen);
 }
 
 }  // namespace mustafar::cuda

@@ -1,10 +1,10 @@
 namespace Mustafar;
 
-/// <summary>What every emitted subclass of an attention class implements.</summary>
-internal interface IReplacedAttention
+/// <summary>What every emitted subclass of a module's class implements.</summary>
+internal interface IReplacedModule
 {
     /// <summary>Where its calls go.</summary>
-    AttentionLayer Layer { get; set; }
+    ModuleReplacement Replacement { get; set; }
 
     /// <summary>Runs the forward of the class that it derives from.</summary>
     object? CallOriginal(object?[] arguments);

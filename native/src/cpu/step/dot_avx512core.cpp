@@ -38,7 +38,7 @@ void dot(const void* weight, int64_t stride, const float* x, int64_t count, floa
 
 }  // namespace
 
-Dot avx512_dot(int32_t dtype) {
+Dot avx512core_dot(int32_t dtype) {
     return dtype == MUSTAFAR_DTYPE_F32 ? dot<F32> : dtype == MUSTAFAR_DTYPE_F16 ? dot<F16> : dot<BF16>;
 }
 
