@@ -4,7 +4,6 @@ using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
 using Mustafar.Examples.Llama.Tokenizer;
 using Mustafar.Tests.Llama;
-using Mustafar.Tests.Storage;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Damage;
