@@ -10,6 +10,7 @@ root.Subcommands.Add(options.Command("grid", "One decode step from thin and shor
 root.Subcommands.Add(options.Command("variants", "One decode step with each of the CPU's instruction set variants.", VariantBenchmark.Run));
 root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prompt.", OnDevice(CompressBenchmark.Run, CudaCompressBenchmark.Prompt)));
 root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", OnDevice(AppendBenchmark.Run, CudaCompressBenchmark.Append)));
+root.Subcommands.Add(options.Command("step", "The operations of a decode step beside attention, on the CPU.", StepBenchmark.Run));
 root.Subcommands.Add(BarChart.Command());
 return root.Parse(args).Invoke();
 

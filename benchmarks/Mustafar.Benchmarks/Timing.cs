@@ -38,8 +38,7 @@ internal static class Timing
         {
             for (int i = 0; i < calls.Count; i++)
             {
-                // Of two calls the second finds the processor's caches as calls in a row do.
-                times[i].Add(Spend(0, calls[i], fewestCalls: 2)[1]);
+                times[i].Add(Once(calls[i]));
             }
         }
 
@@ -63,12 +62,17 @@ internal static class Timing
         Stopwatch total = Stopwatch.StartNew();
         while (total.Elapsed.TotalSeconds < seconds || times.Count < fewestCalls)
         {
-            using var scope = NewDisposeScope();
-            long start = Stopwatch.GetTimestamp();
-            call();
-            times.Add(Stopwatch.GetElapsedTime(start).TotalMicroseconds);
+            times.Add(Once(call));
         }
 
         return times;
+    }
+
+    private static double Once(Action call)
+    {
+        using var scope = NewDisposeScope();
+        long start = Stopwatch.GetTimestamp();
+        call();
+        return Stopwatch.GetElapsedTime(start).TotalMicroseconds;
     }
 }

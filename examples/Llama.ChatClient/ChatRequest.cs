@@ -1,92 +1,109 @@
+using System.Text.Json;
 using Microsoft.Extensions.AI;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Generation;
 
 namespace Mustafar.Examples.Llama;
 
+/// <summary>What counts where a request doesn't say.</summary>
+/// <param name="ModelId">Name of the model; none if null.</param>
+/// <param name="Sampling">How tokens are chosen.</param>
+/// <param name="MaxTokens">Tokens to generate at most.</param>
+internal sealed record ChatRequestDefaults(string? ModelId, SamplingOptions Sampling, int MaxTokens);
+
 /// <summary>What a caller asks for, in the terms of the model. What the model can't do is refused, never ignored.</summary>
 /// <param name="Turns">The chat.</param>
+/// <param name="TemplateVariables">Further variables for the chat template.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
 /// <param name="MaxTokens">Tokens to generate at most.</param>
 /// <param name="StopSequences">Texts that end the reply.</param>
 internal sealed record ChatRequest(
-    IReadOnlyList<ChatTurn> Turns, SamplingOptions Sampling, int MaxTokens, IReadOnlyList<string> StopSequences)
+    IReadOnlyList<ChatTurn> Turns,
+    IReadOnlyDictionary<string, object?> TemplateVariables,
+    SamplingOptions Sampling,
+    int MaxTokens,
+    IReadOnlyList<string> StopSequences)
 {
+    private const string TemplateVariablesKey = "chat_template_kwargs";
+
     /// <summary>Reads messages and options.</summary>
     /// <param name="messages">The chat.</param>
     /// <param name="options">The options; none if null.</param>
-    /// <param name="modelId">Name of the model.</param>
-    /// <param name="defaultMaxTokens">Tokens to generate at most where the options don't say.</param>
+    /// <param name="defaults">What counts where the options don't say.</param>
     /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
-    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, string modelId, int defaultMaxTokens)
+    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, ChatRequestDefaults defaults)
     {
-        Refuse(options?.Tools is { Count: > 0 }, nameof(ChatOptions.Tools));
-        Refuse(options?.ResponseFormat is not (null or ChatResponseFormatText), nameof(ChatOptions.ResponseFormat));
-        Refuse(options?.Reasoning is not null, nameof(ChatOptions.Reasoning));
-        Refuse(options?.ConversationId is not null, nameof(ChatOptions.ConversationId));
-        Refuse(options?.ModelId is string other && other != modelId, $"{nameof(ChatOptions.ModelId)} = {options?.ModelId}");
-        int maxTokens = options?.MaxOutputTokens ?? defaultMaxTokens;
+        options ??= new ChatOptions();
+        RefuseUnsupported(options, defaults.ModelId);
+        int maxTokens = options.MaxOutputTokens ?? defaults.MaxTokens;
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens, nameof(ChatOptions.MaxOutputTokens));
+        if (options.StopSequences?.Any(string.IsNullOrEmpty) ?? false)
+        {
+            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected texts that are not empty.", nameof(options));
+        }
+
         return new ChatRequest(
-            ReadTurns(messages, options?.Instructions),
-            new SamplingOptions
+            ChatTurns.Read(messages, options.Instructions, options.ResponseFormat),
+            ReadTemplateVariables(options),
+            defaults.Sampling with
             {
-                Temperature = options?.Temperature ?? 0,
-                TopP = options?.TopP ?? 1,
-                TopK = options?.TopK ?? 0,
-                FrequencyPenalty = options?.FrequencyPenalty ?? 0,
-                PresencePenalty = options?.PresencePenalty ?? 0,
-                Seed = options?.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
+                Temperature = options.Temperature ?? defaults.Sampling.Temperature,
+                TopP = options.TopP ?? defaults.Sampling.TopP,
+                TopK = options.TopK ?? defaults.Sampling.TopK,
+                FrequencyPenalty = options.FrequencyPenalty ?? 0,
+                PresencePenalty = options.PresencePenalty ?? 0,
+                Seed = options.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
             },
             maxTokens,
-            [.. options?.StopSequences ?? []]);
+            [.. options.StopSequences ?? []]);
+    }
 
-        static void Refuse(bool isAsked, string what)
+    private static void RefuseUnsupported(ChatOptions options, string? modelId)
+    {
+        Refuse(options.Tools is { Count: > 0 }, "Tools are");
+        Refuse(options.ToolMode is RequiredChatToolMode, $"A required {nameof(ChatOptions.ToolMode)} is");
+        Refuse(options.Reasoning is not null, $"{nameof(ChatOptions.Reasoning)} is");
+        Refuse(options.ConversationId is not null, $"{nameof(ChatOptions.ConversationId)} is");
+        Refuse(
+            !string.IsNullOrEmpty(options.ModelId) && options.ModelId != modelId,
+            $"{nameof(ChatOptions.ModelId)} '{options.ModelId}' is",
+            modelId is null ? "" : $"; this client has '{modelId}'");
+        foreach (string key in options.AdditionalProperties?.Keys ?? [])
+        {
+            Refuse(
+                key != TemplateVariablesKey,
+                $"{nameof(ChatOptions.AdditionalProperties)}[\"{key}\"] is",
+                $"; expected \"{TemplateVariablesKey}\", with variables for the chat template");
+        }
+
+        static void Refuse(bool isAsked, string what, string hint = "")
         {
             if (isAsked)
             {
-                throw new NotSupportedException($"{what} is not supported.");
+                throw new NotSupportedException($"{what} not supported{hint}.");
             }
         }
     }
 
-    // All that the system says first is one turn.
-    private static List<ChatTurn> ReadTurns(IEnumerable<ChatMessage> messages, string? instructions)
+    private static Dictionary<string, object?> ReadTemplateVariables(ChatOptions options)
     {
-        List<ChatTurn> turns = string.IsNullOrEmpty(instructions) ? [] : [new ChatTurn(ChatSpeaker.System, instructions)];
-        foreach (ChatMessage message in messages)
+        object? value = null;
+        if (options.AdditionalProperties?.TryGetValue(TemplateVariablesKey, out value) != true || value is null)
         {
-            ChatTurn turn = new(SpeakerOf(message.Role), TextOf(message));
-            if (turn.Speaker == ChatSpeaker.System && turns is [{ Speaker: ChatSpeaker.System } system])
-            {
-                turns[0] = system with { Text = $"{system.Text}\n\n{turn.Text}" };
-            }
-            else
-            {
-                turns.Add(turn);
-            }
+            return [];
         }
 
-        return turns.Count > 0 ? turns : throw new ArgumentException("Expected at least one message, but got none.", nameof(messages));
-    }
-
-    private static ChatSpeaker SpeakerOf(ChatRole role) =>
-        role == ChatRole.System ? ChatSpeaker.System
-        : role == ChatRole.User ? ChatSpeaker.User
-        : role == ChatRole.Assistant ? ChatSpeaker.Assistant
-        : throw new NotSupportedException($"A message of role '{role}' is not supported; expected system, user or assistant.");
-
-    private static string TextOf(ChatMessage message)
-    {
-        foreach (AIContent content in message.Contents)
+        try
         {
-            if (content is not TextContent)
-            {
-                throw new NotSupportedException($"Content of type {content.GetType().Name} is not supported; expected text.");
-            }
+            // Whatever holds them: a dictionary, JSON, an object with properties.
+            return Chat.TemplateVariables.FromJson(JsonSerializer.SerializeToElement(value));
         }
-
-        return message.Text;
+        catch (Exception exception) when (exception is ArgumentException or NotSupportedException or JsonException or InvalidOperationException)
+        {
+            string message = exception.Message.Split(" (Parameter ")[0];
+            throw new ArgumentException(
+                $"{nameof(ChatOptions.AdditionalProperties)}[\"{TemplateVariablesKey}\"]: {message}", nameof(options), exception);
+        }
     }
 }

@@ -17,10 +17,19 @@ public sealed record LlamaChatClientOptions
     /// <summary>Where the model runs; the CPU if null.</summary>
     public Device? Device { get; init; }
 
-    /// <summary>llama3, mistral or chatml, in place of the checkpoint's chat template; the checkpoint's if null.</summary>
+    /// <summary>What is taken in place of the checkpoint's default chat template: llama3, mistral, chatml, a named template of the checkpoint,
+    /// or the path of a Jinja file; the checkpoint's if null.</summary>
     public string? ChatTemplate { get; init; }
 
-    /// <summary>Conversations whose caches are kept to be gone on with. Default 1.</summary>
+    /// <summary>Whether what a request has in common with a former one, from the beginning on, is not read again. Default true.</summary>
+    /// <remarks>
+    /// A reply depends on the messages alone, but for this: what a compressed cache holds was pruned, and the rest of the prompt sees it so;
+    /// where all is read anew, a prompt sees itself dense, and is pruned then. Of a dense cache the numbers differ by rounding. With false
+    /// a request is always read anew, and equal requests have equal replies (with a seed, where tokens are drawn).
+    /// </remarks>
+    public bool PrefixCaching { get; init; } = true;
+
+    /// <summary>Conversations whose caches are kept to be gone on with. Default 1. Without <see cref="PrefixCaching"/> none is.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int MaxConversations
     {

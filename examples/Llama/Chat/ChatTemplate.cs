@@ -1,84 +1,110 @@
+using Mustafar.Examples.Llama.Chat.Jinja;
 using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Chat;
 
-/// <summary>How a family of models wants a chat written down.</summary>
-/// <remarks>
-/// A chat is written bit by bit: each call continues what the calls before wrote and the model answered, so that one cache can serve
-/// the whole chat.
-/// </remarks>
-public abstract class ChatTemplate
+/// <summary>How a model wants a chat written down: the checkpoint's program in Jinja, rendered as transformers renders it.</summary>
+public sealed class ChatTemplate
 {
-    /// <summary>Its name, one of <see cref="ChatTemplates.Names"/>.</summary>
-    public abstract string Name { get; }
+    private readonly JinjaTemplate _template;
+    private readonly Dictionary<string, object?> _specialTokens;
 
-    /// <summary>Markup that ends what the model says; the model generates it, or it is written in its place.</summary>
-    public abstract string EndOfReply { get; }
-
-    /// <summary>The ids of new turns and of the beginning of the model's reply.</summary>
-    /// <param name="tokenizer">The model's tokenizer.</param>
-    /// <param name="turns">The whole chat.</param>
-    /// <param name="from">
-    /// The first new turn. The one before it is a reply of the model of which everything but <see cref="EndOfReply"/> was written.
-    /// </param>
-    /// <exception cref="ArgumentException">The turns are not in an order that the template has.</exception>
-    public List<int> Encode(TextTokenizer tokenizer, IReadOnlyList<ChatTurn> turns, int from = 0)
+    private ChatTemplate(ChatTemplateText text, Dictionary<string, object?> specialTokens)
     {
-        ArgumentNullException.ThrowIfNull(tokenizer);
+        Origin = text.Origin;
+        RequiredTokens = text.RequiredTokens;
+        _specialTokens = specialTokens;
+        try
+        {
+            _template = JinjaTemplate.Parse(text.Text);
+        }
+        catch (JinjaException exception)
+        {
+            throw Unsupported(exception);
+        }
+    }
+
+    /// <summary>Names of the templates that are built in.</summary>
+    public static IReadOnlyCollection<string> BuiltInNames => ChatTemplateFiles.BuiltInNames;
+
+    /// <summary>Where it comes from: a file, or a built-in template's name.</summary>
+    public string Origin { get; }
+
+    /// <summary>Tokens without which it can't be used.</summary>
+    internal IReadOnlyList<string> RequiredTokens { get; }
+
+    /// <summary>Reads a template: the checkpoint's own from chat_template.jinja, additional_chat_templates or tokenizer_config.json, or
+    /// another one.</summary>
+    /// <param name="directory">The checkpoint.</param>
+    /// <param name="name">A template of the checkpoint or one of <see cref="BuiltInNames"/> by name, or the path of a Jinja file; the
+    /// checkpoint's default if null.</param>
+    /// <exception cref="UnsupportedModelException">The checkpoint has no template, or one that is not valid or not supported.</exception>
+    /// <exception cref="CheckpointException">A file is damaged.</exception>
+    /// <exception cref="ArgumentException">There is no template of this name.</exception>
+    public static ChatTemplate Load(string directory, string? name = null)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        return new ChatTemplate(ChatTemplateFiles.Find(directory, name), SpecialTokenVariables.Read(directory));
+    }
+
+    /// <summary>Writes a chat down.</summary>
+    /// <param name="turns">The chat.</param>
+    /// <param name="addGenerationPrompt">Whether the beginning of the model's reply follows.</param>
+    /// <param name="variables">Further variables for the template, such as <c>enable_thinking</c>: texts, numbers, true and false, null,
+    /// JSON, lists and dictionaries.</param>
+    /// <param name="cancellationToken">Stops the work.</param>
+    /// <exception cref="ArgumentException">The template refuses the turns, or a variable is of another type or is one that the chat
+    /// itself gives.</exception>
+    /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    public string Render(
+        IReadOnlyList<ChatTurn> turns,
+        bool addGenerationPrompt = true,
+        IReadOnlyDictionary<string, object?>? variables = null,
+        CancellationToken cancellationToken = default)
+    {
         ArgumentNullException.ThrowIfNull(turns);
-        ArgumentOutOfRangeException.ThrowIfNegative(from);
-        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(from, turns.Count);
-        if (turns.Skip(1).Any(turn => turn.Speaker == ChatSpeaker.System))
+        Dictionary<string, object?> values = new(_specialTokens)
         {
-            throw new ArgumentException("Expected what the system says in front of all other turns.", nameof(turns));
+            ["tools"] = null,
+            ["documents"] = null,
+        };
+        foreach ((string name, object? value) in variables ?? new Dictionary<string, object?>())
+        {
+            values[name] = TemplateVariables.ValueOf(name, value);
         }
 
-        if (turns[^1].Speaker != ChatSpeaker.User)
+        values[TemplateVariables.Messages] = new JinjaList([.. turns.Select(MessageOf)]);
+        values[TemplateVariables.AddGenerationPrompt] = addGenerationPrompt;
+        try
         {
-            throw new ArgumentException(
-                $"Expected a chat that ends with a turn of the user, but it is the {turns[^1].Speaker}'s.", nameof(turns));
+            return _template.Render(values, DateTime.Now, cancellationToken);
         }
-
-        List<TextPart> parts = [];
-        if (from > 0)
+        catch (TemplateRaisedException exception)
         {
-            if (turns[from - 1].Speaker != ChatSpeaker.Assistant)
-            {
-                throw new ArgumentException(
-                    $"Expected a reply in front of turn {from}, but it is the {turns[from - 1].Speaker}'s.", nameof(from));
-            }
-
-            parts.Add(new TextPart(EndOfReply + AfterReply, IsMarkup: true));
+            throw new ArgumentException($"The chat template does not accept the messages: {exception.Message}", nameof(turns), exception);
         }
-
-        Write(parts, turns, from);
-        List<int> ids = tokenizer.Encode(parts);
-        return from == 0 && BeginsText ? [.. tokenizer.Prefix, .. ids] : ids;
+        catch (JinjaException exception)
+        {
+            throw Unsupported(exception);
+        }
     }
 
-    /// <summary>Checks that a tokenizer has the tokens that the template is made of.</summary>
-    /// <exception cref="UnsupportedModelException">One is missing.</exception>
-    internal void RequireTokens(TextTokenizer tokenizer, string path)
+    private static JinjaDict MessageOf(ChatTurn turn)
     {
-        foreach (string token in Tokens)
+        List<(string, object?)> items = [("role", turn.Role), ("content", turn.Content)];
+        if (turn.ReasoningContent is not null)
         {
-            if (tokenizer.FindAddedToken(token) is null)
-            {
-                throw new UnsupportedModelException($"a chat template with '{token}' is not supported by a tokenizer that lacks it.", path);
-            }
+            items.Add(("reasoning_content", turn.ReasoningContent));
         }
+
+        return JinjaValue.Dict(items);
     }
 
-    /// <summary>Whether a chat begins with what the tokenizer puts in front of a text, beside what the template writes.</summary>
-    private protected virtual bool BeginsText => false;
-
-    /// <summary>Markup behind <see cref="EndOfReply"/>.</summary>
-    private protected virtual string AfterReply => "";
-
-    /// <summary>Added tokens that the template is made of.</summary>
-    private protected abstract IReadOnlyList<string> Tokens { get; }
-
-    /// <summary>Writes turns from a given one on, and the beginning of a reply.</summary>
-    private protected abstract void Write(List<TextPart> parts, IReadOnlyList<ChatTurn> turns, int from);
+    private UnsupportedModelException Unsupported(JinjaException exception)
+    {
+        string line = exception.Line > 0 ? $"line {exception.Line}: " : "";
+        return new UnsupportedModelException(
+            $"the chat template can't be rendered: {line}{exception.Message.TrimEnd('.')}. {ChatTemplateFiles.HowToChoose}", Origin, exception);
+    }
 }

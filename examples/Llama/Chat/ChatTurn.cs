@@ -1,19 +1,20 @@
 namespace Mustafar.Examples.Llama.Chat;
 
-/// <summary>Who says something in a chat.</summary>
-public enum ChatSpeaker
+/// <summary>Roles that chat templates know. Many know further ones, such as developer or tool.</summary>
+public static class ChatRoles
 {
     /// <summary>Whoever set the model up.</summary>
-    System,
+    public const string System = "system";
 
     /// <summary>Whoever asks.</summary>
-    User,
+    public const string User = "user";
 
     /// <summary>The model.</summary>
-    Assistant,
+    public const string Assistant = "assistant";
 }
 
 /// <summary>What one says at a time.</summary>
-/// <param name="Speaker">Who.</param>
-/// <param name="Text">What.</param>
-public sealed record ChatTurn(ChatSpeaker Speaker, string Text);
+/// <param name="Role">Who: one of <see cref="ChatRoles"/>, or another that the chat template knows.</param>
+/// <param name="Content">What.</param>
+/// <param name="ReasoningContent">What a model thought before it said it, for templates that write it; nothing if null.</param>
+public sealed record ChatTurn(string Role, string Content, string? ReasoningContent = null);

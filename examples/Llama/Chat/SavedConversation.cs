@@ -1,14 +1,11 @@
 using System.Text.Json;
-using System.Text.Json.Serialization;
 
 namespace Mustafar.Examples.Llama.Chat;
 
 /// <summary>What a file keeps of a chat beside the caches.</summary>
-/// <param name="Template">How the chat is written down.</param>
 /// <param name="Turns">What was said.</param>
-/// <param name="Uncached">Ids of the last reply that the caches don't hold yet.</param>
-/// <param name="CacheIsOff">Whether the caches hold something else, so that all turns are to be read anew.</param>
-internal sealed record SavedConversation(string Template, IReadOnlyList<ChatTurn> Turns, IReadOnlyList<int> Uncached, bool CacheIsOff)
+/// <param name="Tokens">Ids of the tokens that the caches hold.</param>
+internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnlyList<int> Tokens)
 {
     private const string Key = "chat";
 
@@ -16,7 +13,6 @@ internal sealed record SavedConversation(string Template, IReadOnlyList<ChatTurn
     {
         RespectNullableAnnotations = true,
         RespectRequiredConstructorParameters = true,
-        Converters = { new JsonStringEnumConverter(JsonNamingPolicy.CamelCase, allowIntegerValues: false) },
     };
 
     /// <summary>The chat as metadata of a file.</summary>
@@ -25,10 +21,10 @@ internal sealed record SavedConversation(string Template, IReadOnlyList<ChatTurn
     /// <summary>The chat that a file's metadata hold.</summary>
     /// <param name="metadata">The metadata.</param>
     /// <param name="path">The file.</param>
-    /// <param name="model">The model that is to go on with it.</param>
+    /// <param name="vocabSize">Ids are below this.</param>
     /// <param name="cachedTokens">Tokens in the file's caches.</param>
-    /// <exception cref="MustafarCacheFileException">They hold none, or one that doesn't fit the model.</exception>
-    public static SavedConversation FromMetadata(IReadOnlyDictionary<string, string> metadata, string path, ChatModel model, int cachedTokens)
+    /// <exception cref="MustafarCacheFileException">They hold none, or one that doesn't fit.</exception>
+    public static SavedConversation FromMetadata(IReadOnlyDictionary<string, string> metadata, string path, int vocabSize, int cachedTokens)
     {
         if (!metadata.TryGetValue(Key, out string? json))
         {
@@ -45,25 +41,14 @@ internal sealed record SavedConversation(string Template, IReadOnlyList<ChatTurn
             throw new MustafarCacheFileException($"expected a chat in the metadata, but {exception.Message}", path, exception);
         }
 
-        int vocabSize = model.Language.Model.Config.VocabSize;
-        if (saved.Template != model.Template.Name)
+        if (saved.Tokens.Count != cachedTokens || saved.Tokens.Any(id => id < 0 || id >= vocabSize))
         {
             throw new MustafarCacheFileException(
-                $"expected a chat of the template '{model.Template.Name}', but it was written down with '{saved.Template}'.", path);
+                $"expected the ids of {cachedTokens} cached tokens, from 0 to {vocabSize - 1}, but got others ({saved.Tokens.Count}).", path);
         }
 
-        if (saved.Uncached.Any(id => id < 0 || id >= vocabSize))
-        {
-            throw new MustafarCacheFileException($"expected ids from 0 to {vocabSize - 1} at the chat's end.", path);
-        }
-
-        bool isCached = cachedTokens > 0 || saved.CacheIsOff;
-        if (isCached != (saved.Turns is [.., { Speaker: ChatSpeaker.Assistant }]) || saved.Turns.Contains(null))
-        {
-            throw new MustafarCacheFileException(
-                $"expected turns that end with a reply for {cachedTokens} cached tokens, but got {saved.Turns.Count}.", path);
-        }
-
-        return saved;
+        return !saved.Turns.Contains(null)
+            ? saved
+            : throw new MustafarCacheFileException("expected turns of a role and a content, but one is null.", path);
     }
 }

@@ -6,8 +6,9 @@ public sealed class UnsupportedModelException : UnusableFileException
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What the checkpoint asks for, and what is supported.</param>
     /// <param name="file">The file that asks for it.</param>
-    public UnsupportedModelException(string message, string file)
-        : base($"{file}: {message}") => File = file;
+    /// <param name="inner">The cause, if another exception is.</param>
+    public UnsupportedModelException(string message, string file, Exception? inner = null)
+        : base($"{file}: {message}", inner) => File = file;
 
     /// <summary>The file that asks for it.</summary>
     public string File { get; }

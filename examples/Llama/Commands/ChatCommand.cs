@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
+using System.Text.Json;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
@@ -14,7 +15,15 @@ internal sealed class ChatCommand : LlamaCommand
     private readonly Option<string?> _system = new("--system") { Description = "What the system says first.", HelpName = "TEXT" };
     private readonly Option<string?> _template = new("--chat-template")
     {
-        Description = "How a chat is written down, in place of what the checkpoint says.",
+        Description = $"How a chat is written down, in place of the checkpoint's default chat template: {string.Join(", ", ChatTemplate.BuiltInNames)}, "
+            + "a named template of the checkpoint, or a Jinja file.",
+        HelpName = "NAME|FILE",
+    };
+
+    private readonly Option<string?> _variables = new("--chat-template-kwargs")
+    {
+        Description = "Further variables for the chat template, as a JSON object such as {\"enable_thinking\": false}.",
+        HelpName = "JSON",
     };
 
     private readonly Option<string?> _load = new("--load") { Description = "Go on with a chat that --save wrote.", HelpName = "FILE" };
@@ -26,8 +35,7 @@ internal sealed class ChatCommand : LlamaCommand
         : base("chat", $"Chat: each line of input is a turn. {ChatLoop.Reset} begins anew, {ChatLoop.Exit} or Ctrl-C ends.")
     {
         _input = input;
-        _template.AcceptOnlyFromAmong([.. ChatTemplates.Names]);
-        Add([_system, _template, _load, _save, .. _generation.All]);
+        Add([_system, _template, _variables, _load, _save, .. _generation.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
@@ -36,12 +44,16 @@ internal sealed class ChatCommand : LlamaCommand
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
         CheckFiles(settings, load, save);
+        ChatTemplate template = LoadTemplate(settings.Model, arguments.GetValue(_template));
+        IReadOnlyDictionary<string, object?>? variables = arguments.GetValue(_variables) is string json ? ReadVariables(json) : null;
         using ModelSession session = ModelSession.Load(settings, output);
-        ChatModel model = ChatModel.Of(session.Language, arguments.GetValue(_template));
-        ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatSpeaker.System, system)] : [];
+        ChatModel model = new(session.Language, template);
+        ChatTurn[] opening = arguments.GetValue(_system) is string system ? [new ChatTurn(ChatRoles.System, system)] : [];
         using ModelCache cache = session.NewCache();
         Stopwatch watch = Stopwatch.StartNew();
-        using Conversation conversation = load is null ? new Conversation(model, cache) : Conversation.Load(load, model, cache);
+        using Conversation conversation = load is null
+            ? new Conversation(model, cache) { TemplateVariables = variables }
+            : Conversation.Load(load, model, cache, variables);
         double? restoreSeconds = load is null ? null : watch.Elapsed.TotalSeconds;
         if (restoreSeconds is double seconds)
         {
@@ -67,6 +79,35 @@ internal sealed class ChatCommand : LlamaCommand
         output.WriteJson(new Result(
             RunReport.Of(session), restoreSeconds, loop.Exchanges, MemoryReport.Of(conversation.CachedTokens, conversation.Memory)));
         output.Interrupted.ThrowIfCancellationRequested();
+    }
+
+    private ChatTemplate LoadTemplate(string directory, string? name)
+    {
+        try
+        {
+            return ChatTemplate.Load(directory, name);
+        }
+        catch (ArgumentException exception)
+        {
+            throw new CommandException($"{_template.Name}: {ErrorMessage.Of(exception)}");
+        }
+    }
+
+    private Dictionary<string, object?> ReadVariables(string json)
+    {
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(json);
+            return TemplateVariables.FromJson(document.RootElement);
+        }
+        catch (JsonException)
+        {
+            throw new CommandException($"{_variables.Name}: expected a JSON object, but got {json}.");
+        }
+        catch (ArgumentException exception)
+        {
+            throw new CommandException($"{_variables.Name}: {ErrorMessage.Of(exception)}");
+        }
     }
 
     private static void Save(Conversation conversation, string path)

@@ -66,7 +66,7 @@ internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, Sa
 
     private void Reply(string line, ConsoleOutput output)
     {
-        ChatTurn user = new(ChatSpeaker.User, line);
+        ChatTurn user = new(ChatRoles.User, line);
         Sampler sampler = new(sampling with { Seed = unchecked(sampling.Seed + _exchanges.Count) });
         StringBuilder reply = new();
         int cachedBefore = conversation.CachedTokens;

@@ -25,9 +25,10 @@ internal sealed class ByteFallbackTokenizer : TextTokenizer
 
     public override bool DropsFirstSpace => _rules.DropsFirstSpace;
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
+    private protected override void EncodePlain(
+        string text, bool isFirst, bool findsNormalized, List<int> ids, CancellationToken cancellationToken)
     {
-        _normalizedTokens.Encode(_rules.WithSpaces(text, isFirst), ids, part => EncodeWords(part, ids, cancellationToken));
+        _normalizedTokens.Encode(_rules.WithSpaces(text, isFirst), findsNormalized, ids, part => EncodeWords(part, ids, cancellationToken));
     }
 
     private void EncodeWords(ReadOnlySpan<char> spaced, List<int> ids, CancellationToken cancellationToken)

@@ -24,9 +24,10 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
 
     public override bool DropsFirstSpace => false;
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
+    private protected override void EncodePlain(
+        string text, bool isFirst, bool findsNormalized, List<int> ids, CancellationToken cancellationToken)
     {
-        _normalizedTokens.Encode(Normalize(text), ids, part => EncodePieces(part, ids, cancellationToken));
+        _normalizedTokens.Encode(Normalize(text), findsNormalized, ids, part => EncodePieces(part, ids, cancellationToken));
     }
 
     private void EncodePieces(string text, List<int> ids, CancellationToken cancellationToken)

@@ -23,12 +23,13 @@ internal sealed class NormalizedTokens
 
     /// <summary>Adds the ids of the tokens in a text, and has what stands between them encoded.</summary>
     /// <param name="text">Normalised text.</param>
+    /// <param name="areFound">Whether there are such tokens; without, the text is one part.</param>
     /// <param name="ids">Where to add.</param>
     /// <param name="encode">Adds the ids of a part that is not empty.</param>
-    public void Encode(string text, List<int> ids, Action<string> encode)
+    public void Encode(string text, bool areFound, List<int> ids, Action<string> encode)
     {
         int end = 0;
-        for (Match? match = _pattern?.Match(text); match is { Success: true }; match = match.NextMatch())
+        for (Match? match = areFound ? _pattern?.Match(text) : null; match is { Success: true }; match = match.NextMatch())
         {
             Plain(end, match.Index);
             ids.Add(_ids[match.Value]);

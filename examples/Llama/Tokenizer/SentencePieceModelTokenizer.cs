@@ -46,7 +46,8 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
             config);
     }
 
-    private protected override void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken)
+    private protected override void EncodePlain(
+        string text, bool isFirst, bool findsNormalized, List<int> ids, CancellationToken cancellationToken)
     {
         string spaced = text.Replace(' ', ByteFallback.Space);
         bool adds = isFirst ? _spaceInFront : _spaceInFrontOfParts;

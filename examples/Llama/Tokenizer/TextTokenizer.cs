@@ -14,7 +14,8 @@ public abstract class TextTokenizer
     private readonly Dictionary<string, AddedToken> _addedByText;
     private readonly Dictionary<int, byte[]> _bytesOf;
     private readonly HashSet<int> _special;
-    private readonly Regex? _addedPattern;
+    private readonly Regex? _pattern;
+    private readonly Regex? _patternInParts;
     private int _idLimit = int.MaxValue;
 
     private protected TextTokenizer(
@@ -31,7 +32,8 @@ public abstract class TextTokenizer
         }
 
         VocabSize = _bytesOf.Keys.Max() + 1;
-        _addedPattern = AnyOf(addedTokens.Where(token => !token.IsNormalized).Select(token => token.Content));
+        _pattern = AnyOf(addedTokens.Where(token => !token.IsNormalized).Select(token => token.Content));
+        _patternInParts = AnyOf(addedTokens.Select(token => token.Content));
     }
 
     /// <summary>Ids that stand in front of an encoded text, such as the one that begins a text.</summary>
@@ -42,6 +44,9 @@ public abstract class TextTokenizer
 
     /// <summary>One more than the largest id.</summary>
     public int VocabSize { get; }
+
+    /// <summary>Tokens that are found in a text before anything else.</summary>
+    internal IReadOnlyCollection<AddedToken> AddedTokens => _addedByText.Values;
 
     /// <summary>Ids that stand behind an encoded text.</summary>
     public IReadOnlyList<int> Suffix { get; private set; }
@@ -87,54 +92,35 @@ public abstract class TextTokenizer
     public List<int> Encode(string text, bool addSpecialTokens = true, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(text);
-        List<int> ids = Encode([new TextPart(text, IsMarkup: true)], cancellationToken);
+        string whole = WithoutHalfPairs(text);
+        List<int> ids = Encode(whole, (IEnumerable<Match>?)_pattern?.Matches(whole) ?? [], findsNormalized: true, nameof(text), cancellationToken);
         return addSpecialTokens ? [.. Prefix, .. ids, .. Suffix] : ids;
     }
 
     /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
-    /// <param name="parts">The parts; added tokens are recognised in markup only. Half surrogate pairs count as U+FFFD.</param>
+    /// <remarks>An added token is recognised within a part only, and by its very letters: not in what a normalizer makes of others.</remarks>
+    /// <param name="parts">The parts. Half surrogate pairs count as U+FFFD.</param>
     /// <param name="cancellationToken">Stops the work.</param>
     /// <exception cref="OperationCanceledException">It was stopped.</exception>
     /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
-    public List<int> Encode(IReadOnlyList<TextPart> parts, CancellationToken cancellationToken = default)
+    public List<int> Encode(IReadOnlyList<string> parts, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(parts);
-        string[] texts = [.. parts.Select(part => WithoutHalfPairs(part.Text))];
+        string[] texts = [.. parts.Select(WithoutHalfPairs)];
         string whole = string.Concat(texts);
-        List<int> ids = [];
-        int end = 0;
-        int partStart = 0;
-        for (int i = 0; i < texts.Length; i++)
+        List<Match> tokens = [];
+        int start = 0;
+        foreach (string part in texts)
         {
-            int partEnd = partStart + texts[i].Length;
-            Match? match = parts[i].IsMarkup ? _addedPattern?.Match(whole, partStart, partEnd - partStart) : null;
-            for (; match is { Success: true }; match = match.NextMatch())
+            for (Match? match = _patternInParts?.Match(whole, start, part.Length); match is { Success: true }; match = match.NextMatch())
             {
-                Plain(end, match.Index);
-                ids.Add(_addedByText[match.Value].Id);
-                end = match.Index + match.Length;
+                tokens.Add(match);
             }
 
-            partStart = partEnd;
+            start += part.Length;
         }
 
-        Plain(end, whole.Length);
-        if (VocabSize > _idLimit && ids.FindIndex(id => id >= _idLimit) is int past and >= 0)
-        {
-            throw new ArgumentException(
-                $"The text has the token '{Encoding.UTF8.GetString(BytesOf(ids[past]))}', but its id {ids[past]} is not below {_idLimit}, "
-                + "the model's vocab_size: the model has no embedding for it. Leave the token out.", nameof(parts));
-        }
-
-        return ids;
-
-        void Plain(int from, int to)
-        {
-            if (from < to)
-            {
-                EncodePlain(whole[from..to], isFirst: from == 0, ids, cancellationToken);
-            }
-        }
+        return Encode(whole, tokens, findsNormalized: false, nameof(parts), cancellationToken);
     }
 
     /// <summary>The text of ids. Bytes that are not UTF-8 become U+FFFD.</summary>
@@ -188,9 +174,11 @@ public abstract class TextTokenizer
     /// <summary>Adds the ids of a text without added tokens.</summary>
     /// <param name="text">The text, not empty.</param>
     /// <param name="isFirst">Whether it begins the whole text.</param>
+    /// <param name="findsNormalized">Whether added tokens are found in what the normalizer makes of the text.</param>
     /// <param name="ids">Where to add.</param>
     /// <param name="cancellationToken">Stops the work.</param>
-    private protected abstract void EncodePlain(string text, bool isFirst, List<int> ids, CancellationToken cancellationToken);
+    private protected abstract void EncodePlain(
+        string text, bool isFirst, bool findsNormalized, List<int> ids, CancellationToken cancellationToken);
 
     /// <summary>An expression that matches any of several texts, or null if there are none.</summary>
     internal static Regex? AnyOf(IEnumerable<string> texts)
@@ -200,6 +188,37 @@ public abstract class TextTokenizer
         return longestFirst.Length == 0
             ? null
             : new Regex(string.Join('|', longestFirst), RegexOptions.CultureInvariant | RegexOptions.Compiled);
+    }
+
+    private List<int> Encode(
+        string text, IEnumerable<Match> tokens, bool findsNormalized, string parameter, CancellationToken cancellationToken)
+    {
+        List<int> ids = [];
+        int end = 0;
+        foreach (Match token in tokens)
+        {
+            Plain(end, token.Index);
+            ids.Add(_addedByText[token.Value].Id);
+            end = token.Index + token.Length;
+        }
+
+        Plain(end, text.Length);
+        if (VocabSize > _idLimit && ids.FindIndex(id => id >= _idLimit) is int past and >= 0)
+        {
+            throw new ArgumentException(
+                $"The text has the token '{Encoding.UTF8.GetString(BytesOf(ids[past]))}', but its id {ids[past]} is not below {_idLimit}, "
+                + "the model's vocab_size: the model has no embedding for it. Leave the token out.", parameter);
+        }
+
+        return ids;
+
+        void Plain(int from, int to)
+        {
+            if (from < to)
+            {
+                EncodePlain(text[from..to], isFirst: from == 0, findsNormalized, ids, cancellationToken);
+            }
+        }
     }
 
     private static string WithoutHalfPairs(string text)

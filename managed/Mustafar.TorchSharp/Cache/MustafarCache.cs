@@ -27,32 +27,11 @@ namespace Mustafar;
 /// A cache that is dropped without <see cref="KeyValueCache.Dispose()"/> returns its pages to its forks when it is collected.
 /// </para>
 /// </remarks>
-public sealed unsafe partial class MustafarCache : KeyValueCache
+public sealed class MustafarCache : KeyValueCache
 {
-    // Up to so many queries at once are attended by the decode kernel; for more, matrix products over expanded segments are faster.
-    private const int MostDecodeQueries = 8;
-    private const int SegmentTokens = 1024;
-
-    private readonly NativeFormat _keyFormat;
-    private readonly NativeFormat _valueFormat;
-    private readonly long _keyBlockBytes;
-    private readonly long _valueBlockBytes;
-    private readonly int _tailCapacity;
-    private readonly Tensor _tailKeys;
-    private readonly Tensor _tailValues;
-    private readonly NativeDense _denseTailKeys;
-    private readonly NativeDense _denseTailValues;
-    private readonly PagePool _pool;
-    private readonly PageTable _pages;
-    private readonly SequenceState _state;
-    private readonly AttentionSinks? _sinks; // the state and the pages are of the tokens after them
+    private readonly int[] _slots; // of the sequences: all that there are
+    private readonly CompressedStore _store;
     private readonly SequenceLengths _lengths;
-    private readonly BackendArray<int> _counts;
-    private readonly BackendArray<int> _lengthsWithFresh;
-    private Tensor? _workspace;
-    private readonly int[] _pagesAdded;
-    private readonly int[] _lengthsBefore;
-    private readonly int[] _compressedBefore;
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
@@ -70,45 +49,25 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     {
     }
 
-    // family: the cache whose pages this one may share.
+    // family: the store whose pages this cache may share.
     private MustafarCache(
-        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, MustafarCache? family)
+        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
         : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
     {
-        Options = options ?? new MustafarOptions();
-        _ = TensorAccess.Context(Device); // a device without a back end is refused here, not at the first token
-        _keyFormat = Format(keys: true, Options.KeysKept(headDim));
-        _valueFormat = Format(keys: false, Options.ValuesKept(headDim));
-        _keyBlockBytes = BlockBytes(_keyFormat);
-        _valueBlockBytes = BlockBytes(_valueFormat);
-        const int block = NativeConstants.BlockTokens;
-        _tailCapacity = ((Options.LocalWindow + block - 1) / block * block) + Options.GroupSize;
-        _pages = new PageTable(batchSize, Device);
-        _state = new SequenceState(batchSize, Device);
-        _sinks = Options.SinkTokens == 0 ? null : new AttentionSinks(Options.SinkTokens, batchSize, numKvHeads, headDim, Device);
-        _lengths = new SequenceLengths(_state, _sinks, batchSize);
-        _counts = new BackendArray<int>(batchSize, Device);
-        _lengthsWithFresh = new BackendArray<int>(batchSize, Device);
-        _pagesAdded = new int[batchSize];
-        _lengthsBefore = new int[batchSize];
-        _compressedBefore = new int[batchSize];
-        // A tensor made in inference mode could not be written to outside of it.
-        using IDisposable mode = inference_mode(false);
-        _tailKeys = zeros([batchSize, numKvHeads, _tailCapacity, headDim], dtype: dtype, device: Device).DetachFromDisposeScope();
-        _tailValues = zeros_like(_tailKeys).DetachFromDisposeScope();
-        (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
-        // Last, when nothing can fail any more: an owner that was never made would keep the pages for ever.
-        _pool = family?._pool.AddOwner() ?? new PagePool(numKvHeads, PageBlocks * (_keyBlockBytes + _valueBlockBytes), Device);
+        _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family);
+        _slots = [.. Enumerable.Range(0, batchSize)];
+        Array.ForEach(_slots, _store.Table.Add);
+        _lengths = new SequenceLengths(_store.Table);
     }
 
     /// <summary>Sparsity, window and group.</summary>
-    public MustafarOptions Options { get; }
+    public MustafarOptions Options => Layer.Options;
 
     /// <inheritdoc/>
     public override IReadOnlyList<int> Lengths => _lengths;
 
     /// <summary>How many of each sequence's first tokens are compressed, not counting the <see cref="MustafarOptions.SinkTokens"/>.</summary>
-    public IReadOnlyList<int> CompressedLengths => _state.Compressed.ToArray();
+    public IReadOnlyList<int> CompressedLengths => [.. _store.Table.InUse.Select(sequence => sequence.Compressed)];
 
     /// <inheritdoc/>
     /// <remarks>Forks share one pool of pages; each counts an equal part of it, so that their sum is what they occupy together.</remarks>
@@ -117,19 +76,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         get
         {
             ThrowIfDisposed();
-            long tokens = 0;
-            foreach (int length in _lengths)
-            {
-                tokens += length;
-            }
-
-            long elements = tokens * 2 * NumKvHeads * HeadDim;
-            int elementBytes = TensorAccess.ElementBytes(DType);
-            return new KeyValueCacheMemory(
-                CompressedBytes: _pool.BytesOfOwner + _pages.Bytes,
-                WindowBytes: (2L * BatchSize * NumKvHeads * _tailCapacity * HeadDim * elementBytes) + (_sinks?.Bytes ?? 0),
-                DenseBytes: elements * elementBytes,
-                Fp16Bytes: elements * 2);
+            return _store.Memory;
         }
     }
 
@@ -144,26 +91,22 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
         Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default)
     {
         ValidateForward(query, keys, values, scale, counts);
-        ValidateScale(scale);
-        using Use use = new(this);
-        using IDisposable noGrad = no_grad();
-        using DisposeScope scope = NewDisposeScope();
-        keys = TensorAccess.WithContiguousRows(keys);
-        values = TensorAccess.WithContiguousRows(values);
-        Mark();
+        CompressedStore.CheckScale(scale);
+        using CallGuard.Call call = Guard.Enter();
+        _store.Begin(_slots, checked((int)keys.size(2)), counts, StepKind.Forward);
         Tensor output;
         try
         {
-            output = Step(query, keys, values, scale, counts);
+            output = _store.Forward(0, query, keys, values, scale, isLast: true);
         }
         catch
         {
-            GoBack();
+            _store.Rollback();
             throw;
         }
 
-        ReleasePages();
-        return output.MoveToOuterDisposeScope();
+        _store.Commit();
+        return output;
     }
 
     /// <summary>Adds new tokens and compresses what falls due. Nothing that is compressed already is read or moved.</summary>
@@ -177,22 +120,22 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     {
         ThrowIfDisposed();
         ValidateNewTokens(keys, values, counts);
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
-        Mark();
+        _store.Begin(_slots, checked((int)keys.size(2)), counts, StepKind.Append);
         try
         {
-            AppendNew(keys, values, counts);
+            Layer.Append(_store.Plan, keys, values, isLast: true);
         }
         catch
         {
-            GoBack();
+            _store.Rollback();
             throw;
         }
 
-        ReleasePages();
+        _store.Commit();
     }
 
     /// <summary>Attention of queries that stand at the last n cached tokens: query i of n sees the tokens up to its own.</summary>
@@ -207,11 +150,16 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     {
         ThrowIfDisposed();
         ValidateQuery(query, scale);
-        ValidateScale(scale);
-        using Use use = new(this);
-        CheckWindow(query.size(2));
+        CompressedStore.CheckScale(scale);
+        using CallGuard.Call call = Guard.Enter();
+        foreach (int slot in _slots)
+        {
+            _store.Table.Rules.CheckQueries(_store.Table[slot], query.size(2), slot);
+        }
+
         using DisposeScope scope = NewDisposeScope();
-        return AttendTokens(query, null, null, scale, default).MoveToOuterDisposeScope();
+        _store.Begin(_slots, checked((int)query.size(2)), default, StepKind.Attend);
+        return Layer.AttendStored(_store.Plan, query, scale).MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
@@ -224,7 +172,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// the sliding window.</exception>
     public override void Truncate(int length)
     {
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         int longest = Length;
         if (length < 0 || length > longest)
         {
@@ -237,7 +185,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             lengths[b] = Math.Min(_lengths[b], length);
         }
 
-        ShortenTo(lengths);
+        _store.Shorten(_slots, lengths, _slots);
     }
 
     /// <summary>Shortens each sequence to its own number of first tokens.</summary>
@@ -248,7 +196,7 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
     /// the sliding window.</exception>
     public void Truncate(ReadOnlySpan<int> lengths)
     {
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         if (lengths.Length != BatchSize)
         {
             throw new ArgumentException($"Expected one length for each of {BatchSize} sequences, but got {lengths.Length}.", nameof(lengths));
@@ -263,108 +211,69 @@ public sealed unsafe partial class MustafarCache : KeyValueCache
             }
         }
 
-        ShortenTo(lengths);
+        _store.Shorten(_slots, lengths, _slots);
     }
 
     /// <inheritdoc/>
     /// <remarks>The pages are kept for the tokens to come.</remarks>
     public override void Clear() => Truncate(0);
 
-    /// <summary>Gives the pages of a cache that was dropped back to its forks.</summary>
-    ~MustafarCache() => Dispose(disposing: false);
+    /// <inheritdoc/>
+    /// <remarks>
+    /// Pages are shared, and only the dense window is copied: a page is full when it is written and never changes. Forks may be used by
+    /// different threads, on a CUDA device as long as they use one stream.
+    /// </remarks>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    public override MustafarCache Fork(ReadOnlySpan<int> parents)
+    {
+        ThrowIfDisposed();
+        ValidateParents(parents);
+        using CallGuard.Call call = Guard.Enter();
+        MustafarCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, Options, family: _store);
+        try
+        {
+            for (int b = 0; b < parents.Length; b++)
+            {
+                fork._store.Continue(b, _store, parents[b]);
+            }
+
+            return fork;
+        }
+        catch
+        {
+            fork.Dispose();
+            throw;
+        }
+    }
 
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {
-        if (!disposing)
+        // A cache that is dropped leaves its pages to the finalizer of its table.
+        if (disposing)
         {
-            // Null if the constructor failed. The tensors have finalizers of their own.
-            _pool?.Abandon([.. Enumerable.Range(0, BatchSize).SelectMany(_pages.Pages)]);
-        }
-        else
-        {
-            _tailKeys.Dispose();
-            _tailValues.Dispose();
-            _sinks?.Dispose();
-            _workspace?.Dispose();
-            for (int b = 0; b < BatchSize; b++)
-            {
-                ReturnPages(b, compressed: 0);
-            }
-
-            _pool.Dispose();
-            _pages.Dispose();
-            _state.Dispose();
-            _counts.Dispose();
-            _lengthsWithFresh.Dispose();
+            _store.Dispose();
         }
     }
+
+    /// <inheritdoc cref="LayerStorage.ConvertsPages"/>
+    internal bool ConvertsPages
+    {
+        get => Layer.ConvertsPages;
+        set => Layer.ConvertsPages = value;
+    }
+
+    /// <summary>The only layer's part of a file.</summary>
+    internal StoredLayer Stored => new(_store, 0, _slots);
+
+    /// <summary>Keeps other threads out until it is disposed.</summary>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    internal IDisposable Claim() => Guard.Enter();
 
     /// <summary>Addresses of a sequence's pages, for tests.</summary>
-    internal nint[] PageAddresses(int sequence) => Addresses(_pages.Pages(sequence));
+    internal nint[] PageAddresses(int sequence) =>
+        [.. _store.Table[sequence].Pages.Select(page => _store.Table.Pool.Address(page))];
 
-    private int PageBlocks => Options.GroupSize / NativeConstants.BlockTokens;
-
-    private NativeFormat Format(bool keys, int keep) => new()
-    {
-        HeadDim = HeadDim,
-        DType = (int)TensorAccess.DTypeOf(DType),
-        Pattern = (int)(!Options.Balanced ? SparsityPattern.Unstructured
-            : keys ? SparsityPattern.BalancedKeys : SparsityPattern.BalancedValues),
-        Layout = (int)Layout.Fixed,
-        Order = (int)TensorAccess.OrderFor(Device, keys),
-        Keep = keep,
-    };
-
-    private static long BlockBytes(NativeFormat format)
-    {
-        long bytes;
-        NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));
-        return bytes;
-    }
-
-    // The compressed keys (or values) of all sequences, or of those from a given one on.
-    private NativeBlocks Blocks(bool keys, int firstSequence = 0) => _pool.Place(new NativeBlocks
-    {
-        Format = keys ? _keyFormat : _valueFormat,
-        PageBlocks = PageBlocks,
-        PageCapacity = _pages.Capacity,
-        Base = keys ? 0 : PageBlocks * _keyBlockBytes, // of each head a page has its keys, then its values
-        Pages = _pages.Pointer + (firstSequence * (long)_pages.Capacity),
-    });
-
-    // Single precision, in which the library computes, may not hold what double precision does; that must show before a token is added.
-    private static void ValidateScale(double? scale)
-    {
-        if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
-        {
-            throw new ArgumentOutOfRangeException(
-                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
-        }
-    }
-
-    // Padded sequences one by one: what stands in the padding must not reach a token, not even as 0 · NaN.
-    private Tensor AttendPrompt(Tensor query, Tensor keys, Tensor values, double? scale, ReadOnlySpan<int> counts)
-    {
-        if (counts.IndexOfAnyExcept(checked((int)query.size(2))) < 0)
-        {
-            return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);
-        }
-
-        Tensor output = zeros_like(query);
-        for (int b = 0; b < counts.Length; b++)
-        {
-            if (counts[b] > 0)
-            {
-                using DisposeScope scope = NewDisposeScope();
-                Own(output, b, counts).copy_(DenseAttention.Causal(
-                    Own(query, b, counts), Own(keys, b, counts), Own(values, b, counts), scale, Options.SlidingWindow, Options.SinkTokens));
-            }
-        }
-
-        return output;
-
-        static Tensor Own(Tensor tensor, int sequence, ReadOnlySpan<int> counts) =>
-            tensor.narrow(0, sequence, 1).narrow(2, 0, counts[sequence]);
-    }
+    private LayerStorage Layer => _store.Layers[0];
 }

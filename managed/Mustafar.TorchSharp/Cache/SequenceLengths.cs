@@ -2,18 +2,18 @@ using System.Collections;
 
 namespace Mustafar;
 
-/// <summary>A live view of a cache's lengths.</summary>
-internal sealed class SequenceLengths(SequenceState state, AttentionSinks? sinks, int batchSize) : IReadOnlyList<int>
+/// <summary>A live view of the lengths of sequences in all slots of a table.</summary>
+internal sealed class SequenceLengths(SequenceTable table) : IReadOnlyList<int>
 {
-    public int Count => batchSize;
+    public int Count => table.Slots;
 
-    public int this[int index] => state.Lengths[index] + (sinks is null ? 0 : sinks.Counts[index]);
+    public int this[int index] => table[index].Tokens;
 
     public IEnumerator<int> GetEnumerator()
     {
-        for (int b = 0; b < batchSize; b++)
+        for (int slot = 0; slot < Count; slot++)
         {
-            yield return this[b];
+            yield return this[slot];
         }
     }
 

@@ -5,33 +5,15 @@ namespace Mustafar;
 
 /// <summary>What stands behind one replaced attention module: it answers the calls of forward.</summary>
 internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapter, MustafarAttachment attachment)
+    : ModuleReplacement(original)
 {
-    /// <summary>The module that was replaced.</summary>
-    internal nn.Module Original => original;
-
-    /// <summary>Called by the emitted conversions (<c>to</c>), which convert the original: its class shows all of its fields.</summary>
-    internal static nn.Module BeforeConversion(IReplacedAttention replacement)
+    internal override object? Forward(IReplacedModule module, object?[] arguments)
     {
-        nn.Module original = replacement.Layer.Original;
-        FieldCopy.Copy(original.GetType(), replacement, original);
-        return original;
-    }
-
-    /// <summary>Takes over the fields that a conversion replaced.</summary>
-    internal static void AfterConversion(IReplacedAttention replacement)
-    {
-        nn.Module original = replacement.Layer.Original;
-        FieldCopy.Copy(original.GetType(), original, replacement);
-    }
-
-    /// <summary>Called by the emitted forward.</summary>
-    internal object? Forward(IReplacedAttention replacement, object?[] arguments)
-    {
-        nn.Module attention = (nn.Module)replacement;
+        nn.Module attention = (nn.Module)module;
         object? key = attachment.IsDisposed ? null : adapter.ConversationOf(attention, arguments);
         if (key is null || !attachment.TryEnter())
         {
-            return replacement.CallOriginal(arguments);
+            return module.CallOriginal(arguments);
         }
 
         try
@@ -46,15 +28,21 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
 
     private object? Attend(nn.Module attention, object?[] arguments, object key)
     {
-        MustafarConversation conversation = attachment.ConversationOf(key, this, adapter.HasConversationPerLayer);
+        MustafarConversation conversation = attachment.ConversationOf(key, this, adapter.HasConversationPerLayer, out bool joined);
         conversation.Enter();
         try
         {
             using IDisposable noGrad = no_grad();
             using DisposeScope scope = NewDisposeScope();
-            conversation.Masks.Visit(this);
             AttentionStep step = adapter.Read(attention, arguments);
-            return adapter.Complete(attention, arguments, Attend(conversation.Of(this), conversation.Masks, step));
+            if (joined && !conversation.Step.HasTokensOf(step))
+            {
+                conversation.Leave();
+                conversation = attachment.Begin(key);
+                conversation.Enter();
+            }
+
+            return adapter.Complete(attention, arguments, Attend(conversation, step));
         }
         finally
         {
@@ -62,12 +50,19 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         }
     }
 
-    private AttentionResult Attend(ConversationLayer conversation, StepMasks masks, AttentionStep step)
+    private AttentionResult Attend(MustafarConversation whole, AttentionStep step)
     {
+        if (whole.IsReleased)
+        {
+            throw new InvalidOperationException("The conversation was released in the middle of this step; begin it anew.");
+        }
+
+        whole.Step.Visit(this, step);
+        ConversationLayer conversation = whole.Of(this);
         int tokens = checked((int)step.Query.shape[2]);
         bool begins = step.Start == 0;
         int[] padding = begins ? new int[step.Query.shape[0]] : Continue(conversation, step);
-        int[] padded = attachment.Mask.Read(masks, step, step.Start, padding);
+        int[] padded = attachment.Mask.Read(whole.Step, step, step.Start, padding);
         if (begins)
         {
             conversation.Restart(step, attachment.Options);
@@ -90,9 +85,10 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         }
 
         conversation.Length = step.Start + tokens;
+        conversation.Weigh();
         long[] shape = step.Query.shape;
         Tensor joined = output.transpose(1, 2).reshape(shape[0], tokens, shape[1] * shape[3]);
-        return new AttentionResult(joined, conversation.Length, conversation);
+        return new AttentionResult(joined, whole, conversation);
     }
 
     // Brings the conversation to the step's start, and returns its padding.

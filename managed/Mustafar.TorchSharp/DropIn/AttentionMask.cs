@@ -18,7 +18,7 @@ internal sealed class AttentionMask(int? window)
     /// masks say of it.</returns>
     /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first
     /// tokens.</exception>
-    internal int[] Read(StepMasks known, AttentionStep step, int start, int[] padding)
+    internal int[] Read(ConversationStep known, AttentionStep step, int start, int[] padding)
     {
         int tokens = checked((int)step.Query.shape[2]);
         if (step.Mask is not Tensor mask)

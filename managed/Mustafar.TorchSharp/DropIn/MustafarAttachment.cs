@@ -9,12 +9,13 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// <para>
-/// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or
-/// <see cref="ReleaseAll"/>, or with this object.
+/// The compressed caches of a conversation are freed by <see cref="Release"/> or <see cref="ReleaseAll"/>, with this object, when the
+/// object that stands for the conversation is collected, or after the model's own cache was disposed: as soon as another conversation
+/// begins, or <see cref="Conversations"/> or <see cref="Memory"/> is read.
 /// </para>
 /// <para>
 /// All members are safe from any thread. Conversations may run on several threads, each of them on one at a time, if the model itself
-/// may: one that keeps the current cache in a field, as those of Microsoft.ML.GenAI do, serves one thread at a time.
+/// may. Calls of a model that keeps the cache of the current call in a field, as those of Microsoft.ML.GenAI do, wait for one another.
 /// <see cref="Release"/>, <see cref="ReleaseAll"/> and <see cref="Dispose"/> wait for the attention calls that are under way; a
 /// generation that goes on afterwards with what was freed gets an <see cref="InvalidOperationException"/>.
 /// </para>
@@ -41,18 +42,19 @@ public sealed class MustafarAttachment : IDisposable
     {
         ReplacementType.ThrowIfRuntimeEmitsNoCode();
         _model = model;
-        Options = options;
-        Mask = new AttentionMask(options.SlidingWindow);
+        List<nn.Module> modules = ModuleTree.All(model);
+        Options = WithWindow(options, modules, adapters);
+        Mask = new AttentionMask(Options.SlidingWindow);
         Dictionary<nn.Module, nn.Module> replacements = new(ReferenceEqualityComparer.Instance);
-        foreach (nn.Module module in ModuleTree.All(model))
+        foreach (nn.Module module in modules)
         {
-            if (module is IReplacedAttention)
+            if (module is IReplacedModule)
             {
                 throw new InvalidOperationException("The model's attention is replaced already; dispose what replaced it first.");
             }
 
-            AttentionAdapter? adapter = adapters.FirstOrDefault(one => one.Matches(module));
-            if (adapter is null)
+            ModuleReplacement? replacement = Replacement(module, adapters);
+            if (replacement is null || (ReferenceEquals(module, model) && replacement is ModelTurns))
             {
                 continue;
             }
@@ -64,12 +66,13 @@ public sealed class MustafarAttachment : IDisposable
                     nameof(model));
             }
 
-            nn.Module replacement = ReplacementType.Replace(module, new AttentionLayer(module, adapter, this));
-            replacements.Add(module, replacement);
-            _originals.Add(replacement, module);
+            Layers += replacement is AttentionLayer ? 1 : 0;
+            nn.Module replaced = ReplacementType.Replace(replacement);
+            replacements.Add(module, replaced);
+            _originals.Add(replaced, module);
         }
 
-        if (replacements.Count == 0)
+        if (Layers == 0)
         {
             throw new NotSupportedException(
                 $"No registered module of {model.GetType()} is attention that one of the {adapters.Count} adapters reads; " +
@@ -87,11 +90,11 @@ public sealed class MustafarAttachment : IDisposable
         }
     }
 
-    /// <summary>How keys and values are pruned and stored.</summary>
+    /// <summary>How keys and values are pruned and stored, with the model's sliding window where its configuration has one.</summary>
     public MustafarOptions Options { get; }
 
     /// <summary>Number of attention layers that were replaced.</summary>
-    public int Layers => _originals.Count;
+    public int Layers { get; }
 
     /// <summary>The conversations that hold tokens, the oldest first.</summary>
     public IReadOnlyList<MustafarConversation> Conversations
@@ -100,6 +103,7 @@ public sealed class MustafarAttachment : IDisposable
         {
             lock (_all)
             {
+                FreeAbandoned();
                 return Living().Where(conversation => conversation.BatchSize > 0).ToArray();
             }
         }
@@ -183,25 +187,39 @@ public sealed class MustafarAttachment : IDisposable
     /// <param name="key">The object that stands for it.</param>
     /// <param name="layer">The layer.</param>
     /// <param name="perLayer">See <see cref="AttentionAdapter.HasConversationPerLayer"/>.</param>
-    internal MustafarConversation ConversationOf(object key, AttentionLayer layer, bool perLayer)
+    /// <param name="joined">Whether it is that of the thread's latest call, which the object was not known to belong to; that remains to
+    /// be confirmed by the tokens.</param>
+    internal MustafarConversation ConversationOf(object key, AttentionLayer layer, bool perLayer, out bool joined)
     {
         MustafarConversation? conversation;
         lock (_all)
         {
-            if (!_byObject.TryGetValue(key, out conversation) || conversation.IsReleased)
+            if (_byObject.TryGetValue(key, out conversation) && !conversation.IsReleased)
+            {
+                joined = false;
+            }
+            else
             {
                 conversation = perLayer ? LatestWithout(layer) : null;
-                conversation ??= Begin();
-                _byObject.AddOrUpdate(key, conversation);
+                joined = conversation is not null;
+                _byObject.AddOrUpdate(key, conversation ??= Begin());
             }
         }
 
-        if (t_latest is null || !t_latest.TryGetTarget(out MustafarConversation? latest) || latest != conversation)
-        {
-            t_latest = new WeakReference<MustafarConversation>(conversation);
-        }
-
+        Latest = conversation;
         return conversation;
+    }
+
+    /// <summary>Begins another conversation of which an object is the first to be seen.</summary>
+    internal MustafarConversation Begin(object key)
+    {
+        lock (_all)
+        {
+            MustafarConversation begun = Begin();
+            _byObject.AddOrUpdate(key, begun);
+            Latest = begun;
+            return begun;
+        }
     }
 
     /// <summary>Frees a conversation's caches.</summary>
@@ -216,14 +234,53 @@ public sealed class MustafarAttachment : IDisposable
         return released;
     }
 
+    private static MustafarOptions WithWindow(
+        MustafarOptions options, List<nn.Module> modules, IReadOnlyList<AttentionAdapter> adapters)
+    {
+        int[] windows =
+            [.. modules.SelectMany(module => adapters.Select(adapter => adapter.SlidingWindowOf(module))).OfType<int>().Distinct()];
+        return windows switch
+        {
+            [] => options,
+            [int window] when options.SlidingWindow is null || options.SlidingWindow == window => options with { SlidingWindow = window },
+            [int window] => throw new ArgumentException(
+                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, as many tokens as the model shows to each, or null to " +
+                $"have it taken from the model, but got {options.SlidingWindow}.",
+                nameof(options)),
+            _ => throw new NotSupportedException(
+                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has one."),
+        };
+    }
+
+    private ModuleReplacement? Replacement(nn.Module module, IReadOnlyList<AttentionAdapter> adapters)
+    {
+        if (adapters.FirstOrDefault(one => one.Matches(module)) is AttentionAdapter adapter)
+        {
+            return new AttentionLayer(module, adapter, this);
+        }
+
+        return adapters.Any(one => one.TakesTurns(module)) ? new ModelTurns(module) : null;
+    }
+
+    private static MustafarConversation? Latest
+    {
+        get => t_latest is not null && t_latest.TryGetTarget(out MustafarConversation? latest) ? latest : null;
+        set
+        {
+            if (value != Latest)
+            {
+                t_latest = new WeakReference<MustafarConversation>(value!);
+            }
+        }
+    }
+
+    // Of a step that was not through when its conversation was released, too: its other layers must not begin a new one.
     private MustafarConversation? LatestWithout(AttentionLayer layer) =>
-        t_latest is not null && t_latest.TryGetTarget(out MustafarConversation? latest)
-        && !latest.IsReleased && latest.IsOf(this) && latest.Lacks(layer)
-            ? latest
-            : null;
+        Latest is MustafarConversation latest && latest.IsOf(this) && latest.Lacks(layer) && !latest.Step.Visited(layer) ? latest : null;
 
     private MustafarConversation Begin()
     {
+        FreeAbandoned();
         _all.RemoveAll(one => !one.TryGetTarget(out MustafarConversation? conversation) || conversation.IsReleased);
         MustafarConversation begun = new(this, $"conversation {++_count}");
         _all.Add(new WeakReference<MustafarConversation>(begun));
@@ -238,6 +295,14 @@ public sealed class MustafarAttachment : IDisposable
             {
                 yield return conversation;
             }
+        }
+    }
+
+    private void FreeAbandoned()
+    {
+        foreach (MustafarConversation conversation in Living().Where(one => one.IsAbandoned))
+        {
+            conversation.FreeIfIdle();
         }
     }
 

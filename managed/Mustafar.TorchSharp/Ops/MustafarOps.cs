@@ -5,9 +5,10 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Mustafar's operations on tensors, apart from any cache.</summary>
-public static unsafe class MustafarOps
+/// <remarks>All members are safe from several threads at once, over the same tensors too as long as nobody writes to them.</remarks>
+public static unsafe partial class MustafarOps
 {
-    private const int WordBits = 32;
+    internal const int WordBits = 32;
 
     /// <summary>Chooses each row's channels of largest magnitude. (Mustafar, section 3: per-token magnitude pruning.)</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
@@ -174,7 +175,8 @@ public static unsafe class MustafarOps
         return (padded.reshape(shape[0], shape[1], shape[2], words, WordBits) * weights).sum(-1).to(ScalarType.Int32).MoveToOuterDisposeScope();
     }
 
-    private static long Words(long headDim) => (headDim + WordBits - 1) / WordBits;
+    /// <summary>Words that hold a bit for each of some elements.</summary>
+    internal static long Words(long elements) => (elements + WordBits - 1) / WordBits;
 
     private static string Describe(BitmapTensor tensor) =>
         $"{tensor.DType} [{tensor.BatchSize}, {tensor.NumKvHeads}, {tensor.Tokens}, {tensor.HeadDim}]";

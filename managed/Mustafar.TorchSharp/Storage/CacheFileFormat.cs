@@ -14,21 +14,21 @@ internal static class CacheFileFormat
     private const string Prefix = "mustafar.";
 
     /// <summary>What a file says of caches, in order; the checksum and the caller's metadata apart.</summary>
-    internal static List<KeyValuePair<string, string>> Describe(IReadOnlyList<MustafarCache> layers, string fingerprint)
+    internal static List<KeyValuePair<string, string>> Describe(IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
-        MustafarCache first = layers[0];
+        StoredLayer first = layers[0];
         List<KeyValuePair<string, string>> metadata =
         [
             new(VersionKey, Text(Version)),
             new(FingerprintKey, fingerprint),
             new(Prefix + "layers", Text(layers.Count)),
             new(Prefix + "batch", Text(first.BatchSize)),
-            new(Prefix + "num_kv_heads", Text(first.NumKvHeads)),
-            new(Prefix + "head_dim", Text(first.HeadDim)),
-            new(Prefix + "dtype", SafetensorsTypes.Of(first.DType).Name),
+            new(Prefix + "num_kv_heads", Text(first.Shape.NumKvHeads)),
+            new(Prefix + "head_dim", Text(first.Shape.HeadDim)),
+            new(Prefix + "dtype", SafetensorsTypes.Of(first.Shape.DType).Name),
         ];
         metadata.AddRange(layers.Select((layer, i) =>
-            new KeyValuePair<string, string>($"{Prefix}options.{Text(i)}", Describe(layer.Options, layer.HeadDim))));
+            new KeyValuePair<string, string>($"{Prefix}options.{Text(i)}", Describe(layer.Options, layer.Shape.HeadDim))));
         return metadata;
     }
 
@@ -36,23 +36,22 @@ internal static class CacheFileFormat
     internal static string TensorName(int layer, string part) => $"layers.{Text(layer)}.{part}";
 
     /// <summary>The tensors of a layer, in order.</summary>
-    internal static IEnumerable<CacheFileTensor> Tensors(MustafarCache cache, int layer, long pages, long indices)
+    internal static IEnumerable<CacheFileTensor> Tensors(StoredLayer stored, int layer, long pages, long indices)
     {
-        long[] sequences = [cache.BatchSize];
+        long[] sequences = [stored.BatchSize];
         yield return new(Name("lengths"), ScalarType.Int32, sequences);
         yield return new(Name("compressed"), ScalarType.Int32, sequences);
         yield return new(Name("released_pages"), ScalarType.Int32, sequences);
         yield return new(Name("sink_counts"), ScalarType.Int32, sequences);
         yield return new(Name("page_indices"), ScalarType.Int32, [indices]);
-        yield return new(Name("key_pages"), ScalarType.Byte, cache.PagesShape(keys: true, pages));
-        yield return new(Name("value_pages"), ScalarType.Byte, cache.PagesShape(keys: false, pages));
-        yield return new(Name("window_keys"), cache.DType, cache.WindowShape);
-        yield return new(Name("window_values"), cache.DType, cache.WindowShape);
-        if (cache.Options.SinkTokens > 0)
+        yield return new(Name("key_pages"), ScalarType.Byte, stored.PagesShape(keys: true, pages));
+        yield return new(Name("value_pages"), ScalarType.Byte, stored.PagesShape(keys: false, pages));
+        yield return new(Name("window_keys"), stored.Shape.DType, stored.WindowShape);
+        yield return new(Name("window_values"), stored.Shape.DType, stored.WindowShape);
+        if (stored.Options.SinkTokens > 0)
         {
-            long[] shape = [cache.BatchSize, cache.NumKvHeads, cache.Options.SinkTokens, cache.HeadDim];
-            yield return new(Name("sink_keys"), ScalarType.Float32, shape);
-            yield return new(Name("sink_values"), ScalarType.Float32, shape);
+            yield return new(Name("sink_keys"), ScalarType.Float32, stored.SinksShape);
+            yield return new(Name("sink_values"), ScalarType.Float32, stored.SinksShape);
         }
 
         string Name(string part) => TensorName(layer, part);

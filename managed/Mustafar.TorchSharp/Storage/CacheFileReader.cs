@@ -43,7 +43,7 @@ internal sealed class CacheFileReader : IDisposable
 
     /// <summary>Restores empty caches. They change only when nothing is left that could be refused.</summary>
     /// <exception cref="MustafarCacheFileException">The file is of another model, other options or shapes, or damaged.</exception>
-    internal void Restore(IReadOnlyList<MustafarCache> layers, string fingerprint)
+    internal void Restore(IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
         CheckDescription(layers, fingerprint);
         Content[] contents = [.. layers.Select(ReadTables)];
@@ -54,21 +54,24 @@ internal sealed class CacheFileReader : IDisposable
             throw Refused($"expected {tensors} tensors, but it has {_header.Tensors.Count}.");
         }
 
-        int[][] pages = [.. layers.Select(_ => Array.Empty<int>())];
+        Restored[] stores = [.. Enumerable.Range(0, layers.Count).GroupBy(i => layers[i].Store).Select(group => Common(group, layers, contents))];
         try
         {
-            for (int i = 0; i < layers.Count; i++)
+            foreach (Restored store in stores)
             {
-                layers[i].Reserve(contents[i].Tables);
-                pages[i] = layers[i].RentPages(contents[i].Pages);
-                Fill(layers[i], i, contents[i].Tables, pages[i]);
+                store.Pages = store.Store.Rent(store.Common.Pages, store.Common.Tables.Compressed.Max() / store.Store.Table.Rules.GroupSize);
+                for (int i = 0; i < store.Layers.Length; i++)
+                {
+                    int layer = store.Layers[i];
+                    Fill(layers[layer], layer, contents[layer].Tables, [.. store.Common.Numbers[i].Select(number => store.Pages[number])]);
+                }
             }
         }
         catch (Exception exception)
         {
-            for (int i = 0; i < layers.Count; i++)
+            foreach (Restored store in stores)
             {
-                layers[i].Discard(pages[i]);
+                store.Store.Discard(store.Slots, store.Pages);
             }
 
             if (exception is EndOfStreamException)
@@ -79,9 +82,9 @@ internal sealed class CacheFileReader : IDisposable
             throw;
         }
 
-        for (int i = 0; i < layers.Count; i++)
+        foreach (Restored store in stores)
         {
-            layers[i].Restore(contents[i].Tables, pages[i]);
+            store.Common.Tables.Restore(store.Store, store.Slots, store.Pages);
         }
     }
 
@@ -119,7 +122,7 @@ internal sealed class CacheFileReader : IDisposable
         }
     }
 
-    private void CheckDescription(IReadOnlyList<MustafarCache> layers, string fingerprint)
+    private void CheckDescription(IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
         foreach ((string key, string expected) in CacheFileFormat.Describe(layers, fingerprint))
         {
@@ -133,7 +136,7 @@ internal sealed class CacheFileReader : IDisposable
     }
 
     // All of a layer but keys and values, checked.
-    private Content ReadTables(MustafarCache layer, int index)
+    private Content ReadTables(StoredLayer layer, int index)
     {
         // These two may have any length; all others follow.
         long indices = Entry(index, "page_indices").Shape is [long count] ? count : 0;
@@ -157,9 +160,19 @@ internal sealed class CacheFileReader : IDisposable
             ReadIntegers(index, "released_pages"),
             ReadIntegers(index, "sink_counts"),
             ReadIntegers(index, "page_indices"));
-        return layer.Problem(tables, pages) is string problem
+        return tables.Problem(layer.Options, layer.Store.Table.Rules, pages) is string problem
             ? throw Refused($"layer {index}: {problem}")
-            : new Content(tables, checked((int)pages), tensors);
+            : new Content(tables, tensors);
+    }
+
+    // What the layers of one store have in common.
+    private Restored Common(IEnumerable<int> group, IReadOnlyList<StoredLayer> layers, Content[] contents)
+    {
+        int[] indices = [.. group];
+        StoredLayer first = layers[indices[0]];
+        CommonTables? common = CommonTables.Of(
+            [.. indices.Select(i => contents[i].Tables)], first.Store.Table.Rules.GroupSize, out string? problem);
+        return common is null ? throw Refused(problem!) : new Restored(first.Store, first.Slots, indices, common);
     }
 
     private void CheckLengths(Content[] contents)
@@ -177,7 +190,7 @@ internal sealed class CacheFileReader : IDisposable
     }
 
     // Everything is put where no query sees it yet.
-    private void Fill(MustafarCache layer, int index, CacheTables tables, int[] pages)
+    private void Fill(StoredLayer layer, int index, CacheTables tables, int[] pages)
     {
         FillPages(keys: true, "key_pages");
         FillPages(keys: false, "value_pages");
@@ -196,9 +209,9 @@ internal sealed class CacheFileReader : IDisposable
         void FillPages(bool keys, string part)
         {
             SafetensorsEntry entry = Seek(index, part);
-            NativeFormat format = layer.PlainFormat(keys);
+            NativeFormat format = layer.Storage.Format.Plain(keys);
             int blockBytes = (int)entry.Shape[^1];
-            layer.VisitPages(keys, pages, fill: true, blocks =>
+            layer.Storage.VisitPages(keys, pages, fill: true, blocks =>
             {
                 Read(blocks);
                 for (int start = 0; start < blocks.Length; start += blockBytes)
@@ -237,5 +250,10 @@ internal sealed class CacheFileReader : IDisposable
 
     private MustafarCacheFileException Refused(string problem, Exception? cause = null) => new(problem, _path, cause);
 
-    private sealed record Content(CacheTables Tables, int Pages, int Tensors);
+    private sealed record Content(CacheTables Tables, int Tensors);
+
+    private sealed record Restored(CompressedStore Store, int[] Slots, int[] Layers, CommonTables Common)
+    {
+        internal int[] Pages { get; set; } = [];
+    }
 }

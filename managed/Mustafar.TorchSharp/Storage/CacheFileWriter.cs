@@ -8,9 +8,9 @@ internal static class CacheFileWriter
 {
     /// <summary>Writes a whole file to an empty stream.</summary>
     internal static void Write(
-        FileStream stream, IReadOnlyList<MustafarCache> layers, string fingerprint, IReadOnlyDictionary<string, string> metadata)
+        FileStream stream, IReadOnlyList<StoredLayer> layers, string fingerprint, IReadOnlyDictionary<string, string> metadata)
     {
-        (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => layer.Tables())];
+        (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => CacheTables.Of(layer.Store, layer.Slots))];
         byte[] header = SafetensorsHeader.Encode(
             [
                 new(FileChecksum.Key, FileChecksum.Blank),
@@ -33,15 +33,15 @@ internal static class CacheFileWriter
         stream.Write(Encoding.ASCII.GetBytes(checksum));
     }
 
-    private static void Write(FileStream stream, MustafarCache layer, CacheTables tables, int[] pages)
+    private static void Write(FileStream stream, StoredLayer layer, CacheTables tables, int[] pages)
     {
         foreach (int[] table in (int[][])[tables.Lengths, tables.Compressed, tables.Released, tables.Sinks, tables.PageIndices])
         {
             stream.Write(MemoryMarshal.AsBytes<int>(table));
         }
 
-        layer.VisitPages(keys: true, pages, fill: false, bytes => stream.Write(bytes));
-        layer.VisitPages(keys: false, pages, fill: false, bytes => stream.Write(bytes));
+        layer.Storage.VisitPages(keys: true, pages, fill: false, bytes => stream.Write(bytes));
+        layer.Storage.VisitPages(keys: false, pages, fill: false, bytes => stream.Write(bytes));
         layer.VisitWindow(keys: true, tables, fill: false, bytes => stream.Write(bytes));
         layer.VisitWindow(keys: false, tables, fill: false, bytes => stream.Write(bytes));
         if (layer.Options.SinkTokens > 0)

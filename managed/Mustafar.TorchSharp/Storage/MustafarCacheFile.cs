@@ -47,7 +47,7 @@ public static class MustafarCacheFile
             }
         }
 
-        AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, layers, fingerprint, metadata));
+        AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, [.. layers.Select(layer => layer.Stored)], fingerprint, metadata));
     }
 
     /// <summary>Checks that caches could be saved to a file: before work whose result is to be kept there. Nothing is changed.</summary>
@@ -88,7 +88,7 @@ public static class MustafarCacheFile
 
         AtomicFile.RemoveLeftovers(path);
         using CacheFileReader reader = new(path);
-        reader.Restore(layers, fingerprint);
+        reader.Restore([.. layers.Select(layer => layer.Stored)], fingerprint);
         return reader.UserMetadata;
     }
 

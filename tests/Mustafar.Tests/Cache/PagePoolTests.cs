@@ -12,7 +12,7 @@ public sealed class PagePoolTests
     private PagePool _pool = null!;
 
     [SetUp]
-    public void MakePool() => _pool = new PagePool(Heads, HeadBytes, CPU);
+    public void MakePool() => _pool = new PagePool(Heads, [HeadBytes], CPU);
 
     [TearDown]
     public void FreePool() => _pool.Dispose();
@@ -21,24 +21,24 @@ public sealed class PagePoolTests
     public void PagesAreAlignedAndApart()
     {
         int[] pages = [.. _pool.Rent(5, 0, -1), .. _pool.Rent(1, 0, -1), .. _pool.Rent(40, 0, -1), .. _pool.Rent(3, 0, -1)];
-        Assert.That(pages.Select(_pool.Address).All(address => address % NativeConstants.PageAlignment == 0));
-        long[] parts = [.. pages.SelectMany(page => Enumerable.Range(0, Heads).Select(h => _pool.Address(page) + (h * _pool.HeadStride))).Order()];
+        Assert.That(pages.Select(page => _pool.Address(page)).All(address => address % NativeConstants.PageAlignment == 0));
+        long[] parts = [.. pages.SelectMany(page => Enumerable.Range(0, Heads).Select(h => _pool.Address(page) + (h * _pool.HeadStride()))).Order()];
         Assert.That(parts.Zip(parts.Skip(1)).All(two => two.Second - two.First >= HeadBytes));
     }
 
     [Test]
     public void APromptsPagesAreRuns()
     {
-        int[] pages = _pool.Rent(4 * PagePool.SlabPages, 0, -1);
+        int[] pages = _pool.Rent(4 * PagePool.MostSlabPages, 0, -1);
         Assert.That(Runs(pages), Is.EqualTo(4));
-        Assert.That(_pool.Bytes, Is.EqualTo(4 * Heads * _pool.HeadStride));
+        Assert.That(_pool.Bytes, Is.EqualTo(4 * Heads * _pool.HeadStride()));
     }
 
     [Test]
     public void SequencesThatGrowSideBySideGetRunsOnceTheyAreLong()
     {
         List<int>[] sequences = [[], [], []];
-        const int pages = 12 * PagePool.SlabPages;
+        const int pages = 12 * PagePool.MostSlabPages;
         for (int i = 0; i < pages; i++)
         {
             foreach (List<int> sequence in sequences)
@@ -47,33 +47,33 @@ public sealed class PagePoolTests
             }
         }
 
-        long held = sequences.Length * pages * _pool.HeadStride / PagePool.SlabPages * Heads;
+        long held = sequences.Length * pages * _pool.HeadStride() / PagePool.MostSlabPages * Heads;
         Assert.Multiple(() =>
         {
             Assert.That(sequences.SelectMany(sequence => sequence), Is.Unique);
-            Assert.That(sequences.Select(sequence => Runs([.. sequence.TakeLast(8 * PagePool.SlabPages)])), Has.All.LessThanOrEqualTo(9));
-            Assert.That(_pool.Bytes, Is.LessThanOrEqualTo(held + (sequences.Length * Heads * _pool.HeadStride)));
+            Assert.That(sequences.Select(sequence => Runs([.. sequence.TakeLast(8 * PagePool.MostSlabPages)])), Has.All.LessThanOrEqualTo(9));
+            Assert.That(_pool.Bytes, Is.LessThanOrEqualTo(held + (sequences.Length * Heads * _pool.HeadStride())));
         });
     }
 
     [Test]
     public void ShortSequencesShareASlab()
     {
-        for (int i = 0; i < PagePool.SlabPages; i++)
+        for (int i = 0; i < PagePool.MostSlabPages; i++)
         {
             _pool.Rent(1, 0, -1);
         }
 
-        Assert.That(_pool.Bytes, Is.EqualTo(Heads * _pool.HeadStride));
+        Assert.That(_pool.Bytes, Is.EqualTo(Heads * _pool.HeadStride()));
     }
 
     [Test]
     public void ReturnedPagesAreUsedAgain()
     {
-        int[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, -1);
+        int[] pages = _pool.Rent(2 * PagePool.MostSlabPages, 0, -1);
         long bytes = _pool.Bytes;
         Array.ForEach(pages, _pool.Return);
-        Assert.That(_pool.Rent(2 * PagePool.SlabPages, 0, -1), Is.EquivalentTo(pages));
+        Assert.That(_pool.Rent(2 * PagePool.MostSlabPages, 0, -1), Is.EquivalentTo(pages));
         Assert.That(_pool.Bytes, Is.EqualTo(bytes));
     }
 
@@ -85,7 +85,7 @@ public sealed class PagePoolTests
         _pool.Share(page);
         _pool.Return(page);
         _pool.Return(page);
-        Assert.That(_pool.Rent(PagePool.SlabPages - 1, 0, -1), Does.Not.Contain(page));
+        Assert.That(_pool.Rent(PagePool.MostSlabPages - 1, 0, -1), Does.Not.Contain(page));
         _pool.Return(page);
         Assert.That(_pool.Rent(1, 0, -1)[0], Is.EqualTo(page));
     }
@@ -97,7 +97,7 @@ public sealed class PagePoolTests
         List<int> pages = [];
         for (int i = 0; i < 40; i++)
         {
-            pages.AddRange(_pool.Rent(7 * PagePool.SlabPages, 0, -1));
+            pages.AddRange(_pool.Rent(7 * PagePool.MostSlabPages, 0, -1));
             NativeBlocks blocks = _pool.Place(default);
             Assert.That(blocks.SlabCount * blocks.SlabPages, Is.EqualTo(pages.Count));
             Assert.That(pages.All(page =>
@@ -108,7 +108,7 @@ public sealed class PagePoolTests
     [Test]
     public void PagesOfAnAbandonedOwnerAreUsedAgain()
     {
-        int[] pages = _pool.Rent(2 * PagePool.SlabPages, 0, -1);
+        int[] pages = _pool.Rent(2 * PagePool.MostSlabPages, 0, -1);
         long bytes = _pool.Bytes;
         _pool.AddOwner();
         Array.ForEach(pages[..3], _pool.Share);
@@ -121,5 +121,5 @@ public sealed class PagePoolTests
 
     // How many stretches of neighbours there are.
     private int Runs(int[] pages) =>
-        1 + pages.Zip(pages.Skip(1)).Count(two => _pool.Address(two.Second) - _pool.Address(two.First) != _pool.HeadStride / PagePool.SlabPages);
+        1 + pages.Zip(pages.Skip(1)).Count(two => _pool.Address(two.Second) - _pool.Address(two.First) != _pool.HeadStride() / PagePool.MostSlabPages);
 }

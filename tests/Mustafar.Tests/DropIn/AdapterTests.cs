@@ -132,7 +132,7 @@ public sealed class AdapterTests
     {
         Tensor ids = Subject.Ids(1, 10, seed: 1);
         using LlamaForCausalLM genAI = new(heads: 2, kvHeads: 1, dropout: 0.1);
-        using LlamaModel llmSharp = new(heads: 2, kvHeads: 1, dropout: 0.1);
+        using Models.LlmSharp.LlamaModel llmSharp = new(heads: 2, kvHeads: 1, dropout: 0.1);
         using MustafarAttachment ofGenAI = genAI.UseMustafar();
         using MustafarAttachment ofLlmSharp = llmSharp.UseMustafar();
         Assert.That(CallGenAI, Throws.TypeOf<NotSupportedException>().With.Message.Contains("eval()"));

@@ -95,7 +95,7 @@ public sealed class ReadmeTests
     }
 
     // Lines of code, or of those in C# blocks of a document, without comments and spaces around.
-    private static IEnumerable<string> CodeOf(string text, bool fenced = true)
+    internal static IEnumerable<string> CodeOf(string text, bool fenced = true)
     {
         bool inside = !fenced;
         foreach (string line in text.Split('\n'))

@@ -5,14 +5,15 @@ using Mustafar.Tests.Storage;
 
 namespace Mustafar.Tests.Llama;
 
-/// <summary>Writes a checkpoint of two layers with random weights, whose tokenizer has a token for each byte and the marks of ChatML.</summary>
+/// <summary>Writes a checkpoint of two layers with random weights, whose tokenizer has a token for each byte and the marks of a chat.</summary>
 /// <remarks>At temperature 0 it says nothing but the letter k.</remarks>
 internal static class TinyCheckpoint
 {
     /// <summary>The tokens: 256 bytes and three marks.</summary>
     public const int Tokens = 259;
 
-    private const string Template = """
+    /// <summary>ChatML as a program.</summary>
+    public const string Template = """
         {%- for message in messages %}
         {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
         {%- endfor %}
@@ -21,12 +22,22 @@ internal static class TinyCheckpoint
         {%- endif %}
         """;
 
+    private static readonly string[] s_chatMlMarks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
     /// <summary>Writes all files.</summary>
     /// <param name="directory">Where.</param>
     /// <param name="change">Changes config.json, and with it the shapes of the weights.</param>
     /// <param name="favourite">The token that is said at temperature 0; none has a bonus if null.</param>
-    public static TemporaryDirectory WithTinyCheckpoint(this TemporaryDirectory directory, Action<JsonObject>? change = null, int? favourite = 'k')
+    /// <param name="template">The chat template.</param>
+    /// <param name="marks">The special tokens, from 256 on; those of ChatML if null.</param>
+    public static TemporaryDirectory WithTinyCheckpoint(
+        this TemporaryDirectory directory,
+        Action<JsonObject>? change = null,
+        int? favourite = 'k',
+        string template = Template,
+        IReadOnlyList<string>? marks = null)
     {
+        marks ??= s_chatMlMarks;
         JsonObject config = new()
         {
             ["architectures"] = new JsonArray("LlamaForCausalLM"),
@@ -36,7 +47,7 @@ internal static class TinyCheckpoint
             ["num_attention_heads"] = 2,
             ["num_key_value_heads"] = 1,
             ["head_dim"] = 64,
-            ["vocab_size"] = Tokens,
+            ["vocab_size"] = 256 + marks.Count,
             ["max_position_embeddings"] = 2048,
             ["rms_norm_eps"] = 1e-5,
             ["rope_theta"] = 10000.0,
@@ -45,8 +56,8 @@ internal static class TinyCheckpoint
         };
         change?.Invoke(config);
         Write("config.json", config);
-        Write("tokenizer.json", Tokenizer());
-        Write("tokenizer_config.json", new JsonObject { ["tokenizer_class"] = "PreTrainedTokenizerFast", ["chat_template"] = Template });
+        Write("tokenizer.json", Tokenizer(marks));
+        Write("tokenizer_config.json", new JsonObject { ["tokenizer_class"] = "PreTrainedTokenizerFast", ["chat_template"] = template });
         File.WriteAllBytes(directory.File("model.safetensors"), Weights(config, favourite));
         return directory;
 
@@ -55,7 +66,10 @@ internal static class TinyCheckpoint
             File.WriteAllText(directory.File(name), root.ToJsonString(new JsonSerializerOptions { WriteIndented = true }));
     }
 
-    private static JsonObject Tokenizer()
+    /// <summary>A tokenizer.json in which byte b has id b.</summary>
+    /// <param name="marks">Special tokens, from 256 on.</param>
+    /// <param name="added">Added tokens that are not special, after them.</param>
+    public static JsonObject Tokenizer(IReadOnlyList<string> marks, params IReadOnlyList<string> added)
     {
         int[] printable = [.. Enumerable.Range(0x21, 0x5E), .. Enumerable.Range(0xA1, 0x0C), .. Enumerable.Range(0xAE, 0x52)];
         JsonObject vocabulary = [];
@@ -65,15 +79,18 @@ internal static class TinyCheckpoint
             vocabulary[((char)(printable.Contains(b) ? b : 256 + others++)).ToString()] = b;
         }
 
-        JsonArray added = [];
-        foreach (string mark in (string[])["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+        JsonArray tokens = [];
+        foreach (string token in marks.Concat(added))
         {
-            added.Add(new JsonObject { ["id"] = 256 + added.Count, ["content"] = mark, ["special"] = true, ["normalized"] = false });
+            tokens.Add(new JsonObject
+            {
+                ["id"] = 256 + tokens.Count, ["content"] = token, ["special"] = marks.Contains(token), ["normalized"] = false,
+            });
         }
 
         return new JsonObject
         {
-            ["added_tokens"] = added,
+            ["added_tokens"] = tokens,
             ["pre_tokenizer"] = new JsonObject { ["type"] = "ByteLevel", ["add_prefix_space"] = false, ["use_regex"] = true },
             ["decoder"] = new JsonObject { ["type"] = "ByteLevel" },
             ["model"] = new JsonObject { ["type"] = "BPE", ["vocab"] = vocabulary, ["merges"] = new JsonArray() },

@@ -15,6 +15,21 @@ internal static class SafetensorsText
         return [.. BitConverter.GetBytes((long)text.Length), .. text, .. data];
     }
 
+    /// <summary>A file of a header and data, with the checksum of what it is if its header has one.</summary>
+    internal static byte[] Sealed(string header, byte[] data)
+    {
+        byte[] file = File(header, data);
+        int mark = header.IndexOf(Mark, StringComparison.Ordinal);
+        int digits = mark < 0 ? 0 : 8 + Encoding.UTF8.GetByteCount(header.AsSpan(0, mark)) + Mark.Length;
+        if (mark >= 0 && digits + 64 <= file.Length)
+        {
+            file.AsSpan(digits, 64).Fill((byte)'0');
+            Encoding.ASCII.GetBytes(Convert.ToHexString(SHA256.HashData(file))).CopyTo(file, digits);
+        }
+
+        return file;
+    }
+
     /// <summary>The header and the data of a file.</summary>
     internal static (string Header, byte[] Data) Parts(byte[] file)
     {
@@ -29,16 +44,6 @@ internal static class SafetensorsText
     internal static void Rewrite(string path, Func<string, string> change, Func<byte[], byte[]> changeData)
     {
         (string header, byte[] data) = Parts(System.IO.File.ReadAllBytes(path));
-        string changed = change(header);
-        byte[] file = File(changed, changeData(data));
-        int mark = changed.IndexOf(Mark, StringComparison.Ordinal);
-        if (mark >= 0)
-        {
-            int digits = 8 + Encoding.UTF8.GetByteCount(changed.AsSpan(0, mark)) + Mark.Length;
-            file.AsSpan(digits, 64).Fill((byte)'0');
-            Encoding.ASCII.GetBytes(Convert.ToHexString(SHA256.HashData(file))).CopyTo(file, digits);
-        }
-
-        System.IO.File.WriteAllBytes(path, file);
+        System.IO.File.WriteAllBytes(path, Sealed(change(header), changeData(data)));
     }
 }

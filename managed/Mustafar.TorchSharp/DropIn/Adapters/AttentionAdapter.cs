@@ -13,6 +13,21 @@ public abstract class AttentionAdapter
     /// <param name="candidate">A module of the model.</param>
     public abstract bool Matches(nn.Module candidate);
 
+    /// <summary>
+    /// Whether a module keeps the cache of the current call in a field, so that a second thread would exchange it in the middle of a
+    /// call. Calls of its forward then wait for one another. Asked for every module that no adapter matches; of classes that cannot be
+    /// derived from it is not to be said. False by default.
+    /// </summary>
+    /// <param name="candidate">A module of the model.</param>
+    public virtual bool TakesTurns(nn.Module candidate) => false;
+
+    /// <summary>
+    /// How many of the last tokens, itself included, a token sees in a model, as a module of it says; null, the default, if the module
+    /// says none. Asked for every module.
+    /// </summary>
+    /// <param name="candidate">A module of the model.</param>
+    public virtual int? SlidingWindowOf(nn.Module candidate) => null;
+
     /// <summary>Says which conversation a call of forward belongs to. Asked before anything else, and of several threads at once.</summary>
     /// <param name="attention">The module that was called, of a class derived from the one that matched.</param>
     /// <param name="arguments">What its forward was given.</param>

@@ -54,6 +54,14 @@ internal static class Reflected
     /// <summary>Whether a type or a base has a field or property of this name.</summary>
     internal static bool Has(Type type, string name) => Find(type, name) is not null;
 
+    /// <summary>The declared type of a field or property of this name; null if there is none.</summary>
+    internal static Type? TypeOf(Type type, string name) => Find(type, name) switch
+    {
+        FieldInfo field => field.FieldType,
+        PropertyInfo property => property.PropertyType,
+        _ => null,
+    };
+
     /// <summary>The parameters of the forward that a module's class overrides; empty if there is not exactly one.</summary>
     internal static ParameterInfo[] ForwardParameters(nn.Module module)
     {

@@ -34,33 +34,42 @@ internal static class ModuleTree
     /// </summary>
     internal static void Exchange(nn.Module root, IReadOnlyDictionary<nn.Module, nn.Module> exchange)
     {
-        // The tree is walked before it changes; a replacement has the fields and children of what it replaces.
+        // The tree is walked before it changes. What is exchanged itself may hold others, in fields of the object that takes its place.
         foreach (nn.Module holder in All(root))
         {
-            ExchangeChildren(holder, exchange);
-            foreach (FieldInfo field in FieldCopy.FieldsOf(holder.GetType()))
+            ExchangeIn(holder, exchange);
+            if (exchange.TryGetValue(holder, out nn.Module? other))
             {
-                if (field.FieldType.IsValueType || field.FieldType == typeof(string))
-                {
-                    continue;
-                }
+                ExchangeIn(other, exchange);
+            }
+        }
+    }
 
-                object? value = field.GetValue(holder);
-                if (value is nn.Module module)
+    private static void ExchangeIn(nn.Module holder, IReadOnlyDictionary<nn.Module, nn.Module> exchange)
+    {
+        ExchangeChildren(holder, exchange);
+        foreach (FieldInfo field in FieldCopy.FieldsOf(holder.GetType()))
+        {
+            if (field.FieldType.IsValueType || field.FieldType == typeof(string))
+            {
+                continue;
+            }
+
+            object? value = field.GetValue(holder);
+            if (value is nn.Module module)
+            {
+                if (exchange.TryGetValue(module, out nn.Module? other))
                 {
-                    if (exchange.TryGetValue(module, out nn.Module? other))
-                    {
-                        field.SetValue(holder, other);
-                    }
+                    field.SetValue(holder, other);
                 }
-                else if (value is IList list)
-                {
-                    ExchangeElements(list, exchange);
-                }
-                else if (value is IDictionary dictionary)
-                {
-                    ExchangeValues(dictionary, exchange);
-                }
+            }
+            else if (value is IList list)
+            {
+                ExchangeElements(list, exchange);
+            }
+            else if (value is IDictionary dictionary)
+            {
+                ExchangeValues(dictionary, exchange);
             }
         }
     }

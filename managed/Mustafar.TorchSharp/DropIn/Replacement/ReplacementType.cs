@@ -6,13 +6,13 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Emits, for an attention class, the subclass whose objects stand in for its own.</summary>
+/// <summary>Emits, for a module's class, the subclass whose objects stand in for its own.</summary>
 /// <remarks>
-/// Models call their attention through fields of its own type, often internal, and hooks do not run on <c>forward</c>. So a replacement
-/// must be of that type and override <c>forward</c>. It is made without running a constructor and shares every field's value with the
+/// Models call their modules through fields of the module's own type, often internal, and hooks do not run on <c>forward</c>. So a
+/// replacement must be of that type and override <c>forward</c>. It is made without running a constructor and shares every field's value with the
 /// object that it replaces, the handle of the native module among them.
 /// </remarks>
-[RequiresDynamicCode("Emits a subclass of the model's attention class.")]
+[RequiresDynamicCode("Emits a subclass of the module's class.")]
 [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
 internal static class ReplacementType
 {
@@ -30,17 +30,18 @@ internal static class ReplacementType
         }
     }
 
-    /// <summary>Makes an object that can take the place of <paramref name="original"/>.</summary>
+    /// <summary>Makes an object that can take the place of the original.</summary>
     /// <exception cref="NotSupportedException">No subclass can be made of its class.</exception>
     [SuppressMessage("Usage", "CA1816", Justification = "The native module belongs to the original, whose finaliser frees it.")]
-    internal static nn.Module Replace(nn.Module original, AttentionLayer layer)
+    internal static nn.Module Replace(ModuleReplacement replacement)
     {
+        nn.Module original = replacement.Original;
         Type type = original.GetType();
-        nn.Module replacement = (nn.Module)RuntimeHelpers.GetUninitializedObject(For(type));
-        GC.SuppressFinalize(replacement);
-        FieldCopy.Copy(type, original, replacement);
-        ((IReplacedAttention)replacement).Layer = layer;
-        return replacement;
+        nn.Module module = (nn.Module)RuntimeHelpers.GetUninitializedObject(For(type));
+        GC.SuppressFinalize(module);
+        FieldCopy.Copy(type, original, module);
+        ((IReplacedModule)module).Replacement = replacement;
+        return module;
     }
 
     private static Type For(Type attention)
@@ -92,11 +93,11 @@ internal static class ReplacementType
             string.IsNullOrEmpty(attention.Namespace) ? attention.Name : $"{attention.Namespace}.{attention.Name}",
             TypeAttributes.Public | TypeAttributes.Class | TypeAttributes.Sealed,
             attention,
-            [typeof(IReplacedAttention)]);
-        FieldBuilder layer = builder.DefineField("mustafarLayer", typeof(AttentionLayer), FieldAttributes.Private);
+            [typeof(IReplacedModule)]);
+        FieldBuilder replacement = builder.DefineField("mustafarReplacement", typeof(ModuleReplacement), FieldAttributes.Private);
         EmitConstructor(builder);
-        EmitLayer(builder, layer);
-        EmitForward(builder, layer, forward);
+        EmitReplacement(builder, replacement);
+        EmitForward(builder, replacement, forward);
         EmitCallOriginal(builder, forward);
         foreach (MethodInfo conversion in typeof(nn.Module)
             .GetMethods(BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)
@@ -111,7 +112,7 @@ internal static class ReplacementType
     private static HashSet<string> AssembliesOf(Type attention, MethodInfo forward)
     {
         HashSet<string> names = [];
-        Add(typeof(IReplacedAttention));
+        Add(typeof(IReplacedModule));
         Add(forward.ReturnType);
         foreach (ParameterInfo parameter in forward.GetParameters())
         {
@@ -143,27 +144,27 @@ internal static class ReplacementType
         il.Emit(OpCodes.Throw);
     }
 
-    private static void EmitLayer(TypeBuilder builder, FieldBuilder layer)
+    private static void EmitReplacement(TypeBuilder builder, FieldBuilder replacement)
     {
-        PropertyInfo property = typeof(IReplacedAttention).GetProperty(nameof(IReplacedAttention.Layer))!;
+        PropertyInfo property = typeof(IReplacedModule).GetProperty(nameof(IReplacedModule.Replacement))!;
         ILGenerator getter = Implement(builder, property.GetMethod!).GetILGenerator();
         getter.Emit(OpCodes.Ldarg_0);
-        getter.Emit(OpCodes.Ldfld, layer);
+        getter.Emit(OpCodes.Ldfld, replacement);
         getter.Emit(OpCodes.Ret);
         ILGenerator setter = Implement(builder, property.SetMethod!).GetILGenerator();
         setter.Emit(OpCodes.Ldarg_0);
         setter.Emit(OpCodes.Ldarg_1);
-        setter.Emit(OpCodes.Stfld, layer);
+        setter.Emit(OpCodes.Stfld, replacement);
         setter.Emit(OpCodes.Ret);
     }
 
-    // R forward(A a, B b) => (R)mustafarLayer.Forward(this, new object[] { a, b });
-    private static void EmitForward(TypeBuilder builder, FieldBuilder layer, MethodInfo forward)
+    // R forward(A a, B b) => (R)mustafarReplacement.Forward(this, new object[] { a, b });
+    private static void EmitForward(TypeBuilder builder, FieldBuilder replacement, MethodInfo forward)
     {
         Type[] parameters = ParametersOf(forward);
         ILGenerator il = Override(builder, forward, parameters).GetILGenerator();
         il.Emit(OpCodes.Ldarg_0);
-        il.Emit(OpCodes.Ldfld, layer);
+        il.Emit(OpCodes.Ldfld, replacement);
         il.Emit(OpCodes.Ldarg_0);
         il.Emit(OpCodes.Ldc_I4, parameters.Length);
         il.Emit(OpCodes.Newarr, typeof(object));
@@ -180,8 +181,8 @@ internal static class ReplacementType
             il.Emit(OpCodes.Stelem_Ref);
         }
 
-        il.Emit(OpCodes.Call, typeof(AttentionLayer).GetMethod(
-            nameof(AttentionLayer.Forward), BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)!);
+        il.Emit(OpCodes.Callvirt, typeof(ModuleReplacement).GetMethod(
+            nameof(ModuleReplacement.Forward), BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)!);
         il.Emit(OpCodes.Unbox_Any, forward.ReturnType);
         il.Emit(OpCodes.Ret);
     }
@@ -190,7 +191,7 @@ internal static class ReplacementType
     private static void EmitCallOriginal(TypeBuilder builder, MethodInfo forward)
     {
         Type[] parameters = ParametersOf(forward);
-        MethodInfo implemented = typeof(IReplacedAttention).GetMethod(nameof(IReplacedAttention.CallOriginal))!;
+        MethodInfo implemented = typeof(IReplacedModule).GetMethod(nameof(IReplacedModule.CallOriginal))!;
         ILGenerator il = Implement(builder, implemented).GetILGenerator();
         il.Emit(OpCodes.Ldarg_0);
         for (int i = 0; i < parameters.Length; i++)
@@ -210,14 +211,14 @@ internal static class ReplacementType
         il.Emit(OpCodes.Ret);
     }
 
-    // Module _to(..) { Layer.BeforeConversion(this)._to(..); Layer.AfterConversion(this); return this; }
+    // Module _to(..) { ModuleReplacement.BeforeConversion(this)._to(..); ModuleReplacement.AfterConversion(this); return this; }
     // TorchSharp converts the fields that GetType() shows, which are not the private ones of a base class.
     private static void EmitConversion(TypeBuilder builder, MethodInfo conversion)
     {
         Type[] parameters = ParametersOf(conversion);
         ILGenerator il = Override(builder, conversion, parameters).GetILGenerator();
         il.Emit(OpCodes.Ldarg_0);
-        il.Emit(OpCodes.Call, LayerMethod(nameof(AttentionLayer.BeforeConversion)));
+        il.Emit(OpCodes.Call, Conversion(nameof(ModuleReplacement.BeforeConversion)));
         for (int i = 0; i < parameters.Length; i++)
         {
             il.Emit(OpCodes.Ldarg, (short)(i + 1));
@@ -226,13 +227,13 @@ internal static class ReplacementType
         il.Emit(OpCodes.Callvirt, conversion);
         il.Emit(OpCodes.Pop);
         il.Emit(OpCodes.Ldarg_0);
-        il.Emit(OpCodes.Call, LayerMethod(nameof(AttentionLayer.AfterConversion)));
+        il.Emit(OpCodes.Call, Conversion(nameof(ModuleReplacement.AfterConversion)));
         il.Emit(OpCodes.Ldarg_0);
         il.Emit(OpCodes.Ret);
     }
 
-    private static MethodInfo LayerMethod(string name) =>
-        typeof(AttentionLayer).GetMethod(name, BindingFlags.Static | BindingFlags.NonPublic)!;
+    private static MethodInfo Conversion(string name) =>
+        typeof(ModuleReplacement).GetMethod(name, BindingFlags.Static | BindingFlags.NonPublic)!;
 
     private static MethodBuilder Override(TypeBuilder builder, MethodInfo method, Type[] parameters)
     {
@@ -247,7 +248,7 @@ internal static class ReplacementType
         const MethodAttributes attributes = MethodAttributes.Private | MethodAttributes.Virtual | MethodAttributes.Final
             | MethodAttributes.HideBySig | MethodAttributes.NewSlot;
         MethodBuilder implementation = builder.DefineMethod(
-            $"{nameof(IReplacedAttention)}.{method.Name}", attributes, method.ReturnType, ParametersOf(method));
+            $"{nameof(IReplacedModule)}.{method.Name}", attributes, method.ReturnType, ParametersOf(method));
         builder.DefineMethodOverride(implementation, method);
         return implementation;
     }

@@ -9,10 +9,11 @@ void silu_mul(const mustafar_context& context, int32_t dtype, int64_t rows, int3
     with_dtype(dtype, [&](auto type) {
         using T = decltype(type);
         parallel_for(thread_count(context.num_threads, rows), rows, [&](int64_t row, int) {
+            const int32_t count = width;  // a copy, which what is written cannot alias
             const auto* gate = row_of<T>(input, row);
-            const auto* up = gate + width;
+            const auto* up = gate + count;
             auto* out = row_of<T>(output, row);
-            for (int32_t i = 0; i < width; ++i) out[i] = T::store(silu(T::load(gate[i])) * T::load(up[i]));
+            for (int32_t i = 0; i < count; ++i) out[i] = T::store(silu(T::load(gate[i])) * T::load(up[i]));
         });
     });
 }

@@ -260,24 +260,28 @@ internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOut
     }
 }
 
-internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
+internal sealed record CausalLMModelInput(
+    Tensor InputIds, Tensor? AttentionMask, int PastKeyValuesLength, IKVCache? OverrideCache = null, bool OutputAttentions = false);
+
+internal sealed class Phi3Config
+{
+    public int? SlidingWindow { get; set; }
+}
+
+/// <summary>Keeps the cache of the current call in a field, so that another thread's call exchanges it in the middle of this one.</summary>
+internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
 {
     private readonly Embedding embed_tokens;
     private readonly ModuleList<LlamaDecoderLayer> layers = [];
-    private readonly Linear lm_head;
     private readonly RotaryEmbedding _rotaryEmb = new(Subject.HeadDim);
     private readonly Positions _positions;
+    private readonly Phi3Config _config;
+    private IKVCache? _cache;
 
-    public LlamaForCausalLM(
-        int heads,
-        int kvHeads,
-        Positions positions = Positions.Once,
-        ScalarType dtype = ScalarType.Float32,
-        bool joint = false,
-        double dropout = 0,
-        bool first = false)
-        : base(nameof(LlamaForCausalLM))
+    public LlamaModel(int heads, int kvHeads, Positions positions, ScalarType dtype, bool joint, double dropout, bool first, int? window)
+        : base(nameof(LlamaModel))
     {
+        _config = new Phi3Config { SlidingWindow = window };
         int hidden = heads * Subject.HeadDim;
         embed_tokens = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
         for (int i = 0; i < Subject.Layers; i++)
@@ -288,15 +292,14 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
             layers.Add(new LlamaDecoderLayer(attention, hidden, dtype));
         }
 
-        lm_head = nn.Linear(hidden, Subject.Vocabulary, dtype: dtype);
         _positions = positions;
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor input) => Logits(input, 0, null, CausalMask(input, 0));
-
-    public Tensor Logits(Tensor ids, int past, IKVCache? cache, Tensor? mask, bool outputAttentions = false)
+    public override Tensor forward(CausalLMModelInput input)
     {
+        _cache = input.OverrideCache;
+        (Tensor ids, int past) = (input.InputIds, input.PastKeyValuesLength);
         Tensor hidden = embed_tokens.forward(ids);
         Tensor positions = arange(past, past + ids.shape[1], ScalarType.Int64).unsqueeze(0);
         RotaryEmbeddingOutput turns = _rotaryEmb.forward(new RotaryEmbeddingInput(hidden, positions, past));
@@ -308,11 +311,39 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
         };
         foreach (LlamaDecoderLayer layer in layers)
         {
-            hidden = layer.forward(new AttentionInput(hidden, positions, embeddings, mask, cache, outputAttentions)).HiddenStates;
+            hidden = layer.forward(new AttentionInput(
+                hidden, positions, embeddings, input.AttentionMask, _cache, input.OutputAttentions)).HiddenStates;
         }
 
-        return lm_head.forward(hidden);
+        return hidden;
     }
+}
+
+internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
+{
+    private readonly LlamaModel model;
+    private readonly Linear lm_head;
+
+    public LlamaForCausalLM(
+        int heads,
+        int kvHeads,
+        Positions positions = Positions.Once,
+        ScalarType dtype = ScalarType.Float32,
+        bool joint = false,
+        double dropout = 0,
+        bool first = false,
+        int? window = null)
+        : base(nameof(LlamaForCausalLM))
+    {
+        model = new LlamaModel(heads, kvHeads, positions, dtype, joint, dropout, first, window);
+        lm_head = nn.Linear(heads * Subject.HeadDim, Subject.Vocabulary, dtype: dtype);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor input) => Logits(input, 0, null, CausalMask(input, 0));
+
+    public Tensor Logits(Tensor ids, int past, IKVCache? cache, Tensor? mask, bool outputAttentions = false) =>
+        lm_head.forward(model.forward(new CausalLMModelInput(ids, mask, past, cache, outputAttentions)));
 
     /// <summary>
     /// [batch, 1, n, past + n], as the package's pipeline makes it, which tells of the padding of new tokens alone: padding is visible

@@ -1,0 +1,294 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Compressed sequences of one or more layers: the table of sequences, what each layer stores, and the step that is on.</summary>
+internal sealed class CompressedStore : IDisposable
+{
+    private readonly StepWorkspace _workspace;
+    private readonly List<LayerStorage> _layers = [];
+
+    /// <summary>Makes a store without sequences.</summary>
+    /// <param name="shape">Heads, head_dim, dtype and device of all layers.</param>
+    /// <param name="options">How each layer prunes.</param>
+    /// <param name="limits">How many sequences, tokens and bytes there is room for from the start.</param>
+    /// <param name="family">A store of the same options whose pages this one may share.</param>
+    /// <exception cref="ArgumentException">Layers differ in what they must have in common.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    internal CompressedStore(
+        CacheShape shape,
+        IReadOnlyList<MustafarOptions> options,
+        CacheLimits limits,
+        CompressedStore? family = null)
+    {
+        _ = TensorAccess.Context(shape.Device); // a device without a back end is refused here, not at the first token
+        (Shape, Options) = (shape, options);
+        SequenceRules rules = SequenceRules.Of(options);
+        LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
+        int slots = limits.MaxSequences ?? 1;
+        SlotBytes = options.Count * LayerStorage.SlotBytes(shape, rules);
+        PagePool pool = family?.Table.Pool.AddOwner() ?? new PagePool(
+            shape.NumKvHeads,
+            [.. formats.Select(format => format.HeadBytes)],
+            shape.Device,
+            Pages(limits, rules, formats));
+        try
+        {
+            Table = new SequenceTable(rules, pool, slots, PagesOfSlot(limits, rules) ?? pool.Limit ?? 0, shape.Device);
+        }
+        catch
+        {
+            pool.Dispose();
+            throw;
+        }
+
+        Plan = new StepPlan(slots, shape.Device);
+        _workspace = new StepWorkspace(shape.Device);
+        try
+        {
+            for (int i = 0; i < options.Count; i++)
+            {
+                _layers.Add(new LayerStorage(shape, options[i], formats[i], Table, i, _workspace));
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    internal CacheShape Shape { get; }
+
+    /// <summary>How each layer prunes.</summary>
+    internal IReadOnlyList<MustafarOptions> Options { get; }
+
+    internal SequenceTable Table { get; }
+
+    internal IReadOnlyList<LayerStorage> Layers => _layers;
+
+    /// <summary>The step that is on.</summary>
+    internal StepPlan Plan { get; private set; }
+
+    /// <summary>Bytes of the windows and sinks of one slot in all layers.</summary>
+    internal long SlotBytes { get; }
+
+    /// <summary>What it occupies. Those that share pages count an equal part of them each.</summary>
+    internal KeyValueCacheMemory Memory
+    {
+        get
+        {
+            long tokens = Table.InUse.Sum(sequence => (long)sequence.Tokens) * _layers.Count;
+            return new KeyValueCacheMemory(
+                CompressedBytes: Table.Pool.BytesOfOwner + Table.Bytes,
+                WindowBytes: Table.Slots * SlotBytes,
+                DenseBytes: tokens * Shape.TokenBytes,
+                Fp16Bytes: tokens * 2 * Shape.NumKvHeads * Shape.HeadDim * 2);
+        }
+    }
+
+    /// <summary>What is in use and what is free.</summary>
+    internal CacheUsage Usage
+    {
+        get
+        {
+            int sequences = Table.InUse.Count(), free = Table.Pool.FreePages;
+            return new CacheUsage(
+                sequences,
+                UsedBytes: ((Table.Pool.Pages - free) * Table.Pool.PageBytes) + (sequences * SlotBytes),
+                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes),
+                FreeBytes: Table.Pool.Limit is null ? null : free * Table.Pool.PageBytes,
+                FreeTokens: Table.Pool.Limit is null ? null : (long)free * Table.Rules.GroupSize);
+        }
+    }
+
+    /// <summary>Makes room for so many sequences: what is dense is copied, what is compressed stays where it is.</summary>
+    internal void Grow(int slots)
+    {
+        StepPlan plan = new(slots, Shape.Device);
+        foreach (LayerStorage layer in _layers)
+        {
+            layer.Grow(slots);
+        }
+
+        Table.Grow(slots);
+        Plan.Dispose();
+        Plan = plan;
+    }
+
+    /// <summary>Begins a step: what it needs is known, rented and on the device, or nothing has changed.</summary>
+    /// <param name="slots">The slot of each row.</param>
+    /// <param name="tokens">Tokens of the row that has most.</param>
+    /// <param name="counts">Tokens of each row; all if empty.</param>
+    /// <param name="kind">What it does.</param>
+    internal void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts, StepKind kind) =>
+        Table.Plan(Plan, slots, tokens, counts, kind);
+
+    /// <summary>Adds a step's tokens to a layer, and attends from them.</summary>
+    /// <param name="layer">Which layer.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="isLast">Whether nothing can fail after it that has to be undone.</param>
+    internal Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        keys = TensorAccess.WithContiguousRows(keys);
+        values = TensorAccess.WithContiguousRows(values);
+        return _layers[layer].Forward(Plan, query, keys, values, scale, isLast).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Checks a factor of the scores: single precision, in which the library computes, may not hold what double precision does,
+    /// and that must show before a token is added.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">It does not.</exception>
+    internal static void CheckScale(double? scale)
+    {
+        if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
+        }
+    }
+
+    /// <summary>Ends a step for good.</summary>
+    internal void Commit()
+    {
+        _layers.ForEach(layer => layer.Commit());
+        Table.Commit(Plan);
+    }
+
+    /// <summary>Undoes a step.</summary>
+    internal void Rollback()
+    {
+        try
+        {
+            _layers.ForEach(layer => layer.Rollback(Plan));
+        }
+        finally
+        {
+            Table.Rollback(Plan);
+        }
+    }
+
+    /// <summary>Shortens sequences. All that can fail comes before the first change.</summary>
+    /// <param name="slots">Their slots.</param>
+    /// <param name="tokens">Tokens to leave of each, at most as many as it has.</param>
+    /// <param name="names">What to call each in an error.</param>
+    internal void Shorten(ReadOnlySpan<int> slots, ReadOnlySpan<int> tokens, ReadOnlySpan<int> names)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        for (int i = 0; i < slots.Length; i++)
+        {
+            Table.Rules.CheckLength(Table[slots[i]], Math.Max(0, tokens[i] - Table.Rules.SinkTokens), names[i]);
+        }
+
+        List<(LayerStorage Layer, LayerStorage.Returning Tokens)> returning = [];
+        for (int i = 0; i < slots.Length; i++)
+        {
+            int length = Math.Max(0, tokens[i] - Table.Rules.SinkTokens);
+            int compressed = Table.CompressedAt(Table[slots[i]], length);
+            foreach (LayerStorage layer in _layers)
+            {
+                if (layer.Prepare(slots[i], compressed, length) is LayerStorage.Returning dense)
+                {
+                    returning.Add((layer, dense));
+                }
+            }
+        }
+
+        returning.ForEach(item => item.Layer.Return(item.Tokens));
+        for (int i = 0; i < slots.Length; i++)
+        {
+            foreach (LayerStorage layer in _layers)
+            {
+                layer.Sinks?.Erase(slots[i], tokens[i], Table[slots[i]].Sinks);
+            }
+
+            Table.Shorten(slots[i], tokens[i]);
+        }
+    }
+
+    /// <summary>Puts a sequence in a free slot that continues one of this store or of one that shares its pages.</summary>
+    internal void Continue(int slot, CompressedStore source, int parent)
+    {
+        using IDisposable noGrad = no_grad();
+        for (int i = 0; i < _layers.Count; i++)
+        {
+            _layers[i].Continue(slot, source._layers[i], parent);
+        }
+
+        Table.Continue(slot, source.Table[parent]);
+    }
+
+    /// <summary>Takes a sequence out.</summary>
+    internal void Remove(int slot)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        _layers.ForEach(layer => layer.Sinks?.Erase(slot, 0, Table[slot].Sinks));
+        Table.Remove(slot);
+    }
+
+    /// <summary>Takes pages for what is in a file, and makes room for so many of one sequence.</summary>
+    internal int[] Rent(int pages, int ofSequence)
+    {
+        Table.Pool.Require(pages);
+        Table.Reserve(ofSequence);
+        return Table.Pool.Rent(pages, held: 0, last: -1);
+    }
+
+    /// <summary>Gives pages back that a file was to fill, and empties the sinks.</summary>
+    internal void Discard(int[] slots, int[] pages)
+    {
+        Array.ForEach(pages, Table.Pool.Return);
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        foreach (int slot in slots)
+        {
+            _layers.ForEach(layer => layer.Sinks?.Erase(slot, 0, layer.Sinks.Capacity));
+        }
+    }
+
+    public void Dispose()
+    {
+        _layers.ForEach(layer => layer.Dispose());
+        _workspace.Dispose();
+        Plan.Dispose();
+        Table.Dispose();
+    }
+
+    // Pages that a sequence may have; null if that is not limited.
+    private static int? PagesOfSlot(CacheLimits limits, SequenceRules rules) =>
+        limits.MaxLength is int length ? (int)((length + (long)rules.GroupSize - 1) / rules.GroupSize) : null;
+
+    // Pages that a budget allows; null without one.
+    private int? Pages(CacheLimits limits, SequenceRules rules, LayerFormat[] formats)
+    {
+        long? pages = limits.BudgetTokens is long tokens ? ((tokens - 1) / rules.GroupSize) + 1 : null;
+        if (limits.BudgetBytes is long budget)
+        {
+            int slots = limits.MaxSequences ?? throw new ArgumentException(
+                $"Expected {nameof(CacheLimits.MaxSequences)} beside {nameof(CacheLimits.BudgetBytes)}, since each sequence has a recent window, but got none.",
+                nameof(limits));
+            int? pagesOfSlot = PagesOfSlot(limits, rules);
+            long pageBytes = (Shape.NumKvHeads * formats.Sum(format => PagePool.Aligned(format.HeadBytes)))
+                + (pagesOfSlot is null ? SequenceTable.BytesOf(slots, 1) : 0);
+            long fixedBytes = (slots * SlotBytes) + SequenceTable.BytesOf(slots, Math.Max(SequenceTable.SmallestCapacity, pagesOfSlot ?? 0))
+                + StepPlan.BytesOf(slots) + NativeConstants.PagePadding;
+            if (budget - fixedBytes < pageBytes)
+            {
+                throw new CacheBudgetException(
+                    $"Expected a budget of at least {fixedBytes + pageBytes} bytes, for the recent windows of {slots} sequences and one group of tokens, but got {budget}.");
+            }
+
+            pages = Math.Min(pages ?? long.MaxValue, (budget - fixedBytes) / pageBytes);
+        }
+
+        return pages is long some ? (int)Math.Min(some, int.MaxValue / 2) : null;
+    }
+}

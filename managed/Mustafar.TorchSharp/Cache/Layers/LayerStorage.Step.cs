@@ -1,0 +1,220 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+// A step of one layer: appending tokens, and attending to what is stored.
+internal sealed unsafe partial class LayerStorage
+{
+    // Up to so many queries at once are attended by the decode kernel; for more, matrix products over expanded segments are faster.
+    private const int MostDecodeQueries = 8;
+
+    private (Tensor Slots, Tensor Keys, Tensor Values)? _overwritten;
+
+    /// <summary>Adds a step's tokens and attends from them. When it fails, <see cref="Rollback"/> undoes what it did.</summary>
+    /// <remarks>How a row attends depends on nothing that other rows are.</remarks>
+    internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
+    {
+        Tensor output;
+        if (plan.Tokens == 1)
+        {
+            Append(plan, keys, values, isLast);
+            output = AttendStored(plan, query, scale);
+        }
+        else
+        {
+            if (plan.CompressesFirst)
+            {
+                AppendTokens(plan, null, null, plan.CompressedPointer, lookahead: 1);
+            }
+
+            output = AttendNew(plan, query, keys, values, scale);
+            Append(plan, keys, values, isLast);
+        }
+
+        return output;
+    }
+
+    /// <summary>Adds a step's tokens: the sinks take what they miss, the rest goes to the others.</summary>
+    /// <param name="plan">The step.</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="isLast">Whether nothing can fail after it that has to be undone.</param>
+    internal void Append(StepPlan plan, Tensor keys, Tensor values, bool isLast)
+    {
+        if (!isLast && plan.Overwritten.Count > 0)
+        {
+            KeepOverwritten(plan);
+        }
+
+        if (!plan.TakesSinks)
+        {
+            AppendTokens(plan, keys, values, plan.ReadyPointer, lookahead: 0);
+        }
+        else if (Sinks!.Take(plan, keys, values) is (Tensor otherKeys, Tensor otherValues))
+        {
+            AppendTokens(plan, otherKeys, otherValues, plan.ReadyPointer, lookahead: 0);
+        }
+    }
+
+    /// <summary>Attends to what is stored after the step, from its last tokens.</summary>
+    internal Tensor AttendStored(StepPlan plan, Tensor query, double? scale) => AttendTokens(plan, query, null, null, scale);
+
+    /// <summary>Ends a step for good.</summary>
+    internal void Commit()
+    {
+        _overwritten?.Slots.Dispose();
+        _overwritten?.Keys.Dispose();
+        _overwritten?.Values.Dispose();
+        _overwritten = null;
+    }
+
+    /// <summary>Makes the ring and the sinks what they were before a step, however much of it was done.</summary>
+    /// <remarks>
+    /// Tokens that the step compressed are still in the ring, which has room for more than what may wait in it, unless many new ones took
+    /// their places.
+    /// </remarks>
+    internal void Rollback(StepPlan plan)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        if (_overwritten is (Tensor slots, Tensor keys, Tensor values))
+        {
+            _tailKeys.index_copy_(0, slots, keys);
+            _tailValues.index_copy_(0, slots, values);
+            Commit();
+        }
+
+        for (int b = 0; b < plan.Batch && plan.TakesSinks; b++)
+        {
+            Sinks!.Erase(plan.Slots[b], plan.SinksBefore[b], plan.SinksBefore[b] + plan.SinksTaken[b]);
+        }
+    }
+
+    private void KeepOverwritten(StepPlan plan)
+    {
+        using IDisposable mode = inference_mode(false);
+        Tensor slots = tensor(plan.Overwritten.Select(slot => (long)slot).ToArray(), device: _shape.Device).DetachFromDisposeScope();
+        _overwritten = (
+            slots,
+            _tailKeys.index_select(0, slots).DetachFromDisposeScope(),
+            _tailValues.index_select(0, slots).DetachFromDisposeScope());
+    }
+
+    private void AppendTokens(StepPlan plan, Tensor? keys, Tensor? values, int* compressed, int lookahead)
+    {
+        NativeContext context = TensorAccess.Context(_shape.Device);
+        NativeAppend append = new()
+        {
+            Batch = plan.Batch,
+            NumSlots = _table.Slots,
+            NumKvHeads = _shape.NumKvHeads,
+            NumTokens = keys is null ? 0 : checked((int)keys.size(2)),
+            Lookahead = lookahead,
+            GroupSize = Options.GroupSize,
+            LocalWindow = Options.LocalWindow,
+            TailCapacity = _tailCapacity,
+            MaxTokens = plan.Longest,
+            Sequences = plan.SlotsPointer,
+            Counts = keys is null ? null : plan.NewCountsPointer,
+            Lengths = plan.LengthsPointer,
+            Compressed = compressed,
+            NewKeys = keys is null ? default : TensorAccess.Dense(keys),
+            NewValues = values is null ? default : TensorAccess.Dense(values),
+            Keys = Blocks(keys: true),
+            Values = Blocks(keys: false),
+            TailKeys = _denseTailKeys,
+            TailValues = _denseTailValues,
+        };
+        int status = NativeMethods.AppendTokens(&context, &append);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        NativeCall.Check(status);
+    }
+
+    // Several new tokens, not appended yet: a few by the decode kernel, many, and those of sequences without all of their sinks, one
+    // sequence after the other.
+    private Tensor AttendNew(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale)
+    {
+        bool few = plan.Tokens <= MostDecodeQueries;
+        if (!few && plan.IsUniform && IsEmpty(plan))
+        {
+            return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);
+        }
+
+        Tensor output = few && plan.HasKernelQueries
+            ? AttendTokens(plan, query, keys, values, scale)
+            : zeros(query.shape, dtype: _shape.DType, device: _shape.Device);
+        for (int b = 0; b < plan.Batch; b++)
+        {
+            if (plan.Counts[b] > 0 && !(few && plan.KernelQueries(b) > 0))
+            {
+                using DisposeScope scope = NewDisposeScope();
+                Own(output).copy_(AttendRow(plan, b, Own(query), Own(keys), Own(values), scale));
+            }
+
+            // What stands in the padding must not reach a token, not even as 0 · NaN.
+            Tensor Own(Tensor tensor) => tensor.narrow(0, b, 1).narrow(2, 0, plan.Counts[b]);
+        }
+
+        return output;
+    }
+
+    private static bool IsEmpty(StepPlan plan)
+    {
+        for (int b = 0; b < plan.Batch; b++)
+        {
+            if (plan.Length(b) + plan.SinksBefore[b] > 0)
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    // keys and values: the queries' own tokens if they are not appended yet.
+    private Tensor AttendTokens(StepPlan plan, Tensor query, Tensor? keys, Tensor? values, double? scale)
+    {
+        query = TensorAccess.WithContiguousRows(query);
+        int queries = checked((int)query.size(2));
+        Tensor output = empty([query.size(0), query.size(1), queries, _shape.HeadDim], dtype: _shape.DType, device: _shape.Device);
+        Tensor? logSumExp = Sinks is null
+            ? null : empty([query.size(0), query.size(1), queries], dtype: ScalarType.Float32, device: _shape.Device);
+        NativeContext context = TensorAccess.Context(_shape.Device);
+        NativeAttention attention = new()
+        {
+            Batch = plan.Batch,
+            NumSlots = _table.Slots,
+            NumHeads = checked((int)query.size(1)),
+            NumKvHeads = _shape.NumKvHeads,
+            NumQueries = queries,
+            NumFresh = keys is null ? 0 : queries,
+            TailCapacity = _tailCapacity,
+            MaxTokens = plan.Longest,
+            SlidingWindow = Options.SlidingWindow ?? 0,
+            Scale = (float)(scale ?? 1 / Math.Sqrt(_shape.HeadDim)),
+            Sequences = plan.SlotsPointer,
+            Lengths = plan.LengthsAfterPointer,
+            Compressed = plan.AttendedPointer,
+            QueryCounts = plan.QueryCountsPointer,
+            Query = TensorAccess.Dense(query),
+            Output = TensorAccess.Dense(output),
+            Keys = Blocks(keys: true),
+            Values = Blocks(keys: false),
+            TailKeys = _denseTailKeys,
+            TailValues = _denseTailValues,
+            FreshKeys = keys is null ? default : TensorAccess.Dense(keys),
+            FreshValues = values is null ? default : TensorAccess.Dense(values),
+            LogSumExp = logSumExp is null ? null : (float*)TensorAccess.Pointer(logSumExp),
+        };
+        _workspace.Provide(context, ref attention);
+        int status = NativeMethods.AttentionForward(&context, &attention);
+        GC.KeepAlive(query);
+        GC.KeepAlive(keys);
+        GC.KeepAlive(values);
+        NativeCall.Check(status);
+        return Sinks is null ? output : Sinks.Merge(plan, query, output, logSumExp!, attention.Scale);
+    }
+}

@@ -1,0 +1,89 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>What one layer stores of a cache's sequences: the format of its pages, the ring of dense tokens, the sinks.</summary>
+/// <remarks>Which tokens they are, the <see cref="SequenceTable"/> knows, for all layers.</remarks>
+internal sealed unsafe partial class LayerStorage : IDisposable
+{
+    private readonly CacheShape _shape;
+    private readonly SequenceTable _table;
+    private readonly StepWorkspace _workspace;
+    private readonly int _index;
+    private readonly int _tailCapacity;
+    private Tensor _tailKeys;
+    private Tensor _tailValues;
+    private NativeDense _denseTailKeys;
+    private NativeDense _denseTailValues;
+
+    /// <summary>Makes a layer of as many slots as a table has.</summary>
+    /// <param name="shape">Heads, head_dim, dtype and device.</param>
+    /// <param name="options">How it prunes, and its sliding window.</param>
+    /// <param name="format">Its format, by the options.</param>
+    /// <param name="table">The sequences.</param>
+    /// <param name="index">Which layer of the table's pages it is.</param>
+    /// <param name="workspace">The workspace of its attention.</param>
+    internal LayerStorage(
+        CacheShape shape, MustafarOptions options, LayerFormat format, SequenceTable table, int index, StepWorkspace workspace)
+    {
+        (_shape, Options, Format, _table, _index, _workspace) = (shape, options, format, table, index, workspace);
+        _tailCapacity = table.Rules.TailCapacity;
+        (_tailKeys, _tailValues) = shape.Allocate(table.Slots, _tailCapacity);
+        (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
+        try
+        {
+            Sinks = options.SinkTokens == 0 ? null : new AttentionSinks(shape, options.SinkTokens, table.Slots);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    internal MustafarOptions Options { get; }
+
+    internal LayerFormat Format { get; }
+
+    internal AttentionSinks? Sinks { get; private set; }
+
+    /// <summary>Bytes of the ring and the sinks of one slot.</summary>
+    internal static long SlotBytes(CacheShape shape, SequenceRules rules) =>
+        (rules.TailCapacity * shape.TokenBytes) + AttentionSinks.SlotBytes(shape, rules.SinkTokens);
+
+    /// <summary>Makes room for so many slots.</summary>
+    internal void Grow(int slots)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        AttentionSinks? sinks = Sinks?.Grown(slots);
+        (Tensor keys, Tensor values) = _shape.Allocate(slots, _tailCapacity);
+        keys.narrow(0, 0, _tailKeys.size(0)).copy_(_tailKeys);
+        values.narrow(0, 0, _tailValues.size(0)).copy_(_tailValues);
+        Dispose();
+        (_tailKeys, _tailValues, Sinks) = (keys, values, sinks);
+        (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
+    }
+
+    /// <summary>Takes over what is dense of a sequence: its pages are shared by way of the table.</summary>
+    internal void Continue(int slot, LayerStorage source, int parent)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        _tailKeys[slot].copy_(source._tailKeys[parent]);
+        _tailValues[slot].copy_(source._tailValues[parent]);
+        Sinks?.Continue(slot, source.Sinks!, parent);
+    }
+
+    public void Dispose()
+    {
+        _tailKeys.Dispose();
+        _tailValues.Dispose();
+        Sinks?.Dispose();
+    }
+
+    // The compressed keys (or values) of all slots, or of those from a given one on.
+    private NativeBlocks Blocks(bool keys, int firstSlot = 0) => _table.Place(
+        new NativeBlocks { Format = keys ? Format.Keys : Format.Values, Base = keys ? 0 : Format.KeyBytes }, _index, firstSlot);
+}

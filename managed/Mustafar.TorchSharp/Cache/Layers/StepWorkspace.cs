@@ -1,0 +1,39 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>The workspace of attention, which the layers of a cache use one after the other.</summary>
+internal sealed unsafe class StepWorkspace(torch.Device device) : IDisposable
+{
+    private Tensor? _memory;
+
+    /// <summary>Gives a call the workspace that it needs.</summary>
+    internal void Provide(in NativeContext context, ref NativeAttention attention)
+    {
+        long bytes;
+        fixed (NativeContext* where = &context)
+        fixed (NativeAttention* call = &attention)
+        {
+            NativeCall.Check(NativeMethods.AttentionWorkspace(where, call, &bytes));
+        }
+
+        if (_memory is null || _memory.numel() < bytes)
+        {
+            // Not held while the larger one is made, which may fail.
+            Dispose();
+            using IDisposable mode = inference_mode(false);
+            _memory = TensorAccess.Workspace(bytes, device).DetachFromDisposeScope();
+        }
+
+        attention.Workspace = TensorAccess.Pointer(_memory);
+        attention.WorkspaceBytes = bytes;
+    }
+
+    public void Dispose()
+    {
+        _memory?.Dispose();
+        _memory = null;
+    }
+}

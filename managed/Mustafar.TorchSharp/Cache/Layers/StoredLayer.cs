@@ -1,0 +1,50 @@
+namespace Mustafar;
+
+/// <summary>A layer's part of sequences in a file.</summary>
+/// <param name="Store">Where the sequences are.</param>
+/// <param name="Index">Which layer of the store.</param>
+/// <param name="Slots">The slots of the sequences, in the order of the file.</param>
+internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots)
+{
+    internal LayerStorage Storage => Store.Layers[Index];
+
+    internal MustafarOptions Options => Store.Options[Index];
+
+    internal CacheShape Shape => Store.Shape;
+
+    internal int BatchSize => Slots.Length;
+
+    /// <summary>Shape of pages in a file: [pages, num_kv_heads, blocks, bytes].</summary>
+    internal long[] PagesShape(bool keys, long pages) =>
+        [pages, Shape.NumKvHeads, Storage.Format.PageBlocks, LayerFormat.BlockBytes(Storage.Format.Plain(keys))];
+
+    /// <summary>Shape of the dense window in a file: [batch, num_kv_heads, ring, head_dim].</summary>
+    internal long[] WindowShape => [BatchSize, Shape.NumKvHeads, Store.Table.Rules.TailCapacity, Shape.HeadDim];
+
+    /// <summary>Shape of the sinks in a file: [batch, num_kv_heads, sink_tokens, head_dim].</summary>
+    internal long[] SinksShape => [BatchSize, Shape.NumKvHeads, Options.SinkTokens, Shape.HeadDim];
+
+    /// <summary>Shows the slots of the dense window; those that no token is in are zero in files.</summary>
+    /// <param name="keys">Keys or values.</param>
+    /// <param name="tables">Which slots are in use.</param>
+    /// <param name="fill">Whether the visitor writes them.</param>
+    /// <param name="visit">Reads or writes a slot.</param>
+    internal void VisitWindow(bool keys, CacheTables tables, bool fill, LayerStorage.Visitor visit)
+    {
+        int ring = Store.Table.Rules.TailCapacity;
+        Storage.VisitRows(
+            Storage.Window(keys),
+            Slots,
+            (b, place) => (place - (tables.Compressed[b] % ring) + ring) % ring < tables.Lengths[b] - tables.Compressed[b],
+            fill,
+            visit);
+    }
+
+    /// <summary>Shows the places of the sinks, in Float32; those that no token is in are zero.</summary>
+    /// <param name="keys">Keys or values.</param>
+    /// <param name="tables">Which places are in use.</param>
+    /// <param name="fill">Whether the visitor writes them.</param>
+    /// <param name="visit">Reads or writes a place.</param>
+    internal void VisitSinks(bool keys, CacheTables tables, bool fill, LayerStorage.Visitor visit) => Storage.VisitRows(
+        keys ? Storage.Sinks!.Keys : Storage.Sinks!.Values, Slots, (b, place) => place < tables.Sinks[b], fill, visit);
+}

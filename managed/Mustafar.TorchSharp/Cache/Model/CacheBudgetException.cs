@@ -1,0 +1,42 @@
+namespace Mustafar;
+
+/// <summary>A step needs more pages than a cache's budget has left. The cache is as it was.</summary>
+/// <remarks>Removing or shortening sequences frees pages.</remarks>
+public sealed class CacheBudgetException : InvalidOperationException
+{
+    /// <summary>Makes an exception with no text.</summary>
+    public CacheBudgetException()
+    {
+    }
+
+    /// <summary>Makes an exception.</summary>
+    /// <param name="message">What happened.</param>
+    public CacheBudgetException(string message)
+        : base(message)
+    {
+    }
+
+    /// <summary>Makes an exception with its cause.</summary>
+    /// <param name="message">What happened.</param>
+    /// <param name="innerException">The cause.</param>
+    public CacheBudgetException(string message, Exception innerException)
+        : base(message, innerException)
+    {
+    }
+
+    /// <summary>Makes an exception of what is needed and what is free.</summary>
+    /// <param name="neededBytes">Bytes that are needed.</param>
+    /// <param name="freeBytes">Bytes that are free.</param>
+    public CacheBudgetException(long neededBytes, long freeBytes)
+        : this($"Expected a budget of {neededBytes} more bytes, but {freeBytes} are free. Remove or shorten sequences, or make the budget larger.")
+    {
+        NeededBytes = neededBytes;
+        FreeBytes = freeBytes;
+    }
+
+    /// <summary>Bytes that were needed.</summary>
+    public long NeededBytes { get; }
+
+    /// <summary>Bytes that were free.</summary>
+    public long FreeBytes { get; }
+}

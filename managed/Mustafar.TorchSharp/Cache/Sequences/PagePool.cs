@@ -1,0 +1,358 @@
+using System.Collections.Concurrent;
+using System.Numerics;
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>
+/// Hands out pages of one size. They are cut from slabs that are never moved or enlarged, so what is in a page stays where it is.
+/// Several caches may own a pool and share pages; each gives back what it has before it disposes the pool, or abandons both. All
+/// members are safe from several threads.
+/// </summary>
+/// <remarks>
+/// A page is the same group of tokens in all layers: a slab has the pages of the first layer, then those of the second, and so on. In
+/// each layer the pages take turns in every KV head: those that follow each other in a slab are, head by head, one run of memory. A
+/// sequence therefore gets neighbouring pages where that costs little memory, since a processor reads long runs much faster than many
+/// short ones.
+/// </remarks>
+internal sealed unsafe class PagePool : IDisposable
+{
+    /// <summary>Pages of a slab, where the number of pages is not limited.</summary>
+    internal const int MostSlabPages = 8;
+
+    // A limited pool has slabs of so many pages at least, if it has as many: whichever wastes the fewest.
+    private const int FewestSlabPages = 5;
+
+    // A sequence of so many pages has slabs of its own, which it may leave unfinished; until then sequences share them.
+    private const int LongSequence = 4 * MostSlabPages;
+
+    private readonly int _slabPages;
+    private readonly long[] _headBytes; // of a layer: from one page of a head to the next
+    private readonly long[] _layerStart; // of a layer in a slab; the last entry is the slab's end
+    private readonly torch.Device _device;
+    private readonly List<Tensor> _memory = [];
+    private readonly List<Slab> _slabs = [];
+    private readonly List<BackendArray<nint>> _tables = []; // addresses of the slabs; the last one is complete
+    private readonly Dictionary<int, int> _sharers = []; // of a page, beyond the first
+    private readonly ConcurrentQueue<int[]> _abandoned = [];
+    private readonly object _lock = new();
+    private int _freePages;
+    private int _owners = 1;
+
+    /// <summary>Makes a pool.</summary>
+    /// <param name="heads">KV heads in a page.</param>
+    /// <param name="headBytes">For each layer what a page has of one head, its keys and its values.</param>
+    /// <param name="device">Where the pages are.</param>
+    /// <param name="pages">How many there are at most, all allocated at once; null for as many as are needed.</param>
+    internal PagePool(int heads, ReadOnlySpan<long> headBytes, torch.Device device, int? pages = null)
+    {
+        _slabPages = pages is int most ? SlabPagesFor(most) : MostSlabPages;
+        _headBytes = new long[headBytes.Length];
+        _layerStart = new long[headBytes.Length + 1];
+        for (int i = 0; i < headBytes.Length; i++)
+        {
+            _headBytes[i] = Aligned(headBytes[i]);
+            _layerStart[i + 1] = checked(_layerStart[i] + (heads * HeadStride(i)));
+        }
+
+        _device = device;
+        if (pages is int limit)
+        {
+            Limit = limit / _slabPages * _slabPages;
+            Allocate(limit / _slabPages);
+        }
+    }
+
+    /// <summary>Bytes of a page in all layers.</summary>
+    internal long PageBytes => _layerStart[^1] / _slabPages;
+
+    /// <summary>Pages of a pool that doesn't grow; null of one that does.</summary>
+    internal int? Limit { get; }
+
+    /// <summary>Pages that nobody has: those that there are now, and of a limited pool all.</summary>
+    internal int FreePages
+    {
+        get
+        {
+            lock (_lock)
+            {
+                TakeAbandoned();
+                return _freePages;
+            }
+        }
+    }
+
+    /// <summary>Pages in all slabs.</summary>
+    internal int Pages
+    {
+        get
+        {
+            lock (_lock)
+            {
+                return _slabs.Count * _slabPages;
+            }
+        }
+    }
+
+    /// <summary>Bytes of all slabs, pages in use and free ones.</summary>
+    internal long Bytes { get; private set; }
+
+    /// <summary>An owner's equal part of <see cref="Bytes"/>.</summary>
+    internal long BytesOfOwner => Bytes / Math.Max(1, Volatile.Read(ref _owners));
+
+    /// <summary>Bytes of a page of one head in one layer, a page that is a part of a pool's.</summary>
+    internal static long Aligned(long headBytes) =>
+        (headBytes + NativeConstants.PageAlignment - 1) / NativeConstants.PageAlignment * NativeConstants.PageAlignment;
+
+    /// <summary>Bytes from one head of a layer's page to the next.</summary>
+    internal long HeadStride(int layer = 0) => _slabPages * _headBytes[layer];
+
+    /// <summary>A layer's blocks as native code finds them: with the slabs that there are now. Valid as long as the pool.</summary>
+    internal NativeBlocks Place(NativeBlocks blocks, int layer = 0)
+    {
+        lock (_lock)
+        {
+            return blocks with
+            {
+                SlabPages = _slabPages,
+                SlabCount = _slabs.Count,
+                PageBytes = _headBytes[layer],
+                Base = blocks.Base + _layerStart[layer],
+                HeadStride = HeadStride(layer),
+                SlabBytes = _layerStart[^1] + NativeConstants.PagePadding,
+                Slabs = _tables.Count == 0 ? null : (void**)_tables[^1].Pointer,
+            };
+        }
+    }
+
+    /// <summary>Address of a page's first head in a layer.</summary>
+    internal nint Address(int page, int layer = 0)
+    {
+        lock (_lock)
+        {
+            return _slabs[page / _slabPages].Address + (nint)(_layerStart[layer] + (page % _slabPages * _headBytes[layer]));
+        }
+    }
+
+    /// <summary>Checks that so many pages can be rented.</summary>
+    /// <exception cref="CacheBudgetException">The pool is limited, and there are fewer.</exception>
+    internal void Require(int pages)
+    {
+        if (Limit is not null && FreePages is int free && pages > free)
+        {
+            throw new CacheBudgetException(pages * PageBytes, free * PageBytes);
+        }
+    }
+
+    /// <summary>Numbers of pages for one sequence, which nobody else has.</summary>
+    /// <param name="count">How many.</param>
+    /// <param name="held">Pages that the sequence has.</param>
+    /// <param name="last">The last of them; -1 if it has none.</param>
+    internal int[] Rent(int count, int held, int last)
+    {
+        lock (_lock)
+        {
+            TakeAbandoned();
+            int[] pages = new int[count];
+            int rented = 0;
+            try
+            {
+                for (; rented < count; rented++)
+                {
+                    last = pages[rented] = TakeNext(last) ?? TakeFirst(count - rented, isLong: held + count >= LongSequence);
+                }
+            }
+            catch
+            {
+                Array.ForEach(pages[..rented], GiveBack);
+                throw;
+            }
+
+            return pages;
+        }
+    }
+
+    /// <summary>Adds an owner, who is to dispose the pool too.</summary>
+    internal PagePool AddOwner()
+    {
+        Interlocked.Increment(ref _owners);
+        return this;
+    }
+
+    /// <summary>Adds a sharer of a page in use: it is free again when each of them has returned it.</summary>
+    internal void Share(int page)
+    {
+        lock (_lock)
+        {
+            _sharers[page] = _sharers.GetValueOrDefault(page) + 1;
+        }
+    }
+
+    /// <summary>Takes back a page from one of those who have it.</summary>
+    internal void Return(int page)
+    {
+        lock (_lock)
+        {
+            ReturnOne(page);
+        }
+    }
+
+    /// <summary>Takes leave of an owner that was collected without disposing the pool, and takes back its pages.</summary>
+    /// <remarks>
+    /// For finalizers, which must not wait for a lock: when memory runs out in <see cref="Rent"/>, torch waits for them. The pages are
+    /// free for the next <see cref="Rent"/>; the slabs of a pool without owners are left to their own finalizers.
+    /// </remarks>
+    internal void Abandon(int[] pages)
+    {
+        _abandoned.Enqueue(pages);
+        Interlocked.Decrement(ref _owners);
+    }
+
+    /// <summary>Frees all slabs once the last owner disposes the pool.</summary>
+    public void Dispose()
+    {
+        if (Interlocked.Decrement(ref _owners) > 0)
+        {
+            return;
+        }
+
+        _memory.ForEach(slabs => slabs.Dispose());
+        _memory.Clear();
+        _tables.ForEach(table => table.Dispose());
+        _tables.Clear();
+        _slabs.Clear();
+        Bytes = 0;
+    }
+
+    private static int SlabPagesFor(int pages)
+    {
+        int best = Math.Min(pages, MostSlabPages);
+        for (int size = best - 1; size >= FewestSlabPages; size--)
+        {
+            best = pages % size < pages % best ? size : best;
+        }
+
+        return best;
+    }
+
+    private void TakeAbandoned()
+    {
+        while (_abandoned.TryDequeue(out int[]? abandoned))
+        {
+            Array.ForEach(abandoned, ReturnOne);
+        }
+    }
+
+    private void ReturnOne(int page)
+    {
+        if (!_sharers.Remove(page, out int others))
+        {
+            GiveBack(page);
+        }
+        else if (others > 1)
+        {
+            _sharers[page] = others - 1;
+        }
+    }
+
+    // The page behind another one, if it is in the same slab and free.
+    private int? TakeNext(int page)
+    {
+        int next = page + 1;
+        return page >= 0 && next % _slabPages != 0 && _slabs[next / _slabPages].IsFree(next % _slabPages) ? Take(next) : null;
+    }
+
+    // The first of so many pages that are wanted.
+    private int TakeFirst(int wanted, bool isLong)
+    {
+        int needed = isLong ? _slabPages : 1;
+        int best = 0;
+        for (int slab = 1; slab < _slabs.Count; slab++)
+        {
+            best = _slabs[slab].FreePages > _slabs[best].FreePages ? slab : best;
+        }
+
+        if (Limit is null && (_slabs.Count == 0 || _slabs[best].FreePages < needed))
+        {
+            best = Allocate((wanted + _slabPages - 1) / _slabPages);
+        }
+
+        return _freePages == 0
+            ? throw new CacheBudgetException(wanted * PageBytes, 0)
+            : Take((best * _slabPages) + _slabs[best].FirstFree);
+    }
+
+    private int Take(int page)
+    {
+        _slabs[page / _slabPages].Take(page % _slabPages);
+        _freePages--;
+        return page;
+    }
+
+    private void GiveBack(int page)
+    {
+        _slabs[page / _slabPages].GiveBack(page % _slabPages);
+        _freePages++;
+    }
+
+    // The first of new slabs.
+    private int Allocate(int count)
+    {
+        // A tensor made in inference mode could not be written to outside of it.
+        using IDisposable mode = inference_mode(false);
+        int first = _slabs.Count;
+        _ = checked((first + count) * _slabPages); // pages are numbered in 32 bits
+        long bytes = checked(count * _layerStart[^1]);
+        BackendArray<nint> table = Table(first + count);
+        Tensor memory = empty([bytes + NativeConstants.PagePadding], dtype: ScalarType.Byte, device: _device).DetachFromDisposeScope();
+        _memory.Add(memory);
+        Bytes += bytes;
+        _freePages += count * _slabPages;
+        for (int i = 0; i < count; i++)
+        {
+            _slabs.Add(new Slab(_slabPages, (nint)TensorAccess.Pointer(memory) + (nint)(i * _layerStart[^1])));
+            table.Span[first + i] = _slabs[^1].Address;
+        }
+
+        table.Upload();
+        return first;
+    }
+
+    // The table of addresses, with room for so many. Earlier ones stay as they are: a call of another owner may be reading them.
+    private BackendArray<nint> Table(int slabs)
+    {
+        const int smallest = 64;
+        if (_tables.Count == 0 || _tables[^1].Length < slabs)
+        {
+            BackendArray<nint> larger = new(Math.Max(smallest, 2 * slabs), _device);
+            for (int i = 0; i < _slabs.Count; i++)
+            {
+                larger.Span[i] = _slabs[i].Address;
+            }
+
+            larger.Upload();
+            _tables.Add(larger);
+        }
+
+        return _tables[^1];
+    }
+
+    private sealed class Slab(int pages, nint address)
+    {
+        private uint _free = (1u << pages) - 1;
+
+        internal nint Address { get; } = address;
+
+        internal int FreePages => BitOperations.PopCount(_free);
+
+        internal int FirstFree => BitOperations.TrailingZeroCount(_free);
+
+        internal bool IsFree(int page) => (_free >> page & 1) != 0;
+
+        internal void Take(int page) => _free &= ~(1u << page);
+
+        internal void GiveBack(int page) => _free |= 1u << page;
+    }
+}

@@ -1,0 +1,82 @@
+using Mustafar.Native;
+
+namespace Mustafar;
+
+/// <summary>What decides, in all layers alike, which tokens are compressed and which pages are still needed.</summary>
+/// <param name="GroupSize">Tokens of a page.</param>
+/// <param name="LocalWindow">Most recent tokens that are never compressed.</param>
+/// <param name="SinkTokens">First tokens that are kept apart. Lengths and positions below are those after them.</param>
+/// <param name="SlidingWindow">The largest window of any layer; null if a layer sees all tokens.</param>
+internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTokens, int? SlidingWindow)
+{
+    /// <summary>The rules of layers with these options.</summary>
+    /// <exception cref="ArgumentException">There is no layer, or layers differ in what decides over their common pages.</exception>
+    internal static SequenceRules Of(IReadOnlyList<MustafarOptions> layers)
+    {
+        if (layers.Count == 0)
+        {
+            throw new ArgumentException("Expected the options of at least one layer, but got none.", nameof(layers));
+        }
+
+        MustafarOptions first = layers[0];
+        for (int i = 1; i < layers.Count; i++)
+        {
+            MustafarOptions layer = layers[i];
+            if ((layer.GroupSize, layer.LocalWindow, layer.SinkTokens) != (first.GroupSize, first.LocalWindow, first.SinkTokens))
+            {
+                throw new ArgumentException(
+                    $"Expected layers of the same GroupSize, LocalWindow and SinkTokens ({first.GroupSize}, {first.LocalWindow}, {first.SinkTokens}), since they share their pages, but layer {i} has {layer.GroupSize}, {layer.LocalWindow}, {layer.SinkTokens}.",
+                    nameof(layers));
+            }
+        }
+
+        int? window = layers.Any(layer => layer.SlidingWindow is null) ? null : layers.Max(layer => layer.SlidingWindow);
+        return new SequenceRules(first.GroupSize, first.LocalWindow, first.SinkTokens, window);
+    }
+
+    /// <summary>Tokens that a sequence can have after its sinks.</summary>
+    internal int MostTokens => int.MaxValue - NativeConstants.BlockTokens - SinkTokens;
+
+    /// <summary>Blocks of one KV head in a page.</summary>
+    internal int PageBlocks => GroupSize / NativeConstants.BlockTokens;
+
+    /// <summary>Slots of the ring of dense tokens: the recent window, and the group that waits to be compressed.</summary>
+    internal int TailCapacity =>
+        ((LocalWindow + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens * NativeConstants.BlockTokens) + GroupSize;
+
+    /// <summary>How many tokens of a sequence are compressed that is so long, and so many longer soon.</summary>
+    internal int Due(int length, int lookahead = 0) =>
+        (int)NativeMethods.CompressedTokens(length, lookahead, LocalWindow, GroupSize);
+
+    /// <summary>The first token that a query at a position sees in any layer.</summary>
+    internal int FirstVisible(int position) => SlidingWindow is int window ? (int)Math.Max(0, position + 1L - window) : 0;
+
+    /// <summary>How many of a sequence's first pages no query sees any more, even when it is shortened by up to a group.</summary>
+    internal int UnseenPages(Sequence sequence) =>
+        Math.Min(FirstVisible(Math.Max(0, sequence.Length - GroupSize)), sequence.Compressed) / GroupSize;
+
+    /// <summary>Refuses queries at a sequence's last tokens that would see what was released.</summary>
+    /// <exception cref="InvalidOperationException">They would.</exception>
+    internal void CheckQueries(Sequence sequence, long queries, int name)
+    {
+        int first = FirstVisible((int)Math.Max(0, sequence.Length - queries));
+        int released = sequence.Released * GroupSize;
+        if (first < released)
+        {
+            throw new InvalidOperationException(
+                $"The first of {queries} queries would see token {SinkTokens + first} of sequence {name}, but the tokens before {SinkTokens + released} fell out of the sliding window of {SlidingWindow}.");
+        }
+    }
+
+    /// <summary>Refuses a shorter length whose next token would see what was released.</summary>
+    /// <exception cref="InvalidOperationException">It would.</exception>
+    internal void CheckLength(Sequence sequence, int length, int name)
+    {
+        int released = sequence.Released * GroupSize;
+        if (length > 0 && FirstVisible(length) < released)
+        {
+            throw new InvalidOperationException(
+                $"Sequence {name} can't be shortened to {SinkTokens + length} tokens: the next one would see token {SinkTokens + FirstVisible(length)}, but the tokens before {SinkTokens + released} fell out of the sliding window of {SlidingWindow}.");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+using Mustafar.Native;
+using TorchSharp;
+
+namespace Mustafar;
+
+/// <summary>What a step does to each of its sequences: computed and brought to the device once, then read by every layer.</summary>
+/// <remarks>
+/// Row b of a step is the sequence in slot <c>Slots[b]</c>. The arrays lie at the same addresses in every step. The host computes all
+/// numbers by itself and the sequences change only when a step is committed, so that a step can be given up at any point.
+/// </remarks>
+internal sealed unsafe class StepPlan : IDisposable
+{
+    private readonly BackendArray<int> _numbers;
+    private readonly int _slots;
+    private readonly int[] _counts;
+    private readonly int[] _sinksBefore;
+    private readonly int[] _sinksTaken;
+    private readonly int[] _nextCompressed;
+    private readonly int[][] _newPages;
+
+    /// <summary>Makes room for the plan of a step of at most so many sequences.</summary>
+    internal StepPlan(int slots, torch.Device device)
+    {
+        _slots = slots;
+        _numbers = new BackendArray<int>(BytesOf(slots) / sizeof(int), device);
+        _counts = new int[slots];
+        _sinksBefore = new int[slots];
+        _sinksTaken = new int[slots];
+        _nextCompressed = new int[slots];
+        _newPages = new int[slots][];
+        Array.Fill(_newPages, []);
+    }
+
+    private enum Part
+    {
+        Slots, QueryCounts, NewCounts, // [batch]
+        Lengths, LengthsAfter, Compressed, Ready, Attended, Positions, // [slots]
+        Count,
+    }
+
+    /// <summary>Rows of the step.</summary>
+    internal int Batch { get; private set; }
+
+    /// <summary>Tokens of the row that has most.</summary>
+    internal int Tokens { get; private set; }
+
+    /// <summary>Tokens of the longest sequence afterwards, without its sinks.</summary>
+    internal int Longest { get; private set; }
+
+    /// <summary>Whether something is compressed before the new tokens attend.</summary>
+    internal bool CompressesFirst { get; private set; }
+
+    /// <summary>Whether new tokens become sinks.</summary>
+    internal bool TakesSinks { get; private set; }
+
+    /// <summary>Slots in which new tokens take the place of dense ones that were there before the step.</summary>
+    internal List<int> Overwritten { get; } = [];
+
+    internal ReadOnlySpan<int> Slots => Span(Part.Slots)[..Batch];
+
+    /// <summary>Queries of each row.</summary>
+    internal ReadOnlySpan<int> Counts => _counts.AsSpan(0, Batch);
+
+    /// <summary>Sinks that each row has before the step.</summary>
+    internal ReadOnlySpan<int> SinksBefore => _sinksBefore.AsSpan(0, Batch);
+
+    /// <summary>How many of each row's new tokens become sinks.</summary>
+    internal ReadOnlySpan<int> SinksTaken => _sinksTaken.AsSpan(0, Batch);
+
+    /// <summary>Whether every row has all queries.</summary>
+    internal bool IsUniform => Counts.IndexOfAnyExcept(Tokens) < 0;
+
+    internal int* SlotsPointer => Pointer(Part.Slots);
+
+    /// <summary>[batch] queries that the decode kernel attends: none of a row whose sinks are not complete before the step.</summary>
+    internal int* QueryCountsPointer => Pointer(Part.QueryCounts);
+
+    /// <summary>[batch] new tokens that don't become sinks.</summary>
+    internal int* NewCountsPointer => Pointer(Part.NewCounts);
+
+    /// <summary>[slots] tokens before the step.</summary>
+    internal int* LengthsPointer => Pointer(Part.Lengths);
+
+    /// <summary>[slots] tokens after it.</summary>
+    internal int* LengthsAfterPointer => Pointer(Part.LengthsAfter);
+
+    /// <summary>[slots] compressed tokens before the step.</summary>
+    internal int* CompressedPointer => Pointer(Part.Compressed);
+
+    /// <summary>[slots] compressed tokens when the new ones are appended.</summary>
+    internal int* ReadyPointer => Pointer(Part.Ready);
+
+    /// <summary>[slots] compressed tokens when the queries attend.</summary>
+    internal int* AttendedPointer => Pointer(Part.Attended);
+
+    /// <summary>[slots] position of each sequence's first new token.</summary>
+    internal int* PositionsPointer => Pointer(Part.Positions);
+
+    internal long Bytes => _numbers.Bytes;
+
+    /// <summary>Bytes of a plan on the device.</summary>
+    internal static int BytesOf(int slots) => checked((int)Part.Count * slots * sizeof(int));
+
+    /// <summary>Compressed tokens of a row when the queries attend.</summary>
+    internal int Attended(int row) => Span(Part.Attended)[Slots[row]];
+
+    /// <summary>Compressed tokens of a row after the step.</summary>
+    internal int NextCompressed(int row) => _nextCompressed[row];
+
+    /// <summary>Tokens of a row before the step, without its sinks.</summary>
+    internal int Length(int row) => Span(Part.Lengths)[Slots[row]];
+
+    /// <summary>Tokens of a row after the step, without its sinks.</summary>
+    internal int LengthAfter(int row) => Span(Part.LengthsAfter)[Slots[row]];
+
+    /// <summary>Position of a row's first query: that of its first new token, or of as many last tokens as there are queries.</summary>
+    internal int FirstQuery(int row) => _sinksBefore[row] + _sinksTaken[row] + LengthAfter(row) - _counts[row];
+
+    /// <summary>Queries of a row that the decode kernel attends.</summary>
+    internal int KernelQueries(int row) => Span(Part.QueryCounts)[row];
+
+    /// <summary>Whether the decode kernel attends any query.</summary>
+    internal bool HasKernelQueries => Span(Part.QueryCounts)[..Batch].IndexOfAnyExcept(0) >= 0;
+
+    /// <summary>Pages that were rented for a row.</summary>
+    internal int[] NewPages(int row) => _newPages[row];
+
+    /// <summary>Keeps the pages that were rented for a row.</summary>
+    internal void Add(int row, int[] pages) => _newPages[row] = pages;
+
+    /// <summary>Begins a plan for so many rows.</summary>
+    internal void Begin(int batch, int tokens)
+    {
+        (Batch, Tokens, Longest, CompressesFirst, TakesSinks) = (batch, tokens, 0, false, false);
+        Overwritten.Clear();
+        Array.Fill(_newPages, []);
+    }
+
+    /// <summary>Plans a row.</summary>
+    /// <param name="row">The row.</param>
+    /// <param name="slot">Its slot.</param>
+    /// <param name="sequence">Its sequence.</param>
+    /// <param name="count">Its queries.</param>
+    /// <param name="kind">What becomes of them.</param>
+    /// <param name="rules">What is compressed when.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The sequence would be longer than the library counts.</exception>
+    internal void Set(int row, int slot, Sequence sequence, int count, StepKind kind, SequenceRules rules)
+    {
+        int added = kind == StepKind.Attend ? 0 : count;
+        int taken = Math.Min(rules.SinkTokens - sequence.Sinks, added);
+        long longer = (long)sequence.Length + added - taken;
+        if (longer > rules.MostTokens)
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(count), count, $"Expected sequences of at most {rules.MostTokens} tokens, but the new ones make {longer}.");
+        }
+
+        int length = (int)longer;
+        // Several tokens attend before they are appended; a single one after. When none is added nothing falls due.
+        bool isFirst = kind == StepKind.Forward && Tokens > 1;
+        int ready = isFirst ? Math.Max(sequence.Compressed, rules.Due(sequence.Length, lookahead: 1)) : sequence.Compressed;
+        int next = kind == StepKind.Attend ? ready : Math.Max(ready, rules.Due(length));
+        Span(Part.Slots)[row] = slot;
+        Span(Part.QueryCounts)[row] = isFirst && sequence.Sinks < rules.SinkTokens ? 0 : count;
+        Span(Part.NewCounts)[row] = added - taken;
+        Span(Part.Lengths)[slot] = sequence.Length;
+        Span(Part.LengthsAfter)[slot] = length;
+        Span(Part.Compressed)[slot] = sequence.Compressed;
+        Span(Part.Ready)[slot] = ready;
+        Span(Part.Attended)[slot] = isFirst ? ready : next;
+        Span(Part.Positions)[slot] = sequence.Position;
+        (_counts[row], _sinksBefore[row], _sinksTaken[row], _nextCompressed[row]) = (count, sequence.Sinks, taken, next);
+        Longest = Math.Max(Longest, length);
+        CompressesFirst |= ready > sequence.Compressed;
+        TakesSinks |= taken > 0;
+        if (sequence.Compressed < sequence.Length && length - sequence.Compressed > rules.TailCapacity)
+        {
+            Overwritten.Add(slot);
+        }
+    }
+
+    /// <summary>Brings the plan to the device.</summary>
+    internal void Upload() => _numbers.Upload();
+
+    public void Dispose() => _numbers.Dispose();
+
+    private Span<int> Span(Part part) => _numbers.Span.Slice((int)part * _slots, _slots);
+
+    private int* Pointer(Part part) => _numbers.Pointer + ((int)part * _slots);
+}
+
+/// <summary>What a step does.</summary>
+internal enum StepKind
+{
+    /// <summary>Adds tokens, which attend.</summary>
+    Forward,
+
+    /// <summary>Adds tokens.</summary>
+    Append,
+
+    /// <summary>Attends from the last tokens.</summary>
+    Attend,
+}

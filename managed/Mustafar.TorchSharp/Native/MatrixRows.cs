@@ -1,0 +1,102 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.Native;
+
+/// <summary>Tensors [.., width] as the native library sees them: rows a constant distance apart, elements of a row side by side.</summary>
+internal static unsafe class MatrixRows
+{
+    /// <summary>The number of rows of a tensor [.., width].</summary>
+    internal static long Count(Tensor tensor)
+    {
+        long[] shape = tensor.shape;
+        long rows = 1;
+        for (int d = 0; d < shape.Length - 1; d++)
+        {
+            rows *= shape[d];
+        }
+
+        return rows;
+    }
+
+    /// <summary>A tensor that is read. One without such rows is replaced by a copy in the current dispose scope.</summary>
+    internal static NativeRows Read(ref Tensor tensor)
+    {
+        if (!TryStride(tensor, out long stride))
+        {
+            tensor = tensor.contiguous();
+            stride = tensor.shape[^1];
+        }
+
+        return new NativeRows { Data = TensorAccess.Pointer(tensor), RowStride = stride };
+    }
+
+    /// <summary>A tensor that is written, or that a kernel reads before a copy of it would be there.</summary>
+    /// <exception cref="ArgumentException">It has no such rows.</exception>
+    internal static NativeRows AsItIs(Tensor tensor, string name) => TryStride(tensor, out long stride)
+        ? new NativeRows { Data = TensorAccess.Pointer(tensor), RowStride = stride }
+        : throw new ArgumentException(
+            $"Expected rows of contiguous elements a constant distance apart, but got strides [{string.Join(", ", tensor.stride())}] of shape [{string.Join(", ", tensor.shape)}].",
+            name);
+
+    /// <summary>Checks that what is written shares no memory with what is read.</summary>
+    internal static void Apart(Tensor written, string name, Tensor read, string other)
+    {
+        (nuint start, nuint end) = Range(written);
+        (nuint otherStart, nuint otherEnd) = Range(read);
+        if (start < otherEnd && otherStart < end)
+        {
+            throw new ArgumentException($"Expected memory apart from {other}, but it overlaps.", name);
+        }
+    }
+
+    private static (nuint Start, nuint End) Range(Tensor tensor)
+    {
+        nuint start = (nuint)TensorAccess.Pointer(tensor);
+        long[] shape = tensor.shape, strides = tensor.stride();
+        long last = 0;
+        for (int d = 0; d < shape.Length; d++)
+        {
+            if (shape[d] == 0)
+            {
+                return (start, start);
+            }
+
+            last += (shape[d] - 1) * strides[d];
+        }
+
+        return (start, start + (nuint)((last + 1) * TensorAccess.ElementBytes(tensor.dtype)));
+    }
+
+    private static bool TryStride(Tensor tensor, out long stride)
+    {
+        long[] shape = tensor.shape, strides = tensor.stride();
+        stride = shape[^1];
+        if (shape[^1] > 1 && strides[^1] != 1)
+        {
+            return false;
+        }
+
+        // Axes of several rows, the inner ones first: each goes on where the one within it ends.
+        long rows = 1;
+        for (int d = shape.Length - 2; d >= 0; d--)
+        {
+            if (shape[d] == 1)
+            {
+                continue;
+            }
+
+            if (rows == 1)
+            {
+                stride = strides[d];
+            }
+            else if (strides[d] != rows * stride)
+            {
+                return false;
+            }
+
+            rows *= shape[d];
+        }
+
+        return rows <= 1 || stride >= shape[^1];
+    }
+}

@@ -1,0 +1,86 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+public static unsafe partial class MustafarOps
+{
+    /// <summary>The most rows that <see cref="Linear"/> takes.</summary>
+    public const int MaxLinearRows = NativeConstants.LinearMaxRows;
+
+    private static readonly LinearFusion NoFusion = new();
+
+    /// <summary>
+    /// A linear layer for few rows, which reads its weight once, with what stands before and after it:
+    /// activation(norm(input) · weightᵀ + bias) + residual. Sums are float32; no gradient is recorded.
+    /// </summary>
+    /// <param name="input">Float32, Float16 or BFloat16 [.., in_features], at most <see cref="MaxLinearRows"/> rows.</param>
+    /// <param name="weight">[out_features, in_features] in the input's type; [2 · out_features, in_features] where
+    /// <see cref="LinearFusion.Gated"/>. On CUDA it may be read before the work queued ahead is done, so that work must not write it.</param>
+    /// <param name="fusion">What is done beside the product; nothing if null.</param>
+    /// <param name="output">Where the result goes, [.., out_features] apart from the input; a new tensor if null.</param>
+    /// <returns>The output.</returns>
+    /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit, or there are too many rows.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><see cref="LinearFusion.Eps"/> is negative or not finite.</exception>
+    /// <exception cref="NotSupportedException">On CUDA: in_features is so large that a row of the input does not fit into shared memory.</exception>
+    public static Tensor Linear(Tensor input, Tensor weight, LinearFusion? fusion = null, Tensor? output = null)
+    {
+        fusion ??= NoFusion;
+        long inFeatures = LastAxis(input, nameof(input));
+        long rows = MatrixRows.Count(input);
+        if (rows > MaxLinearRows)
+        {
+            throw new ArgumentException($"Expected at most {MaxLinearRows} rows, but got {rows} of shape [{string.Join(", ", input.shape)}].", nameof(input));
+        }
+
+        ArgumentNullException.ThrowIfNull(weight);
+        long parts = fusion.Gated ? 2 : 1;
+        if (weight.dim() != 2 || weight.shape[0] == 0 || weight.shape[0] % parts != 0)
+        {
+            throw new ArgumentException(
+                $"Expected shape [{(fusion.Gated ? "2 * out_features" : "out_features")}, {inFeatures}], but got [{string.Join(", ", weight.shape)}].",
+                nameof(weight));
+        }
+
+        long outFeatures = weight.shape[0] / parts;
+        TensorAccess.Validate(weight, nameof(weight), input.dtype, input.device, weight.shape[0], inFeatures);
+        long[] shape = [.. input.shape[..^1], outFeatures];
+        ValidateOptional(fusion.Norm, nameof(fusion.Norm), input, inFeatures);
+        float epsilon = Epsilon(fusion.Eps);
+        ValidateOptional(fusion.Bias, nameof(fusion.Bias), input, weight.shape[0]);
+        ValidateOptional(fusion.Residual, nameof(fusion.Residual), input, shape);
+        ValidateOptional(output, nameof(output), input, shape);
+        if (output is not null)
+        {
+            MatrixRows.Apart(output, nameof(output), input, nameof(input));
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        Tensor result = output ?? empty(shape, dtype: input.dtype, device: input.device);
+        Tensor? norm = fusion.Norm?.contiguous(), bias = fusion.Bias?.contiguous(), residual = fusion.Residual;
+        NativeContext context = TensorAccess.Context(input.device);
+        NativeLinear linear = new()
+        {
+            DType = (int)TensorAccess.DTypeOf(input.dtype),
+            Rows = (int)rows,
+            InFeatures = checked((int)inFeatures),
+            OutFeatures = checked((int)outFeatures),
+            Activation = (int)(fusion.Gated ? Activation.SiluMul : Activation.None),
+            Eps = epsilon,
+            Input = MatrixRows.Read(ref input),
+            Norm = PointerOrNull(norm),
+            Weight = MatrixRows.AsItIs(weight, nameof(weight)),
+            Bias = PointerOrNull(bias),
+            Residual = residual is null ? default : MatrixRows.Read(ref residual),
+            Output = MatrixRows.AsItIs(result, nameof(output)),
+        };
+        NativeCall.Check(NativeMethods.LinearForward(&context, &linear));
+        GC.KeepAlive(input);
+        GC.KeepAlive(weight);
+        GC.KeepAlive(norm);
+        GC.KeepAlive(bias);
+        GC.KeepAlive(residual);
+        return Returned(result, output);
+    }
+}

@@ -1,0 +1,99 @@
+using Mustafar.Native;
+
+namespace Mustafar;
+
+/// <summary>How one sequence's next token is chosen: penalties first, then temperature, top-k, top-p and min-p of what is left.</summary>
+public sealed record SamplingParameters
+{
+    private readonly double _temperature = 1;
+    private readonly int _topK;
+    private readonly double _topP = 1;
+    private readonly double _minP;
+    private readonly double _repetitionPenalty = 1;
+    private readonly double _frequencyPenalty;
+    private readonly double _presencePenalty;
+
+    /// <summary>Divides the logits; 0 takes the likeliest token (greedy).</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is negative or not finite.</exception>
+    public double Temperature
+    {
+        get => _temperature;
+        init => _temperature = value >= 0 && float.IsFinite((float)value)
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(Temperature), value, "Expected a finite number from 0.");
+    }
+
+    /// <summary>Only this many of the likeliest tokens are drawn from; 0: all.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is negative.</exception>
+    public int TopK
+    {
+        get => _topK;
+        init => _topK = value >= 0 ? value : throw new ArgumentOutOfRangeException(nameof(TopK), value, "Expected a number from 0.");
+    }
+
+    /// <summary>Only the fewest of the likeliest tokens that have at least this part of what top-k left of the probability.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not within 0 to 1.</exception>
+    public double TopP
+    {
+        get => _topP;
+        init => _topP = Part(value, nameof(TopP));
+    }
+
+    /// <summary>Only tokens with at least this part of the likeliest one's probability; 0: all.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not within 0 to 1.</exception>
+    public double MinP
+    {
+        get => _minP;
+        init => _minP = Part(value, nameof(MinP));
+    }
+
+    /// <summary>Logits of tokens that are in the prompt or were chosen are divided by it if above 0, else multiplied (arXiv 1909.05858);
+    /// 1: none.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not a positive finite number.</exception>
+    public double RepetitionPenalty
+    {
+        get => _repetitionPenalty;
+        init => _repetitionPenalty = (float)value > 0 && float.IsFinite((float)value)
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(RepetitionPenalty), value, "Expected a positive finite number.");
+    }
+
+    /// <summary>Taken from a token's logit for each time that it was chosen; 0: none.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
+    public double FrequencyPenalty
+    {
+        get => _frequencyPenalty;
+        init => _frequencyPenalty = Finite(value, nameof(FrequencyPenalty));
+    }
+
+    /// <summary>Taken from the logit of a token that was chosen; 0: none.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
+    public double PresencePenalty
+    {
+        get => _presencePenalty;
+        init => _presencePenalty = Finite(value, nameof(PresencePenalty));
+    }
+
+    /// <summary>Chooses the draws: the same seed draws the same tokens from the same logits, on every device.</summary>
+    public ulong Seed { get; init; }
+
+    internal bool HasPenalties => RepetitionPenalty != 1 || FrequencyPenalty != 0 || PresencePenalty != 0;
+
+    internal NativeSamplingOptions Native => new()
+    {
+        Temperature = (float)Temperature,
+        TopK = TopK,
+        TopP = (float)TopP,
+        MinP = (float)MinP,
+        RepetitionPenalty = (float)RepetitionPenalty,
+        FrequencyPenalty = (float)FrequencyPenalty,
+        PresencePenalty = (float)PresencePenalty,
+        Seed = Seed,
+    };
+
+    private static double Part(double value, string name) =>
+        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a number of 0 to 1.");
+
+    private static double Finite(double value, string name) =>
+        float.IsFinite((float)value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");
+}

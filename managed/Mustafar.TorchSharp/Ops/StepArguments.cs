@@ -1,0 +1,47 @@
+using Mustafar.Native;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+// What the operations of a decode step check alike.
+public static unsafe partial class MustafarOps
+{
+    /// <summary>The size of the last axis of a dense tensor that such operations take.</summary>
+    private static long LastAxis(Tensor tensor, string name)
+    {
+        ArgumentNullException.ThrowIfNull(tensor, name);
+        if (tensor.dtype is not (ScalarType.Float32 or ScalarType.Float16 or ScalarType.BFloat16))
+        {
+            throw new ArgumentException($"Expected Float32, Float16 or BFloat16, but got {tensor.dtype}.", name);
+        }
+
+        if (tensor.is_sparse)
+        {
+            throw new ArgumentException("Expected a strided tensor, but got a sparse one.", name);
+        }
+
+        long[] shape = tensor.shape;
+        return shape.Length > 0 && shape[^1] > 0
+            ? shape[^1]
+            : throw new ArgumentException($"Expected shape [.., width] with a width of at least 1, but got [{string.Join(", ", shape)}].", name);
+    }
+
+    /// <summary>Checks a tensor that may be left out and that has the type and device of another.</summary>
+    private static void ValidateOptional(Tensor? tensor, string name, Tensor like, params ReadOnlySpan<long> shape)
+    {
+        if (tensor is not null)
+        {
+            TensorAccess.Validate(tensor, name, like.dtype, like.device, shape);
+        }
+    }
+
+    private static float Epsilon(double eps) => eps >= 0 && float.IsFinite((float)eps)
+        ? (float)eps
+        : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
+
+    /// <summary>A result of an operation: one of the caller's tensors as it is, or a new one that leaves the dispose scope.</summary>
+    private static Tensor Returned(Tensor result, Tensor? given) => given ?? result.MoveToOuterDisposeScope();
+
+    /// <summary>The address of a tensor that may be left out. Keep the tensor alive past the call.</summary>
+    private static void* PointerOrNull(Tensor? tensor) => tensor is null ? null : TensorAccess.Pointer(tensor);
+}

@@ -1,0 +1,92 @@
+using Mustafar.Tests.Oracle;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Ops;
+
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed class LinearTests(string device)
+{
+    private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
+
+    [Test]
+    public void Products_with_all_that_stands_around_them(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(0, 1, 3, 8)] int rows, [Values] bool gated, [Values] bool everything)
+    {
+        TestDevices.ForEachVariant(device, variant =>
+        {
+            foreach ((int inFeatures, int outFeatures, int gap) in ((int, int, int)[])[(1, 1, 0), (31, 5, 1), (256, 18, 0), (333, 129, 0), (512, 40, 3)])
+            {
+                Case(dtype, rows, inFeatures, outFeatures, gap, gated, everything, $"{variant} {dtype} {rows} x {inFeatures} -> {outFeatures}");
+            }
+        });
+    }
+
+    [Test]
+    public void Bad_arguments_are_named()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = randn(2, 8, device: device), weight = randn(6, 8, device: device);
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => MustafarOps.Linear(null!, weight), Throws.ArgumentNullException);
+            Assert.That(() => MustafarOps.Linear(x, null!), Throws.ArgumentNullException);
+            Assert.That(() => MustafarOps.Linear(randn(9, 8, device: device), weight), Throws.ArgumentException.With.Message.Contains("at most 8 rows"));
+            Assert.That(() => MustafarOps.Linear(x, weight[.., ..7]), Throws.ArgumentException.With.Property("ParamName").EqualTo("weight"));
+            Assert.That(() => MustafarOps.Linear(x, weight[..5], new LinearFusion { Gated = true }), Throws.ArgumentException.With.Message.Contains("2 * out_features"));
+            Assert.That(() => MustafarOps.Linear(x, randn(8, 6, device: device).t()), Throws.ArgumentException.With.Property("ParamName").EqualTo("weight"));
+            Assert.That(() => MustafarOps.Linear(x, weight.to(ScalarType.BFloat16)), Throws.ArgumentException.With.Message.Contains("BFloat16"));
+            Assert.That(() => MustafarOps.Linear(x, weight, new LinearFusion { Norm = weight[0][..4] }), Throws.ArgumentException.With.Property("ParamName").EqualTo("Norm"));
+            Assert.That(() => MustafarOps.Linear(x, weight, new LinearFusion { Bias = weight[0] }), Throws.ArgumentException.With.Property("ParamName").EqualTo("Bias"));
+            Assert.That(() => MustafarOps.Linear(x, weight, new LinearFusion { Residual = x }), Throws.ArgumentException.With.Property("ParamName").EqualTo("Residual"));
+            Assert.That(() => MustafarOps.Linear(x, weight, new LinearFusion { Eps = -1 }), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => MustafarOps.Linear(x, weight, output: x[.., ..6]), Throws.ArgumentException.With.Message.Contains("overlaps"));
+        });
+    }
+
+    private void Case(ScalarType dtype, int rows, int inFeatures, int outFeatures, int gap, bool gated, bool everything, string what)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(inFeatures + rows);
+        Tensor Random(int count, int width) => randn(count, width + gap).to(dtype).to(device).narrow(1, gap, width);
+        int parts = gated ? 2 : 1;
+        Tensor x = Random(rows, inFeatures), weight = Random(parts * outFeatures, inFeatures);
+        weight.mul_(tensor(1 / Math.Sqrt(inFeatures)));
+        LinearFusion fusion = new() { Gated = gated };
+        Tensor output = Random(rows, outFeatures);
+        if (everything)
+        {
+            Tensor norm = Random(1, inFeatures)[0], bias = Random(1, parts * outFeatures)[0];
+            fusion = fusion with { Norm = norm, Bias = bias, Eps = 1e-5, Residual = output };
+        }
+
+        Tensor exact = everything ? ReferenceStep.RmsNorm(x, fusion.Norm!, 1e-5) : ReferenceStep.Exact(x), torchs = x;
+        if (everything)
+        {
+            torchs = ReferenceStep.RmsNormInTorch(x, fusion.Norm!, 1e-5);
+        }
+
+        exact = exact.matmul(ReferenceStep.Exact(weight).t());
+        torchs = torchs.matmul(weight.t());
+        if (everything)
+        {
+            (exact, torchs) = (exact + ReferenceStep.Exact(fusion.Bias!), torchs + fusion.Bias!);
+        }
+
+        if (gated)
+        {
+            Tensor[] halves = torchs.chunk(2, -1);
+            (exact, torchs) = (ReferenceStep.SiluMul(exact), nn.functional.silu(halves[0]) * halves[1]);
+        }
+
+        if (everything)
+        {
+            (exact, torchs) = (exact + ReferenceStep.Exact(output), torchs + output);
+        }
+
+        Assert.That(MustafarOps.Linear(x, weight, fusion, output), Is.SameAs(output));
+        if (rows > 0)
+        {
+            ReferenceStep.AtMostTwiceTorchs(output, exact, torchs, what);
+        }
+    }
+}
