@@ -8,7 +8,7 @@ namespace Mustafar;
 /// The method is Mustafar (NeurIPS 2025, arXiv 2505.22913, section 3): of each token's key and value vector only the channels of
 /// largest magnitude are kept; the most recent tokens stay dense. Values prune further than keys: 0.5 for keys and 0.7 for values
 /// costs little on most models. Limits are those of the native library, which is loaded when the first window, group or balanced pattern
-/// is checked.
+/// is checked. Objects do not change, and so are safe from any thread.
 /// </remarks>
 public sealed record MustafarOptions
 {

@@ -5,6 +5,7 @@ using static TorchSharp.torch;
 namespace Mustafar.Examples.Llama.Model;
 
 /// <summary>A language model of the Llama family: the decoder and its head.</summary>
+/// <remarks>Several threads may run it at once, each with a cache of its own, while none converts, loads or disposes it.</remarks>
 public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 {
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary

@@ -85,9 +85,10 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         }
 
         conversation.Length = step.Start + tokens;
+        conversation.Weigh();
         long[] shape = step.Query.shape;
         Tensor joined = output.transpose(1, 2).reshape(shape[0], tokens, shape[1] * shape[3]);
-        return new AttentionResult(joined, conversation.Length, conversation);
+        return new AttentionResult(joined, whole, conversation);
     }
 
     // Brings the conversation to the step's start, and returns its padding.

@@ -12,8 +12,12 @@ internal sealed class ConversationLayer : IDisposable
 
     private Tensor? _element;
     private Tensor? _lengthOnly;
+    private long _weight;
 
     private readonly object _gate = new();
+
+    /// <summary>Takes its weight off the garbage collector.</summary>
+    ~ConversationLayer() => Weigh(0);
 
     /// <summary>The compressed tokens; null before the first.</summary>
     internal MustafarCache? Cache { get; private set; }
@@ -41,6 +45,15 @@ internal sealed class ConversationLayer : IDisposable
 
     /// <summary>Whether a tensor was made by <see cref="LengthOnly"/>, and so holds no keys or values.</summary>
     internal static bool IsLengthOnly(Tensor tensor) => LengthTensors.TryGetValue(tensor, out _);
+
+    /// <summary>Whether the model disposed the tensor that <see cref="LengthOnly"/> made, as it disposes its own cache.</summary>
+    internal bool IsAbandoned => _lengthOnly is { IsInvalid: true };
+
+    /// <summary>
+    /// Tells the garbage collector how much memory there is to free here. A model's own cache is a small object to it, so that else
+    /// conversations that nobody disposes, as pipelines leave them, would pile up until some other need for a collection.
+    /// </summary>
+    internal void Weigh() => Weigh(Memory.TotalBytes);
 
     /// <summary>Begins anew with an empty cache.</summary>
     internal void Restart(AttentionStep step, MustafarOptions options)
@@ -80,8 +93,9 @@ internal sealed class ConversationLayer : IDisposable
 
         Tensor made = _element.expand(shape).DetachFromDisposeScope();
         LengthTensors.Add(made, made);
-        Retire(_lengthOnly);
+        Tensor? before = _lengthOnly;
         _lengthOnly = made;
+        Retire(before);
         return made;
     }
 
@@ -99,6 +113,22 @@ internal sealed class ConversationLayer : IDisposable
         _lengthOnly = null;
         _element?.Dispose();
         _element = null;
+        Weigh(0);
+        GC.SuppressFinalize(this);
+    }
+
+    private void Weigh(long bytes)
+    {
+        if (bytes > _weight)
+        {
+            GC.AddMemoryPressure(bytes - _weight);
+        }
+        else if (bytes < _weight)
+        {
+            GC.RemoveMemoryPressure(_weight - bytes);
+        }
+
+        _weight = bytes;
     }
 
     // Not freed before the next collection: another thread may be asking it for its shape.

@@ -9,8 +9,9 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// <para>
-/// The compressed caches of a conversation are freed when the object that stands for it is collected, by <see cref="Release"/> or
-/// <see cref="ReleaseAll"/>, or with this object.
+/// The compressed caches of a conversation are freed by <see cref="Release"/> or <see cref="ReleaseAll"/>, with this object, when the
+/// object that stands for the conversation is collected, or after the model's own cache was disposed: as soon as another conversation
+/// begins, or <see cref="Conversations"/> or <see cref="Memory"/> is read.
 /// </para>
 /// <para>
 /// All members are safe from any thread. Conversations may run on several threads, each of them on one at a time, if the model itself
@@ -41,10 +42,11 @@ public sealed class MustafarAttachment : IDisposable
     {
         ReplacementType.ThrowIfRuntimeEmitsNoCode();
         _model = model;
-        Options = options;
-        Mask = new AttentionMask(options.SlidingWindow);
+        List<nn.Module> modules = ModuleTree.All(model);
+        Options = WithWindow(options, modules, adapters);
+        Mask = new AttentionMask(Options.SlidingWindow);
         Dictionary<nn.Module, nn.Module> replacements = new(ReferenceEqualityComparer.Instance);
-        foreach (nn.Module module in ModuleTree.All(model))
+        foreach (nn.Module module in modules)
         {
             if (module is IReplacedModule)
             {
@@ -88,7 +90,7 @@ public sealed class MustafarAttachment : IDisposable
         }
     }
 
-    /// <summary>How keys and values are pruned and stored.</summary>
+    /// <summary>How keys and values are pruned and stored, with the model's sliding window where its configuration has one.</summary>
     public MustafarOptions Options { get; }
 
     /// <summary>Number of attention layers that were replaced.</summary>
@@ -101,6 +103,7 @@ public sealed class MustafarAttachment : IDisposable
         {
             lock (_all)
             {
+                FreeAbandoned();
                 return Living().Where(conversation => conversation.BatchSize > 0).ToArray();
             }
         }
@@ -231,6 +234,24 @@ public sealed class MustafarAttachment : IDisposable
         return released;
     }
 
+    private static MustafarOptions WithWindow(
+        MustafarOptions options, List<nn.Module> modules, IReadOnlyList<AttentionAdapter> adapters)
+    {
+        int[] windows =
+            [.. modules.SelectMany(module => adapters.Select(adapter => adapter.SlidingWindowOf(module))).OfType<int>().Distinct()];
+        return windows switch
+        {
+            [] => options,
+            [int window] when options.SlidingWindow is null || options.SlidingWindow == window => options with { SlidingWindow = window },
+            [int window] => throw new ArgumentException(
+                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, as many tokens as the model shows to each, or null to " +
+                $"have it taken from the model, but got {options.SlidingWindow}.",
+                nameof(options)),
+            _ => throw new NotSupportedException(
+                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has one."),
+        };
+    }
+
     private ModuleReplacement? Replacement(nn.Module module, IReadOnlyList<AttentionAdapter> adapters)
     {
         if (adapters.FirstOrDefault(one => one.Matches(module)) is AttentionAdapter adapter)
@@ -259,6 +280,7 @@ public sealed class MustafarAttachment : IDisposable
 
     private MustafarConversation Begin()
     {
+        FreeAbandoned();
         _all.RemoveAll(one => !one.TryGetTarget(out MustafarConversation? conversation) || conversation.IsReleased);
         MustafarConversation begun = new(this, $"conversation {++_count}");
         _all.Add(new WeakReference<MustafarConversation>(begun));
@@ -273,6 +295,14 @@ public sealed class MustafarAttachment : IDisposable
             {
                 yield return conversation;
             }
+        }
+    }
+
+    private void FreeAbandoned()
+    {
+        foreach (MustafarConversation conversation in Living().Where(one => one.IsAbandoned))
+        {
+            conversation.FreeIfIdle();
         }
     }
 

@@ -1,10 +1,13 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
 namespace Mustafar;
 
 /// <summary>One conversation of a model whose attention was replaced: the compressed caches of its layers.</summary>
 /// <remarks>
-/// It lives as long as the object that stands for it in the model, such as the model's own cache, or as this object is held, and until it
-/// is released. All members are safe from any thread. The conversation itself runs on one thread at a time: a second one gets an
-/// <see cref="InvalidOperationException"/>.
+/// It lives as long as the object that stands for it in the model, such as the model's own cache, or as this object is held, until it
+/// is released or the model disposes its own cache. All members are safe from any thread. The conversation itself runs on one thread at
+/// a time: a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public sealed class MustafarConversation
 {
@@ -13,6 +16,8 @@ public sealed class MustafarConversation
     private string _name;
     private int _busy;
     private volatile bool _released;
+    private WeakReference<DisposeScope>? _scope;
+    private Tensor? _inScope;
 
     internal MustafarConversation(MustafarAttachment attachment, string name)
     {
@@ -77,11 +82,44 @@ public sealed class MustafarConversation
     /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
     public bool Release() => _attachment.Free(this);
 
+    /// <summary>Whether the model disposed its own cache, without which the conversation cannot go on.</summary>
+    internal bool IsAbandoned
+    {
+        get
+        {
+            lock (_layers)
+            {
+                return _inScope is { IsInvalid: true } || _layers.Values.Any(layer => layer.IsAbandoned);
+            }
+        }
+    }
+
+    /// <summary>See <see cref="AttentionResult.ReleaseWith"/>.</summary>
+    internal void ReleaseWith(DisposeScope scope)
+    {
+        if (_scope is null || !_scope.TryGetTarget(out DisposeScope? known) || known != scope)
+        {
+            _scope = new WeakReference<DisposeScope>(scope);
+            // Its end is the scope's. It is not touched here again, for a scope belongs to the thread that uses it.
+            _inScope = empty(0).MoveToOtherDisposeScope(scope);
+        }
+    }
+
+    /// <summary>Frees the caches once the model has disposed its own, unless a thread is in a call all the same.</summary>
+    internal void FreeIfIdle()
+    {
+        if (TryEnter())
+        {
+            Free();
+            Leave();
+        }
+    }
+
     /// <summary>Begins an attention call.</summary>
     /// <exception cref="InvalidOperationException">Another thread is in one.</exception>
     internal void Enter()
     {
-        if (Interlocked.Exchange(ref _busy, 1) != 0)
+        if (!TryEnter())
         {
             throw new InvalidOperationException(
                 $"Another thread is generating in this conversation ({Name}); a conversation runs on one thread at a time.");
@@ -117,6 +155,8 @@ public sealed class MustafarConversation
             return part;
         }
     }
+
+    private bool TryEnter() => Interlocked.Exchange(ref _busy, 1) == 0;
 
     /// <summary>Frees the caches; no attention call is under way.</summary>
     internal void Free()

@@ -4,6 +4,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Puts compressed caches into existing TorchSharp models.</summary>
+/// <remarks>Several threads may do so at once, each with a model of its own that no thread is running.</remarks>
 public static class MustafarModuleExtensions
 {
     private static readonly AttentionAdapter[] Shipped =
@@ -23,13 +24,15 @@ public static class MustafarModuleExtensions
     /// </para>
     /// </remarks>
     /// <param name="model">A model, its components registered.</param>
-    /// <param name="options">How keys and values are pruned and stored; the defaults if null.</param>
+    /// <param name="options">How keys and values are pruned and stored; the defaults if null. A sliding window that the model's
+    /// configuration has is taken from there.</param>
     /// <param name="adapters">How further attention classes are read; they are asked first.</param>
     /// <returns>What puts the model's own attention back.</returns>
-    /// <exception cref="ArgumentException">The model is an attention module itself.</exception>
+    /// <exception cref="ArgumentException">The model is an attention module itself, or its sliding window another than that of the
+    /// options.</exception>
     /// <exception cref="InvalidOperationException">The model's attention is replaced already.</exception>
-    /// <exception cref="NotSupportedException">No adapter reads a module of the model, the attention's class is sealed, or the runtime
-    /// emits no code (NativeAOT). The model is as it was.</exception>
+    /// <exception cref="NotSupportedException">No adapter reads a module of the model, the attention's class is sealed, the model has
+    /// several sliding windows, or the runtime emits no code (NativeAOT). The model is as it was.</exception>
     [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     public static MustafarAttachment UseMustafar(

@@ -8,7 +8,8 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// What counts is how many turns a pair of channels makes within <see cref="OriginalMaxPositions"/>: fewer than
-/// <see cref="LowFrequencyFactor"/> is long, more than <see cref="HighFrequencyFactor"/> is short.
+/// <see cref="LowFrequencyFactor"/> is long, more than <see cref="HighFrequencyFactor"/> is short. It does not change, and so is safe
+/// from any thread.
 /// </remarks>
 public sealed record Llama3RotaryScaling
 {

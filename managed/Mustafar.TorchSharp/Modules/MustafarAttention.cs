@@ -9,7 +9,8 @@ namespace Mustafar;
 /// <remarks>
 /// A <see cref="DenseCache"/> makes it ordinary attention, a cache that prunes and compresses makes it Mustafar's. The children
 /// <c>q_proj</c>, <c>k_proj</c>, <c>v_proj</c> and <c>o_proj</c>, and <c>q_norm</c> and <c>k_norm</c> where heads are normalised, carry
-/// the names of Hugging Face checkpoints. It is for inference: no gradient passes the cache.
+/// the names of Hugging Face checkpoints. It is for inference: no gradient passes the cache. Several threads may call <c>forward</c> at
+/// once, each with a cache of its own, while none converts, loads or disposes the module.
 /// </remarks>
 public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
 {

@@ -1,6 +1,7 @@
 namespace Mustafar;
 
 /// <summary>Sizes of an attention layer.</summary>
+/// <remarks>It does not change, and so is safe from any thread.</remarks>
 public sealed record MustafarAttentionOptions
 {
     /// <summary>Elements of a token's hidden state.</summary>

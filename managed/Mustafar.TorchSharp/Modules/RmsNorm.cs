@@ -5,6 +5,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Root-mean-square layer normalisation (arXiv 1910.07467), computed in float32.</summary>
+/// <remarks>Several threads may call <see cref="forward"/> at once, while none converts, loads or disposes the module.</remarks>
 public sealed class RmsNorm : nn.Module<Tensor, Tensor>
 {
     private readonly Scalar _eps;

@@ -8,8 +8,8 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// Cosines and sines are computed once per device and data type, grow with the longest position asked for, and are shared by all
-/// layers that hold this object. It has no parameters. <see cref="Apply"/> may be called from several threads at once;
-/// <see cref="Dispose"/> only when no thread is in a call.
+/// layers that hold this object. It has no parameters. All members are safe from several threads; <see cref="Dispose"/> waits for calls
+/// that are under way.
 /// </remarks>
 public sealed class RotaryEmbedding : IDisposable
 {
@@ -17,7 +17,8 @@ public sealed class RotaryEmbedding : IDisposable
 
     // Also the lock under which it changes.
     private readonly Dictionary<(ScalarType Type, DeviceType Device, int Index), Table> _tables = [];
-    private bool _disposed;
+    private volatile bool _disposed;
+    private int _calls;
 
     /// <summary>Makes an embedding; tables are computed on first use.</summary>
     /// <param name="options">Channels and wavelengths.</param>
@@ -74,17 +75,28 @@ public sealed class RotaryEmbedding : IDisposable
             throw new ArgumentException($"Expected one position for each of {shape[0]} sequences, but got {starts.Count}.", nameof(starts));
         }
 
-        using DisposeScope scope = NewDisposeScope();
-        (Tensor cos, Tensor sin) = Rows(query, starts, checked((int)shape[1]));
-        return (Turn(query, cos, sin).MoveToOuterDisposeScope(), Turn(key, cos, sin).MoveToOuterDisposeScope());
+        Interlocked.Increment(ref _calls);
+        try
+        {
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor cos, Tensor sin) = Rows(query, starts, checked((int)shape[1]));
+            return (Turn(query, cos, sin).MoveToOuterDisposeScope(), Turn(key, cos, sin).MoveToOuterDisposeScope());
+        }
+        finally
+        {
+            Interlocked.Decrement(ref _calls);
+        }
     }
 
     /// <inheritdoc/>
     public void Dispose()
     {
+        // A call that begins from here on gets no table.
+        _disposed = true;
+        Interlocked.MemoryBarrier();
+        SpinWait.SpinUntil(() => Volatile.Read(ref _calls) == 0);
         lock (_tables)
         {
-            _disposed = true;
             foreach (Table table in _tables.Values)
             {
                 table.Dispose();

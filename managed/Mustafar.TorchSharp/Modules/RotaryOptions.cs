@@ -1,6 +1,7 @@
 namespace Mustafar;
 
 /// <summary>How rotary position embedding turns a head's channels.</summary>
+/// <remarks>It does not change, and so is safe from any thread.</remarks>
 public sealed record RotaryOptions
 {
     private readonly int _headDim = 128;

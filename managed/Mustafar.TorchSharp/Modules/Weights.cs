@@ -8,6 +8,7 @@ namespace Mustafar;
 /// Makes parameters and layers without initialising them, for a checkpoint to fill: drawing random numbers for weights that are
 /// replaced at once would take most of the time of loading a model.
 /// </summary>
+/// <remarks>All members are safe from several threads.</remarks>
 public static class Weights
 {
     /// <summary>A parameter of undefined content that takes no gradient.</summary>

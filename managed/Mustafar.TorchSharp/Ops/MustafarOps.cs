@@ -5,6 +5,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Mustafar's operations on tensors, apart from any cache.</summary>
+/// <remarks>All members are safe from several threads at once, over the same tensors too as long as nobody writes to them.</remarks>
 public static unsafe partial class MustafarOps
 {
     internal const int WordBits = 32;

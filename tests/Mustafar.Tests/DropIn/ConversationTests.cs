@@ -134,6 +134,68 @@ public sealed class ConversationTests
     }
 
     [Test]
+    public void AConversationEndsWithTheModelsOwnCache([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        Tensor ids = Subject.Ids(1, Tokens, seed: 17);
+        Tensor expected = subject.Run(ids, Prompt);
+        object ended = subject.NewConversation(), kept = subject.NewConversation();
+        subject.Step(ids, 0, Prompt, ended);
+        MustafarConversation conversation = attachment.Conversations[^1];
+        Tensor prompt = subject.Step(ids, 0, Prompt, kept);
+        subject.Step(ids, Prompt, Prompt + 1, ended);
+        Assert.That(conversation.Memory.TotalBytes, Is.Positive);
+        Subject.End(ended);
+        subject.Step(ids, 0, Prompt, subject.NewConversation());
+        Assert.That(conversation.IsReleased, Is.True, "when the next one begins");
+        Assert.That(conversation.Memory.TotalBytes, Is.Zero);
+        Assert.That(() => subject.Step(ids, Prompt + 1, Prompt + 2, ended), Throws.InstanceOf<InvalidOperationException>());
+        Compare.Same(cat([prompt, subject.Step(ids, Prompt, Prompt + 1, kept)], 1), expected.narrow(1, 0, Prompt + 1), "kept");
+    }
+
+    [Test]
+    public void WhereTheModelsOwnCacheIsKeptUpToDateItsAttentionGoesOn()
+    {
+        using Subject subject = Subject.Make("torchsharp-llama");
+        Tensor ids = Subject.Ids(2, Tokens, seed: 19);
+        Tensor expected = subject.Run(ids, Prompt);
+        subject.Run(Subject.Ids(3, Tokens, seed: 20), Prompt);
+        using (MustafarAttachment attachment = subject.Model.UseMustafar(s_everything))
+        {
+            subject.Step(ids, 0, Prompt, subject);
+            subject.Step(ids, Prompt, Prompt + 3, subject);
+            // Back, and on with other tokens.
+            subject.Step(Subject.Ids(2, Tokens, seed: 21), Prompt - 4, Prompt + 5, subject);
+            subject.Step(ids, Prompt - 4, Prompt + 6, subject);
+        }
+
+        Compare.Close(
+            subject.Step(ids, Prompt + 6, Tokens, subject), expected.narrow(1, Prompt + 6, Tokens - Prompt - 6), Rounding, Rounding, "logits");
+    }
+
+    [Test]
+    public void ConversationsThatNobodyDisposesDoNotPileUp([Values("genai", "llm-sharp")] string name)
+    {
+        const int begun = 20;
+        using Subject subject = Subject.Make(name, kvHeads: 4);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        object kept = subject.NewConversation(8);
+        subject.Step(Subject.Ids(8, 512, seed: 18), 0, 512, kept);
+        long one = attachment.Memory.TotalBytes, most = 0;
+        for (int i = 0; i < begun; i++)
+        {
+            Converse(subject, batch: 8, tokens: 512);
+            most = Math.Max(most, attachment.Memory.TotalBytes);
+        }
+
+        TestContext.Out.WriteLine($"at most {most / one} conversations of {one} bytes");
+        Assert.That(one, Is.GreaterThan(8L << 20));
+        Assert.That(most, Is.LessThan(begun / 2 * one));
+        GC.KeepAlive(kept);
+    }
+
+    [Test]
     public void AReleasedConversationHasNoCachesAndCannotBeContinued()
     {
         using Subject subject = Subject.Make("genai");
@@ -281,10 +343,11 @@ public sealed class ConversationTests
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static WeakReference Converse(Subject subject)
+    private static WeakReference Converse(Subject subject, int batch = 1, int tokens = Prompt)
     {
-        object conversation = subject.NewConversation();
-        subject.Step(Subject.Ids(1, Prompt, seed: 12), 0, Prompt, conversation);
+        using DisposeScope scope = NewDisposeScope();
+        object conversation = subject.NewConversation(batch);
+        subject.Step(Subject.Ids(batch, tokens, seed: 12), 0, tokens, conversation);
         return new WeakReference(conversation);
     }
 }

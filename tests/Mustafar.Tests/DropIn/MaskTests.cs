@@ -61,32 +61,17 @@ public sealed class MaskTests
         using Subject subject = Subject.Make("genai");
         LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
         Tensor ids = Subject.Ids(2, Tokens, seed: 2);
-        Tensor expected = RunWindowed(new DynamicKVCache());
+        Tensor expected = RunWindowed(model, ids, window);
         using (MustafarAttachment without = model.UseMustafar(s_everything))
         {
             Assert.That(
-                () => RunWindowed(new DynamicKVCache()),
+                () => RunWindowed(model, ids, window),
                 Throws.TypeOf<NotSupportedException>().With.Message.Contains("MustafarOptions.SlidingWindow"));
         }
 
         using MustafarAttachment attachment = model.UseMustafar(s_everything with { SlidingWindow = window });
-        Compare.Close(RunWindowed(new DynamicKVCache()), expected, Rounding, Rounding, "masks with the window");
+        Compare.Close(RunWindowed(model, ids, window), expected, Rounding, Rounding, "masks with the window");
         Compare.Close(subject.Run(ids, Prompt), expected, Rounding, Rounding, "masks without it");
-
-        Tensor RunWindowed(DynamicKVCache cache)
-        {
-            using IDisposable noGrad = no_grad();
-            List<Tensor> logits = [];
-            for (int start = 0, end = Prompt; end <= Tokens; start = end++)
-            {
-                Tensor step = ids.narrow(1, start, end - start);
-                Tensor distance = arange(start, end).reshape(-1, 1) - arange(end);
-                Tensor mask = LlamaForCausalLM.CausalMask(step, start).masked_fill(distance >= window, finfo(ScalarType.Float32).min);
-                logits.Add(model.Logits(step, start, cache, mask));
-            }
-
-            return cat(logits, 1);
-        }
     }
 
     // The package's window is one smaller than what its masks show of a prompt.
@@ -111,6 +96,42 @@ public sealed class MaskTests
                 () => RunPipeline(model, ids, window, new long[2], new DynamicKVCache()),
                 Throws.TypeOf<NotSupportedException>().With.Message.Contains("MustafarOptions.SlidingWindow"));
         }
+    }
+
+    [Test]
+    public void AWindowOfTheModelsConfigurationIsTaken()
+    {
+        const int window = 16;
+        random.manual_seed(7);
+        using LlamaForCausalLM model = new(heads: 4, kvHeads: 2, window: window);
+        model.eval();
+        Tensor ids = Subject.Ids(2, Tokens, seed: 9);
+        Tensor expected = RunWindowed(model, ids, window + 1);
+        using (MustafarAttachment attachment = model.UseMustafar(s_everything))
+        {
+            Assert.That(attachment.Options, Is.EqualTo(s_everything with { SlidingWindow = window + 1 }));
+            Compare.Close(RunPipeline(model, ids, window, new long[2], new DynamicKVCache()), expected, Rounding, Rounding, "logits");
+        }
+
+        foreach (int other in (int[])[1, window, window + 2])
+        {
+            Assert.That(
+                () => model.UseMustafar(s_everything with { SlidingWindow = other }),
+                Throws.ArgumentException.With.Property("ParamName").EqualTo("options").And.Message.Contains("17"));
+        }
+
+        using MustafarAttachment same = model.UseMustafar(s_everything with { SlidingWindow = window + 1 });
+    }
+
+    [Test]
+    public void TheFirstLlamaHasAWindowThatNoConfigurationNames()
+    {
+        using Models.GenAI.First.LlamaModel first = new();
+        using MustafarAttachment attachment = first.UseMustafar(s_everything);
+        Assert.That(attachment.Options.SlidingWindow, Is.EqualTo(2049));
+        using Subject later = Subject.Make("genai");
+        using MustafarAttachment ofLater = later.Model.UseMustafar(s_everything);
+        Assert.That(ofLater.Options.SlidingWindow, Is.Null);
     }
 
     [Test]
@@ -217,6 +238,23 @@ public sealed class MaskTests
             Compare.Close(
                 actual[b].narrow(0, s_padding[b], count), expected[b].narrow(0, s_padding[b], count), Rounding, Rounding, $"sequence {b}");
         }
+    }
+
+    // By masks that show a token the last ones, itself included.
+    private static Tensor RunWindowed(LlamaForCausalLM model, Tensor ids, int window)
+    {
+        using IDisposable noGrad = no_grad();
+        DynamicKVCache cache = new();
+        List<Tensor> logits = [];
+        for (int start = 0, end = Prompt; end <= Tokens; start = end++)
+        {
+            Tensor step = ids.narrow(1, start, end - start);
+            Tensor distance = arange(start, end).reshape(-1, 1) - arange(end);
+            Tensor mask = LlamaForCausalLM.CausalMask(step, start).masked_fill(distance >= window, finfo(ScalarType.Float32).min);
+            logits.Add(model.Logits(step, start, cache, mask));
+        }
+
+        return cat(logits, 1);
     }
 
     private static Tensor RunPipeline(LlamaForCausalLM model, Tensor ids, int window, long[] padding, DynamicKVCache cache)

@@ -51,6 +51,50 @@ public sealed class RotaryEmbeddingTests
     }
 
     [Test]
+    public void DisposingWaitsForCallsOfOtherThreads()
+    {
+        for (int round = 0; round < 10; round++)
+        {
+            using RotaryEmbedding shared = new(new RotaryOptions { HeadDim = 64 });
+            string?[] wrong = new string?[3];
+            Thread[] running = [.. Enumerable.Range(0, wrong.Length).Select(t => new Thread(() => wrong[t] = Run(shared)))];
+            Array.ForEach(running, thread => thread.Start());
+            Thread.Sleep(5);
+            shared.Dispose();
+            Array.ForEach(running, thread => thread.Join());
+            Assert.That(wrong, Is.All.Null);
+        }
+
+        // Right values until it is disposed, then the exception that says so.
+        static string? Run(RotaryEmbedding shared)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            Tensor query = ones(1, 64, 8, 64);
+            Tensor? first = null;
+            while (true)
+            {
+                try
+                {
+                    Tensor turned = shared.Apply(query, query, [100]).Query;
+                    first ??= turned;
+                    if (!turned.eq(first).all().item<bool>())
+                    {
+                        return "other values than before";
+                    }
+                }
+                catch (ObjectDisposedException)
+                {
+                    return null;
+                }
+                catch (Exception error)
+                {
+                    return error.ToString();
+                }
+            }
+        }
+    }
+
+    [Test]
     public void TurnsPairsOfChannelsByTheirAngle()
     {
         using DisposeScope scope = NewDisposeScope();

@@ -21,6 +21,13 @@ public abstract class AttentionAdapter
     /// <param name="candidate">A module of the model.</param>
     public virtual bool TakesTurns(nn.Module candidate) => false;
 
+    /// <summary>
+    /// How many of the last tokens, itself included, a token sees in a model, as a module of it says; null, the default, if the module
+    /// says none. Asked for every module.
+    /// </summary>
+    /// <param name="candidate">A module of the model.</param>
+    public virtual int? SlidingWindowOf(nn.Module candidate) => null;
+
     /// <summary>Says which conversation a call of forward belongs to. Asked before anything else, and of several threads at once.</summary>
     /// <param name="attention">The module that was called, of a class derived from the one that matched.</param>
     /// <param name="arguments">What its forward was given.</param>

@@ -1,3 +1,4 @@
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -5,13 +6,15 @@ namespace Mustafar;
 /// <summary>What the compressed cache gave for an <see cref="AttentionStep"/>.</summary>
 public sealed class AttentionResult
 {
-    private readonly ConversationLayer _conversation;
+    private readonly MustafarConversation _conversation;
+    private readonly ConversationLayer _layer;
 
-    internal AttentionResult(Tensor output, int length, ConversationLayer conversation)
+    internal AttentionResult(Tensor output, MustafarConversation conversation, ConversationLayer layer)
     {
         Output = output;
-        Length = length;
+        Length = layer.Length;
         _conversation = conversation;
+        _layer = layer;
     }
 
     /// <summary>The heads' outputs [batch, n, num_heads · head_dim], for the output projection; zero at padding.</summary>
@@ -22,10 +25,22 @@ public sealed class AttentionResult
 
     /// <summary>
     /// A tensor for the model's own cache, from which it reads the conversation's length: it has the shape asked for and the memory of
-    /// one element, NaN. The next one of the same layer and conversation replaces it; it is disposed with the conversation.
+    /// one element, NaN. The next one of the same layer and conversation replaces it; it is disposed with the conversation. Once the
+    /// model disposes it, as with its own cache, the conversation is released, at the latest when another begins or they are listed.
     /// </summary>
     /// <param name="shape">The shape that the model's own keys or values would have.</param>
-    public Tensor LengthOnly(params long[] shape) => _conversation.LengthOnly(shape, Output.dtype, Output.device);
+    public Tensor LengthOnly(params long[] shape) => _layer.LengthOnly(shape, Output.dtype, Output.device);
+
+    /// <summary>
+    /// Releases the conversation once a dispose scope is disposed, such as one that the model's own cache keeps; at the latest when
+    /// another conversation begins or they are listed.
+    /// </summary>
+    /// <param name="scope">The scope.</param>
+    public void ReleaseWith(DisposeScope scope)
+    {
+        ArgumentNullException.ThrowIfNull(scope);
+        _conversation.ReleaseWith(scope);
+    }
 
     /// <summary>Whether a tensor was made by <see cref="LengthOnly"/>, and so holds no keys or values of the past.</summary>
     /// <param name="tensor">A tensor in the model's own cache.</param>

@@ -1,4 +1,5 @@
 using System.Reflection;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -11,6 +12,8 @@ namespace Mustafar;
 /// </remarks>
 internal sealed class GenAIAttentionAdapter : AttentionAdapter
 {
+    private const int FirstLlamaWindow = 2048;
+
     private static readonly string[] Names = ["Attention", "Phi3Attention"];
     private static readonly string[] Fields = ["_layerIdx", "_numHeads", "_headDim", "_numKeyValueHeads", "o_proj"];
     private static readonly string[] Inputs = ["HiddenStates", "AttentionMask", "PositionIds", "Cache"];
@@ -26,9 +29,21 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
     }
 
     public override bool TakesTurns(nn.Module candidate) =>
-        !candidate.GetType().IsSealed
-        && Reflected.ForwardParameters(candidate).Length == 1
-        && Reflected.TypeOf(candidate.GetType(), "_cache")?.IsAssignableTo(typeof(IDictionary<int, (Tensor, Tensor)>)) == true;
+        !candidate.GetType().IsSealed && Reflected.ForwardParameters(candidate).Length == 1 && KeepsCache(candidate.GetType());
+
+    // The masks show the window and one token more.
+    public override int? SlidingWindowOf(nn.Module candidate)
+    {
+        Type type = candidate.GetType();
+        if (!KeepsCache(type) || Reflected.Get(candidate, "_config") is not object config)
+        {
+            return null;
+        }
+
+        return Reflected.Has(config.GetType(), "SlidingWindow")
+            ? Reflected.Get(config, "SlidingWindow") is int window ? window + 1 : null
+            : IsFirstLlama(type) ? FirstLlamaWindow + 1 : null;
+    }
 
     public override object? ConversationOf(nn.Module attention, IReadOnlyList<object?> arguments) =>
         Reflected.Get(arguments[0] ?? throw new ArgumentNullException(nameof(arguments)), "Cache");
@@ -80,8 +95,19 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         Tensor length = result.LengthOnly(
             hidden.shape[0], Reflected.GetCount(attention, "_numKeyValueHeads"), result.Length, Reflected.GetCount(attention, "_headDim"));
         past[layer] = (length, length);
+        if (Reflected.Get(conversation, "_disposeScope") is DisposeScope scope)
+        {
+            result.ReleaseWith(scope);
+        }
+
         return OutputOf(attention, hidden.MoveToOuterDisposeScope(), conversation);
     }
+
+    private static bool KeepsCache(Type type) =>
+        Reflected.TypeOf(type, "_cache")?.IsAssignableTo(typeof(IDictionary<int, (Tensor, Tensor)>)) == true;
+
+    // Its masks have a window that no configuration names; later versions have none, and positions for all layers in the model.
+    private static bool IsFirstLlama(Type type) => type.Name == "LlamaModel" && !Reflected.Has(type, "_rotaryEmb");
 
     private static IDictionary<int, (Tensor, Tensor)> PastOf(object conversation) =>
         conversation as IDictionary<int, (Tensor, Tensor)> ?? throw new NotSupportedException(

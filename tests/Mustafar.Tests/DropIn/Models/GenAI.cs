@@ -263,6 +263,11 @@ internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOut
 internal sealed record CausalLMModelInput(
     Tensor InputIds, Tensor? AttentionMask, int PastKeyValuesLength, IKVCache? OverrideCache = null, bool OutputAttentions = false);
 
+internal sealed class Phi3Config
+{
+    public int? SlidingWindow { get; set; }
+}
+
 /// <summary>Keeps the cache of the current call in a field, so that another thread's call exchanges it in the middle of this one.</summary>
 internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
 {
@@ -270,11 +275,13 @@ internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
     private readonly ModuleList<LlamaDecoderLayer> layers = [];
     private readonly RotaryEmbedding _rotaryEmb = new(Subject.HeadDim);
     private readonly Positions _positions;
+    private readonly Phi3Config _config;
     private IKVCache? _cache;
 
-    public LlamaModel(int heads, int kvHeads, Positions positions, ScalarType dtype, bool joint, double dropout, bool first)
+    public LlamaModel(int heads, int kvHeads, Positions positions, ScalarType dtype, bool joint, double dropout, bool first, int? window)
         : base(nameof(LlamaModel))
     {
+        _config = new Phi3Config { SlidingWindow = window };
         int hidden = heads * Subject.HeadDim;
         embed_tokens = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
         for (int i = 0; i < Subject.Layers; i++)
@@ -324,10 +331,11 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
         ScalarType dtype = ScalarType.Float32,
         bool joint = false,
         double dropout = 0,
-        bool first = false)
+        bool first = false,
+        int? window = null)
         : base(nameof(LlamaForCausalLM))
     {
-        model = new LlamaModel(heads, kvHeads, positions, dtype, joint, dropout, first);
+        model = new LlamaModel(heads, kvHeads, positions, dtype, joint, dropout, first, window);
         lm_head = nn.Linear(heads * Subject.HeadDim, Subject.Vocabulary, dtype: dtype);
         RegisterComponents();
     }

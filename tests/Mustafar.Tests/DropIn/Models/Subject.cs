@@ -45,6 +45,15 @@ internal abstract class Subject(nn.Module model) : IDisposable
     /// <summary>What a caller makes to begin a conversation.</summary>
     internal abstract object NewConversation(long batch = 1);
 
+    /// <summary>Disposes what <see cref="NewConversation"/> made, as a caller may.</summary>
+    internal static void End(object conversation)
+    {
+        foreach (IDisposable cache in conversation as IEnumerable<IDisposable> ?? [(IDisposable)conversation])
+        {
+            cache.Dispose();
+        }
+    }
+
     /// <summary>Logits [batch, n, vocabulary] of new tokens [batch, n].</summary>
     internal abstract Tensor Logits(Tensor ids, int start, object conversation);
 
