@@ -13,34 +13,30 @@ internal sealed class CompressedStore : IDisposable
     /// <summary>Makes a store without sequences.</summary>
     /// <param name="shape">Heads, head_dim, dtype and device of all layers.</param>
     /// <param name="options">How each layer prunes.</param>
-    /// <param name="slots">Sequences that there is room for.</param>
-    /// <param name="tokens">Tokens of a sequence that there is room for in the page table, which grows past it.</param>
-    /// <param name="budget">Bytes that it may take, all of them allocated at once; null for as many as are needed.</param>
+    /// <param name="limits">How many sequences, tokens and bytes there is room for from the start.</param>
     /// <param name="family">A store of the same options whose pages this one may share.</param>
     /// <exception cref="ArgumentException">Layers differ in what they must have in common.</exception>
     /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
     internal CompressedStore(
         CacheShape shape,
         IReadOnlyList<MustafarOptions> options,
-        int slots,
-        int tokens = 0,
-        long? budget = null,
+        CacheLimits limits,
         CompressedStore? family = null)
     {
         _ = TensorAccess.Context(shape.Device); // a device without a back end is refused here, not at the first token
         (Shape, Options) = (shape, options);
         SequenceRules rules = SequenceRules.Of(options);
         LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
-        int pages = (int)((tokens + (long)rules.GroupSize - 1) / rules.GroupSize);
+        int slots = limits.MaxSequences ?? 1;
         SlotBytes = options.Count * LayerStorage.SlotBytes(shape, rules);
         PagePool pool = family?.Table.Pool.AddOwner() ?? new PagePool(
             shape.NumKvHeads,
             [.. formats.Select(format => format.HeadBytes)],
             shape.Device,
-            budget is long bytes ? PagesWithin(bytes, slots, pages, formats) : null);
+            Pages(limits, rules, formats));
         try
         {
-            Table = new SequenceTable(rules, pool, slots, pages, shape.Device);
+            Table = new SequenceTable(rules, pool, slots, PagesOfSlot(limits, rules) ?? pool.Limit ?? 0, shape.Device);
         }
         catch
         {
@@ -93,6 +89,21 @@ internal sealed class CompressedStore : IDisposable
         }
     }
 
+    /// <summary>What is in use and what is free.</summary>
+    internal CacheUsage Usage
+    {
+        get
+        {
+            int sequences = Table.InUse.Count(), free = Table.Pool.FreePages;
+            return new CacheUsage(
+                sequences,
+                UsedBytes: ((Table.Pool.Pages - free) * Table.Pool.PageBytes) + (sequences * SlotBytes),
+                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes),
+                FreeBytes: Table.Pool.Limit is null ? null : free * Table.Pool.PageBytes,
+                FreeTokens: Table.Pool.Limit is null ? null : (long)free * Table.Rules.GroupSize);
+        }
+    }
+
     /// <summary>Makes room for so many sequences: what is dense is copied, what is compressed stays where it is.</summary>
     internal void Grow(int slots)
     {
@@ -114,6 +125,34 @@ internal sealed class CompressedStore : IDisposable
     /// <param name="kind">What it does.</param>
     internal void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts, StepKind kind) =>
         Table.Plan(Plan, slots, tokens, counts, kind);
+
+    /// <summary>Adds a step's tokens to a layer, and attends from them.</summary>
+    /// <param name="layer">Which layer.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="isLast">Whether nothing can fail after it that has to be undone.</param>
+    internal Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        keys = TensorAccess.WithContiguousRows(keys);
+        values = TensorAccess.WithContiguousRows(values);
+        return _layers[layer].Forward(Plan, query, keys, values, scale, isLast).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Checks a factor of the scores: single precision, in which the library computes, may not hold what double precision does,
+    /// and that must show before a token is added.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">It does not.</exception>
+    internal static void CheckScale(double? scale)
+    {
+        if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
+        }
+    }
 
     /// <summary>Ends a step for good.</summary>
     internal void Commit()
@@ -223,14 +262,33 @@ internal sealed class CompressedStore : IDisposable
         Table.Dispose();
     }
 
-    // How many pages a budget leaves beside what is there for each slot anyway.
-    private int PagesWithin(long budget, int slots, int pagesOfSlot, LayerFormat[] formats)
+    // Pages that a sequence may have; null if that is not limited.
+    private static int? PagesOfSlot(CacheLimits limits, SequenceRules rules) =>
+        limits.MaxLength is int length ? (int)((length + (long)rules.GroupSize - 1) / rules.GroupSize) : null;
+
+    // Pages that a budget allows; null without one.
+    private int? Pages(CacheLimits limits, SequenceRules rules, LayerFormat[] formats)
     {
-        long fixedBytes = (slots * SlotBytes) + SequenceTable.BytesOf(slots, pagesOfSlot) + StepPlan.BytesOf(slots);
-        long pageBytes = Shape.NumKvHeads * formats.Sum(format => PagePool.Aligned(format.HeadBytes));
-        return budget - fixedBytes < pageBytes
-            ? throw new CacheBudgetException(
-                $"Expected a budget of at least {fixedBytes + pageBytes} bytes, for the recent windows of {slots} sequences and one group of tokens, but got {budget}.")
-            : (int)Math.Min((budget - fixedBytes) / pageBytes, int.MaxValue / 2);
+        long? pages = limits.BudgetTokens is long tokens ? ((tokens - 1) / rules.GroupSize) + 1 : null;
+        if (limits.BudgetBytes is long budget)
+        {
+            int slots = limits.MaxSequences ?? throw new ArgumentException(
+                $"Expected {nameof(CacheLimits.MaxSequences)} beside {nameof(CacheLimits.BudgetBytes)}, since each sequence has a recent window, but got none.",
+                nameof(limits));
+            int? pagesOfSlot = PagesOfSlot(limits, rules);
+            long pageBytes = (Shape.NumKvHeads * formats.Sum(format => PagePool.Aligned(format.HeadBytes)))
+                + (pagesOfSlot is null ? SequenceTable.BytesOf(slots, 1) : 0);
+            long fixedBytes = (slots * SlotBytes) + SequenceTable.BytesOf(slots, Math.Max(SequenceTable.SmallestCapacity, pagesOfSlot ?? 0))
+                + StepPlan.BytesOf(slots) + NativeConstants.PagePadding;
+            if (budget - fixedBytes < pageBytes)
+            {
+                throw new CacheBudgetException(
+                    $"Expected a budget of at least {fixedBytes + pageBytes} bytes, for the recent windows of {slots} sequences and one group of tokens, but got {budget}.");
+            }
+
+            pages = Math.Min(pages ?? long.MaxValue, (budget - fixedBytes) / pageBytes);
+        }
+
+        return pages is long some ? (int)Math.Min(some, int.MaxValue / 2) : null;
     }
 }

@@ -86,7 +86,7 @@ public sealed class DenseCache : KeyValueCache
         Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default)
     {
         ValidateForward(query, keys, values, scale, counts);
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
 
@@ -128,7 +128,7 @@ public sealed class DenseCache : KeyValueCache
     /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public override void Truncate(int length)
     {
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         int longest = Length;
         if (length < 0 || length > longest)
         {
@@ -155,7 +155,7 @@ public sealed class DenseCache : KeyValueCache
     {
         ThrowIfDisposed();
         ValidateParents(parents);
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         DenseCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, _capacity, SlidingWindow);
         try
         {

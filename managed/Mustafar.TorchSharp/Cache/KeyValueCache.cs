@@ -14,9 +14,6 @@ namespace Mustafar;
 /// </remarks>
 public abstract class KeyValueCache : IDisposable
 {
-    private int _disposed;
-    private int _busy;
-
     /// <summary>Describes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
     /// <param name="numKvHeads">Number of key/value heads; a divisor of the number of query heads.</param>
@@ -28,35 +25,25 @@ public abstract class KeyValueCache : IDisposable
     protected KeyValueCache(int batchSize, int numKvHeads, int headDim, ScalarType dtype, Device device)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(batchSize);
-        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(numKvHeads);
-        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(headDim);
-        ArgumentNullException.ThrowIfNull(device);
-        if (dtype is not (ScalarType.Float32 or ScalarType.Float16 or ScalarType.BFloat16))
-        {
-            throw new ArgumentException($"A cache holds Float32, Float16 or BFloat16, not {dtype}.", nameof(dtype));
-        }
-
+        Guard = new CallGuard(this);
+        Shape = CacheShape.Checked(numKvHeads, headDim, dtype, device);
         BatchSize = batchSize;
-        NumKvHeads = numKvHeads;
-        HeadDim = headDim;
-        DType = dtype;
-        Device = device;
     }
 
     /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
 
     /// <summary>Number of key/value heads.</summary>
-    public int NumKvHeads { get; }
+    public int NumKvHeads => Shape.NumKvHeads;
 
     /// <summary>Elements of one head's key, and of its value.</summary>
-    public int HeadDim { get; }
+    public int HeadDim => Shape.HeadDim;
 
     /// <summary>Type of keys, values and queries.</summary>
-    public ScalarType DType { get; }
+    public ScalarType DType => Shape.DType;
 
     /// <summary>Where keys and values live.</summary>
-    public Device Device { get; }
+    public Device Device => Shape.Device;
 
     /// <summary>Number of cached tokens of each sequence.</summary>
     public abstract IReadOnlyList<int> Lengths { get; }
@@ -138,22 +125,22 @@ public abstract class KeyValueCache : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _disposed, 1) == 0)
+        if (Guard.Close())
         {
-            // A call that another thread is in comes to its end first; none begins after it.
-            SpinWait wait = default;
-            while (Interlocked.Exchange(ref _busy, 1) != 0)
-            {
-                wait.SpinOnce();
-            }
-
             Dispose(disposing: true);
             GC.SuppressFinalize(this);
         }
     }
 
     /// <summary>Whether <see cref="Dispose()"/> was called.</summary>
-    protected bool IsDisposed => Volatile.Read(ref _disposed) != 0;
+    protected bool IsDisposed => Guard.IsDisposed;
+
+    /// <summary>Each call that reads or changes tokens is one of this guard's. What depends on the tokens is checked within it: until
+    /// then another thread may change them.</summary>
+    private protected CallGuard Guard { get; }
+
+    /// <summary>What keys and values must be like.</summary>
+    private protected CacheShape Shape { get; }
 
     /// <summary>Frees the storage. Called once.</summary>
     /// <param name="disposing">False when called from a finaliser.</param>
@@ -161,20 +148,7 @@ public abstract class KeyValueCache : IDisposable
 
     /// <summary>Throws if the cache was disposed.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
-    protected void ThrowIfDisposed() => ObjectDisposedException.ThrowIf(IsDisposed, this);
-
-    /// <summary>Begins a call. What depends on the tokens is checked after it: until then another thread may change them.</summary>
-    private protected void Enter()
-    {
-        if (Interlocked.Exchange(ref _busy, 1) != 0)
-        {
-            ThrowIfDisposed();
-            throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
-        }
-    }
-
-    /// <summary>Ends the call.</summary>
-    private protected void Leave() => Volatile.Write(ref _busy, 0);
+    protected void ThrowIfDisposed() => Guard.ThrowIfDisposed();
 
     /// <summary>Checks the arguments of <see cref="Forward"/>.</summary>
     /// <exception cref="ArgumentException">An argument doesn't fit the cache.</exception>
@@ -184,107 +158,18 @@ public abstract class KeyValueCache : IDisposable
         ThrowIfDisposed();
         ValidateNewTokens(keys, values, counts);
         ValidateQuery(query, scale);
-        if (query.size(2) != keys.size(2))
-        {
-            throw new ArgumentException(
-                $"Expected one query per new token: {keys.size(2)} keys came with {query.size(2)} queries.", nameof(query));
-        }
+        CacheShape.CheckSameTokens(query, keys);
     }
 
     /// <summary>Checks keys and values of new tokens [batch, num_kv_heads, n, head_dim], and how many of them are real.</summary>
     /// <exception cref="ArgumentException">An argument doesn't fit the cache.</exception>
     protected void ValidateNewTokens(Tensor keys, Tensor values, ReadOnlySpan<int> counts)
     {
-        ValidateTensor(keys, nameof(keys));
-        ValidateTensor(values, nameof(values));
-        ValidateShape(keys, nameof(keys), NumKvHeads);
-        ValidateShape(values, nameof(values), NumKvHeads);
-        long tokens = keys.size(2);
-        if (values.size(2) != tokens)
-        {
-            throw new ArgumentException(
-                $"Expected values of {tokens} tokens, as many as there are keys, but got {values.size(2)}.", nameof(values));
-        }
-
-        if (counts.IsEmpty)
-        {
-            return;
-        }
-
-        if (counts.Length != BatchSize)
-        {
-            throw new ArgumentException($"Expected one count for each of {BatchSize} sequences, but got {counts.Length}.", nameof(counts));
-        }
-
-        for (int i = 0; i < counts.Length; i++)
-        {
-            if (counts[i] < 0 || counts[i] > tokens)
-            {
-                throw new ArgumentOutOfRangeException(
-                    nameof(counts), counts[i], $"Sequence {i} must have 0 to {tokens} of the new tokens.");
-            }
-        }
+        Shape.CheckNewTokens(keys, values, BatchSize);
+        CacheShape.CheckCounts(counts, BatchSize, keys.size(2));
     }
 
     /// <summary>Checks queries [batch, num_heads, n, head_dim] and their scale.</summary>
     /// <exception cref="ArgumentException">An argument doesn't fit the cache.</exception>
-    protected void ValidateQuery(Tensor query, double? scale)
-    {
-        ValidateTensor(query, nameof(query));
-        ValidateShape(query, nameof(query), heads: null);
-        if (query.size(1) == 0 || query.size(1) % NumKvHeads != 0)
-        {
-            throw new ArgumentException(
-                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {query.size(1)}.", nameof(query));
-        }
-
-        if (scale is double factor && !double.IsFinite(factor))
-        {
-            throw new ArgumentOutOfRangeException(nameof(scale), factor, "The scale of the scores must be finite.");
-        }
-    }
-
-    private void ValidateTensor(Tensor tensor, string name)
-    {
-        ArgumentNullException.ThrowIfNull(tensor, name);
-        if (tensor.dtype != DType)
-        {
-            throw new ArgumentException($"Expected {DType}, the type of the cache, but got {tensor.dtype}.", name);
-        }
-
-        if (tensor.device_type != Device.type || (Device.index >= 0 && tensor.device_index != Device.index))
-        {
-            throw new ArgumentException($"Expected a tensor on {Device}, where the cache is, but got one on {tensor.device}.", name);
-        }
-
-        if (tensor.is_sparse)
-        {
-            throw new ArgumentException("Expected a strided tensor, but got a sparse one.", name);
-        }
-    }
-
-    private void ValidateShape(Tensor tensor, string name, int? heads)
-    {
-        if (tensor.dim() != 4 || tensor.size(0) != BatchSize || (heads is int count && tensor.size(1) != count) || tensor.size(2) == 0
-            || tensor.size(3) != HeadDim)
-        {
-            string headsText = heads?.ToString(System.Globalization.CultureInfo.InvariantCulture) ?? "heads";
-            throw new ArgumentException(
-                $"Expected shape [{BatchSize}, {headsText}, tokens > 0, {HeadDim}], but got [{string.Join(", ", tensor.shape)}].", name);
-        }
-    }
-
-    /// <summary>A call: it refuses a second thread, and keeps the cache from being disposed or collected, for as long as it lives.</summary>
-    private protected readonly ref struct Use
-    {
-        private readonly KeyValueCache _cache;
-
-        internal Use(KeyValueCache cache)
-        {
-            _cache = cache;
-            cache.Enter();
-        }
-
-        public void Dispose() => _cache.Leave();
-    }
+    protected void ValidateQuery(Tensor query, double? scale) => Shape.CheckQuery(query, BatchSize, scale);
 }

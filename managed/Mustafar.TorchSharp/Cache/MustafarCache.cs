@@ -54,8 +54,7 @@ public sealed class MustafarCache : KeyValueCache
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
         : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
     {
-        _store = new CompressedStore(
-            new CacheShape(numKvHeads, headDim, dtype, Device), [options ?? new MustafarOptions()], batchSize, family: family);
+        _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family);
         _slots = [.. Enumerable.Range(0, batchSize)];
         Array.ForEach(_slots, _store.Table.Add);
         _lengths = new SequenceLengths(_store.Table);
@@ -92,17 +91,13 @@ public sealed class MustafarCache : KeyValueCache
         Tensor query, Tensor keys, Tensor values, double? scale = null, ReadOnlySpan<int> counts = default)
     {
         ValidateForward(query, keys, values, scale, counts);
-        ValidateScale(scale);
-        using Use use = new(this);
-        using IDisposable noGrad = no_grad();
-        using DisposeScope scope = NewDisposeScope();
-        keys = TensorAccess.WithContiguousRows(keys);
-        values = TensorAccess.WithContiguousRows(values);
+        CompressedStore.CheckScale(scale);
+        using CallGuard.Call call = Guard.Enter();
         _store.Begin(_slots, checked((int)keys.size(2)), counts, StepKind.Forward);
         Tensor output;
         try
         {
-            output = Layer.Forward(_store.Plan, query, keys, values, scale, isLast: true);
+            output = _store.Forward(0, query, keys, values, scale, isLast: true);
         }
         catch
         {
@@ -111,7 +106,7 @@ public sealed class MustafarCache : KeyValueCache
         }
 
         _store.Commit();
-        return output.MoveToOuterDisposeScope();
+        return output;
     }
 
     /// <summary>Adds new tokens and compresses what falls due. Nothing that is compressed already is read or moved.</summary>
@@ -125,7 +120,7 @@ public sealed class MustafarCache : KeyValueCache
     {
         ThrowIfDisposed();
         ValidateNewTokens(keys, values, counts);
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
@@ -155,8 +150,8 @@ public sealed class MustafarCache : KeyValueCache
     {
         ThrowIfDisposed();
         ValidateQuery(query, scale);
-        ValidateScale(scale);
-        using Use use = new(this);
+        CompressedStore.CheckScale(scale);
+        using CallGuard.Call call = Guard.Enter();
         foreach (int slot in _slots)
         {
             _store.Table.Rules.CheckQueries(_store.Table[slot], query.size(2), slot);
@@ -177,7 +172,7 @@ public sealed class MustafarCache : KeyValueCache
     /// the sliding window.</exception>
     public override void Truncate(int length)
     {
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         int longest = Length;
         if (length < 0 || length > longest)
         {
@@ -201,7 +196,7 @@ public sealed class MustafarCache : KeyValueCache
     /// the sliding window.</exception>
     public void Truncate(ReadOnlySpan<int> lengths)
     {
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         if (lengths.Length != BatchSize)
         {
             throw new ArgumentException($"Expected one length for each of {BatchSize} sequences, but got {lengths.Length}.", nameof(lengths));
@@ -233,7 +228,7 @@ public sealed class MustafarCache : KeyValueCache
     {
         ThrowIfDisposed();
         ValidateParents(parents);
-        using Use use = new(this);
+        using CallGuard.Call call = Guard.Enter();
         MustafarCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, Options, family: _store);
         try
         {
@@ -274,34 +269,11 @@ public sealed class MustafarCache : KeyValueCache
     /// <summary>Keeps other threads out until it is disposed.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
-    internal IDisposable Claim() => new Claimed(this);
+    internal IDisposable Claim() => Guard.Enter();
 
     /// <summary>Addresses of a sequence's pages, for tests.</summary>
     internal nint[] PageAddresses(int sequence) =>
         [.. _store.Table[sequence].Pages.Select(page => _store.Table.Pool.Address(page))];
 
     private LayerStorage Layer => _store.Layers[0];
-
-    // Single precision, in which the library computes, may not hold what double precision does; that must show before a token is added.
-    private static void ValidateScale(double? scale)
-    {
-        if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
-        {
-            throw new ArgumentOutOfRangeException(
-                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
-        }
-    }
-
-    private sealed class Claimed : IDisposable
-    {
-        private readonly MustafarCache _cache;
-
-        internal Claimed(MustafarCache cache)
-        {
-            _cache = cache;
-            cache.Enter();
-        }
-
-        public void Dispose() => _cache.Leave();
-    }
 }

@@ -202,9 +202,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
 
                 return new Constant(text);
             case TokenKind.Integer:
-                return long.TryParse(token.Text, NumberStyles.None, CultureInfo.InvariantCulture, out long number)
-                    ? new Constant(number)
-                    : throw new JinjaException($"the integer {token.Text} has more than 64 bits.", token.Line);
+                return Integer(token);
             case TokenKind.Float:
                 return new Constant(double.Parse(token.Text, CultureInfo.InvariantCulture));
         }
@@ -228,6 +226,11 @@ internal sealed class ExpressionParser(TokenReader tokens)
                 throw new JinjaException($"unexpected {token}.", token.Line);
         }
     }
+
+    private static Constant Integer(Token token) =>
+        long.TryParse(token.Text, NumberStyles.None, CultureInfo.InvariantCulture, out long number)
+            ? new Constant(number)
+            : throw new JinjaException($"the integer {token.Text} has more than 64 bits.", token.Line);
 
     private List<T> Items<T>(string end, Func<T> read)
     {
@@ -254,7 +257,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
                 value = token.Kind switch
                 {
                     TokenKind.Name => new Attribute(value, token.Text),
-                    TokenKind.Integer => new Subscript(value, new Constant(long.Parse(token.Text, CultureInfo.InvariantCulture))),
+                    TokenKind.Integer => new Subscript(value, Integer(token)),
                     _ => throw new JinjaException($"expected a name behind '.', but got {token}.", token.Line),
                 };
             }

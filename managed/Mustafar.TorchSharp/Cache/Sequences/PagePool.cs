@@ -31,7 +31,6 @@ internal sealed unsafe class PagePool : IDisposable
     private readonly int _slabPages;
     private readonly long[] _headBytes; // of a layer: from one page of a head to the next
     private readonly long[] _layerStart; // of a layer in a slab; the last entry is the slab's end
-    private readonly bool _isLimited;
     private readonly torch.Device _device;
     private readonly List<Tensor> _memory = [];
     private readonly List<Slab> _slabs = [];
@@ -61,13 +60,16 @@ internal sealed unsafe class PagePool : IDisposable
         _device = device;
         if (pages is int limit)
         {
-            _isLimited = true;
+            Limit = limit / _slabPages * _slabPages;
             Allocate(limit / _slabPages);
         }
     }
 
     /// <summary>Bytes of a page in all layers.</summary>
     internal long PageBytes => _layerStart[^1] / _slabPages;
+
+    /// <summary>Pages of a pool that doesn't grow; null of one that does.</summary>
+    internal int? Limit { get; }
 
     /// <summary>Pages that nobody has: those that there are now, and of a limited pool all.</summary>
     internal int FreePages
@@ -138,7 +140,7 @@ internal sealed unsafe class PagePool : IDisposable
     /// <exception cref="CacheBudgetException">The pool is limited, and there are fewer.</exception>
     internal void Require(int pages)
     {
-        if (_isLimited && FreePages is int free && pages > free)
+        if (Limit is not null && FreePages is int free && pages > free)
         {
             throw new CacheBudgetException(pages * PageBytes, free * PageBytes);
         }
@@ -272,7 +274,7 @@ internal sealed unsafe class PagePool : IDisposable
             best = _slabs[slab].FreePages > _slabs[best].FreePages ? slab : best;
         }
 
-        if (!_isLimited && (_slabs.Count == 0 || _slabs[best].FreePages < needed))
+        if (Limit is null && (_slabs.Count == 0 || _slabs[best].FreePages < needed))
         {
             best = Allocate((wanted + _slabPages - 1) / _slabPages);
         }

@@ -7,7 +7,8 @@ namespace Mustafar;
 /// <remarks>A table that is dropped returns its pages to those who share them when it is collected.</remarks>
 internal sealed unsafe class SequenceTable : IDisposable
 {
-    private const int SmallestCapacity = 16;
+    /// <summary>Pages of a sequence that there is room for at least.</summary>
+    internal const int SmallestCapacity = 16;
 
     private readonly torch.Device _device;
     private Sequence?[] _sequences;
@@ -54,10 +55,7 @@ internal sealed unsafe class SequenceTable : IDisposable
     internal Sequence this[int slot] => _sequences[slot]!;
 
     /// <summary>Bytes of the page table for so many slots and pages of each.</summary>
-    internal static long BytesOf(int slots, int pages) => (long)slots * Math.Max(SmallestCapacity, pages) * sizeof(int);
-
-    /// <summary>A slot without a sequence; -1 if there is none.</summary>
-    internal int FreeSlot() => Array.IndexOf(_sequences, null);
+    internal static long BytesOf(int slots, int pages) => (long)slots * pages * sizeof(int);
 
     /// <summary>Makes room for so many sequences. Page numbers are copied, never a page.</summary>
     internal void Grow(int slots)

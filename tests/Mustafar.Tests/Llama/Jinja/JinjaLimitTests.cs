@@ -21,6 +21,7 @@ internal sealed class JinjaLimitTests
     [TestCase("{{ '%9999999999d' % 1 }}")]
     [TestCase("{{ 2 ** 64 }}")]
     [TestCase("{{ 9223372036854775808 }}")]
+    [TestCase("{{ [1].9223372036854775808 }}")]
     [TestCase("{{ -9223372036854775807 - 2 }}")]
     [TestCase("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")]
     [TestCase("{% for i in [[1]] recursive %}{{ loop([i]) }}{% endfor %}")]

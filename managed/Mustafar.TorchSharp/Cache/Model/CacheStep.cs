@@ -1,0 +1,97 @@
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>A step of a <see cref="ModelKeyValueCache"/>: new tokens of some sequences, in all layers or in none.</summary>
+/// <remarks>
+/// What it does is planned once, before the first layer. Until <see cref="Commit"/> the sequences are what they were; disposing a step
+/// that was not committed, because a layer failed or for any other reason, leaves all layers as if it had not been. It is used by one
+/// thread at a time, as its cache is.
+/// </remarks>
+public sealed class CacheStep : IDisposable
+{
+    private readonly ModelKeyValueCache _cache;
+    private readonly bool[] _attended;
+    private int _current = -1; // the layer that attends, or that failed
+
+    internal CacheStep(ModelKeyValueCache cache, int[] sequences, int tokens, int[] counts, int[] positions)
+    {
+        _cache = cache;
+        _attended = new bool[cache.NumLayers];
+        Tokens = tokens;
+        Sequences = Array.AsReadOnly(sequences);
+        Counts = Array.AsReadOnly(counts);
+        Positions = Array.AsReadOnly(positions);
+    }
+
+    /// <summary>The sequence of each row.</summary>
+    public IReadOnlyList<int> Sequences { get; }
+
+    /// <summary>New tokens n in each row, padding included.</summary>
+    public int Tokens { get; }
+
+    /// <summary>How many of the n tokens belong to each sequence.</summary>
+    public IReadOnlyList<int> Counts { get; }
+
+    /// <summary>Position of each row's first new token; the others follow one another.</summary>
+    public IReadOnlyList<int> Positions { get; }
+
+    /// <summary>Adds the new tokens to a layer and returns their attention: each sees all earlier tokens of its sequence and itself.</summary>
+    /// <param name="layer">The layer, from 0; each attends once in a step, in any order.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).
+    /// Positions must already be encoded, in the keys as well.</param>
+    /// <param name="keys">Keys of the new tokens [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values of the new tokens [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
+    /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding.</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit; the step can go on with the same layer.</exception>
+    /// <exception cref="InvalidOperationException">The layer has attended already, another one failed, the step has ended, or another
+    /// thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public Tensor Attend(int layer, Tensor query, Tensor keys, Tensor values, double? scale = null)
+    {
+        Tensor output = _cache.Attend(this, layer, query, keys, values, scale);
+        _current = -1;
+        return output;
+    }
+
+    /// <summary>Ends the step: the new tokens belong to their sequences.</summary>
+    /// <exception cref="InvalidOperationException">A layer has not attended or has failed, the step has ended, or another thread is using
+    /// the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public void Commit() => _cache.Commit(this);
+
+    /// <summary>Undoes the step, unless it was committed.</summary>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
+    public void Dispose() => _cache.Rollback(this);
+
+    /// <summary>Notes that a layer attends. All arguments are known to be good.</summary>
+    internal void Enter(int layer)
+    {
+        ThrowIfFailed();
+        if (_attended[layer])
+        {
+            throw new InvalidOperationException($"Layer {layer} has attended in this step already.");
+        }
+
+        (_attended[layer], _current) = (true, layer);
+    }
+
+    /// <summary>Refuses a step that not all layers have done.</summary>
+    internal void ThrowIfIncomplete()
+    {
+        ThrowIfFailed();
+        if (Array.IndexOf(_attended, false) is int missing and >= 0)
+        {
+            throw new InvalidOperationException($"Expected all {_attended.Length} layers to attend before the commit, but layer {missing} has not.");
+        }
+    }
+
+    private void ThrowIfFailed()
+    {
+        if (_current >= 0)
+        {
+            throw new InvalidOperationException($"Layer {_current} failed in this step; dispose it and begin another one.");
+        }
+    }
+}

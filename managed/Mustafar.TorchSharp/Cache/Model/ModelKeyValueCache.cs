@@ -1,0 +1,355 @@
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>The keys and values of all layers of a model, for sequences that join, leave, fork and are shortened between steps.</summary>
+/// <remarks>
+/// <para>
+/// A sequence is known by the number that <see cref="AddSequence"/> or <see cref="Fork"/> gives it. What belongs to a sequence (its
+/// length, its position, which tokens are compressed) is kept once for all layers. New tokens join in steps:
+/// </para>
+/// <code>
+/// int sequence = cache.AddSequence();
+/// using (CacheStep step = cache.BeginStep([sequence], tokens))
+/// {
+///     for (int layer = 0; layer &lt; cache.NumLayers; layer++)
+///     {
+///         // queries and keys at step.Positions
+///         Tensor attended = step.Attend(layer, query, keys, values);
+///     }
+///
+///     step.Commit();
+/// }
+/// </code>
+/// <para>
+/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. <see cref="Sequences"/>,
+/// <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/> too wait for nobody and may be
+/// called by any thread while no sequence joins or leaves. <see cref="Dispose()"/> may be called by any thread, and waits for a call.
+/// </para>
+/// </remarks>
+public abstract class ModelKeyValueCache : IDisposable
+{
+    // The slot of each sequence; slots are used again, sequences' numbers are not.
+    private readonly SortedDictionary<int, int> _slots = [];
+    private int _nextSequence;
+    private CacheStep? _step;
+
+    private protected ModelKeyValueCache(CacheShape shape, int numLayers, CacheLimits limits)
+    {
+        (Shape, NumLayers, Limits) = (shape, numLayers, limits);
+        Guard = new CallGuard(this);
+    }
+
+    /// <summary>Number of layers.</summary>
+    public int NumLayers { get; }
+
+    /// <summary>Number of key/value heads.</summary>
+    public int NumKvHeads => Shape.NumKvHeads;
+
+    /// <summary>Elements of one head's key, and of its value.</summary>
+    public int HeadDim => Shape.HeadDim;
+
+    /// <summary>Type of keys, values and queries.</summary>
+    public ScalarType DType => Shape.DType;
+
+    /// <summary>Where keys and values live.</summary>
+    public Device Device => Shape.Device;
+
+    /// <summary>What it may grow to.</summary>
+    public CacheLimits Limits { get; }
+
+    /// <summary>The sequences that it has, in the order in which they came.</summary>
+    public IReadOnlyList<int> Sequences => [.. _slots.Keys];
+
+    /// <summary>What it occupies.</summary>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public abstract KeyValueCacheMemory Memory { get; }
+
+    /// <summary>What of it is in use and what is free.</summary>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public abstract CacheUsage Usage { get; }
+
+    private protected CacheShape Shape { get; }
+
+    private protected CallGuard Guard { get; }
+
+    /// <summary>Sequences that there is room for.</summary>
+    private protected abstract int Slots { get; }
+
+    /// <summary>Number of cached tokens of a sequence.</summary>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    public int LengthOf(int sequence) => LengthAt(SlotOf(sequence));
+
+    /// <summary>Position of a sequence's next token: what it is encoded with, however many of the tokens before it are still stored.</summary>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    public int PositionOf(int sequence) => PositionAt(SlotOf(sequence));
+
+    /// <summary>Adds a sequence without tokens. The others stay where they are, unless the cache has to grow.</summary>
+    /// <returns>Its number.</returns>
+    /// <exception cref="CacheLimitException">There are <see cref="CacheLimits.MaxSequences"/> already.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public int AddSequence()
+    {
+        using CallGuard.Call call = EnterBetweenSteps();
+        int slot = TakeSlot();
+        Add(slot);
+        return Name(slot);
+    }
+
+    /// <summary>Takes a sequence out, whose memory others can use then.</summary>
+    /// <param name="sequence">Its number.</param>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public void RemoveSequence(int sequence)
+    {
+        using CallGuard.Call call = EnterBetweenSteps();
+        Remove(SlotOf(sequence));
+        _slots.Remove(sequence);
+    }
+
+    /// <summary>Adds a sequence that continues another one, for beams or several answers to one prompt.</summary>
+    /// <param name="sequence">Number of the other, which stays as it is.</param>
+    /// <returns>Number of the new one.</returns>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="CacheLimitException">There are <see cref="CacheLimits.MaxSequences"/> already.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public int Fork(int sequence)
+    {
+        using CallGuard.Call call = EnterBetweenSteps();
+        int parent = SlotOf(sequence);
+        int slot = TakeSlot();
+        Continue(slot, parent);
+        return Name(slot);
+    }
+
+    /// <summary>Shortens a sequence to its first tokens.</summary>
+    /// <param name="sequence">Its number.</param>
+    /// <param name="length">Tokens to leave.</param>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="length"/> is negative or more than the sequence has.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, another thread is using the cache, or tokens that the next one
+    /// would see fell out of every layer's sliding window.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public void Truncate(int sequence, int length)
+    {
+        using CallGuard.Call call = EnterBetweenSteps();
+        int slot = SlotOf(sequence);
+        if (length < 0 || length > LengthAt(slot))
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(length), length, $"Sequence {sequence} can be shortened to 0 to {LengthAt(slot)} tokens.");
+        }
+
+        Shorten(slot, length, sequence);
+    }
+
+    /// <summary>Begins a step, which adds new tokens to some of the sequences, in all layers.</summary>
+    /// <remarks>
+    /// A long prompt may come in several steps, so that what a step needs beside the cache stays bounded: each sees the tokens of the
+    /// earlier ones as they are stored, which of a cache that prunes is what was kept of them.
+    /// </remarks>
+    /// <param name="sequences">The sequences, each once, in the order of the rows of queries, keys and values.</param>
+    /// <param name="tokens">New tokens n in each row, at least 1.</param>
+    /// <param name="counts">How many of the n tokens belong to each sequence (the rest is padding on the right); all n if empty.</param>
+    /// <returns>The step: it holds the cache until it is disposed.</returns>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a number of tokens is out of range.</exception>
+    /// <exception cref="CacheBudgetException">There is less memory left than the step needs.</exception>
+    /// <exception cref="CacheLimitException">The step has more than <see cref="CacheLimits.MaxStepTokens"/>, or a sequence would have
+    /// more than <see cref="CacheLimits.MaxLength"/>.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public CacheStep BeginStep(ReadOnlySpan<int> sequences, int tokens, ReadOnlySpan<int> counts = default)
+    {
+        using CallGuard.Call call = EnterBetweenSteps();
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(tokens);
+        int[] slots = SlotsOf(sequences);
+        CacheShape.CheckCounts(counts, slots.Length, tokens);
+        int[] all = new int[slots.Length];
+        int[] positions = new int[slots.Length];
+        long sum = 0;
+        for (int b = 0; b < slots.Length; b++)
+        {
+            all[b] = counts.IsEmpty ? tokens : counts[b];
+            sum += all[b];
+            positions[b] = PositionAt(slots[b]);
+            if (LengthAt(slots[b]) + (long)all[b] is long length && length > Limits.MaxLength)
+            {
+                throw new CacheLimitException(
+                    $"Expected sequences of at most {Limits.MaxLength} tokens, but {all[b]} more would make {length} of sequence {sequences[b]}.");
+            }
+        }
+
+        if (sum > Limits.MaxStepTokens)
+        {
+            throw new CacheLimitException($"Expected a step of at most {Limits.MaxStepTokens} tokens, but it has {sum}.");
+        }
+
+        Begin(slots, tokens, counts);
+        return _step = new CacheStep(this, sequences.ToArray(), tokens, all, positions);
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        if (Guard.Close())
+        {
+            _step = null;
+            Dispose(disposing: true);
+            GC.SuppressFinalize(this);
+        }
+    }
+
+    /// <summary>A layer's part of the step that is on.</summary>
+    internal Tensor Attend(CacheStep step, int layer, Tensor query, Tensor keys, Tensor values, double? scale)
+    {
+        using CallGuard.Call call = EnterStep(step);
+        ArgumentOutOfRangeException.ThrowIfNegative(layer);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(layer, NumLayers);
+        int batch = step.Sequences.Count;
+        Shape.CheckNewTokens(keys, values, batch);
+        Shape.CheckQuery(query, batch, scale);
+        CacheShape.CheckSameTokens(query, keys);
+        if (keys.size(2) != step.Tokens)
+        {
+            throw new ArgumentException($"Expected the {step.Tokens} tokens of the step, but got {keys.size(2)}.", nameof(keys));
+        }
+
+        CheckScale(scale);
+        step.Enter(layer);
+        return Forward(layer, query, keys, values, scale);
+    }
+
+    /// <summary>Ends the step that is on for good.</summary>
+    internal void Commit(CacheStep step)
+    {
+        using CallGuard.Call call = EnterStep(step);
+        step.ThrowIfIncomplete();
+        Commit();
+        _step = null;
+    }
+
+    /// <summary>Undoes the step, if it is still on.</summary>
+    internal void Rollback(CacheStep step)
+    {
+        if (_step != step || Guard.IsDisposed)
+        {
+            return;
+        }
+
+        using CallGuard.Call call = Guard.Enter();
+        _step = null;
+        Rollback();
+    }
+
+    /// <summary>The slots of sequences, each of which may occur once.</summary>
+    private protected int[] SlotsOf(ReadOnlySpan<int> sequences)
+    {
+        if (sequences.IsEmpty)
+        {
+            throw new ArgumentException("Expected at least one sequence, but got none.", nameof(sequences));
+        }
+
+        int[] slots = new int[sequences.Length];
+        for (int b = 0; b < slots.Length; b++)
+        {
+            slots[b] = SlotOf(sequences[b]);
+            if (slots.AsSpan(0, b).Contains(slots[b]))
+            {
+                throw new ArgumentException($"Expected each sequence once, but sequence {sequences[b]} occurs twice.", nameof(sequences));
+            }
+        }
+
+        return slots;
+    }
+
+    /// <summary>Begins a call that no step may be under way for.</summary>
+    private protected CallGuard.Call EnterBetweenSteps()
+    {
+        CallGuard.Call call = Guard.Enter();
+        if (_step is not null)
+        {
+            call.Dispose();
+            throw new InvalidOperationException("A step is under way; commit or dispose it first.");
+        }
+
+        return call;
+    }
+
+    /// <summary>Makes room for so many sequences.</summary>
+    private protected abstract void Grow(int slots);
+
+    private protected abstract int LengthAt(int slot);
+
+    private protected abstract int PositionAt(int slot);
+
+    private protected abstract void Add(int slot);
+
+    private protected abstract void Remove(int slot);
+
+    private protected abstract void Continue(int slot, int parent);
+
+    private protected abstract void Shorten(int slot, int length, int sequence);
+
+    /// <summary>Begins a step. If it fails, nothing has changed.</summary>
+    private protected abstract void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts);
+
+    private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale);
+
+    private protected abstract void Commit();
+
+    private protected abstract void Rollback();
+
+    private protected abstract void CheckScale(double? scale);
+
+    /// <summary>Frees the storage. Called once.</summary>
+    /// <param name="disposing">False when called from a finaliser.</param>
+    protected abstract void Dispose(bool disposing);
+
+    private CallGuard.Call EnterStep(CacheStep step)
+    {
+        CallGuard.Call call = Guard.Enter();
+        if (_step != step)
+        {
+            call.Dispose();
+            throw new InvalidOperationException("The step has ended; begin another one.");
+        }
+
+        return call;
+    }
+
+    /// <summary>The slot of a sequence.</summary>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    private protected int SlotOf(int sequence) =>
+        _slots.TryGetValue(sequence, out int slot) ? slot : throw new SequenceNotFoundException(sequence);
+
+    private int TakeSlot()
+    {
+        int slot = 0;
+        for (HashSet<int> taken = [.. _slots.Values]; taken.Contains(slot); slot++)
+        {
+        }
+
+        if (slot >= Limits.MaxSequences)
+        {
+            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, and there are as many. Remove one first.");
+        }
+
+        if (slot >= Slots)
+        {
+            Grow(2 * Slots);
+        }
+
+        return slot;
+    }
+
+    private int Name(int slot)
+    {
+        int sequence = checked(_nextSequence++);
+        _slots.Add(sequence, slot);
+        return sequence;
+    }
+}

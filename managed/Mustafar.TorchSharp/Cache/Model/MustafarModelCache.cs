@@ -1,0 +1,153 @@
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>
+/// The pruned and compressed keys and values of all layers of a model, stored as a <see cref="MustafarCache"/> stores those of one.
+/// </summary>
+/// <remarks>
+/// A page holds the same group of tokens in all layers, so that layers have <see cref="MustafarOptions.GroupSize"/>,
+/// <see cref="MustafarOptions.LocalWindow"/> and <see cref="MustafarOptions.SinkTokens"/> in common; sparsity, pattern and sliding window
+/// are each layer's own. Pages are given back when no layer's sliding window reaches them. Sequences that fork share their pages, and
+/// only the recent window is copied. With <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/> no sequence that
+/// joins, leaves or grows moves what is stored of the others.
+/// </remarks>
+public sealed class MustafarModelCache : ModelKeyValueCache
+{
+    private readonly CompressedStore _store;
+
+    /// <summary>Makes a cache without sequences, for layers that are alike.</summary>
+    /// <param name="numLayers">Number of layers.</param>
+    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
+    /// <param name="device">Where keys and values live; the CPU if null.</param>
+    /// <param name="options">Sparsity, window and group of all layers; the defaults if null.</param>
+    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    public MustafarModelCache(
+        int numLayers,
+        int numKvHeads,
+        int headDim,
+        ScalarType dtype,
+        torch.Device? device = null,
+        MustafarOptions? options = null,
+        CacheLimits? limits = null)
+        : this(Repeated(numLayers, options), numKvHeads, headDim, dtype, device, limits)
+    {
+    }
+
+    /// <summary>Makes a cache without sequences, for layers that differ.</summary>
+    /// <param name="layers">Sparsity, window and group of each layer.</param>
+    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
+    /// <param name="device">Where keys and values live; the CPU if null.</param>
+    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or layers differ in what they
+    /// must have in common.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    public MustafarModelCache(
+        IReadOnlyList<MustafarOptions> layers,
+        int numKvHeads,
+        int headDim,
+        ScalarType dtype,
+        torch.Device? device = null,
+        CacheLimits? limits = null)
+        : base(
+            CacheShape.Checked(numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU)),
+            Checked(layers).Count,
+            limits ?? new CacheLimits()) =>
+        _store = new CompressedStore(Shape, [.. layers], Limits);
+
+    /// <summary>Sparsity, window and group of each layer.</summary>
+    public IReadOnlyList<MustafarOptions> Options => _store.Options;
+
+    /// <inheritdoc/>
+    public override KeyValueCacheMemory Memory
+    {
+        get
+        {
+            Guard.ThrowIfDisposed();
+            return _store.Memory;
+        }
+    }
+
+    /// <inheritdoc/>
+    public override CacheUsage Usage
+    {
+        get
+        {
+            Guard.ThrowIfDisposed();
+            return _store.Usage;
+        }
+    }
+
+    private protected override int Slots => _store.Table.Slots;
+
+    /// <summary>How many of a sequence's first tokens are compressed, not counting the <see cref="MustafarOptions.SinkTokens"/>.</summary>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    public int CompressedLengthOf(int sequence) => _store.Table[SlotOf(sequence)].Compressed;
+
+    /// <summary>Addresses of a sequence's pages in the first layer, for tests.</summary>
+    internal nint[] PageAddresses(int sequence) =>
+        [.. _store.Table[SlotOf(sequence)].Pages.Select(page => _store.Table.Pool.Address(page))];
+
+    private protected override void Grow(int slots) => _store.Grow(slots);
+
+    private protected override int LengthAt(int slot) => _store.Table[slot].Tokens;
+
+    private protected override int PositionAt(int slot) => _store.Table[slot].Position;
+
+    private protected override void Add(int slot) => _store.Table.Add(slot);
+
+    private protected override void Remove(int slot) => _store.Remove(slot);
+
+    private protected override void Continue(int slot, int parent) => _store.Continue(slot, _store, parent);
+
+    private protected override void Shorten(int slot, int length, int sequence) => _store.Shorten([slot], [length], [sequence]);
+
+    private protected override void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts) =>
+        _store.Begin(slots, tokens, counts, StepKind.Forward);
+
+    private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
+        _store.Forward(layer, query, keys, values, scale, isLast: false);
+
+    private protected override void Commit() => _store.Commit();
+
+    private protected override void Rollback() => _store.Rollback();
+
+    private protected override void CheckScale(double? scale) => CompressedStore.CheckScale(scale);
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing)
+        {
+            _store.Dispose();
+        }
+    }
+
+    private static MustafarOptions[] Repeated(int numLayers, MustafarOptions? options)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(numLayers);
+        MustafarOptions[] layers = new MustafarOptions[numLayers];
+        Array.Fill(layers, options ?? new MustafarOptions());
+        return layers;
+    }
+
+    private static IReadOnlyList<MustafarOptions> Checked(IReadOnlyList<MustafarOptions> layers)
+    {
+        ArgumentNullException.ThrowIfNull(layers);
+        return layers.Contains(null)
+            ? throw new ArgumentException("Expected the options of each layer, but one is null.", nameof(layers))
+            : layers;
+    }
+}
