@@ -5,8 +5,7 @@
 // w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
-// without clusters) goes to the workspace, and the last thread block to arrive merges it, of a tile or, where a tile has
-// many parts, of a group of them and then of the groups.
+// without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
@@ -34,18 +33,6 @@ __device__ __forceinline__ void mask_scores(const AttentionParams& p, const Sequ
                 if (token < low || token > high) score[n][i >> 1][(i & 1) * 2 + r] = minus_infinity;
             }
         }
-}
-
-// Whether all of a lane's part of a query row is finite: times zero, what is not is NaN.
-template <class T, int Words>
-__device__ __forceinline__ bool is_finite(const uint32_t (&part)[Words]) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < Words; ++i) {
-        const float2 pair = unpack<T>(part[i]);
-        sum = fmaf(pair.x, 0.0f, fmaf(pair.y, 0.0f, sum));
-    }
-    return sum == 0.0f;
 }
 
 // How many of a walk's blocks come before `block`.
@@ -96,8 +83,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         prefetch_l2(p.compressed + walk.slot);
     }
     if (warp == 0) ring.prefetch_slabs();
-    if (p.partials > 1 && threadIdx.x == 0)
-        prefetch_l2(p.arrivals + static_cast<int64_t>(tile_of_all) * p.merge_counters);
+    if (p.partials > 1 && threadIdx.x == 0) prefetch_l2(p.arrivals + tile_of_all);
     ring.guess_first(p.table_blocks);
     wait_for_previous_grid();
     // All that the first iteration depends on is asked for before any of it is waited for: the query rows (those past
@@ -145,16 +131,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 
     float accumulator[Tiles][D::value_tiles][4];
     RowPair state[Tiles];
-    // What is not finite in a query makes its scores NaN, times the zeros of pruned channels. Products that leave these
-    // out give the row a sum that is NaN from the start.
-    if constexpr (D::skips_pruned)
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
-            const uint32_t lanes = __ballot_sync(full_warp, !is_finite<T>(query_row[n]));
-#pragma unroll
-            for (int r = 0; r < 2; ++r)
-                if (lanes >> 4 * (2 * t + r) & 15) state[n].sum[r] = __int_as_float(0x7fffffff);
-        }
 #pragma unroll
     for (int n = 0; n < Tiles; ++n)
 #pragma unroll
@@ -223,10 +199,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     else
         __syncthreads();
     constexpr int quads = channels / 4;
-    const auto sees_token = [&](int row) {
-        uint32_t head = first_row + row;
-        return row < valid_rows && sequence.last_position(p.by_group.split(head)) >= 0;
-    };
     const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
     // The thread blocks of a cluster share the quads, a warp's worth at a time.
     for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
@@ -241,7 +213,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                                   outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
                           });
         if (p.partials == 1)
-            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
+            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad);
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
@@ -249,34 +221,14 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if (p.cluster > 1) cluster_barrier_relaxed();  // until then the other block may read this one's memory
     if (p.partials == 1) return;
 
-    // The last thread block of a group merges it and goes on as the group's one; the last of all has the result.
-    uint32_t* counters = p.arrivals + static_cast<int64_t>(tile_of_all) * p.merge_counters;
-    int part = static_cast<int>(split) / p.cluster, parts = p.partials, first_slot = 0, arrivals_each = p.cluster;
-#pragma unroll 1
-    for (;;) {
-        const int group = part / p.merge_group, groups = (parts + p.merge_group - 1) / p.merge_group;
-        const int members = min(p.merge_group, parts - group * p.merge_group);
-        const uint32_t last = members * arrivals_each - 1;
-        // The barrier puts the block's stores before the arrival that announces them.
-        __syncthreads();
-        if (threadIdx.x == 0) fixed.last = count_arrival(counters + group, last) == last;
-        __syncthreads();
-        if (!fixed.last) return;
-        const int first_member = first_slot + group * p.merge_group;
-        first_slot += parts;
-        for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
-            const int row = e / quads, quad = e % quads;
-            MergedQuad merged = merged_partials<channels>(p, tile_of_all, rows, row, quad, first_member, members);
-            if (groups == 1)
-                merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
-            else
-                merged.template store_partial<channels>(p, partial_row(p, tile_of_all, first_slot + group, rows) + row,
-                                                        quad);
-        }
-        if (groups == 1) return;
-        counters += groups;
-        part = group, parts = groups, arrivals_each = 1;
-    }
+    // The barrier puts the block's stores before the arrival that announces them.
+    __syncthreads();
+    const uint32_t last = p.splits - 1;
+    if (threadIdx.x == 0) fixed.last = count_arrival(p.arrivals + tile_of_all, last) == last;
+    __syncthreads();
+    if (!fixed.last) return;
+    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
+        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row);
 }
 
 }  // namespace mustafar::cuda

@@ -39,9 +39,9 @@ __device__ __forceinline__ int channel_at(int position) {
     return HeadDim / 8 * (position >> 1 & 7) + 2 * (position >> 4) + (position & 1);
 }
 
-// Where the partial results in one slot of one tile start, counted in rows.
-__device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int slot, int rows) {
-    return (tile_of_all * p.merge_slots + slot) * rows;
+// Where the partial results of one part of one tile start, counted in rows.
+__device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int part, int rows) {
+    return (tile_of_all * p.partials + part) * rows;
 }
 
 // What several parts of the tokens (of warps, of splits) have given for one quad of one row.
@@ -49,8 +49,7 @@ struct MergedQuad {
     float maximum = minus_infinity, sum = 0.0f;
     float4 output = {0.0f, 0.0f, 0.0f, 0.0f};
 
-    // load(i, state, output): maximum and sum, and the unscaled quad, of part i. Batch of them are loaded at once, the last
-    // one again where there are no more.
+    // load(i, state, output): maximum and sum, and the unscaled quad, of part i. Batch of them are loaded at once.
     template <int Batch, class Load>
     __device__ __forceinline__ MergedQuad(std::integral_constant<int, Batch>, int parts, Load&& load) {
 #pragma unroll 1
@@ -58,17 +57,18 @@ struct MergedQuad {
             float2 state[Batch];
             float4 part[Batch];
 #pragma unroll
-            for (int i = 0; i < Batch; ++i) load(min(first + i, parts - 1), state[i], part[i]);
+            for (int i = 0; i < Batch; ++i) {
+                load(min(first + i, parts - 1), state[i], part[i]);
+                if (first + i >= parts) state[i].x = minus_infinity;
+            }
             const float before = maximum;
 #pragma unroll
             for (int i = 0; i < Batch; ++i) maximum = fmaxf(maximum, state[i].x);
-            // A part that has only seen NaN, which a maximum leaves out, has its NaN in its sum.
-            const float reference = maximum == minus_infinity ? 0.0f : maximum;
-            scale(exp2_approximate(before - reference));
+            if (maximum == minus_infinity) continue;
+            scale(exp2_approximate(before - maximum));
 #pragma unroll
             for (int i = 0; i < Batch; ++i) {
-                if (first + i >= parts) break;
-                const float factor = exp2_approximate(state[i].x - reference);
+                const float factor = exp2_approximate(state[i].x - maximum);
                 sum = fmaf(state[i].y, factor, sum);
                 output.x = fmaf(part[i].x, factor, output.x);
                 output.y = fmaf(part[i].y, factor, output.y);
@@ -79,14 +79,10 @@ struct MergedQuad {
     }
     MergedQuad() = default;
 
-    // The final result. row: of the KV head. seen: whether it sees a token; then a sum of zero is that of weights 0 / 0.
+    // The final result. row: of the KV head.
     template <class T, int HeadDim>
-    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad,
-                                          bool seen) {
-        if (seen)
-            scale(1.0f / sum, false);
-        else
-            *this = MergedQuad();
+    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad) {
+        scale(sum == 0.0f ? 0.0f : 1.0f / sum, false);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad), output.x);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 1), output.y);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 2), output.z);
@@ -108,15 +104,16 @@ private:
     }
 };
 
-// One quad of a row of a tile over the partial results in `parts` slots from `first` on.
-template <int HeadDim>
-__device__ __forceinline__ MergedQuad merged_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
-                                                      int quad, int first, int parts) {
-    return MergedQuad(std::integral_constant<int, 16>{}, parts, [&](int part, float2& state, float4& output) {
-        const int64_t at = partial_row(p, tile_of_all, first + part, rows) + row;
+// One quad of a row of a tile over all its partial results.
+template <class T, int HeadDim>
+__device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
+                                               int quad, int sequence, int kv_head, int first_row) {
+    MergedQuad merged(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
+        const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
     });
+    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad);
 }
 
 }  // namespace mustafar::cuda

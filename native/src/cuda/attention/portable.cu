@@ -46,15 +46,11 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     const int batch_row = static_cast<int>(blockIdx.x / p.num_queries / heads), slot = slot_of(p, batch_row);
     const Sequence sequence(p, batch_row, slot, SequenceCounts(p, batch_row, slot));
     const bool present = index < sequence.queries;
-    bool finite = true;
-    for (int c = threadIdx.x; c < 32 * Words; c += warps * 32) {
+    for (int c = threadIdx.x; c < 32 * Words; c += warps * 32)
         query[c] = present && c < head_dim ? widened(p.query.row<const T>(batch_row, head, index)[c]) : 0.0f;
-        finite = finite && isfinite(query[c]);
-    }
-    RowState<Words> state;
-    // What is not finite in the query makes its scores NaN, times the zeros of pruned channels, which are left out.
-    if (!__syncthreads_and(finite)) state.sum = __int_as_float(0x7fffffff);
+    __syncthreads();
 
+    RowState<Words> state;
     const int first_seen = max(0, sequence.first_position(index)), last_seen = sequence.last_position(index);
     const auto hidden = [&](int position) { return position < first_seen || position > last_seen; };
     const int dense_items = sequence.tail_chunks + sequence.fresh_chunks;
@@ -105,17 +101,15 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     for (int w = 0; w < warps; ++w) maximum = fmaxf(maximum, states[w].x);
     float factor[warps];
     for (int w = 0; w < warps; ++w) {
-        factor[w] = exp2f(states[w].x - (maximum == minus_infinity ? 0.0f : maximum));
+        factor[w] = states[w].x == minus_infinity ? (states[w].y == 0.0f ? 0.0f : 1.0f) : exp2f(states[w].x - maximum);
         total += states[w].y * factor[w];
     }
-    // A row that sees a token and has a sum of zero: weights 0 / 0.
-    const bool seen = present && last_seen >= 0;
-    if (!seen) total = 0.0f;
     const int row = index * p.group + head % p.group;
     for (int c = threadIdx.x; c < head_dim; c += warps * 32) {
         float output = 0.0f;
-        for (int w = 0; w < warps; ++w) output += outputs[w][c] * factor[w];
-        store_output<T>(p, batch_row, kv_head, row, c, seen ? output / total : 0.0f);
+        for (int w = 0; w < warps; ++w)
+            if (factor[w] != 0.0f) output += outputs[w][c] * factor[w];
+        store_output<T>(p, batch_row, kv_head, row, c, total == 0.0f ? 0.0f : output / total);
     }
     if (threadIdx.x == 0) store_log_sum_exp(p, batch_row, kv_head, row, maximum, total);
 }
