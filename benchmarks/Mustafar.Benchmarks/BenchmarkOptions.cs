@@ -19,7 +19,7 @@ internal sealed record Kept(int Channels, bool Balanced)
 
 /// <summary>What to measure.</summary>
 internal sealed record Settings(
-    IReadOnlyList<Shape> Shapes, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<Kept> Keeps, int HeadDim, Device Device, int Threads,
+    IReadOnlyList<Shape> Shapes, IReadOnlyList<int> Groups, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<Kept> Keeps, int HeadDim, Device Device, int Threads,
     double Seconds, DirectoryInfo? Output);
 
 /// <summary>The options that all benchmarks share.</summary>
@@ -32,6 +32,14 @@ internal sealed class BenchmarkOptions
         AllowMultipleArgumentsPerToken = true,
         CustomParser = result => [.. result.Tokens.Select(token => ParseShape(token.Value, result))],
         DefaultValueFactory = _ => [new(1, 32, 8, 8192), new(1, 32, 8, 32768), new(1, 8, 8, 8192)],
+    };
+
+    private readonly Option<int[]> _groups = new("--groups")
+    {
+        Description = "Query heads for each KV head.",
+        HelpName = "N",
+        AllowMultipleArgumentsPerToken = true,
+        DefaultValueFactory = _ => [8],
     };
 
     private readonly Option<ScalarType[]> _dtypes = new("--dtypes")
@@ -75,13 +83,14 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<DirectoryInfo?> _output = new("--output") { Description = "Folder for CSV, Markdown and a chart.", HelpName = "DIR" };
 
-    internal Command Command(string name, string description, Action<Settings> run)
+    /// <summary>A command that measures shapes, or with <paramref name="grid"/> those of a grid of its own.</summary>
+    internal Command Command(string name, string description, Action<Settings> run, bool grid = false)
     {
-        Command command = new(name, description) { _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
+        Command command = new(name, description) { grid ? _groups : _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
         command.SetAction(parsed =>
         {
             Settings settings = new(
-                parsed.GetRequiredValue(_shapes), parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
+                grid ? [] : parsed.GetRequiredValue(_shapes), grid ? parsed.GetRequiredValue(_groups) : [], parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
                 parsed.GetRequiredValue(_headDim), parsed.GetRequiredValue(_device), parsed.GetRequiredValue(_threads),
                 parsed.GetRequiredValue(_seconds), parsed.GetValue(_output));
             if (settings.Keeps.FirstOrDefault(keep => !IsPossible(keep, settings.HeadDim)) is Kept impossible)

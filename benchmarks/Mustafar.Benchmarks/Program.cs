@@ -6,6 +6,8 @@ using TorchSharp;
 BenchmarkOptions options = new();
 RootCommand root = new("Measures Mustafar's operations against dense attention of torch, in one process on this machine.");
 root.Subcommands.Add(options.Command("attention", "One decode step of attention over a filled cache.", OnDevice(AttentionBenchmark.Run, CudaAttentionBenchmark.Run)));
+root.Subcommands.Add(options.Command("grid", "One decode step from thin and short work to long, as ratios to dense attention.", GridBenchmark.Run, grid: true));
+root.Subcommands.Add(options.Command("variants", "One decode step with each of the CPU's instruction set variants.", VariantBenchmark.Run));
 root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prompt.", OnDevice(CompressBenchmark.Run, CudaCompressBenchmark.Prompt)));
 root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", OnDevice(AppendBenchmark.Run, CudaCompressBenchmark.Append)));
 root.Subcommands.Add(options.Command("step", "The operations of a decode step beside attention, on the CPU.", StepBenchmark.Run));

@@ -18,8 +18,8 @@ internal sealed class Report(string name, params string[] columns)
     /// <summary>Adds a bar to the chart.</summary>
     internal void AddBar(string label, double value) => _bars.Add((label, value));
 
-    /// <summary>Prints the table and, if there is a folder, writes NAME.csv, NAME.md and NAME.png into it.</summary>
-    internal void Write(DirectoryInfo? folder, string chartTitle)
+    /// <summary>Prints the table and, if there is a folder, writes NAME.csv, NAME.md and, if it has a title, the chart NAME.png into it.</summary>
+    internal void Write(DirectoryInfo? folder, string? chartTitle = null)
     {
         Table table = new();
         table.AddColumns(columns);
@@ -38,7 +38,10 @@ internal sealed class Report(string name, params string[] columns)
         folder.Create();
         File.WriteAllText(Path.Combine(folder.FullName, $"{name}.csv"), Lines(columns => string.Join(",", columns.Select(Quote)), rule: false));
         File.WriteAllText(Path.Combine(folder.FullName, $"{name}.md"), Lines(columns => $"| {string.Join(" | ", columns)} |", rule: true));
-        BarChart.Write(Path.Combine(folder.FullName, $"{name}.png"), chartTitle, _bars);
+        if (chartTitle is not null)
+        {
+            BarChart.Write(Path.Combine(folder.FullName, $"{name}.png"), chartTitle, _bars);
+        }
     }
 
     private static string Format(double number) =>

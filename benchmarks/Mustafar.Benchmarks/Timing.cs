@@ -19,28 +19,30 @@ internal static class Timing
         return times[times.Count / 2];
     }
 
-    /// <summary>Median times of two calls in microseconds, which take turns so that both meet the same state of the machine.</summary>
-    /// <param name="seconds">Time to spend.</param>
-    /// <param name="one">What to time; its tensors are freed after each call.</param>
-    /// <param name="other">As <paramref name="one"/>.</param>
-    internal static (double One, double Other) Medians(double seconds, Action one, Action other)
+    /// <summary>
+    /// Lower quartiles of the times of several calls in microseconds, made in turns: what else the machine does meets all of them, and
+    /// spoils few of the times that count.
+    /// </summary>
+    /// <param name="seconds">Time to spend on each.</param>
+    /// <param name="calls">What to time; their tensors are freed after each call.</param>
+    internal static double[] Interleaved(double seconds, IReadOnlyList<Action> calls)
     {
-        List<double> times = [], otherTimes = [];
-        foreach (double share in (double[])[seconds / 4, seconds])
+        List<double>[] times = [.. calls.Select(_ => new List<double>())];
+        foreach (Action call in calls)
         {
-            times.Clear();
-            otherTimes.Clear();
-            Stopwatch total = Stopwatch.StartNew();
-            while (total.Elapsed.TotalSeconds < share || times.Count < FewestCalls)
+            Spend(seconds / 8, call);
+        }
+
+        Stopwatch total = Stopwatch.StartNew();
+        while (total.Elapsed.TotalSeconds < seconds * calls.Count || times[0].Count < FewestCalls)
+        {
+            for (int i = 0; i < calls.Count; i++)
             {
-                times.Add(Once(one));
-                otherTimes.Add(Once(other));
+                times[i].Add(Once(calls[i]));
             }
         }
 
-        times.Sort();
-        otherTimes.Sort();
-        return (times[times.Count / 2], otherTimes[otherTimes.Count / 2]);
+        return [.. times.Select(own => own.Order().ElementAt(own.Count / 4))];
     }
 
     /// <summary>The shorter of two times of a long call in microseconds.</summary>

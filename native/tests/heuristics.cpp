@@ -43,6 +43,24 @@ AttentionFootprint footprint(int64_t keep, bool waits_for_memory) {
     return {2 * stage, 8 * row_of_outputs, dense_block, 3072, waits_for_memory};
 }
 
+// The thread blocks of a tile meet as the kernel has them meet: all slots are written once, all counters used once.
+void check_merge(const Case& c, const AttentionPlan& plan) {
+    const int partials = plan.splits / plan.cluster;
+    const MergePlan merge = merge_plan(partials);
+    const auto expect = [&](bool condition, const char* what) {
+        if (!condition) stop(c, plan, what);
+    };
+    expect(c.tiles * merge.counters <= max_counters, "there is a counter for each merge");
+    int slots = 0, counters = 0;
+    for (int parts = partials; parts > 1; parts = (parts + merge.group - 1) / merge.group) {
+        expect(merge.group > 1, "groups have several members");
+        slots += parts;
+        counters += (parts + merge.group - 1) / merge.group;
+    }
+    expect(slots == merge.slots && counters == merge.counters, "slots and counters of all levels");
+    expect(merge.group <= 48, "no thread block merges too many");
+}
+
 template <int N>
 AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     const AttentionDevice& limits = c.device.limits;
@@ -64,7 +82,7 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     expect(plan.splits == 1 || int64_t{plan.splits - 1} * plan.warps < c.items, "no split is without items");
     expect(plan.cluster >= 1 && plan.splits % plan.cluster == 0, "clusters are whole");
     expect(plan.cluster == 1 || limits.clusters, "clusters only where there are any");
-    expect(plan.splits == plan.cluster || c.tiles <= max_counted_tiles, "partial results are counted");
+    check_merge(c, plan);
     const int64_t resident =
         std::min<int64_t>(chosen->blocks_per_multiprocessor,
                           limits.shared_per_multiprocessor / (plan.shared_bytes + c.footprint.fixed_bytes));
@@ -75,8 +93,7 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
 
 void check_grid() {
     constexpr int64_t keeps[] = {24, 40, 64, 96, 128},
-                      counts[] = {1,      2, 7, 8, 64, 131, 132, 133, 512, max_counted_tiles, max_counted_tiles + 1,
-                                  100'000};
+                      counts[] = {1, 2, 7, 8, 64, 131, 132, 133, 512, max_counters, max_counters + 1, 100'000};
     constexpr int64_t lengths[] = {1, 2, 11, 12, 13, 63, 64, 65, 258, 1026, 4098, 1 << 20};
     for (const Device& device : devices)
         for (const int64_t keep : keeps)
@@ -99,6 +116,15 @@ void check_long_sequence() {
     }
 }
 
+// A single tile, one sequence with one KV head, is spread over nearly all multiprocessors as soon as it is long.
+void check_thin() {
+    for (const int64_t items : {int64_t{2050}, int64_t{4098}}) {
+        const Case c{devices[2], footprint(40, false), 1, items};
+        const AttentionPlan plan = check_plan(c, single_tile_warps);
+        if (10 * plan.splits < 6 * c.device.limits.multiprocessors) stop(c, plan, "splits for most multiprocessors");
+    }
+}
+
 void check_too_large() {
     const Case c{devices[1], {1 << 20, 4352, 8704, 3072, false}, 8, 1026};
     const AttentionPlan plan = plan_attention(c.footprint, c.device.limits, c.tiles, c.items, single_tile_warps);
@@ -110,6 +136,7 @@ void check_too_large() {
 int main() {
     check_grid();
     check_long_sequence();
+    check_thin();
     check_too_large();
     std::puts("heuristics: all plans hold");
     return 0;

@@ -37,32 +37,39 @@ internal static class CudaAttentionBenchmark
         (double[] graphs, double[] colds) = Dense(query, keys, values, timing);
         foreach (Kept keep in settings.Keeps)
         {
-            List<MustafarCache> caches = [Data.Filled(keys, values, Data.Options(keep, settings.HeadDim))];
-            double bytes = Data.BytesRead(caches[0]);
-            try
-            {
-                while (caches.Count < CudaTiming.Copies(bytes))
-                {
-                    caches.Add(Data.Filled(keys, values, Data.Options(keep, settings.HeadDim)));
-                }
-
-                double graph = timing.Graph([.. caches.Select(cache => (Func<Tensor>)(() => cache.Attend(query)))]);
-                double cold = timing.Cold(() => caches[0].Attend(query));
-                double rate = bytes / graph * 1e6;
-                report.Add(
-                    shape, dtype, keep, graph, cold, rate / 1e12, 100 * rate / bandwidth, graphs[0], graphs[1], graphs[2], colds.Min(),
-                    graphs.Min() / graph, colds.Min() / cold);
-                report.AddBar(BarChart.Label(shape, dtype, keep), graphs.Min() / graph);
-            }
-            finally
-            {
-                caches.ForEach(cache => cache.Dispose());
-            }
+            (double graph, double cold, double bytes) = Compressed(settings, query, keys, values, keep, timing);
+            double rate = bytes / graph * 1e6;
+            report.Add(
+                shape, dtype, keep, graph, cold, rate / 1e12, 100 * rate / bandwidth, graphs[0], graphs[1], graphs[2], colds.Min(),
+                graphs.Min() / graph, colds.Min() / cold);
+            report.AddBar(BarChart.Label(shape, dtype, keep), graphs.Min() / graph);
         }
     }
 
-    // Times of each back end, infinite where it does not serve the shape.
-    private static (double[] Graph, double[] Cold) Dense(Tensor query, Tensor keys, Tensor values, CudaTiming timing)
+    /// <summary>Times of a step over compressed tokens, and the bytes that it reads.</summary>
+    internal static (double Graph, double Cold, double Bytes) Compressed(
+        Settings settings, Tensor query, Tensor keys, Tensor values, Kept keep, CudaTiming timing)
+    {
+        List<MustafarCache> caches = [Data.Filled(keys, values, Data.Options(keep, settings.HeadDim))];
+        try
+        {
+            double bytes = Data.BytesRead(caches[0]);
+            while (caches.Count < CudaTiming.Copies(bytes))
+            {
+                caches.Add(Data.Filled(keys, values, Data.Options(keep, settings.HeadDim)));
+            }
+
+            double graph = timing.Graph([.. caches.Select(cache => (Func<Tensor>)(() => cache.Attend(query)))]);
+            return (graph, timing.Cold(() => caches[0].Attend(query)), bytes);
+        }
+        finally
+        {
+            caches.ForEach(cache => cache.Dispose());
+        }
+    }
+
+    /// <summary>Times of each back end, infinite where it does not serve the shape.</summary>
+    internal static (double[] Graph, double[] Cold) Dense(Tensor query, Tensor keys, Tensor values, CudaTiming timing)
     {
         using var scope = NewDisposeScope();
         long[] shape = keys.shape;

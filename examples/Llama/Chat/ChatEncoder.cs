@@ -45,7 +45,7 @@ internal sealed class ChatEncoder
         ChatTurn assistant = new(ChatRoles.Assistant, Sample);
         ChatTurn system = new(ChatRoles.System, Sample);
         string chats = Probe([user], mustRender: true) + Probe([user, assistant, user]) + Probe([system, user]);
-        HashSet<int> written = [.. tokenizer.Encode([chats])];
+        HashSet<int> written = TokensIn(chats);
         _tokensOfTurns = AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial || written.Contains(token.Id)));
         _specialTokens = AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial));
         EndOfReply = FindEndOfReply([user, assistant]);
@@ -86,6 +86,21 @@ internal sealed class ChatEncoder
 
         throw new ArgumentException(
             "Expected messages that leave a character for private use (U+E000 to U+F8FF) free, but they have all of them.", nameof(turns));
+    }
+
+    private HashSet<int> TokensIn(string chats)
+    {
+        try
+        {
+            return [.. _tokenizer.Encode([chats])];
+        }
+        catch (ArgumentException exception)
+        {
+            // A token of the tokenizer that the model doesn't have.
+            string message = exception.Message.Split(" (Parameter ")[0];
+            throw new UnsupportedModelException(
+                $"the chat template does not fit the model. {message} {ChatTemplateFiles.HowToChoose}", _template.Origin, exception);
+        }
     }
 
     // White space is no mark of a turn, and a single letter can't be cut.

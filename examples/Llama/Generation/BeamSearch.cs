@@ -48,7 +48,7 @@ public sealed class BeamSearch : TextGenerator
         ArgumentNullException.ThrowIfNull(stopTokens);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens);
         TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
-        float[] logits = Prefill([prompt], cancellationToken);
+        float[] logits = PrefillScores([prompt], cancellationToken);
 
         // The last token isn't cached, so it may be one past the model's positions.
         int steps = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);
@@ -94,7 +94,7 @@ public sealed class BeamSearch : TextGenerator
     {
         int length = beams.Count * Model.Config.VocabSize;
         float[] next = logits.Length == length ? logits : new float[length];
-        Decode(forks, [.. beams.Select(beam => beam.Token)], [.. Enumerable.Repeat(1, beams.Count)], next);
+        DecodeScores(forks, [.. beams.Select(beam => beam.Token)], [.. Enumerable.Repeat(1, beams.Count)], next);
         return next;
     }
 }

@@ -1,4 +1,5 @@
 using Mustafar.Examples.Llama.Model;
+using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Generation;
 
@@ -46,15 +47,17 @@ public sealed class BestOf : TextGenerator
         }
 
         TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
-        float[] afterPrompt = Prefill([prompt], cancellationToken);
+        using Tensor afterPrompt = Prefill([prompt], cancellationToken);
         using ModelCache forks = Fork(Cache, new int[samplers.Count]);
         List<int>[] tokens = [.. samplers.Select(_ => new List<int>())];
         double[] logProbabilities = new double[samplers.Count];
+        float[] latest = new float[samplers.Count];
         int longest = 0;
-        float[] logits = [.. Enumerable.Repeat(afterPrompt, samplers.Count).SelectMany(scores => scores)];
-        foreach ((int sequence, int token) in Continue(forks, logits, Choose, maxTokens, stopTokens, cancellationToken))
+        Tensor logits = afterPrompt.expand(samplers.Count, -1).DetachFromDisposeScope();
+        foreach ((int sequence, int token) in Continue(forks, logits, samplers, maxTokens, stopTokens, latest, cancellationToken))
         {
             tokens[sequence].Add(token);
+            logProbabilities[sequence] += latest[sequence];
             if (tokens[sequence].Count > longest)
             {
                 advanced?.Invoke(++longest);
@@ -64,12 +67,5 @@ public sealed class BestOf : TextGenerator
         IEnumerable<Hypothesis> hypotheses = tokens.Select((ids, i) =>
             new Hypothesis(ids, logProbabilities[i], logProbabilities[i] / ids.Count, stopTokens.Contains(ids[^1])));
         return SearchResult.Of([.. hypotheses.OrderByDescending(hypothesis => hypothesis.Score)], Cache, forks);
-
-        int Choose(int sequence, ReadOnlySpan<float> scores)
-        {
-            int token = samplers[sequence].Next(scores);
-            logProbabilities[sequence] += scores[token] - LogSoftmax.LogSumExp(scores);
-            return token;
-        }
     }
 }

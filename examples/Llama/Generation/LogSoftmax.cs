@@ -8,7 +8,7 @@ internal static class LogSoftmax
     /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
     public static double LogSumExp(ReadOnlySpan<float> logits)
     {
-        double largest = logits[Sampler.Likeliest(logits)];
+        double largest = logits[Likeliest(logits)];
         double sum = 0;
         foreach (float logit in logits)
         {
@@ -16,5 +16,33 @@ internal static class LogSoftmax
         }
 
         return largest + Math.Log(sum);
+    }
+
+    /// <summary>The token of the largest score, the lowest id among equals.</summary>
+    /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
+    private static int Likeliest(ReadOnlySpan<float> logits)
+    {
+        if (logits.IsEmpty)
+        {
+            throw new ArgumentException("Expected a score for each token, but got none.", nameof(logits));
+        }
+
+        int best = 0;
+        for (int i = 0; i < logits.Length; i++)
+        {
+            if (float.IsNaN(logits[i]))
+            {
+                throw new ArgumentException($"Expected numbers as scores, but that of token {i} is NaN.", nameof(logits));
+            }
+
+            if (logits[i] > logits[best])
+            {
+                best = i;
+            }
+        }
+
+        return float.IsFinite(logits[best])
+            ? best
+            : throw new ArgumentException($"Expected a finite largest score, but it is {logits[best]}.", nameof(logits));
     }
 }

@@ -14,7 +14,7 @@ public sealed record SamplingOptions
     public double Temperature
     {
         get => _temperature;
-        init => _temperature = double.IsFinite(value) && value >= 0
+        init => _temperature = value >= 0 && float.IsFinite((float)value)
             ? value
             : throw new ArgumentOutOfRangeException(nameof(Temperature), value, "Expected a finite number from 0.");
     }
@@ -57,5 +57,5 @@ public sealed record SamplingOptions
     public int Seed { get; init; }
 
     private static double Finite(double value, string name) =>
-        double.IsFinite(value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");
+        float.IsFinite((float)value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");
 }

@@ -24,15 +24,10 @@ public abstract class TextGenerator
         Cache = cache;
     }
 
-    /// <summary>Chooses the next token of a text.</summary>
-    /// <param name="sequence">Which text.</param>
-    /// <param name="logits">A score for each token of the vocabulary.</param>
-    private protected delegate int TokenChoice(int sequence, ReadOnlySpan<float> logits);
-
-    /// <summary>Time that the model took for prompts.</summary>
+    /// <summary>Time that prompts took, up to the choice of the first token after them.</summary>
     public TimeSpan PrefillTime => _prefill.Elapsed;
 
-    /// <summary>Time that the model took for steps of one token, and for forks of its caches.</summary>
+    /// <summary>Time that steps of one token took, choosing the tokens included, and forks of the caches.</summary>
     public TimeSpan DecodeTime => _decode.Elapsed;
 
     /// <summary>Tokens that the model took in steps of one token, of all texts.</summary>
@@ -58,36 +53,61 @@ public abstract class TextGenerator
     /// <summary>Adds prompts to the texts in <see cref="Cache"/>.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
     /// <param name="cancellationToken">Stops before the next layer of the model, whose caches are good for nothing then.</param>
-    /// <returns>The scores after each prompt, batch · vocab_size.</returns>
-    private protected float[] Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
+    /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
+    private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
         _prefill.Start();
         using IDisposable mode = inference_mode();
         using DisposeScope scope = NewDisposeScope();
         int[] counts = [.. prompts.Select(prompt => prompt.Count)];
         bool padded = counts.Any(count => count != counts[0]);
-        float[] logits = new float[prompts.Count * Model.Config.VocabSize];
         Tensor ids = TokenIds.ToPaddedTensor(prompts, Model.Device);
-        Read(Model.NextTokenLogits(ids, Cache, padded ? counts : default, cancellationToken), logits);
+        Tensor logits = Model.NextTokenLogits(ids, Cache, padded ? counts : default, cancellationToken);
+        TokenIds.ExcludeUnused(logits, Model.Config);
         _prefill.Stop();
-        return logits;
+        return logits.DetachFromDisposeScope();
     }
 
     /// <summary>Adds a token to texts.</summary>
     /// <param name="cache">The texts so far.</param>
     /// <param name="tokens">For each sequence its token.</param>
     /// <param name="counts">For each sequence 1, or 0 if its text has ended.</param>
-    /// <param name="logits">Overwritten with the scores after each token, batch · vocab_size; meaningless for texts that have ended.</param>
-    private protected void Decode(ModelCache cache, int[] tokens, int[] counts, Span<float> logits)
+    /// <returns>The scores after each token, [batch, vocab_size]; meaningless for texts that have ended. The caller disposes them.</returns>
+    private protected Tensor Decode(ModelCache cache, int[] tokens, int[] counts)
     {
         _decode.Start();
         using IDisposable mode = inference_mode();
         using DisposeScope scope = NewDisposeScope();
         Tensor ids = TokenIds.ToTensor(tokens, Model.Device).reshape(-1, 1);
         bool someEnded = counts.Contains(0);
-        Read(Model.NextTokenLogits(ids, cache, someEnded ? counts : default), logits);
+        Tensor logits = Model.NextTokenLogits(ids, cache, someEnded ? counts : default);
+        TokenIds.ExcludeUnused(logits, Model.Config);
         _decode.Stop();
         DecodedTokens += counts.Sum();
+        return logits.DetachFromDisposeScope();
+    }
+
+    /// <summary><see cref="Prefill"/> whose scores are copied from the model's device.</summary>
+    /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
+    /// <param name="cancellationToken">As there.</param>
+    /// <returns>batch · vocab_size numbers.</returns>
+    private protected float[] PrefillScores(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
+    {
+        using Tensor logits = Prefill(prompts, cancellationToken);
+        float[] scores = new float[logits.numel()];
+        Read(logits, scores, _prefill);
+        return scores;
+    }
+
+    /// <summary><see cref="Decode"/> whose scores are copied from the model's device.</summary>
+    /// <param name="cache">The texts so far.</param>
+    /// <param name="tokens">For each sequence its token.</param>
+    /// <param name="counts">For each sequence 1, or 0 if its text has ended.</param>
+    /// <param name="scores">Overwritten, batch · vocab_size.</param>
+    private protected void DecodeScores(ModelCache cache, int[] tokens, int[] counts, Span<float> scores)
+    {
+        using Tensor logits = Decode(cache, tokens, counts);
+        Read(logits, scores, _decode);
     }
 
     /// <summary>Makes caches that continue sequences of others.</summary>
@@ -101,45 +121,65 @@ public abstract class TextGenerator
 
     /// <summary>Continues texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text.</summary>
     /// <param name="cache">The texts so far.</param>
-    /// <param name="logits">The scores after each text, batch · vocab_size; overwritten.</param>
-    /// <param name="choose">Chooses tokens.</param>
+    /// <param name="logits">The scores after each text, [batch, vocab_size]; disposed.</param>
+    /// <param name="samplers">For each text, what chooses its tokens.</param>
     /// <param name="maxTokens">Tokens to generate at most for each text.</param>
     /// <param name="stopTokens">Tokens that end a text.</param>
+    /// <param name="logProbabilities">Overwritten at each step with the logarithms of the tokens' probabilities, one for each text; not
+    /// wanted if null.</param>
     /// <param name="cancellationToken">Stops before the next step.</param>
     /// <returns>The tokens, those of one step in order of the sequences.</returns>
     private protected IEnumerable<SequenceToken> Continue(
         ModelCache cache,
-        float[] logits,
-        TokenChoice choose,
+        Tensor logits,
+        IReadOnlyList<Sampler> samplers,
         int maxTokens,
         IReadOnlySet<int> stopTokens,
+        float[]? logProbabilities,
         CancellationToken cancellationToken)
     {
         int batch = cache.BatchSize;
-        int vocabSize = Model.Config.VocabSize;
         int[] next = new int[batch];
         int[] counts = new int[batch];
         Array.Fill(counts, 1);
-        for (int step = 0; step < maxTokens && counts.Contains(1); step++)
+        using BatchSampler choice = new(samplers, Model, logProbabilities);
+        try
         {
-            if (step > 0)
+            for (int step = 0; step < maxTokens && counts.Contains(1); step++)
             {
-                cancellationToken.ThrowIfCancellationRequested();
-                Decode(cache, next, counts, logits);
-            }
-
-            for (int i = 0; i < batch; i++)
-            {
-                if (counts[i] == 1)
+                if (step > 0)
                 {
-                    next[i] = choose(i, logits.AsSpan(i * vocabSize, vocabSize));
-                    counts[i] = stopTokens.Contains(next[i]) || cache.Lengths[i] == Model.Config.MaxPositions ? 0 : 1;
-                    yield return new SequenceToken(i, next[i]);
+                    cancellationToken.ThrowIfCancellationRequested();
+                    logits.Dispose();
+                    logits = Decode(cache, next, counts);
+                }
+
+                Stopwatch watch = step == 0 ? _prefill : _decode;
+                watch.Start();
+                choice.Next(logits, counts, next);
+                watch.Stop();
+                for (int i = 0; i < batch; i++)
+                {
+                    if (counts[i] == 1)
+                    {
+                        counts[i] = stopTokens.Contains(next[i]) || cache.Lengths[i] == Model.Config.MaxPositions ? 0 : 1;
+                        yield return new SequenceToken(i, next[i]);
+                    }
                 }
             }
         }
+        finally
+        {
+            logits.Dispose();
+        }
     }
 
-    private void Read(Tensor source, Span<float> logits) =>
-        TokenIds.ExcludeUnused(source, Model.Config).to(ScalarType.Float32).cpu().contiguous().data<float>().CopyTo(logits);
+    // Where the device works by itself, this waits for it.
+    private static void Read(Tensor logits, Span<float> scores, Stopwatch watch)
+    {
+        watch.Start();
+        using DisposeScope scope = NewDisposeScope();
+        logits.to(ScalarType.Float32).cpu().contiguous().data<float>().CopyTo(scores);
+        watch.Stop();
+    }
 }

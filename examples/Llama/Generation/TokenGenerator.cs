@@ -1,4 +1,5 @@
 using Mustafar.Examples.Llama.Model;
+using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Generation;
 
@@ -86,9 +87,8 @@ public sealed class TokenGenerator : TextGenerator
             yield break;
         }
 
-        float[] logits = Prefill(prompts, cancellationToken);
-        foreach (SequenceToken item in Continue(
-            Cache, logits, (sequence, scores) => samplers[sequence].Next(scores), maxTokens, stopTokens, cancellationToken))
+        Tensor logits = Prefill(prompts, cancellationToken);
+        foreach (SequenceToken item in Continue(Cache, logits, samplers, maxTokens, stopTokens, logProbabilities: null, cancellationToken))
         {
             yield return item;
         }

@@ -7,6 +7,9 @@ namespace Mustafar;
 internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapter, MustafarAttachment attachment)
     : ModuleReplacement(original)
 {
+    /// <summary>The projections of queries, keys and values as one product; null if they are not taken so.</summary>
+    internal JointLinear? Projections { get; set; }
+
     internal override object? Forward(IReplacedModule module, object?[] arguments)
     {
         nn.Module attention = (nn.Module)module;

@@ -51,7 +51,7 @@ internal sealed class ConversationLayer : IDisposable
 
     /// <summary>
     /// Tells the garbage collector how much memory there is to free here. A model's own cache is a small object to it, so that else
-    /// conversations that nobody disposes, as pipelines leave them, would pile up until some other need for a collection.
+    /// conversations that nobody disposes, as pipelines leave them, would wait for some other need for a collection.
     /// </summary>
     internal void Weigh() => Weigh(Memory.TotalBytes);
 

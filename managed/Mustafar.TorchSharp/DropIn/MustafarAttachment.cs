@@ -38,7 +38,8 @@ public sealed class MustafarAttachment : IDisposable
 
     [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
-    internal MustafarAttachment(nn.Module model, MustafarOptions options, IReadOnlyList<AttentionAdapter> adapters)
+    internal MustafarAttachment(
+        nn.Module model, MustafarOptions options, bool linearInWeightDType, IReadOnlyList<AttentionAdapter> adapters)
     {
         ReplacementType.ThrowIfRuntimeEmitsNoCode();
         _model = model;
@@ -53,8 +54,8 @@ public sealed class MustafarAttachment : IDisposable
                 throw new InvalidOperationException("The model's attention is replaced already; dispose what replaced it first.");
             }
 
-            ModuleReplacement? replacement = Replacement(module, adapters);
-            if (replacement is null || (ReferenceEquals(module, model) && replacement is ModelTurns))
+            ModuleReplacement? replacement = Replacement(module, linearInWeightDType, adapters);
+            if (replacement is null || (ReferenceEquals(module, model) && replacement is not AttentionLayer))
             {
                 continue;
             }
@@ -67,6 +68,7 @@ public sealed class MustafarAttachment : IDisposable
             }
 
             Layers += replacement is AttentionLayer ? 1 : 0;
+            LinearLayers += replacement is LinearLayer ? 1 : 0;
             nn.Module replaced = ReplacementType.Replace(replacement);
             replacements.Add(module, replaced);
             _originals.Add(replaced, module);
@@ -82,9 +84,11 @@ public sealed class MustafarAttachment : IDisposable
         try
         {
             ModuleTree.Exchange(model, replacements);
+            JoinProjections();
         }
         catch
         {
+            SeparateProjections();
             ModuleTree.Exchange(model, _originals);
             throw;
         }
@@ -95,6 +99,9 @@ public sealed class MustafarAttachment : IDisposable
 
     /// <summary>Number of attention layers that were replaced.</summary>
     public int Layers { get; }
+
+    /// <summary>Number of linear layers that run in the data type of their weights, those with quantised weights included.</summary>
+    public int LinearLayers { get; }
 
     /// <summary>The conversations that hold tokens, the oldest first.</summary>
     public IReadOnlyList<MustafarConversation> Conversations
@@ -157,6 +164,7 @@ public sealed class MustafarAttachment : IDisposable
         // First the caches: from then on the model's own attention fails on what is left of these conversations.
         Volatile.Write(ref _disposed, true);
         FreeAll();
+        SeparateProjections();
         foreach ((nn.Module replacement, nn.Module original) in _originals)
         {
             // What was assigned to the attention's fields in the meantime stays.
@@ -252,14 +260,50 @@ public sealed class MustafarAttachment : IDisposable
         };
     }
 
-    private ModuleReplacement? Replacement(nn.Module module, IReadOnlyList<AttentionAdapter> adapters)
+    private ModuleReplacement? Replacement(
+        nn.Module module, bool linearInWeightDType, IReadOnlyList<AttentionAdapter> adapters)
     {
         if (adapters.FirstOrDefault(one => one.Matches(module)) is AttentionAdapter adapter)
         {
             return new AttentionLayer(module, adapter, this);
         }
 
+        if (linearInWeightDType && LinearLayer.Matches(module))
+        {
+            return new LinearLayer(module);
+        }
+
         return adapters.Any(one => one.TakesTurns(module)) ? new ModelTurns(module) : null;
+    }
+
+    // Where linear layers run in the data type of their weights; with the others' conversions the product would be another.
+    private void JoinProjections()
+    {
+        foreach ((nn.Module attention, AttentionLayer layer) in AttentionLayers())
+        {
+            string[] names = ["q_proj", "k_proj", "v_proj"];
+            layer.Projections = JointLinear.TryMake(Array.ConvertAll(names, name => Reflected.Get(attention, name) as nn.Module));
+        }
+    }
+
+    private void SeparateProjections()
+    {
+        foreach ((_, AttentionLayer layer) in AttentionLayers())
+        {
+            layer.Projections?.Dispose();
+            layer.Projections = null;
+        }
+    }
+
+    private IEnumerable<(nn.Module Attention, AttentionLayer Layer)> AttentionLayers()
+    {
+        foreach (nn.Module module in _originals.Keys)
+        {
+            if (((IReplacedModule)module).Replacement is AttentionLayer layer)
+            {
+                yield return (module, layer);
+            }
+        }
     }
 
     private static MustafarConversation? Latest

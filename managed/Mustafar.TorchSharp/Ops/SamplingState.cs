@@ -75,11 +75,13 @@ public sealed unsafe class SamplingState : IDisposable
     /// <param name="row">Its number in the batch.</param>
     /// <param name="parameters">How it samples from now on.</param>
     /// <param name="prompt">Tokens for the repetition penalty besides those that it will draw; any order, any number of times.</param>
+    /// <param name="chosen">Tokens that the text has drawn already, each as often as it was: penalties count them. Any order.</param>
     /// <param name="step">The number of its next draw, from 0: a continued text goes on with the draws that follow.</param>
-    /// <exception cref="ArgumentOutOfRangeException">The row, a token of the prompt or the step is out of range.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">The row, a token or the step is out of range.</exception>
     /// <exception cref="ArgumentException">The parameters have penalties, but the state was made without.</exception>
     /// <exception cref="ObjectDisposedException">The state was disposed.</exception>
-    public void Restart(int row, SamplingParameters parameters, ReadOnlySpan<int> prompt = default, long step = 0)
+    public void Restart(
+        int row, SamplingParameters parameters, ReadOnlySpan<int> prompt = default, ReadOnlySpan<int> chosen = default, long step = 0)
     {
         ObjectDisposedException.ThrowIf(IsDisposed, this);
         ArgumentNullException.ThrowIfNull(parameters);
@@ -94,23 +96,14 @@ public sealed unsafe class SamplingState : IDisposable
             throw new ArgumentException("Expected no penalties, for this state was made without.", nameof(parameters));
         }
 
-        int[] words = new int[MustafarOps.Words(VocabSize)];
-        foreach (int token in prompt)
-        {
-            if (token < 0 || token >= VocabSize)
-            {
-                throw new ArgumentOutOfRangeException(nameof(prompt), token, $"Expected tokens of 0 to {VocabSize - 1}.");
-            }
-
-            words[token / MustafarOps.WordBits] |= 1 << (token % MustafarOps.WordBits);
-        }
-
+        RequireTokens(prompt, nameof(prompt));
+        RequireTokens(chosen, nameof(chosen));
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         Upload(row, parameters);
         Steps[row].copy_(tensor(step));
-        Counts?[row].zero_();
-        Prompt?[row].copy_(tensor(words));
+        Counts?[row].copy_(tensor(Counted(chosen)));
+        Prompt?[row].copy_(tensor(Bits(prompt)));
     }
 
     /// <inheritdoc/>
@@ -121,6 +114,39 @@ public sealed unsafe class SamplingState : IDisposable
         Steps.Dispose();
         Counts?.Dispose();
         Prompt?.Dispose();
+    }
+
+    private int[] Counted(ReadOnlySpan<int> tokens)
+    {
+        int[] counts = new int[VocabSize];
+        foreach (int token in tokens)
+        {
+            counts[token]++;
+        }
+
+        return counts;
+    }
+
+    private int[] Bits(ReadOnlySpan<int> tokens)
+    {
+        int[] words = new int[MustafarOps.Words(VocabSize)];
+        foreach (int token in tokens)
+        {
+            words[token / MustafarOps.WordBits] |= 1 << (token % MustafarOps.WordBits);
+        }
+
+        return words;
+    }
+
+    private void RequireTokens(ReadOnlySpan<int> tokens, string name)
+    {
+        foreach (int token in tokens)
+        {
+            if (token < 0 || token >= VocabSize)
+            {
+                throw new ArgumentOutOfRangeException(name, token, $"Expected tokens of 0 to {VocabSize - 1}.");
+            }
+        }
     }
 
     private void Upload(int row, SamplingParameters parameters)

@@ -90,9 +90,10 @@ public:
         if (*packed) {
             const int64_t begin = token / block_tokens * block_tokens;
             const int64_t stop = std::min({end, compressed_, begin + block_tokens});
-            const TokenRun block =
+            TokenRun run =
                 (Keys ? keys_ : values_).read(token / block_tokens, static_cast<int>(stop - begin), kernels_);
-            return begin == token ? block : rest(block, static_cast<int>(token - begin));
+            if (begin != token) skip(run, static_cast<int>(token - begin));
+            return run;
         }
         const int64_t most = std::min(end, token + block_tokens);
         if (token < fresh_) {
@@ -114,12 +115,11 @@ public:
     }
 
 private:
-    // A packed run without its first tokens.
-    TokenRun rest(TokenRun run, int skipped) const {
-        run.data = static_cast<const char*>(run.data) + int64_t{kernels_.count(run.bitmap, skipped)} * element_;
-        run.bitmap += skipped * bitmap_words(run.head_dim);
-        run.tokens -= skipped;
-        return run;
+    // Leaves out the first tokens of a packed run.
+    void skip(TokenRun& run, int tokens) const {
+        run.data = static_cast<const char*>(run.data) + int64_t{kernels_.count(run.bitmap, tokens)} * element_;
+        run.bitmap += tokens * bitmap_words(run.head_dim);
+        run.tokens -= tokens;
     }
 
     TokenRun dense(const mustafar_dense& tensor, int32_t sequence, int64_t token, int64_t tokens) const {

@@ -13,15 +13,14 @@
 namespace mustafar {
 namespace {
 
-// With VBMI2 16-bit values are expanded as they are stored, and those of bf16 widened as even and odd channels, which are
-// the lower and upper halves of 32-bit lanes. Without it values are widened first.
-#if defined(__AVX512VBMI2__)
-constexpr bool expands_halves = true;
-#else
-constexpr bool expands_halves = false;
-#endif
+// With VBMI2 bf16 is expanded as it is stored, and then widened as even and odd channels, which are the lower and upper
+// halves of 32-bit lanes. Else, and f16 always, values are widened first: a conversion from memory needs no shuffle.
 template <class T>
-constexpr bool by_parity = expands_halves&& std::is_same_v<T, BF16>;
+#if defined(__AVX512VBMI2__)
+constexpr bool by_parity = std::is_same_v<T, BF16>;
+#else
+constexpr bool by_parity = false;
+#endif
 
 // 32 channels in f32, in the order that costs least: even and odd ones, or the lower and the upper 16.
 struct Segment {
@@ -33,7 +32,7 @@ template <class T>
 MUSTAFAR_INLINE __m512 load16(const typename T::Bits* values) {
     if constexpr (sizeof(typename T::Bits) == 4) return _mm512_loadu_ps(values);
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-    if constexpr (std::is_same_v<T, F16>) return _mm512_cvtph_ps(x);  // from memory, which needs no shuffle
+    if constexpr (std::is_same_v<T, F16>) return _mm512_cvtph_ps(x);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
@@ -76,7 +75,7 @@ MUSTAFAR_INLINE __m512i expand16(const uint16_t* values, uint32_t bits) {
 template <class T>
 MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, uint32_t bits) {
 #if defined(__AVX512VBMI2__)
-    if constexpr (sizeof(typename T::Bits) == 2) return widen<T>(expand16(values, bits));
+    if constexpr (by_parity<T>) return widen<T>(expand16(values, bits));
 #endif
     const __m512 low = load16<T>(values), high = load16<T>(values + _mm_popcnt_u32(bits & 0xffffu));
     return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), low),

@@ -155,6 +155,26 @@ public sealed class ConversationTests
     }
 
     [Test]
+    public void WhereTheModelsOwnCacheIsKeptUpToDateItsAttentionGoesOn()
+    {
+        using Subject subject = Subject.Make("torchsharp-llama");
+        Tensor ids = Subject.Ids(2, Tokens, seed: 19);
+        Tensor expected = subject.Run(ids, Prompt);
+        subject.Run(Subject.Ids(3, Tokens, seed: 20), Prompt);
+        using (MustafarAttachment attachment = subject.Model.UseMustafar(s_everything))
+        {
+            subject.Step(ids, 0, Prompt, subject);
+            subject.Step(ids, Prompt, Prompt + 3, subject);
+            // Back, and on with other tokens.
+            subject.Step(Subject.Ids(2, Tokens, seed: 21), Prompt - 4, Prompt + 5, subject);
+            subject.Step(ids, Prompt - 4, Prompt + 6, subject);
+        }
+
+        Compare.Close(
+            subject.Step(ids, Prompt + 6, Tokens, subject), expected.narrow(1, Prompt + 6, Tokens - Prompt - 6), Rounding, Rounding, "logits");
+    }
+
+    [Test]
     public void ConversationsThatNobodyDisposesDoNotPileUp([Values("genai", "llm-sharp")] string name)
     {
         const int begun = 20;

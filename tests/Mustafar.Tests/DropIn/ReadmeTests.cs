@@ -90,6 +90,22 @@ public sealed class ReadmeTests
     }
 
     [Test]
+    public void Sampling()
+    {
+        const int vocabSize = 100;
+        int[] promptIds = [1, 2, 3];
+        Tensor logits = randn(2, vocabSize);
+
+        using SamplingState state = new(batch: 2, vocabSize, logits.device);
+        state.Restart(0, new SamplingParameters { Temperature = 0.7, TopP = 0.9, Seed = 1 }, promptIds);
+        state.Restart(1, new SamplingParameters { TopK = 50, RepetitionPenalty = 1.1, Seed = 2 }, promptIds);
+        Tensor ids = MustafarOps.Sample(logits, state);
+
+        Assert.That(ids.dtype, Is.EqualTo(ScalarType.Int64));
+        Assert.That(ids.shape, Is.EqualTo((long[])[2]));
+    }
+
+    [Test]
     public void CachesOnDisk()
     {
         using TemporaryDirectory directory = new();

@@ -209,6 +209,16 @@ internal sealed class ChatEncoderTests
         () => Encoder(Tokenizer(["<|im_start|>"]), "chatml"),
         Throws.TypeOf<UnsupportedModelException>().With.Message.Contains("'<|im_end|>'").And.Message.Contains("--chat-template"));
 
+    [Test]
+    public void ATemplateOfATokenThatTheModelLacksIsRefused()
+    {
+        TextTokenizer tokenizer = Tokenizer(["<|im_start|>", "<|im_end|>"]);
+        tokenizer.LimitIds(257, "checkpoint");
+        Assert.That(
+            () => Encoder(tokenizer, "chatml"),
+            Throws.TypeOf<UnsupportedModelException>().With.Message.Contains("'<|im_end|>'").And.Message.Contains("vocab_size").And.Message.Contains("--chat-template"));
+    }
+
     private static IEnumerable<string> Families() => Directory.EnumerateFiles(Path.Combine(Golden.Directory, "jinja", "families"), "*.jinja")
         .Select(path => Path.GetFileNameWithoutExtension(path)).Order(StringComparer.Ordinal);
 

@@ -38,7 +38,7 @@ internal sealed class SampleTests(string device)
             using SamplingState state = new(batch, vocabSize, new Device(device), penalties);
             for (int b = 0; b < batch; b++)
             {
-                state.Restart(b, parameters[b], [.. Enumerable.Range(0, vocabSize).Where(t => prompts[b][t])], (long)b << 31);
+                state.Restart(b, parameters[b], [.. Enumerable.Range(0, vocabSize).Where(t => prompts[b][t])], step: (long)b << 31);
             }
 
             Tensor logs = empty(batch, device: device), exact = ReferenceStep.Exact(logits).log_softmax(-1);
@@ -124,12 +124,14 @@ internal sealed class SampleTests(string device)
         state.Restart(0, parameters);
         long[][] second = Draw(20);
         state.Restart(1, parameters with { PresencePenalty = 0 }, step: 7);
+        state.Restart(0, parameters, chosen: [.. first[..15].Select(tokens => (int)tokens[0])], step: 15);
         long[][] third = Draw(5);
         float[] row = Values.Of(logits[1]);
         using (Assert.EnterMultipleScope())
         {
             Assert.That(second.Select(tokens => tokens[0]), Is.EqualTo(first.Select(tokens => tokens[0])));
             Assert.That(second.Select(tokens => tokens[1]), Is.Not.EqualTo(first.Select(tokens => tokens[1])));
+            Assert.That(third.Select(tokens => tokens[0]), Is.EqualTo(first[15..].Select(tokens => tokens[0])), "a text goes on");
             Assert.That(third.Select(tokens => tokens[1]), Is.EqualTo(Enumerable.Range(7, 5).Select(step => ReferenceSampling.Token(row, new SamplingParameters { Seed = 5 }, step))));
         }
     }
@@ -155,6 +157,7 @@ internal sealed class SampleTests(string device)
             Assert.That(() => MustafarOps.PackTokens(zeros(3)), Throws.ArgumentException.With.Message.Contains("Float32"));
             Assert.That(() => state.Restart(2, new SamplingParameters()), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("row"));
             Assert.That(() => state.Restart(0, new SamplingParameters(), [40]), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("prompt"));
+            Assert.That(() => state.Restart(0, new SamplingParameters(), chosen: [-1]), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("chosen"));
             Assert.That(() => state.Restart(0, new SamplingParameters { PresencePenalty = 1 }), Throws.ArgumentException.With.Property("ParamName").EqualTo("parameters"));
             Assert.That(() => new SamplingState(1, 0), Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingParameters { Temperature = -1 }, Throws.TypeOf<ArgumentOutOfRangeException>());

@@ -4,6 +4,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>What the compressed cache gave for an <see cref="AttentionStep"/>.</summary>
+/// <remarks>It is used on the thread of the call, and until its end.</remarks>
 public sealed class AttentionResult
 {
     private readonly MustafarConversation _conversation;

@@ -130,9 +130,11 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         long numHeads = Reflected.GetCount(attention, "_numHeads");
         long numKvHeads = Reflected.GetCount(attention, "_numKeyValueHeads");
         long headDim = Reflected.GetCount(attention, "_headDim");
-        if (Reflected.Get(attention, "qkv_proj") is nn.Module<Tensor, Tensor> joint)
+        JointLinear? projections = ((attention as IReplacedModule)?.Replacement as AttentionLayer)?.Projections;
+        Tensor? joint = projections?.Project(hidden)
+            ?? (Reflected.Get(attention, "qkv_proj") as nn.Module<Tensor, Tensor>)?.forward(hidden);
+        if (joint is Tensor all)
         {
-            Tensor all = joint.forward(hidden);
             return (
                 Heads(all.narrow(-1, 0, numHeads * headDim), numHeads),
                 Heads(all.narrow(-1, numHeads * headDim, numKvHeads * headDim), numKvHeads),

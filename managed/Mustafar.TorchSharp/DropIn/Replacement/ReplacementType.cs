@@ -9,8 +9,8 @@ namespace Mustafar;
 /// <summary>Emits, for a module's class, the subclass whose objects stand in for its own.</summary>
 /// <remarks>
 /// Models call their modules through fields of the module's own type, often internal, and hooks do not run on <c>forward</c>. So a
-/// replacement must be of that type and override <c>forward</c>. It is made without running a constructor and shares every field's value with the
-/// object that it replaces, the handle of the native module among them.
+/// replacement must be of that type and override <c>forward</c>. It is made without running a constructor and shares every field's value
+/// with the object that it replaces, the handle of the native module among them.
 /// </remarks>
 [RequiresDynamicCode("Emits a subclass of the module's class.")]
 [RequiresUnreferencedCode("Reads the model's fields by reflection.")]

@@ -22,6 +22,7 @@ struct FragmentPlan {
     AttentionPlan plan;
     int tile_count;
     int64_t tiles;  // in all
+    MergePlan merge;
     int64_t partial_rows;
 };
 
@@ -107,8 +108,8 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     if (result.plan.warps == 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
              static_cast<long long>(footprint.iteration_bytes));
-    const int partials = result.plan.splits / result.plan.cluster;
-    result.partial_rows = partials == 1 ? 0 : result.tiles * partials * tile_rows;
+    result.merge = merge_plan(result.plan.splits / result.plan.cluster);
+    result.partial_rows = result.tiles * result.merge.slots * tile_rows;
     return result;
 }
 
@@ -167,6 +168,9 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.by_stride = divisor(p.splits * plan.plan.warps);
     p.cluster = plan.plan.cluster;
     p.partials = p.splits / p.cluster;
+    p.merge_group = plan.merge.group;
+    p.merge_slots = plan.merge.slots;
+    p.merge_counters = plan.merge.counters;
     p.ring_depth = plan.plan.ring_depth;
     p.warp_bytes = static_cast<int32_t>(plan.plan.warp_bytes);
     p.aligned = is_vector_aligned(a.query, 2) &&

@@ -5,7 +5,8 @@
 // w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
-// without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
+// without clusters) goes to the workspace, and the last thread block to arrive merges it, of a tile or, where a tile has
+// many parts, of a group of them and then of the groups.
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
@@ -95,7 +96,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         prefetch_l2(p.compressed + walk.slot);
     }
     if (warp == 0) ring.prefetch_slabs();
-    if (p.partials > 1 && threadIdx.x == 0) prefetch_l2(p.arrivals + tile_of_all);
+    if (p.partials > 1 && threadIdx.x == 0)
+        prefetch_l2(p.arrivals + static_cast<int64_t>(tile_of_all) * p.merge_counters);
     ring.guess_first(p.table_blocks);
     wait_for_previous_grid();
     // All that the first iteration depends on is asked for before any of it is waited for: the query rows (those past
@@ -247,15 +249,34 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if (p.cluster > 1) cluster_barrier_relaxed();  // until then the other block may read this one's memory
     if (p.partials == 1) return;
 
-    // The barrier puts the block's stores before the arrival that announces them.
-    __syncthreads();
-    const uint32_t last = p.splits - 1;
-    if (threadIdx.x == 0) fixed.last = count_arrival(p.arrivals + tile_of_all, last) == last;
-    __syncthreads();
-    if (!fixed.last) return;
-    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
-        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row,
-                                    sees_token(e / quads));
+    // The last thread block of a group merges it and goes on as the group's one; the last of all has the result.
+    uint32_t* counters = p.arrivals + static_cast<int64_t>(tile_of_all) * p.merge_counters;
+    int part = static_cast<int>(split) / p.cluster, parts = p.partials, first_slot = 0, arrivals_each = p.cluster;
+#pragma unroll 1
+    for (;;) {
+        const int group = part / p.merge_group, groups = (parts + p.merge_group - 1) / p.merge_group;
+        const int members = min(p.merge_group, parts - group * p.merge_group);
+        const uint32_t last = members * arrivals_each - 1;
+        // The barrier puts the block's stores before the arrival that announces them.
+        __syncthreads();
+        if (threadIdx.x == 0) fixed.last = count_arrival(counters + group, last) == last;
+        __syncthreads();
+        if (!fixed.last) return;
+        const int first_member = first_slot + group * p.merge_group;
+        first_slot += parts;
+        for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
+            const int row = e / quads, quad = e % quads;
+            MergedQuad merged = merged_partials<channels>(p, tile_of_all, rows, row, quad, first_member, members);
+            if (groups == 1)
+                merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
+            else
+                merged.template store_partial<channels>(p, partial_row(p, tile_of_all, first_slot + group, rows) + row,
+                                                        quad);
+        }
+        if (groups == 1) return;
+        counters += groups;
+        part = group, parts = groups, arrivals_each = 1;
+    }
 }
 
 }  // namespace mustafar::cuda

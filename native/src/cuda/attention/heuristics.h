@@ -8,11 +8,31 @@
 
 namespace mustafar::cuda {
 
-constexpr int max_splits = 64;
+constexpr int max_splits = 256;
 
-// Tiles that there are counters for in the workspace. More of them fill any device: none is split into several partial
-// results, which would have to be counted.
-constexpr int64_t max_counted_tiles = MUSTAFAR_WORKSPACE_COUNTER_BYTES / 4;
+// Counters of arriving thread blocks in the workspace. Tiles that would need more of them fill any device: they are not
+// split into several partial results.
+constexpr int64_t max_counters = MUSTAFAR_WORKSPACE_COUNTER_BYTES / 4;
+
+// How the partial results of a tile are merged: by the last thread block to arrive; where that would be much for one, in
+// groups of consecutive ones, whose results are merged in the same way.
+struct MergePlan {
+    int group;     // partial results that one thread block merges
+    int slots;     // partial results in the workspace, those of groups among them
+    int counters;  // one for each merge
+    int levels;
+};
+
+constexpr MergePlan merge_plan(int partials) {
+    constexpr int most_at_once = 48, group_of_many = 16;
+    MergePlan plan{partials > most_at_once ? group_of_many : partials, 0, 0, 0};
+    for (int parts = partials; parts > 1; parts = (parts + plan.group - 1) / plan.group) {
+        plan.slots += parts;
+        plan.counters += (parts + plan.group - 1) / plan.group;
+        ++plan.levels;
+    }
+    return plan;
+}
 
 // What a thread block needs, in bytes of shared memory.
 struct AttentionFootprint {
@@ -61,13 +81,14 @@ struct AttentionWarps {
 constexpr AttentionWarps single_tile_warps[] = {{12, 1}, {6, 2}, {4, 3}};
 constexpr AttentionWarps double_tile_warps[] = {{8, 1}, {4, 2}};
 
-// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of a
-// warp's iteration. Starting and finishing a thread block takes about as long as two iterations of all warps of a
-// multiprocessor, merging a cluster half of one, merging in the workspace one, and more for each part.
+// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of what a
+// busy multiprocessor takes for a block of keys and values. Warps that share it with few others get on faster, at most
+// four times. Starting and finishing a thread block takes about as long as two iterations of all warps of a
+// multiprocessor, merging a cluster half of one, as does each level of merging in the workspace, and more for each part.
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 100;
+    constexpr int64_t start_cost = 2000, cluster_cost = 500, level_cost = 500, part_cost = 25;
     // A second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
     // the first blocks.
     constexpr int64_t long_walk = 16;
@@ -84,14 +105,17 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         if (fitting == 0) continue;
         const bool deeper_fits = resident(candidate, 2) == fitting;
         const int64_t slots = device.multiprocessors * fitting;
-        const int64_t iteration = 100 * warps * fitting;
         for (int splits = 1; splits <= max_splits; ++splits) {
-            const int64_t waves = (tiles * splits + slots - 1) / slots;
+            const int64_t blocks = tiles * splits, waves = (blocks + slots - 1) / slots;
+            const int64_t sharing = std::min(fitting, (blocks + device.multiprocessors - 1) / device.multiprocessors);
+            const int64_t iteration = warps * (25 * fitting + 75 * sharing);
             const int64_t share = int64_t{splits} * warps, walk = (items + share - 1) / share;
             const int cluster = device.clusters ? cluster_of(splits) : 1, partials = splits / cluster;
-            if (partials > 1 && tiles > max_counted_tiles) break;
+            const MergePlan merge = merge_plan(partials);
+            if (tiles * merge.counters > max_counters) break;
+            const int64_t read = merge.levels > 1 ? merge.group + (partials + merge.group - 1) / merge.group : partials;
             const int64_t cost = waves * (walk * iteration + start_cost) + (cluster > 1 ? cluster_cost : 0) +
-                                 (partials > 1 ? merge_cost + partials * part_cost : 0);
+                                 (partials > 1 ? merge.levels * level_cost + read * part_cost : 0);
             if (cost < best_cost) {
                 const int depth = footprint.waits_for_memory && deeper_fits && walk >= long_walk ? 2 : 1;
                 best_cost = cost;

@@ -39,9 +39,9 @@ __device__ __forceinline__ int channel_at(int position) {
     return HeadDim / 8 * (position >> 1 & 7) + 2 * (position >> 4) + (position & 1);
 }
 
-// Where the partial results of one part of one tile start, counted in rows.
-__device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int part, int rows) {
-    return (tile_of_all * p.partials + part) * rows;
+// Where the partial results in one slot of one tile start, counted in rows.
+__device__ __forceinline__ int64_t partial_row(const AttentionParams& p, int64_t tile_of_all, int slot, int rows) {
+    return (tile_of_all * p.merge_slots + slot) * rows;
 }
 
 // What several parts of the tokens (of warps, of splits) have given for one quad of one row.
@@ -108,16 +108,15 @@ private:
     }
 };
 
-// One quad of a row of a tile over all its partial results.
-template <class T, int HeadDim>
-__device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
-                                               int quad, int sequence, int kv_head, int first_row, bool seen) {
-    MergedQuad merged(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
-        const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
+// One quad of a row of a tile over the partial results in `parts` slots from `first` on.
+template <int HeadDim>
+__device__ __forceinline__ MergedQuad merged_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
+                                                      int quad, int first, int parts) {
+    return MergedQuad(std::integral_constant<int, 16>{}, parts, [&](int part, float2& state, float4& output) {
+        const int64_t at = partial_row(p, tile_of_all, first + part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
     });
-    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad, seen);
 }
 
 }  // namespace mustafar::cuda

@@ -15,16 +15,17 @@ struct AttentionParams {
     const int32_t* compressed;       // [slots]
     const int32_t* query_counts;     // [batch] or null
     float* log_sum_exp;              // [batch, num_heads, num_queries] or null
-    float* partial_output;           // [batch, num_kv_heads, tiles, partials, tile rows, head_dim]
-    float2* partial_state;           // [batch, num_kv_heads, tiles, partials, tile rows] maximum (base 2), sum
-    uint32_t* arrivals;              // [batch, num_kv_heads, tiles] zeros, left as zeros
+    float* partial_output;           // [batch, num_kv_heads, tiles, slots of the merge, tile rows, head_dim]
+    float2* partial_state;           // [batch, num_kv_heads, tiles, slots, tile rows] maximum (base 2), sum
+    uint32_t* arrivals;              // [batch, num_kv_heads, tiles, counters of the merge] zeros, left as zeros
     int32_t batch, num_slots, num_kv_heads, group, num_queries, num_fresh, tail_capacity, sliding_window;
     Divisor by_split, by_tile, by_kv_head, by_group;
     Divisor by_stride;      // warps of a tile's splits
     uint32_t table_blocks;  // that both page tables have entries for, or the most that can be counted
     int32_t tiles, splits;
-    int32_t cluster;   // thread blocks of a cluster, a divisor of splits
-    int32_t partials;  // results that the workspace takes for a tile: splits / cluster
+    int32_t cluster;                                   // thread blocks of a cluster, a divisor of splits
+    int32_t partials;                                  // results of a tile to merge in the workspace: splits / cluster
+    int32_t merge_group, merge_slots, merge_counters;  // MergePlan
     int32_t ring_depth;
     int32_t warp_bytes;  // of shared memory
     bool aligned;        // rows of query, tail and fresh tokens start at multiples of 16 bytes

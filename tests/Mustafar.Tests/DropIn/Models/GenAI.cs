@@ -114,19 +114,44 @@ internal sealed class RotaryEmbedding(int headDim) : nn.Module<RotaryEmbeddingIn
 }
 
 /// <summary>Its weight is a buffer, and it computes in f32, as in the package.</summary>
-internal sealed class QuantizedLinear : nn.Module<Tensor, Tensor>
+internal class GenAILinear : nn.Module<Tensor, Tensor>
 {
-    private readonly Tensor weight;
+    protected Tensor? weight;
+    private readonly Tensor? bias;
 
-    public QuantizedLinear(long inputs, long outputs, ScalarType dtype)
-        : base(nameof(QuantizedLinear))
+    public GenAILinear(long inputs, long outputs, ScalarType dtype, bool hasBias = false)
+        : base(nameof(GenAILinear))
     {
         weight = (randn(outputs, inputs) / Math.Sqrt(inputs)).to(dtype);
+        bias = hasBias ? randn(outputs).to(dtype) : null;
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor input) =>
-        matmul(input.to_type(ScalarType.Float32), weight.to_type(ScalarType.Float32).t()).to_type(input.dtype);
+    public override Tensor forward(Tensor input) => Product(input, weight!.to_type(ScalarType.Float32));
+
+    protected Tensor Product(Tensor input, Tensor weight)
+    {
+        Tensor output = matmul(input.to_type(ScalarType.Float32), weight.t());
+        return (bias is null ? output : output + bias.to_type(ScalarType.Float32)).to_type(input.dtype);
+    }
+}
+
+internal class QuantizedLinear(long inputs, long outputs, ScalarType dtype, bool hasBias = false)
+    : GenAILinear(inputs, outputs, dtype, hasBias)
+{
+    public void Int8()
+    {
+        Tensor scale = 127 / weight!.to(ScalarType.Float32).abs().amax([1], keepdim: true);
+        register_buffer("8bit_weight", (weight * scale).round().to(ScalarType.Int8));
+        register_buffer("scale", scale);
+        _internal_buffers.Remove("weight");
+        weight.Dispose();
+        weight = null;
+    }
+
+    public override Tensor forward(Tensor input) => weight is not null
+        ? base.forward(input)
+        : Product(input, get_buffer("8bit_weight")!.to(ScalarType.Float32) / get_buffer("scale")!);
 }
 
 /// <summary>Where rotary positions are computed: for all layers at once, or in each.</summary>
@@ -322,7 +347,7 @@ internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
 internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
 {
     private readonly LlamaModel model;
-    private readonly Linear lm_head;
+    private readonly GenAILinear lm_head;
 
     public LlamaForCausalLM(
         int heads,
@@ -336,7 +361,7 @@ internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
         : base(nameof(LlamaForCausalLM))
     {
         model = new LlamaModel(heads, kvHeads, positions, dtype, joint, dropout, first, window);
-        lm_head = nn.Linear(heads * Subject.HeadDim, Subject.Vocabulary, dtype: dtype);
+        lm_head = new GenAILinear(heads * Subject.HeadDim, Subject.Vocabulary, dtype, hasBias: true);
         RegisterComponents();
     }
 
