@@ -8,6 +8,7 @@ namespace Mustafar;
 internal sealed class CompressedStore : IDisposable
 {
     private readonly StepWorkspace _workspace;
+    private readonly int? _maxLength;
     private readonly List<LayerStorage> _layers = [];
 
     /// <summary>Makes a store without sequences.</summary>
@@ -24,7 +25,7 @@ internal sealed class CompressedStore : IDisposable
         CompressedStore? family = null)
     {
         _ = TensorAccess.Context(shape.Device); // a device without a back end is refused here, not at the first token
-        (Shape, Options) = (shape, options);
+        (Shape, Options, _maxLength) = (shape, options, limits.MaxLength);
         SequenceRules rules = SequenceRules.Of(options);
         LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
         int slots = limits.MaxSequences ?? 1;
@@ -235,8 +236,18 @@ internal sealed class CompressedStore : IDisposable
     }
 
     /// <summary>Takes pages for what is in a file, and makes room for so many of one sequence.</summary>
-    internal int[] Rent(int pages, int ofSequence)
+    /// <param name="pages">How many.</param>
+    /// <param name="ofSequence">Pages of the longest sequence.</param>
+    /// <param name="longest">Tokens of the longest sequence.</param>
+    /// <exception cref="CacheBudgetException">There are not enough pages.</exception>
+    /// <exception cref="CacheLimitException">A sequence is longer than the cache allows.</exception>
+    internal int[] Rent(int pages, int ofSequence, int longest)
     {
+        if (longest > _maxLength)
+        {
+            throw new CacheLimitException($"Expected sequences of at most {_maxLength} tokens, but one in the file has {longest}.");
+        }
+
         Table.Pool.Require(pages);
         Table.Reserve(ofSequence);
         return Table.Pool.Rent(pages, held: 0, last: -1);

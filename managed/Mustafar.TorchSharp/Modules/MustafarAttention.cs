@@ -100,31 +100,64 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
     {
         ArgumentNullException.ThrowIfNull(hidden);
         ArgumentNullException.ThrowIfNull(cache);
-        long[] shape = hidden.shape;
-        if (shape.Length != 3 || shape[0] != cache.BatchSize || shape[2] != Options.HiddenSize)
-        {
-            throw new ArgumentException(
-                $"Expected shape [{cache.BatchSize}, tokens, {Options.HiddenSize}], but got [{string.Join(", ", shape)}].", nameof(hidden));
-        }
-
-        if (cache.NumKvHeads != Options.NumKvHeads || cache.HeadDim != Options.HeadDim)
-        {
-            throw new ArgumentException(
-                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {cache.NumKvHeads} of {cache.HeadDim}.",
-                nameof(cache));
-        }
-
+        Check(hidden, cache.BatchSize);
+        Check(cache.NumKvHeads, cache.HeadDim, nameof(cache));
         using DisposeScope scope = NewDisposeScope();
-        long batch = shape[0];
-        long tokens = shape[1];
+        (Tensor query, Tensor keys, Tensor values) = Project(hidden, cache.Lengths);
+        return Output(cache.Forward(query, keys, values, Options.Scale, counts)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Attends the new tokens of a step to themselves and to the cached ones, and adds them to one layer of the cache.</summary>
+    /// <param name="hidden">Hidden states [batch, n, hidden_size] of the step's sequences, in its order.</param>
+    /// <param name="step">The step.</param>
+    /// <param name="layer">Which layer of the cache is this one's.</param>
+    /// <returns>Hidden states [batch, n, hidden_size]; meaningless at padding.</returns>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    /// <exception cref="InvalidOperationException">The layer has attended already, another one failed, or the step has ended.</exception>
+    public Tensor forward(Tensor hidden, CacheStep step, int layer)
+    {
+        ArgumentNullException.ThrowIfNull(hidden);
+        ArgumentNullException.ThrowIfNull(step);
+        Check(hidden, step.Sequences.Count);
+        Check(step.Cache.NumKvHeads, step.Cache.HeadDim, nameof(step));
+        using DisposeScope scope = NewDisposeScope();
+        (Tensor query, Tensor keys, Tensor values) = Project(hidden, step.Positions);
+        return Output(step.Attend(layer, query, keys, values, Options.Scale)).MoveToOuterDisposeScope();
+    }
+
+    // Queries, keys and values [batch, heads, n, head_dim] at their positions.
+    private (Tensor Query, Tensor Keys, Tensor Values) Project(Tensor hidden, IReadOnlyList<int> positions)
+    {
+        (long batch, long tokens) = (hidden.shape[0], hidden.shape[1]);
         Tensor query = q_proj.call(hidden).reshape(batch, tokens, Options.NumHeads, Options.HeadDim);
         Tensor key = k_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
         Tensor value = v_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
         query = q_norm?.call(query) ?? query;
         key = k_norm?.call(key) ?? key;
-        (query, key) = _rotary.Apply(query, key, cache.Lengths);
-        Tensor attended = cache.Forward(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), Options.Scale, counts);
-        return o_proj.call(attended.transpose(1, 2).reshape(batch, tokens, Options.NumHeads * Options.HeadDim)).MoveToOuterDisposeScope();
+        (query, key) = _rotary.Apply(query, key, positions);
+        return (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2));
+    }
+
+    private Tensor Output(Tensor attended) =>
+        o_proj.call(attended.transpose(1, 2).reshape(attended.shape[0], attended.shape[2], Options.NumHeads * Options.HeadDim));
+
+    private void Check(Tensor hidden, int batch)
+    {
+        long[] shape = hidden.shape;
+        if (shape.Length != 3 || shape[0] != batch || shape[2] != Options.HiddenSize)
+        {
+            throw new ArgumentException(
+                $"Expected shape [{batch}, tokens, {Options.HiddenSize}], but got [{string.Join(", ", shape)}].", nameof(hidden));
+        }
+    }
+
+    private void Check(int numKvHeads, int headDim, string name)
+    {
+        if (numKvHeads != Options.NumKvHeads || headDim != Options.HeadDim)
+        {
+            throw new ArgumentException(
+                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {numKvHeads} of {headDim}.", name);
+        }
     }
 
     private static RmsNorm? Norm(MustafarAttentionOptions options, ScalarType dtype, Device? device) =>

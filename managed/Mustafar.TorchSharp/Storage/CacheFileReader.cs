@@ -59,7 +59,9 @@ internal sealed class CacheFileReader : IDisposable
         {
             foreach (Restored store in stores)
             {
-                store.Pages = store.Store.Rent(store.Common.Pages, store.Common.Tables.Compressed.Max() / store.Store.Table.Rules.GroupSize);
+                CacheTables tables = store.Common.Tables;
+                store.Pages = store.Store.Rent(
+                    store.Common.Pages, tables.Compressed.Max() / store.Store.Table.Rules.GroupSize, tables.TotalLengths.Max());
                 for (int i = 0; i < store.Layers.Length; i++)
                 {
                     int layer = store.Layers[i];

@@ -27,15 +27,6 @@ public static class MustafarCacheFile
         ArgumentException.ThrowIfNullOrEmpty(path);
         ArgumentNullException.ThrowIfNull(fingerprint);
         Validate(layers);
-        metadata ??= ReadOnlyDictionary<string, string>.Empty;
-        foreach ((string key, string value) in metadata)
-        {
-            if (value is null)
-            {
-                throw new ArgumentException($"Expected a text as '{key}', but it is null.", nameof(metadata));
-            }
-        }
-
         using Claims claims = new(layers);
         for (int i = 1; i < layers.Count; i++)
         {
@@ -47,7 +38,33 @@ public static class MustafarCacheFile
             }
         }
 
-        AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, [.. layers.Select(layer => layer.Stored)], fingerprint, metadata));
+        Write(path, [.. layers.Select(layer => layer.Stored)], fingerprint, metadata);
+    }
+
+    /// <summary>Writes sequences of a whole model's cache to a file, of the same form as that of a cache for each layer.</summary>
+    /// <param name="path">The file; one that is there is replaced, once the new one is complete and on the disk.</param>
+    /// <param name="cache">The cache.</param>
+    /// <param name="sequences">The sequences, each once; pages that several share are in the file once.</param>
+    /// <param name="fingerprint">What tells the model (its weights) apart from others; caches of one mean nothing to another.</param>
+    /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a value is null.</exception>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
+    public static void Save(
+        string path,
+        MustafarModelCache cache,
+        IReadOnlyList<int> sequences,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata = null)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        ArgumentNullException.ThrowIfNull(fingerprint);
+        ArgumentNullException.ThrowIfNull(cache);
+        ArgumentNullException.ThrowIfNull(sequences);
+        using IDisposable claim = cache.Claim();
+        Write(path, cache.Stored(sequences), fingerprint, metadata);
     }
 
     /// <summary>Checks that caches could be saved to a file: before work whose result is to be kept there. Nothing is changed.</summary>
@@ -86,10 +103,43 @@ public static class MustafarCacheFile
             }
         }
 
-        AtomicFile.RemoveLeftovers(path);
-        using CacheFileReader reader = new(path);
-        reader.Restore([.. layers.Select(layer => layer.Stored)], fingerprint);
-        return reader.UserMetadata;
+        return Read(path, [.. layers.Select(layer => layer.Stored)], fingerprint);
+    }
+
+    /// <summary>Restores sequences of a whole model's cache from a file, of a model's cache or of a cache for each layer.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="cache">A cache of the shape, dtype and options that they were saved with, on any device.</param>
+    /// <param name="sequences">For each sequence in the file an empty one of the cache.</param>
+    /// <param name="fingerprint">What tells the model apart from others, as it was given when they were saved.</param>
+    /// <returns>The metadata that they were saved with.</returns>
+    /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or one is not empty.</exception>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="CacheBudgetException">There is less memory left than what is in the file needs.</exception>
+    /// <exception cref="CacheLimitException">A sequence in the file is longer than the cache allows.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
+    /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
+    /// version. The sequences are still empty.</exception>
+    public static IReadOnlyDictionary<string, string> Load(
+        string path, MustafarModelCache cache, IReadOnlyList<int> sequences, string fingerprint)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        ArgumentNullException.ThrowIfNull(fingerprint);
+        ArgumentNullException.ThrowIfNull(cache);
+        ArgumentNullException.ThrowIfNull(sequences);
+        using IDisposable claim = cache.Claim();
+        foreach (int sequence in sequences)
+        {
+            if (cache.LengthOf(sequence) > 0)
+            {
+                throw new ArgumentException(
+                    $"Expected empty sequences, but sequence {sequence} holds {cache.LengthOf(sequence)} tokens.", nameof(sequences));
+            }
+        }
+
+        return Read(path, cache.Stored(sequences), fingerprint);
     }
 
     /// <summary>Writes one cache to a file, as the only layer.</summary>
@@ -103,6 +153,29 @@ public static class MustafarCacheFile
     /// <param name="path">The file.</param>
     /// <param name="fingerprint">What tells the model apart from others.</param>
     public static void Load(this MustafarCache cache, string path, string fingerprint) => Load(path, [cache], fingerprint);
+
+    private static void Write(
+        string path, StoredLayer[] layers, string fingerprint, IReadOnlyDictionary<string, string>? metadata)
+    {
+        metadata ??= ReadOnlyDictionary<string, string>.Empty;
+        foreach ((string key, string value) in metadata)
+        {
+            if (value is null)
+            {
+                throw new ArgumentException($"Expected a text as '{key}', but it is null.", nameof(metadata));
+            }
+        }
+
+        AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, layers, fingerprint, metadata));
+    }
+
+    private static Dictionary<string, string> Read(string path, StoredLayer[] layers, string fingerprint)
+    {
+        AtomicFile.RemoveLeftovers(path);
+        using CacheFileReader reader = new(path);
+        reader.Restore(layers, fingerprint);
+        return reader.UserMetadata;
+    }
 
     private static void Validate(IReadOnlyList<MustafarCache> layers)
     {

@@ -46,6 +46,35 @@ public sealed class ReadmeTests
     }
 
     [Test]
+    public void AllLayersOfAModel()
+    {
+        Tensor query = randn(2, 32, 1, 128, dtype: ScalarType.BFloat16);
+        Tensor keys = randn(2, 8, 1, 128, dtype: ScalarType.BFloat16);
+        Tensor values = randn(2, 8, 1, 128, dtype: ScalarType.BFloat16);
+
+        MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
+        using MustafarModelCache model = new(
+            numLayers: 32, numKvHeads: 8, headDim: 128, ScalarType.BFloat16, CPU, options,
+            new CacheLimits { MaxSequences = 8, BudgetBytes = 1L << 30 });
+        int first = model.AddSequence(), second = model.AddSequence();
+        using (CacheStep step = model.BeginStep([first, second], tokens: 1))
+        {
+            for (int layer = 0; layer < model.NumLayers; layer++)
+            {
+                Tensor attended = step.Attend(layer, query, keys, values);
+                Assert.That(attended.shape, Is.EqualTo(query.shape));
+            }
+
+            step.Commit();
+        }
+
+        int copy = model.Fork(first);
+        model.RemoveSequence(second);
+        Assert.That(model.Sequences, Is.EqualTo((int[])[first, copy]));
+        Assert.That(model.LengthOf(copy), Is.EqualTo(1));
+    }
+
+    [Test]
     public void AWholeAttentionLayer()
     {
         using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);

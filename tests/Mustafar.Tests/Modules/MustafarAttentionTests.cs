@@ -37,6 +37,39 @@ public sealed class MustafarAttentionTests(string device)
         }
     }
 
+    /// <summary>Sequences of one cache, at positions of their own, as if each had a cache of its own.</summary>
+    [Test]
+    public void AStepIsWhatCachesOfOneSequenceGive()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        manual_seed(5);
+        using MustafarAttention attention = Random(s_options);
+        using DenseModelCache cache = new(2, 2, 8, ScalarType.Float32, _device);
+        int[] sequences = [cache.AddSequence(), cache.AddSequence()];
+        DenseCache[] alone = [.. sequences.Select(_ => new DenseCache(1, 2, 8, ScalarType.Float32, _device))];
+        foreach (int[] counts in (int[][])[[5, 2], [1, 1], [0, 3]])
+        {
+            Tensor hidden = randn(2, counts.Max(), 24, device: _device);
+            using CacheStep step = cache.BeginStep(sequences, counts.Max(), counts);
+            _ = attention.forward(hidden, step, 0);
+            Tensor actual = attention.forward(hidden, step, 1);
+            step.Commit();
+            for (int b = 0; b < sequences.Length; b++)
+            {
+                Tensor expected = attention.forward(hidden.narrow(0, b, 1), alone[b], [counts[b]]);
+                Tensor difference = (actual[b] - expected[0]).narrow(0, 0, counts[b]).abs();
+                Assert.That(counts[b] == 0 || difference.max().item<float>() < 1e-5, $"sequence {b}");
+            }
+        }
+
+        Array.ForEach(alone, one => one.Dispose());
+        using CacheStep other = cache.BeginStep(sequences, 1);
+        Assert.That(() => attention.forward(randn(1, 1, 24, device: _device), other, 0), Throws.ArgumentException.With.Message.Contains("[2, tokens, 24]"));
+        using DenseModelCache wide = new(1, 2, 16, ScalarType.Float32, _device);
+        using CacheStep misfit = wide.BeginStep([wide.AddSequence()], 1);
+        Assert.That(() => attention.forward(randn(1, 1, 24, device: _device), misfit, 0), Throws.ArgumentException.With.Message.Contains("heads of 8"));
+    }
+
     [Test]
     public void NormalisesEachHeadsQueryAndKeyBeforeItsPosition()
     {

@@ -10,19 +10,21 @@ namespace Mustafar;
 /// </remarks>
 public sealed class CacheStep : IDisposable
 {
-    private readonly ModelKeyValueCache _cache;
     private readonly bool[] _attended;
     private int _current = -1; // the layer that attends, or that failed
 
     internal CacheStep(ModelKeyValueCache cache, int[] sequences, int tokens, int[] counts, int[] positions)
     {
-        _cache = cache;
+        Cache = cache;
         _attended = new bool[cache.NumLayers];
         Tokens = tokens;
         Sequences = Array.AsReadOnly(sequences);
         Counts = Array.AsReadOnly(counts);
         Positions = Array.AsReadOnly(positions);
     }
+
+    /// <summary>The cache that it is a step of.</summary>
+    public ModelKeyValueCache Cache { get; }
 
     /// <summary>The sequence of each row.</summary>
     public IReadOnlyList<int> Sequences { get; }
@@ -50,7 +52,7 @@ public sealed class CacheStep : IDisposable
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public Tensor Attend(int layer, Tensor query, Tensor keys, Tensor values, double? scale = null)
     {
-        Tensor output = _cache.Attend(this, layer, query, keys, values, scale);
+        Tensor output = Cache.Attend(this, layer, query, keys, values, scale);
         _current = -1;
         return output;
     }
@@ -59,11 +61,11 @@ public sealed class CacheStep : IDisposable
     /// <exception cref="InvalidOperationException">A layer has not attended or has failed, the step has ended, or another thread is using
     /// the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
-    public void Commit() => _cache.Commit(this);
+    public void Commit() => Cache.Commit(this);
 
     /// <summary>Undoes the step, unless it was committed.</summary>
     /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
-    public void Dispose() => _cache.Rollback(this);
+    public void Dispose() => Cache.Rollback(this);
 
     /// <summary>Notes that a layer attends. All arguments are known to be good.</summary>
     internal void Enter(int layer)

@@ -23,8 +23,8 @@ namespace Mustafar;
 /// </code>
 /// <para>
 /// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. <see cref="Sequences"/>,
-/// <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/> too wait for nobody and may be
-/// called by any thread while no sequence joins or leaves. <see cref="Dispose()"/> may be called by any thread, and waits for a call.
+/// <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/> may be read by any thread as long as
+/// no other one adds or removes sequences. <see cref="Dispose()"/> may be called by any thread, and waits for a call that is under way.
 /// </para>
 /// </remarks>
 public abstract class ModelKeyValueCache : IDisposable
@@ -303,7 +303,10 @@ public abstract class ModelKeyValueCache : IDisposable
 
     private protected abstract void Rollback();
 
-    private protected abstract void CheckScale(double? scale);
+    /// <summary>Checks a finite factor of the scores.</summary>
+    private protected virtual void CheckScale(double? scale)
+    {
+    }
 
     /// <summary>Frees the storage. Called once.</summary>
     /// <param name="disposing">False when called from a finaliser.</param>

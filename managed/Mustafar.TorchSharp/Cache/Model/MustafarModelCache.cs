@@ -100,6 +100,18 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     internal nint[] PageAddresses(int sequence) =>
         [.. _store.Table[SlotOf(sequence)].Pages.Select(page => _store.Table.Pool.Address(page))];
 
+    /// <summary>Keeps steps and other threads out until it is disposed.</summary>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    internal IDisposable Claim() => EnterBetweenSteps();
+
+    /// <summary>Each layer's part of sequences in a file.</summary>
+    internal StoredLayer[] Stored(IReadOnlyList<int> sequences)
+    {
+        int[] slots = SlotsOf([.. sequences]);
+        return [.. Enumerable.Range(0, NumLayers).Select(layer => new StoredLayer(_store, layer, slots))];
+    }
+
     private protected override void Grow(int slots) => _store.Grow(slots);
 
     private protected override int LengthAt(int slot) => _store.Table[slot].Tokens;

@@ -78,6 +78,25 @@ internal sealed partial class CacheLimitTests(string device)
         () => New(new CacheLimits { BudgetBytes = 1 << 20 }), Throws.ArgumentException.With.Message.Contains("MaxSequences"));
 
     [Test]
+    public void A_dense_cache_keeps_its_budget()
+    {
+        CacheLimits limits = new() { MaxSequences = 2, BudgetTokens = 2 * 128 };
+        using DenseModelCache cache = new(Layers, 2, 64, ScalarType.Float32, new torch.Device(device), limits: limits);
+        int one = cache.AddSequence(), two = cache.AddSequence();
+        Step(cache, 100, one);
+        Assert.That(cache.Usage.FreeTokens, Is.Zero);
+        CacheUsage usage = cache.Usage;
+        Assert.That(() => cache.BeginStep([one, two], 29), Throws.TypeOf<CacheBudgetException>()
+            .With.Property(nameof(CacheBudgetException.FreeBytes)).EqualTo(usage.FreeBytes));
+        Assert.That(cache.Usage, Is.EqualTo(usage));
+        Step(cache, 28, two, one);
+        Assert.That(cache.Usage.UsedBytes, Is.EqualTo((128 + 28) * cache.Usage.ReservedBytes / 256));
+        Assert.That(
+            () => new DenseModelCache(Layers, 2, 64, ScalarType.Float32, limits: limits with { BudgetTokens = 100 }).Dispose(),
+            Throws.TypeOf<CacheBudgetException>());
+    }
+
+    [Test]
     public void Limits_are_positive() => Assert.Multiple(() =>
     {
         Assert.That(() => new CacheLimits { MaxSequences = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());
@@ -161,6 +180,9 @@ internal sealed partial class CacheLimitTests(string device)
         NotMade("layers", () => new MustafarModelCache([s_options, s_options with { GroupSize = 64 }], 2, 64, ScalarType.Float32));
         NotMade("layers", () => new MustafarModelCache([s_options, s_options with { SinkTokens = 1 }], 2, 64, ScalarType.Float32));
         NotMade("dtype", () => new MustafarModelCache(1, 2, 64, ScalarType.Float64));
+        NotMade("numLayers", () => new DenseModelCache(0, 2, 64, ScalarType.Float32));
+        NotMade("slidingWindows", () => new DenseModelCache([], 2, 64, ScalarType.Float32));
+        NotMade("slidingWindows", () => new DenseModelCache([null, 0], 2, 64, ScalarType.Float32));
         NotMade("numKvHeads", () => new MustafarModelCache(1, 0, 64, ScalarType.Float32));
     });
 
@@ -186,12 +208,12 @@ internal sealed partial class CacheLimitTests(string device)
     private static void Refused(string parameter, Action call) =>
         Assert.That(() => call(), Throws.InstanceOf<ArgumentException>().With.Property(nameof(ArgumentException.ParamName)).EqualTo(parameter));
 
-    private static void NotMade(string parameter, Func<MustafarModelCache> make) => Refused(parameter, () => make().Dispose());
+    private static void NotMade(string parameter, Func<ModelKeyValueCache> make) => Refused(parameter, () => make().Dispose());
 
     [GeneratedRegex("[0-9]+")]
     private static partial Regex Number();
 
-    private void Step(MustafarModelCache cache, int tokens, params int[] sequences)
+    private void Step(ModelKeyValueCache cache, int tokens, params int[] sequences)
     {
         using CacheStep step = cache.BeginStep(sequences, tokens);
         Tensor x = randn(sequences.Length, 2, tokens, 64).to(device);

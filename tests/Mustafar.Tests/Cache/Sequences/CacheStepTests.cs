@@ -6,14 +6,17 @@ using static TorchSharp.torch;
 namespace Mustafar.Tests.Cache.Sequences;
 
 /// <summary>A step is done in all layers or in none.</summary>
-[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed class CacheStepTests(string device)
+[TestFixtureSource(nameof(Fixtures))]
+internal sealed class CacheStepTests(string device, bool dense)
 {
     private const int Layers = 3;
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 16, GroupSize = 32 };
 
     private DisposeScope _scope = null!;
+
+    private static IEnumerable<object[]> Fixtures =>
+        TestDevices.All.SelectMany(device => new object[][] { [device, false], [device, true] });
 
     [SetUp]
     public void OpenScope()
@@ -30,7 +33,7 @@ internal sealed class CacheStepTests(string device)
     public void A_step_that_is_given_up_leaves_no_trace(
         [Values(0, 2, 79, 111)] int past, [Values(1, 5, 60, 200)] int count, [Values(0, 4)] int sinks, [Values(1, Layers)] int layers)
     {
-        using MustafarModelCache cache = New(sinks), untouched = New(sinks);
+        using ModelKeyValueCache cache = New(sinks), untouched = New(sinks);
         int[] sequences = Filled(cache, untouched, past);
         CacheUsage usage = cache.Usage;
         using (CacheStep step = cache.BeginStep(sequences, count))
@@ -49,12 +52,12 @@ internal sealed class CacheStepTests(string device)
     [TestCase(111, 60, 4)]
     public void A_layer_that_fails_leaves_no_trace(int past, int count, int sinks)
     {
-        if (device != "cpu")
+        if (device != "cpu" || dense)
         {
-            Assert.Ignore("An unknown instruction set is refused by the CPU's part of the library.");
+            Assert.Ignore("An unknown instruction set is refused by the CPU's part of the library, which dense attention does not use.");
         }
 
-        using MustafarModelCache cache = New(sinks), untouched = New(sinks);
+        using ModelKeyValueCache cache = New(sinks), untouched = New(sinks);
         int[] sequences = Filled(cache, untouched, past);
         (Tensor Query, Tensor Keys, Tensor Values) x = Random(count);
         CacheStep step = cache.BeginStep(sequences, count);
@@ -75,11 +78,17 @@ internal sealed class CacheStepTests(string device)
         Same(cache, untouched, sequences, count);
     }
 
+    /// <summary>An output for so many heads does not fit any address space.</summary>
     [Test]
-    public void Memory_that_runs_out_for_an_output_leaves_no_trace([Values(0, 111)] int past, [Values(1, 60)] int count)
+    public void Memory_that_runs_out_for_an_output_leaves_no_trace([Values(1, 60)] int count)
     {
-        using MustafarModelCache cache = New(0), untouched = New(0);
-        int[] sequences = Filled(cache, untouched, past);
+        if (dense)
+        {
+            Assert.Ignore("Dense attention looks for NaN in all of the queries first.");
+        }
+
+        using ModelKeyValueCache cache = New(0), untouched = New(0);
+        int[] sequences = Filled(cache, untouched, past: 111);
         (Tensor query, Tensor keys, Tensor values) = Random(count);
         using (CacheStep step = cache.BeginStep(sequences, count))
         {
@@ -94,7 +103,7 @@ internal sealed class CacheStepTests(string device)
     [Test]
     public void Bad_arguments_are_named_and_the_step_goes_on()
     {
-        using MustafarModelCache cache = New(0);
+        using ModelKeyValueCache cache = New(0);
         int[] sequences = [cache.AddSequence(), cache.AddSequence()];
         (Tensor query, Tensor keys, Tensor values) = Random(3);
         using CacheStep step = cache.BeginStep(sequences, 3, [3, 1]);
@@ -109,7 +118,7 @@ internal sealed class CacheStepTests(string device)
             Refused("keys", () => step.Attend(0, query.narrow(2, 0, 2), keys.narrow(2, 0, 2), values.narrow(2, 0, 2)));
             Refused("keys", () => step.Attend(0, query, keys.to(ScalarType.BFloat16), values));
             Refused("values", () => step.Attend(0, query, keys, values.narrow(0, 0, 1)));
-            Refused("scale", () => step.Attend(0, query, keys, values, 1e-60));
+            Refused("scale", () => step.Attend(0, query, keys, values, double.NaN));
         });
         Attend(step, Layers, (query, keys, values));
         step.Commit();
@@ -119,7 +128,7 @@ internal sealed class CacheStepTests(string device)
     [Test]
     public void Each_layer_attends_once_before_the_commit()
     {
-        using MustafarModelCache cache = New(0);
+        using ModelKeyValueCache cache = New(0);
         int sequence = cache.AddSequence(), other = cache.AddSequence();
         (Tensor Query, Tensor Keys, Tensor Values) x = Random(4);
         CacheStep step = cache.BeginStep([other, sequence], 4);
@@ -138,7 +147,7 @@ internal sealed class CacheStepTests(string device)
     [Test]
     public void Nothing_else_happens_during_a_step()
     {
-        using MustafarModelCache cache = New(0);
+        using ModelKeyValueCache cache = New(0);
         int sequence = cache.AddSequence();
         CacheStep step = cache.BeginStep([sequence], 4);
         Assert.Multiple(() =>
@@ -159,7 +168,7 @@ internal sealed class CacheStepTests(string device)
     [Test]
     public void A_step_of_a_disposed_cache_says_so()
     {
-        MustafarModelCache cache = New(0);
+        ModelKeyValueCache cache = New(0);
         int sequence = cache.AddSequence(), other = cache.AddSequence();
         (Tensor Query, Tensor Keys, Tensor Values) x = Random(4);
         CacheStep step = cache.BeginStep([sequence, other], 4);
@@ -178,7 +187,7 @@ internal sealed class CacheStepTests(string device)
     public void A_prompt_in_chunks_is_stored_as_at_once([Values(7, 32, 100)] int chunk, [Values(0, 4)] int sinks)
     {
         const int Tokens = 300;
-        using MustafarModelCache chunked = New(sinks), atOnce = New(sinks);
+        using ModelKeyValueCache chunked = New(sinks), atOnce = New(sinks);
         int[] sequences = [chunked.AddSequence(), chunked.AddSequence()];
         Assert.That(new[] { atOnce.AddSequence(), atOnce.AddSequence() }, Is.EqualTo(sequences));
         (Tensor query, Tensor keys, Tensor values) = Random(Tokens);
@@ -195,7 +204,7 @@ internal sealed class CacheStepTests(string device)
     [Test]
     public void Steps_leave_no_tensors()
     {
-        using MustafarModelCache cache = New(4);
+        using ModelKeyValueCache cache = New(4);
         int[] sequences = [cache.AddSequence(), cache.AddSequence()];
         long before = 0;
         for (int i = 0; i < 40; i++)
@@ -220,7 +229,7 @@ internal sealed class CacheStepTests(string device)
     private static Tensor[] Attend(CacheStep step, int layers, (Tensor Query, Tensor Keys, Tensor Values) x) =>
         [.. Enumerable.Range(0, layers).Select(layer => step.Attend(layer, x.Query, x.Keys, x.Values))];
 
-    private static Tensor[] Step(MustafarModelCache cache, int[] sequences, (Tensor Query, Tensor Keys, Tensor Values) x)
+    private static Tensor[] Step(ModelKeyValueCache cache, int[] sequences, (Tensor Query, Tensor Keys, Tensor Values) x)
     {
         using CacheStep step = cache.BeginStep(sequences, (int)x.Keys.shape[2]);
         Tensor[] outputs = Attend(step, Layers, x);
@@ -229,7 +238,7 @@ internal sealed class CacheStepTests(string device)
     }
 
     // The same tokens in two sequences of both.
-    private int[] Filled(MustafarModelCache cache, MustafarModelCache other, int past)
+    private int[] Filled(ModelKeyValueCache cache, ModelKeyValueCache other, int past)
     {
         int[] sequences = [cache.AddSequence(), cache.AddSequence()];
         Assert.That(new[] { other.AddSequence(), other.AddSequence() }, Is.EqualTo(sequences));
@@ -243,10 +252,14 @@ internal sealed class CacheStepTests(string device)
         return sequences;
     }
 
-    private void Same(MustafarModelCache actual, MustafarModelCache expected, int[] sequences, int count)
+    private void Same(ModelKeyValueCache actual, ModelKeyValueCache expected, int[] sequences, int count)
     {
         Assert.That(sequences.Select(actual.LengthOf), Is.EqualTo(sequences.Select(expected.LengthOf)));
-        Assert.That(sequences.Select(actual.CompressedLengthOf), Is.EqualTo(sequences.Select(expected.CompressedLengthOf)));
+        if (actual is MustafarModelCache pruned && expected is MustafarModelCache alike)
+        {
+            Assert.That(sequences.Select(pruned.CompressedLengthOf), Is.EqualTo(sequences.Select(alike.CompressedLengthOf)));
+        }
+
         foreach (int tokens in new[] { count, 1 })
         {
             (Tensor Query, Tensor Keys, Tensor Values) x = Random(tokens);
@@ -257,8 +270,9 @@ internal sealed class CacheStepTests(string device)
         }
     }
 
-    private MustafarModelCache New(int sinks) =>
-        new(Layers, 2, 64, ScalarType.Float32, new torch.Device(device), s_options with { SinkTokens = sinks });
+    private ModelKeyValueCache New(int sinks) => dense
+        ? new DenseModelCache(Layers, 2, 64, ScalarType.Float32, new torch.Device(device))
+        : new MustafarModelCache(Layers, 2, 64, ScalarType.Float32, new torch.Device(device), s_options with { SinkTokens = sinks });
 
     private (Tensor Query, Tensor Keys, Tensor Values) Random(int tokens) =>
         (randn(2, 4, tokens, 64).to(device), randn(2, 2, tokens, 64).to(device), randn(2, 2, tokens, 64).to(device));

@@ -7,9 +7,9 @@ internal sealed class ManySequencesTests(string device)
     private const int Operations = 40;
 
     [Test]
-    public void Sequences_do_not_disturb_each_other([Range(1, 24)] int seed)
+    public void Sequences_do_not_disturb_each_other([Range(1, 24)] int seed, [Values] bool dense)
     {
-        using SequenceRun run = new(seed, device);
+        using SequenceRun run = new(seed, device, dense);
         try
         {
             for (int i = 0; i < Operations; i++)

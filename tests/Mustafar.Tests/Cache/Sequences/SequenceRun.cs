@@ -21,11 +21,13 @@ internal sealed class SequenceRun : IDisposable
     private readonly MustafarOptions[] _layers;
     private readonly int _headDim;
     private readonly string _device;
-    private readonly MustafarModelCache _cache;
-    private readonly SortedDictionary<int, MustafarCache[]> _alone = [];
+    private readonly bool _dense;
+    private readonly ModelKeyValueCache _cache;
+    private readonly SortedDictionary<int, KeyValueCache[]> _alone = [];
 
-    internal SequenceRun(int seed, string device)
+    internal SequenceRun(int seed, string device, bool dense)
     {
+        _dense = dense;
         _random = new Random(seed);
         _device = device;
         manual_seed(seed);
@@ -40,9 +42,11 @@ internal sealed class SequenceRun : IDisposable
         })];
         CacheLimits limits = Any(
             new CacheLimits(),
-            new CacheLimits { MaxSequences = MostSequences, MaxLength = 100_000 },
+            new CacheLimits { MaxSequences = MostSequences, MaxLength = 8_000 },
             new CacheLimits { MaxSequences = MostSequences, BudgetTokens = 30_000 });
-        _cache = new MustafarModelCache(_layers, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits);
+        _cache = dense
+            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits)
+            : new MustafarModelCache(_layers, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits);
         Log.Add($"seed {seed}: head_dim {_headDim}, {limits}, {string.Join("; ", (object[])_layers)}");
     }
 
@@ -76,13 +80,13 @@ internal sealed class SequenceRun : IDisposable
         }
 
         Assert.That(_cache.Sequences, Is.EqualTo(_alone.Keys));
-        foreach ((int sequence, MustafarCache[] alone) in _alone)
+        foreach ((int sequence, KeyValueCache[] alone) in _alone)
         {
             Assert.That(_cache.LengthOf(sequence), Is.EqualTo(alone[0].Length));
             Assert.That(_cache.PositionOf(sequence), Is.EqualTo(alone[0].Length));
-            if (!HasWindow)
+            if (_cache is MustafarModelCache cache && !HasWindow)
             {
-                Assert.That(_cache.CompressedLengthOf(sequence), Is.EqualTo(alone[0].CompressedLengths[0]));
+                Assert.That(cache.CompressedLengthOf(sequence), Is.EqualTo(((MustafarCache)alone[0]).CompressedLengths[0]));
             }
         }
     }
@@ -90,7 +94,7 @@ internal sealed class SequenceRun : IDisposable
     public void Dispose()
     {
         _cache.Dispose();
-        foreach (MustafarCache alone in _alone.Values.SelectMany(layers => layers))
+        foreach (KeyValueCache alone in _alone.Values.SelectMany(layers => layers))
         {
             alone.Dispose();
         }
@@ -100,9 +104,12 @@ internal sealed class SequenceRun : IDisposable
     {
         int sequence = _cache.AddSequence();
         Log.Add($"add {sequence}");
-        _alone.Add(sequence, [.. _layers.Select(layer =>
-            new MustafarCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), layer))]);
+        _alone.Add(sequence, [.. _layers.Select(Alone)]);
     }
+
+    private KeyValueCache Alone(MustafarOptions layer) => _dense
+        ? new DenseCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
+        : new MustafarCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), layer);
 
     private void Remove()
     {

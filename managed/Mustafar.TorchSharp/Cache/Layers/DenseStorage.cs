@@ -1,0 +1,210 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>One layer's dense keys and values of sequences in slots: a block of [slots, num_kv_heads, capacity, head_dim] each.</summary>
+/// <remarks>
+/// Places past a sequence's length hold finite numbers: a masked one has weight 0, and 0 · NaN would be NaN. The capacity is that of the
+/// longest sequence, and the same for all.
+/// </remarks>
+internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWindow) : IDisposable
+{
+    private const int CapacityStep = 64;
+
+    private readonly CacheShape _shape = shape;
+    private int _slots = slots;
+    private Tensor? _keys;
+    private Tensor? _values;
+
+    // Whether no stored token holds NaN or infinity, now and without the step that is on. Kept so that a step looks at its own tokens only.
+    private bool _isFinite = true;
+    private bool _wasFinite = true;
+
+    /// <summary>A token sees only the last so many tokens, itself included; all if null.</summary>
+    internal int? SlidingWindow => slidingWindow;
+
+    /// <summary>Tokens that there is room for in each slot.</summary>
+    internal int Capacity { get; private set; }
+
+    /// <summary>A capacity for so many tokens, by an eighth more than the present one at least.</summary>
+    internal static int CapacityFor(int tokens, int present = 0)
+    {
+        long wanted = tokens <= present ? present : Math.Max(tokens, present + (present / 8L));
+        return checked((int)((wanted + CapacityStep - 1) / CapacityStep * CapacityStep));
+    }
+
+    /// <summary>What the storage of so many tokens occupies.</summary>
+    internal KeyValueCacheMemory MemoryOf(long tokens) => new(
+        CompressedBytes: 0,
+        WindowBytes: (long)_slots * Capacity * _shape.TokenBytes,
+        DenseBytes: tokens * _shape.TokenBytes,
+        Fp16Bytes: tokens * 2 * _shape.NumKvHeads * _shape.HeadDim * 2);
+
+    /// <summary>Makes room for so many tokens.</summary>
+    internal void Reserve(int capacity)
+    {
+        if (capacity > Capacity)
+        {
+            Resize(_slots, capacity);
+        }
+    }
+
+    /// <summary>Makes room for so many slots.</summary>
+    internal void Grow(int slots) => Resize(slots, Capacity);
+
+    /// <summary>Adds a step's tokens, for which there is room, and attends from them. When it fails, <see cref="Rollback"/> undoes what it
+    /// did.</summary>
+    internal Tensor Forward(DenseStep step, Tensor query, Tensor keys, Tensor values, double? scale)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        if (step.Longest == 0)
+        {
+            return zeros_like(query).MoveToOuterDisposeScope();
+        }
+
+        _isFinite = _wasFinite && DenseAttention.IsFinite(keys, values);
+        Write(step, _keys!, keys);
+        Write(step, _values!, values);
+        return Attend(step, query, scale).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Ends a step for good.</summary>
+    internal void Commit() => _wasFinite = _isFinite;
+
+    /// <summary>Makes the storage what it was before a step, however much of it was done.</summary>
+    internal void Rollback(DenseStep step)
+    {
+        for (int b = 0; b < step.Slots.Length; b++)
+        {
+            Clear(step.Slots[b], step.Before[b], step.After[b]);
+        }
+
+        _isFinite = _wasFinite;
+    }
+
+    /// <summary>Removes a sequence's tokens from one place to another, its last ones.</summary>
+    internal void Erase(int slot, int first, int end)
+    {
+        Clear(slot, first, end);
+        _isFinite = _isFinite || _keys is null || DenseAttention.IsFinite(_keys, _values!);
+        Commit();
+    }
+
+    /// <summary>Copies a sequence of this storage or of one of the same capacity.</summary>
+    internal void Continue(int slot, DenseStorage source, int parent)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        _keys?[slot].copy_(source._keys![parent]);
+        _values?[slot].copy_(source._values![parent]);
+        _isFinite &= source._isFinite;
+        Commit();
+    }
+
+    public void Dispose()
+    {
+        _keys?.Dispose();
+        _values?.Dispose();
+    }
+
+    private void Resize(int slots, int capacity)
+    {
+        if (capacity > 0)
+        {
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor keys, Tensor values) = _shape.Allocate(slots, capacity);
+            if (_keys is not null)
+            {
+                keys.narrow(0, 0, _slots).narrow(2, 0, Capacity).copy_(_keys);
+                values.narrow(0, 0, _slots).narrow(2, 0, Capacity).copy_(_values!);
+            }
+
+            Dispose();
+            (_keys, _values) = (keys, values);
+        }
+
+        (_slots, Capacity) = (slots, capacity);
+    }
+
+    // Makes places such as they are where no token was.
+    private void Clear(int slot, int first, int end)
+    {
+        if (first < end)
+        {
+            using IDisposable noGrad = no_grad();
+            using DisposeScope scope = NewDisposeScope();
+            _keys![slot].narrow(1, first, end - first).zero_();
+            _values![slot].narrow(1, first, end - first).zero_();
+        }
+    }
+
+    private static void Write(DenseStep step, Tensor destination, Tensor source)
+    {
+        if (step.IsUniform && step.IsRun)
+        {
+            step.Rows(destination).narrow(2, step.Before[0], step.Tokens).copy_(source);
+            return;
+        }
+
+        for (int b = 0; b < step.Slots.Length; b++)
+        {
+            int count = step.After[b] - step.Before[b];
+            if (count > 0)
+            {
+                destination[step.Slots[b]].narrow(1, step.Before[b], count).copy_(source[b].narrow(1, 0, count));
+            }
+        }
+    }
+
+    // The new tokens are in storage.
+    private Tensor Attend(DenseStep step, Tensor query, double? scale)
+    {
+        int first = SlidingWindow is int window ? (int)Math.Max(0, step.Before.Min() + 1L - window) : 0;
+        Tensor keys = step.Rows(_keys!.narrow(2, first, step.Longest - first));
+        Tensor values = step.Rows(_values!.narrow(2, first, step.Longest - first));
+        if (step.IsUniform && step.Before[0] == 0)
+        {
+            return DenseAttention.Causal(query, keys, values, scale, SlidingWindow);
+        }
+
+        Tensor? mask = step.IsUniform && step.Tokens == 1 ? null : VisibleKeys(step, first);
+        bool finite = _isFinite && DenseAttention.IsFinite(query);
+        Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal: false, finite);
+        return step.IsPadded ? output.masked_fill(Padding(step), Scalars.Zero) : output;
+    }
+
+    // True where a query may look [batch or 1, 1, tokens, longest - first]: key j of query i if j ≤ past + i and within the window. A
+    // sequence's padding comes after all of its real queries, each of which sees itself. Without a window padding sees slot 0;
+    // with one it may see nothing, and what the softmax makes of that is masked.
+    private Tensor VisibleKeys(DenseStep step, int first)
+    {
+        int[] past = step.IsUniform ? step.Before[..1] : step.Before;
+        Tensor position = tensor(past, dtype: ScalarType.Int64, device: _shape.Device).reshape(-1, 1, 1, 1)
+            .add(Scalars.Range(0, step.Tokens, _shape.Device).reshape(1, 1, -1, 1), Scalars.One);
+        Tensor key = Scalars.Range(first, step.Longest - first, _shape.Device).reshape(1, 1, 1, -1);
+        Tensor visible = key.le(position);
+        if (SlidingWindow is int window)
+        {
+            Scalar limit = window;
+            visible = visible.logical_and((position - key).lt(limit));
+            GC.KeepAlive(limit);
+        }
+
+        return visible;
+    }
+
+    private Tensor Padding(DenseStep step)
+    {
+        int[] counts = new int[step.Slots.Length];
+        for (int b = 0; b < counts.Length; b++)
+        {
+            counts[b] = step.After[b] - step.Before[b];
+        }
+
+        return Scalars.Range(0, step.Tokens, _shape.Device).reshape(1, 1, -1, 1)
+            >= tensor(counts, dtype: ScalarType.Int64, device: _shape.Device).reshape(-1, 1, 1, 1);
+    }
+}

@@ -1,0 +1,223 @@
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>The dense keys and values of all layers of a model, with torch's attention: the baseline of
+/// <see cref="ModelKeyValueCache"/>.</summary>
+/// <remarks>
+/// Each layer stores a block of [sequences, num_kv_heads, capacity, head_dim] as a <see cref="DenseCache"/> does, with room for as many
+/// tokens in each as the longest sequence has. A step of sequences that do not follow one another in it copies what it reads of them.
+/// Forking copies all tokens. With a budget it counts all of that room, which <see cref="CacheLimits.MaxSequences"/> and
+/// <see cref="CacheLimits.MaxLength"/>, where both are given, allocate at once.
+/// </remarks>
+public sealed class DenseModelCache : ModelKeyValueCache
+{
+    private readonly DenseStorage[] _layers;
+    private int[] _lengths;
+    private DenseStep? _step;
+
+    /// <summary>Makes a cache without sequences.</summary>
+    /// <param name="numLayers">Number of layers.</param>
+    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
+    /// <param name="device">Where keys and values live; the CPU if null.</param>
+    /// <param name="slidingWindow">A token of any layer sees only the last so many tokens, itself included; all if null.</param>
+    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size or <paramref name="slidingWindow"/> is not positive.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold one token of each sequence.</exception>
+    public DenseModelCache(
+        int numLayers,
+        int numKvHeads,
+        int headDim,
+        ScalarType dtype,
+        Device? device = null,
+        int? slidingWindow = null,
+        CacheLimits? limits = null)
+        : this(Repeated(numLayers, slidingWindow), numKvHeads, headDim, dtype, device, limits)
+    {
+    }
+
+    /// <summary>Makes a cache without sequences, for layers that see different numbers of tokens.</summary>
+    /// <param name="slidingWindows">For each layer how many of the last tokens one sees, itself included; all if null.</param>
+    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
+    /// <param name="device">Where keys and values live; the CPU if null.</param>
+    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <exception cref="ArgumentOutOfRangeException">A size or a window is not positive.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or there is no layer.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold one token of each sequence.</exception>
+    public DenseModelCache(
+        IReadOnlyList<int?> slidingWindows,
+        int numKvHeads,
+        int headDim,
+        ScalarType dtype,
+        Device? device = null,
+        CacheLimits? limits = null)
+        : base(
+            CacheShape.Checked(numKvHeads, headDim, dtype, device ?? CPU),
+            Checked(slidingWindows).Count,
+            limits ?? new CacheLimits())
+    {
+        _lengths = new int[Limits.MaxSequences ?? 1];
+        _layers = [.. slidingWindows.Select(window => new DenseStorage(Shape, _lengths.Length, window))];
+        Require(_lengths.Length, DenseStorage.CapacityFor(1));
+        if (Limits is { MaxSequences: not null, MaxLength: int longest })
+        {
+            try
+            {
+                Reserve(longest);
+            }
+            catch
+            {
+                Array.ForEach(_layers, layer => layer.Dispose());
+                throw;
+            }
+        }
+    }
+
+    /// <summary>For each layer how many of the last tokens one sees, itself included; null for all.</summary>
+    public IReadOnlyList<int?> SlidingWindows => [.. _layers.Select(layer => layer.SlidingWindow)];
+
+    /// <inheritdoc/>
+    public override KeyValueCacheMemory Memory
+    {
+        get
+        {
+            Guard.ThrowIfDisposed();
+            long tokens = _lengths.Sum(length => (long)length);
+            return _layers.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.MemoryOf(tokens));
+        }
+    }
+
+    /// <inheritdoc/>
+    public override CacheUsage Usage
+    {
+        get
+        {
+            KeyValueCacheMemory memory = Memory;
+            long? free = Budget - memory.WindowBytes;
+            return new CacheUsage(Sequences.Count, memory.DenseBytes, memory.WindowBytes, free, free / TokenBytes);
+        }
+    }
+
+    private protected override int Slots => _lengths.Length;
+
+    // Bytes of a token in all layers.
+    private long TokenBytes => NumLayers * Shape.TokenBytes;
+
+    // Bytes that the budget allows; null without one.
+    private long? Budget => Limits.BudgetTokens is long tokens
+        ? Math.Min(Limits.BudgetBytes ?? long.MaxValue, Math.Min(tokens, long.MaxValue / TokenBytes) * TokenBytes)
+        : Limits.BudgetBytes;
+
+    private protected override void Grow(int slots)
+    {
+        Require(slots, _layers[0].Capacity);
+        Array.ForEach(_layers, layer => layer.Grow(slots));
+        Array.Resize(ref _lengths, slots);
+    }
+
+    private protected override int LengthAt(int slot) => _lengths[slot];
+
+    private protected override int PositionAt(int slot) => _lengths[slot];
+
+    private protected override void Add(int slot) => _lengths[slot] = 0;
+
+    private protected override void Remove(int slot) => Shorten(slot, 0, slot);
+
+    private protected override void Continue(int slot, int parent)
+    {
+        Array.ForEach(_layers, layer => layer.Continue(slot, layer, parent));
+        _lengths[slot] = _lengths[parent];
+    }
+
+    private protected override void Shorten(int slot, int length, int sequence)
+    {
+        Array.ForEach(_layers, layer => layer.Erase(slot, length, _lengths[slot]));
+        _lengths[slot] = length;
+    }
+
+    private protected override void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts)
+    {
+        DenseStep step = new(slots, _lengths, tokens, counts);
+        Reserve(step.Longest);
+        _step = step;
+    }
+
+    private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
+        _layers[layer].Forward(_step!, query, keys, values, scale);
+
+    private protected override void Commit()
+    {
+        Array.ForEach(_layers, layer => layer.Commit());
+        for (int b = 0; b < _step!.Slots.Length; b++)
+        {
+            _lengths[_step.Slots[b]] = _step.After[b];
+        }
+    }
+
+    private protected override void Rollback() => Array.ForEach(_layers, layer => layer.Rollback(_step!));
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing)
+        {
+            Array.ForEach(_layers, layer => layer.Dispose());
+        }
+    }
+
+    private static int?[] Repeated(int numLayers, int? slidingWindow)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(numLayers);
+        int?[] windows = new int?[numLayers];
+        Array.Fill(windows, slidingWindow);
+        return windows;
+    }
+
+    private static IReadOnlyList<int?> Checked(IReadOnlyList<int?> slidingWindows)
+    {
+        ArgumentNullException.ThrowIfNull(slidingWindows);
+        if (slidingWindows.Count == 0)
+        {
+            throw new ArgumentException("Expected at least one layer, but got none.", nameof(slidingWindows));
+        }
+
+        foreach (int? window in slidingWindows)
+        {
+            if (window <= 0)
+            {
+                throw new ArgumentOutOfRangeException(nameof(slidingWindows), window, "Expected a positive number of tokens, or null.");
+            }
+        }
+
+        return slidingWindows;
+    }
+
+    // Makes room for so many tokens in every slot: an eighth more than there was, if the budget allows it.
+    private void Reserve(int tokens)
+    {
+        int capacity = DenseStorage.CapacityFor(tokens, _layers[0].Capacity);
+        if (BytesOf(Slots, capacity) > Budget)
+        {
+            capacity = DenseStorage.CapacityFor(tokens);
+            Require(Slots, capacity);
+        }
+
+        Array.ForEach(_layers, layer => layer.Reserve(capacity));
+    }
+
+    private void Require(int slots, int capacity)
+    {
+        long needed = BytesOf(slots, capacity) - BytesOf(Slots, _layers[0].Capacity);
+        if (Budget - BytesOf(Slots, _layers[0].Capacity) is long free && needed > free)
+        {
+            throw new CacheBudgetException(needed, free);
+        }
+    }
+
+    private long BytesOf(int slots, int capacity) => (long)slots * capacity * TokenBytes;
+}
