@@ -67,7 +67,7 @@ internal sealed class OnlineSoftmax(Tensor query)
     /// <param name="hidden">Bool, broadcast to the weights; null if nothing is hidden.</param>
     internal static Tensor WeightedSum(Tensor weights, Tensor values, Tensor? hidden)
     {
-        if (hidden is null || FiniteCheck.IsFinite(values))
+        if (hidden is null || DenseAttention.IsFinite(values))
         {
             return matmul(weights, values);
         }

@@ -76,6 +76,7 @@ public sealed class ConversationTests
         }
 
         Assert.That(attachment.Memory.CompressedBytes, Is.Positive);
+        GC.KeepAlive(conversation);
     }
 
     [Test]

@@ -43,10 +43,12 @@ public sealed class OutputTests(string device)
         Tensor ids = Subject.Ids(batch, Tokens, seed: 1);
         Tensor expected = subject.Run(ids, Prompt);
         using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything);
-        Tensor actual = subject.Run(ids, Prompt);
+        object conversation = subject.NewConversation(batch);
+        Tensor actual = subject.Run(ids, Prompt, conversation);
         Compare.Close(actual, expected, Rounding, Rounding, name);
         Assert.That(attachment.Layers, Is.EqualTo(Subject.Layers));
         Assert.That(attachment.Memory.CompressedBytes, Is.Positive);
+        GC.KeepAlive(conversation);
     }
 
     [Test]
