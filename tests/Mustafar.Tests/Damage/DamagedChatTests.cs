@@ -23,6 +23,7 @@ public sealed class DamagedChatTests : DamageFixture
     public void Template(string family)
     {
         File.Copy(Path.Combine(Golden.Directory, "jinja", "families", family + ".jinja"), PathOf("chat_template.jinja"));
+        File.WriteAllText(PathOf("special_tokens_map.json"), """{ "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>" }""");
         Change("chat_template.jinja", Encode, DamagedBytes.Change);
     }
 
