@@ -16,7 +16,7 @@ namespace Mustafar.Tests.Damage;
 public abstract class DamageFixture
 {
     private static readonly TimeSpan s_longest = TimeSpan.FromSeconds(20);
-    private static readonly int s_files = Setting("MUSTAFAR_DAMAGED_FILES", 400);
+    private static readonly int s_files = Setting("MUSTAFAR_DAMAGED_FILES", 200);
     private static readonly int s_firstSeed = Setting("MUSTAFAR_DAMAGED_SEED", 1);
 
     private TemporaryDirectory _directory = null!;
