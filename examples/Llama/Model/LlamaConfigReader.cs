@@ -82,7 +82,7 @@ internal static class LlamaConfigReader
             VocabSize = Positive(root, "vocab_size", path),
             HiddenSize = hiddenSize,
             IntermediateSize = Positive(root, "intermediate_size", path),
-            NumLayers = Positive(root, "num_hidden_layers", path),
+            NumLayers = NumLayers(root, path),
             NumHeads = numHeads,
             NumKvHeads = numKvHeads,
             HeadDim = headDim,
@@ -271,6 +271,16 @@ internal static class LlamaConfigReader
         return double.IsFinite(value) && value >= 0
             ? value
             : throw new CheckpointException($"expected a finite '{key}' of at least 0, but it is {root.Find(key)!.Value.Quote()}.", path);
+    }
+
+    // What layers have of their own is listed before the weights can tell how many there are.
+    private static int NumLayers(JsonElement root, string path)
+    {
+        const int most = 10_000;
+        int layers = Positive(root, "num_hidden_layers", path);
+        return layers <= most
+            ? layers
+            : throw new CheckpointException($"expected 1 to {most} as 'num_hidden_layers', but it is {layers}.", path);
     }
 
     private static int Positive(JsonElement root, string key, string path)

@@ -143,6 +143,7 @@ public sealed class LlamaConfigTests
     [TestCase("{ " + Llama + ", " + Sizes + ", \"rope_scaling\": { " + Llama3 + ", \"factor\": 8 } }", "original_max_position_embeddings")]
     [TestCase("{ " + Llama + ", " + Sizes + ", \"rope_scaling\": { \"type\": \"default\" }, \"rope_parameters\": { } }", "differ")]
     [TestCase("{ " + Llama + ", " + Sizes + ", \"layer_types\": [\"full_attention\"] }", "2 layers")]
+    [TestCase("{ " + Llama + ", " + Sizes + ", \"num_hidden_layers\": 2000000000 }", "1 to 10000")]
     [TestCase("{ \"architectures\": [\"Qwen2ForCausalLM\"], " + Sizes + " }", "num_key_value_heads")]
     [TestCase("{ " + Mistral + ", " + Sizes + ", \"sliding_window\": 0 }", "sliding_window")]
     [TestCase("{ " + Llama + ", " + Sizes + ", \"tie_word_embeddings\": 1 }", "tie_word_embeddings")]
