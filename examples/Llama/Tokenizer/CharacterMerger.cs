@@ -27,7 +27,7 @@ internal sealed class CharacterMerger
     {
         foreach ((string token, int id) in tokens)
         {
-            if (Rune.TryGetRuneAt(token, 0, out Rune rune) && rune.Utf16SequenceLength == token.Length)
+            if (token.Length > 0 && Rune.TryGetRuneAt(token, 0, out Rune rune) && rune.Utf16SequenceLength == token.Length)
             {
                 _characters[rune] = id;
             }

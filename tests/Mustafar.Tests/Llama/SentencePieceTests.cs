@@ -44,6 +44,14 @@ public sealed class SentencePieceTests
     }
 
     [Test]
+    public void AnEmptyTokenIsNeverChosen()
+    {
+        TextTokenizer tokenizer = FromJson(Prepend, change: root => root["model"]!["vocab"]![""] = s_pieces.Count);
+        Assert.That(tokenizer.Encode("the keys", addSpecialTokens: false), Is.EqualTo(s_pieces.Encode(Spaced("the keys"))));
+        Assert.That(tokenizer.Decode([s_pieces.Count]), Is.Empty);
+    }
+
+    [Test]
     public void RandomTextsGiveTheIdsOfThePlainRule()
     {
         Random random = new(11);
