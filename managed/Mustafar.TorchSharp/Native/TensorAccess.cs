@@ -24,7 +24,7 @@ internal static unsafe partial class TensorAccess
         {
             Device = (int)Device.Cuda,
             DeviceIndex = Math.Max(0, device.index),
-            Stream = CudaStream.Current(Math.Max(0, device.index)),
+            Stream = TorchShim.CurrentStream(Math.Max(0, device.index)),
         },
         _ => throw new NotSupportedException($"Mustafar runs on the CPU and on CUDA devices, not on {device}."),
     };
