@@ -1,3 +1,4 @@
+using Mustafar.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -34,6 +35,19 @@ internal static class DenseAttention
         (long batch, long numHeads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
         long numKvHeads = keys.shape[1];
         long group = numHeads / numKvHeads;
+        if (queries > 1 && (mask is null || group > 1))
+        {
+            Tensor rows = TensorAccess.WithContiguousRows(query);
+            double factorOfScores = scale ?? 1 / Math.Sqrt(headDim);
+            Tensor? fused = mask is null
+                ? FusedAttention.Forward(rows, keys, values, causal, factorOfScores)
+                : FusedAttention.Masked(rows, keys, values, mask, factorOfScores);
+            if (fused is not null)
+            {
+                return fused;
+            }
+        }
+
         // TorchSharp's function scales by 1/√head_dim; another factor goes into the queries.
         Tensor scaled = scale is double factor ? query.Times(factor * Math.Sqrt(headDim)) : query;
         if (group == 1)

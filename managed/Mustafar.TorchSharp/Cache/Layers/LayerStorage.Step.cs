@@ -143,6 +143,11 @@ internal sealed unsafe partial class LayerStorage
             return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);
         }
 
+        if (plan.Batch == 1 && plan.IsUniform && !(few && plan.HasKernelQueries))
+        {
+            return AttendRow(plan, 0, query, keys, values, scale);
+        }
+
         Tensor output = few && plan.HasKernelQueries
             ? AttendTokens(plan, query, keys, values, scale)
             : zeros(query.shape, dtype: _shape.DType, device: _shape.Device);

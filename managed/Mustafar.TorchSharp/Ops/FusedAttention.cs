@@ -1,0 +1,88 @@
+using System.Collections.Concurrent;
+using Mustafar.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>Which of torch's fused attention kernels serve a call on CUDA, each by itself.</summary>
+/// <remarks>
+/// torch's scaled_dot_product_attention chooses among them, but TorchSharp's has no way to say that several query heads share a
+/// key/value head.
+/// </remarks>
+internal static class FusedAttention
+{
+    private const int MostFlashHeadDim = 256;
+    private const int MostCuDnnHeadDim = 128;
+
+    // cuDNN is the faster of the two on Hopper when queries are many, but prepares a plan for each new shape, which takes 1.6 ms there: as
+    // much as some layers' attention of a short prompt.
+    private const int FewestCuDnnQueries = 1024;
+
+    private static readonly ConcurrentDictionary<(int Device, bool CuDnn), bool> Works = new();
+
+    /// <summary>Whether FlashAttention serves such queries.</summary>
+    internal static bool HasFlash(Tensor query) => TorchShim.HasFlash && Fits(query, MostFlashHeadDim) && IsWorking(query, cuDnn: false);
+
+    /// <summary>Whether cuDNN serves such queries.</summary>
+    internal static bool HasCuDnn(Tensor query) => TorchShim.HasCuDnn && Fits(query, MostCuDnnHeadDim) && IsWorking(query, cuDnn: true);
+
+    /// <summary>Attention without a mask, by the faster kernel; null if none serves.</summary>
+    /// <param name="query">Queries [batch, num_heads, queries, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, tokens, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
+    /// <param name="causal">Whether query i sees tokens up to i only, of as many tokens as queries.</param>
+    /// <param name="scale">Factor of the scores.</param>
+    internal static Tensor? Forward(Tensor query, Tensor keys, Tensor values, bool causal, double scale)
+    {
+        if (query.size(2) >= FewestCuDnnQueries && HasCuDnn(query))
+        {
+            return TorchShim.CuDnnAttention(query, keys, values, bias: null, causal, scale);
+        }
+
+        return HasFlash(query) ? TorchShim.FlashAttention(query, keys, values, causal, scale).Output : null;
+    }
+
+    /// <summary>Attention under a mask by cuDNN, the only one of them that takes masks and groups; null if it doesn't serve.</summary>
+    /// <param name="query">Queries [batch, num_heads, queries, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, tokens, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
+    /// <param name="mask">Bool [batch or 1, 1, queries, tokens], true where a query may look.</param>
+    /// <param name="scale">Factor of the scores.</param>
+    internal static Tensor? Masked(Tensor query, Tensor keys, Tensor values, Tensor mask, double scale)
+    {
+        if (!HasCuDnn(query))
+        {
+            return null;
+        }
+
+        Tensor bias = zeros(mask.shape, dtype: query.dtype, device: query.device)
+            .masked_fill_(mask.logical_not(), Scalars.NegativeInfinity);
+        return TorchShim.CuDnnAttention(query, keys, values, bias, causal: false, scale);
+    }
+
+    private static bool Fits(Tensor query, int mostHeadDim) =>
+        query.device_type == DeviceType.CUDA
+        && query.dtype is ScalarType.Float16 or ScalarType.BFloat16
+        && query.size(3) % 8 == 0
+        && query.size(3) <= mostHeadDim;
+
+    // Whether the operator is there says nothing of the device, and a libtorch may have been built without the kernels behind it: they are
+    // tried once.
+    private static bool IsWorking(Tensor query, bool cuDnn) => Works.GetOrAdd((query.device_index, cuDnn), kernel =>
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor probe = zeros([1, 1, 64, 64], dtype: ScalarType.Float16, device: query.device);
+        try
+        {
+            _ = kernel.CuDnn
+                ? TorchShim.CuDnnAttention(probe, probe, probe, bias: null, causal: true, scale: 1)
+                : TorchShim.FlashAttention(probe, probe, probe, causal: true, scale: 1).Output;
+            return true;
+        }
+        catch (MustafarException)
+        {
+            return false;
+        }
+    });
+}
