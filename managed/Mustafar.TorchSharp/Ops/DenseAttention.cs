@@ -1,4 +1,3 @@
-using Mustafar.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -35,17 +34,9 @@ internal static class DenseAttention
         (long batch, long numHeads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
         long numKvHeads = keys.shape[1];
         long group = numHeads / numKvHeads;
-        if (queries > 1 && (mask is null || group > 1))
+        if (queries > 1 && Fused(query, keys, values, scale ?? 1 / Math.Sqrt(headDim), mask, causal) is Tensor fused)
         {
-            Tensor rows = TensorAccess.WithContiguousRows(query);
-            double factorOfScores = scale ?? 1 / Math.Sqrt(headDim);
-            Tensor? fused = mask is null
-                ? FusedAttention.Forward(rows, keys, values, causal, factorOfScores)
-                : FusedAttention.Masked(rows, keys, values, mask, factorOfScores);
-            if (fused is not null)
-            {
-                return fused;
-            }
+            return fused;
         }
 
         // TorchSharp's function scales by 1/√head_dim; another factor goes into the queries.
@@ -160,6 +151,12 @@ internal static class DenseAttention
             return hidden?.repeat(group, 1);
         }
     }
+
+    // Many queries of a group in one call, where there is a kernel for it.
+    private static Tensor? Fused(Tensor query, Tensor keys, Tensor values, double scale, Tensor? mask, bool causal) =>
+        mask is null ? FusedAttention.Forward(query, keys, values, causal, scale)
+        : query.size(1) == keys.size(1) ? null
+        : FusedAttention.Masked(query, keys, values, mask, scale);
 
     private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>
         nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);

@@ -33,32 +33,45 @@ internal static class FusedAttention
     /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="causal">Whether query i sees tokens up to i only, of as many tokens as queries.</param>
     /// <param name="scale">Factor of the scores.</param>
-    internal static Tensor? Forward(Tensor query, Tensor keys, Tensor values, bool causal, double scale)
-    {
-        if (query.size(2) >= FewestCuDnnQueries && HasCuDnn(query))
-        {
-            return TorchShim.CuDnnAttention(query, keys, values, bias: null, causal, scale);
-        }
-
-        return HasFlash(query) ? TorchShim.FlashAttention(query, keys, values, causal, scale).Output : null;
-    }
+    internal static Tensor? Forward(Tensor query, Tensor keys, Tensor values, bool causal, double scale) =>
+        query.size(2) >= FewestCuDnnQueries && HasCuDnn(query)
+            ? TorchShim.CuDnnAttention(Aligned(query), Aligned(keys), Aligned(values), bias: null, causal, scale)
+            : HasFlash(query) ? Flash(query, keys, values, causal, scale).Output : null;
 
     /// <summary>Attention under a mask by cuDNN, the only one of them that takes masks and groups; null if it doesn't serve.</summary>
     /// <param name="query">Queries [batch, num_heads, queries, head_dim].</param>
     /// <param name="keys">Keys [batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
-    /// <param name="mask">Bool [batch or 1, 1, queries, tokens], true where a query may look.</param>
+    /// <param name="mask">Bool [queries, tokens] or [batch or 1, 1, queries, tokens], true where a query may look.</param>
     /// <param name="scale">Factor of the scores.</param>
     internal static Tensor? Masked(Tensor query, Tensor keys, Tensor values, Tensor mask, double scale)
     {
-        if (!HasCuDnn(query))
+        // cuDNN has no kernel for a single token.
+        if (keys.size(2) == 1 || !HasCuDnn(query))
         {
             return null;
         }
 
         Tensor bias = zeros(mask.shape, dtype: query.dtype, device: query.device)
             .masked_fill_(mask.logical_not(), Scalars.NegativeInfinity);
-        return TorchShim.CuDnnAttention(query, keys, values, bias, causal: false, scale);
+        return TorchShim.CuDnnAttention(Aligned(query), Aligned(keys), Aligned(values), bias, causal: false, scale);
+    }
+
+    /// <summary>FlashAttention, and each row's log-sum-exp; for queries that <see cref="HasFlash"/> says it serves.</summary>
+    /// <inheritdoc cref="TorchShim.FlashAttention"/>
+    internal static (Tensor Output, Tensor LogSumExp) Flash(Tensor query, Tensor keys, Tensor values, bool causal, double scale) =>
+        TorchShim.FlashAttention(Aligned(query), Aligned(keys), Aligned(values), causal, scale);
+
+    // The kernels read rows in pieces of 16 bytes without a look at where these lie.
+    private static unsafe Tensor Aligned(Tensor tensor)
+    {
+        const int bytes = 16, elements = bytes / 2;
+        bool aligned = (nuint)TensorAccess.Pointer(tensor) % bytes == 0
+            && tensor.stride(3) == 1
+            && tensor.stride(2) % elements == 0
+            && tensor.stride(1) % elements == 0
+            && tensor.stride(0) % elements == 0;
+        return aligned ? tensor : empty(tensor.shape, dtype: tensor.dtype, device: tensor.device).copy_(tensor);
     }
 
     private static bool Fits(Tensor query, int mostHeadDim) =>

@@ -32,7 +32,7 @@ internal sealed class PartialAttention
     /// <param name="scale">Factor of the scores.</param>
     internal static PartialAttention Full(Tensor query, Tensor keys, Tensor values, double scale) => query.device_type == DeviceType.CPU
         ? OnCpu(query, query.reshape(query.size(0), keys.size(1), -1, query.size(3)), keys, values, causal: false, scale)
-        : new(TorchShim.FlashAttention(TensorAccess.WithContiguousRows(query), keys, values, causal: false, scale));
+        : new(FusedAttention.Flash(query, keys, values, causal: false, scale));
 
     /// <summary>Attention of queries to all tokens up to their own; the last query's own is the last token.</summary>
     /// <param name="query">Queries [batch, num_heads, queries, head_dim].</param>
@@ -43,7 +43,7 @@ internal sealed class PartialAttention
     {
         if (query.device_type != DeviceType.CPU)
         {
-            return new(TorchShim.FlashAttention(TensorAccess.WithContiguousRows(query), keys, values, causal: true, scale));
+            return new(FusedAttention.Flash(query, keys, values, causal: true, scale));
         }
 
         // The CPU's kernel takes the first query to be at the first token.

@@ -60,6 +60,21 @@ internal sealed class DenseAttentionTests(string device)
         }
     }
 
+    /// <summary>Heads and tokens of a larger tensor that begin at any element, of which rows may be apart by any number.</summary>
+    [Test]
+    public void Views_lie_anywhere([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 4)] int group, [Values(20, 1030)] int tokens)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(tokens);
+        (Tensor query, Tensor keys, Tensor values) = (View(group, 3), View(1, 1), View(1, 2));
+        Tensor seen = ones(tokens, tokens, dtype: ScalarType.Bool, device: device).tril();
+        Tensor expected = Exact(query, keys, values, null, seen);
+        CheckClose(DenseAttention.Causal(query, keys, values, null, window: null), expected, dtype, "causal");
+        CheckClose(DenseAttention.Forward(query, keys, values, null, seen, causal: false, finite: true), expected, dtype, "masked");
+
+        Tensor View(int heads, int first) => Random(dtype, 1, heads, tokens, 64 + 5).narrow(3, first, 64);
+    }
+
     private void CheckPrompt(ScalarType dtype, int batch, int numKvHeads, int group, int tokens, int headDim)
     {
         using var scope = NewDisposeScope();
