@@ -45,6 +45,16 @@ internal sealed class ManyTokensTests(string device)
         Check(dtype, headDim: 64, numKvHeads: 1, group: 2, options, [2 * 16384 + 300], [11], "long past");
     }
 
+    /// <summary>A window that leaves out some of the past, of the new tokens or of neither, in one block of queries and in two.</summary>
+    [Test]
+    public void A_window_hides_what_is_before_it(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 33, 200, 2000)] int window, [Values(0, 4)] int sinks, [Values(1, 4)] int group)
+    {
+        MustafarOptions options = new() { LocalWindow = 20, GroupSize = 64, SinkTokens = sinks, SlidingWindow = window };
+        Check(dtype, headDim: 64, numKvHeads: 2, group, options, [0, 3, 40, 300], [12, 30, 9, 25], $"window of {window}");
+        Check(dtype, headDim: 64, numKvHeads: 1, group: 1, options, [700], [530], $"window of {window}, two blocks");
+    }
+
     /// <summary>Scores far from zero, at which a merge of parts by their sums alone would overflow.</summary>
     [Test]
     public void Large_scores_do_not_overflow([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(-1, 1)] int sign)
