@@ -33,7 +33,7 @@ internal sealed class ManyTokensTests(string device)
         [Values(0, 4)] int sinks)
     {
         MustafarOptions options = new() { LocalWindow = 20, GroupSize = 64, SinkTokens = sinks };
-        Check(dtype, headDim, numKvHeads: 2, group, options, [0, 1, 150, 300, 47], [12, 30, 9, 0, 25], "ragged");
+        Check(dtype, headDim, numKvHeads: 2, group, options, [0, 1, 150, 300, 47, 90], [12, 30, 9, 0, 25, 1], "ragged");
         Check(dtype, headDim, numKvHeads: 1, group, options, [200, 200], [17, 17], "uniform");
     }
 
@@ -51,7 +51,7 @@ internal sealed class ManyTokensTests(string device)
         [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 33, 200, 2000)] int window, [Values(0, 4)] int sinks, [Values(1, 4)] int group)
     {
         MustafarOptions options = new() { LocalWindow = 20, GroupSize = 64, SinkTokens = sinks, SlidingWindow = window };
-        Check(dtype, headDim: 64, numKvHeads: 2, group, options, [0, 3, 40, 300], [12, 30, 9, 25], $"window of {window}");
+        Check(dtype, headDim: 64, numKvHeads: 2, group, options, [0, 3, 40, 300, 150], [12, 30, 9, 25, 1], $"window of {window}");
         Check(dtype, headDim: 64, numKvHeads: 1, group: 1, options, [700], [530], $"window of {window}, two blocks");
     }
 
