@@ -28,17 +28,7 @@ public static class Weights
     /// <param name="device">Device of the weights; the CPU if null.</param>
     public static Linear Linear(long inputs, long outputs, bool bias, ScalarType dtype, torch.Device? device = null)
     {
-        // On the meta device the constructor's initialisation touches no memory.
-        Linear linear = nn.Linear(inputs, outputs, bias, device: new torch.Device(DeviceType.META), dtype: dtype);
-        using Parameter? metaWeight = linear.weight;
-        using Parameter? metaBias = linear.bias;
-        linear.weight = Empty([outputs, inputs], dtype, device);
-        if (bias)
-        {
-            linear.bias = Empty([outputs], dtype, device);
-        }
-
-        return linear;
+        return Linear(inputs, outputs, Empty([outputs, inputs], dtype, device), bias ? Empty([outputs], dtype, device) : null);
     }
 
     /// <summary>Linear layers over one input, whose weights and biases, of undefined content, lie one behind the other: one product gives
@@ -63,14 +53,7 @@ public static class Weights
         long first = 0;
         for (int i = 0; i < layers.Length; i++)
         {
-            layers[i] = Linear(inputs, outputs[i], bias: false, dtype, new torch.Device(DeviceType.META));
-            layers[i].weight.Dispose();
-            layers[i].weight = new Parameter(weight.narrow(0, first, outputs[i]), requires_grad: false);
-            if (biases is not null)
-            {
-                layers[i].bias = new Parameter(biases.narrow(0, first, outputs[i]), requires_grad: false);
-            }
-
+            layers[i] = Linear(inputs, outputs[i], Part(weight, first, outputs[i]), biases is null ? null : Part(biases, first, outputs[i]));
             first += outputs[i];
         }
 
@@ -113,5 +96,22 @@ public static class Weights
             // Neighbours by chance: the memory of the first ends before that of the last.
             return null;
         }
+    }
+
+    private static Parameter Part(Tensor joint, long first, long count) => new(joint.narrow(0, first, count), requires_grad: false);
+
+    private static Linear Linear(long inputs, long outputs, Parameter weight, Parameter? bias)
+    {
+        // On the meta device the constructor's initialisation touches no memory.
+        Linear linear = nn.Linear(inputs, outputs, bias is not null, device: new torch.Device(DeviceType.META), dtype: weight.dtype);
+        using Parameter? metaWeight = linear.weight;
+        using Parameter? metaBias = linear.bias;
+        linear.weight = weight;
+        if (bias is not null)
+        {
+            linear.bias = bias;
+        }
+
+        return linear;
     }
 }

@@ -7,8 +7,8 @@ namespace Mustafar;
 public static unsafe partial class MustafarOps
 {
     /// <summary>
-    /// A linear layer for any number of rows with what stands before and after it, in the fastest way: <see cref="Linear"/> where that is
-    /// one row on CUDA, else torch's product with the operations of this class around it. No gradient is recorded.
+    /// A linear layer for any number of rows with what stands before and after it, in the fastest way: <see cref="Linear"/> for
+    /// one row, else torch's product with the operations of this class around it. No gradient is recorded.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features].</param>
     /// <param name="weight">As for <see cref="Linear"/>.</param>
@@ -24,7 +24,7 @@ public static unsafe partial class MustafarOps
         fusion ??= NoFusion;
         (long inFeatures, long outFeatures) = CheckLinear(input, weight, fusion, output);
         long rows = MatrixRows.Count(input);
-        if (rows == 1 && input.device_type == DeviceType.CUDA && inFeatures <= MaxLinearFeatures)
+        if (rows == 1 && (input.device_type == DeviceType.CPU || inFeatures <= MaxLinearFeatures))
         {
             return Linear(input, weight, fusion, output);
         }
