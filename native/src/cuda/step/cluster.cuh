@@ -81,7 +81,7 @@ public:
         }
     }
 
-    // `own` in the shared memory of each thread block, summed.
+    // The sum of read(rank) over the thread blocks.
     template <class Read>
     __device__ __forceinline__ auto over_blocks(Read&& read) const {
         decltype(read(0)) parts[max_cluster], sum{};
