@@ -24,7 +24,7 @@ internal static class DecodeBenchmark
         set_num_threads(settings.Threads);
         using var noGrad = no_grad();
         using LlamaForCausalLM model = BenchmarkModel.Load(settings);
-        string where = settings.Device.type == DeviceType.CUDA ? CudaRuntime.DeviceName(model.Device.index) : $"{settings.Threads} CPU threads";
+        string where = settings.Device.type == DeviceType.CUDA ? CudaRuntime.DeviceName(Math.Max(0, model.Device.index)) : $"{settings.Threads} CPU threads";
         Console.WriteLine($"{where}, {settings.DType}, {model.Config.NumLayers} layers, hidden_size {model.Config.HiddenSize}");
         Report report = new(
             "decode", "context", "batch", "cache", "ms", "tokens/s", "dense ms / ms", "attention ms", "sampling ms", "rest ms", "host ms", "cache MiB", "graph");
@@ -132,7 +132,7 @@ internal static class DecodeBenchmark
     private static int Largest(LlamaForCausalLM model, CacheForm form, int context)
     {
         long free = model.Device.type == DeviceType.CUDA
-            ? CudaRuntime.FreeMemory(model.Device.index)
+            ? CudaRuntime.FreeMemory(Math.Max(0, model.Device.index))
             : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 2;
         return (int)Math.Max(1, (free - Spare) / form.BytesOf(model, context));
     }

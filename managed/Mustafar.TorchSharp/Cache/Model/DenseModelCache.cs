@@ -58,7 +58,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
         Device? device = null,
         CacheLimits? limits = null)
         : base(
-            CacheShape.Checked(numKvHeads, headDim, dtype, device ?? CPU),
+            CacheShape.Checked(numKvHeads, headDim, dtype, Native.TensorAccess.Resolve(device ?? CPU)),
             Checked(slidingWindows).Count,
             limits ?? new CacheLimits())
     {
