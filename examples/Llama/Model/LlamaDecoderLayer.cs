@@ -49,4 +49,14 @@ public sealed class LlamaDecoderLayer : nn.Module<Tensor, CacheStep, int, Tensor
         Tensor attended = hidden.add(self_attn.forward(input_layernorm.call(hidden), step, layer), Scalars.One);
         return attended.add_(mlp.call(post_attention_layernorm.call(attended)), Scalars.One).MoveToOuterDisposeScope();
     }
+
+    /// <summary>Computes the layer for the new tokens of a step, in place.</summary>
+    /// <param name="hidden">[batch, n, hidden_size], contiguous.</param>
+    /// <param name="step">The step.</param>
+    /// <param name="layer">Which layer of the cache is this one's.</param>
+    public void Apply(Tensor hidden, CacheStep step, int layer)
+    {
+        self_attn.AddTo(hidden, input_layernorm, step, layer);
+        mlp.AddTo(hidden, post_attention_layernorm, step.Tokens == 1 ? step.Buffers : null);
+    }
 }

@@ -81,6 +81,25 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
         return hidden.MoveToOuterDisposeScope();
     }
 
+    /// <summary>What normalises the last layer's output.</summary>
+    internal RmsNorm Norm => norm;
+
+    /// <summary>The vectors of tokens, and what all layers make of them in a step; not normalised yet.</summary>
+    /// <param name="ids">Int64 [batch, n] of the step's sequences, in its order.</param>
+    /// <param name="step">The step.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    internal Tensor Apply(Tensor ids, CacheStep step)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor hidden = embed_tokens.call(ids);
+        for (int i = 0; i < layers.Count; i++)
+        {
+            layers[i].Apply(hidden, step, i);
+        }
+
+        return hidden.MoveToOuterDisposeScope();
+    }
+
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {

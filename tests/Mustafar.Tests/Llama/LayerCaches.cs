@@ -49,6 +49,10 @@ internal sealed class LayerCaches : ModelKeyValueCache
     private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
         _layers[layer].Forward(query, keys, values, scale, _counts);
 
+    private protected override Tensor Positions() => tensor(new[] { _length }, device: Device);
+
+    private protected override StepLayout? Layout() => null;
+
     private protected override void Commit() => _length = _layers[0].Length;
 
     private protected override void Rollback()
