@@ -10,7 +10,7 @@ namespace Mustafar.Examples.Llama.Generation;
 /// <param name="Token">Its next token.</param>
 public readonly record struct SequenceToken(int Sequence, int Token);
 
-/// <summary>What all ways to continue texts share: steps of a model over caches, and the time that it takes for them.</summary>
+/// <summary>What all ways to continue texts share: steps of a model over a cache, and the time that it takes for them.</summary>
 public abstract class TextGenerator
 {
     private readonly Stopwatch _prefill = new();
@@ -27,7 +27,7 @@ public abstract class TextGenerator
     /// <summary>Time that prompts took, up to the choice of the first token after them.</summary>
     public TimeSpan PrefillTime => _prefill.Elapsed;
 
-    /// <summary>Time that steps of one token took, choosing the tokens included, and forks of the caches.</summary>
+    /// <summary>Time that steps of one token took, choosing the tokens included, and forks.</summary>
     public TimeSpan DecodeTime => _decode.Elapsed;
 
     /// <summary>Tokens that the model took in steps of one token, of all texts.</summary>
@@ -46,13 +46,13 @@ public abstract class TextGenerator
     {
         if (Cache.BatchSize != 1)
         {
-            throw new ArgumentException($"Expected caches of one sequence, whose text is continued, but got {Cache.BatchSize}.", "cache");
+            throw new ArgumentException($"Expected a cache of one sequence, whose text is continued, but got {Cache.BatchSize}.", "cache");
         }
     }
 
     /// <summary>Adds prompts to the texts in <see cref="Cache"/>.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
-    /// <param name="cancellationToken">Stops before the next layer of the model, whose caches are good for nothing then.</param>
+    /// <param name="cancellationToken">Stops before the next layer of the model; nothing of the prompts is cached then.</param>
     /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
     private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
@@ -110,13 +110,21 @@ public abstract class TextGenerator
         Read(logits, scores, _decode);
     }
 
-    /// <summary>Makes caches that continue sequences of others.</summary>
+    /// <summary>Adds sequences that continue others.</summary>
     private protected ModelCache Fork(ModelCache cache, int[] parents)
     {
         _decode.Start();
         ModelCache fork = cache.Fork(parents);
         _decode.Stop();
         return fork;
+    }
+
+    /// <summary>Makes sequences those that continue them.</summary>
+    private protected void Reorder(ModelCache cache, int[] parents)
+    {
+        _decode.Start();
+        cache.Reorder(parents);
+        _decode.Stop();
     }
 
     /// <summary>Continues texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text.</summary>
@@ -158,11 +166,12 @@ public abstract class TextGenerator
                 watch.Start();
                 choice.Next(logits, counts, next);
                 watch.Stop();
+                IReadOnlyList<int> lengths = cache.Lengths;
                 for (int i = 0; i < batch; i++)
                 {
                     if (counts[i] == 1)
                     {
-                        counts[i] = stopTokens.Contains(next[i]) || cache.Lengths[i] == Model.Config.MaxPositions ? 0 : 1;
+                        counts[i] = stopTokens.Contains(next[i]) || lengths[i] == Model.Config.MaxPositions ? 0 : 1;
                         yield return new SequenceToken(i, next[i]);
                     }
                 }

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 namespace Mustafar.Examples.Llama.Model;
 
 /// <summary>One layer: attention and MLP, each behind a norm and added to its input.</summary>
-public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
+public sealed class LlamaDecoderLayer : nn.Module<Tensor, CacheStep, int, Tensor>
 {
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
     private readonly RmsNorm input_layernorm;
@@ -38,21 +38,15 @@ public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
         RegisterComponents();
     }
 
-    /// <summary>Computes the layer for n new tokens.</summary>
+    /// <summary>Computes the layer for the n new tokens of a step.</summary>
     /// <param name="hidden">[batch, n, hidden_size].</param>
-    /// <param name="cache">This layer's cache.</param>
+    /// <param name="step">The step.</param>
+    /// <param name="layer">Which layer of the step's cache is this one's.</param>
     /// <returns>[batch, n, hidden_size].</returns>
-    public override Tensor forward(Tensor hidden, KeyValueCache cache) => forward(hidden, cache, default);
-
-    /// <summary>Computes the layer for n new tokens, of which each sequence has its own number.</summary>
-    /// <param name="hidden">[batch, n, hidden_size].</param>
-    /// <param name="cache">This layer's cache.</param>
-    /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <returns>[batch, n, hidden_size].</returns>
-    public Tensor forward(Tensor hidden, KeyValueCache cache, ReadOnlySpan<int> counts)
+    public override Tensor forward(Tensor hidden, CacheStep step, int layer)
     {
         using DisposeScope scope = NewDisposeScope();
-        Tensor attended = hidden.add(self_attn.forward(input_layernorm.call(hidden), cache, counts), Scalars.One);
+        Tensor attended = hidden.add(self_attn.forward(input_layernorm.call(hidden), step, layer), Scalars.One);
         return attended.add_(mlp.call(post_attention_layernorm.call(attended)), Scalars.One).MoveToOuterDisposeScope();
     }
 

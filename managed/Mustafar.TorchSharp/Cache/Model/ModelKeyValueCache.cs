@@ -102,6 +102,28 @@ public abstract class ModelKeyValueCache : IDisposable
         return Name(slot);
     }
 
+    /// <summary>Makes room for so many sequences in all, at once and no more. Without, the room doubles whenever one has none.</summary>
+    /// <param name="sequences">How many, the present ones included.</param>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="sequences"/> is negative.</exception>
+    /// <exception cref="CacheLimitException">They are more than <see cref="CacheLimits.MaxSequences"/>.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold their room.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public void EnsureCapacity(int sequences)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(sequences);
+        using CallGuard.Call call = EnterBetweenSteps();
+        if (sequences > Limits.MaxSequences)
+        {
+            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, but got {sequences}. Remove some first.");
+        }
+
+        if (sequences > Slots)
+        {
+            Grow(sequences);
+        }
+    }
+
     /// <summary>Takes a sequence out, whose memory others can use then.</summary>
     /// <param name="sequence">Its number.</param>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
