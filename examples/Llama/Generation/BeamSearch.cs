@@ -51,14 +51,15 @@ public sealed class BeamSearch : TextGenerator
         float[] logits = PrefillScores([prompt], cancellationToken);
 
         // The last token isn't cached, so it may be one past the model's positions.
-        int steps = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);
+        int most = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);
         BeamSelection selection = new(options, stopTokens);
         ModelCache? forks = null;
+        DecodeSteps? steps = null; // of as many sequences as there are beams
         try
         {
             for (int step = 1; ; step++)
             {
-                selection.Advance(logits, isLast: step == steps);
+                selection.Advance(logits, isLast: step == most);
                 advanced?.Invoke(step);
                 if (selection.IsDone)
                 {
@@ -67,11 +68,12 @@ public sealed class BeamSearch : TextGenerator
 
                 cancellationToken.ThrowIfCancellationRequested();
                 forks = Follow(selection.Running, forks);
-                logits = Decoded(selection.Running, forks, logits);
+                logits = Decoded(selection.Running, forks, ref steps, logits);
             }
         }
         finally
         {
+            steps?.Dispose();
             forks?.Dispose();
         }
     }
@@ -89,11 +91,17 @@ public sealed class BeamSearch : TextGenerator
         return forks;
     }
 
-    private float[] Decoded(IReadOnlyList<Beam> beams, ModelCache forks, float[] logits)
+    private float[] Decoded(IReadOnlyList<Beam> beams, ModelCache forks, ref DecodeSteps? steps, float[] logits)
     {
+        if (steps?.Tokens.shape[0] != beams.Count)
+        {
+            steps?.Dispose();
+            steps = new DecodeSteps(Model, forks.Cache, beams.Count);
+        }
+
         int length = beams.Count * Model.Config.VocabSize;
         float[] next = logits.Length == length ? logits : new float[length];
-        DecodeScores(forks, [.. beams.Select(beam => beam.Token)], [.. Enumerable.Repeat(1, beams.Count)], next);
+        DecodeScores(steps, forks, [.. beams.Select(beam => beam.Token)], next);
         return next;
     }
 }

@@ -68,25 +68,6 @@ public abstract class TextGenerator
         return logits.DetachFromDisposeScope();
     }
 
-    /// <summary>Adds a token to texts.</summary>
-    /// <param name="cache">The texts so far.</param>
-    /// <param name="tokens">For each sequence its token.</param>
-    /// <param name="counts">For each sequence 1, or 0 if its text has ended.</param>
-    /// <returns>The scores after each token, [batch, vocab_size]; meaningless for texts that have ended. The caller disposes them.</returns>
-    private protected Tensor Decode(ModelCache cache, int[] tokens, int[] counts)
-    {
-        _decode.Start();
-        using IDisposable mode = inference_mode();
-        using DisposeScope scope = NewDisposeScope();
-        Tensor ids = TokenIds.ToTensor(tokens, Model.Device).reshape(-1, 1);
-        bool someEnded = counts.Contains(0);
-        Tensor logits = Model.NextTokenLogits(ids, cache, someEnded ? counts : default);
-        TokenIds.ExcludeUnused(logits, Model.Config);
-        _decode.Stop();
-        DecodedTokens += counts.Sum();
-        return logits.DetachFromDisposeScope();
-    }
-
     /// <summary><see cref="Prefill"/> whose scores are copied from the model's device.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
     /// <param name="cancellationToken">As there.</param>
@@ -99,15 +80,23 @@ public abstract class TextGenerator
         return scores;
     }
 
-    /// <summary><see cref="Decode"/> whose scores are copied from the model's device.</summary>
+    /// <summary>Adds a token to texts.</summary>
+    /// <param name="steps">What runs steps of so many texts.</param>
     /// <param name="cache">The texts so far.</param>
     /// <param name="tokens">For each sequence its token.</param>
-    /// <param name="counts">For each sequence 1, or 0 if its text has ended.</param>
-    /// <param name="scores">Overwritten, batch · vocab_size.</param>
-    private protected void DecodeScores(ModelCache cache, int[] tokens, int[] counts, Span<float> scores)
+    /// <param name="scores">Overwritten with the scores after each token, batch · vocab_size.</param>
+    private protected void DecodeScores(DecodeSteps steps, ModelCache cache, int[] tokens, Span<float> scores)
     {
-        using Tensor logits = Decode(cache, tokens, counts);
-        Read(logits, scores, _decode);
+        _decode.Start();
+        using (DisposeScope scope = NewDisposeScope())
+        {
+            steps.Tokens.copy_(TokenIds.ToTensor(tokens, CPU)[0]);
+            steps.Run([.. cache.Sequences]);
+        }
+
+        _decode.Stop();
+        DecodedTokens += tokens.Length;
+        Read(steps.Logits, scores, _decode);
     }
 
     /// <summary>Adds sequences that continue others.</summary>
@@ -150,36 +139,36 @@ public abstract class TextGenerator
         int[] next = new int[batch];
         int[] counts = new int[batch];
         Array.Fill(counts, 1);
+        int[] sequences = [.. cache.Sequences];
+        using Tensor scores = logits;
         using BatchSampler choice = new(samplers, Model, logProbabilities);
-        try
+        using DecodeSteps steps = new(Model, cache.Cache, batch, choice.State, logProbabilities is not null);
+        for (int step = 0; step < maxTokens && counts.Contains(1); step++)
         {
-            for (int step = 0; step < maxTokens && counts.Contains(1); step++)
+            cancellationToken.ThrowIfCancellationRequested();
+            Stopwatch watch = step == 0 ? _prefill : _decode;
+            watch.Start();
+            if (step == 0)
             {
-                if (step > 0)
-                {
-                    cancellationToken.ThrowIfCancellationRequested();
-                    logits.Dispose();
-                    logits = Decode(cache, next, counts);
-                }
+                MustafarOps.Sample(scores, choice.State, tokens: steps.Tokens, logProbabilities: steps.LogProbabilities);
+            }
+            else
+            {
+                steps.Run(sequences, counts.Contains(0) ? counts : []);
+                DecodedTokens += counts.Sum();
+            }
 
-                Stopwatch watch = step == 0 ? _prefill : _decode;
-                watch.Start();
-                choice.Next(logits, counts, next);
-                watch.Stop();
-                IReadOnlyList<int> lengths = cache.Lengths;
-                for (int i = 0; i < batch; i++)
+            choice.Read(steps, counts, next);
+            watch.Stop();
+            IReadOnlyList<int> lengths = cache.Lengths;
+            for (int i = 0; i < batch; i++)
+            {
+                if (counts[i] == 1)
                 {
-                    if (counts[i] == 1)
-                    {
-                        counts[i] = stopTokens.Contains(next[i]) || lengths[i] == Model.Config.MaxPositions ? 0 : 1;
-                        yield return new SequenceToken(i, next[i]);
-                    }
+                    counts[i] = stopTokens.Contains(next[i]) || lengths[i] == Model.Config.MaxPositions ? 0 : 1;
+                    yield return new SequenceToken(i, next[i]);
                 }
             }
-        }
-        finally
-        {
-            logits.Dispose();
         }
     }
 

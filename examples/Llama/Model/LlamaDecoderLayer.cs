@@ -1,10 +1,9 @@
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Model;
 
 /// <summary>One layer: attention and MLP, each behind a norm and added to its input.</summary>
-public sealed class LlamaDecoderLayer : nn.Module<Tensor, CacheStep, int, Tensor>
+public sealed class LlamaDecoderLayer : nn.Module
 {
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
     private readonly RmsNorm input_layernorm;
@@ -36,18 +35,6 @@ public sealed class LlamaDecoderLayer : nn.Module<Tensor, CacheStep, int, Tensor
         post_attention_layernorm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
         mlp = new SwiGluMlp(config, dtype, device);
         RegisterComponents();
-    }
-
-    /// <summary>Computes the layer for the n new tokens of a step.</summary>
-    /// <param name="hidden">[batch, n, hidden_size].</param>
-    /// <param name="step">The step.</param>
-    /// <param name="layer">Which layer of the step's cache is this one's.</param>
-    /// <returns>[batch, n, hidden_size].</returns>
-    public override Tensor forward(Tensor hidden, CacheStep step, int layer)
-    {
-        using DisposeScope scope = NewDisposeScope();
-        Tensor attended = hidden.add(self_attn.forward(input_layernorm.call(hidden), step, layer), Scalars.One);
-        return attended.add_(mlp.call(post_attention_layernorm.call(attended)), Scalars.One).MoveToOuterDisposeScope();
     }
 
     /// <summary>Computes the layer for the new tokens of a step, in place.</summary>

@@ -97,13 +97,13 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     }
 
     /// <summary>Scores of the next token after a step of one token.</summary>
-    /// <param name="tokens">Int64 [batch], of the step's sequences, in its order.</param>
+    /// <param name="tokens">Int64 [batch], of the step's sequences, in its order. A negative one, of a sequence that gets none, counts as 0.</param>
     /// <param name="step">The step.</param>
     /// <param name="logits">Receives the scores, [batch, vocab_size] in the type of the weights.</param>
     internal void Decode(Tensor tokens, CacheStep step, Tensor logits)
     {
         using DisposeScope scope = NewDisposeScope();
-        Tensor hidden = model.Apply(tokens.unsqueeze(1), step).squeeze(1);
+        Tensor hidden = model.Apply(tokens.relu().unsqueeze(1), step).squeeze(1);
         Tensor head = lm_head is null ? model.Embedding.Weight : lm_head.weight!;
         MustafarOps.FusedLinear(
             hidden, head, new LinearFusion { Norm = model.Norm.Weight, Eps = model.Norm.Eps }, logits, step.Buffers);

@@ -67,16 +67,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
 
         using DisposeScope scope = NewDisposeScope();
         using CacheStep step = cache.Cache.BeginStep([.. cache.Sequences], checked((int)ids.shape[1]), counts);
-        Tensor hidden = embed_tokens.call(ids);
-        for (int i = 0; i < layers.Count; i++)
-        {
-            cancellationToken.ThrowIfCancellationRequested();
-            Tensor next = layers[i].forward(hidden, step, i);
-            hidden.Dispose();
-            hidden = next;
-        }
-
-        hidden = norm.call(hidden);
+        Tensor hidden = norm.call(Apply(ids, step, cancellationToken));
         step.Commit();
         return hidden.MoveToOuterDisposeScope();
     }
@@ -87,13 +78,15 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <summary>The vectors of tokens, and what all layers make of them in a step; not normalised yet.</summary>
     /// <param name="ids">Int64 [batch, n] of the step's sequences, in its order.</param>
     /// <param name="step">The step.</param>
+    /// <param name="cancellationToken">Stops before the next layer.</param>
     /// <returns>[batch, n, hidden_size].</returns>
-    internal Tensor Apply(Tensor ids, CacheStep step)
+    internal Tensor Apply(Tensor ids, CacheStep step, CancellationToken cancellationToken = default)
     {
         using DisposeScope scope = NewDisposeScope();
         Tensor hidden = embed_tokens.call(ids);
         for (int i = 0; i < layers.Count; i++)
         {
+            cancellationToken.ThrowIfCancellationRequested();
             layers[i].Apply(hidden, step, i);
         }
 

@@ -27,6 +27,7 @@ internal sealed class DecodeGraphTests(string device)
     public void DisposeCache()
     {
         _cache.Dispose();
+        _heads.Dispose();
         _scope.Dispose();
     }
 
