@@ -83,6 +83,14 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<DirectoryInfo?> _output = new("--output") { Description = "Folder for CSV, Markdown and a chart.", HelpName = "DIR" };
 
+    internal Option<Kept[]> Keep => _keeps;
+
+    internal Option<Device> Device => _device;
+
+    internal Option<int> Threads => _threads;
+
+    internal Option<DirectoryInfo?> Output => _output;
+
     /// <summary>A command that measures shapes, or with <paramref name="grid"/> those of a grid of its own.</summary>
     internal Command Command(string name, string description, Action<Settings> run, bool grid = false)
     {

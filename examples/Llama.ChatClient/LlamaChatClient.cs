@@ -40,7 +40,7 @@ public sealed class LlamaChatClient : IChatClient
     /// <param name="model">Who replies.</param>
     /// <param name="sampling">How tokens are chosen where a request doesn't say.</param>
     /// <param name="options">How to run it.</param>
-    /// <param name="newCache">Makes empty caches.</param>
+    /// <param name="newCache">Makes an empty cache.</param>
     internal LlamaChatClient(ChatModel model, SamplingOptions sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
     {
         _model = model;

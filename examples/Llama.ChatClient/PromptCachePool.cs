@@ -3,15 +3,15 @@ using Mustafar.Examples.Llama.Chat;
 namespace Mustafar.Examples.Llama;
 
 /// <summary>The caches of several chats. It is used by one thread at a time.</summary>
-/// <param name="newCache">Makes empty caches.</param>
+/// <param name="newCache">Makes an empty cache.</param>
 /// <param name="capacity">How many are kept.</param>
 internal sealed class PromptCachePool(Func<PromptCache> newCache, int capacity) : IDisposable
 {
     // The latest used last.
     private readonly List<PromptCache> _caches = [];
 
-    /// <summary>The caches that serve most of a prompt: those of the same chat, or of one that begins alike, which keeps its own where there
-    /// is room; else new ones, or those that were not used for longest.</summary>
+    /// <summary>The cache that serves most of a prompt: that of the same chat, or a fork of one that begins alike, which keeps its own where
+    /// there is room; else a new one, or the one that was not used for longest.</summary>
     public PromptCache For(IReadOnlyList<int> prompt)
     {
         PromptCache? best = _caches.MaxBy(cache => cache.Reusable(prompt));

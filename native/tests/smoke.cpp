@@ -289,8 +289,30 @@ void cache(const mustafar_context& context) {
 
 }  // namespace
 
+// Graphs are CUDA's: the CPU refuses them, and nobody takes null.
+void graphs() {
+    const mustafar_context cpu{MUSTAFAR_DEVICE_CPU, 0, 1, MUSTAFAR_CPU_VARIANT_AUTO, nullptr};
+    const mustafar_context default_stream{MUSTAFAR_DEVICE_CUDA, 0, 0, 0, nullptr};
+    void* made = &made;
+    EXPECT(mustafar_stream_create(&cpu, &made) == MUSTAFAR_STATUS_UNSUPPORTED && made == nullptr);
+    EXPECT(std::strstr(mustafar_last_error(), "CUDA") != nullptr);
+    EXPECT(mustafar_stream_create(&cpu, nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(mustafar_stream_destroy(&cpu) == MUSTAFAR_STATUS_UNSUPPORTED);
+    EXPECT(mustafar_capture_begin(&cpu) == MUSTAFAR_STATUS_UNSUPPORTED);
+    EXPECT(mustafar_capture_begin(nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    made = &made;
+    EXPECT(mustafar_capture_end(&cpu, &made) == MUSTAFAR_STATUS_UNSUPPORTED && made == nullptr);
+    EXPECT(mustafar_graph_launch(&cpu, nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(mustafar_graph_launch(&cpu, &made) == MUSTAFAR_STATUS_UNSUPPORTED);
+    EXPECT(mustafar_graph_destroy(&cpu, nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(mustafar_stream_destroy(&default_stream) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(mustafar_capture_begin(&default_stream) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(mustafar_capture_end(&default_stream, nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+}
+
 int main() {
     library();
+    graphs();
     for (int32_t variant = MUSTAFAR_CPU_VARIANT_AUTO; variant <= MUSTAFAR_CPU_VARIANT_NEON; ++variant) {
         if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
         for (const int32_t threads : {1, 3}) {

@@ -12,6 +12,25 @@ internal static unsafe class CudaRuntime
     private static readonly nint Library = Load("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll");
     private static readonly nint Torch = Load("libtorch_cuda.so", "torch_cuda.dll");
 
+    /// <summary>Bytes of a device's memory that nobody has, nor torch for later.</summary>
+    internal static long FreeMemory(int device)
+    {
+        Check(((delegate* unmanaged<int, int>)Function(Library, "cudaSetDevice"))(device));
+        nuint free, total;
+        Check(((delegate* unmanaged<nuint*, nuint*, int>)Function(Library, "cudaMemGetInfo"))(&free, &total));
+        return (long)free;
+    }
+
+    /// <summary>What a device calls itself.</summary>
+    internal static string DeviceName(int device)
+    {
+        // The name is the first member of cudaDeviceProp, which later versions make longer.
+        const int structLength = 8192;
+        byte* properties = stackalloc byte[structLength];
+        Check(((delegate* unmanaged<byte*, int, int>)Function(Library, "cudaGetDeviceProperties"))(properties, device));
+        return Marshal.PtrToStringUTF8((nint)properties) ?? $"CUDA device {device}";
+    }
+
     internal static nint CreateStream()
     {
         nint stream;

@@ -18,8 +18,8 @@ public sealed class Conversation : IDisposable
 
     /// <summary>Begins a chat.</summary>
     /// <param name="model">Who replies.</param>
-    /// <param name="cache">Its empty caches, of batch size 1.</param>
-    /// <exception cref="ArgumentException">The caches are not empty, or of another batch size.</exception>
+    /// <param name="cache">Its empty cache, of batch size 1.</param>
+    /// <exception cref="ArgumentException">The cache is not empty, or of another batch size.</exception>
     public Conversation(ChatModel model, ModelCache cache)
         : this(model, new PromptCache((model ?? throw new ArgumentNullException(nameof(model))).Language.Model, cache), [])
     {
@@ -41,7 +41,7 @@ public sealed class Conversation : IDisposable
     /// <summary>Tokens in the cache.</summary>
     public int CachedTokens => _cache.Ids.Count;
 
-    /// <summary>What the caches occupy.</summary>
+    /// <summary>What the cache occupies.</summary>
     public KeyValueCacheMemory Memory => _cache.Cache.Memory;
 
     /// <summary>What the latest reply took.</summary>
@@ -50,12 +50,12 @@ public sealed class Conversation : IDisposable
     /// <summary>Goes on with a chat that was saved.</summary>
     /// <param name="path">The file.</param>
     /// <param name="model">Who replies: the model that it was saved with. With another template more of it is read anew.</param>
-    /// <param name="cache">Its empty compressed caches, of batch size 1 and with the options that it was saved with.</param>
+    /// <param name="cache">Its empty compressed cache, of batch size 1 and with the options that it was saved with.</param>
     /// <param name="templateVariables">See <see cref="TemplateVariables"/>.</param>
-    /// <exception cref="ArgumentException">The caches are not empty.</exception>
-    /// <exception cref="NotSupportedException">They are not compressed ones.</exception>
+    /// <exception cref="ArgumentException">The cache is not empty.</exception>
+    /// <exception cref="NotSupportedException">It is not a compressed one.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="MustafarCacheFileException">The file is of another model or other options, damaged, or of no chat. The caches are
+    /// <exception cref="MustafarCacheFileException">The file is of another model or other options, damaged, or of no chat. The cache is
     /// empty then.</exception>
     public static Conversation Load(
         string path, ChatModel model, ModelCache cache, IReadOnlyDictionary<string, object?>? templateVariables = null)
@@ -78,9 +78,9 @@ public sealed class Conversation : IDisposable
         }
     }
 
-    /// <summary>Writes the chat and its caches to a file, from which <see cref="Load"/> goes on.</summary>
+    /// <summary>Writes the chat and its cache to a file, from which <see cref="Load"/> goes on.</summary>
     /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
-    /// <exception cref="NotSupportedException">The caches are not compressed ones.</exception>
+    /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
     /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
     public void Save(string path) =>
         _cache.Cache.Save(path, _model.Language.Fingerprint, new SavedConversation(_turns, _cache.Ids).ToMetadata());

@@ -3,8 +3,8 @@ using Mustafar.Examples.Llama.Model;
 
 namespace Mustafar.Examples.Llama.Chat;
 
-/// <summary>Caches that know which tokens they hold, so that a later prompt is read from where it differs.</summary>
-/// <remarks>It is used by one thread at a time. The caches are disposed with it.</remarks>
+/// <summary>A cache that knows which tokens it holds, so that a later prompt is read from where it differs.</summary>
+/// <remarks>It is used by one thread at a time. The cache is disposed with it.</remarks>
 public sealed class PromptCache : IDisposable
 {
     /// <summary>With fewer tokens prompts have little more in common than the marks that begin each chat.</summary>
@@ -14,14 +14,14 @@ public sealed class PromptCache : IDisposable
     private readonly ModelCache _cache;
     private List<int> _ids;
 
-    // Whether tokens were compressed since the caches were empty: also where they were taken back into the dense window.
+    // Whether tokens were compressed since the cache was empty: also where they were taken back into the dense window.
     private bool _isPruned;
 
-    /// <summary>Takes over caches.</summary>
+    /// <summary>Takes over a cache.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Its caches, of batch size 1.</param>
-    /// <param name="ids">The tokens that they hold; none if null.</param>
-    /// <exception cref="ArgumentException">The caches hold another number of tokens, or are of another batch size.</exception>
+    /// <param name="cache">Its cache, of batch size 1.</param>
+    /// <param name="ids">The tokens that it holds; none if null.</param>
+    /// <exception cref="ArgumentException">The cache holds another number of tokens, or is of another batch size.</exception>
     public PromptCache(LlamaForCausalLM model, ModelCache cache, IReadOnlyList<int>? ids = null)
     {
         ArgumentNullException.ThrowIfNull(model);
@@ -30,7 +30,7 @@ public sealed class PromptCache : IDisposable
         if (cache.BatchSize != 1 || cache.Length != _ids.Count)
         {
             throw new ArgumentException(
-                $"Expected {(ids is null ? "empty caches" : $"caches of {_ids.Count} tokens")} of one sequence, but got {cache.BatchSize} with {cache.Length} tokens.",
+                $"Expected {(ids is null ? "an empty cache" : $"a cache of {_ids.Count} tokens")} of one sequence, but got {cache.BatchSize} with {cache.Length} tokens.",
                 nameof(cache));
         }
 
@@ -38,18 +38,18 @@ public sealed class PromptCache : IDisposable
         _isPruned = HasCompressed();
     }
 
-    /// <summary>The tokens that the caches hold.</summary>
+    /// <summary>The tokens that the cache holds.</summary>
     public IReadOnlyList<int> Ids => _ids;
 
-    /// <summary>The caches.</summary>
+    /// <summary>The cache.</summary>
     public ModelCache Cache => _cache;
 
-    /// <summary>Tokens of the latest prompt that were not read, since the caches held them.</summary>
+    /// <summary>Tokens of the latest prompt that were not read, since the cache held them.</summary>
     public int ReusedTokens { get; private set; }
 
     /// <summary>How many of a prompt's first tokens need not be read.</summary>
     /// <remarks>
-    /// Those that the caches hold too, but for the last of the prompt. A few tokens of a compressed cache are not worth it: a chat would
+    /// Those that the cache holds too, but for the last of the prompt. A few tokens of a compressed cache are not worth it: a chat would
     /// depend on what another has pruned of the marks that begin both.
     /// </remarks>
     public int Reusable(IReadOnlyList<int> prompt)
@@ -65,13 +65,13 @@ public sealed class PromptCache : IDisposable
         return common >= LeastTokens || !_isPruned ? common : 0;
     }
 
-    /// <summary>Continues a text. Of the prompt only what the caches don't hold is read; what else they hold is forgotten.</summary>
+    /// <summary>Continues a text. Of the prompt only what the cache doesn't hold is read; what else it holds is forgotten.</summary>
     /// <param name="prompt">The whole text, at least one token.</param>
     /// <param name="sampler">Chooses tokens.</param>
     /// <param name="maxTokens">Tokens to generate at most.</param>
     /// <param name="stopTokens">Tokens that end the text.</param>
-    /// <param name="cancellationToken">Stops before the next token. While the prompt is read it stops before the next layer; the caches
-    /// then hold what was reused.</param>
+    /// <param name="cancellationToken">Stops before the next token. While the prompt is read it stops before the next layer; the cache
+    /// then holds what was reused.</param>
     /// <returns>The tokens, each as soon as it is known. They are generated as they are read, and nothing is forgotten before.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model.</exception>
     public IEnumerable<int> Generate(
@@ -81,7 +81,7 @@ public sealed class PromptCache : IDisposable
         return Run(prompt, sampler, maxTokens, stopTokens, cancellationToken);
     }
 
-    /// <summary>Makes caches that hold the first tokens of these, for another text that begins alike.</summary>
+    /// <summary>Makes a cache that holds the first tokens of this one, for another text that begins alike.</summary>
     /// <param name="tokens">How many.</param>
     public PromptCache Fork(int tokens)
     {
@@ -120,15 +120,13 @@ public sealed class PromptCache : IDisposable
         }
         finally
         {
-            // Also where reading stopped in between, or generating failed: then some layers may hold more than others.
-            int held = _cache.Layers.Min(layer => layer.Length);
-            _ids = ids[..held];
+            // Also where reading stopped in between, or generating failed.
+            _ids = ids[.._cache.Length];
             _isPruned |= HasCompressed();
-            Shorten(held);
         }
     }
 
-    private bool HasCompressed() => _cache.Layers.OfType<MustafarCache>().Any(layer => layer.CompressedLengths.Any(length => length > 0));
+    private bool HasCompressed() => _cache.Cache is MustafarModelCache cache && cache.CompressedLengthOf(_cache.Sequences[0]) > 0;
 
     private void Shorten(int length)
     {

@@ -25,7 +25,7 @@ public readonly record struct ReplyUsage(int CachedTokens, int NewTokens, int Re
 
 /// <summary>A reply as it is generated.</summary>
 /// <param name="model">Who replies.</param>
-/// <param name="cache">Its caches.</param>
+/// <param name="cache">Its cache.</param>
 /// <param name="prompt">The chat as ids.</param>
 /// <param name="stopSequences">Texts that end the reply and are left out of it.</param>
 internal sealed class Reply(ChatModel model, PromptCache cache, IReadOnlyList<int> prompt, IReadOnlyList<string> stopSequences)

@@ -2,9 +2,9 @@ using System.Text.Json;
 
 namespace Mustafar.Examples.Llama.Chat;
 
-/// <summary>What a file keeps of a chat beside the caches.</summary>
+/// <summary>What a file keeps of a chat beside the cache.</summary>
 /// <param name="Turns">What was said.</param>
-/// <param name="Tokens">Ids of the tokens that the caches hold.</param>
+/// <param name="Tokens">Ids of the tokens that the cache holds.</param>
 internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnlyList<int> Tokens)
 {
     private const string Key = "chat";
@@ -22,13 +22,13 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
     /// <param name="metadata">The metadata.</param>
     /// <param name="path">The file.</param>
     /// <param name="vocabSize">Ids are below this.</param>
-    /// <param name="cachedTokens">Tokens in the file's caches.</param>
+    /// <param name="cachedTokens">Tokens in the file's cache.</param>
     /// <exception cref="MustafarCacheFileException">They hold none, or one that doesn't fit.</exception>
     public static SavedConversation FromMetadata(IReadOnlyDictionary<string, string> metadata, string path, int vocabSize, int cachedTokens)
     {
         if (!metadata.TryGetValue(Key, out string? json))
         {
-            throw new MustafarCacheFileException("expected a saved chat, but the file holds caches of another text.", path);
+            throw new MustafarCacheFileException("expected a saved chat, but the file holds the cache of another text.", path);
         }
 
         SavedConversation saved;

@@ -96,7 +96,7 @@ internal sealed class GenerateCommand : LlamaCommand
             }
         }
 
-        // Within the prompt the caches hold nothing that could be gone on with.
+        // Of a prompt that was interrupted nothing is cached.
         if (save is not null && texts[0].Tokens > 0)
         {
             (Continuation text, int cached) = (texts[0], before?.CachedTokens ?? 0);

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A loaded checkpoint, and the caches that the command line asks for.</summary>
+/// <summary>A loaded checkpoint, and the kind of cache that the command line asks for.</summary>
 internal sealed class ModelSession : IDisposable
 {
     private ModelSession(CommonSettings settings, LanguageModel language)
@@ -57,14 +57,14 @@ internal sealed class ModelSession : IDisposable
         return new ModelSession(settings, language);
     }
 
-    /// <summary>Makes the empty caches that the command line asks for.</summary>
+    /// <summary>Makes the empty cache that the command line asks for.</summary>
     /// <param name="batchSize">Number of sequences.</param>
     public ModelCache NewCache(int batchSize = 1) => NewCache(Settings.Attention, batchSize);
 
-    /// <summary>Makes empty caches.</summary>
-    /// <param name="attention">Their kind.</param>
+    /// <summary>Makes an empty cache.</summary>
+    /// <param name="attention">Its kind.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="CommandException">They are dense, and the command line asks for attention sinks past a sliding window.</exception>
+    /// <exception cref="CommandException">It is dense, and the command line asks for attention sinks past a sliding window.</exception>
     public ModelCache NewCache(AttentionKind attention, int batchSize = 1)
     {
         if (attention == AttentionKind.Mustafar)

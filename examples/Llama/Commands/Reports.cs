@@ -24,7 +24,7 @@ internal sealed record RunReport(
     /// <summary>Describes a session.</summary>
     public static RunReport Of(ModelSession session) => Of(session, session.Settings.Attention);
 
-    /// <summary>Describes a session with caches of a given kind.</summary>
+    /// <summary>Describes a session with a cache of a given kind.</summary>
     public static RunReport Of(ModelSession session, AttentionKind attention)
     {
         MustafarOptions? options = attention == AttentionKind.Mustafar ? session.Settings.Options : null;
@@ -61,14 +61,14 @@ internal sealed record RunReport(
         + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
 }
 
-/// <summary>What the caches of all layers occupy, in bytes.</summary>
+/// <summary>What a cache occupies, in bytes.</summary>
 internal sealed record MemoryReport(
     int Tokens, long CacheBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
 {
-    /// <summary>Describes the caches of a model.</summary>
+    /// <summary>Describes a cache.</summary>
     public static MemoryReport Of(ModelCache cache) => Of(cache.Length, cache.Memory);
 
-    /// <summary>Describes the caches of a model.</summary>
+    /// <summary>Describes a cache.</summary>
     public static MemoryReport Of(int tokens, KeyValueCacheMemory memory) => new(
         tokens,
         memory.TotalBytes,

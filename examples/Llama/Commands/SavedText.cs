@@ -4,17 +4,17 @@ using Mustafar.Examples.Llama.Model;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A text whose caches are in a file.</summary>
+/// <summary>A text whose cache is in a file.</summary>
 /// <param name="Text">The text.</param>
-/// <param name="Uncached">Ids at its end that the caches don't hold yet.</param>
-/// <param name="CachedTokens">Tokens that they hold.</param>
-/// <param name="Seconds">Time that restoring them took.</param>
+/// <param name="Uncached">Ids at its end that the cache doesn't hold yet.</param>
+/// <param name="CachedTokens">Tokens that it holds.</param>
+/// <param name="Seconds">Time that restoring it took.</param>
 internal sealed record SavedText(string Text, IReadOnlyList<int> Uncached, int CachedTokens, double Seconds)
 {
     private const string TextKey = "text";
     private const string UncachedKey = "uncached";
 
-    /// <summary>Restores empty caches of one sequence.</summary>
+    /// <summary>Restores an empty cache of one sequence.</summary>
     /// <exception cref="MustafarCacheFileException">The file is of another model or other options, damaged, or of a chat.</exception>
     public static SavedText Load(string path, ModelSession session, ModelCache cache)
     {
@@ -36,10 +36,10 @@ internal sealed record SavedText(string Text, IReadOnlyList<int> Uncached, int C
         return new SavedText(text, uncached, cache.Length, watch.Elapsed.TotalSeconds);
     }
 
-    /// <summary>Writes the caches of a text of one sequence.</summary>
+    /// <summary>Writes the cache of a text of one sequence.</summary>
     /// <param name="path">The file.</param>
     /// <param name="session">The model.</param>
-    /// <param name="cache">The caches.</param>
+    /// <param name="cache">The cache.</param>
     /// <param name="text">The text.</param>
     /// <param name="latest">Its latest ids, those that are not cached among them.</param>
     /// <param name="tokens">How many tokens it has.</param>

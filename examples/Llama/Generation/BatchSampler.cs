@@ -3,7 +3,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Generation;
 
-/// <summary>Chooses the tokens of texts that are continued side by side, where the model's scores are: only tokens leave the device.</summary>
+/// <summary>How the tokens of texts are chosen that are continued side by side, where the model's scores are: only tokens leave the
+/// device.</summary>
 internal sealed class BatchSampler : IDisposable
 {
     private readonly IReadOnlyList<Sampler> _samplers;
@@ -26,18 +27,19 @@ internal sealed class BatchSampler : IDisposable
         }
     }
 
-    /// <summary>Chooses a token of each text.</summary>
-    /// <param name="logits">Scores [batch, vocab_size].</param>
-    /// <param name="counts">For each text 1, or 0 if it has ended: its scores and its token are meaningless.</param>
+    /// <summary>What is known of the texts where their tokens are chosen.</summary>
+    public SamplingState State => _state;
+
+    /// <summary>Takes over the tokens that were chosen in a step, of which <see cref="State"/> knows.</summary>
+    /// <param name="steps">Where they are.</param>
+    /// <param name="counts">For each text 1, or 0 if it has ended: its token is meaningless.</param>
     /// <param name="tokens">Overwritten with the tokens.</param>
-    /// <exception cref="ArgumentException">Scores of a text include NaN, or have no finite largest one.</exception>
-    public void Next(Tensor logits, int[] counts, int[] tokens)
+    /// <exception cref="ArgumentException">Scores of a text included NaN, or had no finite largest one.</exception>
+    public void Read(DecodeSteps steps, int[] counts, int[] tokens)
     {
-        using IDisposable noGrad = no_grad();
         using TorchSharp.DisposeScope scope = NewDisposeScope();
-        Tensor? logs = _logProbabilities is null ? null : empty(tokens.Length, device: _state.Device);
-        Tensor chosen = MustafarOps.Sample(logits, _state, logProbabilities: logs).cpu();
-        logs?.cpu().data<float>().CopyTo(_logProbabilities);
+        Tensor chosen = steps.Tokens.cpu();
+        steps.LogProbabilities?.cpu().data<float>().CopyTo(_logProbabilities);
         for (int i = 0; i < tokens.Length; i++)
         {
             tokens[i] = (int)chosen.ReadCpuInt64(i);
@@ -50,7 +52,7 @@ internal sealed class BatchSampler : IDisposable
             {
                 throw new ArgumentException(
                     $"Expected scores without NaN whose largest is finite, but those of text {i} are not: the model gives no numbers.",
-                    nameof(logits));
+                    nameof(steps));
             }
 
             _samplers[i].Add(tokens[i]);

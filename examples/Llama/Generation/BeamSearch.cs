@@ -12,15 +12,15 @@ namespace Mustafar.Examples.Llama.Generation;
 /// ended where it is, would not score above the worst of the list, or after the last token asked for, which ends every continuation.
 /// With a positive length penalty a longer continuation could still have scored better than one of the list.</para>
 /// <para>With a vocabulary smaller than the beams there are fewer at first. One beam gives the greedy continuation.</para>
-/// <para>The prompt is read once. Beams are decoded on forks of its caches, which share the compressed pages. The caches that were given
-/// end with the prompt, as if nothing had been continued.</para>
+/// <para>The prompt is read once. Beams are decoded on forks of its sequence, which share the compressed pages. The cache that was given
+/// ends with the prompt, as if nothing had been continued.</para>
 /// </remarks>
 public sealed class BeamSearch : TextGenerator
 {
     /// <summary>Makes a search.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Its caches, of batch size 1; what they hold is the text so far.</param>
-    /// <exception cref="ArgumentException">The caches are of another batch size.</exception>
+    /// <param name="cache">Its cache, of batch size 1; what it holds is the text so far.</param>
+    /// <exception cref="ArgumentException">The cache is of another batch size.</exception>
     public BeamSearch(LlamaForCausalLM model, ModelCache cache)
         : base(model, cache)
     {
@@ -33,7 +33,7 @@ public sealed class BeamSearch : TextGenerator
     /// <param name="maxTokens">Tokens to generate at most for each continuation.</param>
     /// <param name="stopTokens">Tokens that end a continuation; the one that does belongs to it.</param>
     /// <param name="advanced">Told the number of tokens of the beams, after each step.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
     /// <returns>The continuations by score, at most one for each beam.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model.</exception>
     public SearchResult Search(
@@ -51,14 +51,15 @@ public sealed class BeamSearch : TextGenerator
         float[] logits = PrefillScores([prompt], cancellationToken);
 
         // The last token isn't cached, so it may be one past the model's positions.
-        int steps = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);
+        int most = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);
         BeamSelection selection = new(options, stopTokens);
         ModelCache? forks = null;
+        DecodeSteps? steps = null; // of as many sequences as there are beams
         try
         {
             for (int step = 1; ; step++)
             {
-                selection.Advance(logits, isLast: step == steps);
+                selection.Advance(logits, isLast: step == most);
                 advanced?.Invoke(step);
                 if (selection.IsDone)
                 {
@@ -67,34 +68,40 @@ public sealed class BeamSearch : TextGenerator
 
                 cancellationToken.ThrowIfCancellationRequested();
                 forks = Follow(selection.Running, forks);
-                logits = Decoded(selection.Running, forks, logits);
+                logits = Decoded(selection.Running, forks, ref steps, logits);
             }
         }
         finally
         {
+            steps?.Dispose();
             forks?.Dispose();
         }
     }
 
-    // Caches whose sequences are the beams without their last tokens. Those of the step before are disposed if others are needed.
+    // Sequences that are the beams without their last tokens: those of the step before, if there are any.
     private ModelCache Follow(IReadOnlyList<Beam> beams, ModelCache? forks)
     {
         int[] parents = [.. beams.Select(beam => beam.Parent)];
-        if (forks is not null && parents.SequenceEqual(Enumerable.Range(0, forks.BatchSize)))
+        if (forks is null)
         {
-            return forks;
+            return Fork(Cache, parents);
         }
 
-        ModelCache next = Fork(forks ?? Cache, parents);
-        forks?.Dispose();
-        return next;
+        Reorder(forks, parents);
+        return forks;
     }
 
-    private float[] Decoded(IReadOnlyList<Beam> beams, ModelCache forks, float[] logits)
+    private float[] Decoded(IReadOnlyList<Beam> beams, ModelCache forks, ref DecodeSteps? steps, float[] logits)
     {
+        if (steps?.Tokens.shape[0] != beams.Count)
+        {
+            steps?.Dispose();
+            steps = new DecodeSteps(Model, forks.Cache, beams.Count);
+        }
+
         int length = beams.Count * Model.Config.VocabSize;
         float[] next = logits.Length == length ? logits : new float[length];
-        DecodeScores(forks, [.. beams.Select(beam => beam.Token)], [.. Enumerable.Repeat(1, beams.Count)], next);
+        DecodeScores(steps, forks, [.. beams.Select(beam => beam.Token)], next);
         return next;
     }
 }

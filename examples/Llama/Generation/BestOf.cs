@@ -5,15 +5,15 @@ namespace Mustafar.Examples.Llama.Generation;
 
 /// <summary>Draws several continuations of one text side by side, and orders them by how likely the model finds them.</summary>
 /// <remarks>
-/// The prompt is read once. The continuations are decoded on a fork of its caches, which shares the compressed pages. The caches that
-/// were given end with the prompt, as if nothing had been continued.
+/// The prompt is read once. The continuations are decoded on forks of its sequence, which share the compressed pages. The cache that
+/// was given ends with the prompt, as if nothing had been continued.
 /// </remarks>
 public sealed class BestOf : TextGenerator
 {
     /// <summary>Makes a generator.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Its caches, of batch size 1; what they hold is the text so far.</param>
-    /// <exception cref="ArgumentException">The caches are of another batch size.</exception>
+    /// <param name="cache">Its cache, of batch size 1; what it holds is the text so far.</param>
+    /// <exception cref="ArgumentException">The cache is of another batch size.</exception>
     public BestOf(LlamaForCausalLM model, ModelCache cache)
         : base(model, cache)
     {
@@ -26,7 +26,7 @@ public sealed class BestOf : TextGenerator
     /// <param name="maxTokens">Tokens to generate at most for each.</param>
     /// <param name="stopTokens">Tokens that end a continuation; the one that does belongs to it.</param>
     /// <param name="advanced">Told the number of tokens of the longest continuation so far, whenever it grows.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
     /// <returns>The continuations, by their score: the mean log-probability of their tokens. Among equals, in order of the samplers.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or there are
     /// no samplers.</exception>

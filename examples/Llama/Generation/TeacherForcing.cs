@@ -15,7 +15,7 @@ public static class TeacherForcing
     /// by one through the cache.
     /// </summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Empty caches of as many sequences.</param>
+    /// <param name="cache">An empty cache of as many sequences.</param>
     /// <param name="ids">Int64 [batch, n] with n ≥ 2.</param>
     /// <param name="prefill">1 to n; to n − 1 if the prompt is not scored.</param>
     /// <param name="includePrompt">Whether to score the tokens of the prompt too.</param>

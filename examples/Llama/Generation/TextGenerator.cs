@@ -10,7 +10,7 @@ namespace Mustafar.Examples.Llama.Generation;
 /// <param name="Token">Its next token.</param>
 public readonly record struct SequenceToken(int Sequence, int Token);
 
-/// <summary>What all ways to continue texts share: steps of a model over caches, and the time that it takes for them.</summary>
+/// <summary>What all ways to continue texts share: steps of a model over a cache, and the time that it takes for them.</summary>
 public abstract class TextGenerator
 {
     private readonly Stopwatch _prefill = new();
@@ -27,7 +27,7 @@ public abstract class TextGenerator
     /// <summary>Time that prompts took, up to the choice of the first token after them.</summary>
     public TimeSpan PrefillTime => _prefill.Elapsed;
 
-    /// <summary>Time that steps of one token took, choosing the tokens included, and forks of the caches.</summary>
+    /// <summary>Time that steps of one token took, choosing the tokens included, and forks.</summary>
     public TimeSpan DecodeTime => _decode.Elapsed;
 
     /// <summary>Tokens that the model took in steps of one token, of all texts.</summary>
@@ -46,13 +46,13 @@ public abstract class TextGenerator
     {
         if (Cache.BatchSize != 1)
         {
-            throw new ArgumentException($"Expected caches of one sequence, whose text is continued, but got {Cache.BatchSize}.", "cache");
+            throw new ArgumentException($"Expected a cache of one sequence, whose text is continued, but got {Cache.BatchSize}.", "cache");
         }
     }
 
     /// <summary>Adds prompts to the texts in <see cref="Cache"/>.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
-    /// <param name="cancellationToken">Stops before the next layer of the model, whose caches are good for nothing then.</param>
+    /// <param name="cancellationToken">Stops before the next layer of the model; nothing of the prompts is cached then.</param>
     /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
     private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
@@ -68,25 +68,6 @@ public abstract class TextGenerator
         return logits.DetachFromDisposeScope();
     }
 
-    /// <summary>Adds a token to texts.</summary>
-    /// <param name="cache">The texts so far.</param>
-    /// <param name="tokens">For each sequence its token.</param>
-    /// <param name="counts">For each sequence 1, or 0 if its text has ended.</param>
-    /// <returns>The scores after each token, [batch, vocab_size]; meaningless for texts that have ended. The caller disposes them.</returns>
-    private protected Tensor Decode(ModelCache cache, int[] tokens, int[] counts)
-    {
-        _decode.Start();
-        using IDisposable mode = inference_mode();
-        using DisposeScope scope = NewDisposeScope();
-        Tensor ids = TokenIds.ToTensor(tokens, Model.Device).reshape(-1, 1);
-        bool someEnded = counts.Contains(0);
-        Tensor logits = Model.NextTokenLogits(ids, cache, someEnded ? counts : default);
-        TokenIds.ExcludeUnused(logits, Model.Config);
-        _decode.Stop();
-        DecodedTokens += counts.Sum();
-        return logits.DetachFromDisposeScope();
-    }
-
     /// <summary><see cref="Prefill"/> whose scores are copied from the model's device.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
     /// <param name="cancellationToken">As there.</param>
@@ -99,24 +80,40 @@ public abstract class TextGenerator
         return scores;
     }
 
-    /// <summary><see cref="Decode"/> whose scores are copied from the model's device.</summary>
+    /// <summary>Adds a token to texts.</summary>
+    /// <param name="steps">What runs steps of so many texts.</param>
     /// <param name="cache">The texts so far.</param>
     /// <param name="tokens">For each sequence its token.</param>
-    /// <param name="counts">For each sequence 1, or 0 if its text has ended.</param>
-    /// <param name="scores">Overwritten, batch · vocab_size.</param>
-    private protected void DecodeScores(ModelCache cache, int[] tokens, int[] counts, Span<float> scores)
+    /// <param name="scores">Overwritten with the scores after each token, batch · vocab_size.</param>
+    private protected void DecodeScores(DecodeSteps steps, ModelCache cache, int[] tokens, Span<float> scores)
     {
-        using Tensor logits = Decode(cache, tokens, counts);
-        Read(logits, scores, _decode);
+        _decode.Start();
+        using (DisposeScope scope = NewDisposeScope())
+        {
+            steps.Tokens.copy_(TokenIds.ToTensor(tokens, CPU)[0]);
+            steps.Run([.. cache.Sequences]);
+        }
+
+        _decode.Stop();
+        DecodedTokens += tokens.Length;
+        Read(steps.Logits, scores, _decode);
     }
 
-    /// <summary>Makes caches that continue sequences of others.</summary>
+    /// <summary>Adds sequences that continue others.</summary>
     private protected ModelCache Fork(ModelCache cache, int[] parents)
     {
         _decode.Start();
         ModelCache fork = cache.Fork(parents);
         _decode.Stop();
         return fork;
+    }
+
+    /// <summary>Makes sequences those that continue them.</summary>
+    private protected void Reorder(ModelCache cache, int[] parents)
+    {
+        _decode.Start();
+        cache.Reorder(parents);
+        _decode.Stop();
     }
 
     /// <summary>Continues texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text.</summary>
@@ -142,35 +139,36 @@ public abstract class TextGenerator
         int[] next = new int[batch];
         int[] counts = new int[batch];
         Array.Fill(counts, 1);
+        int[] sequences = [.. cache.Sequences];
+        using Tensor scores = logits;
         using BatchSampler choice = new(samplers, Model, logProbabilities);
-        try
+        using DecodeSteps steps = new(Model, cache.Cache, batch, choice.State, logProbabilities is not null);
+        for (int step = 0; step < maxTokens && counts.Contains(1); step++)
         {
-            for (int step = 0; step < maxTokens && counts.Contains(1); step++)
+            cancellationToken.ThrowIfCancellationRequested();
+            Stopwatch watch = step == 0 ? _prefill : _decode;
+            watch.Start();
+            if (step == 0)
             {
-                if (step > 0)
-                {
-                    cancellationToken.ThrowIfCancellationRequested();
-                    logits.Dispose();
-                    logits = Decode(cache, next, counts);
-                }
+                MustafarOps.Sample(scores, choice.State, tokens: steps.Tokens, logProbabilities: steps.LogProbabilities);
+            }
+            else
+            {
+                steps.Run(sequences, counts.Contains(0) ? counts : []);
+                DecodedTokens += counts.Sum();
+            }
 
-                Stopwatch watch = step == 0 ? _prefill : _decode;
-                watch.Start();
-                choice.Next(logits, counts, next);
-                watch.Stop();
-                for (int i = 0; i < batch; i++)
+            choice.Read(steps, counts, next);
+            watch.Stop();
+            IReadOnlyList<int> lengths = cache.Lengths;
+            for (int i = 0; i < batch; i++)
+            {
+                if (counts[i] == 1)
                 {
-                    if (counts[i] == 1)
-                    {
-                        counts[i] = stopTokens.Contains(next[i]) || cache.Lengths[i] == Model.Config.MaxPositions ? 0 : 1;
-                        yield return new SequenceToken(i, next[i]);
-                    }
+                    counts[i] = stopTokens.Contains(next[i]) || lengths[i] == Model.Config.MaxPositions ? 0 : 1;
+                    yield return new SequenceToken(i, next[i]);
                 }
             }
-        }
-        finally
-        {
-            logits.Dispose();
         }
     }
 

@@ -8,7 +8,7 @@ public sealed class TokenGenerator : TextGenerator
 {
     /// <summary>Makes a generator.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Its caches; what they hold is the texts so far.</param>
+    /// <param name="cache">Its cache; what it holds is the texts so far.</param>
     public TokenGenerator(LlamaForCausalLM model, ModelCache cache)
         : base(model, cache)
     {
@@ -19,10 +19,10 @@ public sealed class TokenGenerator : TextGenerator
     /// <param name="sampler">Chooses tokens.</param>
     /// <param name="maxTokens">Tokens to generate at most.</param>
     /// <param name="stopTokens">Tokens that end the text; the one that does is generated, but not cached.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
     /// <returns>The tokens, each as soon as it is known.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or the
-    /// caches are not of one sequence.</exception>
+    /// cache is not of one sequence.</exception>
     public IEnumerable<int> Generate(
         IReadOnlyList<int> prompt,
         Sampler sampler,
@@ -35,14 +35,14 @@ public sealed class TokenGenerator : TextGenerator
     /// Continues several texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text. The
     /// prompts may have different lengths; no padding is cached.
     /// </summary>
-    /// <param name="prompts">For each sequence of the caches, ids to add to its text first, at least one.</param>
+    /// <param name="prompts">For each sequence of the cache, ids to add to its text first, at least one.</param>
     /// <param name="samplers">For each sequence, what chooses its tokens; one that draws must not be shared.</param>
     /// <param name="maxTokens">Tokens to generate at most for each text.</param>
     /// <param name="stopTokens">Tokens that end a text; the one that does is generated, but not cached.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, after which the caches are to be cleared.</param>
+    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
     /// <returns>The tokens, those of one step in order of the sequences.</returns>
     /// <exception cref="ArgumentException">A prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or there are
-    /// not as many prompts and samplers as the caches have sequences.</exception>
+    /// not as many prompts and samplers as the cache has sequences.</exception>
     public IEnumerable<SequenceToken> Generate(
         IReadOnlyList<IReadOnlyList<int>> prompts,
         IReadOnlyList<Sampler> samplers,
@@ -57,7 +57,7 @@ public sealed class TokenGenerator : TextGenerator
         if (prompts.Count != Cache.BatchSize)
         {
             throw new ArgumentException(
-                $"Expected a prompt for each of the caches' {Cache.BatchSize} sequences, but got {prompts.Count}.", nameof(prompts));
+                $"Expected a prompt for each of the cache's {Cache.BatchSize} sequences, but got {prompts.Count}.", nameof(prompts));
         }
 
         if (samplers.Count != prompts.Count || samplers.Contains(null))

@@ -1,10 +1,9 @@
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Model;
 
 /// <summary>One layer: attention and MLP, each behind a norm and added to its input.</summary>
-public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
+public sealed class LlamaDecoderLayer : nn.Module
 {
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
     private readonly RmsNorm input_layernorm;
@@ -38,21 +37,13 @@ public sealed class LlamaDecoderLayer : nn.Module<Tensor, KeyValueCache, Tensor>
         RegisterComponents();
     }
 
-    /// <summary>Computes the layer for n new tokens.</summary>
-    /// <param name="hidden">[batch, n, hidden_size].</param>
-    /// <param name="cache">This layer's cache.</param>
-    /// <returns>[batch, n, hidden_size].</returns>
-    public override Tensor forward(Tensor hidden, KeyValueCache cache) => forward(hidden, cache, default);
-
-    /// <summary>Computes the layer for n new tokens, of which each sequence has its own number.</summary>
-    /// <param name="hidden">[batch, n, hidden_size].</param>
-    /// <param name="cache">This layer's cache.</param>
-    /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <returns>[batch, n, hidden_size].</returns>
-    public Tensor forward(Tensor hidden, KeyValueCache cache, ReadOnlySpan<int> counts)
+    /// <summary>Computes the layer for the new tokens of a step, in place.</summary>
+    /// <param name="hidden">[batch, n, hidden_size], contiguous.</param>
+    /// <param name="step">The step.</param>
+    /// <param name="layer">Which layer of the cache is this one's.</param>
+    public void Apply(Tensor hidden, CacheStep step, int layer)
     {
-        using DisposeScope scope = NewDisposeScope();
-        Tensor attended = hidden.add(self_attn.forward(input_layernorm.call(hidden), cache, counts), Scalars.One);
-        return attended.add_(mlp.call(post_attention_layernorm.call(attended)), Scalars.One).MoveToOuterDisposeScope();
+        self_attn.AddTo(hidden, input_layernorm, step, layer);
+        mlp.AddTo(hidden, post_attention_layernorm, step.Tokens == 1 ? step.Buffers : null);
     }
 }

@@ -33,15 +33,15 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <summary>What the model is made of.</summary>
     public LlamaConfig Config { get; }
 
-    /// <summary>Type of the weights and of the caches.</summary>
+    /// <summary>Type of the weights and of the cache.</summary>
     public ScalarType DType { get; }
 
-    /// <summary>Device of the weights and of the caches.</summary>
+    /// <summary>Device of the weights and of the cache.</summary>
     public Device Device { get; }
 
     /// <summary>Scores of the next token after each of n new tokens.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
-    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="cache">The sequences, which the tokens join.</param>
     /// <returns>Logits [batch, n, vocab_size] in the type of the weights.</returns>
     public override Tensor forward(Tensor ids, ModelCache cache)
     {
@@ -51,9 +51,9 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 
     /// <summary>Hidden states of n new tokens, for <see cref="Head"/>.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
-    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer. The caches of earlier layers have the tokens then.</param>
+    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor Hidden(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default) =>
@@ -66,9 +66,9 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 
     /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
-    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer. The caches of earlier layers have the tokens then.</param>
+    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
     /// <returns>Logits [batch, vocab_size] in the type of the weights; meaningless for a sequence that got no token.</returns>
     public Tensor NextTokenLogits(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default)
@@ -94,5 +94,18 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         }
 
         return Head(last).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Scores of the next token after a step of one token.</summary>
+    /// <param name="tokens">Int64 [batch], of the step's sequences, in its order. A negative one, of a sequence that gets none, counts as 0.</param>
+    /// <param name="step">The step.</param>
+    /// <param name="logits">Receives the scores, [batch, vocab_size] in the type of the weights.</param>
+    internal void Decode(Tensor tokens, CacheStep step, Tensor logits)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor hidden = model.Apply(tokens.relu().unsqueeze(1), step).squeeze(1);
+        Tensor head = lm_head is null ? model.Embedding.Weight : lm_head.weight!;
+        MustafarOps.FusedLinear(
+            hidden, head, new LinearFusion { Norm = model.Norm.Weight, Eps = model.Norm.Eps }, logits, step.Buffers);
     }
 }

@@ -34,15 +34,15 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
 
     /// <summary>Hidden states of n new tokens.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
-    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="cache">The sequences, which the tokens join: in all layers or, if anything fails, in none.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public override Tensor forward(Tensor ids, ModelCache cache) => forward(ids, cache, default);
 
     /// <summary>Hidden states of n new tokens, of which each sequence has its own number.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
-    /// <param name="cache">The cache of every layer; the tokens join it.</param>
+    /// <param name="cache">The sequences, which the tokens join: in all layers or, if anything fails, in none.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer. The caches of earlier layers have the tokens then.</param>
+    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts, CancellationToken cancellationToken = default)
     {
@@ -53,27 +53,44 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
             throw new ArgumentException($"Expected token ids in Int64, but got {ids.dtype}.", nameof(ids));
         }
 
-        if (ids.dim() != 2)
+        if (ids.dim() != 2 || ids.shape[0] != cache.BatchSize || ids.shape[1] == 0)
         {
-            throw new ArgumentException($"Expected token ids [batch, tokens], but got [{string.Join(", ", ids.shape)}].", nameof(ids));
+            throw new ArgumentException(
+                $"Expected token ids [{cache.BatchSize}, tokens], at least one for each of the cache's sequences, but got [{string.Join(", ", ids.shape)}].",
+                nameof(ids));
         }
 
-        if (cache.Layers.Count != layers.Count)
+        if (cache.Cache.NumLayers != layers.Count)
         {
-            throw new ArgumentException($"Expected the caches of {layers.Count} layers, but got {cache.Layers.Count}.", nameof(cache));
+            throw new ArgumentException($"Expected a cache of {layers.Count} layers, but got {cache.Cache.NumLayers}.", nameof(cache));
         }
 
+        using DisposeScope scope = NewDisposeScope();
+        using CacheStep step = cache.Cache.BeginStep([.. cache.Sequences], checked((int)ids.shape[1]), counts);
+        Tensor hidden = norm.call(Apply(ids, step, cancellationToken));
+        step.Commit();
+        return hidden.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>What normalises the last layer's output.</summary>
+    internal RmsNorm Norm => norm;
+
+    /// <summary>The vectors of tokens, and what all layers make of them in a step; not normalised yet.</summary>
+    /// <param name="ids">Int64 [batch, n] of the step's sequences, in its order.</param>
+    /// <param name="step">The step.</param>
+    /// <param name="cancellationToken">Stops before the next layer.</param>
+    /// <returns>[batch, n, hidden_size].</returns>
+    internal Tensor Apply(Tensor ids, CacheStep step, CancellationToken cancellationToken = default)
+    {
         using DisposeScope scope = NewDisposeScope();
         Tensor hidden = embed_tokens.call(ids);
         for (int i = 0; i < layers.Count; i++)
         {
             cancellationToken.ThrowIfCancellationRequested();
-            Tensor next = layers[i].forward(hidden, cache.Layers[i], counts);
-            hidden.Dispose();
-            hidden = next;
+            layers[i].Apply(hidden, step, i);
         }
 
-        return norm.call(hidden).MoveToOuterDisposeScope();
+        return hidden.MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>

@@ -20,8 +20,9 @@ public sealed class SwiGluMlp : nn.Module<Tensor, Tensor>
     public SwiGluMlp(LlamaConfig config, ScalarType dtype, Device device)
         : base(nameof(SwiGluMlp))
     {
-        gate_proj = Weights.Linear(config.HiddenSize, config.IntermediateSize, config.MlpBias, dtype, device);
-        up_proj = Weights.Linear(config.HiddenSize, config.IntermediateSize, config.MlpBias, dtype, device);
+        Linear[] inputs = Weights.Linears(
+            config.HiddenSize, [config.IntermediateSize, config.IntermediateSize], config.MlpBias, dtype, device);
+        (gate_proj, up_proj) = (inputs[0], inputs[1]);
         down_proj = Weights.Linear(config.IntermediateSize, config.HiddenSize, config.MlpBias, dtype, device);
         RegisterComponents();
     }
@@ -34,5 +35,31 @@ public sealed class SwiGluMlp : nn.Module<Tensor, Tensor>
         using DisposeScope scope = NewDisposeScope();
         Tensor gate = nn.functional.silu(gate_proj.call(input), inplace: true);
         return down_proj.call(gate.mul_(up_proj.call(input))).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>hidden += MLP(norm(hidden)), with few operations.</summary>
+    /// <param name="hidden">[.., hidden_size], contiguous; changed in place.</param>
+    /// <param name="inputNorm">What normalises the layer's input.</param>
+    /// <param name="buffers">Where what is computed on the way goes; new tensors if null.</param>
+    public void AddTo(Tensor hidden, RmsNorm inputNorm, StepBuffers? buffers)
+    {
+        ArgumentNullException.ThrowIfNull(hidden);
+        ArgumentNullException.ThrowIfNull(inputNorm);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor? weight = Weights.Joint(gate_proj.weight, up_proj.weight);
+        Tensor? bias = gate_proj.bias is null ? null : Weights.Joint(gate_proj.bias, up_proj.bias!);
+        if (weight is null || bias is null != gate_proj.bias is null)
+        {
+            // Converted since: each has memory of its own.
+            hidden.add_(call(inputNorm.call(hidden)), Scalars.One);
+            return;
+        }
+
+        long[] shape = [.. hidden.shape[..^1], gate_proj.weight.shape[0]];
+        Tensor activated = buffers?.Get("mlp", hidden.dtype, shape) ?? empty(shape, dtype: hidden.dtype, device: hidden.device);
+        LinearFusion fusion = new() { Norm = inputNorm.Weight, Eps = inputNorm.Eps, Bias = bias, Gated = true };
+        MustafarOps.FusedLinear(hidden, weight, fusion, activated, buffers);
+        MustafarOps.FusedLinear(
+            activated, down_proj.weight, new LinearFusion { Bias = down_proj.bias, Residual = hidden }, hidden, buffers);
     }
 }

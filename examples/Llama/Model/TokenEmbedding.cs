@@ -23,6 +23,9 @@ public sealed class TokenEmbedding : nn.Module<Tensor, Tensor>
         RegisterComponents();
     }
 
+    /// <summary>The vectors, [vocab_size, hidden_size].</summary>
+    public Parameter Weight => weight;
+
     /// <summary>The vectors of tokens.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <returns>[batch, n, hidden_size].</returns>

@@ -143,6 +143,18 @@ internal sealed class CompressedStore : IDisposable
         return _layers[layer].Forward(Plan, query, keys, values, scale, isLast).MoveToOuterDisposeScope();
     }
 
+    /// <summary>On what a step of one token depends, apart from what device memory holds; null if it does work that others don't.</summary>
+    internal StepLayout? Layout(int buffers)
+    {
+        // Sinks are looked up by the host: it is the same work if they are the first slots' and each row has all of them.
+        bool sinks = Table.Rules.SinkTokens > 0;
+        bool repeats = !Plan.TakesSinks && Plan.Overwritten.Count == 0
+            && (!sinks || (Plan.IsUniform && Plan.IsOrdered && Plan.SinksBefore.IndexOfAnyExcept(Table.Rules.SinkTokens) < 0));
+        return repeats
+            ? new StepLayout(Plan.Batch, Plan.MaxTokens, IsPadded: false, Table.AddressOf(Plan), _workspace.Address, Layers[0].Address, buffers)
+            : null;
+    }
+
     /// <summary>Checks a factor of the scores: single precision, in which the library computes, may not hold what double precision does,
     /// and that must show before a token is added.</summary>
     /// <exception cref="ArgumentOutOfRangeException">It does not.</exception>

@@ -16,6 +16,7 @@ public sealed class DenseCache : KeyValueCache
     private readonly int[] _lengths;
     private readonly IReadOnlyList<int> _readOnlyLengths;
     private readonly DenseStorage _storage;
+    private readonly DenseDecode? _decode;
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
@@ -43,6 +44,7 @@ public sealed class DenseCache : KeyValueCache
         _lengths = new int[batchSize];
         _readOnlyLengths = Array.AsReadOnly(_lengths);
         _storage = new DenseStorage(Shape, batchSize, slidingWindow);
+        _decode = DenseDecode.TryMake(Shape, batchSize);
         if (capacity > 0)
         {
             _storage.Reserve(DenseStorage.CapacityFor(capacity));
@@ -73,11 +75,14 @@ public sealed class DenseCache : KeyValueCache
         ValidateForward(query, keys, values, scale, counts);
         using CallGuard.Call call = Guard.Enter();
         DenseStep step = new(_slots, _lengths, checked((int)keys.size(2)), counts);
-        _storage.Reserve(DenseStorage.CapacityFor(step.Longest, _storage.Capacity));
+        DenseDecode? decode = step.Tokens == 1 ? _decode : null;
+        _storage.Reserve(DenseStorage.CapacityFor(decode is null ? step.Longest : step.Room, _storage.Capacity));
         Tensor output;
         try
         {
-            output = _storage.Forward(step, query, keys, values, scale);
+            decode?.Plan(step, _storage.Capacity, [SlidingWindow]);
+            decode?.Prepare();
+            output = _storage.Forward(step, decode, query, keys, values, scale);
         }
         catch
         {
@@ -146,6 +151,7 @@ public sealed class DenseCache : KeyValueCache
         if (disposing)
         {
             _storage.Dispose();
+            _decode?.Dispose();
         }
     }
 }

@@ -1,4 +1,5 @@
 using TorchSharp;
+using TorchSharp.Modules;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -12,7 +13,7 @@ namespace Mustafar;
 /// the names of Hugging Face checkpoints. It is for inference: no gradient passes the cache. Several threads may call <c>forward</c> at
 /// once, each with a cache of its own, while none converts, loads or disposes the module.
 /// </remarks>
-public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
+public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
 {
     private readonly RotaryEmbedding _rotary;
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
@@ -32,12 +33,18 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
     /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
     public MustafarAttention(
         MustafarAttentionOptions options, RotaryEmbedding rotary, ScalarType dtype = ScalarType.Float32, Device? device = null)
+        : this(Checked(options, rotary), rotary, InputProjections(options, dtype, device), dtype, device)
+    {
+    }
+
+    private MustafarAttention(
+        MustafarAttentionOptions options, RotaryEmbedding rotary, Linear[] inputs, ScalarType dtype, Device? device)
         : this(
-            Checked(options, rotary),
+            options,
             rotary,
-            Weights.Linear(options.HiddenSize, options.NumHeads * options.HeadDim, options.QkvBias, dtype, device),
-            Weights.Linear(options.HiddenSize, options.NumKvHeads * options.HeadDim, options.QkvBias, dtype, device),
-            Weights.Linear(options.HiddenSize, options.NumKvHeads * options.HeadDim, options.QkvBias, dtype, device),
+            inputs[0],
+            inputs[1],
+            inputs[2],
             Weights.Linear(options.NumHeads * options.HeadDim, options.HiddenSize, options.OutputBias, dtype, device),
             Norm(options, dtype, device),
             Norm(options, dtype, device))
@@ -158,6 +165,12 @@ public sealed class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
             throw new ArgumentException(
                 $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {numKvHeads} of {headDim}.", name);
         }
+    }
+
+    private static Linear[] InputProjections(MustafarAttentionOptions options, ScalarType dtype, Device? device)
+    {
+        long keys = options.NumKvHeads * (long)options.HeadDim;
+        return Weights.Linears(options.HiddenSize, [options.NumHeads * (long)options.HeadDim, keys, keys], options.QkvBias, dtype, device);
     }
 
     private static RmsNorm? Norm(MustafarAttentionOptions options, ScalarType dtype, Device? device) =>

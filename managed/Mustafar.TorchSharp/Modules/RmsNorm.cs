@@ -26,9 +26,16 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
         _eps = double.IsFinite(eps) && eps >= 0
             ? eps
             : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
+        Eps = eps;
         weight = Weights.Empty([size], dtype, device);
         RegisterComponents();
     }
+
+    /// <summary>Factors of the elements, [size].</summary>
+    public Parameter Weight => weight;
+
+    /// <summary>Added to the mean square.</summary>
+    public double Eps { get; }
 
     /// <summary>x / √(mean(x²) + eps) · weight over the last axis.</summary>
     /// <param name="input">[.., size].</param>

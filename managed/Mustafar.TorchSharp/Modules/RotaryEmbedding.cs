@@ -17,6 +17,7 @@ public sealed class RotaryEmbedding : IDisposable
 
     // Also the lock under which it changes.
     private readonly Dictionary<(ScalarType Type, DeviceType Device, int Index), Table> _tables = [];
+    private readonly Dictionary<(DeviceType Device, int Index), RotaryAngles> _angles = [];
     private volatile bool _disposed;
     private int _calls;
 
@@ -88,6 +89,27 @@ public sealed class RotaryEmbedding : IDisposable
         }
     }
 
+    /// <summary>By what angles <see cref="MustafarOps.Rotate"/> turns on a device. It belongs to this object.</summary>
+    /// <param name="device">The device of the heads.</param>
+    /// <exception cref="ObjectDisposedException">The embedding was disposed.</exception>
+    public RotaryAngles AnglesOn(Device device)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        lock (_tables)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            if (!_angles.TryGetValue((device.type, device.index), out RotaryAngles? angles))
+            {
+                using IDisposable mode = inference_mode(false);
+                using Tensor perPosition = tensor(Options.AnglesPerPosition(), device: CPU);
+                angles = RotaryAngles.PerPosition(perPosition.to(device).DetachFromDisposeScope());
+                _angles.Add((device.type, device.index), angles);
+            }
+
+            return angles;
+        }
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {
@@ -103,6 +125,12 @@ public sealed class RotaryEmbedding : IDisposable
             }
 
             _tables.Clear();
+            foreach (RotaryAngles angles in _angles.Values)
+            {
+                angles.Frequencies!.Dispose();
+            }
+
+            _angles.Clear();
         }
     }
 

@@ -1,3 +1,5 @@
+using System.Runtime.InteropServices;
+using Mustafar.Native;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -15,7 +17,7 @@ public static class Weights
     /// <param name="shape">Its shape.</param>
     /// <param name="dtype">Its type.</param>
     /// <param name="device">Its device; the CPU if null.</param>
-    public static Parameter Empty(ReadOnlySpan<long> shape, ScalarType dtype, Device? device = null) =>
+    public static Parameter Empty(ReadOnlySpan<long> shape, ScalarType dtype, torch.Device? device = null) =>
         new(empty(shape, dtype: dtype, device: device), requires_grad: false);
 
     /// <summary>A linear layer whose weight [outputs, inputs] and bias [outputs] have undefined content.</summary>
@@ -24,16 +26,90 @@ public static class Weights
     /// <param name="bias">Whether it has a bias.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights; the CPU if null.</param>
-    public static Linear Linear(long inputs, long outputs, bool bias, ScalarType dtype, Device? device = null)
+    public static Linear Linear(long inputs, long outputs, bool bias, ScalarType dtype, torch.Device? device = null)
+    {
+        return Linear(inputs, outputs, Empty([outputs, inputs], dtype, device), bias ? Empty([outputs], dtype, device) : null);
+    }
+
+    /// <summary>Linear layers over one input, whose weights and biases, of undefined content, lie one behind the other: one product gives
+    /// the outputs of all.</summary>
+    /// <param name="inputs">Elements of their input.</param>
+    /// <param name="outputs">Elements of the output of each.</param>
+    /// <param name="bias">Whether they have biases.</param>
+    /// <param name="dtype">Type of the weights.</param>
+    /// <param name="device">Device of the weights; the CPU if null.</param>
+    /// <seealso cref="Joint"/>
+    public static Linear[] Linears(long inputs, ReadOnlySpan<long> outputs, bool bias, ScalarType dtype, torch.Device? device = null)
+    {
+        long total = 0;
+        foreach (long count in outputs)
+        {
+            total += count;
+        }
+
+        using Tensor weight = empty([total, inputs], dtype: dtype, device: device);
+        using Tensor? biases = bias ? empty([total], dtype: dtype, device: device) : null;
+        Linear[] layers = new Linear[outputs.Length];
+        long first = 0;
+        for (int i = 0; i < layers.Length; i++)
+        {
+            layers[i] = Linear(inputs, outputs[i], Part(weight, first, outputs[i]), biases is null ? null : Part(biases, first, outputs[i]));
+            first += outputs[i];
+        }
+
+        return layers;
+    }
+
+    /// <summary>The tensor that others are the parts of, if they lie one behind the other, as those of <see cref="Linears"/> do until they
+    /// are converted or replaced.</summary>
+    /// <param name="parts">Tensors of one type that are contiguous and differ in the size of the first axis at most.</param>
+    /// <returns>A view of all of them, in the current dispose scope; null if they don't lie so.</returns>
+    public static unsafe Tensor? Joint(params ReadOnlySpan<Tensor> parts)
+    {
+        if (parts.IsEmpty)
+        {
+            return null;
+        }
+
+        long[] shape = parts[0].shape;
+        byte* end = (byte*)TensorAccess.Pointer(parts[0]);
+        long rows = 0;
+        foreach (Tensor part in parts)
+        {
+            if (part.dtype != parts[0].dtype || part.device_type != parts[0].device_type || !part.is_contiguous()
+                || !part.shape.AsSpan(1).SequenceEqual(shape.AsSpan(1)) || (byte*)TensorAccess.Pointer(part) != end)
+            {
+                return null;
+            }
+
+            end += part.numel() * part.element_size();
+            rows += part.shape[0];
+        }
+
+        try
+        {
+            shape[0] = rows;
+            return parts[0].as_strided(shape, parts[0].stride(), parts[0].storage_offset());
+        }
+        catch (ExternalException)
+        {
+            // Neighbours by chance: the memory of the first ends before that of the last.
+            return null;
+        }
+    }
+
+    private static Parameter Part(Tensor joint, long first, long count) => new(joint.narrow(0, first, count), requires_grad: false);
+
+    private static Linear Linear(long inputs, long outputs, Parameter weight, Parameter? bias)
     {
         // On the meta device the constructor's initialisation touches no memory.
-        Linear linear = nn.Linear(inputs, outputs, bias, device: new Device(DeviceType.META), dtype: dtype);
+        Linear linear = nn.Linear(inputs, outputs, bias is not null, device: new torch.Device(DeviceType.META), dtype: weight.dtype);
         using Parameter? metaWeight = linear.weight;
         using Parameter? metaBias = linear.bias;
-        linear.weight = Empty([outputs, inputs], dtype, device);
-        if (bias)
+        linear.weight = weight;
+        if (bias is not null)
         {
-            linear.bias = Empty([outputs], dtype, device);
+            linear.bias = bias;
         }
 
         return linear;

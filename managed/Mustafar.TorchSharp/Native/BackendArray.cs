@@ -1,74 +1,66 @@
-using System.Runtime.CompilerServices;
 using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Native;
 
 /// <summary>A small array that native code reads or writes: lengths, page numbers, addresses of slabs.</summary>
-/// <remarks>
-/// It lies where the back end can read it: for the CPU in pinned managed memory, which <see cref="Span"/> shows; for a device in a
-/// tensor, of which <see cref="Span"/> is the host's copy.
-/// </remarks>
+/// <remarks>It lies where the back end can read it. <see cref="Span"/> is that memory on the CPU, and the host's copy for a device.</remarks>
 internal sealed unsafe class BackendArray<T> : IDisposable
     where T : unmanaged
 {
-    private readonly T[] _items;
+    private readonly Tensor _host;
     private readonly Tensor? _onDevice;
-    private readonly T* _pointer;
+    private readonly T* _items;
 
     internal BackendArray(int length, torch.Device device)
     {
+        using IDisposable mode = inference_mode(false);
         Length = length;
         // An address is needed even for no items.
-        _items = GC.AllocateArray<T>(Math.Max(1, length), pinned: true);
+        ScalarType dtype = sizeof(T) == sizeof(long) ? ScalarType.Int64 : ScalarType.Int32;
+        _host = zeros([Math.Max(1, length)], dtype: dtype, device: CPU).DetachFromDisposeScope();
+        _items = (T*)TensorAccess.Pointer(_host);
         if (device.type != DeviceType.CPU)
         {
-            using IDisposable mode = inference_mode(false);
-            _onDevice = zeros([Bytes], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
+            _onDevice = zeros_like(_host, device: device).DetachFromDisposeScope();
         }
 
-        _pointer = _onDevice is null ? Host : (T*)TensorAccess.Pointer(_onDevice);
+        Pointer = _onDevice is null ? _items : (T*)TensorAccess.Pointer(_onDevice);
     }
 
     internal int Length { get; }
 
-    internal long Bytes => (long)_items.Length * sizeof(T);
+    internal long Bytes => Math.Max(1, Length) * (long)sizeof(T);
 
-    internal Span<T> Span => _items.AsSpan(0, Length);
+    internal Span<T> Span => new(_items, Length);
 
-    /// <summary>Address of the first item for native code; valid while this object is reachable.</summary>
-    internal T* Pointer => _pointer;
+    /// <summary>Address of the first item for native code; valid while this object is reachable and not disposed.</summary>
+    internal T* Pointer { get; }
 
-    private T* Host => (T*)Unsafe.AsPointer(ref _items[0]);
+    /// <summary>The items where native code reads them, Int32 or Int64 [length].</summary>
+    internal Tensor Tensor => _onDevice ?? _host;
 
     /// <summary>Brings what <see cref="Span"/> holds to the device, in the order of its stream.</summary>
-    internal void Upload() => Copy(toDevice: true);
+    internal void Upload()
+    {
+        using IDisposable noGrad = no_grad();
+        // From pageable memory: the driver has taken the bytes when the call returns, and nothing waits for the device.
+        _onDevice?.copy_(_host, nonBlocking: true);
+    }
 
     /// <summary>Brings what the device holds to <see cref="Span"/>, waiting for it.</summary>
-    internal void Download() => Copy(toDevice: false);
-
-    public void Dispose() => _onDevice?.Dispose();
-
-    private void Copy(bool toDevice)
+    internal void Download()
     {
-        if (_onDevice is null)
-        {
-            return;
-        }
-
         using IDisposable noGrad = no_grad();
-        using Tensor host = empty([Bytes], dtype: ScalarType.Byte, device: CPU);
-        Span<byte> bytes = new(TensorAccess.Pointer(host), checked((int)Bytes));
-        if (toDevice)
+        if (_onDevice is not null)
         {
-            new Span<byte>(Host, bytes.Length).CopyTo(bytes);
-            // From pageable memory: the driver has taken the bytes when the call returns, and nothing waits for the device.
-            _onDevice.copy_(host, nonBlocking: true);
+            _host.copy_(_onDevice);
         }
-        else
-        {
-            host.copy_(_onDevice);
-            bytes.CopyTo(new Span<byte>(Host, bytes.Length));
-        }
+    }
+
+    public void Dispose()
+    {
+        _host.Dispose();
+        _onDevice?.Dispose();
     }
 }

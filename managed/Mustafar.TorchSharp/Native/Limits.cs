@@ -24,4 +24,8 @@ internal static unsafe class Limits
 
     /// <summary>Tokens of the recent window, at most.</summary>
     internal static int MaxLocalWindow => Asked.Value.MaxLocalWindow;
+
+    /// <summary>Whether there are kernels for heads of so many elements.</summary>
+    internal static bool IsServed(int headDim) =>
+        new ReadOnlySpan<int>(Asked.Value.HeadDims, Asked.Value.NumHeadDims).Contains(headDim);
 }

@@ -13,7 +13,7 @@ namespace Mustafar.Native;
 // enum mustafar_abi
 internal enum Abi
 {
-    Version = 2,
+    Version = 3,
 }
 
 // enum mustafar_status
@@ -470,4 +470,28 @@ internal static unsafe partial class NativeMethods
     // int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_sample")]
     internal static partial int Sample(NativeContext* context, NativeSampling* sampling);
+
+    // int32_t mustafar_stream_create(const mustafar_context* context, void** stream)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_stream_create")]
+    internal static partial int StreamCreate(NativeContext* context, void** stream);
+
+    // int32_t mustafar_stream_destroy(const mustafar_context* context)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_stream_destroy")]
+    internal static partial int StreamDestroy(NativeContext* context);
+
+    // int32_t mustafar_capture_begin(const mustafar_context* context)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_capture_begin")]
+    internal static partial int CaptureBegin(NativeContext* context);
+
+    // int32_t mustafar_capture_end(const mustafar_context* context, void** graph)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_capture_end")]
+    internal static partial int CaptureEnd(NativeContext* context, void** graph);
+
+    // int32_t mustafar_graph_launch(const mustafar_context* context, void* graph)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_graph_launch")]
+    internal static partial int GraphLaunch(NativeContext* context, void* graph);
+
+    // int32_t mustafar_graph_destroy(const mustafar_context* context, void* graph)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_graph_destroy")]
+    internal static partial int GraphDestroy(NativeContext* context, void* graph);
 }

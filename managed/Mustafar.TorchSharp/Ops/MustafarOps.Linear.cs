@@ -9,6 +9,9 @@ public static unsafe partial class MustafarOps
     /// <summary>The most rows that <see cref="Linear"/> takes.</summary>
     public const int MaxLinearRows = NativeConstants.LinearMaxRows;
 
+    // On CUDA a row of the input lies in shared memory.
+    private const int MaxLinearFeatures = 16384;
+
     private static readonly LinearFusion NoFusion = new();
 
     /// <summary>
@@ -27,35 +30,14 @@ public static unsafe partial class MustafarOps
     public static Tensor Linear(Tensor input, Tensor weight, LinearFusion? fusion = null, Tensor? output = null)
     {
         fusion ??= NoFusion;
-        long inFeatures = LastAxis(input, nameof(input));
+        (long inFeatures, long outFeatures) = CheckLinear(input, weight, fusion, output);
         long rows = MatrixRows.Count(input);
         if (rows > MaxLinearRows)
         {
             throw new ArgumentException($"Expected at most {MaxLinearRows} rows, but got {rows} of shape [{string.Join(", ", input.shape)}].", nameof(input));
         }
 
-        ArgumentNullException.ThrowIfNull(weight);
-        long parts = fusion.Gated ? 2 : 1;
-        if (weight.dim() != 2 || weight.shape[0] == 0 || weight.shape[0] % parts != 0)
-        {
-            throw new ArgumentException(
-                $"Expected shape [{(fusion.Gated ? "2 * out_features" : "out_features")}, {inFeatures}], but got [{string.Join(", ", weight.shape)}].",
-                nameof(weight));
-        }
-
-        long outFeatures = weight.shape[0] / parts;
-        TensorAccess.Validate(weight, nameof(weight), input.dtype, input.device, weight.shape[0], inFeatures);
         long[] shape = [.. input.shape[..^1], outFeatures];
-        ValidateOptional(fusion.Norm, nameof(fusion.Norm), input, inFeatures);
-        float epsilon = Epsilon(fusion.Eps);
-        ValidateOptional(fusion.Bias, nameof(fusion.Bias), input, weight.shape[0]);
-        ValidateOptional(fusion.Residual, nameof(fusion.Residual), input, shape);
-        ValidateOptional(output, nameof(output), input, shape);
-        if (output is not null)
-        {
-            MatrixRows.Apart(output, nameof(output), input, nameof(input));
-        }
-
         using DisposeScope scope = NewDisposeScope();
         Tensor result = output ?? empty(shape, dtype: input.dtype, device: input.device);
         Tensor? norm = fusion.Norm?.contiguous(), bias = fusion.Bias?.contiguous(), residual = fusion.Residual;
@@ -67,7 +49,7 @@ public static unsafe partial class MustafarOps
             InFeatures = checked((int)inFeatures),
             OutFeatures = checked((int)outFeatures),
             Activation = (int)(fusion.Gated ? Activation.SiluMul : Activation.None),
-            Eps = epsilon,
+            Eps = Epsilon(fusion.Eps),
             Input = MatrixRows.Read(ref input),
             Norm = PointerOrNull(norm),
             Weight = MatrixRows.AsItIs(weight, nameof(weight)),
@@ -82,5 +64,36 @@ public static unsafe partial class MustafarOps
         GC.KeepAlive(bias);
         GC.KeepAlive(residual);
         return Returned(result, output);
+    }
+
+    /// <summary>Checks the arguments of a linear layer of any number of rows; returns its sizes.</summary>
+    private static (long InFeatures, long OutFeatures) CheckLinear(Tensor input, Tensor weight, LinearFusion fusion, Tensor? output)
+    {
+        long inFeatures = LastAxis(input, nameof(input));
+        ArgumentNullException.ThrowIfNull(weight);
+        long parts = fusion.Gated ? 2 : 1;
+        if (weight.dim() != 2 || weight.shape[0] == 0 || weight.shape[0] % parts != 0)
+        {
+            throw new ArgumentException(
+                $"Expected shape [{(fusion.Gated ? "2 * out_features" : "out_features")}, {inFeatures}], but got [{string.Join(", ", weight.shape)}].",
+                nameof(weight));
+        }
+
+        long outFeatures = weight.shape[0] / parts;
+        TensorAccess.Validate(weight, nameof(weight), input.dtype, input.device, weight.shape[0], inFeatures);
+        _ = MatrixRows.AsItIs(weight, nameof(weight));
+        _ = Epsilon(fusion.Eps);
+        ValidateOptional(fusion.Norm, nameof(fusion.Norm), input, inFeatures);
+        ValidateOptional(fusion.Bias, nameof(fusion.Bias), input, weight.shape[0]);
+        long[] shape = [.. input.shape[..^1], outFeatures];
+        ValidateOptional(fusion.Residual, nameof(fusion.Residual), input, shape);
+        ValidateOptional(output, nameof(output), input, shape);
+        if (output is not null)
+        {
+            _ = MatrixRows.AsItIs(output, nameof(output));
+            MatrixRows.Apart(output, nameof(output), input, nameof(input));
+        }
+
+        return (inFeatures, outFeatures);
     }
 }

@@ -19,6 +19,7 @@
  *   5 attention   fused decode attention over compressed blocks and a dense tail
  *   6 cache       append tokens, compressing those that leave the dense tail
  *   7 step        the rest of a decode step: norms, rotation, projections, sampling
+ *   8 graphs      CUDA: a whole step as one launch
  *
  * Conventions
  *   - Tensors are [batch, heads, tokens, head_dim]; head_dim is contiguous, the other strides are free and are counted
@@ -54,7 +55,7 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------------- 1 library -- */
 
 /* The ABI this header describes. A library reporting another number must not be used with it. */
-typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 2 } mustafar_abi;
+typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 3 } mustafar_abi;
 
 typedef enum mustafar_status {
     MUSTAFAR_STATUS_OK = 0,
@@ -585,6 +586,34 @@ typedef struct mustafar_sampling {
 } mustafar_sampling;
 
 MUSTAFAR_API int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling);
+
+/* ------------------------------------------------------------------------------------------------------- 8 graphs -- */
+
+/*
+ * CUDA only; UNSUPPORTED elsewhere. Work that is queued on a stream while it is captured is not done but becomes a graph,
+ * of calls of this library and of others alike, which can then be launched as a whole, again and again, on any stream of
+ * the device. A graph reads and writes the addresses of its capture: they must stay valid as long as it is launched. It
+ * does not own them. Whoever captures uses a stream of mustafar_stream_create that nothing else is queued on.
+ */
+
+/* *stream receives a new cudaStream_t that does not wait for the default stream. The context's stream is not used. */
+MUSTAFAR_API int32_t mustafar_stream_create(const mustafar_context* context, void** stream);
+
+/* Destroys the context's stream once its work is done. */
+MUSTAFAR_API int32_t mustafar_stream_destroy(const mustafar_context* context);
+
+/* Begins to capture what is queued on the context's stream, in relaxed mode: other work of the process is free. */
+MUSTAFAR_API int32_t mustafar_capture_begin(const mustafar_context* context);
+
+/* Ends the capture on the context's stream. *graph receives what can be launched, or null if it fails; the stream is free
+   again in either case. graph null: what was captured is dropped. */
+MUSTAFAR_API int32_t mustafar_capture_end(const mustafar_context* context, void** graph);
+
+/* Queues the graph on the context's stream. Launches of one graph follow one another. */
+MUSTAFAR_API int32_t mustafar_graph_launch(const mustafar_context* context, void* graph);
+
+/* Destroys a graph, once launches of it that are queued are done. */
+MUSTAFAR_API int32_t mustafar_graph_destroy(const mustafar_context* context, void* graph);
 
 #ifdef __cplusplus
 }

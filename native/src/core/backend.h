@@ -10,6 +10,9 @@
 
 namespace mustafar {
 
+// What section 8 of the header does, each with what it takes and makes.
+enum class GraphCall { create_stream, destroy_stream, begin_capture, end_capture, launch, destroy };
+
 struct Backend {
     int32_t abi_version;  // MUSTAFAR_ABI_VERSION; first, so that a mismatch can be seen in any version
     int32_t (*prune)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
@@ -32,6 +35,7 @@ struct Backend {
                         const mustafar_rows& output, ErrorText&);
     int32_t (*linear)(const mustafar_context&, const mustafar_linear&, ErrorText&);
     int32_t (*sample)(const mustafar_context&, const mustafar_sampling&, ErrorText&);
+    int32_t (*graph)(const mustafar_context&, GraphCall, void* graph, void** made, ErrorText&);
 };
 
 // The name and type of the function by which a back end library hands out its table.

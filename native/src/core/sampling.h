@@ -57,12 +57,24 @@ MUSTAFAR_EVERYWHERE bool has_bit(const uint32_t* bits, int32_t token) {
     return (bits[token >> 5] >> (token & 31) & 1u) != 0;
 }
 
+MUSTAFAR_EVERYWHERE uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 // Larger for a larger logit; equal for +0 and -0. Not for NaN.
 MUSTAFAR_EVERYWHERE uint32_t order_key(float logit) {
-    const float positive_zero = sum(logit, 0.0f);
-    uint32_t bits;
-    memcpy(&bits, &positive_zero, sizeof bits);
+    const uint32_t bits = bits_of(sum(logit, 0.0f));  // +0 for -0
     return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+}
+
+// The logit, never -0, that has this key.
+MUSTAFAR_EVERYWHERE float logit_of(uint32_t order_key) {
+    const uint32_t bits = order_key ^ ((order_key >> 31) != 0 ? 0x80000000u : 0xffffffffu);
+    float logit;
+    memcpy(&logit, &bits, sizeof logit);
+    return logit;
 }
 
 // The logit after penalties.
@@ -85,10 +97,10 @@ MUSTAFAR_EVERYWHERE float power_of_two(float logit, float largest, float tempera
     return power > -63.0f ? power : -63.0f;
 }
 
-// 2^power in units of 2^-40, cut off.
+// 2^power, power from -63 to 0, in units of 2^-40, cut off.
 MUSTAFAR_EVERYWHERE uint64_t weight(float power) {
-    const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const float whole = sum(sum(power, shifter), -shifter);
+    const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+    const float shifted = sum(power, shifter), whole = sum(shifted, -shifter);
     const float rest = sum(power, -whole);  // exact, -0.5 ... 0.5
     // Minimax polynomial of 2^rest.
     float value = 1.535336188e-4f;
@@ -98,9 +110,8 @@ MUSTAFAR_EVERYWHERE uint64_t weight(float power) {
     value = sum(product(value, rest), 2.402264791e-1f);
     value = sum(product(value, rest), 6.931472028e-1f);
     value = sum(product(value, rest), 1.0f);
-    const uint64_t mantissa = static_cast<uint64_t>(static_cast<int64_t>(product(value, 8388608.0f)));
-    const int shift = static_cast<int>(whole) + weight_bits - 23;
-    return shift >= 0 ? mantissa << shift : shift > -64 ? mantissa >> -shift : 0;
+    const uint32_t mantissa = static_cast<uint32_t>(product(value, 8388608.0f));
+    return uint64_t{mantissa} << (weight_bits - 23) >> (bits_of(shifter) - bits_of(shifted));
 }
 
 // 64 bits of Philox4x32-10 for a draw.

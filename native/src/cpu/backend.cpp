@@ -59,6 +59,12 @@ const Backend& cpu_backend() {
                      ErrorText& error) { return guarded(error, [&] { linear(context, arguments); }); },
         .sample = [](const mustafar_context& context, const mustafar_sampling& arguments,
                      ErrorText& error) { return guarded(error, [&] { sample(context, arguments); }); },
+        .graph =
+            [](const mustafar_context&, GraphCall, void*, void**, ErrorText& error) {
+                return guarded(error, [] {
+                    fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: expected CUDA, which alone has graphs");
+                });
+            },
     };
     return table;
 }

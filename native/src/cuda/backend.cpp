@@ -3,6 +3,7 @@
 
 #include "cuda/attention/attention.h"
 #include "cuda/compress/compress.h"
+#include "cuda/graph/graph.h"
 #include "cuda/product/product.h"
 #include "cuda/step/step.h"
 
@@ -72,10 +73,14 @@ int32_t sample_call(const mustafar_context& context, const mustafar_sampling& ar
     return guarded(error, [&] { sample(context, arguments); });
 }
 
+int32_t graph_call(const mustafar_context& context, GraphCall call, void* graph, void** made, ErrorText& error) {
+    return guarded(error, [&] { run_graph_call(context, call, graph, made); });
+}
+
 constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,      offsets_call,   compress_call,
                         decompress_call,      key_scores_call, value_sum_call, attention_workspace_call,
                         attention_call,       append_call,     rms_norm_call,  rotate_call,
-                        silu_mul_call,        linear_call,     sample_call};
+                        silu_mul_call,        linear_call,     sample_call,    graph_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

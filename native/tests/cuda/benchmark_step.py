@@ -83,7 +83,7 @@ def small(library):
 
 
 def sampling(library):
-    for batch in (1, 64, 512):
+    for batch in (1, 8, 64, 512):
         logits = 3 * random(batch, VOCAB)
         steps, counts = torch.zeros(batch, dtype=torch.int64, device="cuda"), torch.zeros(batch, VOCAB, dtype=torch.int32, device="cuda")
         tokens, logs = torch.empty(batch, dtype=torch.int64, device="cuda"), torch.empty(batch, device="cuda")

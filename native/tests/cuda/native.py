@@ -13,7 +13,7 @@ UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES = 0, 1, 2
 BLOCK = 32
 PADDING = 64
 COUNTER_BYTES = 16384  # of a workspace, zero before its first use
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class Context(ctypes.Structure):
@@ -85,7 +85,7 @@ class Sampling(ctypes.Structure):
 class _Table(ctypes.Structure):
     _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
         "prune", "offsets", "compress", "decompress", "key_scores", "value_sum", "attention_workspace", "attention",
-        "append", "rms_norm", "rotate", "silu_mul", "linear", "sample")]
+        "append", "rms_norm", "rotate", "silu_mul", "linear", "sample", "graph")]
 
 
 _ARGUMENTS = {

@@ -87,5 +87,5 @@ def sample(logits, options, step, counts, prompt, allowed):
     if o["min_p"] > 0:
         left = left[weight[left] >= part_of(o["min_p"], 1 << 40)]
     sums = np.cumsum(weight[left])
-    drawn = random_bits(o["seed"], step) * int(sums[-1]) >> 64
+    drawn = random_bits(int(o["seed"]), int(step)) * int(sums[-1]) >> 64
     return int(ids[left[np.searchsorted(sums, np.uint64(drawn), side="right")]])

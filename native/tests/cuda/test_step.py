@@ -250,6 +250,48 @@ def test_sample_special():
     call("sample", Sampling(0, 0, 1000, 0, rows(logits)))
 
 
+def test_sample_clusters():
+    """A row is shared by 8, 4, 2 or 1 thread blocks, by how many rows and tokens there are, whose borders must not show."""
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    vocabularies = (8193, 33000) if test_cuda.SMALL else (5, 8193, 16400, 33000, 50257, 128256, 151937)
+    batches = (1, 2, 3, multiprocessors // 8, multiprocessors // 4, multiprocessors // 2, multiprocessors // 2 + 1)
+    for number, (vocab, batch) in enumerate(itertools.product(vocabularies, batches)):
+        host = np.random.default_rng(number)
+        dtype, gap = (F32, F16, BF16)[host.integers(3)], int(host.integers(2)) * 3
+        logits = matrix((batch, vocab), F32, generator(number))
+        for row in range(batch):
+            kind, place = (row + number) % 8, int(host.integers(vocab))
+            if kind in (1, 2):
+                logits[row] = (2 * logits[row]).round()
+            elif kind == 3:
+                logits[row] = 1.5  # what is cut off is all among equals
+            else:
+                logits[row] *= 3
+            if kind == 2 and batch > 1:
+                logits[row] = -float("inf")
+                logits[row, place] = -7
+            elif kind == 5:
+                logits[row, place] = float("nan")
+            elif kind == 6:
+                logits[row, place] = -float("inf")
+            elif kind == 7 and batch > 1:
+                logits[row, place] = float("inf")
+        wide = matrix((batch, vocab), dtype, generator(number), gap)
+        logits = wide.copy_(logits)
+        varied = VARIED + [options(top_k=vocab * 3 // 4 + 1), options(top_p=0.7), options(top_k=vocab // 2 + 1, top_p=0.6), options(top_p=0.7, min_p=0.999)]
+        chosen = [varied[i] | {"seed": i} for i in host.integers(len(varied), size=batch)]
+        penalised = [o | {"repetition_penalty": 1.2, "frequency_penalty": 0.1, "presence_penalty": 0.2} for o in chosen]
+        name = f"{dtype} {batch} x {vocab} gap {gap}"
+        draw(name, logits, chosen, draws=2)
+        draw(f"{name} allowed", logits, chosen, draws=1, allowed=host.random((batch, vocab)) < 0.5)
+        draw(f"{name} penalised", logits, penalised, draws=2, counts=host.integers(0, 3, (batch, vocab)), prompt=host.random((batch, vocab)) < 0.2,
+             allowed=host.random((1, vocab)) < 0.9)
+    if not test_cuda.SMALL:
+        filters = [options(seed=4), options(top_k=50), options(top_k=3 << 20, top_p=0.9), options(temperature=0.0)]
+        draw("largest vocabulary", (8 * matrix((4, 1 << 22), F32, generator(9))).round() / 4, filters, draws=1)
+        draw("largest vocabulary, bf16", 3 * matrix((1, 1 << 22), BF16, generator(10)), filters[2:3], draws=1)
+
+
 def test_many_sequences():
     g = generator(6)
     vocab, batch = (1000, 20) if test_cuda.SMALL else (32000, 512)
@@ -259,7 +301,7 @@ def test_many_sequences():
 def test_graph():
     """The operations follow each other in a graph, each starting before the last has ended, as without one."""
     g = generator(7)
-    dtype, hidden, width, vocab = BF16, 1024, 2816, 4000
+    dtype, hidden, width, vocab = BF16, 1024, 2816, 40000
     x0, residual0 = matrix((4, hidden), dtype, g), matrix((4, hidden), dtype, g)
     weights = [0.03 * matrix(shape, dtype, g) for shape in ((2 * width, hidden), (hidden, width), (vocab, hidden))]
     norm = torch.ones(hidden, dtype=dtype, device="cuda")

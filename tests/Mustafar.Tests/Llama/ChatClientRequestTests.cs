@@ -5,7 +5,6 @@ using Mustafar.Examples.Llama;
 using Mustafar.Examples.Llama.Chat;
 using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
 
 namespace Mustafar.Tests.Llama;
 
@@ -147,7 +146,7 @@ internal sealed class ChatClientRequestTests
         _directory.WithTinyCheckpoint();
         using ManualResetEventSlim isInLayer = new(), goOn = new();
         LanguageModel language = LanguageModel.Load(_directory.Path);
-        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), new SamplingOptions(), s_options, () => new ModelCache(
+        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), new SamplingOptions(), s_options, () => LayerCaches.Of(
             Enumerable.Range(0, 2).Select(_ => new WatchedCache(
                 new DenseCache(1, 1, 64, language.Model.DType),
                 () =>

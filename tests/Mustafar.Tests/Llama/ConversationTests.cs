@@ -112,7 +112,7 @@ public sealed class ConversationTests
     public void ATurnThatIsGivenUpWhileItIsReadIsNotSaid(bool isFirst)
     {
         CancellationTokenSource? source = null;
-        using ModelCache cache = new(Enumerable.Range(0, _language.Model.Config.NumLayers).Select(layer => new WatchedCache(
+        KeyValueCache[] layers = [.. Enumerable.Range(0, _language.Model.Config.NumLayers).Select(layer => new WatchedCache(
             new DenseCache(1, _language.Model.Config.NumKvHeads, _language.Model.Config.HeadDim, _language.Model.DType),
             () =>
             {
@@ -120,8 +120,8 @@ public sealed class ConversationTests
                 {
                     source?.Cancel();
                 }
-            })));
-        using Conversation conversation = new(_model, cache);
+            }))];
+        using Conversation conversation = new(_model, LayerCaches.Of(layers));
         if (!isFirst)
         {
             Say(conversation, [s_first], 5);
@@ -137,7 +137,7 @@ public sealed class ConversationTests
         }
 
         Assert.That(conversation.Turns, Is.EqualTo(before));
-        Assert.That(cache.Layers.Select(layer => layer.Length), Is.All.EqualTo(conversation.CachedTokens));
+        Assert.That(layers.Select(layer => layer.Length), Is.All.EqualTo(conversation.CachedTokens));
         Assert.That(conversation.CachedTokens > 0, Is.EqualTo(!isFirst), "what the turn has in common with the chat stays read");
         using Conversation other = New();
         Assert.That(Say(conversation, [s_second], 8), Is.EqualTo(Say(other, [.. before, s_second], 8)));

@@ -122,14 +122,19 @@ public sealed class ModelGoldenTests
     {
         using DisposeScope scope = NewDisposeScope();
         using ModelCache cache = ModelCache.Dense(_model);
-        using ModelCache twoLayers = new([new DenseCache(1, 2, 128, ScalarType.Float32), new DenseCache(1, 2, 128, ScalarType.Float32)]);
-        using ModelCache halfCache = new(Enumerable.Range(0, 6).Select(_ => new DenseCache(1, 2, 128, ScalarType.Float16)));
+        using ModelCache twoLayers = new(new DenseModelCache(2, 2, 128, ScalarType.Float32));
+        using ModelCache halfCache = new(new DenseModelCache(6, 2, 128, ScalarType.Float16));
         Tensor ids = tensor(new long[] { 1, 2 }).reshape(1, 2);
         using (Assert.EnterMultipleScope())
         {
             Assert.That(() => _model.forward(ids.to(ScalarType.Int32), cache), Throws.ArgumentException.With.Message.Contains("Int64"));
-            Assert.That(() => _model.forward(ids.reshape(2), cache), Throws.ArgumentException.With.Message.Contains("[batch, tokens]"));
-            Assert.That(() => _model.forward(ids.reshape(2, 1), cache), Throws.ArgumentException.With.Message.Contains("[1, tokens, 384]"));
+            foreach (long[] shape in (long[][])[[2], [2, 1], [1, 0], [1, 1, 2]])
+            {
+                Assert.That(
+                    () => _model.forward(ids.new_zeros(shape), cache),
+                    Throws.ArgumentException.With.Message.Contains($"[1, tokens], at least one for each of the cache's sequences, but got [{string.Join(", ", shape)}]"));
+            }
+
             Assert.That(() => _model.forward(ids, twoLayers), Throws.ArgumentException.With.Message.Contains("6 layers"));
             Assert.That(() => _model.forward(ids, halfCache), Throws.ArgumentException.With.Message.Contains("Float16"));
             Assert.That(() => _model.NextTokenLogits(ids, cache, [3]), Throws.TypeOf<ArgumentOutOfRangeException>());

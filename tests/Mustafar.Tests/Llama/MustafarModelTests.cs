@@ -128,7 +128,7 @@ public sealed class MustafarModelTests(string device)
         Assert.That(counts[2..], Is.All.EqualTo(counts[1]));
     }
 
-    private ModelCache Reference(MustafarOptions options) => new(
+    private ModelCache Reference(MustafarOptions options) => LayerCaches.Of(
         Enumerable.Range(0, _model.Config.NumLayers).Select(_ => new PrunedDenseCache(
             _model.Config.NumKvHeads, _model.Config.HeadDim, options, device: _device)));
 }

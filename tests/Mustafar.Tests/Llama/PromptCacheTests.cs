@@ -65,7 +65,7 @@ internal sealed class PromptCacheTests
             forgot |= cache.ReusedTokens < reusable;
             using (Assert.EnterMultipleScope())
             {
-                Assert.That(cache.Cache.Layers.Select(layer => layer.Length), Is.All.EqualTo(cache.Ids.Count), $"seed {seed}, prompt {i}");
+                Assert.That(cache.Cache.Length, Is.EqualTo(cache.Ids.Count), $"seed {seed}, prompt {i}");
                 Assert.That(cache.Ids, Is.EqualTo((int[])[.. prompt, .. tokens[..^1]]));
                 Assert.That(cache.ReusedTokens, Is.EqualTo(reusable).Or.Zero);
             }
@@ -119,7 +119,7 @@ internal sealed class PromptCacheTests
             using ModelCache filled = ModelCache.Dense(_model);
             Assert.That(new TokenGenerator(_model, filled).Generate(prompt, Greedy(), 1, s_noStop).Count(), Is.EqualTo(1));
             Assert.That(() => new PromptCache(_model, filled), Throws.ArgumentException.With.Message.Contains("empty"));
-            Assert.That(() => new PromptCache(_model, filled, [1]), Throws.ArgumentException.With.Message.Contains("caches of 1 tokens"));
+            Assert.That(() => new PromptCache(_model, filled, [1]), Throws.ArgumentException.With.Message.Contains("a cache of 1 tokens"));
         }
     }
 

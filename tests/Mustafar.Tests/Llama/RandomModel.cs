@@ -56,7 +56,7 @@ internal static class RandomModel
         using DisposeScope scope = NewDisposeScope();
         using ModelCache cache = pruning is null
             ? ModelCache.Dense(model)
-            : new ModelCache(Enumerable.Range(0, model.Config.NumLayers).Select(_ =>
+            : LayerCaches.Of(Enumerable.Range(0, model.Config.NumLayers).Select(_ =>
                 new PrunedDenseCache(model.Config.NumKvHeads, model.Config.HeadDim, pruning)));
         int[][] steps = pruning is null ? [[.. prompt, .. continuation]] : [prompt, .. continuation.Select(token => new[] { token })];
         Tensor logits = zeros(0);

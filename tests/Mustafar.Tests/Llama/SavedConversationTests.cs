@@ -89,7 +89,7 @@ internal sealed class SavedConversationTests
         using (Assert.EnterMultipleScope())
         {
             Assert.That(Refused(_model, other), Does.Contain("keys_kept"));
-            Assert.That(() => Conversation.Load(Path, _model, dense), Throws.TypeOf<NotSupportedException>().With.Message.Contains("DenseCache"));
+            Assert.That(() => Conversation.Load(Path, _model, dense), Throws.TypeOf<NotSupportedException>().With.Message.Contains(nameof(DenseModelCache)));
             Assert.That(() => Conversation.Load(_directory.File("none"), _model, cache), Throws.TypeOf<FileNotFoundException>());
             foreach ((string chat, string problem) in new[]
             {

@@ -45,6 +45,9 @@ internal sealed class DenseStep
     /// <summary>Tokens of the longest sequence after the step.</summary>
     internal int Longest { get; }
 
+    /// <summary>Places that each sequence has to have: a step of one token never fills the last.</summary>
+    internal int Room => Tokens == 1 ? checked(Longest + 1) : Longest;
+
     /// <summary>Whether a row has padding.</summary>
     internal bool IsPadded { get; }
 

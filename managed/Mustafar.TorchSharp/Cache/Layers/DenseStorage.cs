@@ -1,3 +1,4 @@
+using Mustafar.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -41,6 +42,9 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         DenseBytes: tokens * _shape.TokenBytes,
         Fp16Bytes: tokens * 2 * _shape.NumKvHeads * _shape.HeadDim * 2);
 
+    /// <summary>Where a slot's keys are; 0 before the first token.</summary>
+    internal nint AddressOf(int slot) => _keys is null ? 0 : AddressOf(_keys) + (nint)(slot * _keys.stride(0) * _shape.ElementBytes);
+
     /// <summary>Makes room for so many tokens.</summary>
     internal void Reserve(int capacity)
     {
@@ -55,13 +59,24 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
 
     /// <summary>Adds a step's tokens, for which there is room, and attends from them. When it fails, <see cref="Rollback"/> undoes what it
     /// did.</summary>
-    internal Tensor Forward(DenseStep step, Tensor query, Tensor keys, Tensor values, double? scale)
+    /// <param name="step">The step.</param>
+    /// <param name="decode">What attends, of a step of one token for which it is planned; torch in general if null.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    internal Tensor Forward(DenseStep step, DenseDecode? decode, Tensor query, Tensor keys, Tensor values, double? scale)
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         if (step.Longest == 0)
         {
             return zeros_like(query).MoveToOuterDisposeScope();
+        }
+
+        if (decode is not null)
+        {
+            return decode.Forward(step, _keys!, _values!, SlidingWindow, query, keys, values, scale).MoveToOuterDisposeScope();
         }
 
         _isFinite = _wasFinite && DenseAttention.IsFinite(keys, values);
@@ -108,6 +123,8 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         _keys?.Dispose();
         _values?.Dispose();
     }
+
+    private static unsafe nint AddressOf(Tensor tensor) => (nint)TensorAccess.Pointer(tensor);
 
     private void Resize(int slots, int capacity)
     {

@@ -49,6 +49,9 @@ internal sealed unsafe partial class LayerStorage : IDisposable
 
     internal AttentionSinks? Sinks { get; private set; }
 
+    /// <summary>Where its ring is.</summary>
+    internal nint Address => (nint)_denseTailKeys.Data;
+
     /// <summary>Bytes of the ring and the sinks of one slot.</summary>
     internal static long SlotBytes(CacheShape shape, SequenceRules rules) =>
         (rules.TailCapacity * shape.TokenBytes) + AttentionSinks.SlotBytes(shape, rules.SinkTokens);

@@ -9,6 +9,9 @@ internal sealed unsafe class StepWorkspace(torch.Device device) : IDisposable
 {
     private Tensor? _memory;
 
+    /// <summary>Where it is; 0 before the first call that needs it.</summary>
+    internal nint Address => _memory is null ? 0 : (nint)TensorAccess.Pointer(_memory);
+
     /// <summary>Gives a call the workspace that it needs.</summary>
     internal void Provide(in NativeContext context, ref NativeAttention attention)
     {

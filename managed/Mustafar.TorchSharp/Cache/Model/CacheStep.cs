@@ -38,6 +38,15 @@ public sealed class CacheStep : IDisposable
     /// <summary>Position of each row's first new token; the others follow one another.</summary>
     public IReadOnlyList<int> Positions { get; }
 
+    /// <summary>Tensors that the layers of all steps of the cache share.</summary>
+    public StepBuffers Buffers => Cache.Buffers;
+
+    /// <summary>The position of each new token where the cache is, Int32 [batch, n], as <see cref="MustafarOps.Rotate"/> reads it. Of a
+    /// step of one token it lies where that of every such step does. In the current dispose scope.</summary>
+    /// <exception cref="InvalidOperationException">The step has ended, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public Tensor DevicePositions => Cache.DevicePositions(this);
+
     /// <summary>Adds the new tokens to a layer and returns their attention: each sees all earlier tokens of its sequence and itself.</summary>
     /// <param name="layer">The layer, from 0; each attends once in a step, in any order.</param>
     /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).
@@ -68,7 +77,8 @@ public sealed class CacheStep : IDisposable
     public void Dispose() => Cache.Rollback(this);
 
     /// <summary>Notes that a layer attends. All arguments are known to be good.</summary>
-    internal void Enter(int layer)
+    /// <returns>Whether it is the step's first.</returns>
+    internal bool Enter(int layer)
     {
         ThrowIfFailed();
         if (_attended[layer])
@@ -76,7 +86,23 @@ public sealed class CacheStep : IDisposable
             throw new InvalidOperationException($"Layer {layer} has attended in this step already.");
         }
 
+        bool isFirst = !Array.Exists(_attended, attended => attended);
         (_attended[layer], _current) = (true, layer);
+        return isFirst;
+    }
+
+    /// <summary>Notes that all layers have attended: a graph has done it.</summary>
+    internal void EnterAll()
+    {
+        ThrowIfFailed();
+        Array.Fill(_attended, true);
+    }
+
+    /// <summary>Notes that nothing has been done yet: what was done went into a graph.</summary>
+    internal void Restart()
+    {
+        Array.Fill(_attended, false);
+        _current = -1;
     }
 
     /// <summary>Refuses a step that not all layers have done.</summary>

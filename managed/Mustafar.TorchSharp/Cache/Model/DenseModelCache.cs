@@ -15,6 +15,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
     private readonly DenseStorage[] _layers;
     private int[] _lengths;
     private DenseStep? _step;
+    private DenseDecode? _decode;
 
     /// <summary>Makes a cache without sequences.</summary>
     /// <param name="numLayers">Number of layers.</param>
@@ -57,22 +58,23 @@ public sealed class DenseModelCache : ModelKeyValueCache
         Device? device = null,
         CacheLimits? limits = null)
         : base(
-            CacheShape.Checked(numKvHeads, headDim, dtype, device ?? CPU),
+            CacheShape.Checked(numKvHeads, headDim, dtype, Native.TensorAccess.Resolve(device ?? CPU)),
             Checked(slidingWindows).Count,
             limits ?? new CacheLimits())
     {
         _lengths = new int[Limits.MaxSequences ?? 1];
         _layers = [.. slidingWindows.Select(window => new DenseStorage(Shape, _lengths.Length, window))];
+        _decode = DenseDecode.TryMake(Shape, _lengths.Length);
         Require(_lengths.Length, DenseStorage.CapacityFor(1));
         if (Limits is { MaxSequences: not null, MaxLength: int longest })
         {
             try
             {
-                Reserve(longest);
+                Reserve(_decode is null ? longest : checked(longest + 1));
             }
             catch
             {
-                Array.ForEach(_layers, layer => layer.Dispose());
+                Dispose(disposing: true);
                 throw;
             }
         }
@@ -117,6 +119,8 @@ public sealed class DenseModelCache : ModelKeyValueCache
     {
         Require(slots, _layers[0].Capacity);
         Array.ForEach(_layers, layer => layer.Grow(slots));
+        _decode?.Dispose();
+        _decode = DenseDecode.TryMake(Shape, slots);
         Array.Resize(ref _lengths, slots);
     }
 
@@ -143,12 +147,31 @@ public sealed class DenseModelCache : ModelKeyValueCache
     private protected override void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts)
     {
         DenseStep step = new(slots, _lengths, tokens, counts);
-        Reserve(step.Longest);
+        Reserve(_decode is null ? step.Longest : step.Room);
+        if (tokens == 1)
+        {
+            _decode?.Plan(step, _layers[0].Capacity, SlidingWindows);
+        }
+
         _step = step;
     }
 
     private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
-        _layers[layer].Forward(_step!, query, keys, values, scale);
+        _layers[layer].Forward(_step!, _step!.Tokens == 1 ? _decode : null, query, keys, values, scale);
+
+    private protected override void Prepare()
+    {
+        if (_step!.Tokens == 1)
+        {
+            _decode?.Prepare();
+        }
+    }
+
+    private protected override Tensor Positions() => _decode?.Positions ?? tensor(_step!.Before, device: Device);
+
+    private protected override StepLayout? Layout() => _decode is null || !_step!.IsRun ? null : new StepLayout(
+        _decode.Batch, _decode.Bound, _decode.IsPadded, new TableAddresses(_decode.Address, 0, _layers[0].Capacity, 0, 0),
+        _decode.BiasAddress, _layers[0].AddressOf(_step.Slots[0]), Buffers.Version);
 
     private protected override void Commit()
     {
@@ -167,6 +190,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
         if (disposing)
         {
             Array.ForEach(_layers, layer => layer.Dispose());
+            _decode?.Dispose();
         }
     }
 

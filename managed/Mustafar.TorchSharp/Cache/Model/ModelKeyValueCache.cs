@@ -1,3 +1,4 @@
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -38,6 +39,7 @@ public abstract class ModelKeyValueCache : IDisposable
     {
         (Shape, NumLayers, Limits) = (shape, numLayers, limits);
         Guard = new CallGuard(this);
+        Buffers = new StepBuffers(shape.Device);
     }
 
     /// <summary>Number of layers.</summary>
@@ -69,6 +71,9 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract CacheUsage Usage { get; }
 
+    /// <summary>Tensors that the layers of a step share.</summary>
+    internal StepBuffers Buffers { get; }
+
     private protected CacheShape Shape { get; }
 
     private protected CallGuard Guard { get; }
@@ -95,6 +100,28 @@ public abstract class ModelKeyValueCache : IDisposable
         int slot = TakeSlot();
         Add(slot);
         return Name(slot);
+    }
+
+    /// <summary>Makes room for so many sequences in all, at once and no more. Without, the room doubles whenever one has none.</summary>
+    /// <param name="sequences">How many, the present ones included.</param>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="sequences"/> is negative.</exception>
+    /// <exception cref="CacheLimitException">They are more than <see cref="CacheLimits.MaxSequences"/>.</exception>
+    /// <exception cref="CacheBudgetException">The budget does not hold their room.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public void EnsureCapacity(int sequences)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(sequences);
+        using CallGuard.Call call = EnterBetweenSteps();
+        if (sequences > Limits.MaxSequences)
+        {
+            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, but got {sequences}. Remove some first.");
+        }
+
+        if (sequences > Slots)
+        {
+            Grow(sequences);
+        }
     }
 
     /// <summary>Takes a sequence out, whose memory others can use then.</summary>
@@ -198,6 +225,7 @@ public abstract class ModelKeyValueCache : IDisposable
         if (Guard.Close())
         {
             _step = null;
+            Buffers.Dispose();
             Dispose(disposing: true);
             GC.SuppressFinalize(this);
         }
@@ -219,8 +247,38 @@ public abstract class ModelKeyValueCache : IDisposable
         }
 
         CheckScale(scale);
-        step.Enter(layer);
+        if (step.Enter(layer))
+        {
+            Prepare();
+        }
+
         return Forward(layer, query, keys, values, scale);
+    }
+
+    /// <summary>The position of each new token of the step that is on.</summary>
+    internal Tensor DevicePositions(CacheStep step)
+    {
+        using CallGuard.Call call = EnterStep(step);
+        if (step.Tokens == 1)
+        {
+            return Positions().unsqueeze(1);
+        }
+
+        int[] positions = new int[step.Sequences.Count * step.Tokens];
+        for (int i = 0; i < positions.Length; i++)
+        {
+            positions[i] = step.Positions[i / step.Tokens] + (i % step.Tokens);
+        }
+
+        return tensor(positions, device: Device).reshape(-1, step.Tokens);
+    }
+
+    /// <summary>On what the work of the step that is on depends, apart from what device memory holds; null if it must not be repeated by a
+    /// graph.</summary>
+    internal StepLayout? LayoutOf(CacheStep step)
+    {
+        using CallGuard.Call call = EnterStep(step);
+        return step.Tokens == 1 && Device.type == DeviceType.CUDA ? Layout() : null;
     }
 
     /// <summary>Ends the step that is on for good.</summary>
@@ -297,7 +355,18 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <summary>Begins a step. If it fails, nothing has changed.</summary>
     private protected abstract void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts);
 
+    /// <summary>Computes what all layers of the step that is on read, before the first of them.</summary>
+    private protected virtual void Prepare()
+    {
+    }
+
     private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale);
+
+    /// <summary>Positions of the rows of the step that is on, Int32 [batch], always at the same address.</summary>
+    private protected abstract Tensor Positions();
+
+    /// <summary>What <see cref="LayoutOf"/> says of the step of one token that is on.</summary>
+    private protected abstract StepLayout? Layout();
 
     private protected abstract void Commit();
 

@@ -132,6 +132,10 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
         _store.Forward(layer, query, keys, values, scale, isLast: false);
 
+    private protected override Tensor Positions() => _store.Plan.Positions;
+
+    private protected override StepLayout? Layout() => _store.Layout(Buffers.Version);
+
     private protected override void Commit() => _store.Commit();
 
     private protected override void Rollback() => _store.Rollback();

@@ -117,7 +117,7 @@ internal sealed unsafe class PagePool : IDisposable
             return blocks with
             {
                 SlabPages = _slabPages,
-                SlabCount = _slabs.Count,
+                SlabCount = SlabCount,
                 PageBytes = _headBytes[layer],
                 Base = blocks.Base + _layerStart[layer],
                 HeadStride = HeadStride(layer),
@@ -226,6 +226,10 @@ internal sealed unsafe class PagePool : IDisposable
         Bytes = 0;
     }
 
+    // What native code is told. A graph keeps what it was told, so that a device gets a number that new slabs rarely change: the length of
+    // the table, which is filled up with the first slab.
+    private int SlabCount => _device.type == DeviceType.CPU || _tables.Count == 0 ? _slabs.Count : _tables[^1].Length;
+
     private static int SlabPagesFor(int pages)
     {
         int best = Math.Min(pages, MostSlabPages);
@@ -316,6 +320,7 @@ internal sealed unsafe class PagePool : IDisposable
             table.Span[first + i] = _slabs[^1].Address;
         }
 
+        table.Span[_slabs.Count..].Fill(_slabs[0].Address);
         table.Upload();
         return first;
     }

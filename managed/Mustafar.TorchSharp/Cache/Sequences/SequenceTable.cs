@@ -131,6 +131,13 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
+    /// <summary>Where a step's numbers, the page table and the table of slabs are, and how many slabs native code is told of.</summary>
+    internal TableAddresses AddressOf(StepPlan plan)
+    {
+        NativeBlocks blocks = Pool.Place(default);
+        return new TableAddresses(plan.Address, (nint)_pages.Pointer, _pages.Capacity, (nint)blocks.Slabs, blocks.SlabCount);
+    }
+
     /// <summary>Brings the sequences to where a step takes them.</summary>
     internal void Commit(StepPlan plan)
     {

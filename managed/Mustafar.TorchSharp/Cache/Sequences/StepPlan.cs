@@ -12,6 +12,7 @@ internal sealed unsafe class StepPlan : IDisposable
 {
     private readonly BackendArray<int> _numbers;
     private readonly int _slots;
+    private readonly bool _isRepeated; // by graphs
     private readonly int[] _counts;
     private readonly int[] _sinksBefore;
     private readonly int[] _sinksTaken;
@@ -21,7 +22,7 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Makes room for the plan of a step of at most so many sequences.</summary>
     internal StepPlan(int slots, torch.Device device)
     {
-        _slots = slots;
+        (_slots, _isRepeated) = (slots, device.type != DeviceType.CPU);
         _numbers = new BackendArray<int>(BytesOf(slots) / sizeof(int), device);
         _counts = new int[slots];
         _sinksBefore = new int[slots];
@@ -33,8 +34,8 @@ internal sealed unsafe class StepPlan : IDisposable
 
     private enum Part
     {
-        Slots, QueryCounts, NewCounts, // [batch]
-        Lengths, LengthsAfter, Compressed, Ready, Attended, Positions, // [slots]
+        Slots, QueryCounts, NewCounts, Positions, // [batch]
+        Lengths, LengthsAfter, Compressed, Ready, Attended, // [slots]
         Count,
     }
 
@@ -70,6 +71,23 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Whether every row has all queries.</summary>
     internal bool IsUniform => Counts.IndexOfAnyExcept(Tokens) < 0;
 
+    /// <summary>Whether row b is the sequence in slot b.</summary>
+    internal bool IsOrdered
+    {
+        get
+        {
+            for (int b = 0; b < Batch; b++)
+            {
+                if (Slots[b] != b)
+                {
+                    return false;
+                }
+            }
+
+            return true;
+        }
+    }
+
     internal int* SlotsPointer => Pointer(Part.Slots);
 
     /// <summary>[batch] queries that the decode kernel attends: none of a row whose sinks are not complete before the step.</summary>
@@ -93,8 +111,15 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>[slots] compressed tokens when the queries attend.</summary>
     internal int* AttendedPointer => Pointer(Part.Attended);
 
-    /// <summary>[slots] position of each sequence's first new token.</summary>
-    internal int* PositionsPointer => Pointer(Part.Positions);
+    /// <summary>Position of each row's first new token, Int32 [batch] on the device, in the current dispose scope.</summary>
+    internal torch.Tensor Positions => _numbers.Tensor.narrow(0, (int)Part.Positions * _slots, Batch);
+
+    /// <summary>What native code is told of the most tokens of a sequence: of a step of one token, which a graph may repeat, a bound that
+    /// stays the same for many steps.</summary>
+    internal int MaxTokens => _isRepeated && Tokens == 1 ? StepBound.Of(Longest) : Longest;
+
+    /// <summary>Where its numbers are.</summary>
+    internal nint Address => (nint)_numbers.Pointer;
 
     internal long Bytes => _numbers.Bytes;
 
@@ -168,7 +193,7 @@ internal sealed unsafe class StepPlan : IDisposable
         Span(Part.Compressed)[slot] = sequence.Compressed;
         Span(Part.Ready)[slot] = ready;
         Span(Part.Attended)[slot] = isFirst ? ready : next;
-        Span(Part.Positions)[slot] = sequence.Position;
+        Span(Part.Positions)[row] = sequence.Position;
         (_counts[row], _sinksBefore[row], _sinksTaken[row], _nextCompressed[row]) = (count, sequence.Sinks, taken, next);
         Longest = Math.Max(Longest, length);
         CompressesFirst |= ready > sequence.Compressed;

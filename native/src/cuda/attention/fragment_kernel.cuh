@@ -6,6 +6,9 @@
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
 // without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
+//
+// The next grid starts when this one has ended: the thread blocks of a product that start earlier crowd on the
+// multiprocessors that are free of this one, and stay there. It costs a whole step of Llama-3-8B 4 to 15 % (H200).
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
@@ -111,8 +114,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if (valid_rows > 0) walk.count = iterations_before(p, walk, sequence.end_block);
     if (p.sliding_window != 0) ring.locate(0);
     ring.start();
-    // From here on the next grid's thread blocks may take the multiprocessors that this one has left.
-    let_next_grid_start();
 
     // This warp's dense items: those of number item, item + stride, ... behind the blocks.
     const uint32_t blocks = sequence.end_block - sequence.first_block;

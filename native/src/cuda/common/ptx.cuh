@@ -234,6 +234,18 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t r
     return mapped;
 }
 
+// Likewise as a pointer.
+template <class V>
+__device__ __forceinline__ const V* cluster_pointer(const V* own, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+    uint64_t mapped;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(own), "r"(rank));
+    return reinterpret_cast<const V*>(mapped);
+#else
+    return own;
+#endif
+}
+
 __device__ __forceinline__ float2 load_cluster_f32x2(uint32_t address) {
     float2 value;
 #if __CUDA_ARCH__ >= 900

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const int part = static_cast<int>(rest), which = static_cast<int>(list & 1);
     rest = list >> 1;
     const int batch_row = static_cast<int>(p.by_head.split(rest)), head = static_cast<int>(rest);
-    let_next_grid_start();
+    // Attention starts when this grid has ended: some of its thread blocks would crowd on few multiprocessors otherwise.
     wait_for_previous_grid();
 
     const int slot = p.sequences == nullptr ? batch_row : p.sequences[batch_row];

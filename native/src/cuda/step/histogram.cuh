@@ -1,108 +1,123 @@
 // Counts and sums of weights by bin in shared memory, and where in them a target is reached. Integers, so that the order of
-// additions does not show.
+// additions does not show. Each thread block of a cluster counts its own tokens; only what the search needs of the others' is
+// read, first the sums of groups of bins, then the bins of one group.
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/step/values.cuh"
+#include "cuda/step/cluster.cuh"
 
 namespace mustafar::cuda {
 
 // Tokens and the sum of their weights.
 struct Tally {
-    uint64_t mass;
-    uint32_t count;
+    uint64_t mass, count;
 
     __device__ __forceinline__ uint64_t metric(bool by_mass) const { return by_mass ? mass : count; }
     __device__ __forceinline__ Tally operator+(const Tally& other) const {
         return {mass + other.mass, count + other.count};
     }
+    __device__ __forceinline__ Tally operator-(const Tally& other) const {
+        return {mass - other.mass, count - other.count};
+    }
+    template <class Move>
+    __device__ __forceinline__ Tally moved(Move&& move) const {
+        return {move(mass), move(count)};
+    }
 };
 
-// The bin in which the running metric reaches a target, and what stands before it.
+// The bin in which the running metric reaches a target, and what stands before it. bin < 0: there was none to search.
 struct Found {
     Tally before, inside;
+    uint64_t target;
     int bin;
 };
 
-template <int Bins, int Threads>
-struct Histogram {
-    static constexpr int own = Bins / Threads;  // bins of one thread
-    static_assert(Bins % Threads == 0 && Threads % 32 == 0 && Threads <= 1024);
+constexpr int bin_bits = 10, bin_count = 1 << bin_bits;
+static_assert(bin_count == row_threads, "one bin for each thread, one group for each warp");
 
-    uint32_t count[Bins], low[Bins], high[Bins];  // of the sums, which shared memory adds in halves
-    Tally warp_total[Threads / 32];
+struct HistogramMemory {
+    struct Bins {
+        uint32_t count[bin_count], low[bin_count], high[bin_count];  // of the sums, which shared memory adds in halves
+        Tally group[row_warps];
+
+        __device__ __forceinline__ void clear(int bin) { count[bin] = low[bin] = high[bin] = 0; }
+        __device__ __forceinline__ Tally at(int bin) const {
+            return {uint64_t{high[bin]} << 32 | low[bin], count[bin]};
+        }
+    };
+    // In turn: while one is searched, the other is cleared, which no thread block reads any more.
+    Bins bins[2];
     Found found;
+};
 
-    __device__ __forceinline__ void clear() {
-        for (int i = static_cast<int>(threadIdx.x); i < Bins; i += Threads) count[i] = low[i] = high[i] = 0;
-        __syncthreads();
+class Histogram {
+public:
+    // The cluster's next exchange makes the memory ready.
+    __device__ __forceinline__ Histogram(HistogramMemory& memory, const Cluster& cluster)
+        : memory_(memory), cluster_(cluster) {
+        for (auto& bins : memory.bins) bins.clear(static_cast<int>(threadIdx.x));
     }
 
     __device__ __forceinline__ void add(int bin, const Tally& tally) {
-        atomicAdd(&count[bin], tally.count);
+        auto& bins = memory_.bins[turn_];
+        atomicAdd(&bins.count[bin], static_cast<uint32_t>(tally.count));
+        if (tally.mass == 0) return;
         const uint32_t part = static_cast<uint32_t>(tally.mass);
-        const uint32_t carry = atomicAdd(&low[bin], part) > ~part ? 1 : 0;
+        const uint32_t carry = atomicAdd(&bins.low[bin], part) > ~part ? 1 : 0;
         const uint32_t rest = static_cast<uint32_t>(tally.mass >> 32) + carry;
-        if (rest != 0) atomicAdd(&high[bin], rest);
+        if (rest != 0) atomicAdd(&bins.high[bin], rest);
     }
 
-    __device__ __forceinline__ Tally at(int bin) const { return {uint64_t{high[bin]} << 32 | low[bin], count[bin]}; }
-
-    // For all threads, after a barrier behind the last add: the first bin with which the running metric is at least
-    // `target`, which is 1 ... the total.
-    __device__ __forceinline__ Found find(bool by_mass, uint64_t target) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = static_cast<int>(threadIdx.x) * own;
-        const Tally mine = of_thread();
-        Tally running = mine;
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const Tally lower{__shfl_up_sync(all_lanes, running.mass, offset),
-                              __shfl_up_sync(all_lanes, running.count, offset)};
-            if (lane >= offset) running = running + lower;
-        }
-        if (lane == 31) warp_total[warp] = running;
+    // The first bin with which the running metric is at least target_of(sum of all bins); a target of 0, or above the sum:
+    // none. The histogram is empty afterwards.
+    template <class Target>
+    __device__ __forceinline__ Found find(bool by_mass, Target&& target_of) {
+        const int own = static_cast<int>(threadIdx.x);
+        auto& bins = memory_.bins[turn_];
         __syncthreads();
-        for (int w = 0; w < warp; ++w) running = running + warp_total[w];
-        Tally before{running.mass - mine.mass, running.count - mine.count};
-        if (before.metric(by_mass) < target && running.metric(by_mass) >= target) {
-            int bin = first;
-            while ((before + at(bin)).metric(by_mass) < target) before = before + at(bin++);
-            found = {before, at(bin), bin};
-        }
+        const Tally group = over_lanes(bins.at(own), Plus());
+        if (cluster_.lane == 0) bins.group[cluster_.warp] = group;
+        cluster_.barrier();
+        turn_ ^= 1;
+        memory_.bins[turn_].clear(own);
+        if (cluster_.warp == 0) search(bins, by_mass, target_of);
         __syncthreads();
-        return found;
-    }
-
-    // Of all bins; for all threads, after a barrier behind the last add.
-    __device__ __forceinline__ Tally total() {
-        Tally sum = of_thread();
-#pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2)
-            sum = sum +
-                  Tally{__shfl_xor_sync(all_lanes, sum.mass, offset), __shfl_xor_sync(all_lanes, sum.count, offset)};
-        if (threadIdx.x % 32 == 0) warp_total[threadIdx.x / 32] = sum;
-        __syncthreads();
-        sum = {};
-        for (const Tally& part : warp_total) sum = sum + part;
-        __syncthreads();
-        return sum;
+        return memory_.found;
     }
 
 private:
-    __device__ __forceinline__ Tally of_thread() const {
-        Tally sum{};
-        for (int i = 0; i < own; ++i) sum = sum + at(static_cast<int>(threadIdx.x) * own + i);
-        return sum;
+    template <class Target>
+    __device__ __forceinline__ void search(const HistogramMemory::Bins& bins, bool by_mass, Target&& target_of) {
+        const int lane = cluster_.lane;
+        const Tally group = cluster_.over_blocks([&](int rank) { return *cluster_pointer(&bins.group[lane], rank); });
+        const Tally groups = running_sum(group), sum = from_lane(groups, 31);
+        const uint64_t target = target_of(sum);
+        if (target == 0 || target > sum.metric(by_mass)) {
+            if (lane == 0) memory_.found = {{}, {}, 0, -1};
+            return;
+        }
+        const int in_group = first_reaching(groups, by_mass, target), bin = in_group * 32 + lane;
+        const Tally inside = cluster_.over_blocks([&](int rank) { return cluster_pointer(&bins, rank)->at(bin); });
+        const Tally up_to = from_lane(groups - group, in_group) + running_sum(inside);
+        if (lane == first_reaching(up_to, by_mass, target)) memory_.found = {up_to - inside, inside, target, bin};
     }
+
+    // The lane.
+    __device__ __forceinline__ static int first_reaching(const Tally& up_to, bool by_mass, uint64_t target) {
+        return __ffs(static_cast<int>(__ballot_sync(all_lanes, up_to.metric(by_mass) >= target))) - 1;
+    }
+
+    HistogramMemory& memory_;
+    const Cluster& cluster_;
+    int turn_ = 0;
 };
 
 // Adds up a thread's tokens of one bin for as long as they follow each other, since equal logits often do and would
 // otherwise wait for each other.
-template <class Bins>
 class RunOfBin {
 public:
-    __device__ __forceinline__ explicit RunOfBin(Bins& histogram) : histogram_(histogram) {}
+    __device__ __forceinline__ explicit RunOfBin(Histogram& histogram) : histogram_(histogram) {}
 
     __device__ __forceinline__ void add(int bin, uint64_t weight) {
         if (bin != bin_) {
@@ -117,7 +132,7 @@ public:
     }
 
 private:
-    Bins& histogram_;
+    Histogram& histogram_;
     Tally tally_{};
     int bin_ = -1;
 };

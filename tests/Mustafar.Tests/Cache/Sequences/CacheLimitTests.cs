@@ -123,6 +123,38 @@ internal sealed partial class CacheLimitTests(string device)
     }
 
     [Test]
+    public void Room_is_made_for_as_many_sequences_as_were_asked_for([Values] bool dense)
+    {
+        using ModelKeyValueCache cache = dense
+            ? new DenseModelCache(Layers, 2, 64, ScalarType.Float32, new torch.Device(device))
+            : New(new CacheLimits());
+        int first = cache.AddSequence();
+        Step(cache, 3 * Group, first);
+        long one = cache.Memory.WindowBytes;
+        cache.EnsureCapacity(5);
+        cache.EnsureCapacity(0);
+        Assert.That(cache.Memory.WindowBytes, Is.EqualTo(5 * one));
+        for (int i = 1; i < 5; i++)
+        {
+            Step(cache, 1, first, cache.Fork(first));
+        }
+
+        Assert.That(cache.Sequences.Select(cache.LengthOf), Is.EqualTo(new[] { 100, 97, 98, 99, 100 }));
+        Assert.That(cache.Memory.WindowBytes, Is.EqualTo(5 * one));
+        using CacheStep step = cache.BeginStep([first], 1);
+        Assert.That(() => cache.EnsureCapacity(6), Throws.InvalidOperationException);
+    }
+
+    [Test]
+    public void Room_beyond_a_limit_is_refused()
+    {
+        using MustafarModelCache cache = New(new CacheLimits { MaxSequences = 2 });
+        cache.EnsureCapacity(2);
+        Assert.That(() => cache.EnsureCapacity(3), Throws.TypeOf<CacheLimitException>().With.Message.Contains("at most 2"));
+        Assert.That(() => cache.EnsureCapacity(-1), Throws.TypeOf<ArgumentOutOfRangeException>());
+    }
+
+    [Test]
     public void Unknown_sequences_are_named()
     {
         using MustafarModelCache cache = New(new CacheLimits());

@@ -1,0 +1,159 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Cache.Sequences;
+
+/// <summary>What becomes of steps that can't be graphs, and of wrong ones.</summary>
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed class DecodeGraphTests(string device)
+{
+    private const int Layers = 2;
+
+    private DisposeScope _scope = null!;
+    private MustafarModelCache _cache = null!;
+    private Tensor _heads = null!;
+
+    [SetUp]
+    public void MakeCache()
+    {
+        _scope = NewDisposeScope();
+        _cache = new MustafarModelCache(
+            Layers, 2, 64, ScalarType.BFloat16, new torch.Device(device), new MustafarOptions { LocalWindow = 16, GroupSize = 32 },
+            new CacheLimits { MaxSequences = 4, MaxLength = 300, BudgetTokens = 4 * 320 });
+        _heads = randn([2, 2, 1, 64], dtype: ScalarType.BFloat16, device: device);
+    }
+
+    [TearDown]
+    public void DisposeCache()
+    {
+        _cache.Dispose();
+        _heads.Dispose();
+        _scope.Dispose();
+    }
+
+    [Test]
+    public void A_function_that_leaves_a_layer_out_is_refused_and_the_sequences_go_on()
+    {
+        int[] sequences = [_cache.AddSequence(), _cache.AddSequence()];
+        int layers = 1;
+        using DecodeGraph graph = new(_cache, step => Attend(step, layers));
+        Assert.That(() => graph.Run(sequences), Throws.InvalidOperationException.With.Message.Contains("layer 1 has not"));
+        Assert.That(_cache.LengthOf(sequences[0]), Is.Zero);
+        layers = Layers;
+        for (int i = 1; i <= 4; i++)
+        {
+            graph.Run(sequences);
+            Assert.That(_cache.LengthOf(sequences[1]), Is.EqualTo(i));
+        }
+    }
+
+    [Test]
+    public void A_function_that_fails_leaves_the_sequences_as_they_were()
+    {
+        int[] sequences = [_cache.AddSequence(), _cache.AddSequence()];
+        bool fails = false;
+        using DecodeGraph graph = new(_cache, step =>
+        {
+            Attend(step, 1);
+            if (fails)
+            {
+                throw new TimeoutException();
+            }
+
+            step.Attend(1, _heads, _heads, _heads);
+        });
+        graph.Run(sequences);
+        fails = true;
+        Assert.That(() => graph.Run(sequences), Throws.TypeOf<TimeoutException>());
+        fails = false;
+        graph.Run(sequences);
+        Assert.That(_cache.LengthOf(sequences[0]), Is.EqualTo(2));
+    }
+
+    [Test]
+    public void Reading_back_is_no_work_for_a_graph_but_works()
+    {
+        int[] sequences = [_cache.AddSequence(), _cache.AddSequence()];
+        List<float> read = [];
+        using DecodeGraph graph = new(_cache, step =>
+        {
+            Attend(step, Layers);
+            read.Add(_heads.to(ScalarType.Float32).sum().item<float>());
+        });
+        for (int i = 0; i < 4; i++)
+        {
+            graph.Run(sequences);
+        }
+
+        Assert.That(read, Has.Count.EqualTo(4));
+        Assert.That(graph.WhyEager, Is.Not.Null);
+        Assert.That(_cache.LengthOf(sequences[0]), Is.EqualTo(4));
+    }
+
+    [Test]
+    public void The_position_is_where_it_was_whatever_it_is()
+    {
+        int[] sequences = [_cache.AddSequence(), _cache.AddSequence(), _cache.AddSequence()];
+        Tensor positions = zeros([2, 1], dtype: ScalarType.Int32, device: device);
+        using DecodeGraph graph = new(_cache, step =>
+        {
+            Attend(step, Layers);
+            positions.copy_(step.DevicePositions);
+        });
+        int[][] rows = [[0, 1], [0, 1], [0, 2], [2, 1], [1, 0]];
+        int[] lengths = new int[3];
+        foreach (int[] row in rows)
+        {
+            graph.Run([.. row.Select(index => sequences[index])]);
+            Assert.That(positions.cpu().data<int>().ToArray(), Is.EqualTo(row.Select(index => lengths[index])));
+            Array.ForEach(row, index => lengths[index]++);
+        }
+
+        if (device != "cpu")
+        {
+            Assert.That((graph.Captures, graph.Launches), Is.EqualTo((1, 4)));
+        }
+    }
+
+    [Test]
+    public void Arguments_are_checked()
+    {
+        int sequence = _cache.AddSequence();
+        DecodeGraph graph = new(_cache, step => Attend(step, Layers));
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => new DecodeGraph(null!, _ => { }), Throws.ArgumentNullException);
+            Assert.That(() => new DecodeGraph(_cache, null!), Throws.ArgumentNullException);
+            Assert.That(() => graph.Run([]), Throws.ArgumentException);
+            Assert.That(() => graph.Run([sequence, sequence]), Throws.ArgumentException);
+            Assert.That(() => graph.Run([99]), Throws.TypeOf<SequenceNotFoundException>());
+            Assert.That(() => graph.Run([sequence], [2]), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => _cache.BeginStep([sequence], 1).Buffers.Get("", ScalarType.Float32, 1), Throws.ArgumentException);
+        });
+        graph.Dispose();
+        graph.Dispose();
+        Assert.That(() => graph.Run([sequence]), Throws.TypeOf<ObjectDisposedException>());
+    }
+
+    [Test]
+    public void Buffers_stay_where_they_are_until_they_grow()
+    {
+        int sequence = _cache.AddSequence();
+        using CacheStep step = _cache.BeginStep([sequence], 1);
+        Tensor small = step.Buffers.Get("x", ScalarType.Float32, 2, 3), other = step.Buffers.Get("y", ScalarType.Float32, 2, 3);
+        small.fill_(7);
+        other.fill_(8);
+        Assert.That(step.Buffers.Get("x", ScalarType.Float32, 3, 2).eq(7).all().item<bool>());
+        Tensor large = step.Buffers.Get("x", ScalarType.Float32, 4, 3);
+        Assert.That(large.shape, Is.EqualTo(new long[] { 4, 3 }));
+        Assert.That(() => step.Buffers.Get("x", ScalarType.Float32, -1), Throws.TypeOf<ArgumentOutOfRangeException>());
+    }
+
+    private void Attend(CacheStep step, int layers)
+    {
+        for (int layer = 0; layer < layers; layer++)
+        {
+            step.Attend(layer, _heads, _heads, _heads);
+        }
+    }
+}
