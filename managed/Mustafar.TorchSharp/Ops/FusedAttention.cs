@@ -53,7 +53,8 @@ internal static class FusedAttention
         }
 
         Tensor bias = zeros(mask.shape, dtype: query.dtype, device: query.device)
-            .masked_fill_(mask.logical_not(), Scalars.NegativeInfinity);
+            .masked_fill_(mask.logical_not(), Scalars.NegativeInfinity)
+            .expand(query.size(0), query.size(1), query.size(2), keys.size(2));
         return TorchShim.CuDnnAttention(Aligned(query), Aligned(keys), Aligned(values), bias, causal: false, scale);
     }
 
