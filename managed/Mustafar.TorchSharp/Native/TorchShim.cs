@@ -19,6 +19,7 @@ internal static unsafe class TorchShim
     private static readonly Lazy<nint> CpuAdded = new(() => Find(Common.Value, "aoti_torch_cpu_addmm_out"));
     private static readonly Lazy<nint> CudaAdded = new(() => Find(Cuda.Value, "aoti_torch_cuda_addmm_out"));
     private static readonly Lazy<nint> Flash = new(() => Find(Cuda.Value, "aoti_torch_cuda__scaled_dot_product_flash_attention"));
+    private static readonly Lazy<nint> CpuFlash = new(() => Find(Common.Value, "aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu"));
     private static readonly Lazy<nint> CuDnn = new(() => Find(Cuda.Value, "aoti_torch_cuda__scaled_dot_product_cudnn_attention"));
     private static readonly Lazy<nint> EnterStream = new(() => Find(Cuda.Value, "aoti_torch_create_cuda_stream_guard"));
     private static readonly Lazy<nint> LeaveStream = new(() => Find(Cuda.Value, "aoti_torch_delete_cuda_stream_guard"));
@@ -34,6 +35,9 @@ internal static unsafe class TorchShim
 
     /// <summary>Whether <see cref="FlashAttention"/> can be used.</summary>
     internal static bool HasFlash => Flash.Value != 0 && DeleteTensor.Value != 0;
+
+    /// <summary>Whether <see cref="CpuFlashAttention"/> can be used.</summary>
+    internal static bool HasCpuFlash => CpuFlash.Value != 0;
 
     /// <summary>Whether <see cref="CuDnnAttention"/> can be used.</summary>
     internal static bool HasCuDnn => CuDnn.Value != 0 && DeleteTensor.Value != 0;
@@ -82,7 +86,7 @@ internal static unsafe class TorchShim
     /// <param name="query">[batch, num_heads, queries, head_dim].</param>
     /// <param name="keys">[batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="values">[batch, num_kv_heads, tokens, head_dim].</param>
-    /// <param name="causal">Whether query i sees tokens up to i only, of as many tokens as queries.</param>
+    /// <param name="causal">Whether a query sees the tokens up to its own only; the last query's is the last token.</param>
     /// <param name="scale">Factor of the scores.</param>
     /// <returns>The output, like the query, and the natural logarithm of each row's sum of exponentials, Float32
     /// [batch, num_heads, queries], in the current dispose scope.</returns>
@@ -99,6 +103,23 @@ internal static unsafe class TorchShim
         KeepAlive(query, keys, values);
         Delete(made + 2, 5);
         return (Tensor.UnsafeCreateTensor(made[0]), Tensor.UnsafeCreateTensor(made[1]));
+    }
+
+    /// <summary>The same on the CPU, for Float32 too.</summary>
+    /// <param name="query">[batch, heads, queries, head_dim].</param>
+    /// <param name="keys">[batch, heads, tokens, head_dim], with any strides but that of head_dim.</param>
+    /// <param name="values">[batch, heads, tokens, head_dim], likewise.</param>
+    /// <param name="causal">Whether query i sees tokens up to i only.</param>
+    /// <param name="scale">Factor of the scores.</param>
+    /// <returns>The output and the log-sum-exp, as of <see cref="FlashAttention"/>.</returns>
+    internal static (Tensor Output, Tensor LogSumExp) CpuFlashAttention(Tensor query, Tensor keys, Tensor values, bool causal, double scale)
+    {
+        nint output, logSumExp;
+        int status = ((delegate* unmanaged<nint, nint, nint, double, int, nint*, double*, nint*, nint*, int>)CpuFlash.Value)(
+            query.Handle, keys.Handle, values.Handle, 0, causal ? 1 : 0, null, &scale, &output, &logSumExp);
+        Check(status, "scaled_dot_product_attention (Flash)");
+        KeepAlive(query, keys, values);
+        return (Tensor.UnsafeCreateTensor(output), Tensor.UnsafeCreateTensor(logSumExp));
     }
 
     /// <summary>Attention by cuDNN on CUDA, for Float16 and BFloat16 and head_dim up to 128.</summary>

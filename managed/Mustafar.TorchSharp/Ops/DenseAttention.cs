@@ -34,6 +34,11 @@ internal static class DenseAttention
         (long batch, long numHeads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
         long numKvHeads = keys.shape[1];
         long group = numHeads / numKvHeads;
+        if (queries > 1 && Fused(query, keys, values, scale ?? 1 / Math.Sqrt(headDim), mask, causal) is Tensor fused)
+        {
+            return fused;
+        }
+
         // TorchSharp's function scales by 1/√head_dim; another factor goes into the queries.
         Tensor scaled = scale is double factor ? query.Times(factor * Math.Sqrt(headDim)) : query;
         if (group == 1)
@@ -57,36 +62,38 @@ internal static class DenseAttention
         return stack(outputs, 2).reshape(shape);
     }
 
-    /// <summary>Attention of n tokens to themselves: token i sees tokens up to i, of these only the last <paramref name="window"/> and
-    /// the first <paramref name="sinks"/>.</summary>
+    /// <summary>Attention of a sequence's last n tokens: each sees the tokens up to itself, of these only the last
+    /// <paramref name="window"/> and the first <paramref name="sinks"/>.</summary>
     /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
-    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
-    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, tokens ≥ n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
     /// <param name="window">Tokens that a query sees, itself included; null for all.</param>
     /// <param name="sinks">First tokens that every later query sees.</param>
     /// <returns>A tensor like the query, in the current dispose scope.</returns>
     internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window, int sinks = 0)
     {
-        long tokens = query.shape[2];
+        (long queries, long tokens) = (query.shape[2], keys.shape[2]);
+        (long past, long seen) = (tokens - queries, window ?? tokens);
         bool finite = IsFinite(query, keys, values);
-        if (window is not int seen || seen >= tokens)
+        if (past == 0 && seen >= tokens)
         {
             return Forward(query, keys, values, scale, mask: null, causal: tokens > 1, finite);
         }
 
         // In blocks of queries: only the keys that a block sees are read, and no mask is n by n.
         Tensor output = empty_like(query);
-        for (long first = 0; first < tokens; first += QueryBlock)
+        for (long first = 0; first < queries; first += QueryBlock)
         {
             using DisposeScope scope = NewDisposeScope();
-            long count = Math.Min(QueryBlock, tokens - first);
-            long begin = Math.Max(0, first + 1 - seen);
-            long end = first + count;
+            long count = Math.Min(QueryBlock, queries - first);
+            long position = past + first;
+            long begin = Math.Max(0, position + 1 - seen);
+            long end = position + count;
             long apart = Math.Min(sinks, begin);
             Tensor token = Scalars.Range(begin, end - begin, query.device);
             token = apart == 0 ? token : cat([Scalars.Range(0, apart, query.device), token]);
-            Tensor distance = Scalars.Range(first, count, query.device).unsqueeze(1) - token;
+            Tensor distance = Scalars.Range(position, count, query.device).unsqueeze(1) - token;
             Scalar limit = seen, firstOther = sinks;
             Tensor mask = distance.ge(Scalars.Zero).logical_and(distance.lt(limit).logical_or(token.lt(firstOther)));
             GC.KeepAlive(limit);
@@ -146,6 +153,12 @@ internal static class DenseAttention
             return hidden?.repeat(group, 1);
         }
     }
+
+    // Many queries of a group in one call, where there is a kernel for it.
+    private static Tensor? Fused(Tensor query, Tensor keys, Tensor values, double scale, Tensor? mask, bool causal) =>
+        mask is null ? FusedAttention.Forward(query, keys, values, causal, scale)
+        : query.size(1) == keys.size(1) ? null
+        : FusedAttention.Masked(query, keys, values, mask, scale);
 
     private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>
         nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);

@@ -187,6 +187,11 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
             return DenseAttention.Causal(query, keys, values, scale, SlidingWindow);
         }
 
+        if (step.IsUniform && step.Tokens > 1 && SlidingWindow is null && FusedAttention.HasFlash(query))
+        {
+            return PartialAttention.Causal(query, keys, values, scale ?? 1 / Math.Sqrt(_shape.HeadDim)).Output;
+        }
+
         Tensor? mask = step.IsUniform && step.Tokens == 1 ? null : VisibleKeys(step, first);
         bool finite = _isFinite && DenseAttention.IsFinite(query);
         Tensor output = DenseAttention.Forward(query, keys, values, scale, mask, causal: false, finite);

@@ -7,7 +7,12 @@ namespace Mustafar;
 // What expands compressed tokens: attention of long query blocks, and shortening.
 internal sealed unsafe partial class LayerStorage
 {
-    private const int SegmentTokens = 1024;
+    // Compressed tokens that are dense at one time. For products in single precision the scores count too. On CUDA a segment of 8 key/value
+    // heads of 128 takes 64 MiB: fewer segments are fewer operators to launch, which is what a few new tokens cost. On the CPU it stays near
+    // the cores.
+    private const int ProductTokens = 1024;
+    private const int CpuFusedTokens = 2048;
+    private const int CudaFusedTokens = 16384;
 
     /// <summary>Compressed tokens of a sequence that become dense again when it is shortened; null if there are none.</summary>
     internal Returning? Prepare(int slot, int compressed, int length)
@@ -29,37 +34,98 @@ internal sealed unsafe partial class LayerStorage
         _tailValues[tokens.Slot].index_copy_(1, tokens.Ring, tokens.Values);
     }
 
-    // One sequence's new tokens [1, heads, n, head_dim]: the past is expanded a segment at a time, then come the tokens themselves.
+    // One sequence's new tokens [1, heads, n, head_dim].
     private Tensor AttendRow(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double? scale)
     {
-        int length = plan.Length(row), compressed = plan.Attended(row), sinks = plan.SinksBefore[row];
-        if (length + sinks == 0)
+        int length = plan.Length(row), past = length + plan.SinksBefore[row];
+        if (past == 0)
         {
             return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);
         }
 
-        int slot = plan.Slots[row];
+        if (Options.SlidingWindow is int window && window < past + query.size(2))
+        {
+            return AttendWindow(plan, row, query, keys, values, scale, window);
+        }
+
+        double factor = scale ?? 1 / Math.Sqrt(_shape.HeadDim);
+        Tensor? fused = PartialAttention.Serves(query) && DenseAttention.IsFinite(query)
+            ? AttendFused(plan, row, query, keys, values, factor) : null;
+        return fused ?? AttendByProducts(plan, row, query, keys, values, factor);
+    }
+
+    // What any of the queries sees is dense at one time. Sinks are seen from anywhere, so that those that stand between them and the window
+    // need not be there.
+    private Tensor AttendWindow(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double? scale, int window)
+    {
+        int first = (int)Math.Clamp(plan.Length(row) + 1L - window, 0, plan.Attended(row));
+        return DenseAttention.Causal(
+            Computed(query),
+            Computed(Gather(plan, row, first, keys, ofKeys: true)),
+            Computed(Gather(plan, row, first, values, ofKeys: false)),
+            scale,
+            window,
+            Options.SinkTokens).to(_shape.DType);
+
+        // On the CPU in single precision, as a past without a window.
+        Tensor Computed(Tensor tensor) => _shape.Device.type == DeviceType.CPU ? tensor.to(ScalarType.Float32) : tensor;
+    }
+
+    // By fused kernels: all queries see the whole past. A segment of compressed tokens at a time, and in the last one all that is dense. Null
+    // on the CPU if a number is not finite.
+    private Tensor? AttendFused(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double scale)
+    {
+        int slot = plan.Slots[row], compressed = plan.Attended(row), first = 0;
+        int segment = _shape.Device.type == DeviceType.CPU ? CpuFusedTokens : CudaFusedTokens;
+        PartialAttention? attended = null;
+        for (; compressed - first > segment; first += segment)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            (Tensor k, Tensor v) = Expand(slot, first, segment);
+            if (!DenseAttention.IsFinite(k, v))
+            {
+                return null;
+            }
+
+            PartialAttention part = PartialAttention.Full(query, k.unsqueeze(0), v.unsqueeze(0), scale);
+            attended = (attended is null ? part : attended.Merge(part)).MoveToOuter();
+        }
+
+        (Tensor lastKeys, Tensor lastValues) = (Gather(plan, row, first, keys, ofKeys: true), Gather(plan, row, first, values, ofKeys: false));
+        if (!DenseAttention.IsFinite(lastKeys, lastValues))
+        {
+            return null;
+        }
+
+        PartialAttention last = PartialAttention.Causal(query, lastKeys, lastValues, scale);
+        return (attended is null ? last : attended.Merge(last)).Output.to(_shape.DType);
+    }
+
+    // By products in single precision. All queries see the whole past, which is expanded a segment at a time; then come the tokens themselves.
+    private Tensor AttendByProducts(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double scale)
+    {
+        int slot = plan.Slots[row], length = plan.Length(row), compressed = plan.Attended(row), sinks = plan.SinksBefore[row];
         int count = checked((int)query.shape[2]);
-        Tensor rows = query[0].to(ScalarType.Float32).Times(scale ?? 1 / Math.Sqrt(_shape.HeadDim))
-            .reshape(_shape.NumKvHeads, -1, _shape.HeadDim);
-        long group = rows.shape[1] / count;
+        Tensor rows = query[0].to(ScalarType.Float32).Times(scale).reshape(_shape.NumKvHeads, -1, _shape.HeadDim);
         OnlineSoftmax softmax = new(rows);
+        Tensor token = Scalars.Range(0, count, _shape.Device);
         softmax.Add(
-            keys[0].to(ScalarType.Float32), values[0].to(ScalarType.Float32), Hidden(sinks + length, sinks + length, count, count, group));
+            keys[0].to(ScalarType.Float32), values[0].to(ScalarType.Float32), token.unsqueeze(1).lt(token).repeat(rows.shape[1] / count, 1));
         if (sinks > 0)
         {
             (Tensor k, Tensor v) = Sinks!.Of(slot, sinks);
             softmax.Add(k, v, hidden: null);
         }
 
-        for (int first = FirstVisible(length); first < length;)
+        for (int first = 0; first < length;)
         {
             bool packed = first < compressed;
-            int end = Math.Min(packed ? compressed : length, first + SegmentTokens);
+            int end = Math.Min(packed ? compressed : length, first + ProductTokens);
             using DisposeScope scope = NewDisposeScope();
-            (Tensor k, Tensor v) = packed ? Expand(slot, first, end - first) : Window(slot, first, end - first);
-            Tensor? hidden = Options.SlidingWindow is null ? null : Hidden(sinks + length, sinks + first, end - first, count, group);
-            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden);
+            (Tensor k, Tensor v) = packed
+                ? Expand(slot, first, end - first)
+                : (cat(Window(ofKeys: true, slot, first, end - first), 1), cat(Window(ofKeys: false, slot, first, end - first), 1));
+            softmax.Add(k.to(ScalarType.Float32), v.to(ScalarType.Float32), hidden: null);
             softmax.MoveToOuter();
             first = end;
         }
@@ -67,26 +133,31 @@ internal sealed unsafe partial class LayerStorage
         return softmax.Result().reshape(query.shape);
     }
 
-    // The first token that a query at a position sees in this layer.
-    private int FirstVisible(int position) =>
-        Options.SlidingWindow is int window ? (int)Math.Max(0, position + 1L - window) : 0;
-
-    // True where a query at position + i must not look at token first + j: [group · queries, tokens]. Rows run through the heads of a
-    // group, then through the queries.
-    private Tensor Hidden(int position, int first, int tokens, int queries, long group)
+    // A sequence's keys (or values), dense [1, num_kv_heads, tokens, head_dim]: its sinks, its tokens from a compressed one on, the new ones.
+    private Tensor Gather(StepPlan plan, int row, int first, Tensor newTokens, bool ofKeys)
     {
-        Tensor distance = Scalars.Range(position, queries, _shape.Device).unsqueeze(1) - Scalars.Range(first, tokens, _shape.Device);
-        Tensor hidden = distance.lt(Scalars.Zero);
-        if (Options.SlidingWindow is int window)
+        int slot = plan.Slots[row], compressed = plan.Attended(row), length = plan.Length(row), sinks = plan.SinksBefore[row];
+        Tensor all = empty(
+            [1, _shape.NumKvHeads, sinks + length - first + newTokens.size(2), _shape.HeadDim], dtype: _shape.DType, device: _shape.Device);
+        long end = sinks;
+        if (sinks > 0)
         {
-            Scalar limit = window;
-            Tensor outside = distance.ge(limit);
-            GC.KeepAlive(limit);
-            outside.narrow(1, 0, Math.Clamp(Options.SinkTokens - first, 0, tokens)).zero_();
-            hidden = hidden.logical_or(outside);
+            all[0].narrow(1, 0, sinks).copy_((ofKeys ? Sinks!.Keys : Sinks!.Values)[slot].narrow(1, 0, sinks));
         }
 
-        return hidden.repeat(group, 1);
+        if (first < compressed)
+        {
+            Decompress(ofKeys, slot, first, compressed - first, all.narrow(2, end, compressed - first));
+            end += compressed - first;
+        }
+
+        foreach (Tensor tokens in (ReadOnlySpan<Tensor>)[.. Window(ofKeys, slot, compressed, length - compressed), newTokens[0]])
+        {
+            all[0].narrow(1, end, tokens.size(1)).copy_(tokens);
+            end += tokens.size(1);
+        }
+
+        return all;
     }
 
     // Compressed tokens of a sequence, dense [num_kv_heads, count, head_dim].
@@ -97,19 +168,30 @@ internal sealed unsafe partial class LayerStorage
         Tensor Expanded(bool keys)
         {
             Tensor dense = empty([1, _shape.NumKvHeads, count, _shape.HeadDim], dtype: _shape.DType, device: _shape.Device);
-            NativeContext context = TensorAccess.Context(_shape.Device);
-            NativeBlocks blocks = Blocks(keys, slot);
-            NativeDense destination = TensorAccess.Dense(dense);
-            NativeCall.Check(NativeMethods.Decompress(&context, 1, _shape.NumKvHeads, first, count, &blocks, &destination));
+            Decompress(keys, slot, first, count, dense);
             return dense[0];
         }
     }
 
-    // Dense tokens of a sequence from the ring.
-    private (Tensor Keys, Tensor Values) Window(int slot, int first, int count)
+    // Compressed keys (or values) of a sequence into a tensor [1, num_kv_heads, count, head_dim].
+    private void Decompress(bool keys, int slot, int first, int count, Tensor destination)
     {
-        Tensor ring = Ring(first, count);
-        return (_tailKeys[slot].index_select(1, ring), _tailValues[slot].index_select(1, ring));
+        NativeContext context = TensorAccess.Context(_shape.Device);
+        NativeBlocks blocks = Blocks(keys, slot);
+        NativeDense dense = TensorAccess.Dense(destination);
+        NativeCall.Check(NativeMethods.Decompress(&context, 1, _shape.NumKvHeads, first, count, &blocks, &dense));
+        GC.KeepAlive(destination);
+    }
+
+    // Dense keys (or values) of a sequence from the ring, [num_kv_heads, count, head_dim] in pieces: it may go round.
+    private Tensor[] Window(bool ofKeys, int slot, int first, int count)
+    {
+        Tensor ring = (ofKeys ? _tailKeys : _tailValues)[slot];
+        int place = first % _tailCapacity;
+        int run = Math.Min(count, _tailCapacity - place);
+        return count == 0 ? []
+            : run == count ? [ring.narrow(1, place, run)]
+            : [ring.narrow(1, place, run), ring.narrow(1, 0, count - run)];
     }
 
     // Where consecutive tokens lie in the ring.

@@ -7,7 +7,7 @@ namespace Mustafar;
 // A step of one layer: appending tokens, and attending to what is stored.
 internal sealed unsafe partial class LayerStorage
 {
-    // Up to so many queries at once are attended by the decode kernel; for more, matrix products over expanded segments are faster.
+    // Up to so many queries at once are attended by the decode kernel; for more, dense attention over expanded tokens is faster.
     private const int MostDecodeQueries = 8;
 
     private (Tensor Slots, Tensor Keys, Tensor Values)? _overwritten;
@@ -141,6 +141,11 @@ internal sealed unsafe partial class LayerStorage
         if (!few && plan.IsUniform && IsEmpty(plan))
         {
             return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);
+        }
+
+        if (plan.Batch == 1 && plan.IsUniform && !(few && plan.HasKernelQueries))
+        {
+            return AttendRow(plan, 0, query, keys, values, scale);
         }
 
         Tensor output = few && plan.HasKernelQueries
