@@ -3,14 +3,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Decode;
 
-/// <summary>A kind of cache to measure, for sequences that have many tokens each.</summary>
+/// <summary>A kind of cache to measure.</summary>
 /// <param name="Name">What to call it.</param>
 /// <param name="Options">How it prunes; dense if null.</param>
 internal sealed record CacheForm(string Name, MustafarOptions? Options)
 {
-    // Tokens beyond the context that steps of a measurement add, at most.
-    private const int Growth = 256;
-
     /// <summary>Bytes of a sequence.</summary>
     internal long BytesOf(LlamaForCausalLM model, int context)
     {
@@ -18,8 +15,8 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
         return one.Usage.ReservedBytes;
     }
 
-    /// <summary>A cache with room for the sequences, in which each has the tokens.</summary>
-    internal (ModelKeyValueCache Cache, int[] Sequences) Filled(LlamaForCausalLM model, int batch, int context)
+    /// <summary>A cache with room for the sequences and the context of each, all but some tokens of which are there.</summary>
+    internal (ModelKeyValueCache Cache, int[] Sequences) Filled(LlamaForCausalLM model, int batch, int context, int missing)
     {
         ModelKeyValueCache cache = Make(model, batch, context);
         try
@@ -28,11 +25,11 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
             int[] sequences = [.. Enumerable.Range(0, batch).Select(_ => cache.AddSequence())];
             foreach (int sequence in sequences)
             {
-                using CacheStep step = cache.BeginStep([sequence], context);
+                using CacheStep step = cache.BeginStep([sequence], context - missing);
                 for (int layer = 0; layer < cache.NumLayers; layer++)
                 {
                     using var scope = NewDisposeScope();
-                    Tensor Random() => randn([1, cache.NumKvHeads, context, cache.HeadDim], dtype: cache.DType, device: cache.Device);
+                    Tensor Random() => randn([1, cache.NumKvHeads, context - missing, cache.HeadDim], dtype: cache.DType, device: cache.Device);
                     step.Attend(layer, Random(), Random(), Random());
                 }
 
@@ -48,14 +45,15 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
         }
     }
 
-    private ModelKeyValueCache Make(LlamaForCausalLM model, int batch, int context)
+    /// <summary>An empty cache with room for the sequences and the context of each.</summary>
+    internal ModelKeyValueCache Make(LlamaForCausalLM model, int batch, int context)
     {
         LlamaConfig config = model.Config;
-        CacheLimits limits = new() { MaxSequences = batch, MaxLength = context + Growth };
+        CacheLimits limits = new() { MaxSequences = batch, MaxLength = context };
         return Options is null
             ? new DenseModelCache(config.NumLayers, config.NumKvHeads, config.HeadDim, model.DType, model.Device, limits: limits)
             : new MustafarModelCache(
                 config.NumLayers, config.NumKvHeads, config.HeadDim, model.DType, model.Device, Options,
-                limits with { BudgetTokens = batch * (long)(context + Growth) });
+                limits with { BudgetTokens = batch * (long)context });
     }
 }

@@ -10,13 +10,13 @@ namespace Mustafar.Benchmarks.Decode;
 
 /// <summary>Whole decode steps with greedy sampling: the time from the last tokens on the host to the next ones.</summary>
 /// <remarks>
-/// Each cache is filled with random keys and values. Its parts are measured on the same cache in steps of their own: attention with what
+/// Each cache is filled with random keys and values, so that it reaches the context with the last step. Its parts are measured on the same cache in steps of their own: attention with what
 /// it appends, in all layers, and sampling; the rest is norms, projections and rotations. host: the time in which a step keeps the
 /// calling thread busy before it can wait.
 /// </remarks>
 internal static class DecodeBenchmark
 {
-    private const int WarmUp = 4;
+    internal const int WarmUp = 4;
     private const long Spare = 3L << 30; // bytes that a largest batch leaves free: logits, buffers, a prompt's temporaries
 
     internal static void Run(DecodeSettings settings)
@@ -27,7 +27,7 @@ internal static class DecodeBenchmark
         string where = settings.Device.type == DeviceType.CUDA ? CudaRuntime.DeviceName(Math.Max(0, model.Device.index)) : $"{settings.Threads} CPU threads";
         Console.WriteLine($"{where}, {settings.DType}, {model.Config.NumLayers} layers, hidden_size {model.Config.HiddenSize}");
         Report report = new(
-            "decode", "context", "batch", "cache", "ms", "tokens/s", "dense ms / ms", "attention ms", "sampling ms", "rest ms", "host ms", "cache MiB", "graph");
+            "decode", "context", "batch", "cache", "ms", "tokens/s", "dense ms / ms", "attention ms", "sampling ms", "rest ms", "host ms", "first token ms", "cache MiB", "graph");
         CacheForm[] forms = [new("dense", null), .. settings.Keeps.Select(keep => new CacheForm($"keep {keep}", Data.Options(keep, model.Config.HeadDim)))];
         foreach (int context in settings.Contexts)
         {
@@ -42,7 +42,7 @@ internal static class DecodeBenchmark
                     }
                     catch (Exception error) when (error is ExternalException or CacheBudgetException or OutOfMemoryException)
                     {
-                        report.Add(context, batch, form.Name, "does not fit", "", "", "", "", "", "", "", "");
+                        report.Add(context, batch, form.Name, "does not fit", "", "", "", "", "", "", "", "", "");
                     }
                 }
             }
@@ -54,7 +54,8 @@ internal static class DecodeBenchmark
     private static void Row(
         DecodeSettings settings, LlamaForCausalLM model, CacheForm form, int batch, int context, Dictionary<int, double> dense, Report report)
     {
-        (ModelKeyValueCache cache, int[] sequences) = form.Filled(model, batch, context);
+        double? prefill = batch == 1 ? FirstToken(model, form, context) : null;
+        (ModelKeyValueCache cache, int[] sequences) = form.Filled(model, batch, context, missing: 2 * (WarmUp + settings.Steps));
         using (cache)
         {
             using SamplingState sampling = new(batch, model.Config.VocabSize, model.Device, penalties: false);
@@ -76,13 +77,32 @@ internal static class DecodeBenchmark
             double ratio = dense.TryGetValue(batch, out double opponent) ? opponent / total : double.NaN;
             report.Add(
                 context, batch, form.Name, total, batch / total * 1e3, ratio, attention, draw, total - attention - draw, host,
-                cache.Usage.ReservedBytes / 1048576.0, steps.Graph.WhyEager is null ? steps.Graph.Launches > 0 ? "yes" : "no" : steps.Graph.WhyEager);
-            Console.WriteLine($"{context} x {batch} {form.Name}: {total:F3} ms, attention {attention:F3}, sampling {draw:F3}, host {host:F3}, ratio {ratio:F2}");
+                prefill is double first ? first : "", cache.Usage.ReservedBytes / 1048576.0, steps.Graph.WhyEager is null ? steps.Graph.Launches > 0 ? "yes" : "no" : steps.Graph.WhyEager);
+            Console.WriteLine($"{context} x {batch} {form.Name}: {total:F3} ms, attention {attention:F3}, sampling {draw:F3}, host {host:F3}, ratio {ratio:F2}{(prefill is null ? "" : $", first token after {prefill:F0} ms")}");
             if (form.Options is not null)
             {
                 report.AddBar($"{form.Name}, {batch} x {context}", ratio);
             }
         }
+    }
+
+    // Milliseconds from a prompt of the whole context to the scores of the token after it: the second of two times.
+    private static double FirstToken(LlamaForCausalLM model, CacheForm form, int context)
+    {
+        double time = 0;
+        for (int i = 0; i < 2; i++)
+        {
+            using IDisposable mode = inference_mode();
+            using var scope = NewDisposeScope();
+            using ModelCache cache = new(form.Make(model, 1, context));
+            Tensor ids = randint(0, model.Config.VocabSize, [1, context], dtype: ScalarType.Int64, device: model.Device);
+            ids.cpu().Dispose();
+            long start = Stopwatch.GetTimestamp();
+            model.NextTokenLogits(ids, cache).cpu().Dispose();
+            time = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        }
+
+        return time;
     }
 
     // The layers' attention alone, over the same cache.

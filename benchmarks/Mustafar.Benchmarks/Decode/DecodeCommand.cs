@@ -38,6 +38,13 @@ internal static class DecodeCommand
                 return 1;
             }
 
+            int added = 2 * (DecodeBenchmark.WarmUp + parsed.GetRequiredValue(steps));
+            if (parsed.GetRequiredValue(contexts).Min() <= added)
+            {
+                Console.Error.WriteLine($"Expected --context of more than {added} tokens, those that the steps add, but got {parsed.GetRequiredValue(contexts).Min()}.");
+                return 1;
+            }
+
             DecodeBenchmark.Run(new DecodeSettings(
                 parsed.GetValue(model), sizes, parsed.GetRequiredValue(batches), parsed.GetRequiredValue(contexts), parsed.GetValue(largest),
                 parsed.GetResult(shared.Keep) is null ? [new(64, false), new(40, false), new(64, true), new(40, true)] : parsed.GetRequiredValue(shared.Keep),
