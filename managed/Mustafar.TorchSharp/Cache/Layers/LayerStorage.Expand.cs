@@ -142,7 +142,7 @@ internal sealed unsafe partial class LayerStorage
         long end = sinks;
         if (sinks > 0)
         {
-            all[0].narrow(1, 0, sinks).copy_((ofKeys ? Sinks!.Keys : Sinks!.Values)[slot].narrow(1, 0, sinks));
+            all.narrow(2, 0, sinks).copy_((ofKeys ? Sinks!.Keys : Sinks!.Values)[slot].narrow(1, 0, sinks));
         }
 
         if (first < compressed)
@@ -151,10 +151,11 @@ internal sealed unsafe partial class LayerStorage
             end += compressed - first;
         }
 
-        foreach (Tensor tokens in (ReadOnlySpan<Tensor>)[.. Window(ofKeys, slot, compressed, length - compressed), newTokens[0]])
+        foreach (Tensor tokens in (ReadOnlySpan<Tensor>)[.. Window(ofKeys, slot, compressed, length - compressed), newTokens])
         {
-            all[0].narrow(1, end, tokens.size(1)).copy_(tokens);
-            end += tokens.size(1);
+            long count = tokens.size(-2);
+            all.narrow(2, end, count).copy_(tokens);
+            end += count;
         }
 
         return all;
