@@ -71,6 +71,21 @@ internal static unsafe partial class TensorAccess
     internal static Tensor WithContiguousRows(Tensor tensor) =>
         tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
 
+    /// <summary>The tensor itself if its rows consist of aligned pieces of 16 bytes, else a copy (in the current dispose scope) that does,
+    /// if head_dim allows it.</summary>
+    /// <remarks>torch's fused attention kernels on CUDA read rows so, and some without a look at where these lie.</remarks>
+    internal static Tensor WithAlignedRows(Tensor tensor)
+    {
+        const int bytes = 16;
+        int elements = bytes / ElementBytes(tensor.dtype);
+        bool aligned = (nuint)Pointer(tensor) % bytes == 0
+            && tensor.stride(3) == 1
+            && tensor.stride(2) % elements == 0
+            && tensor.stride(1) % elements == 0
+            && tensor.stride(0) % elements == 0;
+        return aligned ? tensor : empty(tensor.shape, dtype: tensor.dtype, device: tensor.device).copy_(tensor);
+    }
+
     /// <summary>Checks a tensor [batch, heads, tokens, head_dim] that is not bound to any other.</summary>
     internal static void Validate(Tensor tensor, string name)
     {

@@ -1,3 +1,4 @@
+using Mustafar.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -160,6 +161,14 @@ internal static class DenseAttention
         : query.size(1) == keys.size(1) ? null
         : FusedAttention.Masked(query, keys, values, mask, scale);
 
-    private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal) =>
-        nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);
+    private static Tensor Sdpa(Tensor query, Tensor keys, Tensor values, Tensor? mask, bool causal)
+    {
+        if (query.device_type == DeviceType.CUDA)
+        {
+            (query, keys, values) = (
+                TensorAccess.WithAlignedRows(query), TensorAccess.WithAlignedRows(keys), TensorAccess.WithAlignedRows(values));
+        }
+
+        return nn.functional.scaled_dot_product_attention(query, keys, values, mask!, 0, causal);
+    }
 }

@@ -35,7 +35,7 @@ internal static class FusedAttention
     /// <param name="scale">Factor of the scores.</param>
     internal static Tensor? Forward(Tensor query, Tensor keys, Tensor values, bool causal, double scale) =>
         query.size(2) >= FewestCuDnnQueries && HasCuDnn(query)
-            ? TorchShim.CuDnnAttention(Aligned(query), Aligned(keys), Aligned(values), bias: null, causal, scale)
+            ? TorchShim.CuDnnAttention(TensorAccess.WithAlignedRows(query), TensorAccess.WithAlignedRows(keys), TensorAccess.WithAlignedRows(values), bias: null, causal, scale)
             : HasFlash(query) ? Flash(query, keys, values, causal, scale).Output : null;
 
     /// <summary>Attention under a mask by cuDNN, the only one of them that takes masks and groups; null if it doesn't serve.</summary>
@@ -55,25 +55,13 @@ internal static class FusedAttention
         Tensor bias = zeros(mask.shape, dtype: query.dtype, device: query.device)
             .masked_fill_(mask.logical_not(), Scalars.NegativeInfinity)
             .expand(query.size(0), query.size(1), query.size(2), keys.size(2));
-        return TorchShim.CuDnnAttention(Aligned(query), Aligned(keys), Aligned(values), bias, causal: false, scale);
+        return TorchShim.CuDnnAttention(TensorAccess.WithAlignedRows(query), TensorAccess.WithAlignedRows(keys), TensorAccess.WithAlignedRows(values), bias, causal: false, scale);
     }
 
     /// <summary>FlashAttention, and each row's log-sum-exp; for queries that <see cref="HasFlash"/> says it serves.</summary>
     /// <inheritdoc cref="TorchShim.FlashAttention"/>
     internal static (Tensor Output, Tensor LogSumExp) Flash(Tensor query, Tensor keys, Tensor values, bool causal, double scale) =>
-        TorchShim.FlashAttention(Aligned(query), Aligned(keys), Aligned(values), causal, scale);
-
-    // The kernels read rows in pieces of 16 bytes without a look at where these lie.
-    private static unsafe Tensor Aligned(Tensor tensor)
-    {
-        const int bytes = 16, elements = bytes / 2;
-        bool aligned = (nuint)TensorAccess.Pointer(tensor) % bytes == 0
-            && tensor.stride(3) == 1
-            && tensor.stride(2) % elements == 0
-            && tensor.stride(1) % elements == 0
-            && tensor.stride(0) % elements == 0;
-        return aligned ? tensor : empty(tensor.shape, dtype: tensor.dtype, device: tensor.device).copy_(tensor);
-    }
+        TorchShim.FlashAttention(TensorAccess.WithAlignedRows(query), TensorAccess.WithAlignedRows(keys), TensorAccess.WithAlignedRows(values), causal, scale);
 
     private static bool Fits(Tensor query, int mostHeadDim) =>
         query.device_type == DeviceType.CUDA

@@ -126,7 +126,7 @@ internal sealed unsafe class DenseDecode : IDisposable
         Append(storedKeys, storedValues, TensorAccess.WithContiguousRows(keys), TensorAccess.WithContiguousRows(values));
         Tensor bias = Rows(_bias[window ?? 0]).reshape(Batch, 1, 1, Bound).expand(Batch, query.size(1), 1, Bound);
         Tensor output = TorchShim.CuDnnAttention(
-            TensorAccess.WithContiguousRows(query), step.Rows(storedKeys.narrow(2, 0, Bound)), step.Rows(storedValues.narrow(2, 0, Bound)),
+            TensorAccess.WithAlignedRows(query), step.Rows(storedKeys.narrow(2, 0, Bound)), step.Rows(storedValues.narrow(2, 0, Bound)),
             bias, causal: false, scale ?? 1 / Math.Sqrt(_shape.HeadDim));
         return IsPadded ? output.masked_fill_(_isPadding!.narrow(0, 0, Batch).reshape(-1, 1, 1, 1), Scalars.Zero) : output;
     }
