@@ -8,6 +8,9 @@ namespace Mustafar.Examples.Llama.Model;
 /// <remarks>Several threads may run it at once, each with a cache of its own, while none converts, loads or disposes it.</remarks>
 public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 {
+    // Tokens that go through the model at once, unless one sequence has more. With Llama-3-8B's sizes they need 2 GB beside the cache.
+    private const long MostTokens = 16384;
+
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
     private readonly LlamaModel model;
     private readonly Linear? lm_head;
@@ -65,6 +68,10 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     public Tensor Head(Tensor hidden) => lm_head is null ? model.Embedding.Project(hidden) : lm_head.call(hidden);
 
     /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
+    /// <remarks>
+    /// Prompts of many tokens together go through the model a few sequences at a time, so that what it needs beside the cache stays bounded,
+    /// and each prompt is read as a whole.
+    /// </remarks>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
@@ -73,27 +80,52 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     public Tensor NextTokenLogits(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default)
     {
+        model.Check(ids, cache);
+        int batch = cache.BatchSize, rows = (int)Math.Clamp(MostTokens / ids.shape[1], 1, batch);
+        int[] before = [.. cache.Lengths];
+        int first = 0;
         using DisposeScope scope = NewDisposeScope();
-        Tensor hidden = Hidden(ids, cache, counts, cancellationToken);
-        Tensor last;
-        if (counts.IsEmpty)
+        List<Tensor> parts = [];
+        try
         {
-            last = hidden.select(1, hidden.shape[1] - 1);
-        }
-        else
-        {
-            long[] lastRows = new long[counts.Length];
-            for (int i = 0; i < lastRows.Length; i++)
+            for (; first < batch; first += rows)
             {
-                lastRows[i] = Math.Max(counts[i] - 1, 0);
+                Range some = first..Math.Min(first + rows, batch);
+                parts.Add(LastRows(ids[some.Start.Value..some.End.Value], cache, some, counts.IsEmpty ? counts : counts[some], cancellationToken));
+            }
+        }
+        catch
+        {
+            // Those that were first have the tokens already.
+            for (int b = 0; b < first; b++)
+            {
+                cache.Cache.Truncate(cache.Sequences[b], before[b]);
             }
 
-            Tensor rows = tensor(lastRows, device: hidden.device)
-                .reshape(-1, 1, 1).expand(-1, 1, hidden.shape[2]);
-            last = hidden.gather(1, rows).squeeze(1);
+            throw;
         }
 
-        return Head(last).MoveToOuterDisposeScope();
+        return Head(parts.Count == 1 ? parts[0] : cat(parts, 0)).MoveToOuterDisposeScope();
+    }
+
+    // Hidden states [rows, hidden_size] of the last new token of each of some sequences.
+    private Tensor LastRows(Tensor ids, ModelCache cache, Range rows, ReadOnlySpan<int> counts, CancellationToken cancellationToken)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor hidden = model.HiddenOf(ids, cache, rows, counts, cancellationToken);
+        if (counts.IsEmpty)
+        {
+            return hidden.select(1, hidden.shape[1] - 1).clone().MoveToOuterDisposeScope();
+        }
+
+        long[] lastRows = new long[counts.Length];
+        for (int i = 0; i < lastRows.Length; i++)
+        {
+            lastRows[i] = Math.Max(counts[i] - 1, 0);
+        }
+
+        Tensor last = tensor(lastRows, device: hidden.device).reshape(-1, 1, 1).expand(-1, 1, hidden.shape[2]);
+        return hidden.gather(1, last).squeeze(1).MoveToOuterDisposeScope();
     }
 
     /// <summary>Scores of the next token after a step of one token.</summary>

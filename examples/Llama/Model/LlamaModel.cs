@@ -46,6 +46,14 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts, CancellationToken cancellationToken = default)
     {
+        Check(ids, cache);
+        return HiddenOf(ids, cache, .., counts, cancellationToken);
+    }
+
+    /// <summary>Checks ids for all sequences of a cache.</summary>
+    /// <exception cref="ArgumentException">They don't fit.</exception>
+    internal void Check(Tensor ids, ModelCache cache)
+    {
         ArgumentNullException.ThrowIfNull(ids);
         ArgumentNullException.ThrowIfNull(cache);
         if (ids.dtype != ScalarType.Int64)
@@ -64,9 +72,20 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
         {
             throw new ArgumentException($"Expected a cache of {layers.Count} layers, but got {cache.Cache.NumLayers}.", nameof(cache));
         }
+    }
 
+    /// <summary>Hidden states of n new tokens of some of a cache's sequences.</summary>
+    /// <param name="ids">Int64 [rows, n].</param>
+    /// <param name="cache">The sequences.</param>
+    /// <param name="rows">Which of them.</param>
+    /// <param name="counts">How many of the n tokens belong to each; all if empty.</param>
+    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <returns>[rows, n, hidden_size].</returns>
+    internal Tensor HiddenOf(Tensor ids, ModelCache cache, Range rows, ReadOnlySpan<int> counts, CancellationToken cancellationToken)
+    {
         using DisposeScope scope = NewDisposeScope();
-        using CacheStep step = cache.Cache.BeginStep([.. cache.Sequences], checked((int)ids.shape[1]), counts);
+        int[] sequences = [.. cache.Sequences];
+        using CacheStep step = cache.Cache.BeginStep(sequences.AsSpan(rows), checked((int)ids.shape[1]), counts);
         Tensor hidden = norm.call(Apply(ids, step, cancellationToken));
         step.Commit();
         return hidden.MoveToOuterDisposeScope();

@@ -72,6 +72,18 @@ public sealed class ReadmeTests
         model.RemoveSequence(second);
         Assert.That(model.Sequences, Is.EqualTo((int[])[first, copy]));
         Assert.That(model.LengthOf(copy), Is.EqualTo(1));
+
+        Tensor result = zeros_like(query);
+        using DecodeGraph decode = new(model, step =>
+        {
+            for (int layer = 0; layer < model.NumLayers; layer++)
+            {
+                result.copy_(step.Attend(layer, query, keys, values));
+            }
+        });
+        decode.Run([first, copy]);
+        Assert.That(model.LengthOf(copy), Is.EqualTo(2));
+        Assert.That(result.abs().sum().to(ScalarType.Float32).item<float>(), Is.GreaterThan(0));
     }
 
     [Test]

@@ -127,6 +127,13 @@ public sealed class ModelCacheTests
         using ModelCache cache = NewCache(compressed, 2), untouched = NewCache(compressed, 2);
         Assert.That(Next(cache, Prompts(90, 75)), Is.EqualTo(Next(untouched, Prompts(90, 75))));
         nn.Module<Tensor, Tensor> mlp = (nn.Module<Tensor, Tensor>)_model.named_modules().Single(item => item.name == "model.layers.0.mlp").module;
+        // With weights apart from each other the MLP is called as a module, which hooks see.
+        using (no_grad())
+        using (Tensor gate = mlp.named_parameters().Single(item => item.name == "gate_proj.weight").parameter.clone())
+        {
+            _ = mlp.named_parameters().Single(item => item.name == "gate_proj.weight").parameter.set_(gate);
+        }
+
         CancellationTokenSource source = new();
         var hook = mlp.register_forward_hook((_, _, output) =>
         {
