@@ -26,6 +26,11 @@ public sealed partial class MustafarAttention
         ArgumentNullException.ThrowIfNull(step);
         Check(hidden, step.Sequences.Count);
         Check(step.Cache.NumKvHeads, step.Cache.HeadDim, nameof(step));
+        if (!hidden.is_contiguous())
+        {
+            throw new ArgumentException($"Expected contiguous hidden states, but got strides [{string.Join(", ", hidden.stride())}].", nameof(hidden));
+        }
+
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         if (q_proj is not Linear query || k_proj is not Linear key || v_proj is not Linear value || o_proj is not Linear output

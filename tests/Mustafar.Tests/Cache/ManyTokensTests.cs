@@ -26,6 +26,7 @@ internal sealed class ManyTokensTests(string device)
 
     /// <summary>Sequences of their own lengths and numbers of new tokens, some of none, in heads of each size.</summary>
     [Test]
+    [Pairwise]
     public void Sequences_of_a_batch_see_their_own_past(
         [ValueSource(nameof(DTypes))] ScalarType dtype,
         [Values(64, 80, 96, 128, 256)] int headDim,
@@ -47,6 +48,7 @@ internal sealed class ManyTokensTests(string device)
 
     /// <summary>A window that leaves out some of the past, of the new tokens or of neither, in one block of queries and in two.</summary>
     [Test]
+    [Pairwise]
     public void A_window_hides_what_is_before_it(
         [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 33, 200, 2000)] int window, [Values(0, 4)] int sinks, [Values(1, 4)] int group)
     {

@@ -70,6 +70,71 @@ public sealed class MustafarAttentionTests(string device)
         Assert.That(() => attention.forward(randn(1, 1, 24, device: _device), misfit, 0), Throws.ArgumentException.With.Message.Contains("heads of 8"));
     }
 
+    /// <summary>Weights in one tensor, apart from each other, and projections that are no linear layers.</summary>
+    [Test]
+    public void AddingToHiddenStatesIsTheLayerBehindItsNorm(
+        [Values("together", "apart", "modules")] string projections, [Values] bool bias, [Values] bool normalised)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        using IDisposable noGrad = no_grad();
+        manual_seed(6);
+        MustafarAttentionOptions options = s_options with { QkvBias = bias, OutputBias = bias, QueryKeyNormEps = normalised ? 1e-3 : null };
+        using MustafarAttention attention = projections == "together" ? Random(options) : new MustafarAttention(
+            options, _rotary, Projection(24, 32), Projection(24, 16), Projection(24, 16), Projection(32, 24),
+            normalised ? HeadNorm() : null, normalised ? HeadNorm() : null);
+        RmsNorm norm = new(24, 1e-5, ScalarType.Float32, _device);
+        norm.Weight.uniform_(0.5, 1.5);
+        using DenseModelCache cache = new(2, 2, 8, ScalarType.Float32, _device), expected = new(2, 2, 8, ScalarType.Float32, _device);
+        int[] sequences = [cache.AddSequence(), cache.AddSequence()], others = [expected.AddSequence(), expected.AddSequence()];
+        foreach (int tokens in new[] { 4, 1, 1 })
+        {
+            Tensor hidden = randn(2, tokens, 24, device: _device), plain = hidden.clone();
+            using CacheStep step = cache.BeginStep(sequences, tokens), other = expected.BeginStep(others, tokens);
+            for (int layer = 0; layer < 2; layer++)
+            {
+                attention.AddTo(hidden, norm, step, layer);
+                plain.add_(attention.forward(norm.call(plain), other, layer));
+            }
+
+            step.Commit();
+            other.Commit();
+            Assert.That((hidden - plain).abs().max().item<float>(), Is.LessThan(1e-4), $"{tokens} tokens");
+        }
+
+        using CacheStep refused = cache.BeginStep(sequences, 2);
+        Assert.That(
+            () => attention.AddTo(randn(2, 24, 2, device: _device).transpose(1, 2), norm, refused, 0),
+            Throws.ArgumentException.With.Property("ParamName").EqualTo("hidden"));
+
+        nn.Module<Tensor, Tensor> Projection(int inputs, int outputs)
+        {
+            Linear linear = nn.Linear(inputs, outputs, bias, device: _device);
+            return projections == "apart" ? linear : nn.Sequential(linear);
+        }
+
+        RmsNorm HeadNorm()
+        {
+            RmsNorm made = new(8, 1e-3, ScalarType.Float32, _device);
+            made.Weight.uniform_(0.5, 1.5);
+            return made;
+        }
+    }
+
+    [Test]
+    public void WeightsThatLieTogetherAreOneTensor()
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Linear[] layers = Weights.Linears(6, [4, 2, 2], bias: true, ScalarType.Float32, _device);
+        Tensor joint = Weights.Joint([.. layers.Select(layer => layer.weight)])!, bias = Weights.Joint([.. layers.Select(layer => layer.bias!)])!;
+        Assert.That((joint.shape, bias.shape), Is.EqualTo((new long[] { 8, 6 }, new long[] { 8 })));
+        joint.fill_(3);
+        Assert.That(layers[2].weight.eq(3).all().item<bool>());
+        Assert.That(Weights.Joint(layers[1].weight, layers[0].weight), Is.Null);
+        Assert.That(Weights.Joint(layers[0].weight, layers[2].weight), Is.Null);
+        Assert.That(Weights.Joint(layers[0].weight, layers[0].weight.clone()), Is.Null);
+        Assert.That(Weights.Joint(), Is.Null);
+    }
+
     [Test]
     public void NormalisesEachHeadsQueryAndKeyBeforeItsPosition()
     {

@@ -22,6 +22,7 @@ internal sealed class DenseAttentionTests(string device)
 
     /// <summary>On CUDA from 2048 tokens on by another kernel.</summary>
     [Test]
+    [Pairwise]
     public void A_long_prompt_attends_to_itself(
         [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 128)] int headDim, [Values(1, 2)] int group, [Values(2047, 2048, 2091)] int tokens) =>
         CheckPrompt(dtype, batch: 1, numKvHeads: 1, group, tokens, headDim);

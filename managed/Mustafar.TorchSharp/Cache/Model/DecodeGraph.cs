@@ -26,6 +26,9 @@ public sealed class DecodeGraph : IDisposable
     // Of each number of sequences that there are in turn, and some of shorter sequences.
     private const int MostGraphs = 32;
 
+    // Large enough for the memory from which torch serves more than a megabyte.
+    private const long AnchorBytes = 2 << 20;
+
     private readonly ModelKeyValueCache _cache;
     private readonly Action<CacheStep> _step;
     private readonly Dictionary<StepLayout, Captured> _graphs = [];
@@ -140,7 +143,13 @@ public sealed class DecodeGraph : IDisposable
         DisposeScope scope = NewDisposeScope();
         try
         {
-            nint graph = _stream.Capture(() => _step(step));
+            nint graph = _stream.Capture(() =>
+            {
+                // What operators allocate and free within themselves comes from the memory beside this, which torch then does not give back to
+                // the device.
+                _ = empty([AnchorBytes], dtype: ScalarType.Byte, device: _cache.Device);
+                _step(step);
+            });
             // The graph goes on writing to what was allocated while it was captured.
             IDisposable[] kept = [.. scope.DisposablesView];
             scope.Detach(kept);
