@@ -10,9 +10,9 @@ namespace Mustafar.Benchmarks.Decode;
 
 /// <summary>Whole decode steps with greedy sampling: the time from the last tokens on the host to the next ones.</summary>
 /// <remarks>
-/// Each cache is filled with random keys and values, so that it reaches the context with the last step. Its parts are measured on the same cache in steps of their own: attention with what
-/// it appends, in all layers, and sampling; the rest is norms, projections and rotations. host: the time in which a step keeps the
-/// calling thread busy before it can wait.
+/// Each cache is filled with random keys and values, so that it reaches the context with the last step. Its parts are measured on the same
+/// cache in steps of their own: attention with what it appends, in all layers, and sampling; the rest is norms, projections and rotations.
+/// host: the time in which a step keeps the calling thread busy before it can wait.
 /// </remarks>
 internal static class DecodeBenchmark
 {

@@ -16,7 +16,7 @@ internal static class FusedAttention
     private const int MostCuDnnHeadDim = 128;
 
     // cuDNN is the faster of the two on Hopper when queries are many, but prepares a plan for each new shape, which took 1.6 ms on an H200:
-    // about what the 32 layers of an 8B model gain by it over a prompt of so many tokens.
+    // by estimate, what the 32 layers of an 8B model gain by it over a prompt of so many tokens.
     private const int FewestCuDnnQueries = 2048;
 
     private static readonly ConcurrentDictionary<(int Device, bool CuDnn), bool> Works = new();

@@ -8,7 +8,7 @@
 // without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
 //
 // The next grid starts when this one has ended: the thread blocks of a product that start earlier crowd on the
-// multiprocessors that are free of this one, and stay there. It costs a whole step of Llama-3-8B 4 to 15 % (H200).
+// multiprocessors that are free of this one, and stay there. It cost a step of Llama-3-8B's layers 3 % for 8 sequences and 18 % for one (H200).
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
