@@ -20,15 +20,27 @@ int32_t offsets_call(const mustafar_context& context, const mustafar_format& for
     return guarded(error, [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
 }
 
+int32_t key_factors_call(const mustafar_context&, int32_t, int32_t, int32_t, int32_t, int64_t, const mustafar_dense&,
+                         float*, ErrorText& error) {
+    return guarded(error, [] { fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: channel scales need the CPU"); });
+}
+
+// Key factors are null: they belong to integer values, which are refused before.
 int32_t compress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                      const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
-                      ErrorText& error) {
+                      const mustafar_dense& source, const uint32_t* bitmap, const float*,
+                      const mustafar_blocks& destination, ErrorText& error) {
     return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
 }
 
 int32_t decompress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                        const mustafar_blocks& source, const mustafar_dense& destination, ErrorText& error) {
+                        const mustafar_blocks& source, const float*, const mustafar_dense& destination,
+                        ErrorText& error) {
     return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
+}
+
+int32_t convert_call(const mustafar_context&, int32_t, int32_t, int64_t, const mustafar_blocks&, const mustafar_blocks&,
+                     ErrorText& error) {
+    return guarded(error, [] { fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: conversion needs the CPU"); });
 }
 
 int32_t key_scores_call(const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
@@ -77,10 +89,10 @@ int32_t graph_call(const mustafar_context& context, GraphCall call, void* graph,
     return guarded(error, [&] { run_graph_call(context, call, graph, made); });
 }
 
-constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,      offsets_call,   compress_call,
-                        decompress_call,      key_scores_call, value_sum_call, attention_workspace_call,
-                        attention_call,       append_call,     rms_norm_call,  rotate_call,
-                        silu_mul_call,        linear_call,     sample_call,    graph_call};
+constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,    key_factors_call, compress_call,
+                        decompress_call,      convert_call, key_scores_call, value_sum_call,   attention_workspace_call,
+                        attention_call,       append_call,  rms_norm_call,   rotate_call,      silu_mul_call,
+                        linear_call,          sample_call,  graph_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

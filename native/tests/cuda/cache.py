@@ -47,7 +47,7 @@ class Cache:
                                             (self.value_pages, self.values, keep_values, "values")):
                 if c and balanced:
                     part = full[b:b + 1, :, :c].contiguous()
-                    balanced.call("compress", 1, heads, c, dense(part), None, pages.blocks_of(b))
+                    balanced.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))
                     full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
                 elif c:
                     part = full[b:b + 1, :, :c]

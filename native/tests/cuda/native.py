@@ -13,7 +13,7 @@ UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES = 0, 1, 2
 BLOCK = 32
 PADDING = 64
 COUNTER_BYTES = 16384  # of a workspace, zero before its first use
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class Context(ctypes.Structure):
@@ -36,14 +36,14 @@ class Blocks(ctypes.Structure):
 
 class Product(ctypes.Structure):
     _fields_ = [("batch", I32), ("num_heads", I32), ("num_kv_heads", I32), ("num_queries", I32), ("tokens", I64),
-                ("blocks", Blocks), ("dense", Dense), ("weights", Dense), ("scale", F32)]
+                ("blocks", Blocks), ("dense", Dense), ("weights", Dense), ("scale", F32), ("key_factors", PTR)]
 
 
 class Attention(ctypes.Structure):
     _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_heads", "num_kv_heads", "num_queries", "num_fresh", "tail_capacity",
                                    "max_tokens", "sliding_window")] + [
         ("scale", F32), ("sequences", PTR), ("lengths", PTR), ("compressed", PTR), ("query_counts", PTR), ("query", Dense), ("output", Dense),
-        ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
+        ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
         ("fresh_values", Dense), ("log_sum_exp", PTR), ("workspace", PTR), ("workspace_bytes", I64)]
 
 
@@ -51,7 +51,7 @@ class Append(ctypes.Structure):
     _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_kv_heads", "num_tokens", "lookahead", "group_size", "local_window",
                                    "tail_capacity", "max_tokens")] + [
         ("sequences", PTR), ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
-        ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense),
+        ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense),
         ("tail_values", Dense)]
 
 
@@ -84,15 +84,17 @@ class Sampling(ctypes.Structure):
 
 class _Table(ctypes.Structure):
     _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
-        "prune", "offsets", "compress", "decompress", "key_scores", "value_sum", "attention_workspace", "attention",
+        "prune", "offsets", "key_factors", "compress", "decompress", "convert", "key_scores", "value_sum", "attention_workspace", "attention",
         "append", "rms_norm", "rotate", "silu_mul", "linear", "sample", "graph")]
 
 
 _ARGUMENTS = {
     "prune": (PTR, I32, I32, I64, PTR, PTR),
     "offsets": (PTR, I32, I32, I64, PTR, PTR, PTR),
-    "compress": (I32, I32, I64, PTR, PTR, PTR),
-    "decompress": (I32, I32, I64, I64, PTR, PTR),
+    "key_factors": (I32, I32, I32, I32, I64, PTR, PTR),
+    "compress": (I32, I32, I64, PTR, PTR, PTR, PTR),
+    "decompress": (I32, I32, I64, I64, PTR, PTR, PTR),
+    "convert": (I32, I32, I64, PTR, PTR),
     "key_scores": (PTR,),
     "value_sum": (PTR,),
     "attention_workspace": (PTR, PTR),
