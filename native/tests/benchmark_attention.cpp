@@ -41,8 +41,8 @@ void expect_ok(int32_t status) {
 // A cache of one sequence: keys and values of a page take turns in a slab, as MustafarCache places them.
 class Cache {
 public:
-    Cache(const mustafar_context& context, const Format& format, int32_t dtype, int32_t tokens, const Memory& source,
-          const Memory& query)
+    Cache(const mustafar_context& context, const Format& format, int32_t dtype, int32_t tokens, const Memory& keys,
+          const Memory& values, const Memory& query)
         : context_(context), length_(tokens), output_(kv_heads * group * head_dim * element_bytes(dtype)) {
         attention_.batch = attention_.num_slots = attention_.num_queries = 1;
         attention_.num_heads = kv_heads * group;
@@ -54,8 +54,8 @@ public:
         attention_.compressed = &compressed_;
         attention_.query = {query.as(), 0, head_dim, head_dim};
         attention_.output = {output_.as(), 0, head_dim, head_dim};
-        const mustafar_dense dense = {source.as(), 0, int64_t{tokens} * head_dim, head_dim};
-        attention_.tail_keys = attention_.tail_values = dense;
+        attention_.tail_keys = {keys.as(), 0, int64_t{tokens} * head_dim, head_dim};
+        attention_.tail_values = {values.as(), 0, int64_t{tokens} * head_dim, head_dim};
         const bool packed = format.keep > 0;
         mustafar_blocks blocks{};
         blocks.format = {head_dim, dtype, format.value_format, format.pattern, 0, 0, packed ? format.keep : head_dim};
@@ -82,8 +82,10 @@ public:
             attention_.keys.format.order = MUSTAFAR_ORDER_KEY_QUADS;
             attention_.values.format.order = MUSTAFAR_ORDER_VALUE_QUADS;
             attention_.values.base = run;
-            expect_ok(mustafar_compress(&context_, 1, kv_heads, tokens, &dense, nullptr, nullptr, &attention_.keys));
-            expect_ok(mustafar_compress(&context_, 1, kv_heads, tokens, &dense, nullptr, nullptr, &attention_.values));
+            expect_ok(mustafar_compress(&context_, 1, kv_heads, tokens, &attention_.tail_keys, nullptr, nullptr,
+                                        &attention_.keys));
+            expect_ok(mustafar_compress(&context_, 1, kv_heads, tokens, &attention_.tail_values, nullptr, nullptr,
+                                        &attention_.values));
         }
         expect_ok(mustafar_attention_workspace(&context_, &attention_, &attention_.workspace_bytes));
         workspace_ = std::make_unique<Memory>(attention_.workspace_bytes, 64);
@@ -126,15 +128,17 @@ int main(int argc, char** argv) {
                 mustafar_default_cpu_variant());
     for (const int32_t dtype : {MUSTAFAR_DTYPE_F32, MUSTAFAR_DTYPE_F16, MUSTAFAR_DTYPE_BF16}) {
         const int64_t numbers = int64_t{kv_heads} * tokens * head_dim;
-        const Memory source(numbers * element_bytes(dtype)), query(kv_heads * group * head_dim * element_bytes(dtype));
+        const Memory keys(numbers * element_bytes(dtype)), values(numbers * element_bytes(dtype)),
+            query(kv_heads * group * head_dim * element_bytes(dtype));
         const auto any = [] {
             return static_cast<float>(static_cast<int32_t>(random_bits() % 2001) - 1000) / 500.0f + 0.0009f;
         };
-        for (int64_t i = 0; i < numbers; ++i) store(source.as(), i, dtype, any());
+        for (int64_t i = 0; i < numbers; ++i) store(keys.as(), i, dtype, any());
+        for (int64_t i = 0; i < numbers; ++i) store(values.as(), i, dtype, any());
         for (int64_t i = 0; i < kv_heads * group * head_dim; ++i) store(query.as(), i, dtype, any());
         std::vector<std::unique_ptr<Cache>> caches;
         for (const Format& format : formats)
-            caches.push_back(std::make_unique<Cache>(context, format, dtype, tokens, source, query));
+            caches.push_back(std::make_unique<Cache>(context, format, dtype, tokens, keys, values, query));
         std::vector<std::vector<double>> times(std::size(formats)), ratios(std::size(formats));
         const int steps = std::max(1, 20000 / tokens);
         for (int round = 0; round < rounds; ++round)

@@ -23,6 +23,14 @@ namespace {
 
 constexpr int most_digits = 3;
 
+// GCC copies every sum in each turn of a loop that it does not unroll. What a sanitizer makes of them unrolled takes the
+// compiler many minutes.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define MUSTAFAR_UNROLL_QUADS _Pragma("GCC unroll 8")
+#else
+#define MUSTAFAR_UNROLL_QUADS
+#endif
+
 // The largest number of so many bits, and so of its first digit: 127 * 2^7 or 127 * 2^14.
 constexpr float largest_number(bool wide) {
     return wide ? 2080768.0f : 16256.0f;
@@ -123,6 +131,7 @@ void block_scores(const char* values, const char* next, int head_dim, const floa
         typename Ops::Sum sums[R][Digits][2];
         for (int r = 0; r < R; ++r)
             for (int d = 0; d < Digits; ++d) sums[r][d][0] = sums[r][d][1] = Ops::zero();
+        MUSTAFAR_UNROLL_QUADS
         for (int q = 0; q < quads; ++q) {
             const int place = q * 64 + slice * Ops::bytes;
             const Two<Ops, Nibbles> two(values + place, values + quads * 64 + place);
@@ -199,6 +208,7 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
     for (int r = 0; r < R; ++r)
         for (int d = 0; d < Digits; ++d)
             for (int i = 0; i < Count; ++i) sum[r][d][i] = sums[((first + i) * R + r) * Digits + d];
+    MUSTAFAR_UNROLL_QUADS
     for (int q = 0; q < quads; ++q) {
         typename Ops::Values x[Count][halves];
         for (int i = 0; i < Count; ++i) {
