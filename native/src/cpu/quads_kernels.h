@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "cpu/quads.h"
+#include "cpu/quads_expand.h"
 #include "cpu/row.h"
 
 namespace mustafar {
@@ -314,8 +315,10 @@ bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const 
     return true;
 }
 
-template <class Ops>
-constexpr QuadKernels quad_table{.query_bytes = query_bytes<Ops>,
+// Expand: the table's expand.
+template <class Ops, auto Expand>
+constexpr QuadKernels quad_table{.expand = Expand,
+                                 .query_bytes = query_bytes<Ops>,
                                  .prepare_query = prepare_quad_query<Ops>,
                                  .scores = quad_scores<Ops>,
                                  .sum = quad_sum<Ops>};
