@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/avx512.h"
 #include "cpu/quads_kernels.h"
 
 namespace mustafar {
@@ -51,9 +52,7 @@ private:
 // 64 channels of a token from packed values. Reads 64 bytes.
 MUSTAFAR_INLINE __m512i spread64(const int8_t* values, uint64_t bits) {
 #if defined(__AVX512VBMI2__)
-    __m512i packed = _mm512_loadu_si512(values);
-    asm("" : "+v"(packed));  // from memory vpexpandb is far slower on some cores
-    return _mm512_maskz_expand_epi8(bits, packed);
+    return _mm512_maskz_expand_epi8(bits, in_register(_mm512_loadu_si512(values)));
 #else
     __m128i sixteen[4];
     for (int i = 0; i < 4; ++i) {
