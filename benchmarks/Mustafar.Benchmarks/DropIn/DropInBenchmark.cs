@@ -25,6 +25,8 @@ internal static class DropInBenchmark
         set_default_device(settings.Device);
         using var noGrad = no_grad();
         manual_seed(0);
+        zeros(1).cpu().Dispose(); // what a device needs by itself is there from now on
+        long baseline = UsedMemory(settings, peak: false);
         using LlamaForCausalLM model = new(
             settings.Sizes.Heads, settings.Sizes.KvHeads, dtype: settings.DType,
             sizes: new ModelSizes(
@@ -37,7 +39,7 @@ internal static class DropInBenchmark
         MustafarOptions pruned = Data.Options(settings.Keep, settings.Sizes.Hidden / settings.Sizes.Heads);
         if (settings.Prompt > 0)
         {
-            Prompt(settings, model, pruned);
+            Prompt(settings, model, pruned, baseline);
         }
 
         (string Name, MustafarOptions? Options, bool Linear)[] forms =
@@ -139,12 +141,13 @@ internal static class DropInBenchmark
         }
     }
 
-    // One prompt in one forward: what it takes of the device's memory, of which torch gives nothing back by itself.
-    private static void Prompt(DropInSettings settings, LlamaForCausalLM model, MustafarOptions options)
+    // One prompt in one forward: what torch took from the device for it, of which it gives nothing back by itself, beside the weights. What
+    // else the device loads meanwhile, kernels and their workspaces, counts too.
+    private static void Prompt(DropInSettings settings, LlamaForCausalLM model, MustafarOptions options, long baseline)
     {
         Report report = new("dropin-prompt", "tokens", "attention", "first ms", "second ms", "peak MiB", "cache MiB", "peak - cache MiB");
         using MustafarAttachment attachment = model.UseMustafar(options, linearInWeightDType: true);
-        long before = UsedMemory(settings, peak: false);
+        long before = baseline + model.state_dict().Values.Sum(weight => weight.numel() * weight.element_size());
         double[] times = new double[2];
         double peak = 0, cached = 0;
         for (int i = 0; i < times.Length; i++)

@@ -84,7 +84,7 @@ public sealed class SharedCacheTests(string device)
             (Tensor query, Tensor keys, Tensor values) = own[layer.Index].Project(x);
             Tensor expected = cache.Forward(query, keys, values, Scale).transpose(1, 2).reshape(x.shape);
             conversation.Length = start;
-            Compare.Same(shared[layer.Index].forward(x, conversation, Scale).Output, expected, $"{call} of {schedule}");
+            Same(shared[layer.Index].forward(x, conversation, Scale).Output, expected, $"{call} of {schedule}");
         }
 
         Assert.That(attachment.Conversations.Single().Caches.Groups, Has.Count.EqualTo(groups));
@@ -120,7 +120,7 @@ public sealed class SharedCacheTests(string device)
             first ??= [.. outputs];
             for (int i = 0; i < first.Length; i++)
             {
-                Compare.Same(outputs[i], first[i], $"call {i}");
+                Same(outputs[i], first[i], $"call {i}");
             }
         }
     }
@@ -151,7 +151,7 @@ public sealed class SharedCacheTests(string device)
             logits.Add(subject.Step(ids, start, end, conversation));
         }
 
-        Compare.Same(cat(logits, 1), expected, "logits after the failure");
+        Same(cat(logits, 1), expected, "logits after the failure");
         Assert.That(attachment.Conversations[^1].Caches.Groups, Has.Count.EqualTo(1));
         GC.KeepAlive(conversation);
     }
@@ -169,6 +169,19 @@ public sealed class SharedCacheTests(string device)
         // Products of other shapes round differently.
         Compare.Close(subject.Step(ids, 0, 61, subject.NewConversation(2)), expected, 1e-4, 1e-4, "logits");
         Assert.That(((LlamaForCausalLM)subject.Model).forward(ids).requires_grad, Is.True, "gradients pass whole");
+    }
+
+    // On CUDA two runs of torch's products may differ in their last bits.
+    private void Same(Tensor actual, Tensor expected, string what)
+    {
+        if (device == "cpu")
+        {
+            Compare.Same(actual, expected, what);
+        }
+        else
+        {
+            Compare.Close(actual, expected, 1e-4, 1e-4, what);
+        }
     }
 
     private sealed class Layer(int index)

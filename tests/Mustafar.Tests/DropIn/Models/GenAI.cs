@@ -121,7 +121,7 @@ internal class GenAILinear : nn.Module<Tensor, Tensor>
     public GenAILinear(long inputs, long outputs, ScalarType dtype, bool hasBias = false)
         : base(nameof(GenAILinear))
     {
-        weight = (randn(outputs, inputs) / Math.Sqrt(inputs)).to(dtype);
+        weight = empty(outputs, inputs, dtype: dtype).normal_(0, 1 / Math.Sqrt(inputs));
         bias = hasBias ? randn(outputs).to(dtype) : null;
         RegisterComponents();
     }
