@@ -120,6 +120,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
     const uint32_t first_dense = item + walk.count * stride - blocks;
 
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+        if (Tiles == 1 || warp == n) spread_not_finite<T>(query_row[n]);
     Query query;
     query.attach(fixed.query, lane);
 #pragma unroll
@@ -188,7 +191,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
             for (int lanes = 4; lanes < 32; lanes <<= 1) sum += __shfl_xor_sync(full_warp, sum, lanes);
             if (row >= valid_rows) continue;
-            if (g == 0) fixed.warp_state[warp][row] = make_float2(state[n].maximum[r], sum);
+            // Scores that are all NaN leave no maximum; their sum has to count.
+            const float maximum = sum != sum ? 0.0f : state[n].maximum[r];
+            if (g == 0) fixed.warp_state[warp][row] = make_float2(maximum, sum);
             float* const target = reinterpret_cast<float*>(own_output + row * row_bytes) + 2 * g;
 #pragma unroll
             for (int i = 0; i < D::value_tiles; ++i)
@@ -200,6 +205,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     else
         __syncthreads();
     constexpr int quads = channels / 4;
+    const auto sees_token = [&](int row) {
+        return row < valid_rows && sequence.last_position((first_row + row) / p.group) >= 0;
+    };
     const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
     // The thread blocks of a cluster share the quads, a warp's worth at a time.
     for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
@@ -214,7 +222,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                                   outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
                           });
         if (p.partials == 1)
-            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad);
+            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
@@ -229,7 +237,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     __syncthreads();
     if (!fixed.last) return;
     for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
-        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row);
+        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row,
+                                    sees_token(e / quads));
 }
 
 }  // namespace mustafar::cuda
