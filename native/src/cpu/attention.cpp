@@ -55,7 +55,9 @@ struct Plan {
         splits = static_cast<int>(divide_up(std::max(attention.max_tokens, 1), split_tokens));
         threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * splits);
         partial = divide_up(int64_t{rows} * (padded + 2), 16) * 16;
-        block_queries = has_integers(attention.keys.format) ? int64_t{rows} * padded : 0;
+        block_queries =
+            int64_t{rows} *
+            BlockProducts(context.cpu_variant, attention.keys.format, BlockProducts::Role::keys).query_floats();
         scratch = divide_up(int64_t{rows} * padded + block_queries + int64_t{rows} * tile_tokens, 16) * 16;
     }
 
@@ -68,8 +70,9 @@ struct Plan {
 // A call's kernels: products with dense tokens, and with those of blocks, keys and values apart.
 struct Products {
     Products(int32_t cpu_variant, const mustafar_attention& attention)
-        : dense(kernels(cpu_variant, attention.keys.format)), keys(cpu_variant, attention.keys.format),
-          values(cpu_variant, attention.values.format) {}
+        : dense(kernels(cpu_variant, attention.keys.format)),
+          keys(cpu_variant, attention.keys.format, BlockProducts::Role::keys),
+          values(cpu_variant, attention.values.format, BlockProducts::Role::values) {}
 
     const Kernels& dense;
     const BlockProducts keys, values;
@@ -105,29 +108,24 @@ public:
 
     // scores[r * stride + i] = query row r . key begin + i, up to token end - 1
     void scores(int64_t begin, int64_t end, const Queries& queries, int rows, float* scores, int64_t stride) const {
-        for_runs(begin, end, [&](int64_t token, int count) {
-            float* const out = scores + (token - begin);
-            const int first = static_cast<int>(token % block_tokens);
-            if (token < compressed_)
-                products_.keys.scores(keys_.read(token / block_tokens, first + count, products_.dense), first, count,
-                                      queries.blocks, rows, out, stride);
-            else
-                products_.dense.dense_scores(dense_run(token, count, attention_.tail_keys, attention_.fresh_keys),
-                                             queries.dense, rows, out, stride);
+        const int64_t packed = std::clamp(compressed_, begin, end);
+        if (packed > begin)
+            products_.keys.scores(keys_, begin, packed, values_.locate(begin / block_tokens).values, queries.blocks,
+                                  rows, scores, stride);
+        for_dense(packed, end, [&](int64_t token, int count) {
+            products_.dense.dense_scores(dense_run(token, count, attention_.tail_keys, attention_.fresh_keys),
+                                         queries.dense, rows, scores + (token - begin), stride);
         });
     }
 
     // sums[r] += weights[r * stride + i] * value begin + i, up to token end - 1
     void sum(int64_t begin, int64_t end, const float* weights, int64_t stride, int rows, float* sums) const {
-        for_runs(begin, end, [&](int64_t token, int count) {
-            const float* const own = weights + (token - begin);
-            const int first = static_cast<int>(token % block_tokens);
-            if (token < compressed_)
-                products_.values.sum(values_.read(token / block_tokens, first + count, products_.dense), first, count,
-                                     own, stride, rows, sums);
-            else
-                products_.dense.dense_sum(dense_run(token, count, attention_.tail_values, attention_.fresh_values), own,
-                                          stride, rows, sums);
+        const int64_t packed = std::clamp(compressed_, begin, end);
+        const char* const next = end < compressed_ ? keys_.locate(end / block_tokens).values : nullptr;
+        products_.values.sum(values_, begin, packed, next, weights, stride, rows, sums);
+        for_dense(packed, end, [&](int64_t token, int count) {
+            products_.dense.dense_sum(dense_run(token, count, attention_.tail_values, attention_.fresh_values),
+                                      weights + (token - begin), stride, rows, sums);
         });
     }
 
@@ -140,14 +138,12 @@ public:
     }
 
 private:
-    // Calls work(token, count) for runs of tokens that lie together: of one block, or up to a block's number of dense ones.
+    // Calls work(token, count) for runs of dense tokens that lie together, up to a block's number.
     template <class Work>
-    void for_runs(int64_t begin, int64_t end, const Work& work) const {
+    void for_dense(int64_t begin, int64_t end, const Work& work) const {
         for (int64_t token = begin; token < end;) {
             int64_t stop = std::min(end, token + block_tokens);
-            if (token < compressed_)
-                stop = std::min({stop, compressed_, (token / block_tokens + 1) * block_tokens});
-            else if (token < fresh_)
+            if (token < fresh_)
                 stop = std::min({stop, fresh_, token + attention_.tail_capacity - token % attention_.tail_capacity});
             work(token, static_cast<int>(stop - token));
             token = stop;
@@ -234,13 +230,12 @@ private:
         const int group = attention_.num_heads / attention_.num_kv_heads;
         const char* const row = row_address(attention_.query, batch, head * group + r / attention_.num_queries,
                                             r % attention_.num_queries, element_);
-        const int64_t place = int64_t{r} * plan_.padded;
-        products_.dense.prepare_query(row, head_dim_, queries.dense + place);
-        if (products_.keys.prepares_as_dense()) return;
+        products_.dense.prepare_query(row, head_dim_, queries.dense + int64_t{r} * plan_.padded);
+        if (plan_.block_queries == 0) return;
         const int64_t factors_row = int64_t{slot_of(attention_, batch)} * attention_.num_kv_heads + head;
         const float* const factors =
             attention_.key_factors == nullptr ? nullptr : attention_.key_factors + factors_row * head_dim_;
-        products_.keys.prepare_query(row, factors, queries.blocks + place);
+        products_.keys.prepare_query(row, factors, queries.blocks + r * products_.keys.query_floats());
     }
 
     void attend_tile(const Sequence& sequence, int64_t begin, int64_t end, const Queries& queries, float* scores,

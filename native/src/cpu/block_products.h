@@ -4,35 +4,47 @@
 
 #include "cpu/block_reader.h"
 #include "cpu/kernels.h"
+#include "cpu/quads.h"
 
 namespace mustafar {
 
 class BlockProducts {
 public:
-    BlockProducts(int32_t cpu_variant, const mustafar_format& format)
-        : format_(format), kernels_(kernels(cpu_variant, format)), f32_(f32_kernels(cpu_variant, format)) {}
+    enum class Role { keys, values };
+    BlockProducts(int32_t cpu_variant, const mustafar_format& format, Role role);
 
-    // Whether queries are prepared as for dense tokens of the same dtype.
-    bool prepares_as_dense() const { return !has_integers(format_); }
-    // A query row, times factors if there are any, in the form that scores read: a padded row of floats.
+    // Floats of a prepared query row that is not prepared as for dense tokens of the same dtype; else 0.
+    int64_t query_floats() const;
+    // A query row, times factors if there are any, in the form that scores read.
     void prepare_query(const void* row, const float* factors, float* prepared) const;
 
-    // Tokens first ... first + tokens - 1 of a block; else as Kernels.
-    void scores(const Block& block, int first, int tokens, const float* prepared, int rows, float* scores,
-                int64_t stride) const;
-    void sum(const Block& block, int first, int tokens, const float* weights, int64_t stride, int rows,
-             float* sums) const;
+    // Tokens begin ... end - 1 of one KV head, all in blocks; else as Kernels. next: what will be read after them, or null.
+    void scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,
+                int rows, float* scores, int64_t stride) const;
+    void sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
+             int64_t stride, int rows, float* sums) const;
 
 private:
-    static const Kernels& f32_kernels(int32_t cpu_variant, mustafar_format format) {
-        format.dtype = MUSTAFAR_DTYPE_F32;
-        return kernels(cpu_variant, format);
-    }
+    // Blocks in an order of quads of their own, or copies in `room`, of as many of `count` blocks as fit there.
+    struct Expanded {
+        static constexpr int most = 4;
+        alignas(64) char blocks[most][block_tokens * max_head_dim + block_tokens * 2];
+    };
+    QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
+                           Expanded& room) const;
+    void quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,
+                     int rows, float* scores, int64_t stride) const;
+    void quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
+                  int64_t stride, int rows, float* sums) const;
+    void f32_sum(const BlockReader& reader, int64_t begin, int64_t end, const float* weights, int64_t stride, int rows,
+                 float* sums) const;
     TokenRun run(const Block& block, int first, int tokens) const;
 
     const mustafar_format& format_;
-    const Kernels& kernels_;  // of the dtype
-    const Kernels& f32_;      // for integers, which are multiplied in f32
+    int32_t order_;             // of quads, in which blocks are multiplied
+    const Kernels& kernels_;    // of the dtype
+    const Kernels& f32_;        // for integers that quads_ does not serve, which are multiplied in f32
+    const QuadKernels* quads_;  // for integers; null where the variant has none
 };
 
 }  // namespace mustafar
