@@ -100,8 +100,9 @@ struct Compressed {
         tensor.pages = &page;
         if (c.compressed == 0) return;
         const mustafar_dense dense = rows.dense();
-        if (mustafar_compress(&context, 1, kv_heads, c.compressed, &dense, nullptr, &tensor) != MUSTAFAR_STATUS_OK ||
-            mustafar_decompress(&context, 1, kv_heads, 0, c.compressed, &tensor, &dense) != MUSTAFAR_STATUS_OK)
+        if (mustafar_compress(&context, 1, kv_heads, c.compressed, &dense, nullptr, nullptr, &tensor) !=
+                MUSTAFAR_STATUS_OK ||
+            mustafar_decompress(&context, 1, kv_heads, 0, c.compressed, &tensor, nullptr, &dense) != MUSTAFAR_STATUS_OK)
             stop(c, "compress");
     }
     Compressed(const Compressed&) = delete;

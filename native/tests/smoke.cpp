@@ -123,15 +123,15 @@ void tensors(const mustafar_context& context) {
         int32_t pages[] = {0};
         compressed.slabs = slabs;
         compressed.pages = pages;
-        EXPECT_OK(
-            mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? nullptr : bitmap.data(), &compressed));
+        EXPECT_OK(mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? nullptr : bitmap.data(), nullptr,
+                                    &compressed));
         // What a bitmap says, and what the pattern of a fixed format says, would contradict each other; without either
         // nothing is chosen.
-        EXPECT(mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? bitmap.data() : nullptr,
+        EXPECT(mustafar_compress(&context, 1, heads, tokens, &source, is_fixed ? bitmap.data() : nullptr, nullptr,
                                  &compressed) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
         std::vector<float> restored(data.size());
         const mustafar_dense target = dense(restored, tokens);
-        EXPECT_OK(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target));
+        EXPECT_OK(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, nullptr, &target));
         for (size_t i = 0; i < data.size(); ++i) EXPECT(restored[i] == (i % 4 == 0 ? data[i] : 0.0f));
 
         // A query of ones meets 16 ones in each key, and equal weights give the mean of the values.
@@ -154,14 +154,14 @@ void tensors(const mustafar_context& context) {
         // A page that no slab has.
         for (const int32_t number : {1, -1, INT32_MAX, INT32_MIN}) {
             pages[0] = number;
-            EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target) ==
+            EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, nullptr, &target) ==
                    MUSTAFAR_STATUS_CORRUPT_DATA);
             EXPECT(std::strstr(mustafar_last_error(), "pages") != nullptr);
         }
         pages[0] = 0;
         // A bitmap row that marks all channels: more values than the block holds.
         std::memset(page.get(), 0xff, 8 * block_tokens);
-        EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, &target) ==
+        EXPECT(mustafar_decompress(&context, 1, heads, 0, tokens, &compressed, nullptr, &target) ==
                MUSTAFAR_STATUS_CORRUPT_DATA);
     }
 }
@@ -181,7 +181,8 @@ void sizes(const mustafar_context& context) {
     blocks.pages = pages;
     blocks.offsets = offsets;
     const mustafar_dense target = {nullptr, 0, 0, 0};
-    EXPECT(mustafar_decompress(&context, 1 << 15, 1 << 15, 0, 1, &blocks, &target) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(mustafar_decompress(&context, 1 << 15, 1 << 15, 0, 1, &blocks, nullptr, &target) ==
+           MUSTAFAR_STATUS_INVALID_ARGUMENT);
     EXPECT(std::strstr(mustafar_last_error(), "page_blocks") != nullptr);
 }
 

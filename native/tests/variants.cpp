@@ -116,7 +116,7 @@ struct Compressed {
         blocks.slabs = &address;
         blocks.pages = &first_page;
         const uint32_t* given = c.layout == MUSTAFAR_LAYOUT_FIXED ? nullptr : bitmap.data();
-        EXPECT_OK(mustafar_compress(&context, 1, 1, c.tokens, &tensor, given, &blocks));
+        EXPECT_OK(mustafar_compress(&context, 1, 1, c.tokens, &tensor, given, nullptr, &blocks));
     }
     Compressed(const Compressed&) = delete;
     Compressed& operator=(const Compressed&) = delete;
@@ -165,8 +165,10 @@ void tensors(const Case& c, Content content) {
         const mustafar_dense expected_tensor = dense(expected_rows.as(), c.tokens, c.head_dim);
         const mustafar_dense actual_tensor = dense(actual_rows.as(), c.tokens, c.head_dim);
         const mustafar_context scalar = context_of(MUSTAFAR_CPU_VARIANT_SCALAR), context = context_of(c.variant);
-        EXPECT_OK(mustafar_decompress(&scalar, 1, 1, first, c.tokens - first, &expected.blocks, &expected_tensor));
-        EXPECT_OK(mustafar_decompress(&context, 1, 1, first, c.tokens - first, &actual.blocks, &actual_tensor));
+        EXPECT_OK(
+            mustafar_decompress(&scalar, 1, 1, first, c.tokens - first, &expected.blocks, nullptr, &expected_tensor));
+        EXPECT_OK(
+            mustafar_decompress(&context, 1, 1, first, c.tokens - first, &actual.blocks, nullptr, &actual_tensor));
         EXPECT(expected_rows == actual_rows);
     }
 }

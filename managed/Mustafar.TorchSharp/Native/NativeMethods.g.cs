@@ -13,7 +13,7 @@ namespace Mustafar.Native;
 // enum mustafar_abi
 internal enum Abi
 {
-    Version = 3,
+    Version = 4,
 }
 
 // enum mustafar_status
@@ -78,6 +78,7 @@ internal enum Pattern
     Unstructured = 0,
     BalancedKeys = 1,
     BalancedValues = 2,
+    All = 3,
 }
 
 // enum mustafar_layout
@@ -93,6 +94,8 @@ internal enum Order
     Plain = 0,
     KeyFragment = 1,
     ValueFragment = 2,
+    KeyQuads = 3,
+    ValueQuads = 4,
 }
 
 // enum mustafar_activation
@@ -203,6 +206,7 @@ internal unsafe struct NativeProduct
     public NativeDense Dense; // mustafar_dense dense
     public NativeDense Weights; // mustafar_dense weights
     public float Scale; // float scale
+    public float* KeyFactors; // const float* key_factors
 }
 
 // struct mustafar_attention
@@ -227,6 +231,7 @@ internal unsafe struct NativeAttention
     public NativeDense Output; // mustafar_dense output
     public NativeBlocks Keys; // mustafar_blocks keys
     public NativeBlocks Values; // mustafar_blocks values
+    public float* KeyFactors; // const float* key_factors
     public NativeDense TailKeys; // mustafar_dense tail_keys
     public NativeDense TailValues; // mustafar_dense tail_values
     public NativeDense FreshKeys; // mustafar_dense fresh_keys
@@ -259,6 +264,7 @@ internal unsafe struct NativeAppend
     public NativeDense NewValues; // mustafar_dense new_values
     public NativeBlocks Keys; // mustafar_blocks keys
     public NativeBlocks Values; // mustafar_blocks values
+    public float* KeyFactors; // float* key_factors
     public NativeDense TailKeys; // mustafar_dense tail_keys
     public NativeDense TailValues; // mustafar_dense tail_values
 }
@@ -412,17 +418,30 @@ internal static unsafe partial class NativeMethods
     internal static partial int Offsets(NativeContext* context, NativeFormat* format, int batch, int heads, long tokens,
         uint* bitmap, uint* offsets, long* pageBytes);
 
+    // int32_t mustafar_key_factors(const mustafar_context* context, int32_t dtype, int32_t head_dim, int32_t batch,
+    //     int32_t heads, int64_t tokens, const mustafar_dense* source, float* factors)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_key_factors")]
+    internal static partial int KeyFactors(NativeContext* context, int dType, int headDim, int batch, int heads,
+        long tokens, NativeDense* source, float* factors);
+
     // int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
-    //     const mustafar_dense* source, const uint32_t* bitmap, const mustafar_blocks* destination)
+    //     const mustafar_dense* source, const uint32_t* bitmap, const float* key_factors,
+    //     const mustafar_blocks* destination)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_compress")]
     internal static partial int Compress(NativeContext* context, int batch, int heads, long tokens, NativeDense* source,
-        uint* bitmap, NativeBlocks* destination);
+        uint* bitmap, float* keyFactors, NativeBlocks* destination);
 
     // int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t first,
-    //     int64_t tokens, const mustafar_blocks* source, const mustafar_dense* destination)
+    //     int64_t tokens, const mustafar_blocks* source, const float* key_factors, const mustafar_dense* destination)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_decompress")]
     internal static partial int Decompress(NativeContext* context, int batch, int heads, long first, long tokens,
-        NativeBlocks* source, NativeDense* destination);
+        NativeBlocks* source, float* keyFactors, NativeDense* destination);
+
+    // int32_t mustafar_convert(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
+    //     const mustafar_blocks* source, const mustafar_blocks* destination)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_convert")]
+    internal static partial int Convert(NativeContext* context, int batch, int heads, long tokens, NativeBlocks* source,
+        NativeBlocks* destination);
 
     // int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_key_scores")]

@@ -138,7 +138,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         NativeContext context = TensorAccess.Context(Device);
         NativeBlocks blocks = Native;
         NativeDense destination = TensorAccess.Dense(dense);
-        NativeCall.Check(NativeMethods.Decompress(&context, BatchSize, NumKvHeads, 0, Tokens, &blocks, &destination));
+        NativeCall.Check(NativeMethods.Decompress(&context, BatchSize, NumKvHeads, 0, Tokens, &blocks, null, &destination));
         return dense.MoveToOuterDisposeScope();
     }
 
@@ -211,7 +211,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         NativeDense dense = TensorAccess.Dense(rows);
         int status = NativeMethods.Compress(
             &context, target.BatchSize, target.NumKvHeads, target.Tokens, &dense,
-            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), &blocks);
+            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), null, &blocks);
         GC.KeepAlive(rows);
         GC.KeepAlive(bitmap);
         if (status != (int)Status.Ok)

@@ -3,7 +3,7 @@
  *
  * The method is Mustafar (Joo et al., NeurIPS 2025, arXiv 2505.22913): of every token's key and value vector only the
  * channels of largest magnitude are kept, stored as a bitmap plus the packed non-zeros, and attention is computed on
- * that form directly.
+ * that form directly. Kept values are stored as they are or as 8- or 4-bit integers; all channels can be kept, too.
  *
  * The library is a plain C ABI over raw pointers. It allocates no memory that a caller sees: every output is the
  * caller's, sized by a query. No result depends on earlier calls. What it keeps for the life of the process: the text of
@@ -55,7 +55,7 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------------- 1 library -- */
 
 /* The ABI this header describes. A library reporting another number must not be used with it. */
-typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 3 } mustafar_abi;
+typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 4 } mustafar_abi;
 
 typedef enum mustafar_status {
     MUSTAFAR_STATUS_OK = 0,
@@ -159,11 +159,19 @@ MUSTAFAR_API int32_t mustafar_get_limits(mustafar_limits* limits);
 
 typedef enum mustafar_dtype { MUSTAFAR_DTYPE_F32 = 0, MUSTAFAR_DTYPE_F16 = 1, MUSTAFAR_DTYPE_BF16 = 2 } mustafar_dtype;
 
-/* How kept values are stored. The integer formats, with one f16 scale per token, are reserved: UNSUPPORTED today. */
+/*
+ * How kept values are stored. The integer formats have one f16 scale per token and stand for q * scale, which f32 holds
+ * exactly. With Q = 127 or 7, a token's row x is quantised as follows, in f32 and rounding to nearest, ties to even:
+ *   scale = f16(max |x[c]| / Q) over the kept channels; 65504 where that would be infinite
+ *   q[c]  = x[c] / scale rounded to an integer, at least -Q and at most Q; 0 where scale is 0
+ * A row in which any channel, kept or not, is infinite or NaN gets the scale NaN (0x7e00) and q = 0: what it keeps reads as
+ * NaN. Tokens of a block past the last one have scale 0. All devices write the same bits.
+ */
 typedef enum mustafar_value_format {
     MUSTAFAR_VALUE_FORMAT_NATIVE = 0, /* in the tensor's dtype */
-    MUSTAFAR_VALUE_FORMAT_INT8 = 1,
-    MUSTAFAR_VALUE_FORMAT_INT4 = 2
+    MUSTAFAR_VALUE_FORMAT_INT8 = 1,   /* two's complement, -127 ... 127 */
+    MUSTAFAR_VALUE_FORMAT_INT4 =
+        2 /* sign and magnitude: bit 3 is the sign of bits 0 ... 2; -7 ... 7, no negative zero */
 } mustafar_value_format;
 
 /* Which channels of a token are kept. */
@@ -187,7 +195,9 @@ typedef enum mustafar_pattern {
     /* Values: a unit is 4 neighbouring channels (multiples of 4 on) of 4 consecutive tokens (likewise), a group is one of
        its channels. A block of 32 tokens has 32 * keep values, a token any number. Tokens past the last one count as
        zeros and are never marked in a bitmap. */
-    MUSTAFAR_PATTERN_BALANCED_VALUES = 2
+    MUSTAFAR_PATTERN_BALANCED_VALUES = 2,
+    /* Every channel is kept: keep is head_dim, and there is no bitmap. FIXED only. */
+    MUSTAFAR_PATTERN_ALL = 3
 } mustafar_pattern;
 
 /* How blocks follow each other. */
@@ -200,13 +210,17 @@ typedef enum mustafar_layout {
 
 /* Order of the values inside a block. */
 typedef enum mustafar_order {
-    /* By token, then by channel. The CPU's order and the order on disk. */
+    /* By token, then by channel. The order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
     /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit values and
        head_dim 64 and 128; other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these
        orders have no bitmap but the operands of sparse matrix products. */
     MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
-    MUSTAFAR_ORDER_VALUE_FRAGMENT = 2
+    MUSTAFAR_ORDER_VALUE_FRAGMENT = 2,
+    /* The orders in which the vector instructions of processors consume keys and values; see docs/format.md. CPU only, for
+       integers of MUSTAFAR_PATTERN_ALL; other formats are plain whatever this says. */
+    MUSTAFAR_ORDER_KEY_QUADS = 3,
+    MUSTAFAR_ORDER_VALUE_QUADS = 4
 } mustafar_order;
 
 enum {
@@ -218,17 +232,20 @@ enum {
 };
 
 /*
- * One block holds 32 consecutive tokens of one (sequence, KV head), keys and values apart:
+ * One block holds 32 consecutive tokens of one (sequence, KV head), keys and values apart, in sections:
  *   - bitmap: 32 rows of w = ceil(head_dim / 32) little-endian u32; channel c of token t is bit c % 32 of word
- *     t * w + c / 32. Bits past head_dim, and rows past the last token, are zero.
- *   - values: the kept channels, packed in `order`, in the tensor's dtype.
- * FIXED blocks are 128 * w + 32 * keep * sizeof(dtype) bytes (balanced patterns in fragment order with n < 8:
- * 1.5 * head_dim more); OFFSETS blocks are 128 * w bytes plus their values, rounded up to 16. For head_dim 128 and 16-bit values a FIXED block is 512 + 64 * keep bytes: 56.3 % of dense at
- * keep 64, 37.5 % at 40.
+ *     t * w + c / 32. Bits past head_dim, and rows past the last token, are zero. MUSTAFAR_PATTERN_ALL has none.
+ *   - values: the kept channels, packed in `order`. 4-bit values follow each other without gaps: value i is nibble i % 2 of
+ *     byte i / 2, the low one first. Rounded up to 16 bytes.
+ *   - scales: 32 f16, one per token; only with integer values. They are a block's last 64 bytes.
+ * The values of FIXED blocks take 4 * keep * b bytes of b-bit values (balanced patterns in fragment order with n < 8 have
+ * 1.5 * head_dim bytes more before them). For head_dim 128 a FIXED block of 16-bit values is 512 + 64 * keep bytes, 56.3 %
+ * of dense at keep 64 and 37.5 % at 40; with everything kept it is 4160 bytes (50.8 %) of 8-bit and 2112 (25.8 %) of 4-bit
+ * values.
  */
 typedef struct mustafar_format {
     int32_t head_dim;     /* 64, 80, 96, 128 or 256; balanced patterns 64, 128 or 256 */
-    int32_t dtype;        /* mustafar_dtype of the values */
+    int32_t dtype;        /* mustafar_dtype of the dense tokens, and of native values */
     int32_t value_format; /* mustafar_value_format */
     int32_t pattern;      /* mustafar_pattern */
     int32_t layout;       /* mustafar_layout */
@@ -294,16 +311,40 @@ MUSTAFAR_API int32_t mustafar_offsets(const mustafar_context* context, const mus
                                       int32_t heads, int64_t tokens, const uint32_t* bitmap, uint32_t* offsets,
                                       int64_t* page_bytes);
 
+/*
+ * Channel scales make few bits enough for keys, which have channels that are large in all tokens: a key k is stored as
+ * k[c] / factor[c], and the query is multiplied by factor[c] before its product with the block (both in f32), so that
+ * scores are those of the keys. What is kept is chosen by |k|. Factors are f32, one per channel of a (sequence, KV head);
+ * where a call takes some, null stands for ones, and only integer values may have any.
+ */
+
+/* Computes factors from the first tokens of each (sequence, head), for as long as their blocks live. source: [batch, heads,
+   tokens, head_dim] of dtype (mustafar_dtype). factors: [batch, heads, head_dim] contiguous. With m[c] = max |k[t][c]| over
+   the tokens, factor[c] is m[c] / mean(m), in which the mean is over the channels whose m is finite and not 0; computed in
+   f64 (the sum by ascending channel), at least 2^-10 and at most 2^10, rounded to f32 and then to the nearest number that
+   f16 has. 1 where m[c] is 0, infinite or NaN. */
+MUSTAFAR_API int32_t mustafar_key_factors(const mustafar_context* context, int32_t dtype, int32_t head_dim,
+                                          int32_t batch, int32_t heads, int64_t tokens, const mustafar_dense* source,
+                                          float* factors);
+
 /* Compresses source into the blocks 0 ... ceil(tokens / 32) - 1 of destination. FIXED: bitmap is null and the pattern
-   chooses. OFFSETS: bitmap says what is kept and destination->offsets comes from mustafar_offsets. */
+   chooses. OFFSETS: bitmap says what is kept and destination->offsets comes from mustafar_offsets. key_factors:
+   [batch, heads, head_dim] or null. */
 MUSTAFAR_API int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
-                                       const mustafar_dense* source, const uint32_t* bitmap,
+                                       const mustafar_dense* source, const uint32_t* bitmap, const float* key_factors,
                                        const mustafar_blocks* destination);
 
-/* Writes tokens first ... first + tokens - 1 as dense rows, pruned channels as +0. destination's token 0 is token first. */
+/* Writes tokens first ... first + tokens - 1 as dense rows, pruned channels as +0. destination's token 0 is token first.
+   key_factors: those of the blocks, [batch, heads, head_dim] or null; q * scale * factor is computed in f32 from the left,
+   then rounded to the dtype. */
 MUSTAFAR_API int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t first,
-                                         int64_t tokens, const mustafar_blocks* source,
+                                         int64_t tokens, const mustafar_blocks* source, const float* key_factors,
                                          const mustafar_dense* destination);
+
+/* Copies the blocks of the first `tokens` tokens from one order to another, value for value: what is read is what was
+   compressed, bit for bit. Both formats are FIXED and differ in nothing but their order. The two must not overlap. */
+MUSTAFAR_API int32_t mustafar_convert(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
+                                      const mustafar_blocks* source, const mustafar_blocks* destination);
 
 /* --------------------------------------------------------------------------------------------------- 4 products -- */
 
@@ -315,15 +356,17 @@ typedef struct mustafar_product {
     int32_t num_kv_heads;
     int32_t num_queries;
     int64_t tokens;
-    mustafar_blocks blocks; /* the keys or the values */
-    mustafar_dense dense;   /* key scores: query in; value sum: output. [batch, num_heads, num_queries, head_dim], the
+    mustafar_blocks blocks;   /* the keys or the values */
+    mustafar_dense dense;     /* key scores: query in; value sum: output. [batch, num_heads, num_queries, head_dim], the
                                blocks' dtype */
-    mustafar_dense weights; /* f32 [batch, num_heads, num_queries, tokens], tokens contiguous. key scores: output;
+    mustafar_dense weights;   /* f32 [batch, num_heads, num_queries, tokens], tokens contiguous. key scores: output;
                                value sum: probabilities in */
-    float scale;            /* multiplies the result */
+    float scale;              /* multiplies the result */
+    const float* key_factors; /* [batch, num_kv_heads, head_dim] of the keys; value sum: null */
 } mustafar_product;
 
-/* weights = scale * query . keys, in which pruned channels are zeros: times infinity or NaN they give NaN. */
+/* weights = scale * query . keys, in which pruned channels are zeros: times infinity or NaN they give NaN. With integer
+   values, a query in which any channel is infinite or NaN gives NaN. */
 MUSTAFAR_API int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product);
 
 /* dense = scale * weights . values, likewise. */
@@ -343,9 +386,9 @@ MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const m
  * NaN and infinity give what the formula gives over the decompressed tokens that a query sees, with weights
  * exp(s - max s) / sum: a NaN or +infinity among its scores s makes the row and its log-sum-exp NaN; scores that are all
  * -infinity make the row NaN and its log-sum-exp -infinity; a value that is not finite makes NaN of a weight of zero. A
- * pruned channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN. Tokens that a query does not see
- * have no part in its row, whatever they hold. On CUDA likewise, but for a value that is not finite, which can make NaN in
- * rows that do not see it.
+ * pruned channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN; with integer keys in blocks it
+ * does so whatever is kept. Tokens that a query does not see have no part in its row, whatever they hold. On CUDA likewise,
+ * but for a value that is not finite, which can make NaN in rows that do not see it.
  *
  * Row b of the batch is the sequence in slot sequences[b]. What is [num_slots] belongs to the cache and stays where it is
  * while sequences join, leave and are stepped in any subset; what is [batch] belongs to the call. On CUDA all that may
@@ -372,7 +415,8 @@ typedef struct mustafar_attention {
     mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
     mustafar_dense output;       /* as query */
     mustafar_blocks keys;
-    mustafar_blocks values;
+    mustafar_blocks values;   /* dtype and head_dim as those of the keys; all else may differ */
+    const float* key_factors; /* [num_slots, num_kv_heads, head_dim]; for the keys in blocks only. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
     mustafar_dense fresh_keys; /* [batch, num_kv_heads, num_fresh, head_dim] */
@@ -432,6 +476,8 @@ typedef struct mustafar_append {
     mustafar_dense new_values;
     mustafar_blocks keys; /* FIXED */
     mustafar_blocks values;
+    float* key_factors;       /* [num_slots, num_kv_heads, head_dim]: a slot's are computed from the tokens that are
+                                 compressed when none was before, and read from then on. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
 } mustafar_append;

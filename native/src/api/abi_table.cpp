@@ -84,6 +84,7 @@ constexpr mustafar_abi_entry table[] = {
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_UNSTRUCTURED),
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_BALANCED_KEYS),
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_BALANCED_VALUES),
+    ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_ALL),
 
     ENUMERATOR(mustafar_layout, MUSTAFAR_LAYOUT_FIXED),
     ENUMERATOR(mustafar_layout, MUSTAFAR_LAYOUT_OFFSETS),
@@ -91,6 +92,8 @@ constexpr mustafar_abi_entry table[] = {
     ENUMERATOR(mustafar_order, MUSTAFAR_ORDER_PLAIN),
     ENUMERATOR(mustafar_order, MUSTAFAR_ORDER_KEY_FRAGMENT),
     ENUMERATOR(mustafar_order, MUSTAFAR_ORDER_VALUE_FRAGMENT),
+    ENUMERATOR(mustafar_order, MUSTAFAR_ORDER_KEY_QUADS),
+    ENUMERATOR(mustafar_order, MUSTAFAR_ORDER_VALUE_QUADS),
 
     CONSTANT(MUSTAFAR_BLOCK_TOKENS),
     CONSTANT(MUSTAFAR_PAGE_PADDING),
@@ -136,6 +139,7 @@ constexpr mustafar_abi_entry table[] = {
     FIELD(mustafar_product, dense),
     FIELD(mustafar_product, weights),
     FIELD(mustafar_product, scale),
+    FIELD(mustafar_product, key_factors),
 
     STRUCT(mustafar_attention),
     FIELD(mustafar_attention, batch),
@@ -156,6 +160,7 @@ constexpr mustafar_abi_entry table[] = {
     FIELD(mustafar_attention, output),
     FIELD(mustafar_attention, keys),
     FIELD(mustafar_attention, values),
+    FIELD(mustafar_attention, key_factors),
     FIELD(mustafar_attention, tail_keys),
     FIELD(mustafar_attention, tail_values),
     FIELD(mustafar_attention, fresh_keys),
@@ -184,6 +189,7 @@ constexpr mustafar_abi_entry table[] = {
     FIELD(mustafar_append, new_values),
     FIELD(mustafar_append, keys),
     FIELD(mustafar_append, values),
+    FIELD(mustafar_append, key_factors),
     FIELD(mustafar_append, tail_keys),
     FIELD(mustafar_append, tail_values),
 

@@ -63,38 +63,63 @@ int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes) {
 int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch, int32_t heads,
                        int64_t tokens, const mustafar_dense* source, uint32_t* bitmap) {
     return exported([&] {
-        check_prune(format, batch, heads, tokens, source, bitmap);
+        check_prune(checked(context), format, batch, heads, tokens, source, bitmap);
         ErrorText text;
-        pass_on(backend(checked(context)).prune(*context, *format, batch, heads, tokens, *source, bitmap, text), text);
+        pass_on(backend(*context).prune(*context, *format, batch, heads, tokens, *source, bitmap, text), text);
     });
 }
 
 int32_t mustafar_offsets(const mustafar_context* context, const mustafar_format* format, int32_t batch, int32_t heads,
                          int64_t tokens, const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes) {
     return exported([&] {
-        check_offsets(format, batch, heads, tokens, bitmap, offsets, page_bytes);
+        check_offsets(checked(context), format, batch, heads, tokens, bitmap, offsets, page_bytes);
         ErrorText text;
-        pass_on(backend(checked(context))
-                    .offsets(*context, *format, batch, heads, tokens, bitmap, offsets, page_bytes, text),
+        pass_on(backend(*context).offsets(*context, *format, batch, heads, tokens, bitmap, offsets, page_bytes, text),
+                text);
+    });
+}
+
+int32_t mustafar_key_factors(const mustafar_context* context, int32_t dtype, int32_t head_dim, int32_t batch,
+                             int32_t heads, int64_t tokens, const mustafar_dense* source, float* factors) {
+    return exported([&] {
+        checked(context);
+        check_key_factors_call(dtype, head_dim, batch, heads, tokens, source, factors);
+        ErrorText text;
+        pass_on(backend(*context).key_factors(*context, dtype, head_dim, batch, heads, tokens, *source, factors, text),
                 text);
     });
 }
 
 int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
-                          const mustafar_dense* source, const uint32_t* bitmap, const mustafar_blocks* destination) {
+                          const mustafar_dense* source, const uint32_t* bitmap, const float* key_factors,
+                          const mustafar_blocks* destination) {
     return exported([&] {
-        check_compress(checked(context), batch, heads, tokens, source, bitmap, destination);
+        check_compress(checked(context), batch, heads, tokens, source, bitmap, key_factors, destination);
         ErrorText text;
-        pass_on(backend(*context).compress(*context, batch, heads, tokens, *source, bitmap, *destination, text), text);
+        pass_on(backend(*context).compress(*context, batch, heads, tokens, *source, bitmap, key_factors, *destination,
+                                           text),
+                text);
     });
 }
 
 int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t first,
-                            int64_t tokens, const mustafar_blocks* source, const mustafar_dense* destination) {
+                            int64_t tokens, const mustafar_blocks* source, const float* key_factors,
+                            const mustafar_dense* destination) {
     return exported([&] {
-        check_decompress(checked(context), batch, heads, first, tokens, source, destination);
+        check_decompress(checked(context), batch, heads, first, tokens, source, key_factors, destination);
         ErrorText text;
-        pass_on(backend(*context).decompress(*context, batch, heads, first, tokens, *source, *destination, text), text);
+        pass_on(backend(*context).decompress(*context, batch, heads, first, tokens, *source, key_factors, *destination,
+                                             text),
+                text);
+    });
+}
+
+int32_t mustafar_convert(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
+                         const mustafar_blocks* source, const mustafar_blocks* destination) {
+    return exported([&] {
+        check_convert(checked(context), batch, heads, tokens, source, destination);
+        ErrorText text;
+        pass_on(backend(*context).convert(*context, batch, heads, tokens, *source, *destination, text), text);
     });
 }
 

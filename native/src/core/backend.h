@@ -19,11 +19,16 @@ struct Backend {
                      const mustafar_dense& source, uint32_t* bitmap, ErrorText&);
     int32_t (*offsets)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
                        const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes, ErrorText&);
+    int32_t (*key_factors)(const mustafar_context&, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
+                           int64_t tokens, const mustafar_dense& source, float* factors, ErrorText&);
     int32_t (*compress)(const mustafar_context&, int32_t batch, int32_t heads, int64_t tokens,
-                        const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
-                        ErrorText&);
+                        const mustafar_dense& source, const uint32_t* bitmap, const float* key_factors,
+                        const mustafar_blocks& destination, ErrorText&);
     int32_t (*decompress)(const mustafar_context&, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                          const mustafar_blocks& source, const mustafar_dense& destination, ErrorText&);
+                          const mustafar_blocks& source, const float* key_factors, const mustafar_dense& destination,
+                          ErrorText&);
+    int32_t (*convert)(const mustafar_context&, int32_t batch, int32_t heads, int64_t tokens,
+                       const mustafar_blocks& source, const mustafar_blocks& destination, ErrorText&);
     int32_t (*key_scores)(const mustafar_context&, const mustafar_product&, ErrorText&);
     int32_t (*value_sum)(const mustafar_context&, const mustafar_product&, ErrorText&);
     int32_t (*attention_workspace)(const mustafar_context&, const mustafar_attention&, int64_t* bytes, ErrorText&);

@@ -28,24 +28,66 @@ constexpr int bitmap_bytes(int head_dim) {
     return block_tokens * bitmap_words(head_dim) * 4;
 }
 
-// Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.
-constexpr bool has_fragment_order(const mustafar_format& format) {
-    return format.order != MUSTAFAR_ORDER_PLAIN && format.layout == MUSTAFAR_LAYOUT_FIXED &&
-           format.dtype != MUSTAFAR_DTYPE_F32 && (format.head_dim == 64 || format.head_dim == 128);
+constexpr bool is_balanced(const mustafar_format& format) {
+    return format.pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || format.pattern == MUSTAFAR_PATTERN_BALANCED_VALUES;
 }
 
-constexpr bool is_balanced(const mustafar_format& format) {
-    return format.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED;
+constexpr bool keeps_all(const mustafar_format& format) {
+    return format.pattern == MUSTAFAR_PATTERN_ALL;
+}
+
+constexpr bool has_integers(const mustafar_format& format) {
+    return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
+}
+
+// Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.
+constexpr bool has_fragment_order(const mustafar_format& format) {
+    return (format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT) &&
+           format.layout == MUSTAFAR_LAYOUT_FIXED && format.dtype != MUSTAFAR_DTYPE_F32 &&
+           (format.head_dim == 64 || format.head_dim == 128);
+}
+
+// Whether the processor's own orders exist. Other formats are plain whatever their order.
+constexpr bool has_quads_order(const mustafar_format& format) {
+    return (format.order == MUSTAFAR_ORDER_KEY_QUADS || format.order == MUSTAFAR_ORDER_VALUE_QUADS) &&
+           keeps_all(format) && has_integers(format);
+}
+
+// The sections of a block: what says which channels are kept, their values, and the scales of integers.
+
+constexpr int value_bits(const mustafar_format& format) {
+    return format.value_format == MUSTAFAR_VALUE_FORMAT_INT8   ? 8
+           : format.value_format == MUSTAFAR_VALUE_FORMAT_INT4 ? 4
+                                                               : 8 * element_bytes(format.dtype);
+}
+
+// Of a block whose values start behind a bitmap.
+constexpr int64_t bitmap_bytes(const mustafar_format& format) {
+    return keeps_all(format) ? 0 : bitmap_bytes(format.head_dim);
 }
 
 // In front of the values: the bitmap, or what stands for it in a balanced block in fragment order.
 constexpr int64_t fixed_header_bytes(const mustafar_format& format) {
     const bool codes = is_balanced(format) && has_fragment_order(format) && balanced_kept(format) < 8;
-    return bitmap_bytes(format.head_dim) + (codes ? balanced_code_bytes(format.head_dim) : 0);
+    return bitmap_bytes(format) + (codes ? balanced_code_bytes(format.head_dim) : 0);
+}
+
+constexpr int64_t values_bytes(const mustafar_format& format, int64_t values) {
+    return divide_up(values * value_bits(format), 8 * 16) * 16;
+}
+
+constexpr int64_t scales_bytes(const mustafar_format& format) {
+    return has_integers(format) ? block_tokens * 2 : 0;
 }
 
 constexpr int64_t fixed_block_bytes(const mustafar_format& format) {
-    return fixed_header_bytes(format) + int64_t{block_tokens} * format.keep * element_bytes(format.dtype);
+    return fixed_header_bytes(format) + values_bytes(format, int64_t{block_tokens} * format.keep) +
+           scales_bytes(format);
+}
+
+// Bytes of an OFFSETS block with so many values.
+constexpr int64_t offsets_block_bytes(const mustafar_format& format, int64_t values) {
+    return bitmap_bytes(format) + values_bytes(format, values) + scales_bytes(format);
 }
 
 // The slot of row b of an attention or append.

@@ -13,7 +13,11 @@
 namespace mustafar {
 namespace {
 
-// Any format that this library knows.
+void check_head_dim(const char* name, int32_t head_dim) {
+    if (std::find(std::begin(head_dims), std::end(head_dims), head_dim) == std::end(head_dims))
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s: expected 64, 80, 96, 128 or 256, got %d", name, head_dim);
+}
+
 void check_balanced(const char* name, const mustafar_format& format) {
     if (format.head_dim % 64 != 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: balanced patterns exist for 64, 128 and 256, got %d",
@@ -28,22 +32,45 @@ void check_balanced(const char* name, const mustafar_format& format) {
              format.head_dim, format.keep);
 }
 
+// Any format that this library knows.
 void check_format(const char* name, const mustafar_format& format) {
-    if (std::find(std::begin(head_dims), std::end(head_dims), format.head_dim) == std::end(head_dims))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: expected 64, 80, 96, 128 or 256, got %d", name,
-             format.head_dim);
+    char text[48];
+    std::snprintf(text, sizeof text, "%s.format.head_dim", name);
+    check_head_dim(text, format.head_dim);
     check_dtype("format.dtype", format.dtype);
-    if (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.value_format: expected 0 (native), got %d", name,
-             format.value_format);
-    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_BALANCED_VALUES);
+    check_range("format.value_format", format.value_format, MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_INT4);
+    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_ALL);
     check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
-    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_FRAGMENT);
+    check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_QUADS);
     if (format.layout == MUSTAFAR_LAYOUT_FIXED)
         check_range("format.keep", format.keep, 1, format.head_dim);
     else
         check_range("format.keep (offsets layout)", format.keep, 0, 0);
     if (is_balanced(format)) check_balanced(name, format);
+    if (keeps_all(format) && (format.layout != MUSTAFAR_LAYOUT_FIXED || format.keep != format.head_dim))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) where all channels are kept, got %d and %d",
+             name, format.head_dim, format.layout, format.keep);
+}
+
+// What a device does not serve.
+void check_served(const char* name, const mustafar_context& context, const mustafar_format& format) {
+    const bool fragment = format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT;
+    if (context.device == MUSTAFAR_DEVICE_CPU && fragment)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "%s.format.order: the CPU serves the plain order (0) and the orders of quads (3, 4), got %d", name,
+             format.order);
+    if (context.device == MUSTAFAR_DEVICE_CPU) return;
+    if (format.order != MUSTAFAR_ORDER_PLAIN && !fragment)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "%s.format.order: CUDA serves the plain order (0) and the fragment orders (1, 2), got %d", name,
+             format.order);
+    if ((has_integers(format) || keeps_all(format)) &&
+        !(has_integers(format) && keeps_all(format) && has_fragment_order(format)))
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "%s.format.value_format, pattern: CUDA serves native values (0) of pruned channels, and integers of all "
+             "channels (pattern 3) in the fragment orders with 16-bit dtypes and head_dim 64 or 128; got %d and %d",
+             name, format.value_format, format.pattern);
 }
 
 void check_shape(int32_t batch, int32_t heads, int64_t tokens) {
@@ -74,10 +101,16 @@ void check_same_values(const mustafar_format& keys, const mustafar_format& value
              keys.dtype, values.dtype);
 }
 
-void check_order(const char* name, const mustafar_context& context, const mustafar_format& format) {
-    if (context.device == MUSTAFAR_DEVICE_CPU && format.order != MUSTAFAR_ORDER_PLAIN)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.order: the CPU serves the plain order (0) only, got %d", name,
-             format.order);
+// Channel scales of keys: one for each channel of so many (slot, KV head).
+void check_key_factors(const float* factors, const mustafar_format& format, int64_t slots, int64_t heads) {
+    if (factors == nullptr) return;
+    if (!has_integers(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "key_factors: expected null for native values, which have no scales");
+    check_aligned("key_factors", factors, alignof(float));
+    if (wide{slots} * heads * format.head_dim * int{sizeof(float)} > max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "key_factors: expected at most 2^56 bytes, got those of %lld x %lld heads", (long long)slots,
+             (long long)heads);
 }
 
 // How the slabs are laid out. The blocks of different pages and heads must not overlap, and must end before the padding.
@@ -114,7 +147,7 @@ void check_slabs(const char* name, const mustafar_blocks& blocks, int32_t heads)
 void check_blocks(const char* name, const mustafar_context& context, const mustafar_blocks& blocks, int32_t slots,
                   int32_t heads, int64_t tokens) {
     check_format(name, blocks.format);
-    check_order(name, context, blocks.format);
+    check_served(name, context, blocks.format);
     check_range("slab_count", blocks.slab_count, 0, INT_MAX);
     if (slots == 0 || heads == 0) return;
     if (blocks.slab_count > 0) check_slabs(name, blocks, heads);
@@ -195,8 +228,8 @@ void check_attention_shape(const mustafar_context& context, const mustafar_atten
     check_format("keys", attention.keys.format);
     check_format("values", attention.values.format);
     check_same_values(attention.keys.format, attention.values.format);
-    check_order("keys", context, attention.keys.format);
-    check_order("values", context, attention.values.format);
+    check_served("keys", context, attention.keys.format);
+    check_served("values", context, attention.values.format);
     check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
 }
 
@@ -223,9 +256,10 @@ void check_block_bytes(const mustafar_format* format, const int64_t* bytes) {
     not_null("bytes", bytes);
 }
 
-void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens,
-                 const mustafar_dense* source, const void* bitmap) {
+void check_prune(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
+                 int64_t tokens, const mustafar_dense* source, const void* bitmap) {
     check_format("prune", not_null("format", format));
+    check_served("prune", context, *format);
     if (format->layout != MUSTAFAR_LAYOUT_FIXED)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 0 (fixed), got %d", format->layout);
     check_shape(batch, heads, tokens);
@@ -234,9 +268,10 @@ void check_prune(const mustafar_format* format, int32_t batch, int32_t heads, in
     if (!extent.empty()) check_aligned("bitmap", bitmap, alignof(uint32_t));
 }
 
-void check_offsets(const mustafar_format* format, int32_t batch, int32_t heads, int64_t tokens, const void* bitmap,
-                   const void* offsets, const void* page_bytes) {
+void check_offsets(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
+                   int64_t tokens, const void* bitmap, const void* offsets, const void* page_bytes) {
     check_format("offsets", not_null("format", format));
+    check_served("offsets", context, *format);
     if (format->layout != MUSTAFAR_LAYOUT_OFFSETS)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.layout: expected 1 (offsets), got %d", format->layout);
     check_shape(batch, heads, tokens);
@@ -245,22 +280,55 @@ void check_offsets(const mustafar_format* format, int32_t batch, int32_t heads, 
     check_aligned("page_bytes", page_bytes, alignof(int64_t));
 }
 
+void check_key_factors_call(int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads, int64_t tokens,
+                            const mustafar_dense* source, const float* factors) {
+    check_dtype("dtype", dtype);
+    check_head_dim("head_dim", head_dim);
+    check_shape(batch, heads, tokens);
+    check_dense("source", not_null("source", source), Extent{batch, heads, tokens, head_dim}, element_bytes(dtype));
+    if (batch != 0 && heads != 0) check_aligned("factors", factors, alignof(float));
+}
+
 void check_compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                    const mustafar_dense* source, const void* bitmap, const mustafar_blocks* destination) {
+                    const mustafar_dense* source, const void* bitmap, const float* key_factors,
+                    const mustafar_blocks* destination) {
     check_shape(batch, heads, tokens);
     check_blocks("destination", context, not_null("destination", destination), batch, heads, tokens);
+    check_key_factors(key_factors, destination->format, batch, heads);
     const Extent extent{batch, heads, tokens, destination->format.head_dim};
     check_dense("source", not_null("source", source), extent, element_bytes(destination->format.dtype));
     if (!extent.empty()) check_masked(bitmap, destination->format);
 }
 
 void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                      const mustafar_blocks* source, const mustafar_dense* destination) {
+                      const mustafar_blocks* source, const float* key_factors, const mustafar_dense* destination) {
     check_shape(batch, heads, tokens);
     check_range("first", first, 0, INT_MAX - block_tokens - tokens);
     check_blocks("source", context, not_null("source", source), batch, heads, tokens == 0 ? 0 : first + tokens);
+    check_key_factors(key_factors, source->format, batch, heads);
     check_written("destination", not_null("destination", destination),
                   Extent{batch, heads, tokens, source->format.head_dim}, element_bytes(source->format.dtype));
+}
+
+void check_convert(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+                   const mustafar_blocks* source, const mustafar_blocks* destination) {
+    check_shape(batch, heads, tokens);
+    check_blocks("source", context, not_null("source", source), batch, heads, tokens);
+    check_blocks("destination", context, not_null("destination", destination), batch, heads, tokens);
+    const mustafar_format &from = source->format, &to = destination->format;
+    const auto check_same = [](const char* field, int32_t expected, int32_t got) {
+        if (expected != got)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "destination.format.%s: expected that of the source (%d), got %d",
+                 field, expected, got);
+    };
+    check_same("head_dim", from.head_dim, to.head_dim);
+    check_same("dtype", from.dtype, to.dtype);
+    check_same("value_format", from.value_format, to.value_format);
+    check_same("pattern", from.pattern, to.pattern);
+    check_same("layout", from.layout, to.layout);
+    check_same("keep", from.keep, to.keep);
+    if (from.layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "source.format.layout: expected 0 (fixed), got %d", from.layout);
 }
 
 void check_product(const mustafar_context& context, const mustafar_product* pointer, ProductOutput output) {
@@ -275,6 +343,10 @@ void check_product(const mustafar_context& context, const mustafar_product* poin
     const Extent weights{product.tokens == 0 ? 0 : product.batch, product.num_heads, product.num_queries,
                          product.tokens};
     const bool scores = output == ProductOutput::weights;
+    if (scores)
+        check_key_factors(product.key_factors, format, product.batch, product.num_kv_heads);
+    else if (product.key_factors != nullptr)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "key_factors: expected null for a sum of values");
     (scores ? check_dense : check_written)("dense", product.dense, dense, element_bytes(format.dtype));
     (scores ? check_written : check_dense)("weights", product.weights, weights, sizeof(float));
 }
@@ -299,6 +371,7 @@ void check_attention(const mustafar_context& context, const mustafar_attention* 
     check_aligned("compressed", attention.compressed, alignof(int32_t));
     check_optional("query_counts", attention.query_counts, alignof(int32_t));
     check_optional("log_sum_exp", attention.log_sum_exp, alignof(float));
+    check_key_factors(attention.key_factors, attention.keys.format, attention.num_slots, attention.num_kv_heads);
     check_pair("tail", attention.tail_keys, attention.tail_values,
                Extent{attention.num_slots, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
     check_pair("fresh", attention.fresh_keys, attention.fresh_values,
@@ -355,6 +428,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     check_optional("new_lengths", append.new_lengths, alignof(int32_t));
     check_optional("new_compressed", append.new_compressed, alignof(int32_t));
     check_optional("counts", append.counts, alignof(int32_t));
+    check_key_factors(append.key_factors, append.keys.format, append.num_slots, append.num_kv_heads);
     const int head_dim = append.keys.format.head_dim;
     const int element = element_bytes(append.keys.format.dtype);
     check_pair("new", append.new_keys, append.new_values,

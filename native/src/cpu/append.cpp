@@ -1,5 +1,6 @@
-// Appends tokens to a cache: first the blocks that fall due are compressed, from the ring and from the new tokens, then
-// the new tokens that stay dense are written over ring slots that nothing needs any more.
+// Appends tokens to a cache: first the blocks that fall due are compressed, from the ring and from the new tokens, after
+// the channel scales of a slot's first ones, then the new tokens that stay dense are written over ring slots that nothing
+// needs any more.
 #include "cpu/append.h"
 
 #include <algorithm>
@@ -9,7 +10,9 @@
 #include "core/compression_rule.h"
 #include "cpu/block_reader.h"
 #include "cpu/block_writer.h"
+#include "cpu/dense_row.h"
 #include "cpu/kernels.h"
+#include "cpu/key_factors.h"
 #include "cpu/parallel.h"
 #include "cpu/pattern.h"
 
@@ -27,6 +30,13 @@ public:
     }
 
     void run() const {
+        if (append_.key_factors != nullptr) {
+            const int64_t heads = int64_t{append_.batch} * append_.num_kv_heads;
+            parallel_for(thread_count(context_.num_threads, heads), heads, [this](int64_t head, int) {
+                find_factors(static_cast<int32_t>(head / append_.num_kv_heads),
+                             static_cast<int32_t>(head % append_.num_kv_heads));
+            });
+        }
         const int64_t items = first_item_.back();
         parallel_for(thread_count(context_.num_threads, items), items, [this](int64_t item, int) { compress(item); });
         for (int32_t b = 0; b < append_.batch; ++b) fill_ring(b);
@@ -52,6 +62,29 @@ private:
 
     int64_t due_blocks(int32_t b) const { return (compressed_after(b) - compressed(b)) / block_tokens; }
 
+    // A token of the ring or a new one.
+    const char* row(int32_t b, int32_t head, int64_t token, bool is_key) const {
+        const mustafar_dense& ring = is_key ? append_.tail_keys : append_.tail_values;
+        const mustafar_dense& fresh = is_key ? append_.new_keys : append_.new_values;
+        const int64_t before = length(b);
+        return token < before ? row_address(ring, slot_of(append_, b), head, token % append_.tail_capacity, element_)
+                              : row_address(fresh, b, head, token - before, element_);
+    }
+
+    float* factors(int32_t b, int32_t head) const {
+        if (append_.key_factors == nullptr) return nullptr;
+        return append_.key_factors +
+               (int64_t{slot_of(append_, b)} * append_.num_kv_heads + head) * append_.keys.format.head_dim;
+    }
+
+    void find_factors(int32_t b, int32_t head) const {
+        if (compressed(b) > 0 || compressed_after(b) == 0) return;
+        const mustafar_format& format = append_.keys.format;
+        compute_key_factors(
+            format.dtype, format.head_dim, compressed_after(b),
+            [&](int64_t token) { return row(b, head, token, true); }, factors(b, head));
+    }
+
     // Items count through sequences, then KV heads, then due blocks, then keys and values.
     void compress(int64_t item) const {
         const auto next = std::upper_bound(first_item_.begin(), first_item_.end(), item);
@@ -62,17 +95,10 @@ private:
         const int32_t slot = slot_of(append_, b);
         const int64_t block = compressed(b) / block_tokens + rest % blocks;
         const mustafar_blocks& target = is_key ? append_.keys : append_.values;
-        const mustafar_dense& ring = is_key ? append_.tail_keys : append_.tail_values;
-        const mustafar_dense& fresh = is_key ? append_.new_keys : append_.new_values;
-        const Kernels& table = kernels(context_.cpu_variant, target.format);
-        const auto row = [&](int t) {
-            const int64_t token = block * block_tokens + t, before = length(b);
-            return token < before ? row_address(ring, slot, head, token % append_.tail_capacity, element_)
-                                  : row_address(fresh, b, head, token - before, element_);
-        };
-        write_block(BlockReader(target, append_.num_kv_heads, slot, head).locate(block), target.format, table,
-                    block_tokens, row,
-                    [&](uint32_t* bits) { choose(target.format, table, block_rows(block_tokens, row), bits); });
+        const BlockRows rows =
+            block_rows(block_tokens, [&](int t) { return row(b, head, block * block_tokens + t, is_key); });
+        write_block(BlockReader(target, append_.num_kv_heads, slot, head).locate(block), target.format,
+                    kernels(context_.cpu_variant, target.format), rows, nullptr, is_key ? factors(b, head) : nullptr);
     }
 
     void fill_ring(int32_t b) const {

@@ -7,7 +7,9 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/block_products.h"
 #include "cpu/block_reader.h"
+#include "cpu/dense_row.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
@@ -29,9 +31,10 @@ struct Plan {
     int tile_tokens;
     int threads;
     int64_t split_tokens;
-    int splits;       // of the longest sequence
-    int64_t partial;  // one item's result: [rows] maximum, [rows] sum, [rows][padded] weighted values
-    int64_t scratch;  // one thread's prepared queries and tile of scores
+    int splits;             // of the longest sequence
+    int64_t partial;        // one item's result: [rows] maximum, [rows] sum, [rows][padded] weighted values
+    int64_t block_queries;  // queries that are prepared for blocks apart from those for dense tokens
+    int64_t scratch;        // one thread's prepared queries and tile of scores
 
     Plan(const mustafar_context& context, const mustafar_attention& attention) {
         const int64_t heads = int64_t{attention.batch} * attention.num_kv_heads;
@@ -52,7 +55,10 @@ struct Plan {
         splits = static_cast<int>(divide_up(std::max(attention.max_tokens, 1), split_tokens));
         threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * splits);
         partial = divide_up(int64_t{rows} * (padded + 2), 16) * 16;
-        scratch = divide_up(int64_t{rows} * padded + int64_t{rows} * tile_tokens, 16) * 16;
+        block_queries =
+            int64_t{rows} *
+            BlockProducts(context.cpu_variant, attention.keys.format, BlockProducts::Role::keys).query_floats();
+        scratch = divide_up(int64_t{rows} * padded + block_queries + int64_t{rows} * tile_tokens, 16) * 16;
     }
 
     int64_t partials(const mustafar_attention& attention) const {
@@ -61,12 +67,29 @@ struct Plan {
     int64_t bytes(const mustafar_attention& attention) const { return 4 * (partials(attention) + threads * scratch); }
 };
 
-// The tokens of one (sequence, KV head) as runs of at most a block, wherever they are stored.
+// A call's kernels: products with dense tokens, and with those of blocks, keys and values apart.
+struct Products {
+    Products(int32_t cpu_variant, const mustafar_attention& attention)
+        : dense(kernels(cpu_variant, attention.keys.format)),
+          keys(cpu_variant, attention.keys.format, BlockProducts::Role::keys),
+          values(cpu_variant, attention.values.format, BlockProducts::Role::values) {}
+
+    const Kernels& dense;
+    const BlockProducts keys, values;
+};
+
+// Prepared query rows.
+struct Queries {
+    float* dense;   // for dense tokens
+    float* blocks;  // for those in blocks; the same where they are prepared alike
+};
+
+// The tokens of one (sequence, KV head), wherever they are stored.
 class Sequence {
 public:
     // row: of the batch.
-    Sequence(const mustafar_attention& attention, const Kernels& kernels, int32_t row, int32_t head)
-        : attention_(attention), kernels_(kernels), row_(row), slot_(slot_of(attention, row)), head_(head),
+    Sequence(const mustafar_attention& attention, const Products& products, int32_t row, int32_t head)
+        : attention_(attention), products_(products), row_(row), slot_(slot_of(attention, row)), head_(head),
           keys_(attention.keys, attention.num_kv_heads, slot_, head),
           values_(attention.values, attention.num_kv_heads, slot_, head),
           element_(element_bytes(attention.keys.format.dtype)), length_(attention.lengths[slot_]),
@@ -83,25 +106,27 @@ public:
         return attention_.sliding_window > 0 ? last_seen(query) + 1 - attention_.sliding_window : 0;
     }
 
-    // The run that starts at token, at most up to end.
-    template <bool Keys>
-    TokenRun run(int64_t token, int64_t end, bool* packed) const {
-        *packed = token < compressed_;
-        if (*packed) {
-            const int64_t begin = token / block_tokens * block_tokens;
-            const int64_t stop = std::min({end, compressed_, begin + block_tokens});
-            TokenRun run =
-                (Keys ? keys_ : values_).read(token / block_tokens, static_cast<int>(stop - begin), kernels_);
-            if (begin != token) skip(run, static_cast<int>(token - begin));
-            return run;
-        }
-        const int64_t most = std::min(end, token + block_tokens);
-        if (token < fresh_) {
-            const int64_t place = token % attention_.tail_capacity;
-            const int64_t stop = std::min({most, fresh_, token + attention_.tail_capacity - place});
-            return dense(Keys ? attention_.tail_keys : attention_.tail_values, slot_, place, stop - token);
-        }
-        return dense(Keys ? attention_.fresh_keys : attention_.fresh_values, row_, token - fresh_, most - token);
+    // scores[r * stride + i] = query row r . key begin + i, up to token end - 1
+    void scores(int64_t begin, int64_t end, const Queries& queries, int rows, float* scores, int64_t stride) const {
+        const int64_t packed = std::clamp(compressed_, begin, end);
+        if (packed > begin)
+            products_.keys.scores(keys_, begin, packed, values_.locate(begin / block_tokens).values, queries.blocks,
+                                  rows, scores, stride);
+        for_dense(packed, end, [&](int64_t token, int count) {
+            products_.dense.dense_scores(dense_run(token, count, attention_.tail_keys, attention_.fresh_keys),
+                                         queries.dense, rows, scores + (token - begin), stride);
+        });
+    }
+
+    // sums[r] += weights[r * stride + i] * value begin + i, up to token end - 1
+    void sum(int64_t begin, int64_t end, const float* weights, int64_t stride, int rows, float* sums) const {
+        const int64_t packed = std::clamp(compressed_, begin, end);
+        const char* const next = end < compressed_ ? keys_.locate(end / block_tokens).values : nullptr;
+        products_.values.sum(values_, begin, packed, next, weights, stride, rows, sums);
+        for_dense(packed, end, [&](int64_t token, int count) {
+            products_.dense.dense_sum(dense_run(token, count, attention_.tail_values, attention_.fresh_values),
+                                      weights + (token - begin), stride, rows, sums);
+        });
     }
 
     // Asks for the first keys of a block that will be read soon. The processor's own prefetching follows them, but does
@@ -109,29 +134,35 @@ public:
     void announce_keys(int64_t token) const {
         if (token >= compressed_) return;
         const Block block = keys_.locate(token / block_tokens);
-        const char* const begin = reinterpret_cast<const char*>(block.bitmap);
-        const int64_t bytes = block.values - begin + block.value_capacity * element_;
-        for (int64_t i = 0; i < std::min(bytes, announced_bytes); i += 64) __builtin_prefetch(begin + i);
+        for (int64_t i = 0; i < std::min(block.bytes, announced_bytes); i += 64) __builtin_prefetch(block.begin + i);
     }
 
 private:
-    // Leaves out the first tokens of a packed run.
-    void skip(TokenRun& run, int tokens) const {
-        run.data = static_cast<const char*>(run.data) + int64_t{kernels_.count(run.bitmap, tokens)} * element_;
-        run.bitmap += tokens * bitmap_words(run.head_dim);
-        run.tokens -= tokens;
+    // Calls work(token, count) for runs of dense tokens that lie together, up to a block's number.
+    template <class Work>
+    void for_dense(int64_t begin, int64_t end, const Work& work) const {
+        for (int64_t token = begin; token < end;) {
+            int64_t stop = std::min(end, token + block_tokens);
+            if (token < fresh_)
+                stop = std::min({stop, fresh_, token + attention_.tail_capacity - token % attention_.tail_capacity});
+            work(token, static_cast<int>(stop - token));
+            token = stop;
+        }
     }
 
-    TokenRun dense(const mustafar_dense& tensor, int32_t sequence, int64_t token, int64_t tokens) const {
-        return TokenRun{.data = row_address(tensor, sequence, head_, token, element_),
+    TokenRun dense_run(int64_t token, int count, const mustafar_dense& tail, const mustafar_dense& fresh) const {
+        const bool in_tail = token < fresh_;
+        const mustafar_dense& tensor = in_tail ? tail : fresh;
+        const int64_t place = in_tail ? token % attention_.tail_capacity : token - fresh_;
+        return TokenRun{.data = row_address(tensor, in_tail ? slot_ : row_, head_, place, element_),
                         .bitmap = nullptr,
                         .row_bytes = tensor.token_stride * element_,
                         .head_dim = attention_.keys.format.head_dim,
-                        .tokens = static_cast<int>(tokens)};
+                        .tokens = count};
     }
 
     const mustafar_attention& attention_;
-    const Kernels& kernels_;
+    const Products& products_;
     int32_t row_, slot_, head_;
     BlockReader keys_, values_;
     int element_;
@@ -143,9 +174,8 @@ private:
 class Attention {
 public:
     Attention(const mustafar_context& context, const mustafar_attention& attention)
-        : attention_(attention), kernels_(kernels(context.cpu_variant, attention.keys.format)),
-          plan_(context, attention), element_(element_bytes(attention.keys.format.dtype)),
-          head_dim_(attention.keys.format.head_dim) {
+        : attention_(attention), products_(context.cpu_variant, attention), plan_(context, attention),
+          element_(element_bytes(attention.keys.format.dtype)), head_dim_(attention.keys.format.head_dim) {
         if (attention.workspace_bytes < plan_.bytes(attention))
             fail(MUSTAFAR_STATUS_BUFFER_TOO_SMALL, "workspace_bytes: expected >= %lld, got %lld",
                  static_cast<long long>(plan_.bytes(attention)), static_cast<long long>(attention.workspace_bytes));
@@ -179,7 +209,7 @@ private:
 
     void attend(int32_t batch, int32_t head, int64_t split, float* scratch) const {
         if (split >= used_splits(batch)) return;
-        const Sequence sequence(attention_, kernels_, batch, head);
+        const Sequence sequence(attention_, products_, batch, head);
         const int64_t end = std::min(sequence.length(), (split + 1) * plan_.split_tokens);
         // What comes before the first query's window no query sees.
         const int64_t begin = std::clamp(sequence.first_seen(0), split * plan_.split_tokens, end);
@@ -188,43 +218,41 @@ private:
         float* values = sum + plan_.rows;
         std::fill_n(maximum, plan_.rows, -infinity);
         std::fill_n(sum, int64_t{plan_.rows} * (plan_.padded + 1), 0.0f);
-        float* const queries = scratch;
-        float* const scores = scratch + int64_t{plan_.rows} * plan_.padded;
-        const int group = attention_.num_heads / attention_.num_kv_heads;
-        for (int r = 0; r < plan_.rows; ++r)
-            kernels_.prepare_query(row_address(attention_.query, batch, head * group + r / attention_.num_queries,
-                                               r % attention_.num_queries, element_),
-                                   head_dim_, queries + int64_t{r} * plan_.padded);
+        float* const dense = scratch;
+        const Queries queries{dense, plan_.block_queries > 0 ? dense + int64_t{plan_.rows} * plan_.padded : dense};
+        float* const scores = dense + int64_t{plan_.rows} * plan_.padded + plan_.block_queries;
+        for (int r = 0; r < plan_.rows; ++r) prepare_query(batch, head, r, queries);
         for (int64_t tile = begin; tile < end; tile += plan_.tile_tokens)
             attend_tile(sequence, tile, std::min(end, tile + plan_.tile_tokens), queries, scores, maximum, sum, values);
     }
 
-    void attend_tile(const Sequence& sequence, int64_t begin, int64_t end, const float* queries, float* scores,
+    void prepare_query(int32_t batch, int32_t head, int r, const Queries& queries) const {
+        const int group = attention_.num_heads / attention_.num_kv_heads;
+        const char* const row = row_address(attention_.query, batch, head * group + r / attention_.num_queries,
+                                            r % attention_.num_queries, element_);
+        products_.dense.prepare_query(row, head_dim_, queries.dense + int64_t{r} * plan_.padded);
+        if (plan_.block_queries == 0) return;
+        const int64_t factors_row = int64_t{slot_of(attention_, batch)} * attention_.num_kv_heads + head;
+        const float* const factors =
+            attention_.key_factors == nullptr ? nullptr : attention_.key_factors + factors_row * head_dim_;
+        products_.keys.prepare_query(row, factors, queries.blocks + r * products_.keys.query_floats());
+    }
+
+    void attend_tile(const Sequence& sequence, int64_t begin, int64_t end, const Queries& queries, float* scores,
                      float* maximum, float* sum, float* values) const {
-        bool packed;
-        for (int64_t token = begin; token < end;) {
-            const TokenRun run = sequence.run<true>(token, end, &packed);
-            (packed ? kernels_.packed_scores : kernels_.dense_scores)(run, queries, plan_.rows,
-                                                                      scores + (token - begin), plan_.tile_tokens);
-            token += run.tokens;
-        }
+        sequence.scores(begin, end, queries, plan_.rows, scores, plan_.tile_tokens);
         sequence.announce_keys(end);
         for (int r = 0; r < plan_.rows; ++r) {
             float* row = scores + int64_t{r} * plan_.tile_tokens;
             hide(sequence, r % attention_.num_queries, begin, end, row);
-            const float factor =
-                kernels_.softmax(row, static_cast<int>(end - begin), attention_.scale * log2e, maximum + r, sum + r);
-            if (factor != 1.0f) kernels_.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
+            const float factor = products_.dense.softmax(row, static_cast<int>(end - begin), attention_.scale * log2e,
+                                                         maximum + r, sum + r);
+            if (factor != 1.0f) products_.dense.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
         }
         // Rows [row, row + rows) of the weighted values, over the tokens [first, last).
         const auto add = [&](int64_t first, int64_t last, int row, int rows) {
-            for (int64_t token = first; token < last;) {
-                const TokenRun run = sequence.run<false>(token, last, &packed);
-                (packed ? kernels_.packed_sum : kernels_.dense_sum)(
-                    run, scores + int64_t{row} * plan_.tile_tokens + (token - begin), plan_.tile_tokens, rows,
-                    values + int64_t{row} * plan_.padded);
-                token += run.tokens;
-            }
+            sequence.sum(first, last, scores + int64_t{row} * plan_.tile_tokens + (first - begin), plan_.tile_tokens,
+                         rows, values + int64_t{row} * plan_.padded);
         };
         // The tokens that all queries see are added for all rows at once. Of the few others each row takes those that it
         // sees: with a weight of zero, a value that is not finite would still become a NaN.
@@ -274,8 +302,8 @@ private:
             const bool sees_token =
                 query < count && attention_.lengths[slot_of(attention_, batch)] - count + query >= 0;
             const float nothing = sees_token ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
-            kernels_.finish(merged, sum == 0.0f ? nothing : 1.0f / sum, head_dim_,
-                            row_address(attention_.output, batch, query_head, query, element_));
+            products_.dense.finish(merged, sum == 0.0f ? nothing : 1.0f / sum, head_dim_,
+                                   row_address(attention_.output, batch, query_head, query, element_));
             if (attention_.log_sum_exp != nullptr)
                 attention_.log_sum_exp[(int64_t{batch} * attention_.num_heads + query_head) * attention_.num_queries +
                                        query] = sum == 0.0f ? -infinity : (maximum + std::log2(sum)) * ln2;
@@ -283,7 +311,7 @@ private:
     }
 
     const mustafar_attention& attention_;
-    const Kernels& kernels_;
+    const Products products_;
     const Plan plan_;
     int element_, head_dim_;
     float *partials_, *scratch_;

@@ -23,16 +23,30 @@ const Backend& cpu_backend() {
                 return guarded(error,
                                [&] { offsets(context, format, batch, heads, tokens, bitmap, entries, page_bytes); });
             },
+        .key_factors =
+            [](const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
+               int64_t tokens, const mustafar_dense& source, float* factors, ErrorText& error) {
+                return guarded(error,
+                               [&] { key_factors(context, dtype, head_dim, batch, heads, tokens, source, factors); });
+            },
         .compress =
             [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-               const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
-               ErrorText& error) {
-                return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
+               const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
+               const mustafar_blocks& destination, ErrorText& error) {
+                return guarded(error,
+                               [&] { compress(context, batch, heads, tokens, source, bitmap, factors, destination); });
             },
         .decompress =
             [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-               const mustafar_blocks& source, const mustafar_dense& destination, ErrorText& error) {
-                return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
+               const mustafar_blocks& source, const float* factors, const mustafar_dense& destination,
+               ErrorText& error) {
+                return guarded(error,
+                               [&] { decompress(context, batch, heads, first, tokens, source, factors, destination); });
+            },
+        .convert =
+            [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+               const mustafar_blocks& source, const mustafar_blocks& destination, ErrorText& error) {
+                return guarded(error, [&] { convert(context, batch, heads, tokens, source, destination); });
             },
         .key_scores = [](const mustafar_context& context, const mustafar_product& product,
                          ErrorText& error) { return guarded(error, [&] { key_scores(context, product); }); },

@@ -7,13 +7,19 @@
 
 namespace mustafar {
 
+// The sections of a block.
 struct Block {
-    const uint32_t* bitmap;
+    const char* begin;
+    int64_t bytes;
+    const uint32_t* bitmap;  // null where all channels are kept
     const char* values;
-    int64_t value_capacity;  // elements
+    int64_t value_capacity;  // how many values there is room for
+    const uint16_t* scales;  // null for native values
 
+    char* writable_begin() const { return const_cast<char*>(begin); }
     uint32_t* writable_bitmap() const { return const_cast<uint32_t*>(bitmap); }
     char* writable_values() const { return const_cast<char*>(values); }
+    uint16_t* writable_scales() const { return const_cast<uint16_t*>(scales); }
 };
 
 // The compressed tokens of one (slot, KV head).
@@ -22,8 +28,8 @@ public:
     // Nothing of blocks is looked at before one is asked for: where there are none, any of it may be anything.
     BlockReader(const mustafar_blocks& blocks, int32_t heads, int64_t slot, int32_t head)
         : blocks_(blocks), heads_(heads), slot_(slot), head_(head),
-          fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format.head_dim)),
-          block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0) {}
+          fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format)),
+          scales_bytes_(scales_bytes(blocks.format)), block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0) {}
 
     // The block's place, without a look at its content.
     Block locate(int64_t index) const {
@@ -47,41 +53,36 @@ public:
             const uint32_t* offset = blocks_.offsets + (slot_ * heads_ + head_) * blocks_.page_blocks + index;
             bytes = int64_t{16} * (int64_t{offset[1]} - int64_t{offset[0]});
             start += int64_t{16} * offset[0];
-            if (bytes < bitmap_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.slab_bytes)
+            if (bytes < bitmap_bytes_ + scales_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.slab_bytes)
                 fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld lies at bytes %lld ... %lld of a slab of %lld",
                      static_cast<long long>(index), static_cast<long long>(start),
                      static_cast<long long>(start + bytes), static_cast<long long>(blocks_.slab_bytes));
         }
-        return Block{.bitmap = reinterpret_cast<const uint32_t*>(memory + start),
-                     .values = memory + start + bitmap_bytes_,
-                     .value_capacity = (bytes - bitmap_bytes_) / element_bytes(blocks_.format.dtype)};
+        const char* const begin = memory + start;
+        const char* const scales = begin + bytes - scales_bytes_;
+        return Block{.begin = begin,
+                     .bytes = bytes,
+                     .bitmap = bitmap_bytes_ > 0 ? reinterpret_cast<const uint32_t*>(begin) : nullptr,
+                     .values = begin + bitmap_bytes_,
+                     .value_capacity = (bytes - bitmap_bytes_ - scales_bytes_) * 8 / value_bits(blocks_.format),
+                     .scales = scales_bytes_ > 0 ? reinterpret_cast<const uint16_t*>(scales) : nullptr};
     }
 
-    // The first `tokens` tokens of a block, its bitmap checked against the room for values.
-    TokenRun read(int64_t index, int tokens, const Kernels& kernels) const {
+    // A block whose first `tokens` tokens will be read: its bitmap is checked against the room for values.
+    Block read(int64_t index, int tokens, const Kernels& kernels) const {
         const Block block = locate(index);
-        const int count = kernels.count(block.bitmap, tokens);
+        const int count = block.bitmap == nullptr ? 0 : kernels.count(block.bitmap, tokens);
         if (count > block.value_capacity)
             fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, it holds %lld",
                  static_cast<long long>(index), count, static_cast<long long>(block.value_capacity));
-        return TokenRun{.data = block.values,
-                        .bitmap = block.bitmap,
-                        .row_bytes = 0,
-                        .head_dim = blocks_.format.head_dim,
-                        .tokens = tokens};
+        return block;
     }
 
 private:
     const mustafar_blocks& blocks_;
     int64_t heads_, slot_, head_;
     bool fixed_;
-    int64_t bitmap_bytes_, block_bytes_;
+    int64_t bitmap_bytes_, scales_bytes_, block_bytes_;
 };
-
-// Address of a dense row.
-inline char* row_address(const mustafar_dense& dense, int64_t batch, int64_t head, int64_t token, int element) {
-    return static_cast<char*>(dense.data) +
-           (batch * dense.batch_stride + head * dense.head_stride + token * dense.token_stride) * element;
-}
 
 }  // namespace mustafar

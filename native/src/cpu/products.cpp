@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/block_products.h"
 #include "cpu/block_reader.h"
+#include "cpu/dense_row.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
@@ -39,23 +41,27 @@ struct Shape {
 
 void key_scores(const mustafar_context& context, const mustafar_product& product) {
     const Shape shape(product);
-    const Kernels& table = kernels(context.cpu_variant, product.blocks.format);
+    const BlockProducts products(context.cpu_variant, product.blocks.format, BlockProducts::Role::keys);
     const int64_t heads = int64_t{product.batch} * product.num_kv_heads;
     if (heads == 0 || shape.rows == 0 || shape.blocks == 0) return;
     const int64_t run = 16, runs = divide_up(shape.blocks, run);  // blocks per item, to prepare the queries rarely
     parallel_for(thread_count(context.num_threads, heads * runs), heads * runs, [&](int64_t item, int) {
         const int32_t b = static_cast<int32_t>(item / runs / product.num_kv_heads);
         const int32_t h = static_cast<int32_t>(item / runs % product.num_kv_heads);
-        std::vector<float> prepared(static_cast<size_t>(shape.rows) * static_cast<size_t>(shape.padded));
+        const int64_t query_floats = products.query_floats() > 0 ? products.query_floats() : shape.padded;
+        std::vector<float> prepared(static_cast<size_t>(shape.rows * query_floats));
+        const float* const factors =
+            product.key_factors == nullptr
+                ? nullptr
+                : product.key_factors + (int64_t{b} * product.num_kv_heads + h) * product.blocks.format.head_dim;
         for (int r = 0; r < shape.rows; ++r)
-            table.prepare_query(shape.dense_row(b, h, r), product.blocks.format.head_dim,
-                                prepared.data() + int64_t{r} * shape.padded);
+            products.prepare_query(shape.dense_row(b, h, r), factors, prepared.data() + r * query_floats);
         const BlockReader reader(product.blocks, product.num_kv_heads, b, h);
         std::vector<float> scores(static_cast<size_t>(shape.rows) * block_tokens);
         for (int64_t block = item % runs * run; block < std::min(shape.blocks, (item % runs + 1) * run); ++block) {
             const int tokens = shape.block_size(block);
-            table.packed_scores(reader.read(block, tokens, table), prepared.data(), shape.rows, scores.data(),
-                                block_tokens);
+            products.scores(reader, block * block_tokens, block * block_tokens + tokens, nullptr, prepared.data(),
+                            shape.rows, scores.data(), block_tokens);
             for (int r = 0; r < shape.rows; ++r)
                 for (int t = 0; t < tokens; ++t)
                     shape.weights_row(b, h, r)[block * block_tokens + t] =
@@ -67,6 +73,7 @@ void key_scores(const mustafar_context& context, const mustafar_product& product
 void value_sum(const mustafar_context& context, const mustafar_product& product) {
     const Shape shape(product);
     const Kernels& table = kernels(context.cpu_variant, product.blocks.format);
+    const BlockProducts products(context.cpu_variant, product.blocks.format, BlockProducts::Role::values);
     const int64_t heads = int64_t{product.batch} * product.num_kv_heads;
     if (heads == 0 || shape.rows == 0) return;
     parallel_for(thread_count(context.num_threads, heads), heads, [&](int64_t item, int) {
@@ -80,7 +87,8 @@ void value_sum(const mustafar_context& context, const mustafar_product& product)
             for (int r = 0; r < shape.rows; ++r)
                 std::copy_n(shape.weights_row(b, h, r) + block * block_tokens, tokens,
                             weights.data() + int64_t{r} * block_tokens);
-            table.packed_sum(reader.read(block, tokens, table), weights.data(), block_tokens, shape.rows, sums.data());
+            products.sum(reader, block * block_tokens, block * block_tokens + tokens, nullptr, weights.data(),
+                         block_tokens, shape.rows, sums.data());
         }
         for (int r = 0; r < shape.rows; ++r)
             table.finish(sums.data() + int64_t{r} * shape.padded, product.scale, product.blocks.format.head_dim,

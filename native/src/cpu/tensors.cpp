@@ -2,10 +2,14 @@
 #include "cpu/tensors.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/block_reader.h"
 #include "cpu/block_writer.h"
+#include "cpu/dense_row.h"
+#include "cpu/integers.h"
 #include "cpu/kernels.h"
+#include "cpu/key_factors.h"
 #include "cpu/parallel.h"
 #include "cpu/pattern.h"
 
@@ -37,6 +41,35 @@ void check_bitmap_row(const uint32_t* bits, int head_dim) {
         fail(MUSTAFAR_STATUS_CORRUPT_DATA, "bitmap: bits past head_dim %d are set (last word %08x)", head_dim, last);
 }
 
+// Tokens skipped ... count - 1 of a block of native values; row(t) is where token t goes.
+template <class Row>
+void restore_values(const Block& block, const mustafar_format& format, const Kernels& table, int skipped, int count,
+                    const Row& row) {
+    const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
+    const char* values = block.values;
+    for (int t = 0; t < count; ++t) {
+        const int kept = keeps_all(format) ? format.head_dim : table.count(block.bitmap + t * words, 1);
+        if (t >= skipped && keeps_all(format))
+            std::memcpy(row(t), values, static_cast<size_t>(kept * element));
+        else if (t >= skipped)
+            table.unpack(values, block.bitmap + t * words, format.head_dim, row(t));
+        values += kept * element;
+    }
+}
+
+template <class Row>
+void restore_integers(const Block& block, const mustafar_format& format, const Kernels& table, int skipped, int count,
+                      const float* factors, const Row& row) {
+    alignas(64) float rows[block_tokens * max_head_dim];
+    dequantize(block, format, skipped, count - skipped, rows, format.head_dim);
+    for (int t = skipped; t < count; ++t) {
+        float* const numbers = rows + (t - skipped) * format.head_dim;
+        if (factors != nullptr)
+            for (int c = 0; c < format.head_dim; ++c) numbers[c] *= factors[c];
+        table.finish(numbers, 1.0f, format.head_dim, row(t));
+    }
+}
+
 }  // namespace
 
 void prune(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
@@ -62,7 +95,7 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
             const int64_t first = block * block_tokens;
             const int count = table.count(bitmap + (r * tokens + first) * words,
                                           static_cast<int>(std::min<int64_t>(block_tokens, tokens - first)));
-            units += divide_up(bitmap_bytes(format.head_dim) + int64_t{count} * element_bytes(format.dtype), 16);
+            units += offsets_block_bytes(format, count) / 16;
             if (units > UINT32_MAX)
                 fail(MUSTAFAR_STATUS_UNSUPPORTED,
                      "tokens: the compressed tensor is larger than 2^36 bytes, more than offsets reach");
@@ -72,37 +105,67 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
 }
 
 void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-              const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination) {
+              const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
+              const mustafar_blocks& destination) {
     const mustafar_format& format = destination.format;
     const Kernels& table = kernels(context.cpu_variant, format);
     const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
     for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
-        const auto row = [&](int t) { return row_address(source, b, h, block * block_tokens + t, element); };
-        write_block(
-            BlockReader(destination, heads, b, h).locate(block), format, table, count, row, [&](uint32_t* bits) {
-                if (bitmap == nullptr) return choose(format, table, block_rows(count, row), bits);
-                const uint32_t* given = bitmap + ((int64_t{b} * heads + h) * tokens + block * block_tokens) * words;
-                for (int t = 0; t < count; ++t) check_bitmap_row(given + t * words, format.head_dim);
-                std::copy_n(given, count * words, bits);
-            });
+        const int64_t head = int64_t{b} * heads + h;
+        const uint32_t* given = bitmap == nullptr ? nullptr : bitmap + (head * tokens + block * block_tokens) * words;
+        if (given != nullptr)
+            for (int t = 0; t < count; ++t) check_bitmap_row(given + t * words, format.head_dim);
+        const BlockRows rows =
+            block_rows(count, [&](int t) { return row_address(source, b, h, block * block_tokens + t, element); });
+        write_block(BlockReader(destination, heads, b, h).locate(block), format, table, rows, given,
+                    factors == nullptr ? nullptr : factors + head * format.head_dim);
     });
 }
 
 void decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                const mustafar_blocks& source, const mustafar_dense& destination) {
+                const mustafar_blocks& source, const float* factors, const mustafar_dense& destination) {
     const mustafar_format& format = source.format;
     const Kernels& table = kernels(context.cpu_variant, format);
-    const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
-    for_blocks(context, batch, heads, first, first + tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
-        const TokenRun run = BlockReader(source, heads, b, h).read(block, count, table);
-        const char* values = static_cast<const char*>(run.data);
-        for (int t = 0; t < count; ++t) {
-            const uint32_t* bits = run.bitmap + t * words;
-            const int64_t token = block * block_tokens + t;
-            if (token >= first)
-                table.unpack(values, bits, format.head_dim, row_address(destination, b, h, token - first, element));
-            values += table.count(bits, 1) * element;
+    const int element = element_bytes(format.dtype);
+    for_blocks(context, batch, heads, first, first + tokens, [&](int32_t b, int32_t h, int64_t index, int count) {
+        const Block block = BlockReader(source, heads, b, h).read(index, count, table);
+        const int skipped = static_cast<int>(std::max<int64_t>(first - index * block_tokens, 0));
+        const auto row = [&](int t) {
+            return row_address(destination, b, h, index * block_tokens + t - first, element);
+        };
+        if (has_integers(format)) {
+            const float* const own =
+                factors == nullptr ? nullptr : factors + (int64_t{b} * heads + h) * format.head_dim;
+            restore_integers(block, format, table, skipped, count, own, row);
+        } else {
+            restore_values(block, format, table, skipped, count, row);
         }
+    });
+}
+
+void convert(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+             const mustafar_blocks& source, const mustafar_blocks& destination) {
+    const bool reordered = (has_quads_order(source.format) ? source.format.order : MUSTAFAR_ORDER_PLAIN) !=
+                           (has_quads_order(destination.format) ? destination.format.order : MUSTAFAR_ORDER_PLAIN);
+    for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t index, int) {
+        const Block from = BlockReader(source, heads, b, h).locate(index);
+        const Block to = BlockReader(destination, heads, b, h).locate(index);
+        if (reordered)
+            convert_integers(from, source.format, to, destination.format);
+        else
+            std::memcpy(to.writable_begin(), from.begin, static_cast<size_t>(from.bytes));
+    });
+}
+
+void key_factors(const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
+                 int64_t tokens, const mustafar_dense& source, float* factors) {
+    const int64_t items = int64_t{batch} * heads;
+    const int element = element_bytes(dtype);
+    parallel_for(thread_count(context.num_threads, items), items, [&](int64_t item, int) {
+        compute_key_factors(
+            dtype, head_dim, tokens,
+            [&](int64_t t) { return row_address(source, item / heads, item % heads, t, element); },
+            factors + item * head_dim);
     });
 }
 

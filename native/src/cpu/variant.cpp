@@ -98,6 +98,15 @@ uint32_t available_variants() {
     return variants;
 }
 
+bool has_avx512_vnni() {
+#if defined(__x86_64__)
+    static const bool has = __builtin_cpu_supports("avx512vnni");
+    return has;
+#else
+    return false;
+#endif
+}
+
 int32_t default_variant() {
     static const int32_t variant = choose();
     return variant;

@@ -20,15 +20,26 @@ int32_t offsets_call(const mustafar_context& context, const mustafar_format& for
     return guarded(error, [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
 }
 
+int32_t key_factors_call(const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
+                         int64_t tokens, const mustafar_dense& source, float* factors, ErrorText& error) {
+    return guarded(error, [&] { key_factors(context, dtype, head_dim, batch, heads, tokens, source, factors); });
+}
+
 int32_t compress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                      const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination,
-                      ErrorText& error) {
-    return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
+                      const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
+                      const mustafar_blocks& destination, ErrorText& error) {
+    return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, factors, destination); });
 }
 
 int32_t decompress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                        const mustafar_blocks& source, const mustafar_dense& destination, ErrorText& error) {
-    return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
+                        const mustafar_blocks& source, const float* factors, const mustafar_dense& destination,
+                        ErrorText& error) {
+    return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, factors, destination); });
+}
+
+int32_t convert_call(const mustafar_context&, int32_t, int32_t, int64_t, const mustafar_blocks&, const mustafar_blocks&,
+                     ErrorText& error) {
+    return guarded(error, [] { fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: conversion needs the CPU"); });
 }
 
 int32_t key_scores_call(const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
@@ -77,10 +88,10 @@ int32_t graph_call(const mustafar_context& context, GraphCall call, void* graph,
     return guarded(error, [&] { run_graph_call(context, call, graph, made); });
 }
 
-constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,      offsets_call,   compress_call,
-                        decompress_call,      key_scores_call, value_sum_call, attention_workspace_call,
-                        attention_call,       append_call,     rms_norm_call,  rotate_call,
-                        silu_mul_call,        linear_call,     sample_call,    graph_call};
+constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,    key_factors_call, compress_call,
+                        decompress_call,      convert_call, key_scores_call, value_sum_call,   attention_workspace_call,
+                        attention_call,       append_call,  rms_norm_call,   rotate_call,      silu_mul_call,
+                        linear_call,          sample_call,  graph_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

@@ -21,7 +21,7 @@ def main():
                 times = []
                 for order, pattern in zip((KEY_FRAGMENT, VALUE_FRAGMENT), patterns):
                     pages = Pages(8, 8, 8192, 128, dtype, keep, order, 16, pattern=pattern)
-                    calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, pages.blocks()) for s in sources]
+                    calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, None, pages.blocks()) for s in sources]
                     times.append(graph_time(calls))
                 print(f"compress 64x8192x128 {dtype} {name} keep {keep}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
     batch, heads = 64, 8

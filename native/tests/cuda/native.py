@@ -9,11 +9,12 @@ I32, I64, PTR, F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_f
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLAIN, KEY_FRAGMENT, VALUE_FRAGMENT = 0, 1, 2
 FIXED, OFFSETS = 0, 1
-UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES = 0, 1, 2
+UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES, ALL = 0, 1, 2, 3
+VALUE_FORMATS = {16: 0, 8: 1, 4: 2}  # by bits
 BLOCK = 32
 PADDING = 64
 COUNTER_BYTES = 16384  # of a workspace, zero before its first use
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class Context(ctypes.Structure):
@@ -36,14 +37,14 @@ class Blocks(ctypes.Structure):
 
 class Product(ctypes.Structure):
     _fields_ = [("batch", I32), ("num_heads", I32), ("num_kv_heads", I32), ("num_queries", I32), ("tokens", I64),
-                ("blocks", Blocks), ("dense", Dense), ("weights", Dense), ("scale", F32)]
+                ("blocks", Blocks), ("dense", Dense), ("weights", Dense), ("scale", F32), ("key_factors", PTR)]
 
 
 class Attention(ctypes.Structure):
     _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_heads", "num_kv_heads", "num_queries", "num_fresh", "tail_capacity",
                                    "max_tokens", "sliding_window")] + [
         ("scale", F32), ("sequences", PTR), ("lengths", PTR), ("compressed", PTR), ("query_counts", PTR), ("query", Dense), ("output", Dense),
-        ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
+        ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
         ("fresh_values", Dense), ("log_sum_exp", PTR), ("workspace", PTR), ("workspace_bytes", I64)]
 
 
@@ -51,7 +52,7 @@ class Append(ctypes.Structure):
     _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_kv_heads", "num_tokens", "lookahead", "group_size", "local_window",
                                    "tail_capacity", "max_tokens")] + [
         ("sequences", PTR), ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
-        ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("tail_keys", Dense),
+        ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense),
         ("tail_values", Dense)]
 
 
@@ -84,15 +85,17 @@ class Sampling(ctypes.Structure):
 
 class _Table(ctypes.Structure):
     _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
-        "prune", "offsets", "compress", "decompress", "key_scores", "value_sum", "attention_workspace", "attention",
+        "prune", "offsets", "key_factors", "compress", "decompress", "convert", "key_scores", "value_sum", "attention_workspace", "attention",
         "append", "rms_norm", "rotate", "silu_mul", "linear", "sample", "graph")]
 
 
 _ARGUMENTS = {
     "prune": (PTR, I32, I32, I64, PTR, PTR),
     "offsets": (PTR, I32, I32, I64, PTR, PTR, PTR),
-    "compress": (I32, I32, I64, PTR, PTR, PTR),
-    "decompress": (I32, I32, I64, I64, PTR, PTR),
+    "key_factors": (I32, I32, I32, I32, I64, PTR, PTR),
+    "compress": (I32, I32, I64, PTR, PTR, PTR, PTR),
+    "decompress": (I32, I32, I64, I64, PTR, PTR, PTR),
+    "convert": (I32, I32, I64, PTR, PTR),
     "key_scores": (PTR,),
     "value_sum": (PTR,),
     "attention_workspace": (PTR, PTR),
@@ -152,7 +155,9 @@ def address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
-def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN):
+def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN, bits=16):
+    if pattern == ALL:
+        return BLOCK * head_dim * bits // 8 + 2 * BLOCK
     element = torch.empty(0, dtype=dtype).element_size()
     codes = pattern != UNSTRUCTURED and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
     return 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0) + BLOCK * keep * element
@@ -163,11 +168,11 @@ class Pages:
     all memory starts out as 0xff (NaN)."""
 
     def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0,
-                 pattern=UNSTRUCTURED, slab_pages=3):
+                 pattern=UNSTRUCTURED, slab_pages=3, bits=16):
         self.batch, self.heads, self.order = batch, heads, order
-        self.format = Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, order, keep)
+        self.format = Format(head_dim, DTYPES[dtype], VALUE_FORMATS[bits], pattern, FIXED, order, keep)
         self.page_blocks = page_blocks
-        self.block_bytes = block_bytes(head_dim, dtype, keep, pattern, order)
+        self.block_bytes = block_bytes(head_dim, dtype, keep, pattern, order, bits)
         self.capacity = max(1, math.ceil(math.ceil(capacity_tokens / BLOCK) / page_blocks))
         count = batch * self.capacity
         head_stride = page_blocks * self.block_bytes

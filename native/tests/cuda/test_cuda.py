@@ -101,7 +101,7 @@ def test_compress():
                 role = "plain"
             pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48)
             before = pages.memory.clone()
-            library.call("compress", batch, heads, tokens, dense(source), None, pages.blocks())
+            library.call("compress", batch, heads, tokens, dense(source), None, None, pages.blocks())
             places = pages.gathered(padded // BLOCK)
             if tokens % BLOCK == 0:
                 expected = reference.pack(x, mask, role)
@@ -111,7 +111,7 @@ def test_compress():
             check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
             for first, count in ((0, tokens), (37, 21)):
                 out = torch.full((batch, heads, count + 2, head_dim), float("nan"), dtype=dtype, device="cuda")
-                library.call("decompress", batch, heads, first, count, pages.blocks(), dense(out[:, :, 1:]))
+                library.call("decompress", batch, heads, first, count, pages.blocks(), None, dense(out[:, :, 1:]))
                 expected = torch.where(mask, x, torch.zeros_like(x))[:, :, first:first + count]
                 same_bits(f"{case} decompress {role} {first}", out[:, :, 1:-1], expected)
                 check(out[:, :, 0].isnan().all() and out[:, :, -1].isnan().all(), f"{case}: decompress wrote too much")
@@ -138,13 +138,13 @@ def test_balanced():
             for order in (PLAIN, fragment):
                 pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48, pattern=pattern)
                 before = pages.memory.clone()
-                library.call("compress", batch, heads, tokens, dense(source), None, pages.blocks())
+                library.call("compress", batch, heads, tokens, dense(source), None, None, pages.blocks())
                 outside = torch.ones_like(pages.memory, dtype=torch.bool)
                 outside[pages.gathered((tokens + BLOCK - 1) // BLOCK).flatten()] = False
                 check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
                 for first, count in ((0, tokens), (17, 11)):
                     out = torch.full((batch, heads, count, head_dim), float("nan"), dtype=dtype, device="cuda")
-                    library.call("decompress", batch, heads, first, count, pages.blocks(), dense(out))
+                    library.call("decompress", batch, heads, first, count, pages.blocks(), None, dense(out))
                     expected = torch.where(mask, x, torch.zeros_like(x))[:, :, first:first + count]
                     same_bits(f"{case} decompress order {order} from {first}", out, expected)
 
@@ -168,9 +168,9 @@ def test_offsets():
         check(torch.equal(table.long(), expected), f"offset table differs, seed {seed}")
         check(int(size) == 16 * int(expected[-1]) + 64, f"page bytes {int(size)}")
         pages = OffsetPages(batch, heads, blocks, head_dim, dtype, table, int(size))
-        library.call("compress", batch, heads, tokens, dense(x), bitmap, pages.blocks())
+        library.call("compress", batch, heads, tokens, dense(x), bitmap, None, pages.blocks())
         out = torch.full_like(x, float("nan"))
-        library.call("decompress", batch, heads, 0, tokens, pages.blocks(), dense(out))
+        library.call("decompress", batch, heads, 0, tokens, pages.blocks(), None, dense(out))
         same_bits(f"offsets seed {seed}", out, torch.where(mask, x, torch.zeros_like(x)))
         scores_and_sums(f"offsets seed {seed}", pages, pages, out, out, 4, 2, generator)
 
@@ -201,7 +201,7 @@ def test_products():
         x, y = (rows("random", (2, 2, tokens, head_dim), dtype, generator) for _ in range(2))
         pages = [Pages(2, 2, tokens, head_dim, dtype, keep, order, 3) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
         for page, tensor in zip(pages, (x, y)):
-            library.call("compress", 2, 2, tokens, dense(tensor), None, page.blocks())
+            library.call("compress", 2, 2, tokens, dense(tensor), None, None, page.blocks())
         pruned = [torch.where(reference.keep_mask(t, keep), t, torch.zeros_like(t)) for t in (x, y)]
         scores_and_sums(f"products seed {seed}", *pages, *pruned, 6, 3, generator)
 

@@ -64,19 +64,28 @@ mustafar_format Arguments::format(int32_t layout) {
     mustafar_format format{};
     format.head_dim = mishap(32) ? number32(0, 512) : input.PickValueInArray(head_dims);
     format.dtype = number32(MUSTAFAR_DTYPE_F32, MUSTAFAR_DTYPE_BF16);
-    format.value_format = number32(MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_NATIVE);
+    format.value_format = number32(MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_INT4);
     // Values that no enumerator has yet are among these.
     const int pattern = input.ConsumeIntegralInRange<int>(0, 7);
-    const bool balanced = pattern == 2 || pattern == 3;
+    const bool balanced = pattern == 2 || pattern == 3, all = pattern >= 6 && layout == MUSTAFAR_LAYOUT_FIXED;
     format.pattern = pattern == 1 ? number32(0, 7)
                      : balanced   ? number32(MUSTAFAR_PATTERN_BALANCED_KEYS, MUSTAFAR_PATTERN_BALANCED_VALUES)
+                     : all        ? number32(MUSTAFAR_PATTERN_ALL, MUSTAFAR_PATTERN_ALL)
                                   : MUSTAFAR_PATTERN_UNSTRUCTURED;
     format.layout = mishap(32) ? number32(0, 3) : layout;
-    format.order = number32(MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_PLAIN);
+    static constexpr int32_t orders[] = {MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_KEY_QUADS,
+                                         MUSTAFAR_ORDER_VALUE_QUADS};
+    format.order = mishap(32) ? number32(-1, 5) : input.PickValueInArray(orders);
     format.keep = layout != MUSTAFAR_LAYOUT_FIXED ? number32(0, 0)
                   : balanced                      ? static_cast<int32_t>(int64_t{number32(5, 8)} * format.head_dim / 16)
+                  : all                           ? number32(format.head_dim, format.head_dim)
                                                   : number32(1, std::max(format.head_dim, 1));
     return format;
+}
+
+float* Arguments::key_factors(const mustafar_format& format, int64_t slots, int64_t heads) {
+    const bool wanted = mishap(32) || (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE && input.ConsumeBool());
+    return wanted ? address(memory.make<float>(times(times(slots, heads), format.head_dim), true)) : nullptr;
 }
 
 mustafar_dense Arguments::strides(int64_t heads, int64_t tokens, int64_t width) {

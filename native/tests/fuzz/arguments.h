@@ -45,6 +45,8 @@ public:
     mustafar_blocks blocks(const mustafar_format& format, int64_t slots, int64_t heads, int64_t tokens);
     // Slabs of slab_bytes.
     void slabs(mustafar_blocks& blocks, int32_t slab_pages, int32_t slab_count);
+    // Channel scales, or none.
+    float* key_factors(const mustafar_format& format, int64_t slots, int64_t heads);
     // Overwrites a few bytes of a buffer.
     void corrupt(void* buffer, size_t bytes);
     // The same for one of the slabs or page tables made so far.

@@ -50,10 +50,16 @@ void shape(Arguments& from, mustafar_attention& attention) {
     attention.scale = from.mishap() ? from.input.ConsumeFloatingPoint<float>() : 0.125f;
     const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
     attention.keys.format = attention.values.format = format;
-    if (from.mishap())
+    if (from.mishap()) {
         attention.values.format = from.format(format.layout);
-    else if (format.layout == MUSTAFAR_LAYOUT_FIXED)
+    } else if (from.input.ConsumeBool()) {  // formats of their own
+        attention.values.format = from.format(format.layout);
+        attention.values.format.head_dim = format.head_dim;
+        attention.values.format.dtype = format.dtype;
+        if (attention.values.format.pattern == MUSTAFAR_PATTERN_ALL) attention.values.format.keep = format.head_dim;
+    } else if (format.layout == MUSTAFAR_LAYOUT_FIXED && format.pattern != MUSTAFAR_PATTERN_ALL) {
         attention.values.format.keep = from.number32(1, 64);
+    }
 }
 
 // Whether a valid call would walk so many tokens that it takes too long for a fuzzer.
@@ -115,6 +121,7 @@ void attention(Arguments& from) {
     const mustafar_format keys = attention.keys.format, values = attention.values.format;
     attention.keys = from.blocks(keys, attention.num_slots, attention.num_kv_heads, compressed);
     attention.values = from.blocks(values, attention.num_slots, attention.num_kv_heads, compressed);
+    attention.key_factors = from.key_factors(keys, attention.num_slots, attention.num_kv_heads);
     tensors(from, attention, context);
     if (from.memory.possible() && !lengthy(attention)) mustafar_attention_forward(&context, &attention);
 }
@@ -146,6 +153,7 @@ void append(Arguments& from) {
     const int64_t tokens = largest(append.lengths, append.num_slots) + append.num_tokens;
     append.keys = from.blocks(format, append.num_slots, append.num_kv_heads, tokens);
     append.values = from.blocks(format, append.num_slots, append.num_kv_heads, tokens);
+    append.key_factors = from.key_factors(format, append.num_slots, append.num_kv_heads);
     const int element = element_bytes(format.dtype);
     append.new_keys = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
     append.new_values = from.dense(append.batch, append.num_kv_heads, append.num_tokens, format.head_dim, element);
@@ -171,6 +179,7 @@ void cache(Arguments& from) {
     const mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
     append.keys = from.blocks(format, append.num_slots, append.num_kv_heads, capacity);
     append.values = from.blocks(format, append.num_slots, append.num_kv_heads, capacity);
+    append.key_factors = from.key_factors(format, append.num_slots, append.num_kv_heads);
     const int element = element_bytes(format.dtype);
     const auto tail = [&] {
         return from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
@@ -208,6 +217,7 @@ void cache(Arguments& from) {
     attention.compressed = compressed.data();
     attention.keys = append.keys;
     attention.values = append.values;
+    attention.key_factors = append.key_factors;
     tensors(from, attention, context);
     attention.tail_keys = append.tail_keys;
     attention.tail_values = append.tail_values;

@@ -11,6 +11,8 @@ void prune(Arguments& arguments);       //
 void compress(Arguments& arguments);    // FIXED blocks: compress, corrupt, decompress
 void masked(Arguments& arguments);      // OFFSETS blocks: offsets, compress, corrupt, decompress
 void decompress(Arguments& arguments);  // blocks of random content
+void convert(Arguments& arguments);
+void key_factors(Arguments& arguments);
 void products(Arguments& arguments);
 void attention(Arguments& arguments);
 void append(Arguments& arguments);

@@ -3,8 +3,8 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace mustafar_fuzz;
-    static constexpr void (*calls[])(Arguments&) = {queries,    workspace, prune,     compress, masked,
-                                                    decompress, products,  attention, append,   cache};
+    static constexpr void (*calls[])(Arguments&) = {queries,  workspace, prune,  compress, masked,  decompress,
+                                                    products, attention, append, cache,    convert, key_factors};
     if (size < 8) return 0;
     Arguments arguments(data + 1, size - 1);
     calls[data[0] % std::size(calls)](arguments);

@@ -20,14 +20,15 @@ struct Shape {
     }
 };
 
-void decompress(Arguments& from, const mustafar_context& context, const Shape& shape, const mustafar_blocks& blocks) {
+void decompress(Arguments& from, const mustafar_context& context, const Shape& shape, const mustafar_blocks& blocks,
+                const float* factors) {
     const int64_t first = from.number(0, shape.tokens > 0 ? shape.tokens : 0);
     const int64_t rest = shape.tokens > first && first >= 0 ? shape.tokens - first : 0;
     const int64_t count = from.mishap() ? from.number(0, 44) : rest;
     const mustafar_dense target =
         from.dense(shape.batch, shape.heads, count, blocks.format.head_dim, element_bytes(blocks.format.dtype));
     if (from.memory.possible())
-        mustafar_decompress(&context, shape.batch, shape.heads, first, count, from.address(&blocks), &target);
+        mustafar_decompress(&context, shape.batch, shape.heads, first, count, from.address(&blocks), factors, &target);
 }
 
 }  // namespace
@@ -66,10 +67,12 @@ void compress(Arguments& from) {
     const mustafar_dense source =
         from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
     const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
+    const float* const factors = from.key_factors(format, shape.batch, shape.heads);
     if (!from.memory.possible()) return;
-    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, nullptr, &blocks) != 0) return;
+    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, nullptr, factors, &blocks) != 0)
+        return;
     from.corrupt_blocks();
-    decompress(from, context, shape, blocks);
+    decompress(from, context, shape, blocks, factors);
 }
 
 void masked(Arguments& from) {
@@ -80,6 +83,7 @@ void masked(Arguments& from) {
         from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
     uint32_t* const bitmap = from.memory.make<uint32_t>(shape.words(format));
     uint32_t* const table = from.memory.make<uint32_t>(shape.blocks() + 1);
+    const float* const factors = from.key_factors(format, shape.batch, shape.heads);
     int64_t slab_bytes = 0;
     if (!from.memory.possible()) return;
     if (std::max(shape.words(format), shape.blocks()) > Memory::most_bytes / 4) {  // nothing is there to be filled
@@ -105,10 +109,11 @@ void masked(Arguments& from) {
     for (int32_t b = 0; b < shape.batch; ++b) pages[b] = 0;
     blocks.pages = pages;
     if (from.mishap()) from.corrupt(bitmap, static_cast<size_t>(shape.words(format)) * sizeof *bitmap);
-    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, &blocks) != 0) return;
+    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, factors, &blocks) != 0)
+        return;
     from.corrupt_blocks();
     from.corrupt(table, static_cast<size_t>(shape.blocks() + 1) * sizeof *table);
-    decompress(from, context, shape, blocks);
+    decompress(from, context, shape, blocks, factors);
 }
 
 void decompress(Arguments& from) {
@@ -116,7 +121,32 @@ void decompress(Arguments& from) {
     const mustafar_format format = from.format(from.number32(MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS));
     const Shape shape(from);
     const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
-    decompress(from, context, shape, blocks);
+    decompress(from, context, shape, blocks, from.key_factors(format, shape.batch, shape.heads));
+}
+
+void convert(Arguments& from) {
+    const mustafar_context context = from.context();
+    mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    const Shape shape(from);
+    const mustafar_blocks source = from.blocks(format, shape.batch, shape.heads, shape.tokens);
+    format.order = from.number32(MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_QUADS);
+    if (from.mishap()) format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    const mustafar_blocks destination = from.blocks(format, shape.batch, shape.heads, shape.tokens);
+    if (!from.memory.possible()) return;
+    mustafar_convert(&context, shape.batch, shape.heads, shape.tokens, from.address(&source),
+                     from.address(&destination));
+}
+
+void key_factors(Arguments& from) {
+    const mustafar_context context = from.context();
+    const mustafar_format format = from.format(MUSTAFAR_LAYOUT_FIXED);
+    const Shape shape(from);
+    const mustafar_dense source =
+        from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
+    float* const factors = from.memory.make<float>(times(wide{shape.batch} * shape.heads, format.head_dim));
+    if (from.memory.possible())
+        mustafar_key_factors(&context, format.dtype, format.head_dim, shape.batch, shape.heads, shape.tokens,
+                             from.address(&source), from.address(factors));
 }
 
 void products(Arguments& from) {
@@ -134,6 +164,8 @@ void products(Arguments& from) {
         from.dense(product.batch, product.num_heads, product.num_queries, format.head_dim, element_bytes(format.dtype));
     product.weights = from.dense(product.batch, product.num_heads, product.num_queries, product.tokens, 4);
     product.scale = from.mishap() ? from.input.ConsumeFloatingPoint<float>() : 0.125f;
+    if (key_scores || from.mishap())
+        product.key_factors = from.key_factors(format, product.batch, product.num_kv_heads);
     if (!from.memory.possible()) return;
     key_scores ? mustafar_key_scores(&context, from.address(&product))
                : mustafar_value_sum(&context, from.address(&product));

@@ -89,6 +89,9 @@ internal sealed unsafe class NativeAttentionTests(string device)
             ("workspace_bytes", a => a with { WorkspaceBytes = a.WorkspaceBytes - 1 }),
             ("workspace", a => a with { Workspace = (byte*)a.Workspace + 4 }),
             ("workspace", a => a with { Workspace = null }),
+            ("key_factors", a => a with { KeyFactors = (float*)a.Workspace }),
+            ("value_format", a => a with { Keys = a.Keys with { Format = a.Keys.Format with { ValueFormat = 3 } } }),
+            ("keep", a => a with { Keys = a.Keys with { Format = a.Keys.Format with { Pattern = 3 } } }),
         ];
         foreach ((string says, Func<NativeAttention, NativeAttention> change) in device == "cpu" ? [.. cases, .. onTheCpu] : cases)
         {
@@ -99,7 +102,6 @@ internal sealed unsafe class NativeAttentionTests(string device)
         (string Says, Func<NativeFormat, NativeFormat> Change)[] unsupported =
         [
             ("head_dim", format => format with { HeadDim = 65 }),
-            ("value_format", format => format with { ValueFormat = (int)ValueFormat.Int8 }),
             ("balanced", format => format with { Pattern = 1, Keep = 3 }),
         ];
         foreach ((string says, Func<NativeFormat, NativeFormat> change) in unsupported)

@@ -151,11 +151,11 @@ internal sealed unsafe partial class LayerStorage
         Tensor dense = empty([pages, _shape.NumKvHeads, Options.GroupSize, _shape.HeadDim], dtype: _shape.DType, device: from);
         NativeDense rows = TensorAccess.Dense(dense);
         NativeContext context = TensorAccess.Context(from);
-        NativeCall.Check(NativeMethods.Decompress(&context, pages, _shape.NumKvHeads, 0, Options.GroupSize, &source, &rows));
+        NativeCall.Check(NativeMethods.Decompress(&context, pages, _shape.NumKvHeads, 0, Options.GroupSize, &source, null, &rows));
         dense = dense.to(to);
         rows = TensorAccess.Dense(dense);
         context = TensorAccess.Context(to);
-        NativeCall.Check(NativeMethods.Compress(&context, pages, _shape.NumKvHeads, Options.GroupSize, &rows, null, &destination));
+        NativeCall.Check(NativeMethods.Compress(&context, pages, _shape.NumKvHeads, Options.GroupSize, &rows, null, null, &destination));
         GC.KeepAlive(dense);
     }
 }

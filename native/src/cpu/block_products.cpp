@@ -1,0 +1,180 @@
+#include "cpu/block_products.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/dense_row.h"
+#include "cpu/integers.h"
+
+namespace mustafar {
+namespace {
+
+const Kernels& f32_kernels(int32_t cpu_variant, mustafar_format format) {
+    format.dtype = MUSTAFAR_DTYPE_F32;
+    return kernels(cpu_variant, format);
+}
+
+// Tokens of integers, in f32.
+class Dequantized {
+public:
+    Dequantized(const Block& block, const mustafar_format& format, int first, int tokens) {
+        dequantize(block, format, first, tokens, rows_, format.head_dim);
+        run_ = TokenRun{.data = rows_,
+                        .bitmap = nullptr,
+                        .row_bytes = int64_t{format.head_dim} * int{sizeof(float)},
+                        .head_dim = format.head_dim,
+                        .tokens = tokens};
+    }
+    const TokenRun& run() const { return run_; }
+
+private:
+    alignas(64) float rows_[block_tokens * max_head_dim];
+    TokenRun run_;
+};
+
+// Calls work(block, first, tokens, offset from begin) for the part of each block that lies in begin ... end - 1.
+template <class Work>
+void for_block_parts(int64_t begin, int64_t end, const Work& work) {
+    for (int64_t token = begin; token < end;) {
+        const int first = static_cast<int>(token % block_tokens);
+        const int tokens = static_cast<int>(std::min<int64_t>(block_tokens - first, end - token));
+        work(token / block_tokens, first, tokens, token - begin);
+        token += tokens;
+    }
+}
+
+}  // namespace
+
+BlockProducts::BlockProducts(int32_t cpu_variant, const mustafar_format& format, Role role)
+    : format_(format), order_(role == Role::keys ? MUSTAFAR_ORDER_KEY_QUADS : MUSTAFAR_ORDER_VALUE_QUADS),
+      kernels_(kernels(cpu_variant, format)), f32_(f32_kernels(cpu_variant, format)),
+      quads_(has_integers(format) ? quad_kernels(cpu_variant) : nullptr) {}
+
+int64_t BlockProducts::query_floats() const {
+    if (!has_integers(format_)) return 0;
+    const int64_t bytes =
+        quads_ != nullptr ? quads_->query_bytes(format_.head_dim) : 128 * bitmap_words(format_.head_dim);
+    return divide_up(bytes, 64) * 16;
+}
+
+void BlockProducts::prepare_query(const void* row, const float* factors, float* prepared) const {
+    if (!has_integers(format_)) return kernels_.prepare_query(row, format_.head_dim, prepared);
+    float query[max_head_dim];
+    widen_row(format_.dtype, row, format_.head_dim, query);
+    const bool finite = std::all_of(query, query + format_.head_dim, [](float x) { return std::isfinite(x); });
+    for (int c = 0; c < format_.head_dim; ++c)
+        query[c] = !finite              ? std::numeric_limits<float>::quiet_NaN()
+                   : factors != nullptr ? query[c] * factors[c]
+                                        : query[c];
+    if (quads_ != nullptr)
+        quads_->prepare_query(query, format_.head_dim, format_.dtype == MUSTAFAR_DTYPE_F32, prepared);
+    else
+        f32_.prepare_query(query, format_.head_dim, prepared);
+}
+
+// Native values: packed behind a bitmap, or rows as in a dense tensor.
+TokenRun BlockProducts::run(const Block& block, int first, int tokens) const {
+    const int element = element_bytes(format_.dtype);
+    const bool packed = block.bitmap != nullptr;
+    const int64_t skipped = packed ? kernels_.count(block.bitmap, first) : int64_t{first} * format_.head_dim;
+    return TokenRun{.data = block.values + skipped * element,
+                    .bitmap = packed ? block.bitmap + first * bitmap_words(format_.head_dim) : nullptr,
+                    .row_bytes = packed ? 0 : int64_t{format_.head_dim} * element,
+                    .head_dim = format_.head_dim,
+                    .tokens = tokens};
+}
+
+QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
+                                      Expanded& room) const {
+    const bool as_stored = has_quads_order(format_) && format_.order == order_;
+    QuadBlocks blocks;
+    blocks.count = static_cast<int>(std::min<int64_t>(count, as_stored ? QuadBlocks::most : Expanded::most));
+    blocks.next = as_stored ? next : nullptr;
+    blocks.bits = as_stored ? value_bits(format_) : 8;
+    blocks.head_dim = format_.head_dim;
+    for (int i = 0; i < blocks.count; ++i) {
+        if (as_stored) {
+            blocks.values[i] = reader.locate(first + i).values;
+        } else {
+            expand_integers(reader.read(first + i, block_tokens, kernels_), format_, order_, room.blocks[i]);
+            blocks.values[i] = room.blocks[i];
+        }
+    }
+    return blocks;
+}
+
+void BlockProducts::scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next,
+                           const float* prepared, int rows, float* scores, int64_t stride) const {
+    if (quads_ != nullptr) return quad_scores(reader, begin, end, next, prepared, rows, scores, stride);
+    for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
+        const Block block = reader.read(index, first + tokens, kernels_);
+        if (has_integers(format_)) {
+            const Dequantized dense(block, format_, first, tokens);
+            return f32_.dense_scores(dense.run(), prepared, rows, scores + offset, stride);
+        }
+        const TokenRun part = run(block, first, tokens);
+        (keeps_all(format_) ? kernels_.dense_scores : kernels_.packed_scores)(part, prepared, rows, scores + offset,
+                                                                              stride);
+    });
+}
+
+void BlockProducts::quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next,
+                                const float* prepared, int rows, float* scores, int64_t stride) const {
+    const bool wide = format_.dtype == MUSTAFAR_DTYPE_F32;
+    Expanded room;
+    for (int64_t token = begin; token < end;) {
+        const int first = static_cast<int>(token % block_tokens);
+        const int64_t whole = first == 0 ? (end - token) / block_tokens : 0;
+        const QuadBlocks blocks = quad_blocks(reader, token / block_tokens, std::max<int64_t>(whole, 1), next, room);
+        if (whole > 0) {
+            quads_->scores(blocks, wide, prepared, rows, scores + (token - begin), stride);
+            token += blocks.count * block_tokens;
+            continue;
+        }
+        // A part of a block, all of whose scores are computed.
+        const int tokens = static_cast<int>(std::min<int64_t>(block_tokens - first, end - token));
+        for (int r = 0; r < rows; ++r) {
+            float all[block_tokens];
+            quads_->scores(blocks, wide, prepared + r * query_floats(), 1, all, block_tokens);
+            std::copy_n(all + first, tokens, scores + r * stride + (token - begin));
+        }
+        token += tokens;
+    }
+}
+
+void BlockProducts::sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
+                        int64_t stride, int rows, float* sums) const {
+    if (quads_ != nullptr) return quad_sum(reader, begin, end, next, weights, stride, rows, sums);
+    if (has_integers(format_)) return f32_sum(reader, begin, end, weights, stride, rows, sums);
+    for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
+        const TokenRun part = run(reader.read(index, first + tokens, kernels_), first, tokens);
+        (keeps_all(format_) ? kernels_.dense_sum : kernels_.packed_sum)(part, weights + offset, stride, rows, sums);
+    });
+}
+
+void BlockProducts::f32_sum(const BlockReader& reader, int64_t begin, int64_t end, const float* weights, int64_t stride,
+                            int rows, float* sums) const {
+    for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
+        const Dequantized dense(reader.read(index, first + tokens, kernels_), format_, first, tokens);
+        f32_.dense_sum(dense.run(), weights + offset, stride, rows, sums);
+    });
+}
+
+void BlockProducts::quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next,
+                             const float* weights, int64_t stride, int rows, float* sums) const {
+    Expanded room;
+    for (int64_t token = begin; token < end;) {
+        const int first = static_cast<int>(token % block_tokens);
+        const QuadBlocks blocks =
+            quad_blocks(reader, token / block_tokens, divide_up(end - token + first, block_tokens), next, room);
+        const int tokens = static_cast<int>(std::min<int64_t>(blocks.count * block_tokens - first, end - token));
+        const float* const own = weights + (token - begin);
+        if (!quads_->sum(blocks, format_.dtype == MUSTAFAR_DTYPE_F32, first, tokens, own, stride, rows, sums,
+                         32 * bitmap_words(format_.head_dim)))
+            f32_sum(reader, token, token + tokens, own, stride, rows, sums);
+        token += tokens;
+    }
+}
+
+}  // namespace mustafar

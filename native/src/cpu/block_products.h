@@ -1,0 +1,50 @@
+// Products with the tokens of blocks, whatever their format: the one place that knows how each is multiplied. Keys and
+// values have one each, so that any two formats go together.
+#pragma once
+
+#include "cpu/block_reader.h"
+#include "cpu/kernels.h"
+#include "cpu/quads.h"
+
+namespace mustafar {
+
+class BlockProducts {
+public:
+    enum class Role { keys, values };
+    BlockProducts(int32_t cpu_variant, const mustafar_format& format, Role role);
+
+    // Floats of a prepared query row that is not prepared as for dense tokens of the same dtype; else 0.
+    int64_t query_floats() const;
+    // A query row, times factors if there are any, in the form that scores read.
+    void prepare_query(const void* row, const float* factors, float* prepared) const;
+
+    // Tokens begin ... end - 1 of one KV head, all in blocks; else as Kernels. next: what will be read after them, or null.
+    void scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,
+                int rows, float* scores, int64_t stride) const;
+    void sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
+             int64_t stride, int rows, float* sums) const;
+
+private:
+    // Blocks in an order of quads of their own, or copies in `room`, of as many of `count` blocks as fit there.
+    struct Expanded {
+        static constexpr int most = 4;
+        alignas(64) char blocks[most][block_tokens * max_head_dim + block_tokens * 2];
+    };
+    QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
+                           Expanded& room) const;
+    void quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,
+                     int rows, float* scores, int64_t stride) const;
+    void quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
+                  int64_t stride, int rows, float* sums) const;
+    void f32_sum(const BlockReader& reader, int64_t begin, int64_t end, const float* weights, int64_t stride, int rows,
+                 float* sums) const;
+    TokenRun run(const Block& block, int first, int tokens) const;
+
+    const mustafar_format& format_;
+    int32_t order_;             // of quads, in which blocks are multiplied
+    const Kernels& kernels_;    // of the dtype
+    const Kernels& f32_;        // for integers that quads_ does not serve, which are multiplied in f32
+    const QuadKernels* quads_;  // for integers; null where the variant has none
+};
+
+}  // namespace mustafar

@@ -1,0 +1,221 @@
+#include "cpu/integers.h"
+
+#include <bit>
+#include <cmath>
+
+#include "cpu/dense_row.h"
+#include "cpu/row.h"
+
+namespace mustafar {
+namespace {
+
+constexpr uint16_t nan_scale = 0x7e00, largest_scale = 0x7bff;  // f16: NaN, 65504
+
+int largest_integer(const mustafar_format& format) {
+    return format.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? 127 : 7;
+}
+
+bool all_finite(const float* row, int count) {
+    bool finite = true;
+    for (int c = 0; c < count; ++c) finite &= std::isfinite(row[c]);
+    return finite;
+}
+
+// Quantises `count` numbers; returns their scale.
+uint16_t quantize(const float* numbers, int count, int largest, int8_t* integers) {
+    const float limit = static_cast<float>(largest);
+    float top = 0.0f;
+    for (int i = 0; i < count; ++i) top = std::abs(numbers[i]) > top ? std::abs(numbers[i]) : top;
+    uint16_t scale = f32_to_f16(top / limit);
+    if (scale > largest_scale) scale = largest_scale;
+    const float divisor = f16_to_f32(scale);
+    for (int i = 0; i < count; ++i) {
+        const float q = divisor == 0.0f ? 0.0f : std::rint(numbers[i] / divisor);
+        integers[i] = static_cast<int8_t>(q > limit ? limit : q >= -limit ? q : -limit);
+    }
+    return scale;
+}
+
+uint8_t nibble_of(int8_t integer) {
+    return static_cast<uint8_t>(integer < 0 ? 8 - integer : integer);
+}
+int8_t integer_of(int nibble) {
+    return static_cast<int8_t>(nibble & 8 ? -(nibble & 7) : nibble);
+}
+
+// Packed integers in plain order; places without a value are zero.
+void pack(const mustafar_format& format, const int8_t* integers, int count, char* values, int64_t bytes) {
+    int64_t used = count;
+    if (format.value_format == MUSTAFAR_VALUE_FORMAT_INT8) {
+        std::memcpy(values, integers, static_cast<size_t>(count));
+    } else {
+        used = (count + 1) / 2;
+        for (int i = 0; i < count; i += 2)
+            values[i / 2] =
+                static_cast<char>(nibble_of(integers[i]) | (i + 1 < count ? nibble_of(integers[i + 1]) : 0) << 4);
+    }
+    std::memset(values + used, 0, static_cast<size_t>(bytes - used));
+}
+
+int8_t packed_integer(const mustafar_format& format, const char* values, int64_t i) {
+    if (format.value_format == MUSTAFAR_VALUE_FORMAT_INT8) return static_cast<int8_t>(values[i]);
+    return integer_of(static_cast<uint8_t>(values[i / 2]) >> i % 2 * 4 & 15);
+}
+
+/*
+ * The orders of quads hold unsigned numbers, integer + 128 or + 8, as vector instructions multiply them. A vector is 64
+ * bytes: keys 16 tokens of 4 channels, values 16 channels of 4 tokens. 4-bit values are laid out like 8-bit values of 16
+ * tokens: a low nibble is a token's, the high one beside it that of the token 16 further.
+ */
+struct Quads {
+    explicit Quads(const mustafar_format& format)
+        : keys(format.order == MUSTAFAR_ORDER_KEY_QUADS), wide(format.value_format == MUSTAFAR_VALUE_FORMAT_INT8),
+          head_dim(format.head_dim) {}
+
+    int byte(int token, int channel) const {
+        const int t = wide ? token : token % 16;
+        return keys ? (t / 16 * (head_dim / 4) + channel / 4) * 64 + t % 16 * 4 + channel % 4
+                    : (channel / 16 * (wide ? 8 : 4) + t / 4) * 64 + channel % 16 * 4 + t % 4;
+    }
+    int8_t get(const char* values, int token, int channel) const {
+        const uint8_t byte_value = static_cast<uint8_t>(values[byte(token, channel)]);
+        return static_cast<int8_t>(wide ? byte_value - 128 : (byte_value >> token / 16 * 4 & 15) - 8);
+    }
+    // Of all tokens; those there are not are zero.
+    void set(char* values, int token, int channel, int8_t integer) const {
+        char& place = values[byte(token, channel)];
+        if (wide)
+            place = static_cast<char>(integer + 128);
+        else if (token < 16)
+            place = static_cast<char>(integer + 8);
+        else
+            place = static_cast<char>(static_cast<uint8_t>(place) | (integer + 8) << 4);
+    }
+
+    bool keys, wide;
+    int head_dim;
+};
+
+// Of a block that keeps all channels: [32][head_dim].
+void write_all(const mustafar_format& format, const int8_t* integers, const Block& block) {
+    if (!has_quads_order(format)) {
+        const int count = block_tokens * format.head_dim;
+        return pack(format, integers, count, block.writable_values(), values_bytes(format, count));
+    }
+    const Quads quads(format);
+    for (int t = 0; t < block_tokens; ++t)
+        for (int c = 0; c < format.head_dim; ++c)
+            quads.set(block.writable_values(), t, c, integers[t * format.head_dim + c]);
+}
+
+// Packs the kept numbers of a row; returns how many there are.
+int keep_only(float* row, const uint32_t* bitmap, int head_dim) {
+    int count = 0;
+    for (int w = 0; w < bitmap_words(head_dim); ++w)
+        for (uint32_t bits = bitmap[w]; bits != 0; bits &= bits - 1)
+            row[count++] = row[32 * w + std::countr_zero(bits)];
+    return count;
+}
+
+}  // namespace
+
+void write_integers(const Block& block, const mustafar_format& format, const BlockRows& rows, const float* factors) {
+    const int head_dim = format.head_dim, words = bitmap_words(head_dim);
+    int8_t integers[block_tokens * max_head_dim] = {};
+    uint16_t* scales = block.writable_scales();
+    int count = 0;
+    for (int t = 0; t < block_tokens; ++t) {
+        if (t >= rows.tokens) {
+            scales[t] = 0;
+            continue;
+        }
+        float row[max_head_dim];
+        widen_row(format.dtype, rows.row[t], head_dim, row);
+        const bool finite = all_finite(row, head_dim);
+        if (factors != nullptr)
+            for (int c = 0; c < head_dim; ++c) row[c] /= factors[c];
+        const int kept = keeps_all(format) ? head_dim : keep_only(row, block.bitmap + t * words, head_dim);
+        // The integers of a row that is not finite stay zero.
+        scales[t] = finite ? quantize(row, kept, largest_integer(format), integers + count) : nan_scale;
+        count += kept;
+    }
+    if (keeps_all(format))
+        write_all(format, integers, block);
+    else
+        pack(format, integers, count, block.writable_values(), values_bytes(format, block.value_capacity));
+}
+
+void read_integers(const Block& block, const mustafar_format& format, int first, int tokens, int8_t* integers) {
+    const int head_dim = format.head_dim, words = bitmap_words(head_dim);
+    if (keeps_all(format)) {
+        const Quads quads(format);
+        for (int t = 0; t < tokens; ++t)
+            for (int c = 0; c < head_dim; ++c)
+                integers[t * head_dim + c] =
+                    has_quads_order(format) ? quads.get(block.values, first + t, c)
+                                            : packed_integer(format, block.values, int64_t{first + t} * head_dim + c);
+        return;
+    }
+    std::memset(integers, 0, static_cast<size_t>(tokens * head_dim));
+    int64_t next = 0;
+    for (int w = 0; w < first * words; ++w) next += std::popcount(block.bitmap[w]);
+    for (int t = 0; t < tokens; ++t)
+        for (int w = 0; w < words; ++w)
+            for (uint32_t bits = block.bitmap[(first + t) * words + w]; bits != 0; bits &= bits - 1, ++next) {
+                const int channel = 32 * w + std::countr_zero(bits);
+                if (channel < head_dim) integers[t * head_dim + channel] = packed_integer(format, block.values, next);
+            }
+}
+
+void dequantize(const Block& block, const mustafar_format& format, int first, int tokens, float* rows, int stride) {
+    const int head_dim = format.head_dim;
+    int8_t integers[block_tokens * max_head_dim];
+    read_integers(block, format, first, tokens, integers);
+    for (int t = 0; t < tokens; ++t) {
+        const float scale = f16_to_f32(block.scales[first + t]);
+        if (std::isfinite(scale) || keeps_all(format)) {
+            for (int c = 0; c < head_dim; ++c)
+                rows[t * stride + c] = static_cast<float>(integers[t * head_dim + c]) * scale;
+            continue;
+        }
+        // A pruned channel is a zero whatever the scale.
+        const uint32_t* const bits = block.bitmap + (first + t) * bitmap_words(head_dim);
+        for (int c = 0; c < head_dim; ++c)
+            rows[t * stride + c] =
+                bits[c / 32] >> c % 32 & 1 ? static_cast<float>(integers[t * head_dim + c]) * scale : 0.0f;
+    }
+}
+
+void expand_integers(const Block& block, const mustafar_format& format, int32_t order, char* expanded) {
+    int8_t integers[block_tokens * max_head_dim];
+    read_integers(block, format, 0, block_tokens, integers);
+    mustafar_format all = format;
+    all.pattern = MUSTAFAR_PATTERN_ALL;
+    all.value_format = MUSTAFAR_VALUE_FORMAT_INT8;
+    all.layout = MUSTAFAR_LAYOUT_FIXED;
+    all.order = order;
+    all.keep = format.head_dim;
+    Block target{};
+    target.values = expanded;
+    write_all(all, integers, target);
+    uint16_t* const scales = reinterpret_cast<uint16_t*>(expanded + block_tokens * format.head_dim);
+    std::memcpy(scales, block.scales, block_tokens * sizeof *scales);
+    if (keeps_all(format)) return;
+    // A token of which nothing is kept is all zeros whatever its scale.
+    const int words = bitmap_words(format.head_dim);
+    for (int t = 0; t < block_tokens; ++t) {
+        uint32_t kept = 0;
+        for (int w = 0; w < words; ++w) kept |= block.bitmap[t * words + w];
+        if (kept == 0) scales[t] = 0;
+    }
+}
+
+void convert_integers(const Block& source, const mustafar_format& from, const Block& destination,
+                      const mustafar_format& to) {
+    int8_t integers[block_tokens * max_head_dim];
+    read_integers(source, from, 0, block_tokens, integers);
+    write_all(to, integers, destination);
+    std::memcpy(destination.writable_scales(), source.scales, static_cast<size_t>(scales_bytes(to)));
+}
+
+}  // namespace mustafar

@@ -1,0 +1,18 @@
+#include "cpu/quads.h"
+
+#include "cpu/variant.h"
+
+namespace mustafar {
+
+const QuadKernels* quad_kernels(int32_t variant) {
+    switch (resolved_variant(variant)) {
+#if defined(__x86_64__)
+        case MUSTAFAR_CPU_VARIANT_AVX512_BF16:
+        case MUSTAFAR_CPU_VARIANT_AVX512:
+        case MUSTAFAR_CPU_VARIANT_AVX512_CORE: return has_avx512_vnni() ? &avx512vnni_quad_kernels() : nullptr;
+#endif
+        default: return nullptr;
+    }
+}
+
+}  // namespace mustafar

@@ -1,0 +1,48 @@
+// Products with integers in the orders of quads (core/format.h), one table for each instruction set that has kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "core/format.h"
+
+namespace mustafar {
+
+// Whole blocks of one KV head that follow one another; keys or values.
+struct QuadBlocks {
+    static constexpr int most = 16;  // 512 tokens: sums of so many products fit 32 bits
+
+    const char* values[most];  // their sections of values, with the scales behind them
+    int count;
+    const char* next;  // what will be read after them, to be fetched in the meantime; null: not known
+    int bits;          // 8 or 4
+    int head_dim;
+
+    int value_bytes() const { return block_tokens * head_dim * bits / 8; }
+    const uint16_t* scales(int block) const { return reinterpret_cast<const uint16_t*>(values[block] + value_bytes()); }
+};
+
+// Queries and weights are numbers of 15 bits, or with `wide` of 22, relative to the largest of a row: the products with
+// integers are exact then. So wide numbers are as good as f32, the others by far better than f16 and bf16.
+struct QuadKernels {
+    // Bytes of a prepared query, a multiple of 64.
+    int64_t (*query_bytes)(int head_dim);
+    void (*prepare_query)(const float* row, int head_dim, bool wide, void* prepared);
+    // scores[r * stride + t] = query row r . token t, for all tokens of all blocks
+    void (*scores)(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride);
+    // sums[r * sums_stride + channel] += weights[r * stride + t] * token first + t, t = 0 ... tokens - 1. False, and nothing
+    // done, if a weight times its token's scale is not finite, or all of a row are so small that they can't be scaled.
+    bool (*sum)(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride,
+                int rows, float* sums, int64_t sums_stride);
+};
+
+// The table for a context's variant, or null where there is none.
+const QuadKernels* quad_kernels(int32_t variant);
+
+#if defined(__x86_64__)
+const QuadKernels& avx512vnni_quad_kernels();
+const QuadKernels& avx2_quad_kernels();
+#elif defined(__aarch64__)
+const QuadKernels& neon_quad_kernels();
+#endif
+
+}  // namespace mustafar

@@ -1,0 +1,324 @@
+/*
+ * The kernels of quads.h for any vectors. As row.h, compiled for each instruction set, which brings its operations:
+ *   bytes                   of a vector of values
+ *   rows                    query rows at once
+ *   Digit, shift            numbers are digits of so many bits, the first one signed; digits(wide) of them
+ *   bias(bits)              what stored values are more than the integers, as dot sees them
+ *   Values, Part, Sum       vectors of values, of four digits over and over, of 32-bit sums of four products each
+ *   load, low, high         8-bit values; the nibbles of 4-bit values
+ *   broadcast, dot, store   sums += values * part
+ *   widen                   f16 to f32
+ * The halves of 16 tokens, or vectors side by side, are taken two at a time, so that a part serves two products.
+ */
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/quads.h"
+#include "cpu/row.h"
+
+namespace mustafar {
+namespace {
+
+constexpr int most_digits = 3;
+
+// GCC copies every sum in each turn of a loop that it does not unroll. What a sanitizer makes of them unrolled takes the
+// compiler many minutes.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define MUSTAFAR_UNROLL_QUADS _Pragma("GCC unroll 8")
+#else
+#define MUSTAFAR_UNROLL_QUADS
+#endif
+
+// The largest number of so many bits, and so of its first digit: 127 * 2^7 or 127 * 2^14.
+constexpr float largest_number(bool wide) {
+    return wide ? 2080768.0f : 16256.0f;
+}
+
+// Behind the digits of a prepared query, [head_dim / 4][digits][4].
+struct QueryScale {
+    float step;  // the value of a unit
+    int32_t sums[most_digits];
+};
+
+// Digits of `count` numbers (a multiple of 4) in units of step: digits[i / 4][digit][i % 4]. Adds them up.
+template <class Ops, int Digits>
+MUSTAFAR_INLINE void to_digits(const float* numbers, int count, float per_unit, typename Ops::Digit* digits,
+                               int32_t* sums) {
+    constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
+    for (int d = 0; d < Digits; ++d) {
+        const int down = Ops::shift * (Digits - 1 - d);
+        const int32_t mask = d == 0 ? -1 : (1 << Ops::shift) - 1;
+        int32_t sum = 0;
+        for (int i = 0; i < count / 4; ++i)
+            for (int j = 0; j < 4; ++j) {
+                const int32_t number = static_cast<int32_t>(bits_of_f32(numbers[4 * i + j] * per_unit + shifter)) -
+                                       static_cast<int32_t>(bits_of_f32(shifter));
+                const int32_t digit = number >> down & mask;
+                digits[(i * Digits + d) * 4 + j] = static_cast<typename Ops::Digit>(digit);
+                sum += digit;
+            }
+        sums[d] += sum;
+    }
+}
+
+// The bits of the largest magnitude; 0x7f800000 or more if one is not finite.
+MUSTAFAR_INLINE int32_t largest_bits(const float* numbers, int count) {
+    int32_t top = 0;
+    for (int i = 0; i < count; ++i) {
+        const int32_t bits = static_cast<int32_t>(bits_of_f32(numbers[i]) & 0x7fffffffu);
+        top = bits > top ? bits : top;
+    }
+    return top;
+}
+constexpr int32_t infinity_bits = 0x7f800000;
+constexpr int32_t smallest_bits = 0x0d000000;  // 2^-101: below, the reciprocal of a unit would not be finite
+
+template <class Ops>
+int64_t query_bytes(int head_dim) {
+    const int bytes = head_dim * most_digits * int{sizeof(typename Ops::Digit)} + int{sizeof(QueryScale)};
+    return divide_up(bytes, 64) * 64;
+}
+
+template <class Ops, int Digits>
+QueryScale* query_scale(void* prepared, int head_dim) {
+    return reinterpret_cast<QueryScale*>(static_cast<char*>(prepared) +
+                                         sizeof(typename Ops::Digit) * static_cast<size_t>(Digits * head_dim));
+}
+
+template <class Ops>
+void prepare_quad_query(const float* row, int head_dim, bool wide, void* prepared) {
+    const auto prepare = [&]<int Digits>() {
+        QueryScale& scale = *query_scale<Ops, Digits>(prepared, head_dim);
+        scale = {};
+        const int32_t top = largest_bits(row, head_dim);
+        const float largest = f32_of_bits(static_cast<uint32_t>(top));
+        const bool usable = top < infinity_bits && top >= smallest_bits;
+        // Not finite: every score becomes NaN. Too small to be told from zero: all are zero.
+        scale.step = usable ? largest / largest_number(wide) : top >= infinity_bits ? f32_of_bits(0x7fc00000u) : 0.0f;
+        typename Ops::Digit* const digits = static_cast<typename Ops::Digit*>(prepared);
+        if (usable)
+            to_digits<Ops, Digits>(row, head_dim, largest_number(wide) / largest, digits, scale.sums);
+        else
+            std::fill_n(digits, Digits * head_dim, typename Ops::Digit{0});
+    };
+    wide ? prepare.template operator()<Ops::digits(true)>() : prepare.template operator()<Ops::digits(false)>();
+}
+
+// The two vectors that are multiplied together: 8-bit values of two places, or both nibbles of one.
+template <class Ops, bool Nibbles>
+struct Two {
+    typename Ops::Values x[2];
+    MUSTAFAR_INLINE Two(const char* first, const char* second) {
+        if constexpr (Nibbles) {
+            x[0] = Ops::low(first);
+            x[1] = Ops::high(first);
+        } else {
+            x[0] = Ops::load(first);
+            x[1] = Ops::load(second);
+        }
+    }
+};
+
+template <class Ops, bool Nibbles, int Digits, int R>
+void block_scores(const char* values, const char* next, int head_dim, const float* scales, const char* prepared,
+                  int64_t row_bytes, float* scores, int64_t stride) {
+    constexpr int slices = 64 / Ops::bytes, tokens = Ops::bytes / 4;
+    constexpr int quad_bytes = Digits * 4 * int{sizeof(typename Ops::Digit)};
+    const int quads = head_dim / 4;
+    for (int slice = 0; slice < slices; ++slice) {
+        typename Ops::Sum sums[R][Digits][2];
+        for (int r = 0; r < R; ++r)
+            for (int d = 0; d < Digits; ++d) sums[r][d][0] = sums[r][d][1] = Ops::zero();
+        MUSTAFAR_UNROLL_QUADS
+        for (int q = 0; q < quads; ++q) {
+            const int place = q * 64 + slice * Ops::bytes;
+            const Two<Ops, Nibbles> two(values + place, values + quads * 64 + place);
+            if (slice == 0) {
+                __builtin_prefetch(next + q * 64);
+                if constexpr (!Nibbles) __builtin_prefetch(next + (quads + q) * 64);
+            }
+            for (int r = 0; r < R; ++r)
+                for (int d = 0; d < Digits; ++d) {
+                    const char* const digits = prepared + r * row_bytes + q * quad_bytes;
+                    const typename Ops::Part part = Ops::broadcast(digits + d * 4 * int{sizeof(typename Ops::Digit)});
+                    sums[r][d][0] = Ops::dot(sums[r][d][0], two.x[0], part);
+                    sums[r][d][1] = Ops::dot(sums[r][d][1], two.x[1], part);
+                }
+        }
+        for (int r = 0; r < R; ++r) {
+            const QueryScale& scale = *query_scale<Ops, Digits>(const_cast<char*>(prepared) + r * row_bytes, head_dim);
+            for (int half = 0; half < 2; ++half) {
+                float total[tokens] = {};
+                for (int d = 0; d < Digits; ++d) {
+                    alignas(64) int32_t sum[tokens];
+                    Ops::store(sums[r][d][half], sum);
+                    const int32_t offset = Ops::bias(Nibbles ? 4 : 8) * scale.sums[d];
+                    for (int t = 0; t < tokens; ++t)
+                        total[t] = total[t] * (1 << Ops::shift) + static_cast<float>(sum[t] - offset);
+                }
+                const int first = half * 16 + slice * tokens;
+                for (int t = 0; t < tokens; ++t)
+                    scores[r * stride + first + t] = total[t] * (scale.step * scales[first + t]);
+            }
+        }
+    }
+}
+
+template <class Ops>
+void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride) {
+    const int64_t row_bytes = query_bytes<Ops>(blocks.head_dim);
+    for (int b = 0; b < blocks.count; ++b) {
+        alignas(64) float scales[block_tokens];
+        Ops::widen(blocks.scales(b), block_tokens, scales);
+        const char* const next = b + 1 < blocks.count     ? blocks.values[b + 1]
+                                 : blocks.next != nullptr ? blocks.next
+                                                          : blocks.values[b];
+        for_row_chunks<Ops::rows>(rows, [&]<int R>(int first) {
+            const auto run = [&]<bool Nibbles, int Digits>() {
+                block_scores<Ops, Nibbles, Digits, R>(blocks.values[b], next, blocks.head_dim, scales,
+                                                      static_cast<const char*>(prepared) + first * row_bytes, row_bytes,
+                                                      scores + first * stride + b * block_tokens, stride);
+            };
+            if (wide)
+                blocks.bits == 4 ? run.template operator()<true, Ops::digits(true)>()
+                                 : run.template operator()<false, Ops::digits(true)>();
+            else
+                blocks.bits == 4 ? run.template operator()<true, Ops::digits(false)>()
+                                 : run.template operator()<false, Ops::digits(false)>();
+        });
+    }
+}
+
+// Rows of weights, times the tokens' scales, as digits.
+template <class Ops, int Digits, int R>
+struct Weights {
+    typename Ops::Digit digits[R][QuadBlocks::most * block_tokens * Digits];
+    float step[R];
+    int32_t sums[R][Digits];
+};
+
+// Sums of `Count` vectors of channels from vector `first` on, over one block.
+template <class Ops, bool Nibbles, int Digits, int R, int Count>
+MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first, int block,
+                                const Weights<Ops, Digits, R>& weights, typename Ops::Sum* sums) {
+    constexpr int slices = 64 / Ops::bytes, quads = Nibbles ? 4 : 8, halves = Nibbles ? 2 : 1;
+    typename Ops::Sum sum[R][Digits][Count];
+    for (int r = 0; r < R; ++r)
+        for (int d = 0; d < Digits; ++d)
+            for (int i = 0; i < Count; ++i) sum[r][d][i] = sums[((first + i) * R + r) * Digits + d];
+    MUSTAFAR_UNROLL_QUADS
+    for (int q = 0; q < quads; ++q) {
+        typename Ops::Values x[Count][halves];
+        for (int i = 0; i < Count; ++i) {
+            const int unit = first + i;
+            const int64_t place = (unit / slices * quads + q) * 64 + unit % slices * Ops::bytes;
+            if (unit % slices == 0) __builtin_prefetch(next + place);
+            if constexpr (Nibbles) {
+                x[i][0] = Ops::low(values + place);
+                x[i][1] = Ops::high(values + place);
+            } else {
+                x[i][0] = Ops::load(values + place);
+            }
+        }
+        for (int half = 0; half < halves; ++half)
+            for (int r = 0; r < R; ++r)
+                for (int d = 0; d < Digits; ++d) {
+                    const typename Ops::Part part =
+                        Ops::broadcast(weights.digits[r] + ((block * 8 + half * 4 + q) * Digits + d) * 4);
+                    for (int i = 0; i < Count; ++i) sum[r][d][i] = Ops::dot(sum[r][d][i], x[i][half], part);
+                }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int d = 0; d < Digits; ++d)
+            for (int i = 0; i < Count; ++i) sums[((first + i) * R + r) * Digits + d] = sum[r][d][i];
+}
+
+template <class Ops, bool Nibbles, int Digits, int R>
+[[gnu::noinline]] void add_blocks(const QuadBlocks& blocks, const Weights<Ops, Digits, R>& weights, float* sums,
+                                  int64_t sums_stride) {
+    constexpr int channels = Ops::bytes / 4;
+    const int units = blocks.head_dim / channels;
+    typename Ops::Sum total[max_head_dim / channels * R * Digits];
+    for (int i = 0; i < units * R * Digits; ++i) total[i] = Ops::zero();
+    for (int b = 0; b < blocks.count; ++b) {
+        const char* const values = blocks.values[b];
+        const char* const next = b + 1 < blocks.count     ? blocks.values[b + 1]
+                                 : blocks.next != nullptr ? blocks.next
+                                                          : values;
+        int unit = 0;
+        for (; unit + 1 < units; unit += 2)
+            block_sums<Ops, Nibbles, Digits, R, 2>(values, next, unit, b, weights, total);
+        if (unit < units) block_sums<Ops, Nibbles, Digits, R, 1>(values, next, unit, b, weights, total);
+    }
+    for (int unit = 0; unit < units; ++unit)
+        for (int r = 0; r < R; ++r) {
+            float number[channels] = {};
+            for (int d = 0; d < Digits; ++d) {
+                alignas(64) int32_t sum[channels];
+                Ops::store(total[(unit * R + r) * Digits + d], sum);
+                const int32_t offset = Ops::bias(Nibbles ? 4 : 8) * weights.sums[r][d];
+                for (int c = 0; c < channels; ++c)
+                    number[c] = number[c] * (1 << Ops::shift) + static_cast<float>(sum[c] - offset);
+            }
+            float* const out = sums + r * sums_stride + unit * channels;
+            for (int c = 0; c < channels; ++c) out[c] += number[c] * weights.step[r];
+        }
+}
+
+template <class Ops>
+bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride,
+              int rows, float* sums, int64_t sums_stride) {
+    const int count = blocks.count * block_tokens;
+    alignas(64) float scales[QuadBlocks::most * block_tokens];
+    for (int b = 0; b < blocks.count; ++b) Ops::widen(blocks.scales(b), block_tokens, scales + b * block_tokens);
+    // Every row is looked at before the first is added.
+    const auto top_of = [&](int row) {
+        int32_t top = 0;
+        for (int t = 0; t < tokens; ++t) {
+            const int32_t bits =
+                static_cast<int32_t>(bits_of_f32(weights[row * stride + t] * scales[first + t]) & 0x7fffffffu);
+            top = bits > top ? bits : top;
+        }
+        return top;
+    };
+    bool usable = true;
+    for (int r = 0; r < rows; ++r) {
+        const int32_t top = top_of(r);
+        usable &= top == 0 || (top >= smallest_bits && top < infinity_bits);
+    }
+    if (!usable) return false;
+    for_row_chunks<Ops::rows>(rows, [&]<int R>(int first_row) {
+        const auto run = [&]<int Digits>() {
+            Weights<Ops, Digits, R> parts;
+            for (int r = 0; r < R; ++r) {
+                alignas(64) float numbers[QuadBlocks::most * block_tokens];
+                std::fill_n(numbers, first, 0.0f);
+                for (int t = 0; t < tokens; ++t)
+                    numbers[first + t] = weights[(first_row + r) * stride + t] * scales[first + t];
+                std::fill(numbers + first + tokens, numbers + count, 0.0f);
+                const int32_t top = largest_bits(numbers, count);
+                const float largest = f32_of_bits(static_cast<uint32_t>(top));
+                parts.step[r] = largest / largest_number(wide);
+                for (int d = 0; d < Digits; ++d) parts.sums[r][d] = 0;
+                to_digits<Ops, Digits>(numbers, count, top == 0 ? 0.0f : largest_number(wide) / largest,
+                                       parts.digits[r], parts.sums[r]);
+            }
+            float* const out = sums + first_row * sums_stride;
+            blocks.bits == 4 ? add_blocks<Ops, true, Digits, R>(blocks, parts, out, sums_stride)
+                             : add_blocks<Ops, false, Digits, R>(blocks, parts, out, sums_stride);
+        };
+        wide ? run.template operator()<Ops::digits(true)>() : run.template operator()<Ops::digits(false)>();
+    });
+    return true;
+}
+
+template <class Ops>
+constexpr QuadKernels quad_table{.query_bytes = query_bytes<Ops>,
+                                 .prepare_query = prepare_quad_query<Ops>,
+                                 .scores = quad_scores<Ops>,
+                                 .sum = quad_sum<Ops>};
+
+}  // namespace
+}  // namespace mustafar
