@@ -2,6 +2,7 @@ using System.CommandLine;
 using Mustafar.Benchmarks;
 using Mustafar.Benchmarks.Cuda;
 using Mustafar.Benchmarks.Decode;
+using Mustafar.Benchmarks.DropIn;
 using TorchSharp;
 
 BenchmarkOptions options = new();
@@ -13,6 +14,7 @@ root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prom
 root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", OnDevice(AppendBenchmark.Run, CudaCompressBenchmark.Append)));
 root.Subcommands.Add(options.Command("step", "The operations of a decode step beside attention, on the CPU.", StepBenchmark.Run));
 root.Subcommands.Add(DecodeCommand.Create(options));
+root.Subcommands.Add(DropInCommand.Create(options));
 root.Subcommands.Add(BarChart.Command());
 return root.Parse(args).Invoke();
 

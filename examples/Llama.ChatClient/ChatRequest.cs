@@ -1,7 +1,6 @@
 using System.Text.Json;
 using Microsoft.Extensions.AI;
 using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Generation;
 
 namespace Mustafar.Examples.Llama;
 
@@ -9,7 +8,7 @@ namespace Mustafar.Examples.Llama;
 /// <param name="ModelId">Name of the model; none if null.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
 /// <param name="MaxTokens">Tokens to generate at most.</param>
-internal sealed record ChatRequestDefaults(string? ModelId, SamplingOptions Sampling, int MaxTokens);
+internal sealed record ChatRequestDefaults(string? ModelId, SamplingParameters Sampling, int MaxTokens);
 
 /// <summary>What a caller asks for, in the terms of the model. What the model can't do is refused, never ignored.</summary>
 /// <param name="Turns">The chat.</param>
@@ -20,7 +19,7 @@ internal sealed record ChatRequestDefaults(string? ModelId, SamplingOptions Samp
 internal sealed record ChatRequest(
     IReadOnlyList<ChatTurn> Turns,
     IReadOnlyDictionary<string, object?> TemplateVariables,
-    SamplingOptions Sampling,
+    SamplingParameters Sampling,
     int MaxTokens,
     IReadOnlyList<string> StopSequences)
 {
@@ -53,7 +52,7 @@ internal sealed record ChatRequest(
                 TopK = options.TopK ?? defaults.Sampling.TopK,
                 FrequencyPenalty = options.FrequencyPenalty ?? 0,
                 PresencePenalty = options.PresencePenalty ?? 0,
-                Seed = options.Seed is long seed ? unchecked((int)seed) : Random.Shared.Next(),
+                Seed = unchecked((ulong)(options.Seed ?? Random.Shared.NextInt64())),
             },
             maxTokens,
             [.. options.StopSequences ?? []]);

@@ -41,7 +41,7 @@ public sealed class LlamaChatClient : IChatClient
     /// <param name="sampling">How tokens are chosen where a request doesn't say.</param>
     /// <param name="options">How to run it.</param>
     /// <param name="newCache">Makes an empty cache.</param>
-    internal LlamaChatClient(ChatModel model, SamplingOptions sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
+    internal LlamaChatClient(ChatModel model, SamplingParameters sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
     {
         _model = model;
         _options = options;
@@ -65,7 +65,7 @@ public sealed class LlamaChatClient : IChatClient
         options ??= new LlamaChatClientOptions();
         CheckpointDirectory.Check(directory);
         ChatTemplate template = ChatTemplate.Load(directory, options.ChatTemplate);
-        SamplingOptions sampling = GenerationConfig.Load(directory).Sampling;
+        SamplingParameters sampling = GenerationConfig.Load(directory).Sampling;
         LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device);
         try
         {

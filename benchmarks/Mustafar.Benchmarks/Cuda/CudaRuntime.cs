@@ -65,6 +65,16 @@ internal static unsafe class CudaRuntime
         return executable;
     }
 
+    /// <summary>Ends a capture that failed; what was captured is dropped.</summary>
+    internal static void AbandonCapture(nint stream)
+    {
+        nint graph;
+        if (((delegate* unmanaged<nint, nint*, int>)Function(Library, "cudaStreamEndCapture"))(stream, &graph) == 0 && graph != 0)
+        {
+            Check(((delegate* unmanaged<nint, int>)Function(Library, "cudaGraphDestroy"))(graph));
+        }
+    }
+
     internal static void Launch(nint executable, nint stream) =>
         Check(((delegate* unmanaged<nint, nint, int>)Function(Library, "cudaGraphLaunch"))(executable, stream));
 

@@ -42,9 +42,17 @@ internal sealed class CudaTiming : IDisposable
 
         CudaRuntime.Synchronize(_stream);
         CudaRuntime.BeginCapture(_stream);
-        for (int i = 0; i < rounds * calls.Count; i++)
+        try
         {
-            calls[i % calls.Count]().Dispose();
+            for (int i = 0; i < rounds * calls.Count; i++)
+            {
+                calls[i % calls.Count]().Dispose();
+            }
+        }
+        catch
+        {
+            CudaRuntime.AbandonCapture(_stream);
+            throw;
         }
 
         nint graph = CudaRuntime.EndCapture(_stream);

@@ -107,6 +107,7 @@ public sealed class PromptCache : IDisposable
         cancellationToken.ThrowIfCancellationRequested();
         Shorten(Reusable(prompt));
         ReusedTokens = _ids.Count;
+        sampler.AddPrompt(_ids);
         List<int> ids = [.. prompt];
         try
         {

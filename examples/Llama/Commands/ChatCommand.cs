@@ -3,7 +3,6 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Text.Json;
 using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Generation;
 using Mustafar.Examples.Llama.Model;
 
 namespace Mustafar.Examples.Llama.Commands;
@@ -40,7 +39,7 @@ internal sealed class ChatCommand : LlamaCommand
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        SamplingOptions sampling = _generation.Sampling(arguments, settings.Model, output);
+        SamplingParameters sampling = _generation.Sampling(arguments, settings.Model, output);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         (string? load, string? save) = (arguments.GetValue(_load), arguments.GetValue(_save));
         CheckFiles(settings, load, save);

@@ -11,7 +11,7 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <param name="sampling">How tokens are chosen; each reply has a seed of its own.</param>
 /// <param name="maxTokens">Tokens of a reply at most.</param>
 /// <param name="context">Tokens that the model can take.</param>
-internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, SamplingOptions sampling, int maxTokens, int context)
+internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, SamplingParameters sampling, int maxTokens, int context)
 {
     /// <summary>The line that begins a new chat.</summary>
     public const string Reset = "/reset";
@@ -67,7 +67,7 @@ internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, Sa
     private void Reply(string line, ConsoleOutput output)
     {
         ChatTurn user = new(ChatRoles.User, line);
-        Sampler sampler = new(sampling with { Seed = unchecked(sampling.Seed + _exchanges.Count) });
+        Sampler sampler = new(sampling with { Seed = unchecked(sampling.Seed + (ulong)_exchanges.Count) });
         StringBuilder reply = new();
         int cachedBefore = conversation.CachedTokens;
         string? error = null;

@@ -78,7 +78,7 @@ internal sealed class CompareCommand : LlamaCommand
         List<int> tokens = output.WithProgress($"Generating, {name}", progress =>
         {
             List<int> generated = [];
-            foreach (int token in generator.Generate(prompt, new Sampler(new SamplingOptions()), maxTokens, session.StopTokens))
+            foreach (int token in generator.Generate(prompt, new Sampler(SamplingParameters.Greedy), maxTokens, session.StopTokens))
             {
                 generated.Add(token);
                 progress.Report((double)generated.Count / maxTokens);

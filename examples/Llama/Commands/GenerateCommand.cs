@@ -38,7 +38,7 @@ internal sealed class GenerateCommand : LlamaCommand
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        SamplingOptions sampling = _generation.Sampling(arguments, settings.Model, output);
+        SamplingParameters sampling = _generation.Sampling(arguments, settings.Model, output);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         string[] prompts = Prompts(arguments);
         HypothesisSettings? hypotheses = _hypotheses.Read(arguments, prompts.Length, _generation, sampling);
@@ -63,11 +63,16 @@ internal sealed class GenerateCommand : LlamaCommand
         SavedText? before = load is null ? null : SavedText.Load(load, session, cache);
         TokenGenerator generator = new(session.Model, cache);
         Continuation[] texts = [.. prompts.Select(prompt => new Continuation(prompt, session.Tokenizer, stopTokens, before?.Uncached))];
+        Sampler[] samplers = [.. texts.Select((_, i) => new Sampler(sampling with { Seed = unchecked(sampling.Seed + (ulong)i) }))];
+        if (before is not null)
+        {
+            samplers[0].AddPrompt(session.Tokenizer.Encode(before.Text));
+        }
 
         // Evaluated before the prompt is echoed, so that a prompt that can't be used leaves no output.
         IEnumerable<SequenceToken> tokens = generator.Generate(
             [.. texts.Select(text => text.PromptIds)],
-            [.. texts.Select((_, i) => new Sampler(sampling with { Seed = unchecked(sampling.Seed + i) }))],
+            samplers,
             maxTokens,
             stopTokens,
             output.Interrupted);

@@ -19,6 +19,12 @@ internal sealed class GenerationOptions(int maxTokens)
     private readonly Option<double?> _topP = CommandOption.Number<double>(
         "--top-p", $"Draw from the fewest of the likeliest tokens that have this probability together. {Default}", "P");
 
+    private readonly Option<double?> _minP = CommandOption.Number<double>(
+        "--min-p", $"Draw from the tokens that have at least this part of the likeliest one's probability. {Default}", "P");
+
+    private readonly Option<double?> _repetitionPenalty = CommandOption.Number<double>(
+        "--repetition-penalty", $"Divides the scores above 0 of tokens that the text has, and multiplies the others. {Default}", "X");
+
     private readonly Option<double> _frequencyPenalty = CommandOption.Number(
         "--frequency-penalty", "Taken from a token's score for each time that it was generated before.", "X", 0.0);
 
@@ -33,7 +39,7 @@ internal sealed class GenerationOptions(int maxTokens)
     /// <summary>All of them.</summary>
     public IEnumerable<Option> All => [MaxTokens, .. Choosing];
 
-    private Option[] Choosing => [_temperature, _topK, _topP, _frequencyPenalty, _presencePenalty, _seed];
+    private Option[] Choosing => [_temperature, _topK, _topP, _minP, _repetitionPenalty, _frequencyPenalty, _presencePenalty, _seed];
 
     /// <summary>The option of commands that always take the likeliest token.</summary>
     public static Option<int> NewMaxTokens(int maxTokens) =>
@@ -49,7 +55,7 @@ internal sealed class GenerationOptions(int maxTokens)
     /// <param name="output">Told of settings of the checkpoint that are not implemented.</param>
     /// <exception cref="CommandException">A value is out of range.</exception>
     /// <exception cref="CheckpointException">generation_config.json is not valid.</exception>
-    public SamplingOptions Sampling(ParseResult arguments, string model, ConsoleOutput output)
+    public SamplingParameters Sampling(ParseResult arguments, string model, ConsoleOutput output)
     {
         GenerationConfig config = GenerationConfig.Load(model);
         if (config.Ignored.Count > 0)
@@ -63,14 +69,18 @@ internal sealed class GenerationOptions(int maxTokens)
                 Temperature = arguments.GetValue(_temperature) ?? config.Sampling.Temperature,
                 TopK = arguments.GetValue(_topK) ?? config.Sampling.TopK,
                 TopP = arguments.GetValue(_topP) ?? config.Sampling.TopP,
+                MinP = arguments.GetValue(_minP) ?? config.Sampling.MinP,
+                RepetitionPenalty = arguments.GetValue(_repetitionPenalty) ?? config.Sampling.RepetitionPenalty,
                 FrequencyPenalty = arguments.GetValue(_frequencyPenalty),
                 PresencePenalty = arguments.GetValue(_presencePenalty),
-                Seed = arguments.GetValue(_seed),
+                Seed = unchecked((ulong)arguments.GetValue(_seed)),
             },
-            (nameof(SamplingOptions.Temperature), _temperature),
-            (nameof(SamplingOptions.TopK), _topK),
-            (nameof(SamplingOptions.TopP), _topP),
-            (nameof(SamplingOptions.FrequencyPenalty), _frequencyPenalty),
-            (nameof(SamplingOptions.PresencePenalty), _presencePenalty));
+            (nameof(SamplingParameters.Temperature), _temperature),
+            (nameof(SamplingParameters.TopK), _topK),
+            (nameof(SamplingParameters.TopP), _topP),
+            (nameof(SamplingParameters.MinP), _minP),
+            (nameof(SamplingParameters.RepetitionPenalty), _repetitionPenalty),
+            (nameof(SamplingParameters.FrequencyPenalty), _frequencyPenalty),
+            (nameof(SamplingParameters.PresencePenalty), _presencePenalty));
     }
 }

@@ -27,7 +27,7 @@ internal sealed class HypothesisOptions
     /// <param name="generation">Options that say how tokens are drawn.</param>
     /// <param name="sampling">How they are drawn.</param>
     /// <exception cref="CommandException">A value is not one that can be used, or an option doesn't go with the others.</exception>
-    public HypothesisSettings? Read(ParseResult arguments, int prompts, GenerationOptions generation, SamplingOptions sampling)
+    public HypothesisSettings? Read(ParseResult arguments, int prompts, GenerationOptions generation, SamplingParameters sampling)
     {
         int? bestOf = Positive(arguments, _bestOf);
         int? beams = Positive(arguments, _beams);
@@ -70,7 +70,7 @@ internal sealed class HypothesisOptions
         }
 
         return new HypothesisSettings(
-            bestOf is null ? null : [.. Enumerable.Range(0, count).Select(i => sampling with { Seed = unchecked(sampling.Seed + i) })],
+            bestOf is null ? null : [.. Enumerable.Range(0, count).Select(i => sampling with { Seed = unchecked(sampling.Seed + (ulong)i) })],
             beams is null
                 ? null
                 : CommandOption.Made(
@@ -87,4 +87,4 @@ internal sealed class HypothesisOptions
 /// <param name="BestOf">How tokens are drawn, for each continuation; null for a beam search.</param>
 /// <param name="Beams">How to search; null to draw.</param>
 /// <param name="Count">Continuations to print.</param>
-internal sealed record HypothesisSettings(SamplingOptions[]? BestOf, BeamSearchOptions? Beams, int Count);
+internal sealed record HypothesisSettings(SamplingParameters[]? BestOf, BeamSearchOptions? Beams, int Count);

@@ -19,11 +19,11 @@ internal sealed class BatchSampler : IDisposable
     {
         _samplers = samplers;
         _logProbabilities = logProbabilities;
-        _state = new SamplingState(samplers.Count, model.Config.VocabSize, model.Device, samplers.Any(sampler => sampler.HasPenalties));
+        _state = new SamplingState(samplers.Count, model.Config.VocabSize, model.Device, samplers.Any(sampler => sampler.Parameters.HasPenalties));
         for (int i = 0; i < samplers.Count; i++)
         {
             ReadOnlySpan<int> chosen = samplers[i].Chosen;
-            _state.Restart(i, samplers[i].Parameters, chosen: chosen, step: chosen.Length);
+            _state.Restart(i, samplers[i].Parameters, samplers[i].Prompt, chosen, step: chosen.Length);
         }
     }
 

@@ -47,6 +47,11 @@ public sealed class BestOf : TextGenerator
         }
 
         TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
+        foreach (Sampler sampler in samplers)
+        {
+            sampler.AddPrompt(prompt);
+        }
+
         using Tensor afterPrompt = Prefill([prompt], cancellationToken);
         using ModelCache forks = Fork(Cache, new int[samplers.Count]);
         List<int>[] tokens = [.. samplers.Select(_ => new List<int>())];

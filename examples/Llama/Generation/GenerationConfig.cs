@@ -8,7 +8,7 @@ namespace Mustafar.Examples.Llama.Generation;
 /// <param name="Sampling">How tokens are chosen where the caller doesn't say.</param>
 /// <param name="Ignored">Settings that would change what is chosen and are not implemented, each as <c>'key' = value</c>.</param>
 /// <param name="EosTokenIds">Tokens that end a text; none where the file doesn't say.</param>
-public sealed record GenerationConfig(SamplingOptions Sampling, IReadOnlyList<string> Ignored, IReadOnlyList<int> EosTokenIds)
+public sealed record GenerationConfig(SamplingParameters Sampling, IReadOnlyList<string> Ignored, IReadOnlyList<int> EosTokenIds)
 {
     // Where the file has do_sample, and not these: the defaults of transformers.
     private const double DefaultTemperature = 1;
@@ -17,11 +17,12 @@ public sealed record GenerationConfig(SamplingOptions Sampling, IReadOnlyList<st
     // Other keys that change which tokens are chosen, each with the value that doesn't.
     private static readonly (string Key, double Neutral)[] s_others =
     [
-        ("repetition_penalty", 1), ("min_p", 0), ("typical_p", 1), ("epsilon_cutoff", 0), ("eta_cutoff", 0), ("no_repeat_ngram_size", 0),
-        ("encoder_repetition_penalty", 1), ("num_beams", 1), ("penalty_alpha", 0), ("guidance_scale", 1),
+        ("typical_p", 1), ("epsilon_cutoff", 0), ("eta_cutoff", 0), ("no_repeat_ngram_size", 0), ("encoder_repetition_penalty", 1), ("num_beams", 1),
+        ("penalty_alpha", 0), ("guidance_scale", 1),
     ];
 
-    /// <summary>Reads generation_config.json of a checkpoint, as transformers does: its sampling settings count with <c>do_sample</c>.</summary>
+    /// <summary>Reads generation_config.json of a checkpoint, as transformers does: the repetition penalty always counts, temperature,
+    /// top-k, top-p and min-p with <c>do_sample</c>.</summary>
     /// <param name="directory">The checkpoint; without the file, the likeliest token is taken.</param>
     /// <exception cref="CheckpointException">The file is not valid.</exception>
     public static GenerationConfig Load(string directory)
@@ -29,7 +30,7 @@ public sealed record GenerationConfig(SamplingOptions Sampling, IReadOnlyList<st
         string path = Path.Combine(directory, "generation_config.json");
         if (!Path.Exists(path))
         {
-            return new GenerationConfig(new SamplingOptions(), [], []);
+            return new GenerationConfig(SamplingParameters.Greedy, [], []);
         }
 
         using JsonDocument document = JsonFile.Open(path);
@@ -39,28 +40,22 @@ public sealed record GenerationConfig(SamplingOptions Sampling, IReadOnlyList<st
         return new GenerationConfig(ReadSampling(root, path), ignored, LlamaConfigReader.TokenIds(root, "eos_token_id", path));
     }
 
-    private static SamplingOptions ReadSampling(JsonElement root, string path)
+    private static SamplingParameters ReadSampling(JsonElement root, string path)
     {
         double temperature = root.FindDouble("temperature", path) ?? DefaultTemperature;
         int topK = root.FindInt32("top_k", path) ?? DefaultTopK;
         double topP = root.FindDouble("top_p", path) ?? 1;
-        if (!(root.FindBoolean("do_sample", path) ?? false))
-        {
-            return new SamplingOptions();
-        }
-
+        double minP = root.FindDouble("min_p", path) ?? 0;
+        double repetitionPenalty = root.FindDouble("repetition_penalty", path) ?? 1;
         try
         {
-            return new SamplingOptions { Temperature = temperature, TopK = topK, TopP = topP };
+            return root.FindBoolean("do_sample", path) ?? false
+                ? new() { Temperature = temperature, TopK = topK, TopP = topP, MinP = minP, RepetitionPenalty = repetitionPenalty }
+                : SamplingParameters.Greedy with { RepetitionPenalty = repetitionPenalty };
         }
         catch (ArgumentOutOfRangeException exception)
         {
-            string key = exception.ParamName switch
-            {
-                nameof(SamplingOptions.Temperature) => "temperature",
-                nameof(SamplingOptions.TopK) => "top_k",
-                _ => "top_p",
-            };
+            string key = JsonNamingPolicy.SnakeCaseLower.ConvertName(exception.ParamName!);
             throw new CheckpointException($"'{key}' = {root.Find(key)!.Value.Quote()} is out of range.", path, inner: exception);
         }
     }

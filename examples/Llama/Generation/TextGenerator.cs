@@ -56,7 +56,7 @@ public abstract class TextGenerator
     /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
     private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
-        _prefill.Start();
+        using Timing timing = new(_prefill);
         using IDisposable mode = inference_mode();
         using DisposeScope scope = NewDisposeScope();
         int[] counts = [.. prompts.Select(prompt => prompt.Count)];
@@ -64,7 +64,6 @@ public abstract class TextGenerator
         Tensor ids = TokenIds.ToPaddedTensor(prompts, Model.Device);
         Tensor logits = Model.NextTokenLogits(ids, Cache, padded ? counts : default, cancellationToken);
         TokenIds.ExcludeUnused(logits, Model.Config);
-        _prefill.Stop();
         return logits.DetachFromDisposeScope();
     }
 
@@ -87,14 +86,13 @@ public abstract class TextGenerator
     /// <param name="scores">Overwritten with the scores after each token, batch · vocab_size.</param>
     private protected void DecodeScores(DecodeSteps steps, ModelCache cache, int[] tokens, Span<float> scores)
     {
-        _decode.Start();
+        using (Timing timing = new(_decode))
         using (DisposeScope scope = NewDisposeScope())
         {
             steps.Tokens.copy_(TokenIds.ToTensor(tokens, CPU)[0]);
             steps.Run([.. cache.Sequences]);
         }
 
-        _decode.Stop();
         DecodedTokens += tokens.Length;
         Read(steps.Logits, scores, _decode);
     }
@@ -102,18 +100,15 @@ public abstract class TextGenerator
     /// <summary>Adds sequences that continue others.</summary>
     private protected ModelCache Fork(ModelCache cache, int[] parents)
     {
-        _decode.Start();
-        ModelCache fork = cache.Fork(parents);
-        _decode.Stop();
-        return fork;
+        using Timing timing = new(_decode);
+        return cache.Fork(parents);
     }
 
     /// <summary>Makes sequences those that continue them.</summary>
     private protected void Reorder(ModelCache cache, int[] parents)
     {
-        _decode.Start();
+        using Timing timing = new(_decode);
         cache.Reorder(parents);
-        _decode.Stop();
     }
 
     /// <summary>Continues texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text.</summary>
@@ -146,20 +141,21 @@ public abstract class TextGenerator
         for (int step = 0; step < maxTokens && counts.Contains(1); step++)
         {
             cancellationToken.ThrowIfCancellationRequested();
-            Stopwatch watch = step == 0 ? _prefill : _decode;
-            watch.Start();
-            if (step == 0)
+            using (Timing timing = new(step == 0 ? _prefill : _decode))
             {
-                MustafarOps.Sample(scores, choice.State, tokens: steps.Tokens, logProbabilities: steps.LogProbabilities);
-            }
-            else
-            {
-                steps.Run(sequences, counts.Contains(0) ? counts : []);
-                DecodedTokens += counts.Sum();
+                if (step == 0)
+                {
+                    MustafarOps.Sample(scores, choice.State, tokens: steps.Tokens, logProbabilities: steps.LogProbabilities);
+                }
+                else
+                {
+                    steps.Run(sequences, counts.Contains(0) ? counts : []);
+                    DecodedTokens += counts.Sum();
+                }
+
+                choice.Read(steps, counts, next);
             }
 
-            choice.Read(steps, counts, next);
-            watch.Stop();
             IReadOnlyList<int> lengths = cache.Lengths;
             for (int i = 0; i < batch; i++)
             {
@@ -175,9 +171,22 @@ public abstract class TextGenerator
     // Where the device works by itself, this waits for it.
     private static void Read(Tensor logits, Span<float> scores, Stopwatch watch)
     {
-        watch.Start();
+        using Timing timing = new(watch);
         using DisposeScope scope = NewDisposeScope();
         logits.to(ScalarType.Float32).cpu().contiguous().data<float>().CopyTo(scores);
-        watch.Stop();
+    }
+
+    // Runs a stopwatch until it is disposed, by an exception too.
+    private readonly struct Timing : IDisposable
+    {
+        private readonly Stopwatch _watch;
+
+        public Timing(Stopwatch watch)
+        {
+            _watch = watch;
+            watch.Start();
+        }
+
+        public void Dispose() => _watch.Stop();
     }
 }

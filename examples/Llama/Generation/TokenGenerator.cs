@@ -87,6 +87,11 @@ public sealed class TokenGenerator : TextGenerator
             yield break;
         }
 
+        for (int i = 0; i < samplers.Count; i++)
+        {
+            samplers[i].AddPrompt(prompts[i]);
+        }
+
         Tensor logits = Prefill(prompts, cancellationToken);
         foreach (SequenceToken item in Continue(Cache, logits, samplers, maxTokens, stopTokens, logProbabilities: null, cancellationToken))
         {

@@ -143,6 +143,30 @@ internal sealed class CompressedStore : IDisposable
         return _layers[layer].Forward(Plan, query, keys, values, scale, isLast).MoveToOuterDisposeScope();
     }
 
+    /// <summary>Adds tokens to the only layer, without attention, or nothing if it fails.</summary>
+    /// <param name="slots">The slot of each row.</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    /// <param name="counts">Tokens of each row; all if empty.</param>
+    internal void Append(ReadOnlySpan<int> slots, Tensor keys, Tensor values, ReadOnlySpan<int> counts)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        keys = TensorAccess.WithContiguousRows(keys);
+        values = TensorAccess.WithContiguousRows(values);
+        Begin(slots, checked((int)keys.size(2)), counts, StepKind.Append);
+        try
+        {
+            _layers[0].Append(Plan, keys, values, isLast: true);
+        }
+        catch
+        {
+            Rollback();
+            throw;
+        }
+
+        Commit();
+    }
+
     /// <summary>On what a step of one token depends, apart from what device memory holds; null if it does work that others don't.</summary>
     internal StepLayout? Layout(int buffers)
     {
@@ -236,6 +260,45 @@ internal sealed class CompressedStore : IDisposable
         }
 
         Table.Continue(slot, source.Table[parent]);
+    }
+
+    /// <summary>Some of the layers as a store of their own, whose sequences stand in the same slots as those here before a step that is on.</summary>
+    /// <param name="layers">The layers.</param>
+    /// <param name="slots">The slots of all sequences.</param>
+    internal CompressedStore Extract(ReadOnlySpan<int> layers, ReadOnlySpan<int> slots)
+    {
+        using IDisposable noGrad = no_grad();
+        MustafarOptions[] options = new MustafarOptions[layers.Length];
+        for (int i = 0; i < layers.Length; i++)
+        {
+            options[i] = Options[layers[i]];
+        }
+
+        CompressedStore part = new(Shape, options, new CacheLimits { MaxSequences = Table.Slots });
+        try
+        {
+            foreach (int slot in slots)
+            {
+                using DisposeScope scope = NewDisposeScope();
+                int[] pages = part.Table.Pool.Rent(Table[slot].Pages.Count, held: 0, last: -1);
+                part.Table.Restore(slot, Table[slot].Copy(pages));
+                for (int i = 0; i < layers.Length; i++)
+                {
+                    part._layers[i].Continue(slot, _layers[layers[i]], slot);
+                    for (int page = 0; page < pages.Length; page++)
+                    {
+                        part.Table.Pool.View(pages[page], i).copy_(Table.Pool.View(Table[slot].Pages[page], layers[i]));
+                    }
+                }
+            }
+
+            return part;
+        }
+        catch
+        {
+            part.Dispose();
+            throw;
+        }
     }
 
     /// <summary>Takes a sequence out.</summary>

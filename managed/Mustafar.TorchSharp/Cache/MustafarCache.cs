@@ -121,21 +121,7 @@ public sealed class MustafarCache : KeyValueCache
         ThrowIfDisposed();
         ValidateNewTokens(keys, values, counts);
         using CallGuard.Call call = Guard.Enter();
-        using DisposeScope scope = NewDisposeScope();
-        keys = TensorAccess.WithContiguousRows(keys);
-        values = TensorAccess.WithContiguousRows(values);
-        _store.Begin(_slots, checked((int)keys.size(2)), counts, StepKind.Append);
-        try
-        {
-            Layer.Append(_store.Plan, keys, values, isLast: true);
-        }
-        catch
-        {
-            _store.Rollback();
-            throw;
-        }
-
-        _store.Commit();
+        _store.Append(_slots, keys, values, counts);
     }
 
     /// <summary>Attention of queries that stand at the last n cached tokens: query i of n sees the tokens up to its own.</summary>

@@ -7,6 +7,8 @@ namespace Mustafar;
 /// <param name="window">How many of the last tokens the cache shows to a query; what a mask says of older ones is of no account.</param>
 internal sealed class AttentionMask(int? window)
 {
+    private const long BlockElements = 32 << 20;
+
     private static readonly Scalar Hidden = -1e4;
 
     /// <summary>Finds the padding on the left of each sequence, and checks that the mask is causal otherwise.</summary>
@@ -62,22 +64,45 @@ internal sealed class AttentionMask(int? window)
 
     private int[] Read(Tensor mask, int start, int tokens, int[] padding)
     {
-        Tensor visible = mask.eq(Scalars.Zero);
-        if (!visible.logical_or(mask.le(Hidden)).all().item<bool>())
+        // Of a single token most masks show everything, which one look tells.
+        if (tokens == 1 && !mask.any().item<bool>())
         {
-            throw Unsupported("it adds numbers to the scores of tokens that are visible");
+            return padding;
         }
 
-        long columns = visible.shape[2];
-        if (columns == 1)
-        {
-            return visible.all().item<bool>() ? padding : throw Unsupported("it hides all tokens of a sequence");
-        }
-
-        int[] padded = start == 0 ? HiddenColumns(visible, padding.Length) : padding;
-        Tensor column = Scalars.Range(0, columns, mask.device).reshape(1, 1, -1);
-        Tensor row = Scalars.Range(start, tokens, mask.device).reshape(1, -1, 1);
+        long columns = mask.size(2);
+        int[] padded = start == 0 && columns > 1 ? HiddenColumns(mask, padding.Length) : padding;
         Tensor first = tensor(padded.Select(count => (long)count).ToArray(), device: mask.device).reshape(-1, 1, 1);
+        Tensor column = Scalars.Range(0, columns, mask.device).reshape(1, 1, -1), row = Scalars.Range(start, tokens, mask.device).reshape(1, -1, 1);
+        // In blocks of rows, for a prompt's mask may take much of the device's memory.
+        long block = Math.Max(1, BlockElements / (mask.size(0) * columns));
+        List<Tensor> additive = [], causal = [];
+        for (long begin = 0; begin < tokens; begin += block)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            long count = Math.Min(block, tokens - begin);
+            Tensor part = mask.narrow(1, begin, count), visible = part.eq(Scalars.Zero);
+            additive.Add(visible.logical_or(part.le(Hidden)).all().MoveToOuterDisposeScope());
+            causal.Add(Fits(visible, column, row.narrow(1, begin, count), first, start, tokens).MoveToOuterDisposeScope());
+        }
+
+        bool[] holds = stack([stack(additive).all(), stack(causal).all()]).cpu().data<bool>().ToArray();
+        return !holds[0] ? throw Unsupported("it adds numbers to the scores of tokens that are visible")
+            : !holds[1] ? throw Unsupported(columns == 1
+                ? "it hides all tokens of a sequence"
+                : "it is not causal, or padding stands elsewhere than before a conversation's first tokens, or it has a sliding window " +
+                    $"that is not in {nameof(MustafarOptions)}.{nameof(MustafarOptions.SlidingWindow)}")
+            : padded;
+    }
+
+    // Whether some rows show what the cache shows to them. visible: [batch or 1, rows, columns].
+    private Tensor Fits(Tensor visible, Tensor column, Tensor row, Tensor first, int start, int tokens)
+    {
+        if (visible.size(2) == 1)
+        {
+            return visible.all();
+        }
+
         Tensor expected = column.le(row).logical_and(column.ge(first));
         // What a padding token sees matters to nobody, and padding of before is not cached.
         Tensor fits = visible.eq(expected).logical_or(row.lt(first));
@@ -88,7 +113,9 @@ internal sealed class AttentionMask(int? window)
 
         if (window is int tokensSeen)
         {
-            fits = fits.logical_or(column.lt(Scalars.Range(start + 1L - tokensSeen, tokens, mask.device).reshape(1, -1, 1)));
+            Scalar past = 1L - tokensSeen;
+            fits = fits.logical_or(column.lt(row.add(past)));
+            GC.KeepAlive(past);
             if (tokens == 1 && start >= tokensSeen)
             {
                 // Microsoft.ML.GenAI hides everything from a token once its past is longer than the window, which says nothing.
@@ -96,25 +123,21 @@ internal sealed class AttentionMask(int? window)
             }
         }
 
-        return fits.all().item<bool>()
-            ? padded
-            : throw Unsupported(
-                "it is not causal, or padding stands elsewhere than before a conversation's first tokens, or it has a sliding window " +
-                $"that is not in {nameof(MustafarOptions)}.{nameof(MustafarOptions.SlidingWindow)}");
+        return fits.all();
     }
 
     // Whether a column is padding tells the last row that would see it otherwise.
-    private int[] HiddenColumns(Tensor visible, int batch)
+    private int[] HiddenColumns(Tensor mask, int batch)
     {
-        long columns = visible.shape[2];
+        long columns = mask.size(2);
         long[] rows = new long[columns];
         for (int i = 0; i < columns; i++)
         {
             rows[i] = Math.Min(i + (window ?? columns) - 1, columns - 1);
         }
 
-        Tensor index = tensor(rows, device: visible.device).reshape(1, 1, columns).expand(visible.shape[0], 1, columns);
-        long[] counts = visible.gather(1, index).sum(2).to(ScalarType.Int64).cpu().data<long>().ToArray();
+        Tensor index = tensor(rows, device: mask.device).reshape(1, 1, columns).expand(mask.shape[0], 1, columns);
+        long[] counts = mask.gather(1, index).eq(Scalars.Zero).sum(2).to(ScalarType.Int64).cpu().data<long>().ToArray();
         int[] padded = new int[batch];
         for (int i = 0; i < batch; i++)
         {

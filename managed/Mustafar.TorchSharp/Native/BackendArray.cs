@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -11,6 +12,7 @@ internal sealed unsafe class BackendArray<T> : IDisposable
     private readonly Tensor _host;
     private readonly Tensor? _onDevice;
     private readonly T* _items;
+    private T[]? _uploaded;
 
     internal BackendArray(int length, torch.Device device)
     {
@@ -46,6 +48,19 @@ internal sealed unsafe class BackendArray<T> : IDisposable
         using IDisposable noGrad = no_grad();
         // From pageable memory: the driver has taken the bytes when the call returns, and nothing waits for the device.
         _onDevice?.copy_(_host, nonBlocking: true);
+    }
+
+    /// <summary>As <see cref="Upload"/>, but does nothing if it was this that brought the same items before: for arrays that only the host writes.</summary>
+    internal void UploadChanged()
+    {
+        if (_onDevice is null || (_uploaded is not null && MemoryMarshal.AsBytes(Span).SequenceEqual(MemoryMarshal.AsBytes<T>(_uploaded))))
+        {
+            return;
+        }
+
+        Upload();
+        _uploaded ??= new T[Length];
+        Span.CopyTo(_uploaded);
     }
 
     /// <summary>Brings what the device holds to <see cref="Span"/>, waiting for it.</summary>

@@ -13,6 +13,9 @@ public sealed record SamplingParameters
     private readonly double _frequencyPenalty;
     private readonly double _presencePenalty;
 
+    /// <summary>Always the likeliest token.</summary>
+    public static SamplingParameters Greedy { get; } = new() { Temperature = 0 };
+
     /// <summary>Divides the logits; 0 takes the likeliest token (greedy).</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or not finite.</exception>
     public double Temperature
@@ -77,7 +80,8 @@ public sealed record SamplingParameters
     /// <summary>Chooses the draws: the same seed draws the same tokens from the same logits, on every device.</summary>
     public ulong Seed { get; init; }
 
-    internal bool HasPenalties => RepetitionPenalty != 1 || FrequencyPenalty != 0 || PresencePenalty != 0;
+    /// <summary>Whether a penalty is other than none: a <see cref="SamplingState"/> must be made for it.</summary>
+    public bool HasPenalties => RepetitionPenalty != 1 || FrequencyPenalty != 0 || PresencePenalty != 0;
 
     internal NativeSamplingOptions Native => new()
     {
@@ -92,7 +96,7 @@ public sealed record SamplingParameters
     };
 
     private static double Part(double value, string name) =>
-        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a number of 0 to 1.");
+        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a probability of 0 to 1.");
 
     private static double Finite(double value, string name) =>
         float.IsFinite((float)value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");

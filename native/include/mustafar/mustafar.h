@@ -383,13 +383,12 @@ MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const m
  * Causality: query i of a sequence stands at position length - queries + i and sees the tokens up to and including its
  * own. A query that sees no token (an empty sequence) gives zeros and a log-sum-exp of -infinity.
  *
- * NaN and infinity give on the CPU what the formula gives over the decompressed tokens that a query sees, with weights
+ * NaN and infinity give what the formula gives over the decompressed tokens that a query sees, with weights
  * exp(s - max s) / sum: a NaN or +infinity among its scores s makes the row and its log-sum-exp NaN; scores that are all
  * -infinity make the row NaN and its log-sum-exp -infinity; a value that is not finite makes NaN of a weight of zero. A
  * pruned channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN; with integer keys in blocks it
- * does so whatever is kept. Tokens that a query does not see
- * have no part in its row, whatever they hold. On CUDA a row none of whose scores is above -infinity gives zeros, as one
- * of NaN only does, and a value that is not finite can make NaN in rows that do not see it.
+ * does so whatever is kept. Tokens that a query does not see have no part in its row, whatever they hold. On CUDA likewise,
+ * but for a value that is not finite, which can make NaN in rows that do not see it.
  *
  * Row b of the batch is the sequence in slot sequences[b]. What is [num_slots] belongs to the cache and stays where it is
  * while sequences join, leave and are stepped in any subset; what is [batch] belongs to the call. On CUDA all that may

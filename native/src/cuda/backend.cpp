@@ -20,22 +20,21 @@ int32_t offsets_call(const mustafar_context& context, const mustafar_format& for
     return guarded(error, [&] { offsets(context, format, batch, heads, tokens, bitmap, table, page_bytes); });
 }
 
-int32_t key_factors_call(const mustafar_context&, int32_t, int32_t, int32_t, int32_t, int64_t, const mustafar_dense&,
-                         float*, ErrorText& error) {
-    return guarded(error, [] { fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: channel scales need the CPU"); });
+int32_t key_factors_call(const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
+                         int64_t tokens, const mustafar_dense& source, float* factors, ErrorText& error) {
+    return guarded(error, [&] { key_factors(context, dtype, head_dim, batch, heads, tokens, source, factors); });
 }
 
-// Key factors are null: they belong to integer values, which are refused before.
 int32_t compress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                      const mustafar_dense& source, const uint32_t* bitmap, const float*,
+                      const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
                       const mustafar_blocks& destination, ErrorText& error) {
-    return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, destination); });
+    return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, factors, destination); });
 }
 
 int32_t decompress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
-                        const mustafar_blocks& source, const float*, const mustafar_dense& destination,
+                        const mustafar_blocks& source, const float* factors, const mustafar_dense& destination,
                         ErrorText& error) {
-    return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, destination); });
+    return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, factors, destination); });
 }
 
 int32_t convert_call(const mustafar_context&, int32_t, int32_t, int64_t, const mustafar_blocks&, const mustafar_blocks&,

@@ -4,7 +4,7 @@ import math
 import torch
 
 import reference
-from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
+from native import (ALL, BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
                     Pages, dense)
 
 NAN = float("nan")
@@ -20,8 +20,9 @@ class Cache:
     cache represents: pruned where compressed, as given where dense. Everything unused is NaN."""
 
     def __init__(self, keys, values, lengths, keep_keys, keep_values, *, fragment=True, window=32, group=64, fresh=None,
-                 page_blocks=4, generator=None, mask=None, base=0, balanced=None):
-        """balanced: a Library that writes blocks of the balanced patterns; None: unstructured ones."""
+                 page_blocks=4, generator=None, mask=None, base=0, balanced=None, integers=None, bits=16, factors=False):
+        """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes all channels in so many bits,
+        the keys with channel scales where factors says so; None: unstructured ones."""
         batch, heads, longest, head_dim = keys.shape
         self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
         self.fresh = fresh if fresh is not None else [0] * batch
@@ -36,16 +37,27 @@ class Cache:
         self.tail_values = self.tail_keys.clone()
         orders = (KEY_FRAGMENT, VALUE_FRAGMENT) if fragment else (PLAIN, PLAIN)
         most = max(BLOCK, max(self.compressed_list, default=0))
-        patterns = (BALANCED_KEYS, BALANCED_VALUES) if balanced else (UNSTRUCTURED, UNSTRUCTURED)
+        patterns = (ALL, ALL) if integers else (BALANCED_KEYS, BALANCED_VALUES) if balanced else (UNSTRUCTURED, UNSTRUCTURED)
+        self.key_factors = torch.full((batch, heads, head_dim), NAN, device=device) if factors else None
+        if integers:  # what they stand for needs more digits
+            self.keys, self.values = self.keys.float(), self.values.float()
         self.key_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_keys, orders[0], page_blocks, generator, base,
-                               patterns[0])
+                               patterns[0], bits=bits)
         self.value_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_values, orders[1], page_blocks, generator,
-                                 base, patterns[1])
+                                 base, patterns[1], bits=bits)
         for b in range(batch):
             c, n = self.compressed_list[b], stored[b]
             for pages, full, keep, role in ((self.key_pages, self.keys, keep_keys, "keys"),
                                             (self.value_pages, self.values, keep_values, "values")):
-                if c and balanced:
+                if c and integers:
+                    part = (keys if role == "keys" else values)[b:b + 1, :, :c].contiguous()
+                    own = None
+                    if role == "keys" and factors:
+                        own = self.key_factors[b:b + 1]
+                        integers.call("key_factors", pages.format.dtype, head_dim, 1, heads, c, dense(part), own)
+                    integers.call("compress", 1, heads, c, dense(part), None, own, pages.blocks_of(b))
+                    full[b, :, :c] = reference.dequantized(part, bits, own)[0]
+                elif c and balanced:
                     part = full[b:b + 1, :, :c].contiguous()
                     balanced.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))
                     full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
@@ -56,8 +68,8 @@ class Cache:
                     pages.memory[pages.gathered(c // BLOCK)[b]] = packed[0]
                     full[b, :, :c] = torch.where(kept[0], part[0], 0)
             slots = torch.arange(c, n, device=device) % self.capacity
-            self.tail_keys[b, :, slots] = self.keys[b, :, c:n]
-            self.tail_values[b, :, slots] = self.values[b, :, c:n]
+            self.tail_keys[b, :, slots] = keys[b, :, c:n]
+            self.tail_values[b, :, slots] = values[b, :, c:n]
         self.lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
         self.compressed = torch.tensor(self.compressed_list, dtype=torch.int32, device=device)
 
@@ -86,7 +98,8 @@ class Call:
             batch, len(cache.lengths_list), heads, cache.heads, queries, 0 if fresh_keys is None else queries, cache.capacity,
             max_tokens or max(1, max(cache.lengths_list)), sliding_window, scale or 1 / math.sqrt(head_dim),
             None if rows is None else self.sequences.data_ptr(), cache.lengths.data_ptr(), cache.compressed.data_ptr(), None if counts is None else self.counts.data_ptr(),
-            dense(query), dense(self.out), cache.key_pages.blocks(), cache.value_pages.blocks(), dense(cache.tail_keys),
+            dense(query), dense(self.out), cache.key_pages.blocks(), cache.value_pages.blocks(), None if cache.key_factors is None else cache.key_factors.data_ptr(),
+            dense(cache.tail_keys),
             dense(cache.tail_values), dense(fresh_keys), dense(fresh_values), self.lse.data_ptr() if lse else None, None, 0)
         needed = torch.zeros(1, dtype=torch.int64)
         library.call("attention_workspace", self.arguments, needed)

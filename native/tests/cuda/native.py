@@ -9,7 +9,8 @@ I32, I64, PTR, F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_f
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLAIN, KEY_FRAGMENT, VALUE_FRAGMENT = 0, 1, 2
 FIXED, OFFSETS = 0, 1
-UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES = 0, 1, 2
+UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES, ALL = 0, 1, 2, 3
+VALUE_FORMATS = {16: 0, 8: 1, 4: 2}  # by bits
 BLOCK = 32
 PADDING = 64
 COUNTER_BYTES = 16384  # of a workspace, zero before its first use
@@ -154,7 +155,9 @@ def address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
-def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN):
+def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN, bits=16):
+    if pattern == ALL:
+        return BLOCK * head_dim * bits // 8 + 2 * BLOCK
     element = torch.empty(0, dtype=dtype).element_size()
     codes = pattern != UNSTRUCTURED and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
     return 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0) + BLOCK * keep * element
@@ -165,11 +168,11 @@ class Pages:
     all memory starts out as 0xff (NaN)."""
 
     def __init__(self, batch, heads, capacity_tokens, head_dim, dtype, keep, order, page_blocks, generator=None, base=0,
-                 pattern=UNSTRUCTURED, slab_pages=3):
+                 pattern=UNSTRUCTURED, slab_pages=3, bits=16):
         self.batch, self.heads, self.order = batch, heads, order
-        self.format = Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, order, keep)
+        self.format = Format(head_dim, DTYPES[dtype], VALUE_FORMATS[bits], pattern, FIXED, order, keep)
         self.page_blocks = page_blocks
-        self.block_bytes = block_bytes(head_dim, dtype, keep, pattern, order)
+        self.block_bytes = block_bytes(head_dim, dtype, keep, pattern, order, bits)
         self.capacity = max(1, math.ceil(math.ceil(capacity_tokens / BLOCK) / page_blocks))
         count = batch * self.capacity
         head_stride = page_blocks * self.block_bytes

@@ -71,6 +71,69 @@ def value_order(head_dim, role):
     return torch.tensor([token * head_dim + channel for token, channel in places])
 
 
+def quantized(x, bits, factors=None):
+    """Rows [batch, heads, tokens, head_dim] as integers (int32) and f16 scales [batch, heads, tokens]; factors: [batch, heads,
+    head_dim], what keys are divided by."""
+    largest = 2 ** (bits - 1) - 1
+    x = x.float()
+    finite = x.isfinite().all(-1)
+    scaled = x if factors is None else x / factors[:, :, None]
+    scaled = torch.where(finite[..., None], scaled, 0)
+    scale = (scaled.abs().amax(-1) / largest).clamp(max=65504).half()
+    divisor = scale.float()[..., None]
+    integers = torch.where(divisor == 0, 0, (scaled / torch.where(divisor == 0, 1, divisor)).round()).clamp(-largest, largest)
+    return integers.int(), torch.where(finite, scale, torch.full_like(scale, float("nan")))
+
+
+def dequantized(x, bits, factors=None):
+    """What integers stand for, f32."""
+    integers, scale = quantized(x, bits, factors)
+    result = integers.float() * scale.float()[..., None]
+    return result if factors is None else result * factors[:, :, None]
+
+
+def key_factors(x):
+    """[batch, heads, head_dim] of keys [batch, heads, tokens, head_dim]."""
+    top = x.float().abs()
+    top = torch.where(top.isnan(), float("inf"), top).amax(-2)
+    counts = (top > 0) & top.isfinite()
+    mean = torch.where(counts, top.double(), 0).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
+    factor = torch.where(counts, (top.double() / torch.where(mean == 0, 1, mean)).clamp(2.0 ** -10, 2.0 ** 10), 1.0)
+    return factor.float().half().float()
+
+
+def pack_integers(integers, scales, bits, role):
+    """Blocks [batch, heads, blocks, bytes] in fragment order, element by element as docs/format.md says."""
+    batch, heads, tokens, head_dim = integers.shape
+    rows = integers.view(batch, heads, tokens // BLOCK, BLOCK, head_dim).long()
+    words = torch.zeros(batch, heads, tokens // BLOCK, BLOCK * head_dim * bits // 32, dtype=torch.int64, device=rows.device)
+    of4 = {0: ((4, 15), (20, 31)), 1: ((0, 11), (16, 27)), 2: ((28, 7), (12, 23)), 3: ((24, 3), (8, 19))}
+    for operand in range(head_dim // 8):
+        for lane in range(32):
+            g, t = lane // 4, lane % 4
+            for r in range(4):
+                for e in range(2):
+                    if role == "keys":
+                        a, s = divmod(operand, head_dim // 16)
+                        token, channel = 16 * a + 8 * (r % 2) + g, head_dim // 4 * t + 4 * s + 2 * (r // 2) + e
+                    else:
+                        i, k = divmod(operand, 2)
+                        token, channel = 16 * k + 8 * (r // 2) + 2 * t + e, head_dim // 8 * g + 2 * i + r % 2
+                    if bits == 4:
+                        word = (operand // 4 * 32 + lane) * 4 + operand % 4
+                        low, sign = of4[r][e]
+                    else:
+                        word = (operand // 2 * 32 + lane) * 4 + operand % 2 * 2 + r // 2
+                        low, sign = 8 * (r % 2) + 16 * e, (7 if r % 2 else 15) + 16 * e
+                    value = rows[..., token, channel]
+                    words[..., word] |= value.abs() << low | (value < 0).long() << sign
+    words = ((words ^ 0x80000000) - 0x80000000).to(torch.int32)
+    place = [4 * (token % 8) + token // 8 for token in range(BLOCK)]
+    ordered = torch.empty_like(scales.view(batch, heads, -1, BLOCK))
+    ordered[..., place] = scales.view(batch, heads, -1, BLOCK)
+    return torch.cat([words.view(torch.uint8), ordered.view(torch.uint8)], -1)
+
+
 def bitmap_words(mask):
     """Boolean [..., head_dim] to int32 [..., ceil(head_dim / 32)]."""
     pad = -mask.shape[-1] % 32

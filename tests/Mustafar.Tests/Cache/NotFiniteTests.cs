@@ -17,12 +17,14 @@ internal sealed class NotFiniteTests(string device)
 
     private static double Tolerance(ScalarType dtype) => dtype == ScalarType.Float32 ? 1e-4 : dtype == ScalarType.Float16 ? 4e-3 : 3e-2;
 
-    /// <summary>A compressed cache: compressed tokens, the window, and 1 to 40 new tokens; sinks and a sliding window in some.</summary>
+    /// <summary>
+    /// A compressed cache: compressed tokens, the window, and 1 to 40 new tokens; sinks and a sliding window in some. On CUDA up to 8 new
+    /// tokens, and values that all queries see: torch's kernels take more, and whole blocks meet a weight of zero.
+    /// </summary>
     [Test]
     public void A_compressed_cache_gives_what_the_formula_gives(
         [Values(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)] ScalarType dtype, [Values] bool balanced)
     {
-        OnlyOnTheCpu("The CUDA kernels give zeros for scores that are all NaN, as the header says.");
         TestDevices.ForEachVariant(device, variant =>
         {
             for (int seed = 0; seed < Cases; seed++)
@@ -41,7 +43,7 @@ internal sealed class NotFiniteTests(string device)
                 using MustafarCache cache = new(1, 2, HeadDim, dtype, new Device(device), options);
                 ReferenceCache reference = new(1, options, HeadDim);
                 Run(random, dtype, cache, (query, keys, values) => reference.Forward(query, keys, values, 0.125, [(int)keys.size(2)]),
-                    $"{variant} seed {seed} {options}");
+                    $"{variant} seed {seed} {options}", options.SlidingWindow is null);
             }
         });
     }
@@ -122,18 +124,20 @@ internal sealed class NotFiniteTests(string device)
             (rows.to(ScalarType.Float64).cpu().unsqueeze(4) * matrix.to(ScalarType.Float64).cpu().repeat_interleave(2, 1).unsqueeze(2)).sum(3);
     }
 
-    // A past, then two steps; what is not finite is anywhere in them.
+    // A past, then two steps; what is not finite is anywhere in them, on CUDA where its kernels give what the formula gives.
     private void Run(
-        Random random, ScalarType dtype, KeyValueCache cache, Func<Tensor, Tensor, Tensor, Tensor> formula, string what)
+        Random random, ScalarType dtype, KeyValueCache cache, Func<Tensor, Tensor, Tensor, Tensor> formula, string what, bool allSeen = true)
     {
         using var scope = NewDisposeScope();
         manual_seed(random.Next());
-        foreach (int count in new[] { random.Next(1, 150), random.Next(1, 9), random.Next(3) == 0 ? random.Next(9, 40) : 1 })
+        bool everywhere = device == "cpu";
+        foreach (int count in new[] { random.Next(1, 150), random.Next(1, 9), everywhere && random.Next(3) == 0 ? random.Next(9, 40) : 1 })
         {
             (Tensor query, Tensor keys, Tensor values) = (Number(4, count, dtype), Number(2, count, dtype), Number(2, count, dtype));
             foreach (Tensor operand in new[] { query, keys, values })
             {
-                if (random.Next(4) == 0)
+                bool served = everywhere || (count <= 8 && (operand.Handle != values.Handle || (count == 1 && allSeen)));
+                if (random.Next(4) == 0 && served)
                 {
                     Plant(random, operand);
                 }

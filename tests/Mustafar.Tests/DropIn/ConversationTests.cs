@@ -135,7 +135,8 @@ public sealed class ConversationTests
     }
 
     [Test]
-    public void AConversationEndsWithTheModelsOwnCache([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    public void AConversationEndsWithTheModelsOwnCache(
+        [ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name, [Values] bool listed)
     {
         using Subject subject = Subject.Make(name);
         using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
@@ -148,11 +149,37 @@ public sealed class ConversationTests
         subject.Step(ids, Prompt, Prompt + 1, ended);
         Assert.That(conversation.Memory.TotalBytes, Is.Positive);
         Subject.End(ended);
-        subject.Step(ids, 0, Prompt, subject.NewConversation());
-        Assert.That(conversation.IsReleased, Is.True, "when the next one begins");
+        if (listed)
+        {
+            Assert.That(attachment.Conversations, Does.Not.Contain(conversation));
+        }
+        else
+        {
+            subject.Step(ids, 0, Prompt, subject.NewConversation());
+        }
+
+        Assert.That(conversation.IsReleased, Is.True, "when they are listed, or the next one begins");
         Assert.That(conversation.Memory.TotalBytes, Is.Zero);
         Assert.That(() => subject.Step(ids, Prompt + 1, Prompt + 2, ended), Throws.InstanceOf<InvalidOperationException>());
         Compare.Same(cat([prompt, subject.Step(ids, Prompt, Prompt + 1, kept)], 1), expected.narrow(1, 0, Prompt + 1), "kept");
+    }
+
+    [Test]
+    public void TheModelsOwnCacheHoldsATensorThatOnlyTellsTheLength([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)
+    {
+        using Subject subject = Subject.Make(name);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
+        object conversation = subject.NewConversation(2);
+        subject.Step(Subject.Ids(2, Prompt, seed: 22), 0, Prompt, conversation);
+        (Tensor Keys, Tensor Values)[] own = [.. subject.OwnCaches(conversation, 2, Prompt)];
+        Assert.That(own, Has.Length.EqualTo(Subject.Layers));
+        foreach ((Tensor keys, Tensor values) in own)
+        {
+            Assert.That(keys.shape, Is.EqualTo((long[])[2, 2, Prompt, Subject.HeadDim]));
+            Assert.That(values.shape, Is.EqualTo(keys.shape));
+            Assert.That(keys.stride().Concat(values.stride()), Is.All.Zero, "one element");
+            Assert.That(keys.isnan().all().item<bool>(), Is.True);
+        }
     }
 
     [Test]

@@ -13,9 +13,9 @@ public sealed class LinearTests
     private const int Prompt = 50;
     private const int Tokens = 75;
 
-    // Four in each layer's attention or three with one for queries, keys and values, one in its feed-forward part, and the head.
-    private const int Separate = (5 * Subject.Layers) + 1;
-    private const int Joint = (3 * Subject.Layers) + 1;
+    // Four in each layer's attention or two with one for queries, keys and values, three in its feed-forward part, and the head.
+    private const int Separate = (7 * Subject.Layers) + 1;
+    private const int Joint = (5 * Subject.Layers) + 1;
 
     private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
 

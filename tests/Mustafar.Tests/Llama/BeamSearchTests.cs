@@ -57,7 +57,7 @@ public sealed class BeamSearchTests
         int[] prompt = Golden.PromptIds[..128];
         HashSet<int> stopTokens = stops ? [s_greedy[20]] : [];
         using ModelCache alone = compressed ? ModelCache.Mustafar(_golden, new MustafarOptions()) : ModelCache.Dense(_golden);
-        int[] greedy = [.. new TokenGenerator(_golden, alone).Generate(prompt, new Sampler(new SamplingOptions()), 96, stopTokens)];
+        int[] greedy = [.. new TokenGenerator(_golden, alone).Generate(prompt, new Sampler(SamplingParameters.Greedy), 96, stopTokens)];
         SearchResult result = Search(_golden, prompt, 1, 1, 96, stopTokens, compressed ? new MustafarOptions() : null);
         Assert.That(result.Hypotheses, Has.Count.EqualTo(1));
         using (Assert.EnterMultipleScope())
@@ -136,7 +136,7 @@ public sealed class BeamSearchTests
         using LlamaForCausalLM model = RandomModel.New(vocabSize: 12, seed: 4, maxPositions: 4096);
         int[] prompt = RandomModel.Prompt(model, 4000);
         using ModelCache alone = ModelCache.Mustafar(model, new MustafarOptions());
-        _ = new TokenGenerator(model, alone).Generate(prompt, new Sampler(new SamplingOptions()), 20, s_none).Count();
+        _ = new TokenGenerator(model, alone).Generate(prompt, new Sampler(SamplingParameters.Greedy), 20, s_none).Count();
         using ModelCache cache = ModelCache.Mustafar(model, new MustafarOptions());
         BeamSearch search = new(model, cache);
         SearchResult result = search.Search(prompt, new BeamSearchOptions { Beams = beams }, 20, s_none);

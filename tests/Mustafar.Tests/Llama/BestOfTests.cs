@@ -141,7 +141,7 @@ public sealed class BestOfTests
     }
 
     private static Sampler[] Samplers(int count) =>
-        [.. Enumerable.Range(0, count).Select(i => new Sampler(new SamplingOptions { Temperature = 0.8, TopK = 20, Seed = 5 + i }))];
+        [.. Enumerable.Range(0, count).Select(i => new Sampler(new SamplingParameters { Temperature = 0.8, TopK = 20, Seed = (ulong)(5 + i) }))];
 
     private ModelCache NewCache(bool compressed) => compressed ? ModelCache.Mustafar(_model, s_pruning) : ModelCache.Dense(_model);
 }

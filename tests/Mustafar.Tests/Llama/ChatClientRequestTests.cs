@@ -146,7 +146,7 @@ internal sealed class ChatClientRequestTests
         _directory.WithTinyCheckpoint();
         using ManualResetEventSlim isInLayer = new(), goOn = new();
         LanguageModel language = LanguageModel.Load(_directory.Path);
-        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), new SamplingOptions(), s_options, () => LayerCaches.Of(
+        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), SamplingParameters.Greedy, s_options, () => LayerCaches.Of(
             Enumerable.Range(0, 2).Select(_ => new WatchedCache(
                 new DenseCache(1, 1, 64, language.Model.DType),
                 () =>
@@ -228,7 +228,7 @@ internal sealed class ChatClientRequestTests
 
     private static string Turns(ChatMessage[] messages, ChatOptions? options, LlamaChatClient client)
     {
-        ChatRequest request = ChatRequest.Read(messages, options, new ChatRequestDefaults(null, new SamplingOptions(), 1));
+        ChatRequest request = ChatRequest.Read(messages, options, new ChatRequestDefaults(null, SamplingParameters.Greedy, 1));
         ChatModel model = new(client.GetService<LanguageModel>()!, ChatTemplate.Load(client.GetService<LanguageModel>()!.Directory));
         return model.Language.Tokenizer.Decode(model.Encode(request.Turns, request.TemplateVariables), skipSpecialTokens: false);
     }

@@ -66,7 +66,11 @@ public sealed class ChatSurvivalTests
     public void ASignalSavesTheChat(string signal, int expectedCode)
     {
         _directory.WithTinyCheckpoint();
-        ProcessStartInfo start = new("dotnet", [Path.Combine(AppContext.BaseDirectory, "Llama.dll"), "chat", "--model", _directory.Path, "--max-tokens", "4", "--save", Saved])
+
+        // Where the tests run in the background of a shell, SIGINT is ignored, and so it would be in the program.
+        string program = Path.Combine(AppContext.BaseDirectory, "Llama.dll");
+        string[] arguments = ["--default-signal=INT", "dotnet", program, "chat", "--model", _directory.Path, "--max-tokens", "4", "--save", Saved];
+        ProcessStartInfo start = new("env", arguments)
         {
             RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true,
         };
@@ -86,7 +90,13 @@ public sealed class ChatSurvivalTests
             kill.WaitForExit();
         }
 
-        process.WaitForExit();
+        bool ended = process.WaitForExit(TimeSpan.FromMinutes(2));
+        if (!ended)
+        {
+            process.Kill(entireProcessTree: true);
+        }
+
+        Assert.That(ended, $"the chat ends by SIG{signal}");
         Assert.That(process.ExitCode, Is.EqualTo(expectedCode), error.Result);
         Assert.That(Chat("", "--load", Saved).Output, Does.StartWith("--- 2 turns"));
     }

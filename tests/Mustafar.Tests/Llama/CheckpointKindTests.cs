@@ -198,16 +198,19 @@ public sealed class CheckpointKindTests
         Assert.That(Run("score", "--model", _directory.Path, "--file", _directory.File("ids")).Error, Does.Contain("tokenizer.json"));
     }
 
-    [TestCase("""{ "do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8 }""", 0.7, 20, 0.8)]
-    [TestCase("""{ "do_sample": true }""", 1, 50, 1)]
-    [TestCase("""{ "do_sample": false, "temperature": 0.7 }""", 0, 0, 1)]
-    [TestCase("""{ "temperature": null, "top_p": 0.5 }""", 0, 0, 1)]
-    public void GenerationConfigGivesTheSampling(string json, double temperature, int topK, double topP)
+    [TestCase("""{ "do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1 }""", 0.7, 20, 0.8, 0.1, 1)]
+    [TestCase("""{ "do_sample": true, "repetition_penalty": 1.05 }""", 1, 50, 1, 0, 1.05)]
+    [TestCase("""{ "do_sample": false, "temperature": 0.7, "min_p": 0.1, "repetition_penalty": 1.05 }""", 0, 0, 1, 0, 1.05)]
+    [TestCase("""{ "temperature": null, "top_p": 0.5, "repetition_penalty": null }""", 0, 0, 1, 0, 1)]
+    public void GenerationConfigGivesTheSampling(string json, double temperature, int topK, double topP, double minP, double repetitionPenalty)
     {
         File.WriteAllText(_directory.File("generation_config.json"), json);
         Assert.That(
             GenerationConfig.Load(_directory.Path).Sampling,
-            Is.EqualTo(new SamplingOptions { Temperature = temperature, TopK = topK, TopP = topP }));
+            Is.EqualTo(new SamplingParameters
+            {
+                Temperature = temperature, TopK = topK, TopP = topP, MinP = minP, RepetitionPenalty = repetitionPenalty,
+            }));
     }
 
     [Test]
@@ -216,18 +219,20 @@ public sealed class CheckpointKindTests
         string[] args = ["generate", "--model", _directory.Path, "--prompt", "hi", "--max-tokens", "24"];
         string likeliest = Run(args).Output.Split("\n\n")[0];
         File.WriteAllText(
-            _directory.File("generation_config.json"), """{ "do_sample": true, "temperature": 5.0, "top_k": 0, "repetition_penalty": 1.05 }""");
+            _directory.File("generation_config.json"), """{ "do_sample": true, "temperature": 5.0, "top_k": 0, "no_repeat_ngram_size": 3 }""");
         (int code, string drawn, string error) = Run(args);
         using (Assert.EnterMultipleScope())
         {
             Assert.That(code, Is.Zero);
             Assert.That(drawn.Split("\n\n")[0], Is.Not.EqualTo(likeliest));
-            Assert.That(error, Does.Contain("warning: generation_config.json: 'repetition_penalty' = 1.05 is not supported and has no effect"));
+            Assert.That(error, Does.Contain("warning: generation_config.json: 'no_repeat_ngram_size' = 3 is not supported and has no effect"));
             Assert.That(Run([.. args, "--temperature", "0"]).Output.Split("\n\n")[0], Is.EqualTo(likeliest));
         }
 
         File.WriteAllText(_directory.File("generation_config.json"), """{ "do_sample": true, "temperature": -1 }""");
         Refused("generation_config.json: 'temperature' = -1 is out of range");
+        File.WriteAllText(_directory.File("generation_config.json"), """{ "repetition_penalty": 0 }""");
+        Refused("generation_config.json: 'repetition_penalty' = 0 is out of range");
     }
 
     [Test]

@@ -186,7 +186,7 @@ public sealed class ConversationTests
         }
     }
 
-    private static Sampler Greedy() => new(new SamplingOptions());
+    private static Sampler Greedy() => new(SamplingParameters.Greedy);
 
     private static string Say(Conversation conversation, ChatTurn[] turns, int maxTokens) =>
         string.Concat(conversation.Reply(turns, Greedy(), maxTokens));

@@ -50,7 +50,7 @@ public sealed class GeneratorTests
         int[][] prompts = [.. lengths.Select((length, i) => Golden.PromptIds[(i * 3)..((i * 3) + length)])];
         HashSet<int> stops = [.. Golden.PromptIds.CountBy(id => id).OrderByDescending(pair => pair.Value).Skip(3).Take(4).Select(pair => pair.Key)];
         const int maxTokens = 70;
-        Sampler NewSampler(int i) => new(new SamplingOptions { Temperature = i % 2 == 0 ? 0 : 0.7, Seed = i });
+        Sampler NewSampler(int i) => new(new SamplingParameters { Temperature = i % 2 == 0 ? 0 : 0.7, Seed = (ulong)i });
         ModelCache NewCache(int batch) => compressed
             ? ModelCache.Mustafar(_model, new MustafarOptions { GroupSize = 32 }, batch)
             : ModelCache.Dense(_model, batch);
@@ -84,7 +84,7 @@ public sealed class GeneratorTests
         using LlamaForCausalLM shortModel = Short(maxPositions: 20);
         using ModelCache cache = ModelCache.Dense(shortModel);
         TokenGenerator generator = new(shortModel, cache);
-        int[] tokens = [.. generator.Generate(Golden.PromptIds[..16], new Sampler(new SamplingOptions()), 100, new HashSet<int>())];
+        int[] tokens = [.. generator.Generate(Golden.PromptIds[..16], new Sampler(SamplingParameters.Greedy), 100, new HashSet<int>())];
         using (Assert.EnterMultipleScope())
         {
             Assert.That(tokens, Has.Length.EqualTo(5));
@@ -100,7 +100,7 @@ public sealed class GeneratorTests
         using ModelCache cache = ModelCache.Dense(shortModel);
         using ModelCache pair = ModelCache.Dense(shortModel, batchSize: 2);
         TokenGenerator generator = new(shortModel, cache);
-        Sampler sampler = new(new SamplingOptions());
+        Sampler sampler = new(SamplingParameters.Greedy);
         IReadOnlySet<int> none = new HashSet<int>();
         using (Assert.EnterMultipleScope())
         {
@@ -129,7 +129,7 @@ public sealed class GeneratorTests
             () =>
             {
                 foreach (int token in generator.Generate(
-                    Golden.PromptIds[..8], new Sampler(new SamplingOptions()), 50, new HashSet<int>(), source.Token))
+                    Golden.PromptIds[..8], new Sampler(SamplingParameters.Greedy), 50, new HashSet<int>(), source.Token))
                 {
                     tokens.Add(token);
                     source.Cancel();
@@ -145,7 +145,7 @@ public sealed class GeneratorTests
         using ModelCache cache = ModelCache.Dense(_model);
         TokenGenerator generator = new(_model, cache);
         List<long> counts = [];
-        foreach (int _ in generator.Generate(Golden.PromptIds[..16], new Sampler(new SamplingOptions()), 40, new HashSet<int>()))
+        foreach (int _ in generator.Generate(Golden.PromptIds[..16], new Sampler(SamplingParameters.Greedy), 40, new HashSet<int>()))
         {
             counts.Add(Tensor.TotalCount);
         }
@@ -205,5 +205,5 @@ public sealed class GeneratorTests
     }
 
     private IEnumerable<int> Generate(ModelCache cache, int[] prompt, int maxTokens, params int[] stopTokens) =>
-        new TokenGenerator(_model, cache).Generate(prompt, new Sampler(new SamplingOptions()), maxTokens, stopTokens.ToHashSet());
+        new TokenGenerator(_model, cache).Generate(prompt, new Sampler(SamplingParameters.Greedy), maxTokens, stopTokens.ToHashSet());
 }

@@ -68,7 +68,7 @@ public sealed class ModelGoldenTests
         using ModelCache cache = ModelCache.Dense(_model);
         TokenGenerator generator = new(_model, cache);
         IEnumerable<int> tokens = generator.Generate(
-            Golden.PromptIds[..128], new Sampler(new SamplingOptions()), 96, new HashSet<int>());
+            Golden.PromptIds[..128], new Sampler(SamplingParameters.Greedy), 96, new HashSet<int>());
         Assert.That(tokens, Is.EqualTo(Golden.Numbers(Golden.Json.GetProperty("greedy_96"))));
     }
 

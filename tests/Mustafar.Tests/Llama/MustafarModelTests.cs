@@ -110,7 +110,7 @@ public sealed class MustafarModelTests(string device)
         MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0 };
         using ModelCache cache = ModelCache.Mustafar(_model, options);
         IEnumerable<int> tokens = new TokenGenerator(_model, cache).Generate(
-            Golden.PromptIds[..128], new Sampler(new SamplingOptions()), 96, new HashSet<int>());
+            Golden.PromptIds[..128], new Sampler(SamplingParameters.Greedy), 96, new HashSet<int>());
         Assert.That(tokens, Is.EqualTo(Golden.Numbers(Golden.Json.GetProperty("greedy_96"))));
     }
 
@@ -120,7 +120,7 @@ public sealed class MustafarModelTests(string device)
         using ModelCache cache = ModelCache.Mustafar(_model, new MustafarOptions());
         TokenGenerator generator = new(_model, cache);
         List<long> counts = [];
-        foreach (int _ in generator.Generate(Golden.PromptIds[..16], new Sampler(new SamplingOptions()), 40, new HashSet<int>()))
+        foreach (int _ in generator.Generate(Golden.PromptIds[..16], new Sampler(SamplingParameters.Greedy), 40, new HashSet<int>()))
         {
             counts.Add(Tensor.TotalCount);
         }

@@ -184,7 +184,7 @@ internal sealed class SavedConversationTests
         }
     }
 
-    private static Sampler Greedy() => new(new SamplingOptions());
+    private static Sampler Greedy() => new(SamplingParameters.Greedy);
 
     private static string Say(Conversation conversation, ChatTurn turn, int maxTokens) =>
         string.Concat(conversation.Reply([turn], Greedy(), maxTokens));

@@ -161,6 +161,10 @@ internal sealed class SampleTests(string device)
             Assert.That(() => state.Restart(0, new SamplingParameters { PresencePenalty = 1 }), Throws.ArgumentException.With.Property("ParamName").EqualTo("parameters"));
             Assert.That(() => new SamplingState(1, 0), Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingParameters { Temperature = -1 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new SamplingParameters { Temperature = 1e300 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new SamplingParameters { TopK = -1 }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new SamplingParameters { FrequencyPenalty = double.NaN }, Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new SamplingParameters { PresencePenalty = double.PositiveInfinity }, Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingParameters { TopP = 1.5 }, Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingParameters { MinP = double.NaN }, Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(() => new SamplingParameters { RepetitionPenalty = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());

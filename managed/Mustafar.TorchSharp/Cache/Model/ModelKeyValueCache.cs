@@ -282,10 +282,16 @@ public abstract class ModelKeyValueCache : IDisposable
     }
 
     /// <summary>Ends the step that is on for good.</summary>
-    internal void Commit(CacheStep step)
+    /// <param name="step">The step.</param>
+    /// <param name="partly">Whether layers may lack the tokens that have not attended; then they are of no use any more.</param>
+    internal void Commit(CacheStep step, bool partly = false)
     {
         using CallGuard.Call call = EnterStep(step);
-        step.ThrowIfIncomplete();
+        if (!partly)
+        {
+            step.ThrowIfIncomplete();
+        }
+
         Commit();
         _step = null;
     }
@@ -322,6 +328,17 @@ public abstract class ModelKeyValueCache : IDisposable
         }
 
         return slots;
+    }
+
+    /// <summary>Gives sequences the numbers that they have in another cache, in the same slots.</summary>
+    private protected void TakeNames(ModelKeyValueCache other)
+    {
+        foreach ((int sequence, int slot) in other._slots)
+        {
+            _slots.Add(sequence, slot);
+        }
+
+        _nextSequence = other._nextSequence;
     }
 
     /// <summary>Begins a call that no step may be under way for.</summary>

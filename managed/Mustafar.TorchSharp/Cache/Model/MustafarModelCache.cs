@@ -67,6 +67,14 @@ public sealed class MustafarModelCache : ModelKeyValueCache
             limits ?? new CacheLimits()) =>
         _store = new CompressedStore(Shape, [.. layers], Limits);
 
+    // Some layers of another one, which stays as it is.
+    private MustafarModelCache(MustafarModelCache source, ReadOnlySpan<int> layers)
+        : base(source.Shape, layers.Length, new CacheLimits { MaxSequences = source.Slots })
+    {
+        _store = source._store.Extract(layers, source.SlotsOf([.. source.Sequences]));
+        TakeNames(source);
+    }
+
     /// <summary>Sparsity, window and group of each layer.</summary>
     public IReadOnlyList<MustafarOptions> Options => _store.Options;
 
@@ -111,6 +119,20 @@ public sealed class MustafarModelCache : ModelKeyValueCache
         int[] slots = SlotsOf([.. sequences]);
         return [.. Enumerable.Range(0, NumLayers).Select(layer => new StoredLayer(_store, layer, slots))];
     }
+
+    /// <summary>Adds tokens to the only layer, without attention.</summary>
+    /// <param name="sequences">The sequence of each row.</param>
+    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim], positions encoded.</param>
+    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
+    internal void Append(ReadOnlySpan<int> sequences, Tensor keys, Tensor values)
+    {
+        Shape.CheckNewTokens(keys, values, sequences.Length);
+        using CallGuard.Call call = EnterBetweenSteps();
+        _store.Append(SlotsOf(sequences), keys, values, counts: default);
+    }
+
+    /// <summary>A cache of some of the layers, with the same sequences as they are before a step that is under way.</summary>
+    internal MustafarModelCache Extract(ReadOnlySpan<int> layers) => new(this, layers);
 
     private protected override void Grow(int slots) => _store.Grow(slots);
 

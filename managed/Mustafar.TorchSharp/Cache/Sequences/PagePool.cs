@@ -29,6 +29,7 @@ internal sealed unsafe class PagePool : IDisposable
     private const int LongSequence = 4 * MostSlabPages;
 
     private readonly int _slabPages;
+    private readonly int _heads;
     private readonly long[] _headBytes; // of a layer: from one page of a head to the next
     private readonly long[] _layerStart; // of a layer in a slab; the last entry is the slab's end
     private readonly torch.Device _device;
@@ -48,7 +49,7 @@ internal sealed unsafe class PagePool : IDisposable
     /// <param name="pages">How many there are at most, all allocated at once; null for as many as are needed.</param>
     internal PagePool(int heads, ReadOnlySpan<long> headBytes, torch.Device device, int? pages = null)
     {
-        _slabPages = pages is int most ? SlabPagesFor(most) : MostSlabPages;
+        (_heads, _slabPages) = (heads, pages is int most ? SlabPagesFor(most) : MostSlabPages);
         _headBytes = new long[headBytes.Length];
         _layerStart = new long[headBytes.Length + 1];
         for (int i = 0; i < headBytes.Length; i++)
@@ -133,6 +134,17 @@ internal sealed unsafe class PagePool : IDisposable
         lock (_lock)
         {
             return _slabs[page / _slabPages].Address + (nint)(_layerStart[layer] + (page % _slabPages * _headBytes[layer]));
+        }
+    }
+
+    /// <summary>The bytes of a page in a layer, [heads, bytes]: a view in the current dispose scope.</summary>
+    internal Tensor View(int page, int layer)
+    {
+        lock (_lock)
+        {
+            Slab slab = _slabs[page / _slabPages];
+            long start = slab.Start + _layerStart[layer] + (page % _slabPages * _headBytes[layer]);
+            return slab.Memory.as_strided([_heads, _headBytes[layer]], [HeadStride(layer), 1], start);
         }
     }
 
@@ -316,7 +328,7 @@ internal sealed unsafe class PagePool : IDisposable
         _freePages += count * _slabPages;
         for (int i = 0; i < count; i++)
         {
-            _slabs.Add(new Slab(_slabPages, (nint)TensorAccess.Pointer(memory) + (nint)(i * _layerStart[^1])));
+            _slabs.Add(new Slab(_slabPages, memory, i * _layerStart[^1]));
             table.Span[first + i] = _slabs[^1].Address;
         }
 
@@ -344,11 +356,16 @@ internal sealed unsafe class PagePool : IDisposable
         return _tables[^1];
     }
 
-    private sealed class Slab(int pages, nint address)
+    private sealed class Slab(int pages, Tensor memory, long start)
     {
         private uint _free = (1u << pages) - 1;
 
-        internal nint Address { get; } = address;
+        internal Tensor Memory => memory;
+
+        /// <summary>Where it begins in the memory, in bytes.</summary>
+        internal long Start => start;
+
+        internal nint Address { get; } = (nint)TensorAccess.Pointer(memory) + (nint)start;
 
         internal int FreePages => BitOperations.PopCount(_free);
 

@@ -28,10 +28,13 @@ internal sealed class Sequence
     internal int NextPlace => Released + Pages.Count;
 
     /// <summary>A sequence that stands where this one does, with the same pages.</summary>
-    internal Sequence Copy()
+    internal Sequence Copy() => Copy(Pages);
+
+    /// <summary>A sequence that stands where this one does, with pages of its own, as many.</summary>
+    internal Sequence Copy(IEnumerable<int> pages)
     {
         Sequence copy = new() { Length = Length, Compressed = Compressed, Sinks = Sinks, Position = Position, Released = Released };
-        copy.Pages.AddRange(Pages);
+        copy.Pages.AddRange(pages);
         return copy;
     }
 }

@@ -186,9 +186,10 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
-    /// <summary>Makes a sequence what a file says of it.</summary>
+    /// <summary>Puts a sequence in a slot whose pages were filled from elsewhere.</summary>
     internal void Restore(int slot, Sequence sequence)
     {
+        Reserve(sequence.NextPlace);
         _sequences[slot] = sequence;
         SetPages(slot);
         _pages.Upload();

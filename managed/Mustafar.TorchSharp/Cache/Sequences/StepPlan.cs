@@ -205,7 +205,7 @@ internal sealed unsafe class StepPlan : IDisposable
     }
 
     /// <summary>Brings the plan to the device.</summary>
-    internal void Upload() => _numbers.Upload();
+    internal void Upload() => _numbers.UploadChanged();
 
     public void Dispose() => _numbers.Dispose();
 

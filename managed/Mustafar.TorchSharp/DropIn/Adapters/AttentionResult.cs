@@ -4,16 +4,19 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>What the compressed cache gave for an <see cref="AttentionStep"/>.</summary>
-/// <remarks>It is used on the thread of the call, and until its end.</remarks>
+/// <remarks>It is used on the thread of the call, and until its end; <see cref="LengthOnly"/> in <see cref="OnUndo"/>, too.</remarks>
 public sealed class AttentionResult
 {
     private readonly MustafarConversation _conversation;
     private readonly ConversationLayer _layer;
+    private readonly ScalarType _dtype;
+    private readonly Device _device;
 
     internal AttentionResult(Tensor output, MustafarConversation conversation, ConversationLayer layer)
     {
         Output = output;
         Length = layer.Length;
+        (_dtype, _device) = (output.dtype, output.device);
         _conversation = conversation;
         _layer = layer;
     }
@@ -30,7 +33,18 @@ public sealed class AttentionResult
     /// model disposes it, as with its own cache, the conversation is released, at the latest when another begins or they are listed.
     /// </summary>
     /// <param name="shape">The shape that the model's own keys or values would have.</param>
-    public Tensor LengthOnly(params long[] shape) => _layer.LengthOnly(shape, Output.dtype, Output.device);
+    public Tensor LengthOnly(params long[] shape) => _layer.LengthOnly(shape, _dtype, _device);
+
+    /// <summary>
+    /// Says how the model's own cache goes back to where it was before this step: the step is undone in all layers if one of the later
+    /// ones fails, or if the model begins it again.
+    /// </summary>
+    /// <param name="restore">Is given the number of tokens that are left, padding included. It may use <see cref="LengthOnly"/>.</param>
+    public void OnUndo(Action<int> restore)
+    {
+        ArgumentNullException.ThrowIfNull(restore);
+        _layer.OnUndo(restore);
+    }
 
     /// <summary>
     /// Releases the conversation once a dispose scope is disposed, such as one that the model's own cache keeps; at the latest when

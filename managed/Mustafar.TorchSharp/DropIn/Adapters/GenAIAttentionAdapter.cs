@@ -65,13 +65,15 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         int layer = Reflected.GetCount(attention, "_layerIdx");
         Tensor hidden = Reflected.Get<Tensor>(input, "HiddenStates");
         (Tensor query, Tensor keys, Tensor values) = Project(attention, hidden);
-        (Tensor cos, Tensor sin) = Positions(attention, input, values, Start(past, layer));
+        int start = Start(past, layer);
+        (Tensor cos, Tensor sin) = Positions(attention, input, values, start);
+        Rotary.RotateHalves(query, keys, cos, sin);
         return new AttentionStep
         {
-            Query = Rotary.RotateHalf(query, cos, sin),
-            Keys = Rotary.RotateHalf(keys, cos, sin),
+            Query = query,
+            Keys = keys,
             Values = values,
-            Start = Start(past, layer),
+            Start = start,
             Mask = (Tensor?)Reflected.Get(input, "AttentionMask"),
             Past = past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !AttentionResult.IsLengthOnly(dense.Keys)
                 ? dense
@@ -92,15 +94,22 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             dense.Values.Dispose();
         }
 
-        Tensor length = result.LengthOnly(
-            hidden.shape[0], Reflected.GetCount(attention, "_numKeyValueHeads"), result.Length, Reflected.GetCount(attention, "_headDim"));
-        past[layer] = (length, length);
+        long batch = hidden.size(0);
+        SetLength(result.Length);
+        result.OnUndo(SetLength);
         if (Reflected.Get(conversation, "_disposeScope") is DisposeScope scope)
         {
             result.ReleaseWith(scope);
         }
 
         return OutputOf(attention, hidden.MoveToOuterDisposeScope(), conversation);
+
+        void SetLength(int tokens)
+        {
+            Tensor length = result.LengthOnly(
+                batch, Reflected.GetCount(attention, "_numKeyValueHeads"), tokens, Reflected.GetCount(attention, "_headDim"));
+            past[layer] = (length, length);
+        }
     }
 
     private static bool KeepsCache(Type type) =>
@@ -135,10 +144,9 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             ?? (Reflected.Get(attention, "qkv_proj") as nn.Module<Tensor, Tensor>)?.forward(hidden);
         if (joint is Tensor all)
         {
+            Tensor heads = Heads(all, numHeads + (2 * numKvHeads));
             return (
-                Heads(all.narrow(-1, 0, numHeads * headDim), numHeads),
-                Heads(all.narrow(-1, numHeads * headDim, numKvHeads * headDim), numKvHeads),
-                Heads(all.narrow(-1, (numHeads + numKvHeads) * headDim, numKvHeads * headDim), numKvHeads));
+                heads.narrow(1, 0, numHeads), heads.narrow(1, numHeads, numKvHeads), heads.narrow(1, numHeads + numKvHeads, numKvHeads));
         }
 
         return (
@@ -147,7 +155,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             Heads(Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "v_proj").forward(hidden), numKvHeads));
 
         Tensor Heads(Tensor projected, long heads) =>
-            projected.reshape(hidden.shape[0], hidden.shape[1], heads, headDim).transpose(1, 2);
+            projected.reshape(hidden.size(0), hidden.size(1), heads, headDim).transpose(1, 2);
     }
 
     // Newer versions compute cosines and sines once for all layers and hand them over; older ones have a module in each layer.
@@ -158,27 +166,18 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         {
             object module = Reflected.Get(attention, "rotary_emb")
                 ?? throw new NotSupportedException($"{attention.GetType()} was given no rotary positions and has no rotary_emb.");
-            MethodInfo forward = module.GetType().GetMethods().Single(method => method.Name == "forward" && method.IsVirtual);
-            object request = Activator.CreateInstance(
+            MethodInfo forward = Reflected.ForwardOf(module.GetType());
+            object request = Reflected.New(
                 forward.GetParameters()[0].ParameterType,
-                BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic,
-                binder: null,
-                [values, Reflected.Get<Tensor>(input, "PositionIds"), checked((int)(start + values.shape[2]))],
-                culture: null)!;
+                values, Reflected.Get<Tensor>(input, "PositionIds"), checked((int)(start + values.size(2))));
             embeddings = forward.Invoke(module, BindingFlags.DoNotWrapExceptions, binder: null, [request], culture: null)!;
         }
 
-        (Tensor cos, Tensor sin) = embeddings is ValueTuple<Tensor, Tensor> pair
+        return embeddings is ValueTuple<Tensor, Tensor> pair
             ? pair
             : (Reflected.Get<Tensor>(embeddings, "Cos"), Reflected.Get<Tensor>(embeddings, "Sin"));
-        return (cos.unsqueeze(1), sin.unsqueeze(1));
     }
 
-    private static object OutputOf(nn.Module attention, Tensor hidden, object conversation)
-    {
-        Type output = attention.GetType().GetMethod("forward", BindingFlags.Instance | BindingFlags.Public)!.ReturnType;
-        const BindingFlags constructors =
-            BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic | BindingFlags.DoNotWrapExceptions;
-        return Activator.CreateInstance(output, constructors, binder: null, [hidden, null, conversation], culture: null)!;
-    }
+    private static object OutputOf(nn.Module attention, Tensor hidden, object conversation) =>
+        Reflected.New(Reflected.ForwardOf(attention.GetType()).ReturnType, hidden, null, conversation);
 }

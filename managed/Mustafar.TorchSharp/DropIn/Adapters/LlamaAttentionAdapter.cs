@@ -75,15 +75,21 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
             }
         }
 
-        Tensor length = result.LengthOnly(
-            output.shape[0], result.Length, Reflected.GetCount(attention, "n_kv_head"), Reflected.GetCount(attention, "d_head"));
-        if (!Reflected.TrySet(conversation, "k_cache", length) || !Reflected.TrySet(conversation, "v_cache", length)
-            || (SizeOf(conversation) != result.Length && !Reflected.TrySet(conversation, "size", (long)result.Length)))
-        {
-            throw new NotSupportedException($"The cache {conversation.GetType()} has no k_cache, v_cache and size that could be set.");
-        }
-
+        long batch = output.size(0);
+        SetLength(result.Length);
+        result.OnUndo(SetLength);
         return output.MoveToOuterDisposeScope();
+
+        void SetLength(int tokens)
+        {
+            Tensor length = result.LengthOnly(
+                batch, tokens, Reflected.GetCount(attention, "n_kv_head"), Reflected.GetCount(attention, "d_head"));
+            if (!Reflected.TrySet(conversation, "k_cache", length) || !Reflected.TrySet(conversation, "v_cache", length)
+                || (SizeOf(conversation) != tokens && !Reflected.TrySet(conversation, "size", (long)tokens)))
+            {
+                throw new NotSupportedException($"The cache {conversation.GetType()} has no k_cache, v_cache and size that could be set.");
+            }
+        }
     }
 
     private static int Start(object conversation) =>

@@ -10,6 +10,8 @@ internal static class Reflected
     private const BindingFlags Members = BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic;
 
     private static readonly ConcurrentDictionary<(Type, string), MemberInfo?> Known = new();
+    private static readonly ConcurrentDictionary<(Type, int), ConstructorInfo> Constructors = new();
+    private static readonly ConcurrentDictionary<Type, MethodInfo> Forwards = new();
 
     /// <summary>The value of a field or property, of whatever visibility; null if there is none of this name.</summary>
     internal static object? Get(object target, string name) => Find(target.GetType(), name) switch
@@ -50,6 +52,24 @@ internal static class Reflected
                 return false;
         }
     }
+
+    /// <summary>Makes an object by a constructor of so many parameters, of whatever visibility.</summary>
+    /// <exception cref="NotSupportedException">There is none, or more than one.</exception>
+    internal static object New(Type type, params object?[] arguments)
+    {
+        ConstructorInfo constructor = Constructors.GetOrAdd((type, arguments.Length), static key =>
+            key.Item1.GetConstructors(Members).Where(one => one.GetParameters().Length == key.Item2).ToArray() is [ConstructorInfo only]
+                ? only
+                : throw new NotSupportedException($"{key.Item1} has no single constructor of {key.Item2} parameters, by which it would be made."));
+        return constructor.Invoke(BindingFlags.DoNotWrapExceptions, binder: null, arguments, culture: null);
+    }
+
+    /// <summary>The forward that a module's class overrides.</summary>
+    /// <exception cref="NotSupportedException">There is not exactly one.</exception>
+    internal static MethodInfo ForwardOf(Type type) => Forwards.GetOrAdd(type, static key =>
+        key.GetMethods().Where(method => method.Name == "forward" && method.IsVirtual).ToArray() is [MethodInfo only]
+            ? only
+            : throw new NotSupportedException($"{key} has no single forward, by which it would be called."));
 
     /// <summary>Whether a type or a base has a field or property of this name.</summary>
     internal static bool Has(Type type, string name) => Find(type, name) is not null;

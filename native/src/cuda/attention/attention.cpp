@@ -31,26 +31,33 @@ bool uses_fragments(const mustafar_attention& a) {
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
              "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
              a.values.format.order);
-    if (keys && is_balanced(a.keys.format) != is_balanced(a.values.format))
+    if (keys && (is_balanced(a.keys.format) != is_balanced(a.values.format) ||
+                 a.keys.format.value_format != a.values.format.value_format))
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "keys, values: expected both balanced or both unstructured in fragment order, got patterns %d and %d",
-             a.keys.format.pattern, a.values.format.pattern);
+             "keys, values: expected both balanced or both not, with values of the same format, in fragment order; got "
+             "patterns %d and %d, formats %d and %d",
+             a.keys.format.pattern, a.values.format.pattern, a.keys.format.value_format, a.values.format.value_format);
     return keys;
 }
 
+// By head_dim (64, 128) and dtype (f16, bf16).
+struct Launchers {
+    FragmentLauncher of[2][2];
+};
+constexpr Launchers unstructured{{{attention_f16_64, attention_bf16_64}, {attention_f16_128, attention_bf16_128}}};
+constexpr Launchers balanced{{{attention_balanced_f16_64, attention_balanced_bf16_64},
+                              {attention_balanced_f16_128, attention_balanced_bf16_128}}};
+constexpr Launchers int4{
+    {{attention_int4_f16_64, attention_int4_bf16_64}, {attention_int4_f16_128, attention_int4_bf16_128}}};
+constexpr Launchers int8{
+    {{attention_int8_f16_64, attention_int8_bf16_64}, {attention_int8_f16_128, attention_int8_bf16_128}}};
+
 FragmentLauncher fragment_launcher(const mustafar_format& format) {
-    const bool half = format.dtype == MUSTAFAR_DTYPE_F16, balanced = is_balanced(format);
-    switch (format.head_dim) {
-        case 64:
-            return balanced ? half ? attention_balanced_f16_64 : attention_balanced_bf16_64
-                   : half   ? attention_f16_64
-                            : attention_bf16_64;
-        case 128:
-            return balanced ? half ? attention_balanced_f16_128 : attention_balanced_bf16_128
-                   : half   ? attention_f16_128
-                            : attention_bf16_128;
-        default: fail(MUSTAFAR_STATUS_INTERNAL_ERROR, "attention: no fragment kernel for head_dim %d", format.head_dim);
-    }
+    const Launchers& launchers = format.value_format == MUSTAFAR_VALUE_FORMAT_INT4   ? int4
+                                 : format.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? int8
+                                 : is_balanced(format)                               ? balanced
+                                                                                     : unstructured;
+    return launchers.of[format.head_dim == 128][format.dtype == MUSTAFAR_DTYPE_BF16];
 }
 
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
@@ -91,12 +98,12 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     footprint.iteration_bytes = ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
                                 ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
     footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
-    // A bitmap that contradicts its block may point as far as a dense block reaches; balanced blocks have no bitmap.
-    const bool balanced = is_balanced(a.keys.format);
-    footprint.padding_bytes = balanced ? 0 : dense_block;
+    // A bitmap that contradicts its block may point as far as a dense block reaches.
+    const bool balanced = is_balanced(a.keys.format), integers = has_integers(a.keys.format);
+    footprint.padding_bytes = balanced || integers ? 0 : dense_block;
     footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
-    footprint.waits_for_memory = balanced && 2 * a.keys.format.keep < head_dim;
+    footprint.waits_for_memory = integers || (balanced && 2 * a.keys.format.keep < head_dim);
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
@@ -136,6 +143,8 @@ AttentionParams parameters(const mustafar_attention& a) {
     p.lengths = a.lengths;
     p.compressed = a.compressed;
     p.query_counts = a.query_counts;
+    p.key_factors = a.key_factors;
+    p.factors_aligned = reinterpret_cast<uintptr_t>(a.key_factors) % 16 == 0;
     p.log_sum_exp = a.log_sum_exp;
     p.batch = a.batch;
     p.num_slots = a.num_slots;

@@ -75,7 +75,7 @@ template <class T, int HeadDim>
 struct BalancedDecoder {
     using Geometry = BalancedGeometry<HeadDim>;
     static constexpr int head_dim = HeadDim;
-    static constexpr bool has_shared = true;
+    static constexpr bool has_shared = true, integers = false;
     static constexpr int part_words = 16;
     static constexpr int steps = HeadDim / 16;  // halves of a sparse product along k
     static constexpr int value_tiles = Geometry::products;

@@ -21,7 +21,7 @@ struct Decoder;
 template <class T>
 struct Decoder<T, 128> {
     static constexpr int head_dim = 128;
-    static constexpr bool has_shared = false;
+    static constexpr bool has_shared = false, integers = false;
     static constexpr int part_words = 16;  // of a dense row, for one lane
     static constexpr int steps = 8;        // of 16 channels along k
     static constexpr int bitmap = 512;
@@ -113,7 +113,7 @@ private:
 template <class T>
 struct Decoder<T, 64> {
     static constexpr int head_dim = 64;
-    static constexpr bool has_shared = false;
+    static constexpr bool has_shared = false, integers = false;
     static constexpr int part_words = 8;  // of a dense row, for one lane
     static constexpr int steps = 4;
     static constexpr int bitmap = 256;

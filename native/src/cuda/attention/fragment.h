@@ -1,4 +1,4 @@
-// Launchers of the fragment kernels: one for each pattern, dtype and head_dim.
+// Launchers of the fragment kernels: one for each pattern or integer format, dtype and head_dim.
 #pragma once
 
 #include "cuda/attention/heuristics.h"
@@ -18,10 +18,18 @@ void attention_balanced_f16_128(const DeviceScope&, const AttentionParams&, cons
 void attention_balanced_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_balanced_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_balanced_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int4_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int4_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int4_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int4_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int8_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int8_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int8_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_int8_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
 constexpr int fragment_static_bytes_bound(int tile_count, bool balanced) {
-    return (tile_count == 1 ? 2048 : 6144) + (balanced ? 2048 : 0);
+    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0);
 }
 
 }  // namespace mustafar::cuda

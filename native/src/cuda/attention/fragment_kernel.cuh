@@ -12,6 +12,8 @@
 #pragma once
 
 #include "cuda/attention/dense_chunk.cuh"
+#include "cuda/attention/integer_query.cuh"
+#include "cuda/attention/integer_softmax.cuh"
 #include "cuda/attention/merge.cuh"
 #include "cuda/common/ring.cuh"
 
@@ -38,6 +40,22 @@ __device__ __forceinline__ void mask_scores(const AttentionParams& p, const Sequ
         }
 }
 
+// What makes scores, in base 2, of a row's products with blocks of integers. exponent: of its query.
+template <class D>
+__device__ __forceinline__ float row_factor(const AttentionParams& p, int exponent) {
+    return p.scale_log2 * (1.0f / D::key_unit) * __uint_as_float(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
+template <int Tiles, int ValueTiles>
+__device__ __forceinline__ void rescale(float (&accumulator)[Tiles][ValueTiles][4], float factor) {
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+        for (int i = 0; i < ValueTiles; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) accumulator[n][i][j] *= factor;
+}
+
 // How many of a walk's blocks come before `block`.
 __device__ __forceinline__ int iterations_before(const AttentionParams& p, const Walk& walk, int block) {
     const int distance = block - static_cast<int>(walk.first);
@@ -53,6 +71,8 @@ struct FragmentMemory {
     int last;                             // whether this thread block is the tile's last one
     typename D::Shared decoder;
     uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
+    uint2 block_query[Tiles == 1 || !D::integers ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
+    int exponent[8 * Tiles];  // of the block queries
 };
 
 template <class T, class D, int Tiles, int Warps, int BlocksPerSm>
@@ -120,6 +140,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
     const uint32_t first_dense = item + walk.count * stride - blocks;
 
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n)
+        if (Tiles == 1 || warp == n) spread_not_finite<T>(query_row[n]);
     Query query;
     query.attach(fixed.query, lane);
 #pragma unroll
@@ -128,7 +151,39 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
             for (int i = 0; i < D::steps; ++i)
                 query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
+    // Blocks of integers have queries of their own, in f16 and times the keys' channel scales.
+    Query block_query;
+    [[maybe_unused]] float row_scale[Tiles][2];
+    if constexpr (D::integers) {
+        block_query.attach(fixed.block_query, lane);
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n)
+            if (Tiles == 1 || warp == n) {
+                const float* const factors =
+                    p.key_factors == nullptr
+                        ? nullptr
+                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels +
+                              channels / 4 * t;
+                const int exponent = scale_query<T>(query_row[n], factors, p.factors_aligned);
+#pragma unroll
+                for (int i = 0; i < D::steps; ++i)
+                    block_query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.block_query, lane);
+                if (Tiles == 1) {
+#pragma unroll
+                    for (int r = 0; r < 2; ++r)
+                        row_scale[n][r] = row_factor<D>(p, __shfl_sync(full_warp, exponent, 4 * (2 * t + r)));
+                } else if (t == 0) {
+                    fixed.exponent[8 * n + g] = exponent;
+                }
+            }
+    }
     if constexpr (Tiles > 1 || D::has_shared) __syncthreads();
+    if constexpr (Tiles > 1 && D::integers) {
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) row_scale[n][r] = row_factor<D>(p, fixed.exponent[8 * n + 2 * t + r]);
+    }
 
     float accumulator[Tiles][D::value_tiles][4];
     RowPair state[Tiles];
@@ -154,6 +209,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         softmax(score, probability);
         dense_values<T>(decoder, chunk, kv_head, p.aligned, probability, accumulator);
     }
+    if constexpr (D::integers) rescale(accumulator, D::value_unit);
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
     const int full_end = min(sequence.compressed, sequence.last_position(0) + 1) / block_tokens;
     const int full_first = (max(0, sequence.first_position(sequence.queries - 1)) + block_tokens - 1) / block_tokens;
@@ -163,16 +219,40 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     for (int c = 0; c < walk.count; ++c) {
         float score[Tiles][2][4] = {};
         uint32_t probability[Tiles][4];
-        decoder.keys(ring.key(), query, score);
+        const uint32_t keys = ring.key();
+        if constexpr (D::integers) {
+            float key_scale[2][2];
+            decoder.key_scales(keys, key_scale);
+            decoder.keys(keys, block_query, score);
+#pragma unroll
+            for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+                for (int a = 0; a < 2; ++a)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) score[n][a][i] *= key_scale[a][i >> 1] * row_scale[n][i & 1];
+        } else {
+            decoder.keys(keys, query, score);
+        }
         ring.release_key(c);
         if (static_cast<uint32_t>(c - first_full) >= full) {
             const int first = static_cast<int>(walk.first + c * stride) * block_tokens;
             mask_scores<Tiles>(p, sequence, first, sequence.compressed - first, first_row, g, t, score);
         }
-        softmax(score, probability);
-        decoder.values(ring.value(), probability, accumulator);
+        if constexpr (D::integers) {
+            const uint32_t values = ring.value();
+            float value_scale[2][2];
+            decoder.value_scales(values, value_scale);
+#pragma unroll
+            for (int n = 0; n < Tiles; ++n)
+                softmax_step_scaled(state[n], score[n], value_scale, accumulator[n], probability[n]);
+            decoder.values(values, probability, accumulator);
+        } else {
+            softmax(score, probability);
+            decoder.values(ring.value(), probability, accumulator);
+        }
         ring.release_value(c);
     }
+    if constexpr (D::integers) rescale(accumulator, 1.0f / D::value_unit);
 
     // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad over all
     // warps of the cluster. Rows are eight floats longer than their channels, so that the lanes' stores are spread over
@@ -188,7 +268,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
             for (int lanes = 4; lanes < 32; lanes <<= 1) sum += __shfl_xor_sync(full_warp, sum, lanes);
             if (row >= valid_rows) continue;
-            if (g == 0) fixed.warp_state[warp][row] = make_float2(state[n].maximum[r], sum);
+            // Scores that are all NaN leave no maximum; their sum has to count.
+            const float maximum = sum != sum ? 0.0f : state[n].maximum[r];
+            if (g == 0) fixed.warp_state[warp][row] = make_float2(maximum, sum);
             float* const target = reinterpret_cast<float*>(own_output + row * row_bytes) + 2 * g;
 #pragma unroll
             for (int i = 0; i < D::value_tiles; ++i)
@@ -200,6 +282,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     else
         __syncthreads();
     constexpr int quads = channels / 4;
+    const auto sees_token = [&](int row) {
+        return row < valid_rows && sequence.last_position((first_row + row) / p.group) >= 0;
+    };
     const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
     // The thread blocks of a cluster share the quads, a warp's worth at a time.
     for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
@@ -214,7 +299,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                                   outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
                           });
         if (p.partials == 1)
-            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad);
+            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
@@ -229,7 +314,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     __syncthreads();
     if (!fixed.last) return;
     for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
-        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row);
+        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row,
+                                    sees_token(e / quads));
 }
 
 }  // namespace mustafar::cuda

@@ -8,7 +8,7 @@
 
 namespace mustafar::cuda {
 
-constexpr int max_splits = 64;
+constexpr int max_splits = 144;
 
 // Tiles that there are counters for in the workspace. More of them fill any device: none is split into several partial
 // results, which would have to be counted.
@@ -67,7 +67,7 @@ constexpr AttentionWarps double_tile_warps[] = {{8, 1}, {4, 2}};
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 100;
+    constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 30;
     // A second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
     // the first blocks.
     constexpr int64_t long_walk = 16;

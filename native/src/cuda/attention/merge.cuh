@@ -79,10 +79,15 @@ struct MergedQuad {
     }
     MergedQuad() = default;
 
-    // The final result. row: of the KV head.
+    // The final result. row: of the KV head; seen: whether it sees any token. A sum of zero is otherwise one of scores that
+    // are all -infinity.
     template <class T, int HeadDim>
-    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad) {
-        scale(sum == 0.0f ? 0.0f : 1.0f / sum, false);
+    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad,
+                                          bool seen) {
+        if (seen)
+            scale(1.0f / sum, false);
+        else
+            output = {};
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad), output.x);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 1), output.y);
         store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 2), output.z);
@@ -107,13 +112,13 @@ private:
 // One quad of a row of a tile over all its partial results.
 template <class T, int HeadDim>
 __device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
-                                               int quad, int sequence, int kv_head, int first_row) {
+                                               int quad, int sequence, int kv_head, int first_row, bool seen) {
     MergedQuad merged(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
         const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
     });
-    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad);
+    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad, seen);
 }
 
 }  // namespace mustafar::cuda

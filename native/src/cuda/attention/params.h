@@ -14,6 +14,7 @@ struct AttentionParams {
     const int32_t* lengths;          // [slots]
     const int32_t* compressed;       // [slots]
     const int32_t* query_counts;     // [batch] or null
+    const float* key_factors;        // [slots, num_kv_heads, head_dim] or null
     float* log_sum_exp;              // [batch, num_heads, num_queries] or null
     float* partial_output;           // [batch, num_kv_heads, tiles, partials, tile rows, head_dim]
     float2* partial_state;           // [batch, num_kv_heads, tiles, partials, tile rows] maximum (base 2), sum
@@ -26,9 +27,10 @@ struct AttentionParams {
     int32_t cluster;   // thread blocks of a cluster, a divisor of splits
     int32_t partials;  // results that the workspace takes for a tile: splits / cluster
     int32_t ring_depth;
-    int32_t warp_bytes;  // of shared memory
-    bool aligned;        // rows of query, tail and fresh tokens start at multiples of 16 bytes
-    float scale_log2;    // scale * log2(e)
+    int32_t warp_bytes;    // of shared memory
+    bool factors_aligned;  // to 16 bytes
+    bool aligned;          // rows of query, tail and fresh tokens start at multiples of 16 bytes
+    float scale_log2;      // scale * log2(e)
 };
 
 // Which query rows a tile, counted over the whole batch, has.

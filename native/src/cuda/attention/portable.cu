@@ -46,9 +46,16 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     const int batch_row = static_cast<int>(blockIdx.x / p.num_queries / heads), slot = slot_of(p, batch_row);
     const Sequence sequence(p, batch_row, slot, SequenceCounts(p, batch_row, slot));
     const bool present = index < sequence.queries;
-    for (int c = threadIdx.x; c < 32 * Words; c += warps * 32)
+    bool finite = true;
+    for (int c = threadIdx.x; c < 32 * Words; c += warps * 32) {
         query[c] = present && c < head_dim ? widened(p.query.row<const T>(batch_row, head, index)[c]) : 0.0f;
-    __syncthreads();
+        finite &= isfinite(query[c]);
+    }
+    // One number that is not makes all weights NaN, also where keys have it pruned.
+    if (!__syncthreads_and(finite)) {
+        for (int c = threadIdx.x; c < 32 * Words; c += warps * 32) query[c] = nanf("");
+        __syncthreads();
+    }
 
     RowState<Words> state;
     const int first_seen = max(0, sequence.first_position(index)), last_seen = sequence.last_position(index);
@@ -105,11 +112,12 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
         total += states[w].y * factor[w];
     }
     const int row = index * p.group + head % p.group;
+    const bool seen = present && last_seen >= 0;
     for (int c = threadIdx.x; c < head_dim; c += warps * 32) {
         float output = 0.0f;
         for (int w = 0; w < warps; ++w)
             if (factor[w] != 0.0f) output += outputs[w][c] * factor[w];
-        store_output<T>(p, batch_row, kv_head, row, c, total == 0.0f ? 0.0f : output / total);
+        store_output<T>(p, batch_row, kv_head, row, c, seen ? output / total : 0.0f);
     }
     if (threadIdx.x == 0) store_log_sum_exp(p, batch_row, kv_head, row, maximum, total);
 }

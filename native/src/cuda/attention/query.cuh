@@ -1,6 +1,8 @@
 // Dense rows, and query rows as operands.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/ptx.cuh"
 
 namespace mustafar::cuda {
@@ -20,6 +22,24 @@ __device__ __forceinline__ void load_row(uint32_t (&words)[Words], const void* r
         for (int i = 0; i < Words; ++i)
             words[i] = __ldg(elements + 2 * i) | uint32_t{__ldg(elements + 2 * i + 1)} << 16;
     }
+}
+
+// A query that is not finite makes each of its scores NaN or infinite, and so all weights NaN; but products that leave
+// pruned channels out may not see the number that does it. Each number of such a row becomes NaN. The row lies in the
+// four lanes of a group.
+template <class T, int Words>
+__device__ __forceinline__ void spread_not_finite(uint32_t (&words)[Words]) {
+    using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+    Pair sum = Pair(T(0.0f), T(0.0f));
+    // Infinity times zero is NaN as well.
+#pragma unroll
+    for (int i = 0; i < Words; ++i) sum = __hfma2(reinterpret_cast<const Pair&>(words[i]), Pair(T(0.0f), T(0.0f)), sum);
+    uint32_t bits = reinterpret_cast<const uint32_t&>(sum) & 0x7fff7fffu;
+    bits |= __shfl_xor_sync(full_warp, bits, 1);
+    bits |= __shfl_xor_sync(full_warp, bits, 2);
+    if (bits == 0) return;
+#pragma unroll
+    for (int i = 0; i < Words; ++i) words[i] = 0x7fff7fffu;
 }
 
 template <int Words>

@@ -7,10 +7,24 @@ namespace mustafar::cuda {
 
 // How a kernel places values. The fragment orders of keys and values differ; where the call does not say by itself which of
 // them it handles, the format does.
-enum class ValueOrder : int32_t { plain, keys, values, balanced_keys, balanced_values };
+enum class ValueOrder : int32_t {
+    plain,
+    keys,
+    values,
+    balanced_keys,
+    balanced_values,
+    int4_keys,
+    int4_values,
+    int8_keys,
+    int8_values
+};
 
 constexpr ValueOrder value_order(const mustafar_format& format, bool keys) {
     if (!has_fragment_order(format)) return ValueOrder::plain;
+    if (format.value_format == MUSTAFAR_VALUE_FORMAT_INT4)
+        return keys ? ValueOrder::int4_keys : ValueOrder::int4_values;
+    if (format.value_format == MUSTAFAR_VALUE_FORMAT_INT8)
+        return keys ? ValueOrder::int8_keys : ValueOrder::int8_values;
     if (is_balanced(format)) return keys ? ValueOrder::balanced_keys : ValueOrder::balanced_values;
     return keys ? ValueOrder::keys : ValueOrder::values;
 }
@@ -22,6 +36,15 @@ constexpr ValueOrder value_order(const mustafar_format& format) {
 
 constexpr bool is_balanced_order(ValueOrder order) {
     return order == ValueOrder::balanced_keys || order == ValueOrder::balanced_values;
+}
+
+constexpr bool is_integer_order(ValueOrder order) {
+    return order >= ValueOrder::int4_keys;
+}
+
+constexpr bool is_key_order(ValueOrder order) {
+    return order == ValueOrder::keys || order == ValueOrder::balanced_keys || order == ValueOrder::int4_keys ||
+           order == ValueOrder::int8_keys;
 }
 
 }  // namespace mustafar::cuda

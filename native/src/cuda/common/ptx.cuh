@@ -61,6 +61,13 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return y;
 }
 
+// Of each half; a NaN loses.
+__device__ __forceinline__ uint32_t max_f16x2(uint32_t a, uint32_t b) {
+    uint32_t value;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(value) : "r"(a), "r"(b));
+    return value;
+}
+
 // Approximate.
 __device__ __forceinline__ float reciprocal(float x) {
     float y;

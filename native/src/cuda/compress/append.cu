@@ -9,6 +9,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/compress/block_writer.cuh"
 #include "cuda/compress/compress.h"
+#include "cuda/compress/key_factors.cuh"
 
 namespace mustafar::cuda {
 namespace {
@@ -23,10 +24,53 @@ struct AppendParams {
     const int32_t* compressed;  // [slots]
     int32_t* new_lengths;       // [slots] or null
     int32_t* new_compressed;    // [slots] or null
+    float* key_factors;         // [slots, heads, head_dim] or null
     Divisor by_part, by_head;
     int32_t num_slots, num_tokens, lookahead, group_size, local_window, tail_capacity;
     bool aligned;
 };
+
+// The tokens of one sequence and head, before and after.
+template <class T>
+struct AppendedTokens {
+    const AppendParams& p;
+    int batch_row, slot, head, which;  // keys, values
+    int before, compressed, length, due;
+
+    __device__ __forceinline__ AppendedTokens(const AppendParams& params, int row_of_batch, int head_index,
+                                              int which_of_two)
+        : p(params), batch_row(row_of_batch), head(head_index), which(which_of_two) {
+        slot = p.sequences == nullptr ? batch_row : p.sequences[batch_row];
+        if (!exists()) return;
+        before = p.lengths[slot], compressed = p.compressed[slot];
+        const int count = p.counts == nullptr ? p.num_tokens : min(max(p.counts[batch_row], 0), p.num_tokens);
+        length = before + count;
+        due = max(compressed, compressed_tokens(length, p.lookahead, p.local_window, p.group_size));
+    }
+
+    __device__ __forceinline__ bool exists() const { return slot >= 0 && slot < p.num_slots; }
+    __device__ __forceinline__ const T* row(int token) const {
+        return token < before ? p.tail[which].row<const T>(slot, head, token % p.tail_capacity)
+                              : p.fresh[which].row<const T>(batch_row, head, token - before);
+    }
+    // Whether channel scales are to be computed.
+    __device__ __forceinline__ bool compresses_first() const {
+        return p.key_factors != nullptr && which == 0 && compressed == 0 && due > 0;
+    }
+};
+
+// Before an append of many tokens, whose blocks are compressed by many thread blocks. Grid: heads fastest, then sequences.
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(512) first_key_factors(const __grid_constant__ AppendParams p) {
+    __shared__ float largest[HeadDim];
+    uint32_t head = blockIdx.x;
+    const uint32_t batch_row = p.by_head.split(head);
+    const AppendedTokens<T> tokens(p, static_cast<int>(batch_row), static_cast<int>(head), 0);
+    if (!tokens.exists() || !tokens.compresses_first()) return;
+    compute_key_factors<T>(
+        tokens.due, [&](int token) { return tokens.row(token); }, largest,
+        factors_of<HeadDim>(p.key_factors, tokens.slot, static_cast<int>(p.by_head.value()), tokens.head));
+}
 
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_constant__ AppendParams p) {
@@ -40,26 +84,24 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     // Attention starts when this grid has ended: some of its thread blocks would crowd on few multiprocessors otherwise.
     wait_for_previous_grid();
 
-    const int slot = p.sequences == nullptr ? batch_row : p.sequences[batch_row];
-    if (slot < 0 || slot >= p.num_slots) return;
-    const int before = p.lengths[slot], compressed = p.compressed[slot];
-    const int count = p.counts == nullptr ? p.num_tokens : min(max(p.counts[batch_row], 0), p.num_tokens);
-    const int length = before + count;
-    const int due = max(compressed, compressed_tokens(length, p.lookahead, p.local_window, p.group_size));
+    const AppendedTokens<T> tokens(p, batch_row, head, which);
+    if (!tokens.exists()) return;
+    const int slot = tokens.slot, before = tokens.before, length = tokens.length, due = tokens.due;
     if (part == 0 && which == 0 && head == 0 && threadIdx.x == 0) {
         if (p.new_lengths != nullptr) p.new_lengths[slot] = length;
         if (p.new_compressed != nullptr) p.new_compressed[slot] = due;
     }
 
+    float* const factors =
+        which == 0 ? factors_of<HeadDim>(p.key_factors, slot, static_cast<int>(p.by_head.value()), head) : nullptr;
+    if (p.by_part.value() == 1 && tokens.compresses_first())
+        compute_key_factors<T>(
+            due, [&](int token) { return tokens.row(token); }, *reinterpret_cast<float(*)[HeadDim]>(memory), factors);
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
-    const auto row = [&](int token) -> const T* {
-        return token < before ? p.tail[which].row<const T>(slot, head, token % p.tail_capacity)
-                              : p.fresh[which].row<const T>(batch_row, head, token - before);
-    };
     const auto compress = [&](int block) {
         const Blocks& blocks = p.blocks[which];
-        writer.load(row(block * block_tokens + writer.token()), p.aligned);
-        writer.compress(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which]);
+        writer.load(tokens.row(block * block_tokens + writer.token()), p.aligned);
+        writer.compress(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which], factors);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;
@@ -67,7 +109,7 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
         if (first_new + part - 1 < end) compress(first_new + part - 1);
         return;
     }
-    for (int block = compressed / block_tokens; block < min(first_new, end); ++block) compress(block);
+    for (int block = tokens.compressed / block_tokens; block < min(first_new, end); ++block) compress(block);
     __syncthreads();
     const int first_dense = max(before, due);
     for (int i = threadIdx.x; i < (length - first_dense) * HeadDim; i += block_threads) {
@@ -98,6 +140,7 @@ void append(const mustafar_context& context, const mustafar_append& a) {
     p.compressed = a.compressed;
     p.new_lengths = a.new_lengths;
     p.new_compressed = a.new_compressed;
+    p.key_factors = a.key_factors;
     p.by_part = Divisor(static_cast<uint32_t>(parts));
     p.by_head = Divisor(static_cast<uint32_t>(a.num_kv_heads));
     p.num_slots = a.num_slots;
@@ -115,6 +158,9 @@ void append(const mustafar_context& context, const mustafar_append& a) {
         static std::atomic<uint64_t> allowed{0};
         const auto kernel = append_tokens<T, head_dim()>;
         allow_shared_memory(scope, kernel, allowed, 1024);
+        if (p.key_factors != nullptr && parts > 1)
+            launch(scope, "append", first_key_factors<T, head_dim()>,
+                   LaunchShape{int64_t{a.num_kv_heads} * a.batch, 512}, p);
         launch(scope, "append", kernel,
                LaunchShape{int64_t{parts} * 2 * a.num_kv_heads * a.batch, block_threads,
                            sizeof(typename BlockWriter<T, head_dim()>::Memory), true},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/compress/balanced.cuh"
+#include "cuda/compress/integer_writer.cuh"
 
 namespace mustafar::cuda {
 
@@ -23,6 +24,19 @@ struct BlockReader {
         constexpr int bitmap = 128 * words;
         uint32_t bytes;
         const uint8_t* const block = blocks.any(sequence, head, index, bitmap, bytes);
+        if constexpr (Layout::has_fragments && sizeof(T) == 4)
+            if (is_integer_order(order)) {
+                __syncthreads();
+                const auto place = [&](int token, int channel, float value) {
+                    memory.rows[token * Memory::stride + channel] = value;
+                };
+                if (order == ValueOrder::int4_keys || order == ValueOrder::int4_values)
+                    read_integers<HeadDim, 4>(block, is_key_order(order), place);
+                else
+                    read_integers<HeadDim, 8>(block, is_key_order(order), place);
+                __syncthreads();
+                return;
+            }
         if constexpr (Layout::has_fragments && sizeof(T) == 2)
             if (is_balanced_order(order)) {
                 __syncthreads();

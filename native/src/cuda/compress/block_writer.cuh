@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/compress/balanced_writer.cuh"
+#include "cuda/compress/integer_writer.cuh"
 
 namespace mustafar::cuda {
 
@@ -67,8 +68,18 @@ public:
         return memory_.layout.bits[token_];
     }
 
-    // Prunes by the pattern and writes what is kept, `keep` values of each token.
-    __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order) {
+    // Prunes by the pattern and writes what is kept, `keep` values of each token. factors: channel scales of integer keys, or
+    // null.
+    __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
+                                             const float* factors) {
+        if constexpr (Layout::has_fragments && sizeof(T) == 2)
+            if (is_integer_order(order)) {
+                if (order == ValueOrder::int4_keys || order == ValueOrder::int4_values)
+                    store_integers<4>(block, order, factors);
+                else
+                    store_integers<8>(block, order, factors);
+                return;
+            }
         if constexpr (Layout::has_fragments && sizeof(T) == 2)
             if (is_balanced_order(order)) {
                 __syncthreads();
@@ -111,6 +122,33 @@ public:
     }
 
 private:
+    template <int Bits>
+    __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, const float* factors) {
+        constexpr int stride = HeadDim + 4;
+        auto* const rows = reinterpret_cast<int8_t*>(memory_.rows);
+        auto* const image = reinterpret_cast<uint8_t*>(memory_.values);
+        using Geometry = IntegerGeometry<HeadDim, Bits>;
+        float number[Part::channels];
+#pragma unroll
+        for (int j = 0; j < Part::words; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const uint16_t bits = static_cast<uint16_t>(part_.word[j] >> 16 * e);
+                number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&bits));
+            }
+        const QuantizedPart<Part::channels> part(number, factors == nullptr ? nullptr : factors + t_ * Part::channels,
+                                                 Geometry::Word::largest);
+        __syncthreads();  // the rows have been read by all who do
+#pragma unroll
+        for (int c = 0; c < Part::channels; ++c) rows[token_ * stride + t_ * Part::channels + c] = part.values[c];
+        if (t_ == 0) reinterpret_cast<uint16_t*>(image + Geometry::value_bytes)[scale_place(token_)] = part.scale;
+        __syncthreads();
+        write_integers<HeadDim, Bits>(image, is_key_order(order), rows, stride);
+        __syncthreads();
+        copy(block, image, Geometry::block_bytes);
+        __syncthreads();
+    }
+
     template <class Choose>
     __device__ __forceinline__ void store_balanced(uint8_t* block, ValueOrder order, int kept, Choose&& choose) {
         uint8_t* const image = reinterpret_cast<uint8_t*>(memory_.values);

@@ -5,6 +5,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/compress/block_writer.cuh"
 #include "cuda/compress/compress.h"
+#include "cuda/compress/key_factors.cuh"
 
 namespace mustafar::cuda {
 namespace {
@@ -43,8 +44,8 @@ __global__ void __launch_bounds__(block_threads)
 
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(block_threads)
-    compress_blocks(Dense source, const uint32_t* bitmap, Blocks destination, ValueOrder order, int tokens,
-                    Divisor blocks, Divisor by_head, bool aligned) {
+    compress_blocks(Dense source, const uint32_t* bitmap, const float* factors, Blocks destination, ValueOrder order,
+                    int tokens, Divisor blocks, Divisor by_head, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(block_threads)
     uint32_t bytes;
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     if (bitmap == nullptr) {
-        writer.compress(destination.pattern, destination.keep, block, order);
+        writer.compress(destination.pattern, destination.keep, block, order,
+                        factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head));
         return;
     }
     writer.take_bits(
@@ -108,7 +110,29 @@ __global__ void __launch_bounds__(1024) offset_table(const uint32_t* bitmap, uin
     }
 }
 
+template <class T, int HeadDim>
+__global__ void __launch_bounds__(512) key_factors_of_tokens(Dense source, int heads, int tokens, float* factors) {
+    __shared__ float largest[HeadDim];
+    const int sequence = static_cast<int>(blockIdx.x) / heads, head = static_cast<int>(blockIdx.x) % heads;
+    compute_key_factors<T>(
+        tokens, [&](int token) { return source.row<const T>(sequence, head, token); }, largest,
+        factors_of<HeadDim>(factors, sequence, heads, head));
+}
+
 }  // namespace
+
+void key_factors(const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
+                 int64_t tokens, const mustafar_dense& source, float* factors) {
+    if (batch == 0 || heads == 0) return;
+    const DeviceScope scope(context);
+    dispatch_dtype("key factors", dtype, [&](auto type) {
+        dispatch_head_dim("key factors", head_dim, [&](auto dim) {
+            using T = typename decltype(type)::type;
+            launch(scope, "key factors", key_factors_of_tokens<T, dim()>, LaunchShape{int64_t{batch} * heads, 512},
+                   Dense(source), heads, static_cast<int>(tokens), factors);
+        });
+    });
+}
 
 void prune(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
            const mustafar_dense& source, uint32_t* bitmap) {
@@ -129,7 +153,8 @@ void prune(const mustafar_context& context, const mustafar_format& format, int32
 }
 
 void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-              const mustafar_dense& source, const uint32_t* bitmap, const mustafar_blocks& destination) {
+              const mustafar_dense& source, const uint32_t* bitmap, const float* key_factors,
+              const mustafar_blocks& destination) {
     const int64_t blocks = divide_up(tokens, block_tokens);
     if (batch == 0 || heads == 0 || tokens == 0) return;
     const DeviceScope scope(context);
@@ -140,7 +165,7 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
         const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
         allow_shared_memory(scope, kernel, allowed, 1024);
         launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
-               Dense(source), bitmap, Blocks(destination, heads), value_order(destination.format),
+               Dense(source), bitmap, key_factors, Blocks(destination, heads), value_order(destination.format),
                static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)), Divisor(static_cast<uint32_t>(heads)),
                is_vector_aligned(source, sizeof(T)));
     });

@@ -1,4 +1,5 @@
-// A linear layer for few rows of input, limited by reading the weight.
+// A linear layer for few rows of input, limited by reading the weight. One row has a kernel of its own (linear_row.cuh)
+// where the weight is aligned.
 //
 // Grid: at most one thread block a multiprocessor, eight warps each. A warp takes two rows of the weight at a time (gate and
 // up of one output, or two neighbouring ones) and strides over all such pairs. Each lane streams its own 16-byte pieces
@@ -9,22 +10,13 @@
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/ptx.cuh"
+#include "cuda/step/linear_row.cuh"
 #include "cuda/step/step.h"
-#include "cuda/step/values.cuh"
 
 namespace mustafar::cuda {
 namespace {
 
-constexpr int warps = 8, unroll = 2;  // pieces of each of the two rows in one stage
-
-struct LinearParams {
-    Rows input, weight, residual, output;
-    const void* norm;                                      // [in_features]
-    const void* bias;                                      // [rows of the weight]
-    int32_t first_row, in_features, out_features, padded;  // padded: in_features, rounded up to whole stages
-    float eps;
-    bool aligned, input_aligned;
-};
+constexpr int warps = linear_warps, unroll = 2;  // pieces of each of the two rows in one stage
 
 template <class T>
 constexpr int stage_elements = 32 * unroll* Piece<T>::count;
@@ -89,37 +81,8 @@ private:
     int pair_, step_, pairs_, at_ = 0, slot_ = 0;
 };
 
-// xs[r] = the input's row r, normalised and rounded if there is a norm, with zeros behind it.
-template <class T, int InputRows>
-__device__ __forceinline__ void prepare(const LinearParams& p, T* xs, float* partial) {
-    constexpr int count = Piece<T>::count;
-    const T* const norm = static_cast<const T*>(p.norm);
-#pragma unroll 1
-    for (int r = 0; r < InputRows; ++r) {
-        const T* const input = p.input.row<const T>(p.first_row + r);
-        float sum = 0.0f;
-        for (int c = static_cast<int>(threadIdx.x) * count; c < p.padded; c += 32 * warps * count) {
-            const Piece<T> x = load_piece(input + c, p.in_features - c, p.input_aligned);
-            *reinterpret_cast<Piece<T>*>(xs + r * p.padded + c) = x;
-#pragma unroll
-            for (int i = 0; i < count; ++i) sum = fmaf(as_float(x.values[i]), as_float(x.values[i]), sum);
-        }
-        if (norm == nullptr) continue;
-        const float factor = 1.0f / sqrtf(block_sum(sum, partial) / static_cast<float>(p.in_features) + p.eps);
-        for (int c = static_cast<int>(threadIdx.x) * count; c < p.padded; c += 32 * warps * count) {
-            auto& x = *reinterpret_cast<Piece<T>*>(xs + r * p.padded + c);
-            const Piece<T> scale = load_piece(norm + c, p.in_features - c, p.input_aligned);
-#pragma unroll
-            for (int i = 0; i < count; ++i)
-                x.values[i] = rounded_to<T>(as_float(x.values[i]) * factor * as_float(scale.values[i]));
-        }
-        __syncthreads();  // partial is free again
-    }
-    __syncthreads();
-}
-
 template <class T, int InputRows, bool Gated, int Stages>
-__global__ void __launch_bounds__(32 * warps) linear_rows(const __grid_constant__ LinearParams p) {
+__global__ void __launch_bounds__(32 * warps, 2) linear_rows(const __grid_constant__ LinearParams p) {
     constexpr int count = Piece<T>::count;
     extern __shared__ __align__(16) uint8_t memory[];
     __shared__ float partial[warps];
@@ -131,9 +94,10 @@ __global__ void __launch_bounds__(32 * warps) linear_rows(const __grid_constant_
     Stream<T, Gated, Stages> stream(p, ring, first, step, pairs);
 #pragma unroll
     for (int s = 0; s < Stages - 1; ++s) stream.fetch();
+    InputRow<T, InputRows> input(p, xs);
     let_next_grid_start();
     wait_for_previous_grid();
-    prepare<T, InputRows>(p, xs, partial);
+    input.prepare(partial);
 
     int slot = 0;
     for (int pair = first; pair < pairs; pair += step) {
@@ -159,27 +123,10 @@ __global__ void __launch_bounds__(32 * warps) linear_rows(const __grid_constant_
             if (++slot == Stages) slot = 0;
             stream.fetch();
         }
-        const int output = Gated ? pair : 2 * pair;
-        const T* const bias = static_cast<const T*>(p.bias);
 #pragma unroll
         for (int r = 0; r < InputRows; ++r) {
-            float a = warp_sum(sums[0][r]), b = warp_sum(sums[1][r]);
-            if (lane != r) continue;
-            const int64_t row = p.first_row + r;
-            const bool second = !Gated && output + 1 < p.out_features;
-            if (bias != nullptr) {
-                a += as_float(bias[output]);
-                if (Gated || second) b += as_float(bias[Gated ? output + p.out_features : output + 1]);
-            }
-            if (Gated) a = silu(a) * b;
-            if (p.residual.data != nullptr) {
-                const T* const residual = p.residual.row<const T>(row) + output;
-                a += as_float(residual[0]);
-                if (second) b += as_float(residual[1]);
-            }
-            T* const target = p.output.row<T>(row) + output;
-            target[0] = rounded_to<T>(a);
-            if (second) target[1] = rounded_to<T>(b);
+            const float a = warp_sum(sums[0][r]), b = warp_sum(sums[1][r]);
+            if (lane == r) finish_pair<T, Gated>(p, p.first_row + r, pair, a, b);
         }
     }
 }
@@ -236,8 +183,12 @@ void linear(const mustafar_context& context, const mustafar_linear& a) {
     p.input_aligned = has_pieces(a.input, a.in_features, a.dtype) && is_piece_aligned(a.norm);
     dispatch_dtype("linear", a.dtype, [&](auto type) {
         using T = typename decltype(type)::type;
-        p.padded = static_cast<int32_t>(divide_up(a.in_features, stage_elements<T>) * stage_elements<T>);
+        p.padded = static_cast<int32_t>(divide_up(a.in_features, row_stage<T>) * row_stage<T>);
         const int64_t row_bytes = int64_t{p.padded} * static_cast<int64_t>(sizeof(T));
+        if (a.rows == 1 && serves_one_row<T>(p)) {
+            parts == 2 ? start_one_row<T, true>(scope, p) : start_one_row<T, false>(scope, p);
+            return;
+        }
         // As many rows at once as fit; the weight is read again for what is left.
         for (p.first_row = 0; p.first_row < a.rows;) {
             int rows = 8, stages = 0;

@@ -1,5 +1,4 @@
 using TorchSharp;
-using TorchSharp.Modules;
 using static TorchSharp.torch;
 
 // Names, fields and the order of calls are those of Microsoft.ML.GenAI.
@@ -122,7 +121,7 @@ internal class GenAILinear : nn.Module<Tensor, Tensor>
     public GenAILinear(long inputs, long outputs, ScalarType dtype, bool hasBias = false)
         : base(nameof(GenAILinear))
     {
-        weight = (randn(outputs, inputs) / Math.Sqrt(inputs)).to(dtype);
+        weight = empty(outputs, inputs, dtype: dtype).normal_(0, 1 / Math.Sqrt(inputs));
         bias = hasBias ? randn(outputs).to(dtype) : null;
         RegisterComponents();
     }
@@ -256,144 +255,3 @@ internal class Attention : nn.Module<AttentionInput, AttentionOutput>
 /// <summary>What the first versions have for Phi-3.</summary>
 internal class Phi3Attention(int layerIdx, int numHeads, int numKeyValueHeads, int headDim, ScalarType dtype)
     : Attention(layerIdx, numHeads, numKeyValueHeads, headDim, dtype, useQkvProj: true, attentionDropout: 0);
-
-internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOutput>
-{
-    private readonly QuantizedLinear mlp;
-    private readonly LayerNorm input_layernorm;
-    private readonly Attention self_attn;
-
-    public LlamaDecoderLayer(Attention attention, int hidden, ScalarType dtype)
-        : base(nameof(LlamaDecoderLayer))
-    {
-        self_attn = attention;
-        mlp = new QuantizedLinear(hidden, hidden, dtype);
-        input_layernorm = nn.LayerNorm(hidden, dtype: dtype);
-    }
-
-    public override AttentionOutput forward(AttentionInput input)
-    {
-        using DisposeScope scope = NewDisposeScope();
-        AttentionOutput attended = self_attn.forward(new AttentionInput(
-            input_layernorm.forward(input.HiddenStates), input.PositionIds, input.PositionalEmbeddings, input.AttentionMask, input.Cache,
-            input.OutputAttentions));
-        Tensor hidden = input.HiddenStates + attended.HiddenStates;
-        return new(
-            (hidden + mlp.forward(hidden).tanh()).MoveToOuterDisposeScope(),
-            attended.Attentions?.MoveToOuterDisposeScope(),
-            attended.Cache);
-    }
-}
-
-internal sealed record CausalLMModelInput(
-    Tensor InputIds, Tensor? AttentionMask, int PastKeyValuesLength, IKVCache? OverrideCache = null, bool OutputAttentions = false);
-
-internal sealed class Phi3Config
-{
-    public int? SlidingWindow { get; set; }
-}
-
-/// <summary>Keeps the cache of the current call in a field, so that another thread's call exchanges it in the middle of this one.</summary>
-internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
-{
-    private readonly Embedding embed_tokens;
-    private readonly ModuleList<LlamaDecoderLayer> layers = [];
-    private readonly RotaryEmbedding _rotaryEmb = new(Subject.HeadDim);
-    private readonly Positions _positions;
-    private readonly Phi3Config _config;
-    private IKVCache? _cache;
-
-    public LlamaModel(int heads, int kvHeads, Positions positions, ScalarType dtype, bool joint, double dropout, bool first, int? window)
-        : base(nameof(LlamaModel))
-    {
-        _config = new Phi3Config { SlidingWindow = window };
-        int hidden = heads * Subject.HeadDim;
-        embed_tokens = nn.Embedding(Subject.Vocabulary, hidden, dtype: dtype);
-        for (int i = 0; i < Subject.Layers; i++)
-        {
-            Attention attention = first
-                ? new Phi3Attention(i, heads, kvHeads, Subject.HeadDim, dtype)
-                : new Attention(i, heads, kvHeads, Subject.HeadDim, dtype, joint, dropout);
-            layers.Add(new LlamaDecoderLayer(attention, hidden, dtype));
-        }
-
-        _positions = positions;
-        RegisterComponents();
-    }
-
-    public override Tensor forward(CausalLMModelInput input)
-    {
-        _cache = input.OverrideCache;
-        (Tensor ids, int past) = (input.InputIds, input.PastKeyValuesLength);
-        Tensor hidden = embed_tokens.forward(ids);
-        Tensor positions = arange(past, past + ids.shape[1], ScalarType.Int64).unsqueeze(0);
-        RotaryEmbeddingOutput turns = _rotaryEmb.forward(new RotaryEmbeddingInput(hidden, positions, past));
-        object? embeddings = _positions switch
-        {
-            Positions.Once => turns,
-            Positions.OnceAsTuple => (turns.Cos, turns.Sin),
-            _ => null,
-        };
-        foreach (LlamaDecoderLayer layer in layers)
-        {
-            hidden = layer.forward(new AttentionInput(
-                hidden, positions, embeddings, input.AttentionMask, _cache, input.OutputAttentions)).HiddenStates;
-        }
-
-        return hidden;
-    }
-}
-
-internal sealed class LlamaForCausalLM : nn.Module<Tensor, Tensor>
-{
-    private readonly LlamaModel model;
-    private readonly GenAILinear lm_head;
-
-    public LlamaForCausalLM(
-        int heads,
-        int kvHeads,
-        Positions positions = Positions.Once,
-        ScalarType dtype = ScalarType.Float32,
-        bool joint = false,
-        double dropout = 0,
-        bool first = false,
-        int? window = null)
-        : base(nameof(LlamaForCausalLM))
-    {
-        model = new LlamaModel(heads, kvHeads, positions, dtype, joint, dropout, first, window);
-        lm_head = new GenAILinear(heads * Subject.HeadDim, Subject.Vocabulary, dtype, hasBias: true);
-        RegisterComponents();
-    }
-
-    public override Tensor forward(Tensor input) => Logits(input, 0, null, CausalMask(input, 0));
-
-    public Tensor Logits(Tensor ids, int past, IKVCache? cache, Tensor? mask, bool outputAttentions = false) =>
-        lm_head.forward(model.forward(new CausalLMModelInput(ids, mask, past, cache, outputAttentions)));
-
-    /// <summary>
-    /// [batch, 1, n, past + n], as the package's pipeline makes it, which tells of the padding of new tokens alone: padding is visible
-    /// after the prompt. Of a prompt with a sliding window a token sees the window and one more; a single token whose past is longer sees
-    /// nothing at all.
-    /// </summary>
-    public static Tensor PipelineMask(Tensor ids, int past, int? window, long[]? padding = null, ScalarType dtype = ScalarType.Float32)
-    {
-        Tensor mask = CausalMask(ids, past, past == 0 ? padding : null, dtype);
-        if (window is int tokens)
-        {
-            Tensor hidden = ones(ids.shape[1], ids.shape[1], dtype: ScalarType.Bool).tril(past - tokens - 1);
-            mask = mask.masked_fill(hidden, finfo(dtype).min);
-        }
-
-        return mask;
-    }
-
-    /// <summary>[batch, 1, n, past + n]; also hides each sequence's first padding tokens.</summary>
-    public static Tensor CausalMask(Tensor ids, int past, long[]? padding = null, ScalarType dtype = ScalarType.Float32)
-    {
-        (long batch, long tokens) = (ids.shape[0], ids.shape[1]);
-        Tensor column = arange(past + tokens).reshape(1, 1, 1, -1);
-        Tensor hidden = column > arange(past, past + tokens).reshape(1, 1, -1, 1);
-        hidden = hidden.logical_or(column < tensor(padding ?? new long[batch]).reshape(-1, 1, 1, 1));
-        return zeros(batch, 1, tokens, past + tokens, dtype: dtype).masked_fill(hidden, finfo(dtype).min);
-    }
-}

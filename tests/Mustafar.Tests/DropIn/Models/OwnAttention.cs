@@ -92,7 +92,9 @@ internal sealed class OwnAdapter : AttentionAdapter
 
     public override object? Complete(nn.Module attention, IReadOnlyList<object?> arguments, AttentionResult result)
     {
-        ((OwnCache)arguments[1]!).Length = result.Length;
+        OwnCache cache = (OwnCache)arguments[1]!;
+        cache.Length = result.Length;
+        result.OnUndo(length => cache.Length = length);
         return (result.Output.MoveToOuterDisposeScope(), result.Length);
     }
 }

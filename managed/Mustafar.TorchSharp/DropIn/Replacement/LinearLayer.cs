@@ -8,7 +8,7 @@ namespace Mustafar;
 /// What stands behind a linear layer of Microsoft.ML.GenAI (<c>GenAILinear</c>, <c>QuantizedLinear</c>), which converts its weights to
 /// Float32 at every call: it multiplies in the data type of the weights.
 /// </summary>
-internal sealed class LinearLayer(nn.Module original) : ModuleReplacement(original)
+internal sealed class LinearLayer(nn.Module original, MustafarAttachment attachment) : ModuleReplacement(original)
 {
     private static readonly string[] Names = ["GenAILinear", "QuantizedLinear"];
 
@@ -31,14 +31,26 @@ internal sealed class LinearLayer(nn.Module original) : ModuleReplacement(origin
 
     internal override object? Forward(IReplacedModule module, object?[] arguments)
     {
-        nn.Module linear = (nn.Module)module;
-        if (arguments[0] is not Tensor input || WeightOf(linear) is not Tensor weight)
+        if (!attachment.TryEnter())
         {
             return module.CallOriginal(arguments);
         }
 
+        try
+        {
+            return arguments[0] is Tensor input && WeightOf((nn.Module)module) is Tensor weight
+                ? Product(input, weight, BiasOf((nn.Module)module))
+                : module.CallOriginal(arguments);
+        }
+        finally
+        {
+            attachment.Leave();
+        }
+    }
+
+    private static Tensor Product(Tensor input, Tensor weight, Tensor? bias)
+    {
         using DisposeScope scope = NewDisposeScope();
-        return nn.functional.linear(input.to(weight.dtype), weight, BiasOf(linear)?.to(weight.dtype))
-            .to(input.dtype).MoveToOuterDisposeScope();
+        return nn.functional.linear(input.to(weight.dtype), weight, bias?.to(weight.dtype)).to(input.dtype).MoveToOuterDisposeScope();
     }
 }

@@ -23,6 +23,7 @@ public sealed class MustafarConversation
     {
         _attachment = attachment;
         _name = name;
+        Caches = new ConversationCaches(attachment.Partition, attachment.Mask, attachment.Options);
     }
 
     /// <summary>A name to tell conversations apart, free to choose; "conversation 1" and so on at first.</summary>
@@ -58,22 +59,16 @@ public sealed class MustafarConversation
     }
 
     /// <summary>What the compressed caches of all layers occupy, in bytes.</summary>
-    public KeyValueCacheMemory Memory
-    {
-        get
-        {
-            lock (_layers)
-            {
-                return _layers.Values.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.Memory);
-            }
-        }
-    }
+    public KeyValueCacheMemory Memory => Caches.Memory;
 
     /// <summary>Whether the caches were freed.</summary>
     public bool IsReleased => _released;
 
     /// <summary>The step under way.</summary>
     internal ConversationStep Step { get; } = new();
+
+    /// <summary>The compressed keys and values.</summary>
+    internal ConversationCaches Caches { get; }
 
     /// <summary>Frees the compressed caches. The conversation cannot be continued, only begun anew, as another one.</summary>
     /// <remarks>Waits for the attention calls that are under way; a generation that goes on afterwards gets an
@@ -164,6 +159,7 @@ public sealed class MustafarConversation
         lock (_layers)
         {
             _released = true;
+            Caches.Free();
             foreach (ConversationLayer layer in _layers.Values)
             {
                 layer.Dispose();

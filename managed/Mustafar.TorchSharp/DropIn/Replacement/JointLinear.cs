@@ -70,7 +70,7 @@ internal sealed class JointLinear : IDisposable
         long first = 0;
         foreach (Tensor part in parts)
         {
-            part.set_(joint.narrow(0, first, part.shape[0]));
+            SetMemory(part, joint.narrow(0, first, part.shape[0]));
             first += part.shape[0];
         }
 
@@ -83,9 +83,16 @@ internal sealed class JointLinear : IDisposable
         {
             foreach (Tensor part in parts)
             {
-                part.set_(part.clone());
+                SetMemory(part, part.clone());
             }
         }
+    }
+
+    // The memory that it had is not freed before the next collection: a thread that runs the model's own attention may be reading it.
+    private static void SetMemory(Tensor part, Tensor memory)
+    {
+        part.alias().DetachFromDisposeScope();
+        part.set_(memory);
     }
 
     private static unsafe bool Lies(Tensor[] parts, Tensor? joint)

@@ -1,0 +1,93 @@
+// Blocks of integers with all channels kept, in fragment order: docs/format.md has the layout.
+//
+// A word of 8 4-bit values, or two words of 4 8-bit ones, make the operand A of one matrix product for one lane: registers
+// 0 ... 3 of two f16 each. Signs lie apart from magnitudes, so that an AND alone makes an f16 of them: the magnitude is the low
+// end of a mantissa without exponent, which tensor cores take exactly.
+#pragma once
+
+#include <cstdint>
+
+#include "core/format.h"
+#include "cuda/common/ptx.cuh"
+
+namespace mustafar::cuda {
+
+template <int Bits>
+struct IntegerWord {
+    static_assert(Bits == 4 || Bits == 8);
+    static constexpr int words = Bits / 4;  // of an operand
+    static constexpr int largest = (1 << (Bits - 1)) - 1;
+    static constexpr float unit = Bits == 4 ? 0x1p-20f : 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
+
+    // Where half e of register `reg` is in its word (number reg / 2 of two where there are two).
+    static constexpr int magnitude_bit(int reg, int e) {
+        constexpr int of4[4][2] = {{4, 20}, {0, 16}, {28, 12}, {24, 8}};
+        return Bits == 4 ? of4[reg][e] : 8 * (reg & 1) + 16 * e;
+    }
+    static constexpr int sign_bit(int reg, int e) {
+        constexpr int of4[4][2] = {{15, 31}, {11, 27}, {7, 23}, {3, 19}};
+        return Bits == 4 ? of4[reg][e] : (reg & 1 ? 7 : 15) + 16 * e;
+    }
+
+    static __device__ __forceinline__ uint32_t pack(int reg, int e, int value) {
+        const uint32_t magnitude = static_cast<uint32_t>(value < 0 ? -value : value);
+        return magnitude << magnitude_bit(reg, e) | static_cast<uint32_t>(value < 0) << sign_bit(reg, e);
+    }
+    static __device__ __forceinline__ int unpack(uint32_t word, int reg, int e) {
+        const int magnitude = static_cast<int>(word >> magnitude_bit(reg, e)) & largest;
+        return word >> sign_bit(reg, e) & 1 ? -magnitude : magnitude;
+    }
+
+    // Registers of an operand A, in units of `unit`.
+    static __device__ __forceinline__ void expand(const uint32_t (&word)[words], uint32_t (&reg)[4]) {
+        if constexpr (Bits == 4) {
+            const uint32_t turned = permute(word[0], word[0], 0x2103);
+            reg[0] = word[0] & 0x80708070u;
+            reg[1] = word[0] << 4 & 0x80708070u;
+            reg[2] = turned & 0x80708070u;
+            reg[3] = turned << 4 & 0x80708070u;
+        } else {
+#pragma unroll
+            for (int w = 0; w < 2; ++w) {
+                reg[2 * w] = word[w] & 0x807f807fu;
+                reg[2 * w + 1] = permute(word[w], word[w], 0x2301) & 0x807f807fu;
+            }
+        }
+    }
+};
+
+// A block's operands: lane 4g + t reads them 16 bytes at a time. Keys: operand (a, s) has the tokens 16a + g and 16a + 8 + g and
+// the channels D/4 t + 4s ... + 3. Values: operand (i, k) has the channels D/8 g + 2i and the next, and the tokens 16k + 2t,
+// 16k + 2t + 1 and those 8 later.
+template <int HeadDim, int Bits>
+struct IntegerGeometry {
+    using Word = IntegerWord<Bits>;
+    static constexpr int key_steps = HeadDim / 16, value_tiles = HeadDim / 16;
+    static constexpr int operands = 2 * key_steps;
+    static constexpr int operands_at_once = 4 / Word::words;  // in 16 bytes of a lane
+    static constexpr int value_bytes = block_tokens * HeadDim * Bits / 8;
+    static constexpr int block_bytes = value_bytes + 2 * block_tokens;
+
+    // Word w of operand number `operand` (keys: a * key_steps + s; values: i * 2 + k).
+    static constexpr int word_index(int operand, int lane, int w) {
+        return (operand / operands_at_once * 32 + lane) * 4 + operand % operands_at_once * Word::words + w;
+    }
+
+    struct Element {
+        int token, channel;
+    };
+    static __device__ __forceinline__ Element element(bool keys, int operand, int lane, int reg, int e) {
+        const int g = lane >> 2, t = lane & 3;
+        if (keys)
+            return {16 * (operand / key_steps) + 8 * (reg & 1) + g,
+                    HeadDim / 4 * t + 4 * (operand % key_steps) + 2 * (reg >> 1) + e};
+        return {16 * (operand & 1) + 8 * (reg >> 1) + 2 * t + e, HeadDim / 8 * g + 2 * (operand >> 1) + (reg & 1)};
+    }
+};
+
+// Place of a token's scale behind the values: lane 4g + t reads those of the tokens g, 8 + g, 16 + g, 24 + g at once.
+__host__ __device__ constexpr int scale_place(int token) {
+    return 4 * (token & 7) + (token >> 3);
+}
+
+}  // namespace mustafar::cuda
