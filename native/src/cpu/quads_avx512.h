@@ -58,9 +58,9 @@ MUSTAFAR_INLINE __m512i spread64(const int8_t* values, uint64_t bits) {
     for (int i = 0; i < 4; ++i) {
         __m128i octets[2];
         for (__m128i& octet : octets) {
-            const __m128i places =
-                _mm_loadl_epi64(reinterpret_cast<const __m128i*>(places_of_byte[bits & 0xff].data()));
-            octet = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values)), places);
+            const uint8_t* const channels = places_of_byte.of[bits & 0xff];
+            octet = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values)),
+                                     _mm_loadl_epi64(reinterpret_cast<const __m128i*>(channels)));
             values += _mm_popcnt_u64(bits & 0xff);
             bits >>= 8;
         }

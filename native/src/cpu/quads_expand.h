@@ -4,7 +4,6 @@
  */
 #pragma once
 
-#include <array>
 #include <bit>
 #include <cstring>
 
@@ -26,15 +25,18 @@ MUSTAFAR_INLINE Vector load_vector(const void* address) {
 }
 
 // Which of the packed values each of the eight channels of a bitmap byte takes.
-constexpr auto make_places() {
-    std::array<std::array<uint8_t, 8>, 256> places{};
+struct Places {
+    uint8_t of[256][8];
+};
+constexpr Places make_places() {
+    Places places{};
     for (unsigned byte = 0; byte < 256; ++byte)
         for (unsigned c = 0; c < 8; ++c)
-            places[byte][c] =
+            places.of[byte][c] =
                 byte >> c & 1 ? static_cast<uint8_t>(std::popcount(byte & ((1u << c) - 1))) : uint8_t{0x80};
     return places;
 }
-alignas(64) constexpr auto places_of_byte = make_places();
+alignas(64) constexpr Places places_of_byte = make_places();
 
 // Sign and magnitude to two's complement, the low nibble first.
 [[maybe_unused]] inline void unpack_nibbles(const char* values, int count, int8_t* integers) {
@@ -118,8 +120,7 @@ void expand_block(const char* values, const uint32_t* bitmap, int bits, int head
         for (int t = 0; t < block_tokens; ++t)
             for (int octet = 0; octet < 4 * words; ++octet, ++byte) {
                 // Of head_dim 80 the last octets are none, and without bits.
-                if (8 * octet < head_dim)
-                    Ops::spread(next, places_of_byte[*byte].data(), rows + t * head_dim + 8 * octet);
+                if (8 * octet < head_dim) Ops::spread(next, places_of_byte.of[*byte], rows + t * head_dim + 8 * octet);
                 next += std::popcount(*byte);
             }
     }
