@@ -429,8 +429,8 @@ typedef struct mustafar_attention {
     int64_t workspace_bytes;
 } mustafar_attention;
 
-/* Bytes of workspace that mustafar_attention_forward needs for these arguments: depends on the counts, max_tokens and the
-   keys' page_blocks, not on any pointer. */
+/* Bytes of workspace that mustafar_attention_forward needs for these arguments: depends on the counts, max_tokens, the
+   formats and the keys' page_blocks, not on any pointer. */
 MUSTAFAR_API int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
                                                   int64_t* bytes);
 

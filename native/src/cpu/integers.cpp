@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/dense_row.h"
+#include "cpu/quads_expand.h"
 #include "cpu/row.h"
 
 namespace mustafar {
@@ -29,9 +30,17 @@ uint16_t quantize(const float* numbers, int count, int largest, int8_t* integers
     uint16_t scale = f32_to_f16(top / limit);
     if (scale > largest_scale) scale = largest_scale;
     const float divisor = f16_to_f32(scale);
+    if (divisor == 0.0f) {
+        std::memset(integers, 0, static_cast<size_t>(count));
+        return scale;
+    }
+    constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     for (int i = 0; i < count; ++i) {
-        const float q = divisor == 0.0f ? 0.0f : std::rint(numbers[i] / divisor);
-        integers[i] = static_cast<int8_t>(q > limit ? limit : q >= -limit ? q : -limit);
+        // Limited first, which gives the same: the limit is an integer.
+        float q = numbers[i] / divisor;
+        q = q < limit ? q : limit;
+        q = q > -limit ? q : -limit;
+        integers[i] = static_cast<int8_t>(q + shifter - shifter);
     }
     return scale;
 }
@@ -81,17 +90,6 @@ struct Quads {
         const uint8_t byte_value = static_cast<uint8_t>(values[byte(token, channel)]);
         return static_cast<int8_t>(wide ? byte_value - 128 : (byte_value >> token / 16 * 4 & 15) - 8);
     }
-    // Of all tokens; those there are not are zero.
-    void set(char* values, int token, int channel, int8_t integer) const {
-        char& place = values[byte(token, channel)];
-        if (wide)
-            place = static_cast<char>(integer + 128);
-        else if (token < 16)
-            place = static_cast<char>(integer + 8);
-        else
-            place = static_cast<char>(static_cast<uint8_t>(place) | (integer + 8) << 4);
-    }
-
     bool keys, wide;
     int head_dim;
 };
@@ -102,10 +100,21 @@ void write_all(const mustafar_format& format, const int8_t* integers, const Bloc
         const int count = block_tokens * format.head_dim;
         return pack(format, integers, count, block.writable_values(), values_bytes(format, count));
     }
-    const Quads quads(format);
-    for (int t = 0; t < block_tokens; ++t)
-        for (int c = 0; c < format.head_dim; ++c)
-            quads.set(block.writable_values(), t, c, integers[t * format.head_dim + c]);
+    const bool keys = format.order == MUSTAFAR_ORDER_KEY_QUADS;
+    const int head_dim = format.head_dim;
+    char* const values = block.writable_values();
+    const auto to_quads = keys ? key_quads : value_quads;
+    if (format.value_format == MUSTAFAR_VALUE_FORMAT_INT8) return to_quads(integers, head_dim, values);
+    // Of the 8-bit order the halves of 16 tokens are put together; they take turns of so many bytes.
+    char bytes[block_tokens * max_head_dim];
+    to_quads(integers, head_dim, bytes);
+    const int run = keys ? 16 * head_dim : 16 * 16;
+    for (int first = 0; first < 16 * head_dim; first += run)
+        for (int i = 0; i < run; ++i) {
+            const int low = static_cast<uint8_t>(bytes[2 * first + i]) - 120;
+            const int high = static_cast<uint8_t>(bytes[2 * first + run + i]) - 120;
+            values[first + i] = static_cast<char>(low | high << 4);
+        }
 }
 
 // Packs the kept numbers of a row; returns how many there are.
