@@ -84,13 +84,13 @@ typedef enum mustafar_cpu_variant {
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */
     MUSTAFAR_CPU_VARIANT_AVX2 = 2,
-    /* AVX-512 F, BW, DQ, VL, VBMI2, VPOPCNTDQ */
+    /* AVX-512 F, BW, DQ, VL, VBMI2, VPOPCNTDQ, VNNI */
     MUSTAFAR_CPU_VARIANT_AVX512 = 3,
     /* The above and AVX512_BF16 */
     MUSTAFAR_CPU_VARIANT_AVX512_BF16 = 4,
     /* Advanced SIMD of 64-bit ARM */
     MUSTAFAR_CPU_VARIANT_NEON = 5,
-    /* AVX-512 F, BW, DQ, VL: Skylake-X, Cascade Lake, Cooper Lake */
+    /* AVX-512 F, BW, DQ, VL, and VNNI for integers where it is there: Skylake-X, Cascade Lake, Cooper Lake */
     MUSTAFAR_CPU_VARIANT_AVX512_CORE = 6
 } mustafar_cpu_variant;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "cpu/dense_row.h"
@@ -42,6 +43,10 @@ void for_block_parts(int64_t begin, int64_t end, const Work& work) {
         work(token / block_tokens, first, tokens, token - begin);
         token += tokens;
     }
+}
+
+void prefetch(const Block& block) {
+    for (int64_t i = 0; i < block.bytes; i += 64) __builtin_prefetch(block.begin + i);
 }
 
 }  // namespace
@@ -85,6 +90,25 @@ TokenRun BlockProducts::run(const Block& block, int first, int tokens) const {
                     .tokens = tokens};
 }
 
+void BlockProducts::expand(const Block& block, char* expanded) const {
+    const int head_dim = format_.head_dim, words = bitmap_words(head_dim);
+    if (has_quads_order(format_))
+        expand_integers(block, format_, order_, expanded);
+    else
+        quads_->expand(block.values, block.bitmap, value_bits(format_), head_dim, order_ == MUSTAFAR_ORDER_KEY_QUADS,
+                       expanded);
+    uint16_t* const scales = reinterpret_cast<uint16_t*>(expanded + block_tokens * head_dim);
+    std::memcpy(scales, block.scales, block_tokens * sizeof *scales);
+    if (format_.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && format_.layout == MUSTAFAR_LAYOUT_FIXED) return;
+    if (keeps_all(format_)) return;
+    // A token of which nothing is kept, as these formats allow, is all zeros whatever its scale.
+    for (int t = 0; t < block_tokens; ++t) {
+        uint32_t kept = 0;
+        for (int w = 0; w < words; ++w) kept |= block.bitmap[t * words + w];
+        if (kept == 0) scales[t] = 0;
+    }
+}
+
 QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
                                       Expanded& room) const {
     const bool as_stored = has_quads_order(format_) && format_.order == order_;
@@ -97,7 +121,8 @@ QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, 
         if (as_stored) {
             blocks.values[i] = reader.locate(first + i).values;
         } else {
-            expand_integers(reader.read(first + i, block_tokens, kernels_), format_, order_, room.blocks[i]);
+            if (i + 1 < count) prefetch(reader.locate(first + i + 1));
+            expand(reader.read(first + i, block_tokens, kernels_), room.blocks[i]);
             blocks.values[i] = room.blocks[i];
         }
     }

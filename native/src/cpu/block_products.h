@@ -30,6 +30,7 @@ private:
         static constexpr int most = 4;
         alignas(64) char blocks[most][block_tokens * max_head_dim + block_tokens * 2];
     };
+    void expand(const Block& block, char* expanded) const;
     QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
                            Expanded& room) const;
     void quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,

@@ -190,24 +190,11 @@ void expand_integers(const Block& block, const mustafar_format& format, int32_t 
     int8_t integers[block_tokens * max_head_dim];
     read_integers(block, format, 0, block_tokens, integers);
     mustafar_format all = format;
-    all.pattern = MUSTAFAR_PATTERN_ALL;
     all.value_format = MUSTAFAR_VALUE_FORMAT_INT8;
-    all.layout = MUSTAFAR_LAYOUT_FIXED;
     all.order = order;
-    all.keep = format.head_dim;
     Block target{};
     target.values = expanded;
     write_all(all, integers, target);
-    uint16_t* const scales = reinterpret_cast<uint16_t*>(expanded + block_tokens * format.head_dim);
-    std::memcpy(scales, block.scales, block_tokens * sizeof *scales);
-    if (keeps_all(format)) return;
-    // A token of which nothing is kept is all zeros whatever its scale.
-    const int words = bitmap_words(format.head_dim);
-    for (int t = 0; t < block_tokens; ++t) {
-        uint32_t kept = 0;
-        for (int w = 0; w < words; ++w) kept |= block.bitmap[t * words + w];
-        if (kept == 0) scales[t] = 0;
-    }
 }
 
 void convert_integers(const Block& source, const mustafar_format& from, const Block& destination,

@@ -18,7 +18,7 @@ void read_integers(const Block& block, const mustafar_format& format, int first,
 // The same tokens in f32, rows `stride` apart.
 void dequantize(const Block& block, const mustafar_format& format, int first, int tokens, float* rows, int stride);
 
-// A block of any format as one of 8-bit values of all channels, in an order of quads: its values, then its scales.
+// The values of a block that keeps all channels, as 8-bit values in another order of quads.
 void expand_integers(const Block& block, const mustafar_format& format, int32_t order, char* expanded);
 
 // Copies a block from one order to another.

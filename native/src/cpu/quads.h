@@ -24,6 +24,10 @@ struct QuadBlocks {
 // Queries and weights are numbers of 15 bits, or with `wide` of 22, relative to the largest of a row: the products with
 // integers are exact then. So wide numbers are as good as f32, the others by far better than f16 and bf16.
 struct QuadKernels {
+    // A block of integers in plain order as one of 8 bits in an order of quads, all channels kept. values: with 64
+    // readable bytes behind them. bitmap: null where all channels are kept.
+    void (*expand)(const char* values, const uint32_t* bitmap, int bits, int head_dim, bool keys, char* expanded);
+
     // Bytes of a prepared query, a multiple of 64.
     int64_t (*query_bytes)(int head_dim);
     void (*prepare_query)(const float* row, int head_dim, bool wide, void* prepared);
@@ -39,6 +43,7 @@ struct QuadKernels {
 const QuadKernels* quad_kernels(int32_t variant);
 
 #if defined(__x86_64__)
+const QuadKernels& avx512_quad_kernels();
 const QuadKernels& avx512vnni_quad_kernels();
 const QuadKernels& avx2_quad_kernels();
 #elif defined(__aarch64__)

@@ -12,10 +12,10 @@
  */
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
 #include "cpu/quads.h"
+#include "cpu/quads_expand.h"
 #include "cpu/row.h"
 
 namespace mustafar {
@@ -101,7 +101,7 @@ void prepare_quad_query(const float* row, int head_dim, bool wide, void* prepare
         if (usable)
             to_digits<Ops, Digits>(row, head_dim, largest_number(wide) / largest, digits, scale.sums);
         else
-            std::fill_n(digits, Digits * head_dim, typename Ops::Digit{0});
+            std::memset(digits, 0, static_cast<size_t>(Digits * head_dim) * sizeof *digits);
     };
     wide ? prepare.template operator()<Ops::digits(true)>() : prepare.template operator()<Ops::digits(false)>();
 }
@@ -294,10 +294,10 @@ bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const 
             Weights<Ops, Digits, R> parts;
             for (int r = 0; r < R; ++r) {
                 alignas(64) float numbers[QuadBlocks::most * block_tokens];
-                std::fill_n(numbers, first, 0.0f);
+                for (int t = 0; t < first; ++t) numbers[t] = 0.0f;
                 for (int t = 0; t < tokens; ++t)
                     numbers[first + t] = weights[(first_row + r) * stride + t] * scales[first + t];
-                std::fill(numbers + first + tokens, numbers + count, 0.0f);
+                for (int t = first + tokens; t < count; ++t) numbers[t] = 0.0f;
                 const int32_t top = largest_bits(numbers, count);
                 const float largest = f32_of_bits(static_cast<uint32_t>(top));
                 parts.step[r] = largest / largest_number(wide);
@@ -314,8 +314,10 @@ bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const 
     return true;
 }
 
-template <class Ops>
-constexpr QuadKernels quad_table{.query_bytes = query_bytes<Ops>,
+// Expand: the table's expand.
+template <class Ops, auto Expand>
+constexpr QuadKernels quad_table{.expand = Expand,
+                                 .query_bytes = query_bytes<Ops>,
                                  .prepare_query = prepare_quad_query<Ops>,
                                  .scores = quad_scores<Ops>,
                                  .sum = quad_sum<Ops>};

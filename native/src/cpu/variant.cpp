@@ -52,8 +52,8 @@ uint32_t detect() {
                       __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") && has_f16c();
     const bool avx512core = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool avx512 =
-        avx512core && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq");
+    const bool avx512 = avx512core && __builtin_cpu_supports("avx512vbmi2") &&
+                        __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni");
     if (avx2) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX2;
     if (avx512core) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512_CORE;
     if (avx512) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512;

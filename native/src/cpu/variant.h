@@ -9,7 +9,7 @@ namespace mustafar {
 uint32_t available_variants();
 // Never AUTO; throws Error if MUSTAFAR_CPU_VARIANT names none that the processor has.
 int32_t default_variant();
-// Whether the processor has AVX-512 VNNI, which is no variant: it serves products with integers in all of AVX-512's.
+// Whether the processor has AVX-512 VNNI: avx512core multiplies integers with it where it is there.
 bool has_avx512_vnni();
 // Resolves AUTO; throws Error for a variant that is not available.
 int32_t resolved_variant(int32_t variant);
