@@ -87,7 +87,7 @@ def test_attention():
         lengths = [longest, rng.randrange(longest + 1), rng.choice((0, 1, longest // 2))]
         counts = [min(queries, n) for n in lengths]
         factors, large = rng.randrange(3) > 0, rng.choice((1.0, 1.0, 5.0, 30.0))
-        value_scale = rng.choice((1.0, 0.03, 300.0, 1e-4))
+        value_scale = rng.choice((1.0, 0.03, 300.0, 1e-4 if dtype == BF16 else 0.1))  # of outputs that f16 has digits for
         case = (f"seed {seed} {FORMS[seed % len(FORMS)]} heads {kv_heads} x {group} queries {queries} lengths {lengths} window {window} "
                 f"factors {factors} query x {large} values x {value_scale}")
         query = (torch.randn(3, kv_heads * group, queries, head_dim, device="cuda") * large).to(dtype)
