@@ -119,7 +119,9 @@ double median(std::vector<double> numbers) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const auto argument = [&](int i, int otherwise) { return i < argc ? std::atoi(argv[i]) : otherwise; };
+    const auto argument = [&](int i, int otherwise) {
+        return i < argc ? static_cast<int>(std::strtol(argv[i], nullptr, 10)) : otherwise;
+    };
     const int32_t tokens = argument(1, 8192), rounds = argument(3, 9);
     mustafar_context context = context_of(argument(4, MUSTAFAR_CPU_VARIANT_AUTO));
     context.num_threads = argument(2, 2);

@@ -176,16 +176,16 @@ inline std::vector<uint32_t> kept_channels(const Case& c, const Memory& source, 
 }
 
 inline std::vector<bool> bits_of(const Case& c, const std::vector<uint32_t>& bitmap, int64_t token) {
-    std::vector<bool> kept;
+    std::vector<bool> kept(static_cast<size_t>(c.head_dim));
     for (int i = 0; i < c.head_dim; ++i)
-        kept.push_back(bitmap[static_cast<size_t>(token * words(c) + i / 32)] >> i % 32 & 1);
+        kept[static_cast<size_t>(i)] = bitmap[static_cast<size_t>(token * words(c) + i / 32)] >> i % 32 & 1;
     return kept;
 }
 
 inline std::vector<float> any_factors(const Case& c) {
-    std::vector<float> factors;
-    for (int i = 0; i < c.head_dim; ++i)
-        factors.push_back(f16_to_f32(static_cast<uint16_t>(0x3400u + random_bits() % 0x1400u)));  // 0.25 ... 8
+    std::vector<float> factors(static_cast<size_t>(c.head_dim));
+    for (float& factor : factors)
+        factor = f16_to_f32(static_cast<uint16_t>(0x3400u + random_bits() % 0x1400u));  // 0.25 ... 8
     return factors;
 }
 

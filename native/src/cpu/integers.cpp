@@ -111,6 +111,7 @@ void write_all(const mustafar_format& format, const int8_t* integers, const Bloc
     const int run = keys ? 16 * head_dim : 16 * 16;
     for (int first = 0; first < 16 * head_dim; first += run)
         for (int i = 0; i < run; ++i) {
+            // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): to_quads has written all of them
             const int low = static_cast<uint8_t>(bytes[2 * first + i]) - 120;
             const int high = static_cast<uint8_t>(bytes[2 * first + run + i]) - 120;
             values[first + i] = static_cast<char>(low | high << 4);

@@ -11,7 +11,7 @@
 #include "cpu/row.h"
 
 namespace mustafar {
-namespace {
+namespace {  // NOLINT(cert-dcl59-cpp): as row.h
 
 using Bytes = int8_t __attribute__((vector_size(16)));
 using Halves = int16_t __attribute__((vector_size(16)));
@@ -36,7 +36,7 @@ constexpr Places make_places() {
                 byte >> c & 1 ? static_cast<uint8_t>(std::popcount(byte & ((1u << c) - 1))) : uint8_t{0x80};
     return places;
 }
-alignas(64) constexpr Places places_of_byte = make_places();
+alignas(64) inline constexpr Places places_of_byte = make_places();
 
 // Sign and magnitude to two's complement, the low nibble first.
 [[maybe_unused]] inline void unpack_nibbles(const char* values, int count, int8_t* integers) {
@@ -60,8 +60,8 @@ MUSTAFAR_INLINE void transpose(Words (&x)[4]) {
     x[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
-constexpr Bytes sign_bits = {-128, -128, -128, -128, -128, -128, -128, -128,
-                             -128, -128, -128, -128, -128, -128, -128, -128};
+inline constexpr Bytes sign_bits = {-128, -128, -128, -128, -128, -128, -128, -128,
+                                    -128, -128, -128, -128, -128, -128, -128, -128};
 
 // [16 tokens][4 channels] vectors of 64 bytes from rows.
 [[maybe_unused]] inline void key_quads(const int8_t* rows, int head_dim, char* out) {
