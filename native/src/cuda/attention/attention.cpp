@@ -44,19 +44,20 @@ bool uses_fragments(const mustafar_attention& a) {
 struct Launchers {
     FragmentLauncher of[2][2];
 };
-constexpr Launchers unstructured{{{attention_f16_64, attention_bf16_64}, {attention_f16_128, attention_bf16_128}}};
-constexpr Launchers balanced{{{attention_balanced_f16_64, attention_balanced_bf16_64},
-                              {attention_balanced_f16_128, attention_balanced_bf16_128}}};
-constexpr Launchers int4{
+constexpr Launchers unstructured_launchers{
+    {{attention_f16_64, attention_bf16_64}, {attention_f16_128, attention_bf16_128}}};
+constexpr Launchers balanced_launchers{{{attention_balanced_f16_64, attention_balanced_bf16_64},
+                                        {attention_balanced_f16_128, attention_balanced_bf16_128}}};
+constexpr Launchers int4_launchers{
     {{attention_int4_f16_64, attention_int4_bf16_64}, {attention_int4_f16_128, attention_int4_bf16_128}}};
-constexpr Launchers int8{
+constexpr Launchers int8_launchers{
     {{attention_int8_f16_64, attention_int8_bf16_64}, {attention_int8_f16_128, attention_int8_bf16_128}}};
 
 FragmentLauncher fragment_launcher(const mustafar_format& format) {
-    const Launchers& launchers = format.value_format == MUSTAFAR_VALUE_FORMAT_INT4   ? int4
-                                 : format.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? int8
-                                 : is_balanced(format)                               ? balanced
-                                                                                     : unstructured;
+    const Launchers& launchers = format.value_format == MUSTAFAR_VALUE_FORMAT_INT4   ? int4_launchers
+                                 : format.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? int8_launchers
+                                 : is_balanced(format)                               ? balanced_launchers
+                                                                                     : unstructured_launchers;
     return launchers.of[format.head_dim == 128][format.dtype == MUSTAFAR_DTYPE_BF16];
 }
 
