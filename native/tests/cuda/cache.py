@@ -15,6 +15,14 @@ def compressed_tokens(length, window=32, group=64, lookahead=0):
     return max(0, min((length + lookahead - window) // group, length // group) * group)
 
 
+def last_tokens(x, lengths, counts, queries):
+    """The last counts[b] of lengths[b] tokens of each sequence b of x, [batch, heads, queries, head_dim]; NaN behind them."""
+    last = torch.full((*x.shape[:2], queries, x.shape[3]), NAN, dtype=x.dtype, device=x.device)
+    for b, (n, c) in enumerate(zip(lengths, counts)):
+        last[b, :, :c] = x[b, :, n - c:n]
+    return last
+
+
 class Cache:
     """keys, values: dense [batch, kv heads, longest, head_dim]. After construction self.keys and self.values are what the
     cache represents: pruned where compressed, as given where dense. Everything unused is NaN."""

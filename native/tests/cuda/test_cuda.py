@@ -17,7 +17,7 @@ import traceback
 import torch
 
 import reference
-from cache import Cache, Call, compressed_tokens
+from cache import Cache, Call, compressed_tokens, last_tokens
 from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT, Append, Attention, Dense, Format, Library, OffsetPages,
                     Pages, Product, dense)
 
@@ -263,12 +263,7 @@ def test_attention():
         cache = Cache(keys, values, lengths, kk, kv, fragment=dtype != F32 and head_dim in (64, 128), fresh=counts if fresh else None,
                       page_blocks=1 + seed % 5, generator=torch.Generator().manual_seed(seed), base=16 * (seed % 3),
                       balanced=library if balanced else None)
-        fresh_keys = fresh_values = None
-        if fresh:
-            fresh_keys, fresh_values = (torch.full((batch, kv_heads, queries, head_dim), float("nan"), dtype=dtype, device="cuda")
-                                        for _ in range(2))
-            for b, (n, c) in enumerate(zip(lengths, counts)):
-                fresh_keys[b, :, :c], fresh_values[b, :, :c] = keys[b, :, n - c:n], values[b, :, n - c:n]
+        fresh_keys, fresh_values = (last_tokens(x, lengths, counts, queries) if fresh else None for x in (keys, values))
         scale = 1 / math.sqrt(head_dim)
         if seed % 3 == 1:
             query = strided(query, 1)

@@ -7,7 +7,7 @@ import torch
 
 import reference
 import test_cuda
-from cache import Cache, Call
+from cache import Cache, Call, last_tokens
 from native import KEY_FRAGMENT, PLAIN, VALUE_FRAGMENT, Pages, Product, dense
 from test_cuda import BF16, F16, F32, check
 
@@ -94,12 +94,7 @@ def test_attention():
         fresh = rng.randrange(2) == 1
         cache = Cache(keys, values, lengths, keep_keys, keep_values, fragment=fragment, fresh=counts if fresh else None,
                       balanced=test_cuda.library if balanced else None)
-        fresh_keys = fresh_values = None
-        if fresh:
-            fresh_keys, fresh_values = (torch.full((batch, kv_heads, queries, head_dim), float("nan"), dtype=dtype, device="cuda")
-                                        for _ in range(2))
-            for b, (n, c) in enumerate(zip(lengths, counts)):
-                fresh_keys[b, :, :c], fresh_values[b, :, :c] = keys[b, :, n - c:n], values[b, :, n - c:n]
+        fresh_keys, fresh_values = (last_tokens(x, lengths, counts, queries) if fresh else None for x in (keys, values))
         scale = head_dim ** -0.5
         call = Call(test_cuda.library, cache, query, counts=counts, fresh_keys=fresh_keys, fresh_values=fresh_values,
                     sliding_window=window, scale=scale)

@@ -136,7 +136,7 @@ internal sealed class NotFiniteTests(string device)
             (Tensor query, Tensor keys, Tensor values) = (Number(4, count, dtype), Number(2, count, dtype), Number(2, count, dtype));
             foreach (Tensor operand in new[] { query, keys, values })
             {
-                bool served = everywhere || (count <= 8 && (operand.Handle != values.Handle || (count == 1 && allSeen)));
+                bool served = everywhere || (count <= 8 && (!ReferenceEquals(operand, values) || (count == 1 && allSeen)));
                 if (random.Next(4) == 0 && served)
                 {
                     Plant(random, operand);

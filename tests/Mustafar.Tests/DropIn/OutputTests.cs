@@ -1,13 +1,12 @@
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.Oracle;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn;
 
 /// <summary>What models with replaced attention compute.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-public sealed class OutputTests(string device)
+public sealed class OutputTests(string device) : DefaultDeviceFixture(device)
 {
     // Everything kept, or the same pruned: the same numbers. f32 sums of 100 products in another order, through two layers.
     private const double Rounding = 1e-4;
@@ -17,23 +16,6 @@ public sealed class OutputTests(string device)
 
     private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
     private static readonly MustafarOptions s_pruned = new() { KeySparsity = 0.5, ValueSparsity = 0.7, LocalWindow = 8, GroupSize = 32 };
-
-    private DisposeScope _scope = null!;
-
-    // The models are as their packages make them, without a word of devices: what they make goes to the default one.
-    [SetUp]
-    public void OpenScope()
-    {
-        set_default_device(new Device(device));
-        _scope = NewDisposeScope();
-    }
-
-    [TearDown]
-    public void CloseScope()
-    {
-        _scope.Dispose();
-        set_default_device(CPU);
-    }
 
     [Test]
     public void WithEverythingKeptLogitsAreTheModelsOwn(

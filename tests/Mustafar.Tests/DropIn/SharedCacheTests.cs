@@ -1,7 +1,6 @@
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using Mustafar.Tests.Oracle;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn;
@@ -10,28 +9,12 @@ namespace Mustafar.Tests.DropIn;
 /// The layers of a conversation share one cache and its steps, whatever layers a forward visits: each gives what it would give alone.
 /// </summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-public sealed class SharedCacheTests(string device)
+public sealed class SharedCacheTests(string device) : DefaultDeviceFixture(device)
 {
     private const double Scale = 0.2;
     private const int Prompt = 70;
 
     private static readonly MustafarOptions s_pruned = new() { KeySparsity = 0.5, ValueSparsity = 0.7, LocalWindow = 8, GroupSize = 32 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope()
-    {
-        set_default_device(new Device(device));
-        _scope = NewDisposeScope();
-    }
-
-    [TearDown]
-    public void CloseScope()
-    {
-        _scope.Dispose();
-        set_default_device(CPU);
-    }
 
     [Test]
     public void AllLayersAreInOneCacheAndItsStepIsPlannedOnce([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)
@@ -77,7 +60,7 @@ public sealed class SharedCacheTests(string device)
             Tensor x = tokens.narrow(1, start, count);
             if (!alone.TryGetValue(layer.Index, out MustafarCache? cache))
             {
-                alone.Add(layer.Index, cache = new MustafarCache(2, 2, Subject.HeadDim, ScalarType.Float32, new Device(device), s_pruned));
+                alone.Add(layer.Index, cache = new MustafarCache(2, 2, Subject.HeadDim, ScalarType.Float32, new Device(DeviceName), s_pruned));
             }
 
             cache.Truncate(Math.Min(start, cache.Length));
@@ -174,7 +157,7 @@ public sealed class SharedCacheTests(string device)
     // On CUDA two runs of torch's products may differ in their last bits.
     private void Same(Tensor actual, Tensor expected, string what)
     {
-        if (device == "cpu")
+        if (DeviceName == "cpu")
         {
             Compare.Same(actual, expected, what);
         }

@@ -327,7 +327,7 @@ public sealed class CommandLineTests
     [TestCase(1, "<|im_start|>", new[] { "chat", "--chat-template", "chatml" })]
     [TestCase(1, "--key-sparsity: expected a share of the channels, 0 to less than 1, but got 1.5.", new[] { "generate", "--key-sparsity", "1.5" })]
     [TestCase(1, "--group-size: expected a multiple of 32", new[] { "generate", "--group-size", "33" })]
-    [TestCase(1, "--top-p: expected a probability above 0, at most 1, but got 2.", new[] { "generate", "--top-p", "2" })]
+    [TestCase(1, "--top-p: expected a probability of 0 to 1, but got 2.", new[] { "generate", "--top-p", "2" })]
     [TestCase(1, "--file or --ids-file", new[] { "score" })]
     [TestCase(1, "expected token ids", new[] { "score", "--ids-file", "{short}" })]
     [TestCase(1, "--prefill", new[] { "score", "--ids-file", "{ids}", "--prefill", "100" })]

@@ -11,7 +11,7 @@ internal static class Reflected
 
     private static readonly ConcurrentDictionary<(Type, string), MemberInfo?> Known = new();
     private static readonly ConcurrentDictionary<(Type, int), ConstructorInfo> Constructors = new();
-    private static readonly ConcurrentDictionary<Type, MethodInfo> Forwards = new();
+    private static readonly ConcurrentDictionary<Type, MethodInfo?> Forwards = new();
 
     /// <summary>The value of a field or property, of whatever visibility; null if there is none of this name.</summary>
     internal static object? Get(object target, string name) => Find(target.GetType(), name) switch
@@ -66,10 +66,8 @@ internal static class Reflected
 
     /// <summary>The forward that a module's class overrides.</summary>
     /// <exception cref="NotSupportedException">There is not exactly one.</exception>
-    internal static MethodInfo ForwardOf(Type type) => Forwards.GetOrAdd(type, static key =>
-        key.GetMethods().Where(method => method.Name == "forward" && method.IsVirtual).ToArray() is [MethodInfo only]
-            ? only
-            : throw new NotSupportedException($"{key} has no single forward, by which it would be called."));
+    internal static MethodInfo ForwardOf(Type type) =>
+        Forward(type) ?? throw new NotSupportedException($"{type} has no single forward, by which it would be called.");
 
     /// <summary>Whether a type or a base has a field or property of this name.</summary>
     internal static bool Has(Type type, string name) => Find(type, name) is not null;
@@ -83,12 +81,10 @@ internal static class Reflected
     };
 
     /// <summary>The parameters of the forward that a module's class overrides; empty if there is not exactly one.</summary>
-    internal static ParameterInfo[] ForwardParameters(nn.Module module)
-    {
-        MethodInfo[] forwards = module.GetType().GetMethods(BindingFlags.Instance | BindingFlags.Public)
-            .Where(method => method.Name == "forward" && method.IsVirtual).ToArray();
-        return forwards.Length == 1 ? forwards[0].GetParameters() : [];
-    }
+    internal static ParameterInfo[] ForwardParameters(nn.Module module) => Forward(module.GetType())?.GetParameters() ?? [];
+
+    private static MethodInfo? Forward(Type type) => Forwards.GetOrAdd(type, static key =>
+        key.GetMethods().Where(method => method.Name == "forward" && method.IsVirtual).ToArray() is [MethodInfo only] ? only : null);
 
     private static MemberInfo? Find(Type type, string name) => Known.GetOrAdd((type, name), static key =>
     {

@@ -13,8 +13,6 @@ internal sealed class LayerGroup : IDisposable
     private readonly MustafarModelCache _cache;
     private readonly int[] _sequences;
     private readonly object _gate = new();
-    private CacheStep? _step;
-    private int _start;
     private int[] _stepPadding = [];
     private (Tensor Left, Tensor Back)? _turns;
     private bool _disposed;
@@ -57,10 +55,10 @@ internal sealed class LayerGroup : IDisposable
     internal int[] Padding { get; private set; }
 
     /// <summary>The step that some of the layers have done; null between steps.</summary>
-    internal CacheStep? Step => _step;
+    internal CacheStep? Step { get; private set; }
 
     /// <summary>Tokens before the step under way.</summary>
-    internal int Start => _start;
+    internal int Start { get; private set; }
 
     /// <summary>What the cache occupies; safe from any thread.</summary>
     internal KeyValueCacheMemory Memory
@@ -84,7 +82,7 @@ internal sealed class LayerGroup : IDisposable
     /// <param name="step">What it is called with.</param>
     /// <param name="padding">The padding that its mask tells.</param>
     internal bool Awaits(AttentionLayer layer, AttentionStep step, ReadOnlySpan<int> padding) =>
-        _step is not null && !HasAttended(layer) && step.Start == _start && step.Keys.size(2) == _step.Tokens && step.Keys.size(0) == BatchSize
+        Step is not null && !HasAttended(layer) && step.Start == Start && step.Keys.size(2) == Step.Tokens && step.Keys.size(0) == BatchSize
         && (step.Start > 0 || KeyShape.Of(step.Keys) == new KeyShape(
             _cache.NumKvHeads, _cache.HeadDim, _cache.DType, _cache.Device.type, _cache.Device.index))
         && padding.SequenceEqual(_stepPadding);
@@ -96,8 +94,8 @@ internal sealed class LayerGroup : IDisposable
     internal void Begin(int start, int tokens, int[] padding)
     {
         int[] counts = start == 0 && Array.Exists(padding, count => count > 0) ? Array.ConvertAll(padding, count => tokens - count) : [];
-        _step = _cache.BeginStep(_sequences, tokens, counts);
-        (_start, _stepPadding) = (start, padding);
+        Step = _cache.BeginStep(_sequences, tokens, counts);
+        (Start, _stepPadding) = (start, padding);
         if (counts.Length > 0)
         {
             _turns = (TokenTurn.By(padding, tokens, _cache.Device), TokenTurn.By(counts, tokens, _cache.Device));
@@ -112,21 +110,21 @@ internal sealed class LayerGroup : IDisposable
         if (_turns is (Tensor left, Tensor back))
         {
             // The cache has padding on the right: each sequence is turned left by its padding, the output back.
-            output = TokenTurn.Apply(_step!.Attend(_indices[layer], Turned(step.Query), Turned(step.Keys), Turned(step.Values), step.Scale), back);
+            output = TokenTurn.Apply(Step!.Attend(_indices[layer], Turned(step.Query), Turned(step.Keys), Turned(step.Values), step.Scale), back);
 
             Tensor Turned(Tensor tensor) => TokenTurn.Apply(tensor, left);
         }
         else
         {
-            output = _step!.Attend(_indices[layer], step.Query, step.Keys, step.Values, step.Scale);
+            output = Step!.Attend(_indices[layer], step.Query, step.Keys, step.Values, step.Scale);
         }
 
-        int length = _start + _step.Tokens;
+        int length = Start + Step.Tokens;
         _attended.Add(layer, part);
         part.Attended(length, BatchSize);
         if (_attended.Count == _indices.Count)
         {
-            _step.Commit();
+            Step.Commit();
             End(length);
         }
 
@@ -136,7 +134,7 @@ internal sealed class LayerGroup : IDisposable
     /// <summary>Undoes the step under way, in the model's own cache too.</summary>
     internal void Undo()
     {
-        if (_step is not CacheStep step)
+        if (Step is not CacheStep step)
         {
             return;
         }
@@ -144,21 +142,21 @@ internal sealed class LayerGroup : IDisposable
         ConversationLayer[] parts = [.. _attended.Values];
         Forget();
         step.Dispose();
-        Array.ForEach(parts, part => part.Undo(_start));
+        Array.ForEach(parts, part => part.Undo(Start));
     }
 
     /// <summary>Ends a step that only some layers have done: they keep its tokens, and the others go on without, as two groups.</summary>
     /// <returns>The group of those that have attended, in place of this one, and that of the others; null if those have no tokens.</returns>
     internal (LayerGroup Attended, LayerGroup? Others) Part()
     {
-        CacheStep step = _step!;
+        CacheStep step = Step!;
         AttentionLayer[] attended = [.. _attended.Keys], missing = [.. Layers.Where(layer => !HasAttended(layer))];
         LayerGroup? others = Length == 0 ? null : Extract(missing);
         LayerGroup done;
         try
         {
             _cache.Commit(step, partly: true);
-            End(_start + step.Tokens);
+            End(Start + step.Tokens);
             done = Extract(attended);
         }
         catch
@@ -237,7 +235,7 @@ internal sealed class LayerGroup : IDisposable
 
     private void Forget()
     {
-        _step = null;
+        Step = null;
         _attended.Clear();
         _turns?.Left.Dispose();
         _turns?.Back.Dispose();

@@ -183,6 +183,7 @@ void linear(const mustafar_context& context, const mustafar_linear& a) {
     p.input_aligned = has_pieces(a.input, a.in_features, a.dtype) && is_piece_aligned(a.norm);
     dispatch_dtype("linear", a.dtype, [&](auto type) {
         using T = typename decltype(type)::type;
+        static_assert(row_stage<T> % stage_elements<T> == 0);
         p.padded = static_cast<int32_t>(divide_up(a.in_features, row_stage<T>) * row_stage<T>);
         const int64_t row_bytes = int64_t{p.padded} * static_cast<int64_t>(sizeof(T));
         if (a.rows == 1 && serves_one_row<T>(p)) {
