@@ -67,6 +67,9 @@ internal sealed unsafe class LayerFormat
         NativeContext context = TensorAccess.Context(shape.Device);
         NativeAttention attention = new()
         {
+            Batch = 1,
+            NumSlots = 1,
+            MaxTokens = PageBlocks * NativeConstants.BlockTokens,
             NumHeads = shape.NumKvHeads,
             NumKvHeads = shape.NumKvHeads,
             NumQueries = 1,
