@@ -1,4 +1,4 @@
-// The dense part of a sequence, 32 tokens at a time: the ring of recent tokens and the caller's fresh ones. Rows go from
+// The dense part of a sequence, 16 tokens at a time: the ring of recent tokens and the caller's fresh ones. Rows go from
 // global memory straight into operand registers; tokens outside the range are never touched.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace mustafar::cuda {
 
-// Tokens position ... position + count - 1 (count <= 32), token i in row (first + i) % capacity.
+// Tokens position ... position + count - 1 (count <= 16), token i in row (first + i) % capacity.
 struct DenseChunk {
     const Dense* keys;
     const Dense* values;
@@ -43,53 +43,70 @@ __device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, cons
             INT_MAX};
 }
 
-template <class T, class D, int Tiles>
-__device__ __forceinline__ void dense_keys(const D& decoder, const DenseChunk& chunk, int head, bool aligned,
-                                           const QueryFragments<D::steps, Tiles>& query, float (&score)[Tiles][2][4]) {
-#pragma unroll
-    for (int a = 0; a < 2; ++a) {
-        uint32_t row[2][D::part_words];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const int token = 16 * a + 8 * r + decoder.g;
-            clear(row[r]);
-            if (token < chunk.count) D::load_part(row[r], chunk.row<T>(*chunk.keys, head, token), decoder.t, aligned);
-        }
+// The rows of a chunk as operands. Keys and values are asked for at once, as early as may be: what is asked for later queues
+// behind the blocks that the multiprocessor's warps are bringing.
+template <class T, class D>
+struct DenseRows {
+    static constexpr int value_words = D::head_dim / 16;  // of 2 channels, an eighth of a row
+    uint32_t key[2][D::part_words], value[4][value_words];
+
+    // Without a branch between one row and the next, which would wait for the row before. Rows past the count are those of its last
+    // token; nobody sees their scores.
+    __device__ __forceinline__ void load(const D& decoder, const DenseChunk& chunk, int head, bool aligned) {
+        if (aligned)
+            load_rows(decoder, chunk, head, std::true_type{});
+        else
+            load_rows(decoder, chunk, head, std::false_type{});
+    }
+
+    template <class Query, int Tiles>
+    __device__ __forceinline__ void scores(const D& decoder, const Query& query, float (&score)[Tiles][2][4]) const {
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) {
-            const uint2 low = D::query_fragment(row[0], i, decoder.t), high = D::query_fragment(row[1], i, decoder.t);
+            const uint2 low = D::query_fragment(key[0], i, decoder.t), high = D::query_fragment(key[1], i, decoder.t);
 #pragma unroll
             for (int n = 0; n < Tiles; ++n) {
                 const uint2 q = query(n, i);
-                mma_16816<T>(score[n][a], low.x, high.x, low.y, high.y, q.x, q.y);
+                mma_16816<T>(score[n][0], low.x, high.x, low.y, high.y, q.x, q.y);
             }
         }
     }
-}
 
-template <class T, class D, int Tiles>
-__device__ __forceinline__ void dense_values(const D& decoder, const DenseChunk& chunk, int head, bool aligned,
-                                             const uint32_t (&probability)[Tiles][4],
-                                             float (&accumulator)[Tiles][D::value_tiles][4]) {
-    constexpr int words = D::head_dim / 16;  // of 2 channels, an eighth of a row
+    template <int Tiles>
+    __device__ __forceinline__ void sums(const D& decoder, const DenseChunk& chunk,
+                                         const uint32_t (&probability)[Tiles][4],
+                                         float (&accumulator)[Tiles][D::value_tiles][4]) {
+        // A weight of zero times what is not finite would be NaN.
 #pragma unroll
-    for (int a = 0; a < 2; ++a) {
-        uint32_t row[4][words];
-#pragma unroll
-        for (int m = 0; m < 4; ++m) {
-            const int token = 16 * a + 2 * decoder.t + (m & 1) + 8 * (m >> 1);
-            clear(row[m]);
-            if (token < chunk.count)
-                load_row(row[m], chunk.row<T>(*chunk.values, head, token) + 2 * words * decoder.g, aligned);
-        }
+        for (int m = 0; m < 4; ++m)
+            if (token_of(decoder, m) >= chunk.count) clear(value[m]);
 #pragma unroll
         for (int i = 0; i < D::value_tiles; ++i)
 #pragma unroll
             for (int n = 0; n < Tiles; ++n)
-                mma_16816<T>(accumulator[n][i], permute(row[0][i], row[1][i], 0x5410),
-                             permute(row[0][i], row[1][i], 0x7632), permute(row[2][i], row[3][i], 0x5410),
-                             permute(row[2][i], row[3][i], 0x7632), probability[n][2 * a], probability[n][2 * a + 1]);
+                mma_16816<T>(accumulator[n][i], permute(value[0][i], value[1][i], 0x5410),
+                             permute(value[0][i], value[1][i], 0x7632), permute(value[2][i], value[3][i], 0x5410),
+                             permute(value[2][i], value[3][i], 0x7632), probability[n][0], probability[n][1]);
     }
-}
+
+private:
+    static __device__ __forceinline__ int token_of(const D& decoder, int m) {
+        return 2 * decoder.t + (m & 1) + 8 * (m >> 1);
+    }
+
+    template <class Aligned>
+    __device__ __forceinline__ void load_rows(const D& decoder, const DenseChunk& chunk, int head, Aligned) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            D::load_part(key[r], chunk.row<T>(*chunk.keys, head, min(8 * r + decoder.g, chunk.count - 1)), decoder.t,
+                         Aligned::value);
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+            load_row(value[m],
+                     chunk.row<T>(*chunk.values, head, min(token_of(decoder, m), chunk.count - 1)) +
+                         2 * value_words * decoder.g,
+                     Aligned::value);
+    }
+};
 
 }  // namespace mustafar::cuda

@@ -28,8 +28,8 @@ void attention_int8_bf16_128(const DeviceScope&, const AttentionParams&, const A
 void attention_int8_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
-constexpr int fragment_static_bytes_bound(int tile_count, bool balanced) {
-    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0);
+constexpr int fragment_static_bytes_bound(int tile_count, bool balanced, bool integers) {
+    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0) + (integers ? 4096 : 0);
 }
 
 }  // namespace mustafar::cuda

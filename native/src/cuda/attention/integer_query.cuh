@@ -6,26 +6,39 @@
 
 namespace mustafar::cuda {
 
-// A lane's part of row g as f16, times 2^-exponent, which is returned: the row's largest number is below 2 then. The row lies
-// in the four lanes of a group. factors: of the lane's channels, or null.
+// A lane's channel scales.
+template <int Channels>
+struct ChannelScales {
+    float of[Channels];
+
+    // factors: of the lane's channels, or null.
+    __device__ __forceinline__ void load(const float* factors, bool aligned) {
+        if (factors == nullptr) {
+#pragma unroll
+            for (int i = 0; i < Channels; ++i) of[i] = 1.0f;
+        } else if (aligned) {
+#pragma unroll
+            for (int i = 0; i < Channels / 4; ++i) {
+                const float4 f = __ldg(reinterpret_cast<const float4*>(factors) + i);
+                of[4 * i] = f.x, of[4 * i + 1] = f.y, of[4 * i + 2] = f.z, of[4 * i + 3] = f.w;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < Channels; ++i) of[i] = __ldg(factors + i);
+        }
+    }
+};
+
+// A lane's part of row g as f16, times its scales and 2^-exponent, which is returned: the row's largest number is below 2 then. The
+// row lies in the four lanes of a group.
 template <class T, int Words>
-__device__ __forceinline__ int scale_query(uint32_t (&words)[Words], const float* factors, bool aligned) {
+__device__ __forceinline__ int scale_query(uint32_t (&words)[Words], const ChannelScales<2 * Words>& scales) {
     float number[2 * Words];
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < Words; ++i) {
         const float2 pair = unpack<T>(words[i]);
-        number[2 * i] = pair.x, number[2 * i + 1] = pair.y;
-    }
-    if (factors != nullptr && aligned) {
-#pragma unroll
-        for (int i = 0; i < Words / 2; ++i) {
-            const float4 f = __ldg(reinterpret_cast<const float4*>(factors) + i);
-            number[4 * i] *= f.x, number[4 * i + 1] *= f.y, number[4 * i + 2] *= f.z, number[4 * i + 3] *= f.w;
-        }
-    } else if (factors != nullptr) {
-#pragma unroll
-        for (int i = 0; i < 2 * Words; ++i) number[i] *= __ldg(factors + i);
+        number[2 * i] = pair.x * scales.of[2 * i], number[2 * i + 1] = pair.y * scales.of[2 * i + 1];
     }
 #pragma unroll
     for (int i = 0; i < 2 * Words; ++i) largest = fmaxf(largest, fabsf(number[i]));
