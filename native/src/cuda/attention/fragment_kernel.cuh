@@ -162,9 +162,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 const float* const factors =
                     p.key_factors == nullptr
                         ? nullptr
-                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels +
-                              channels / 4 * t;
-                const int exponent = scale_query<T>(query_row[n], factors, p.factors_aligned);
+                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels;
+                const int exponent = scale_query<T, D>(query_row[n], factors, t, p.factors_aligned);
 #pragma unroll
                 for (int i = 0; i < D::steps; ++i)
                     block_query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.block_query, lane);

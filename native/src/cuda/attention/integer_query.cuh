@@ -6,10 +6,10 @@
 
 namespace mustafar::cuda {
 
-// A lane's part of row g as f16, times 2^-exponent, which is returned: the row's largest number is below 2 then. The row lies
-// in the four lanes of a group. factors: of the lane's channels, or null.
-template <class T, int Words>
-__device__ __forceinline__ int scale_query(uint32_t (&words)[Words], const float* factors, bool aligned) {
+// Lane t's part of a row as f16, times 2^-exponent, which is returned: the row's largest number is below 2 then. The row lies in
+// the four lanes of a group, as the decoder D has it. factors: of the row's channels, or null.
+template <class T, class D, int Words>
+__device__ __forceinline__ int scale_query(uint32_t (&words)[Words], const float* factors, int t, bool aligned) {
     float number[2 * Words];
     float largest = 0.0f;
 #pragma unroll
@@ -20,12 +20,12 @@ __device__ __forceinline__ int scale_query(uint32_t (&words)[Words], const float
     if (factors != nullptr && aligned) {
 #pragma unroll
         for (int i = 0; i < Words / 2; ++i) {
-            const float4 f = __ldg(reinterpret_cast<const float4*>(factors) + i);
+            const float4 f = __ldg(reinterpret_cast<const float4*>(factors + D::part_channel(t, 2 * i)));
             number[4 * i] *= f.x, number[4 * i + 1] *= f.y, number[4 * i + 2] *= f.z, number[4 * i + 3] *= f.w;
         }
     } else if (factors != nullptr) {
 #pragma unroll
-        for (int i = 0; i < 2 * Words; ++i) number[i] *= __ldg(factors + i);
+        for (int i = 0; i < 2 * Words; ++i) number[i] *= __ldg(factors + D::part_channel(t, i / 2) + i % 2);
     }
 #pragma unroll
     for (int i = 0; i < 2 * Words; ++i) largest = fmaxf(largest, fabsf(number[i]));
