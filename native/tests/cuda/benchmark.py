@@ -94,7 +94,8 @@ def dense_times(query, keys, values, flush):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
-    parser.add_argument("--keep", default="40,64,b40,b64", help="channels kept, b: of the balanced pattern; i4 and i8: all in 4 and 8 bits")
+    parser.add_argument("--keep", default="40,64,b40,b64", help="channels kept, b: of the balanced pattern; i4 and i8: all in 4 and 8 bits; i4b: 64 of "
+                        "the balanced pattern in 4 bits")
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
     parser.add_argument("--dtype", default="f16")
     parser.add_argument("--csv")
@@ -119,8 +120,8 @@ def main():
             print(f"{shape} {name:16} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
         best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
         for name in arguments.keep.split(","):
-            balanced, integers, number = name.startswith("b"), name.startswith("i"), int(name.lstrip("bi"))
-            keep = 128 if integers else number
+            balanced, integers, number = "b" in name, "i" in name, int(name.strip("bi"))
+            keep = (64 if balanced else 128) if integers else number
             cache = Cache(keys, values, lengths, keep, keep, page_blocks=2, mask=top_mask,
                           balanced=libraries[0][1] if balanced else None, integers=libraries[0][1] if integers else None,
                           bits=number if integers else 16, factors=integers)

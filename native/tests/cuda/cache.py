@@ -29,8 +29,8 @@ class Cache:
 
     def __init__(self, keys, values, lengths, keep_keys, keep_values, *, fragment=True, window=32, group=64, fresh=None,
                  page_blocks=4, generator=None, mask=None, base=0, balanced=None, integers=None, bits=16, factors=False):
-        """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes all channels in so many bits,
-        the keys with channel scales where factors says so; None: unstructured ones."""
+        """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes so many bits, of all channels or
+        of those that balanced says, the keys with channel scales where factors says so; None: unstructured ones."""
         batch, heads, longest, head_dim = keys.shape
         self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
         self.fresh = fresh if fresh is not None else [0] * batch
@@ -45,7 +45,7 @@ class Cache:
         self.tail_values = self.tail_keys.clone()
         orders = (KEY_FRAGMENT, VALUE_FRAGMENT) if fragment else (PLAIN, PLAIN)
         most = max(BLOCK, max(self.compressed_list, default=0))
-        patterns = (ALL, ALL) if integers else (BALANCED_KEYS, BALANCED_VALUES) if balanced else (UNSTRUCTURED, UNSTRUCTURED)
+        patterns = (BALANCED_KEYS, BALANCED_VALUES) if balanced else (ALL, ALL) if integers else (UNSTRUCTURED, UNSTRUCTURED)
         self.key_factors = torch.full((batch, heads, head_dim), NAN, device=device) if factors else None
         if integers:  # what they stand for needs more digits
             self.keys, self.values = self.keys.float(), self.values.float()
@@ -64,7 +64,8 @@ class Cache:
                         own = self.key_factors[b:b + 1]
                         integers.call("key_factors", pages.format.dtype, head_dim, 1, heads, c, dense(part), own)
                     integers.call("compress", 1, heads, c, dense(part), None, own, pages.blocks_of(b))
-                    full[b, :, :c] = reference.dequantized(part, bits, own)[0]
+                    kept = reference.balanced_mask(part, keep, role) if balanced else None
+                    full[b, :, :c] = reference.dequantized(part, bits, own, kept)[0]
                 elif c and balanced:
                     part = full[b:b + 1, :, :c].contiguous()
                     balanced.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))

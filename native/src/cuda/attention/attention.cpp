@@ -53,8 +53,13 @@ constexpr Launchers int4_launchers{
 constexpr Launchers int8_launchers{
     {{attention_int8_f16_64, attention_int8_bf16_64}, {attention_int8_f16_128, attention_int8_bf16_128}}};
 
+constexpr Launchers balanced_int4_launchers{{{attention_balanced_int4_f16_64, attention_balanced_int4_bf16_64},
+                                             {attention_balanced_int4_f16_128, attention_balanced_int4_bf16_128}}};
+
 FragmentLauncher fragment_launcher(const mustafar_format& format) {
-    const Launchers& launchers = format.value_format == MUSTAFAR_VALUE_FORMAT_INT4   ? int4_launchers
+    const bool int4 = format.value_format == MUSTAFAR_VALUE_FORMAT_INT4;
+    const Launchers& launchers = int4 && is_balanced(format)                         ? balanced_int4_launchers
+                                 : int4                                              ? int4_launchers
                                  : format.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? int8_launchers
                                  : is_balanced(format)                               ? balanced_launchers
                                                                                      : unstructured_launchers;
@@ -112,7 +117,8 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
     // A bitmap that contradicts its block may point as far as a dense block reaches.
     footprint.padding_bytes = balanced || integers ? 0 : dense_block;
-    footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced, integers);
+    footprint.fixed_bytes =
+        reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers, integers);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
     footprint.waits_for_memory = integers || (balanced && 2 * a.keys.format.keep < head_dim);
     const int64_t seen = a.sliding_window == 0

@@ -26,6 +26,10 @@ void attention_int8_f16_128(const DeviceScope&, const AttentionParams&, const At
 void attention_int8_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_int8_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_int8_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
 constexpr int fragment_static_bytes_bound(int tile_count, bool balanced, bool integers) {

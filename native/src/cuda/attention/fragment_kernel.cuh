@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
             D::load_part(query_row[n], p.query.row<T>(batch_row, kv_head * p.group + head, index), t, p.aligned);
     }
     SequenceCounts counts;
-    [[maybe_unused]] ChannelScales<D::integers ? channels / 4 : 1> scales;
+    [[maybe_unused]] std::conditional_t<D::integers, ChannelScales<D>, int> scales;
 #pragma unroll 1
     for (;;) {
         const int slot = slot_of(p, batch_row);
@@ -140,9 +140,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 scales.load(p.key_factors == nullptr
                                 ? nullptr
                                 : p.key_factors +
-                                      (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels +
-                                      channels / 4 * t,
-                            p.factors_aligned);
+                                      (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels,
+                            t, p.factors_aligned);
         counts = SequenceCounts(p, batch_row, walk.slot);
         if (ring.locate_first(p.table_blocks) && slot == walk.slot) break;
         walk.slot = slot;
@@ -176,7 +175,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
         if constexpr (D::integers) {
-            const int exponent = scale_query<T>(query_row[n], scales);
+            const int exponent = scale_query<T, D>(query_row[n], scales);
             if (t == 0) fixed.exponent[8 * n + g] = exponent;
             SharedQuery<D, Tiles> block_query;
 #pragma unroll

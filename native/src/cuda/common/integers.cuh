@@ -1,13 +1,14 @@
-// Blocks of integers with all channels kept, in fragment order: docs/format.md has the layout.
+// Blocks of integers in fragment order, with all channels kept or two of each four: docs/format.md has the layout.
 //
-// A word of 8 4-bit values, or two words of 4 8-bit ones, make the operand A of one matrix product for one lane: registers
-// 0 ... 3 of two f16 each. Signs lie apart from magnitudes, so that an AND alone makes an f16 of them: the magnitude is the low
+// A word of 8 4-bit values, or two words of 4 8-bit ones, make the operand A of one matrix product, dense or sparse, for one
+// lane: registers 0 ... 3 of two f16 each. Signs lie apart from magnitudes, so that an AND alone makes an f16 of them: the magnitude is the low
 // end of a mantissa without exponent, which tensor cores take exactly.
 #pragma once
 
 #include <cstdint>
 
 #include "core/format.h"
+#include "cuda/common/balanced.cuh"
 #include "cuda/common/ptx.cuh"
 
 namespace mustafar::cuda {
@@ -20,13 +21,9 @@ struct IntegerWord {
     static constexpr float unit = Bits == 4 ? 0x1p-20f : 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
 
     // Where half e of register `reg` is in its word (number reg / 2 of two where there are two).
+    static constexpr int sign_bit(int reg, int e) { return (Bits == 4 ? 15 - 4 * reg : 15 - 8 * (reg & 1)) + 16 * e; }
     static constexpr int magnitude_bit(int reg, int e) {
-        constexpr int of4[4][2] = {{4, 20}, {0, 16}, {28, 12}, {24, 8}};
-        return Bits == 4 ? of4[reg][e] : 8 * (reg & 1) + 16 * e;
-    }
-    static constexpr int sign_bit(int reg, int e) {
-        constexpr int of4[4][2] = {{15, 31}, {11, 27}, {7, 23}, {3, 19}};
-        return Bits == 4 ? of4[reg][e] : (reg & 1 ? 7 : 15) + 16 * e;
+        return Bits == 4 ? (sign_bit(reg, e) - 11) & 31 : 8 * (reg & 1) + 16 * e;
     }
 
     static __device__ __forceinline__ uint32_t pack(int reg, int e, int value) {
@@ -56,22 +53,28 @@ struct IntegerWord {
     }
 };
 
-// A block's operands: lane 4g + t reads them 16 bytes at a time. Keys: operand (a, s) has the tokens 16a + g and 16a + 8 + g and
-// the channels D/4 t + 4s ... + 3. Values: operand (i, k) has the channels D/8 g + 2i and the next, and the tokens 16k + 2t,
-// 16k + 2t + 1 and those 8 later.
-template <int HeadDim, int Bits>
-struct IntegerGeometry {
+// The operands of a block, which a lane reads 16 bytes at a time, and the scales behind them.
+template <int Operands, int Bits, int FirstByte>
+struct IntegerOperands {
     using Word = IntegerWord<Bits>;
-    static constexpr int key_steps = HeadDim / 16, value_tiles = HeadDim / 16;
-    static constexpr int operands = 2 * key_steps;
+    static constexpr int operands = Operands;
     static constexpr int operands_at_once = 4 / Word::words;  // in 16 bytes of a lane
-    static constexpr int value_bytes = block_tokens * HeadDim * Bits / 8;
-    static constexpr int block_bytes = value_bytes + 2 * block_tokens;
+    static constexpr int scale_start = FirstByte + Operands * 128 * Word::words;
+    static constexpr int block_bytes = scale_start + 2 * block_tokens;
 
-    // Word w of operand number `operand` (keys: a * key_steps + s; values: i * 2 + k).
-    static constexpr int word_index(int operand, int lane, int w) {
-        return (operand / operands_at_once * 32 + lane) * 4 + operand % operands_at_once * Word::words + w;
+    // Where word w of an operand starts, in bytes from the start of the block.
+    static constexpr int word_byte(int operand, int lane, int w) {
+        return FirstByte +
+               4 * ((operand / operands_at_once * 32 + lane) * 4 + operand % operands_at_once * Word::words + w);
     }
+};
+
+// All channels. Keys: operand (a, s), number a * key_steps + s, has the tokens 16a + g and 16a + 8 + g and the channels
+// D/4 t + 4s ... + 3. Values: operand (i, k), number i * 2 + k, has the channels D/8 g + 2i and the next, and the tokens
+// 16k + 2t, 16k + 2t + 1 and those 8 later.
+template <int HeadDim, int Bits>
+struct IntegerGeometry : IntegerOperands<HeadDim / 8, Bits, 0> {
+    static constexpr int key_steps = HeadDim / 16;
 
     struct Element {
         int token, channel;
@@ -84,6 +87,11 @@ struct IntegerGeometry {
         return {16 * (operand & 1) + 8 * (reg >> 1) + 2 * t + e, HeadDim / 8 * g + 2 * (operand >> 1) + (reg & 1)};
     }
 };
+
+// Two of each four: positions and operands of sparse products as common/balanced.cuh has them.
+template <int HeadDim, int Bits>
+struct BalancedIntegerGeometry
+    : IntegerOperands<BalancedGeometry<HeadDim>::products, Bits, BalancedGeometry<HeadDim>::position_bytes> {};
 
 // Place of a token's scale behind the values: lane 4g + t reads those of the tokens g, 8 + g, 16 + g, 24 + g at once.
 __host__ __device__ constexpr int scale_place(int token) {

@@ -1,8 +1,7 @@
 // Prunes 32 rows and writes them as one block: the work of a thread block of 128 threads.
 #pragma once
 
-#include "cuda/compress/balanced_writer.cuh"
-#include "cuda/compress/integer_writer.cuh"
+#include "cuda/compress/balanced_integers.cuh"
 
 namespace mustafar::cuda {
 
@@ -12,6 +11,7 @@ public:
     using Layout = BlockLayout<HeadDim>;
     using Part = RowPart<T, HeadDim>;
     static constexpr int words = Layout::words;
+    static constexpr bool has_fragments = Layout::has_fragments && sizeof(T) == 2;
 
     struct Memory {
         // Rows are one 32-bit word longer than their channels, so that the same channel of several rows is spread over
@@ -72,16 +72,9 @@ public:
     // null.
     __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
                                              const float* factors) {
-        if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_integer_order(order)) {
-                if (order == ValueOrder::int4_keys || order == ValueOrder::int4_values)
-                    store_integers<4>(block, order, factors);
-                else
-                    store_integers<8>(block, order, factors);
-                return;
-            }
-        if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_balanced_order(order)) {
+        if constexpr (has_fragments) {
+            if (order.integer_bits != 0) return compress_integers(block, order, factors);
+            if (order.arrangement == Arrangement::balanced) {
                 __syncthreads();
                 const int kept = balanced_kept(HeadDim, keep);
                 store_balanced(block, order, kept, [&](const auto&, const UnitElements& elements) {
@@ -89,14 +82,15 @@ public:
                 });
                 return;
             }
+        }
         select(pattern, keep);
         store(block, order, block_tokens * keep);
     }
 
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
     __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
-        if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_balanced_order(order)) {
+        if constexpr (has_fragments)
+            if (order.arrangement == Arrangement::balanced) {
                 store_balanced(block, order, balanced_kept(HeadDim, capacity / block_tokens),
                                [&](const auto& unit, const UnitElements&) {
                                    return elements_of_bitmap(memory_.layout.bits, unit);
@@ -122,12 +116,47 @@ public:
     }
 
 private:
+    static constexpr int integer_stride = HeadDim + 4;  // bytes
+
+    __device__ __forceinline__ void compress_integers(uint8_t* block, ValueOrder order, const float* factors) {
+        if (order.arrangement == Arrangement::balanced) {
+            if (order.keys)
+                compress_balanced_integers<4, true>(block, factors);
+            else
+                compress_balanced_integers<4, false>(block, factors);
+        } else if (order.integer_bits == 4) {
+            compress_all_integers<4>(block, order.keys, factors);
+        } else {
+            compress_all_integers<8>(block, order.keys, factors);
+        }
+    }
+
     template <int Bits>
-    __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, const float* factors) {
-        constexpr int stride = HeadDim + 4;
-        auto* const rows = reinterpret_cast<int8_t*>(memory_.rows);
-        auto* const image = reinterpret_cast<uint8_t*>(memory_.values);
+    __device__ __forceinline__ void compress_all_integers(uint8_t* block, bool keys, const float* factors) {
         using Geometry = IntegerGeometry<HeadDim, Bits>;
+        __syncthreads();
+        quantize<Geometry>(~0u, factors);
+        write_integers<HeadDim, Bits>(image(), keys, integers(), integer_stride);
+        copy_image(block, Geometry::block_bytes);
+    }
+
+    template <int Bits, bool Keys>
+    __device__ __forceinline__ void compress_balanced_integers(uint8_t* block, const float* factors) {
+        using Geometry = BalancedIntegerGeometry<HeadDim, Bits>;
+        clear_bits();
+        const OwnUnits<T, HeadDim, Keys> units(reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride,
+                                               memory_.layout.bits);
+        __syncthreads();
+        const int first = t_ * Part::channels;
+        quantize<Geometry>(memory_.layout.bits[token_][first / 32] >> first % 32, factors);
+        units.template write<Bits>(image(), integers(), integer_stride);
+        copy_image(block, Geometry::block_bytes);
+    }
+
+    // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
+    // channels. Ends with a barrier.
+    template <class Geometry>
+    __device__ __forceinline__ void quantize(uint32_t kept, const float* factors) {
         float number[Part::channels];
 #pragma unroll
         for (int j = 0; j < Part::words; ++j)
@@ -136,28 +165,36 @@ private:
                 const uint16_t bits = static_cast<uint16_t>(part_.word[j] >> 16 * e);
                 number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&bits));
             }
-        const QuantizedPart<Part::channels> part(number, factors == nullptr ? nullptr : factors + t_ * Part::channels,
-                                                 Geometry::Word::largest);
-        __syncthreads();  // the rows have been read by all who do
+        const QuantizedPart<Part::channels> part(
+            number, kept, factors == nullptr ? nullptr : factors + t_ * Part::channels, Geometry::Word::largest);
+        int8_t* const row = integers() + token_ * integer_stride + t_ * Part::channels;
 #pragma unroll
-        for (int c = 0; c < Part::channels; ++c) rows[token_ * stride + t_ * Part::channels + c] = part.values[c];
-        if (t_ == 0) reinterpret_cast<uint16_t*>(image + Geometry::value_bytes)[scale_place(token_)] = part.scale;
+        for (int c = 0; c < Part::channels; ++c) row[c] = part.values[c];
+        if (t_ == 0) reinterpret_cast<uint16_t*>(image() + Geometry::scale_start)[scale_place(token_)] = part.scale;
         __syncthreads();
-        write_integers<HeadDim, Bits>(image, is_key_order(order), rows, stride);
+    }
+
+    __device__ __forceinline__ int8_t* integers() {
+        return reinterpret_cast<int8_t*>(memory_.rows);
+    }
+    __device__ __forceinline__ uint8_t* image() {
+        return reinterpret_cast<uint8_t*>(memory_.values);
+    }
+
+    __device__ __forceinline__ void copy_image(uint8_t* block, uint32_t bytes) {
         __syncthreads();
-        copy(block, image, Geometry::block_bytes);
+        copy(block, image(), bytes);
         __syncthreads();
     }
 
     template <class Choose>
     __device__ __forceinline__ void store_balanced(uint8_t* block, ValueOrder order, int kept, Choose&& choose) {
-        uint8_t* const image = reinterpret_cast<uint8_t*>(memory_.values);
         const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
-        if (order == ValueOrder::balanced_keys)
-            write_balanced<HeadDim, true>(image, kept, rows, Memory::stride, choose);
+        if (order.keys)
+            write_balanced<HeadDim, true>(image(), kept, rows, Memory::stride, choose);
         else
-            write_balanced<HeadDim, false>(image, kept, rows, Memory::stride, choose);
-        copy(block, image, BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
+            write_balanced<HeadDim, false>(image(), kept, rows, Memory::stride, choose);
+        copy(block, image(), BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
         __syncthreads();
     }
 
