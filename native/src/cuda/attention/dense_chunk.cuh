@@ -7,36 +7,44 @@
 
 namespace mustafar::cuda {
 
-// Tokens position ... position + count - 1 (count <= 16), token i in row (first + i) % capacity.
+// Tokens position ... position + count - 1 (count <= 16) of a KV head, token i in row (first + i) % capacity.
+template <class T>
 struct DenseChunk {
-    const Dense* keys;
-    const Dense* values;
-    int sequence;  // of the two tensors
+    const T* keys;
+    const T* values;
+    int64_t key_stride, value_stride;  // elements from one row to the next
     int position, count, first, capacity;
 
-    template <class T>
-    __device__ __forceinline__ const T* row(const Dense& dense, int head, int token) const {
-        int at = first + token;
-        if (at >= capacity) at -= capacity;
-        return dense.row<const T>(sequence, head, at);
+    __device__ __forceinline__ const T* key(int token) const { return keys + row(token) * key_stride; }
+    __device__ __forceinline__ const T* value(int token) const { return values + row(token) * value_stride; }
+
+private:
+    __device__ __forceinline__ int row(int token) const {
+        const int at = first + token;
+        return at >= capacity ? at - capacity : at;
     }
 };
 
-__device__ __forceinline__ DenseChunk dense_chunk(const AttentionParams& p, const Sequence& sequence, int index) {
+// Copies what it needs of the parameters: through a pointer to one tensor or the other they would be read from memory.
+template <class T>
+__device__ __forceinline__ DenseChunk<T> dense_chunk(const AttentionParams& p, const Sequence& sequence, int head,
+                                                     int index) {
     if (index < sequence.tail_chunks) {
         const int position = sequence.tail_first + index * chunk_tokens;
-        return {&p.tail_keys,
-                &p.tail_values,
-                sequence.slot,
+        return {p.tail_keys.row<const T>(sequence.slot, head, 0),
+                p.tail_values.row<const T>(sequence.slot, head, 0),
+                p.tail_keys.token_stride,
+                p.tail_values.token_stride,
                 position,
                 min(chunk_tokens, sequence.length - sequence.fresh - position),
                 position % p.tail_capacity,
                 p.tail_capacity};
     }
     const int first = (index - sequence.tail_chunks) * chunk_tokens;
-    return {&p.fresh_keys,
-            &p.fresh_values,
-            sequence.row,
+    return {p.fresh_keys.row<const T>(sequence.row, head, 0),
+            p.fresh_values.row<const T>(sequence.row, head, 0),
+            p.fresh_keys.token_stride,
+            p.fresh_values.token_stride,
             sequence.length - sequence.fresh + first,
             min(chunk_tokens, sequence.fresh - first),
             first,
@@ -52,11 +60,11 @@ struct DenseRows {
 
     // Without a branch between one row and the next, which would wait for the row before. Rows past the count are those of its last
     // token; nobody sees their scores.
-    __device__ __forceinline__ void load(const D& decoder, const DenseChunk& chunk, int head, bool aligned) {
+    __device__ __forceinline__ void load(const D& decoder, const DenseChunk<T>& chunk, bool aligned) {
         if (aligned)
-            load_rows(decoder, chunk, head, std::true_type{});
+            load_rows(decoder, chunk, std::true_type{});
         else
-            load_rows(decoder, chunk, head, std::false_type{});
+            load_rows(decoder, chunk, std::false_type{});
     }
 
     template <class Query, int Tiles>
@@ -73,7 +81,7 @@ struct DenseRows {
     }
 
     template <int Tiles>
-    __device__ __forceinline__ void sums(const D& decoder, const DenseChunk& chunk,
+    __device__ __forceinline__ void sums(const D& decoder, const DenseChunk<T>& chunk,
                                          const uint32_t (&probability)[Tiles][4],
                                          float (&accumulator)[Tiles][D::value_tiles][4]) {
         // A weight of zero times what is not finite would be NaN.
@@ -95,16 +103,13 @@ private:
     }
 
     template <class Aligned>
-    __device__ __forceinline__ void load_rows(const D& decoder, const DenseChunk& chunk, int head, Aligned) {
+    __device__ __forceinline__ void load_rows(const D& decoder, const DenseChunk<T>& chunk, Aligned) {
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-            D::load_part(key[r], chunk.row<T>(*chunk.keys, head, min(8 * r + decoder.g, chunk.count - 1)), decoder.t,
-                         Aligned::value);
+            D::load_part(key[r], chunk.key(min(8 * r + decoder.g, chunk.count - 1)), decoder.t, Aligned::value);
 #pragma unroll
         for (int m = 0; m < 4; ++m)
-            load_row(value[m],
-                     chunk.row<T>(*chunk.values, head, min(token_of(decoder, m), chunk.count - 1)) +
-                         2 * value_words * decoder.g,
+            load_row(value[m], chunk.value(min(token_of(decoder, m), chunk.count - 1)) + 2 * value_words * decoder.g,
                      Aligned::value);
     }
 };

@@ -2,7 +2,7 @@
 //
 // Grid: x = splits fastest, then tiles of 8 * Tiles query rows, then KV heads, then sequences.
 // Every warp of every split works alone: of the items (runs of one or two compressed blocks, then dense chunks of 16 tokens) warp w
-// takes w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
+// takes w, w + warps, ..., counted over the splits first, so that the dense ones are spread over the splits, and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
 // without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const int kv_head = place.kv_head, first_row = place.tile * rows;
     const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
 
-    const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
+    const uint32_t stride = p.splits * Warps, item = warp * p.splits + split;
     const int batch_row = place.row;
     // Until the grid before this one has ended a slot, too, is a guess.
     const uint32_t span = D::integers ? p.span : 1;  // 1 or 2
@@ -137,11 +137,11 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         const int slot = slot_of(p, batch_row);
         if constexpr (D::integers)
             if (warp < Tiles)
-                scales.load(p.key_factors == nullptr
-                                ? nullptr
-                                : p.key_factors +
-                                      (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels,
-                            t, p.factors_aligned);
+                scales.load(
+                    p.key_factors == nullptr
+                        ? nullptr
+                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels,
+                    t, p.factors_aligned);
         counts = SequenceCounts(p, batch_row, walk.slot);
         if (ring.locate_first(p.table_blocks) && slot == walk.slot) break;
         walk.slot = slot;
@@ -159,11 +159,11 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t first_dense = item + walk.count * stride - (end_run - sequence.first_block);
 
     // What all warps read beside blocks goes out before any of them asks for blocks.
-    DenseChunk chunk;
+    DenseChunk<T> chunk;
     DenseRows<T, D> dense;
     if (first_dense < dense_items) {
-        chunk = dense_chunk(p, sequence, static_cast<int>(first_dense));
-        dense.load(decoder, chunk, kv_head, p.aligned);
+        chunk = dense_chunk<T>(p, sequence, kv_head, static_cast<int>(first_dense));
+        dense.load(decoder, chunk, p.aligned);
     }
     __syncthreads();
     ring.start();
@@ -202,8 +202,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 
     for (uint32_t i = first_dense; i < dense_items; i += stride) {
         if (i != first_dense) {
-            chunk = dense_chunk(p, sequence, static_cast<int>(i));
-            dense.load(decoder, chunk, kv_head, p.aligned);
+            chunk = dense_chunk<T>(p, sequence, kv_head, static_cast<int>(i));
+            dense.load(decoder, chunk, p.aligned);
         }
         float score[Tiles][2][4] = {};
         uint32_t probability[Tiles][4];

@@ -55,10 +55,14 @@ constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, in
     return warps * attention_warp_bytes(footprint, ring) + footprint.padding_bytes;
 }
 
-// A cluster pays where it does without the workspace, not where it only halves the parts there. Larger ones than of two do
-// not always find room: the groups of multiprocessors they must lie in differ in size.
-constexpr int cluster_of(int splits) {
-    return splits == 2 ? 2 : 1;
+// Thread blocks of a cluster. One pays where it does without the workspace, not where it only halves the parts there. Clusters of more
+// than two do not always find room on a busy device, since the groups of multiprocessors they must lie in differ in size; where half of
+// the device stays free they do.
+constexpr int cluster_of(const AttentionDevice& device, int64_t tiles, int splits) {
+    constexpr int largest = 8;  // on any device
+    if (!device.clusters) return 1;
+    if (splits == 2) return 2;
+    return splits <= largest && 2 * tiles * splits <= device.multiprocessors ? splits : 1;
 }
 
 // The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, of integers sixteen, with two tiles
@@ -111,17 +115,23 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         const int64_t slots = device.multiprocessors * fitting;
         // Copies of single light blocks are a little too short.
         const bool short_copies = footprint.pair_bytes != 0 && ring.span == 1;
-        const int64_t iteration = block_cost * ring.span * warps * fitting * (short_copies ? 17 : 16) / 16;
+        const int64_t warp_cost = block_cost * ring.span * (short_copies ? 17 : 16) / 16;
         const int64_t runs = (items + ring.span - 1) / ring.span;
         for (int splits = 1; splits <= max_splits; ++splits) {
             const int64_t waves = (tiles * splits + slots - 1) / slots;
+            // Where thread blocks are so few that they share multiprocessors with fewer others, or none, half of the time an
+            // iteration takes is the memory's and the instructions' latency still.
+            const int64_t sharing =
+                std::min(fitting, (tiles * splits + device.multiprocessors - 1) / device.multiprocessors);
+            const int64_t iteration = warp_cost * warps * (sharing + fitting) / 2;
             const int64_t share = int64_t{splits} * warps, walk = (runs + share - 1) / share;
             // One run more for some of the warps costs no whole iteration where all wait for the same memory.
             const int64_t walk_cost =
                 footprint.integers ? iteration * (2 * runs + share) / (2 * share) : iteration * walk;
-            const int cluster = device.clusters ? cluster_of(splits) : 1, partials = splits / cluster;
+            const int cluster = cluster_of(device, tiles, splits), partials = splits / cluster;
             if (partials > 1 && tiles > max_counted_tiles) break;
-            const int64_t cost = waves * (walk_cost + start_cost) + (cluster > 1 ? cluster_cost : 0) +
+            const int64_t cost = waves * (walk_cost + start_cost) +
+                                 (cluster > 1 ? cluster_cost + cluster * part_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
                 if (!footprint.integers)
