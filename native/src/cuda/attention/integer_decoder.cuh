@@ -39,10 +39,10 @@ struct IntegerDecoder : Keys::Rows {
 
     // Of the tokens 16a + 8h + g: [a][h].
     __device__ __forceinline__ void key_scales(uint32_t block, float (&scale)[2][2]) const {
-        load_scales<typename Keys::Geometry>(block, g, scale);
+        load_scales(block + Keys::Geometry::scale_start, g, scale);
     }
     __device__ __forceinline__ void value_scales(uint32_t block, float (&scale)[2][2]) const {
-        load_scales<typename Values::Geometry>(block, g, scale);
+        load_scales(block + Values::Geometry::scale_start, g, scale);
     }
 };
 
