@@ -40,11 +40,11 @@ constexpr bool has_integers(const mustafar_format& format) {
     return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
 }
 
-// Which formats have one: native values that were pruned, integers of all channels, 4-bit ones of the 2:4 pattern.
+// Which formats have one: native values that were pruned, and integers, of balanced patterns only 4-bit ones of 2:4.
 constexpr bool is_fragment_format(const mustafar_format& format) {
     if (!has_integers(format)) return !keeps_all(format);
-    return keeps_all(format) || (is_balanced(format) && balanced_kept(format) == most_balanced &&
-                                 format.value_format == MUSTAFAR_VALUE_FORMAT_INT4);
+    return !is_balanced(format) ||
+           (balanced_kept(format) == most_balanced && format.value_format == MUSTAFAR_VALUE_FORMAT_INT4);
 }
 
 // Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.

@@ -187,6 +187,24 @@ def pack_integers(integers, scales, bits, role, mask=None):
     return torch.cat([words, integer_words(values, bits), scales], -1)
 
 
+def pack_unstructured_integers(integers, scales, bits, role, mask):
+    """Likewise of the unstructured pattern; in every token as many channels are kept."""
+    batch, heads, tokens, head_dim = integers.shape
+    flat = integers.reshape(batch, heads, tokens // BLOCK, -1)
+    order = value_order(head_dim, role).to(flat.device)
+    values = flat[..., order][mask.reshape(flat.shape)[..., order]].view(batch, heads, tokens // BLOCK, -1)
+    magnitude, negative = values.abs(), (values < 0).int()
+    if bits == 8:
+        data = magnitude | negative << 7
+    else:
+        # Of two runs, of 8 or 16 tokens each, value j shares a byte.
+        run = values.shape[-1] // (BLOCK // (8 if role == "keys" and head_dim == 128 else 16))
+        m, n = (x.unflatten(-1, (-1, 2, run)) for x in (magnitude, negative))
+        data = (m[..., 0, :] | n[..., 0, :] << 7 | m[..., 1, :] << 3 | n[..., 1, :] << 6).flatten(-2)
+    bitmap = bitmap_words(mask).view(batch, heads, tokens // BLOCK, -1).contiguous().view(torch.uint8)
+    return torch.cat([bitmap, data.to(torch.uint8), ordered_scales(scales.view(batch, heads, tokens // BLOCK, BLOCK))], -1)
+
+
 def bitmap_words(mask):
     """Boolean [..., head_dim] to int32 [..., ceil(head_dim / 32)]."""
     pad = -mask.shape[-1] % 32

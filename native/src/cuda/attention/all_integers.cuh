@@ -5,20 +5,10 @@
 
 namespace mustafar::cuda {
 
-// Dense rows, and queries among them: lane 4g + t has the channels D/4 t ....
 template <int HeadDim>
-struct QuarterRows {
-    static constexpr int head_dim = HeadDim;
-    static constexpr int part_words = HeadDim / 8;
-    static constexpr int steps = HeadDim / 16;
+struct AllIntegerRows : QuarterRows<HeadDim> {
+    using QuarterRows<HeadDim>::part_words;
 
-    // First channel of word `word` of a lane's part.
-    static constexpr int part_channel(int t, int word) { return 2 * (part_words * t + word); }
-
-    template <class E>
-    static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
-        load_row(part, row + part_channel(t, 0), aligned);
-    }
     static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&row)[part_words], int step, int) {
         return {row[2 * step], row[2 * step + 1]};
     }
@@ -27,7 +17,7 @@ struct QuarterRows {
 template <int HeadDim, int Bits>
 struct AllIntegerKeys {
     using Geometry = IntegerGeometry<HeadDim, Bits>;
-    using Rows = QuarterRows<HeadDim>;
+    using Rows = AllIntegerRows<HeadDim>;
 
     template <int Tiles>
     static __device__ __forceinline__ void multiply(uint32_t block, int lane,

@@ -99,9 +99,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t stride = p.splits * Warps, item = warp * p.splits + split;
     const int batch_row = place.row;
     // Until the grid before this one has ended a slot, too, is a guess.
-    const uint32_t span = D::integers ? p.span : 1;  // 1 or 2
+    const uint32_t span = D::light ? p.span : 1;  // 1 or 2
     Walk walk{slot_of(p, batch_row), kv_head, item, stride, span, 0, 0};
-    Ring<D::integers ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
+    Ring<D::light ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
                                    shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
     const D decoder(fixed.decoder, p, lane);

@@ -23,7 +23,7 @@ struct AttentionFootprint {
     int64_t padding_bytes;    // that must be readable behind the ring
     int64_t fixed_bytes;      // statically allocated, and what the driver reserves
     bool waits_for_memory;    // rather than for its own decoding
-    bool integers;            // blocks so light that the memory's rate decides
+    bool light;               // blocks so light that the memory's rate decides
 };
 
 struct AttentionDevice {
@@ -65,7 +65,7 @@ constexpr int cluster_of(const AttentionDevice& device, int64_t tiles, int split
     return splits <= largest && 2 * tiles * splits <= device.multiprocessors ? splits : 1;
 }
 
-// The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, of integers sixteen, with two tiles
+// The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, of light ones sixteen, with two tiles
 // eight: what the registers allow.
 struct AttentionWarps {
     int warps;
@@ -73,7 +73,7 @@ struct AttentionWarps {
 };
 
 constexpr AttentionWarps single_tile_warps[] = {{12, 1}, {6, 2}, {4, 3}};
-constexpr AttentionWarps integer_tile_warps[] = {{8, 1}, {8, 2}, {4, 4}};
+constexpr AttentionWarps light_tile_warps[] = {{8, 1}, {8, 2}, {4, 4}};
 constexpr AttentionWarps double_tile_warps[] = {{8, 1}, {4, 2}};
 
 // Light blocks come as fast as they are asked for: so many bytes of them have to be on their way on a multiprocessor (H200, H100).
@@ -94,7 +94,7 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
     constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 30;
     constexpr int64_t usual_bytes = 9216;  // of an unstructured key and value block
     const int64_t block_cost =
-        footprint.integers ? std::clamp<int64_t>(100 * footprint.iteration_bytes / usual_bytes, 1, 100) : 100;
+        footprint.light ? std::clamp<int64_t>(100 * footprint.iteration_bytes / usual_bytes, 1, 100) : 100;
     // Else a second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
     // the first blocks.
     constexpr int64_t long_walk = 16;
@@ -107,7 +107,7 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
     int64_t best_cost = INT64_MAX;
     for (const AttentionWarps& candidate : candidates) {
         const int warps = candidate.warps;
-        RingShape ring = footprint.integers ? light_ring(footprint, candidate) : RingShape{1, 1};
+        RingShape ring = footprint.light ? light_ring(footprint, candidate) : RingShape{1, 1};
         if (resident(candidate, ring) == 0) ring = {1, 1};
         const int64_t fitting = resident(candidate, ring);
         if (fitting == 0) continue;
@@ -126,15 +126,14 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
             const int64_t iteration = warp_cost * warps * (sharing + fitting) / 2;
             const int64_t share = int64_t{splits} * warps, walk = (runs + share - 1) / share;
             // One run more for some of the warps costs no whole iteration where all wait for the same memory.
-            const int64_t walk_cost =
-                footprint.integers ? iteration * (2 * runs + share) / (2 * share) : iteration * walk;
+            const int64_t walk_cost = footprint.light ? iteration * (2 * runs + share) / (2 * share) : iteration * walk;
             const int cluster = cluster_of(device, tiles, splits), partials = splits / cluster;
             if (partials > 1 && tiles > max_counted_tiles) break;
             const int64_t cost = waves * (walk_cost + start_cost) +
                                  (cluster > 1 ? cluster_cost + cluster * part_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
-                if (!footprint.integers)
+                if (!footprint.light)
                     ring.depth = footprint.waits_for_memory && deeper_fits && walk >= long_walk ? 2 : 1;
                 best_cost = cost;
                 best = {warps,

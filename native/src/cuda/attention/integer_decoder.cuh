@@ -14,7 +14,8 @@ template <class Keys, class Values>
 struct IntegerDecoder : Keys::Rows {
     using Keys::Rows::head_dim;
     using Keys::Rows::steps;
-    static constexpr bool has_shared = false, integers = true;
+    // light: takes few instructions and registers a block; then the memory's rate decides (heuristics.h).
+    static constexpr bool has_shared = false, integers = true, light = true;
     static constexpr int value_tiles = head_dim / 16;
     static constexpr float key_unit = Keys::Geometry::Word::unit, value_unit = Values::Geometry::Word::unit;
 
@@ -39,10 +40,10 @@ struct IntegerDecoder : Keys::Rows {
 
     // Of the tokens 16a + 8h + g: [a][h].
     __device__ __forceinline__ void key_scales(uint32_t block, float (&scale)[2][2]) const {
-        load_scales<typename Keys::Geometry>(block, g, scale);
+        load_scales(block + Keys::Geometry::scale_start, g, scale);
     }
     __device__ __forceinline__ void value_scales(uint32_t block, float (&scale)[2][2]) const {
-        load_scales<typename Values::Geometry>(block, g, scale);
+        load_scales(block + Values::Geometry::scale_start, g, scale);
     }
 };
 

@@ -25,10 +25,9 @@ __device__ __forceinline__ void for_each_operand(uint32_t block, int lane, Use&&
     }
 }
 
-// Of the tokens 16a + 8h + g: [a][h].
-template <class Geometry>
-__device__ __forceinline__ void load_scales(uint32_t block, int g, float (&scale)[2][2]) {
-    const uint2 four = load_shared_u64(block + Geometry::scale_start + 8 * g);
+// Of the tokens 16a + 8h + g: [a][h]. first: where the scales start.
+__device__ __forceinline__ void load_scales(uint32_t first, int g, float (&scale)[2][2]) {
+    const uint2 four = load_shared_u64(first + 8 * g);
     const float2 low = unpack<__half>(four.x), high = unpack<__half>(four.y);
     scale[0][0] = low.x, scale[0][1] = low.y, scale[1][0] = high.x, scale[1][1] = high.y;
 }

@@ -24,6 +24,23 @@ __device__ __forceinline__ void load_row(uint32_t (&words)[Words], const void* r
     }
 }
 
+// Dense rows, and queries among them, of which lane 4g + t has the channels D/4 t ....
+template <int HeadDim>
+struct QuarterRows {
+    static constexpr int head_dim = HeadDim;
+    static constexpr int part_words = HeadDim / 8;  // of a dense row, for one lane
+    static constexpr int steps = HeadDim / 16;      // of 16 channels along k
+
+    // First channel of word `word` of a lane's part.
+    static constexpr int part_channel(int t, int word) { return 2 * (part_words * t + word); }
+
+    // A lane's part of a dense row: what its registers of operands A or B take.
+    template <class E>
+    static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
+        load_row(part, row + part_channel(t, 0), aligned);
+    }
+};
+
 // A query that is not finite makes each of its scores NaN or infinite, and so all weights NaN; but products that leave
 // pruned channels out may not see the number that does it. Each number of such a row becomes NaN. The row lies in the
 // four lanes of a group.

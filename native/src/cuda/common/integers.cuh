@@ -93,6 +93,45 @@ template <int HeadDim, int Bits>
 struct BalancedIntegerGeometry
     : IntegerOperands<BalancedGeometry<HeadDim>::products, Bits, BalancedGeometry<HeadDim>::position_bytes> {};
 
+// Unstructured values: bytes. One of 8 bits has the sign in bit 7 above the magnitude. One of 4 bits shares its byte with one of
+// another run (UnstructuredProducts): the first has the sign in bit 7 and the magnitude in the bits 0 ... 2, the second has them in
+// bit 6 and the bits 3 ... 5. A byte that stands in both bytes of a half is an f16 but for a shift and a mask.
+struct IntegerByte {
+    static constexpr float unit = 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
+    int bits;
+
+    static constexpr int sign_bit(int second) { return 7 - second; }
+    static constexpr int magnitude_bit(int second) { return 3 * second; }
+    // What makes f16 numbers of a second value's byte: (x << shift) & mask, `second_factor` units for a magnitude of 1.
+    constexpr int second_shift() const { return bits == 4 ? 1 : 0; }
+    constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
+    constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
+
+    constexpr uint32_t pack(int second, int value) const {
+        return static_cast<uint32_t>(value < 0 ? -value : value) << magnitude_bit(second) |
+               static_cast<uint32_t>(value < 0) << sign_bit(second);
+    }
+    constexpr int unpack(int second, uint32_t byte) const {
+        const int magnitude = static_cast<int>(byte >> magnitude_bit(second)) & ((1 << (bits - 1)) - 1);
+        return byte >> sign_bit(second) & 1 ? -magnitude : magnitude;
+    }
+
+    // Of value `index` of a block whose runs have so many values.
+    struct Place {
+        int byte, second;
+    };
+    constexpr Place place(int index, int run_values) const {
+        if (bits == 8) return {index, 0};
+        const int run = index / run_values;
+        return {run / 2 * run_values + index % run_values, run & 1};
+    }
+};
+
+// Tokens of a run.
+constexpr int run_tokens(int head_dim, bool keys) {
+    return keys && head_dim == 128 ? 8 : 16;
+}
+
 // Place of a token's scale behind the values: lane 4g + t reads those of the tokens g, 8 + g, 16 + g, 24 + g at once.
 __host__ __device__ constexpr int scale_place(int token) {
     return 4 * (token & 7) + (token >> 3);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/compress/balanced_integers.cuh"
+#include "cuda/compress/unstructured_integers.cuh"
 
 namespace mustafar::cuda {
 
@@ -29,7 +30,13 @@ struct BlockReader {
                     memory.rows[token * Memory::stride + channel] = value;
                 };
                 __syncthreads();
-                if (order.arrangement == Arrangement::balanced) {
+                if (order.arrangement == Arrangement::bitmap) {
+                    load_bits(memory, block);
+                    clear_rows(memory);
+                    __syncthreads();
+                    read_unstructured_integers<HeadDim>(block, blocks.block_bytes, IntegerByte{order.integer_bits},
+                                                        order.keys, blocks.keep, memory.layout, place);
+                } else if (order.arrangement == Arrangement::balanced) {
                     clear_rows(memory);
                     __syncthreads();
                     read_balanced_integers<HeadDim, 4>(block, order.keys, place);
@@ -57,8 +64,7 @@ struct BlockReader {
         const T* const values = reinterpret_cast<const T*>(block + bitmap);
         const uint32_t capacity = bytes / sizeof(T);
         __syncthreads();
-        for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
-            (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];
+        load_bits(memory, block);
         clear_rows(memory);
         __syncthreads();
         // Bits past head_dim are zero in a block that is whole; in one that is not they must not lead out of the row.
@@ -69,6 +75,10 @@ struct BlockReader {
     }
 
 private:
+    static __device__ __forceinline__ void load_bits(Memory& memory, const uint8_t* block) {
+        for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
+            (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];
+    }
     static __device__ __forceinline__ void clear_rows(Memory& memory) {
         for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory.rows[i] = T(0.0f);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/compress/balanced_integers.cuh"
+#include "cuda/compress/unstructured_integers.cuh"
 
 namespace mustafar::cuda {
 
@@ -73,7 +74,7 @@ public:
     __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
                                              const float* factors) {
         if constexpr (has_fragments) {
-            if (order.integer_bits != 0) return compress_integers(block, order, factors);
+            if (order.integer_bits != 0) return compress_integers(keep, block, order, factors);
             if (order.arrangement == Arrangement::balanced) {
                 __syncthreads();
                 const int kept = balanced_kept(HeadDim, keep);
@@ -118,8 +119,11 @@ public:
 private:
     static constexpr int integer_stride = HeadDim + 4;  // bytes
 
-    __device__ __forceinline__ void compress_integers(uint8_t* block, ValueOrder order, const float* factors) {
-        if (order.arrangement == Arrangement::balanced) {
+    __device__ __forceinline__ void compress_integers(uint32_t keep, uint8_t* block, ValueOrder order,
+                                                      const float* factors) {
+        if (order.arrangement == Arrangement::bitmap) {
+            compress_unstructured_integers(keep, block, order, factors);
+        } else if (order.arrangement == Arrangement::balanced) {
             if (order.keys)
                 compress_balanced_integers<4, true>(block, factors);
             else
@@ -135,7 +139,7 @@ private:
     __device__ __forceinline__ void compress_all_integers(uint8_t* block, bool keys, const float* factors) {
         using Geometry = IntegerGeometry<HeadDim, Bits>;
         __syncthreads();
-        quantize<Geometry>(~0u, factors);
+        quantize(~0u, factors, Bits, Geometry::scale_start);
         write_integers<HeadDim, Bits>(image(), keys, integers(), integer_stride);
         copy_image(block, Geometry::block_bytes);
     }
@@ -147,30 +151,46 @@ private:
         const OwnUnits<T, HeadDim, Keys> units(reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride,
                                                memory_.layout.bits);
         __syncthreads();
-        const int first = t_ * Part::channels;
-        quantize<Geometry>(memory_.layout.bits[token_][first / 32] >> first % 32, factors);
+        quantize(own_bits(), factors, Bits, Geometry::scale_start);
         units.template write<Bits>(image(), integers(), integer_stride);
         copy_image(block, Geometry::block_bytes);
     }
 
+    __device__ __forceinline__ void compress_unstructured_integers(uint32_t keep, uint8_t* block, ValueOrder order,
+                                                                   const float* factors) {
+        const Part part = part_;
+        select(MUSTAFAR_PATTERN_UNSTRUCTURED, keep);  // makes keys of the part
+        part_ = part;
+        const int scale_start = bitmap_bytes(HeadDim) + block_tokens * keep * order.integer_bits / 8;
+        quantize(own_bits(), factors, order.integer_bits, scale_start);
+        write_unstructured_integers<HeadDim>(image(), IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
+                                             integers(), integer_stride);
+        copy_image(block, scale_start + 2 * block_tokens);
+    }
+
+    // This lane's channels in the bitmap, whose further bits are of no interest.
+    __device__ __forceinline__ uint32_t own_bits() const {
+        const int first = t_ * Part::channels;
+        return memory_.layout.bits[token_][first / 32] >> first % 32;
+    }
+
     // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
     // channels. Ends with a barrier.
-    template <class Geometry>
-    __device__ __forceinline__ void quantize(uint32_t kept, const float* factors) {
+    __device__ __forceinline__ void quantize(uint32_t kept, const float* factors, int bits, int scale_start) {
         float number[Part::channels];
 #pragma unroll
         for (int j = 0; j < Part::words; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const uint16_t bits = static_cast<uint16_t>(part_.word[j] >> 16 * e);
-                number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&bits));
+                const uint16_t half = static_cast<uint16_t>(part_.word[j] >> 16 * e);
+                number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&half));
             }
         const QuantizedPart<Part::channels> part(
-            number, kept, factors == nullptr ? nullptr : factors + t_ * Part::channels, Geometry::Word::largest);
+            number, kept, factors == nullptr ? nullptr : factors + t_ * Part::channels, (1 << (bits - 1)) - 1);
         int8_t* const row = integers() + token_ * integer_stride + t_ * Part::channels;
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) row[c] = part.values[c];
-        if (t_ == 0) reinterpret_cast<uint16_t*>(image() + Geometry::scale_start)[scale_place(token_)] = part.scale;
+        if (t_ == 0) reinterpret_cast<uint16_t*>(image() + scale_start)[scale_place(token_)] = part.scale;
         __syncthreads();
     }
 
