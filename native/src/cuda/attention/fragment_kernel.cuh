@@ -2,7 +2,8 @@
 //
 // Grid: x = splits fastest, then tiles of 8 * Tiles query rows, then KV heads, then sequences.
 // Every warp of every split works alone: of the items (runs of one or two compressed blocks, then dense chunks of 16 tokens) warp w
-// takes w, w + warps, ..., counted over the splits first, so that the dense ones are spread over the splits, and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
+// takes w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps are counted over the splits
+// first, which spreads the dense items over the splits. Warps of a thread block are
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
 // without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
