@@ -78,21 +78,25 @@ internal sealed unsafe class LayerFormat
         NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
     }
 
-    // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
     private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)
     {
-        NativeFormat format = new()
+        ValueFormat values = TensorAccess.ValueFormatOf(bits);
+        if (keep == shape.HeadDim)
+        {
+            // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
+            bool hasBitmaps = values == ValueFormat.Native && shape.Device.type != DeviceType.CPU;
+            pattern = hasBitmaps ? SparsityPattern.Unstructured : SparsityPattern.All;
+        }
+
+        return new NativeFormat
         {
             HeadDim = shape.HeadDim,
             DType = (int)TensorAccess.DTypeOf(shape.DType),
-            ValueFormat = (int)TensorAccess.ValueFormatOf(bits),
+            ValueFormat = (int)values,
             Pattern = (int)pattern,
             Layout = (int)Layout.Fixed,
             Order = (int)TensorAccess.OrderFor(shape.Device, keys),
             Keep = keep,
         };
-        return keep == shape.HeadDim && (HasIntegers(format) || shape.Device.type == DeviceType.CPU)
-            ? format with { Pattern = (int)SparsityPattern.All }
-            : format;
     }
 }
