@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t span = D::light ? p.span : 1;  // 1 or 2
     Walk walk{slot_of(p, batch_row), kv_head, item, stride, span, 0, 0};
     Ring<D::light ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
-                                   shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+                                shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
     const D decoder(fixed.decoder, p, lane);
     const int g = decoder.g, t = decoder.t;
