@@ -67,6 +67,9 @@ internal sealed unsafe class LayerFormat
         NativeContext context = TensorAccess.Context(shape.Device);
         NativeAttention attention = new()
         {
+            Batch = 1,
+            NumSlots = 1,
+            MaxTokens = PageBlocks * NativeConstants.BlockTokens,
             NumHeads = shape.NumKvHeads,
             NumKvHeads = shape.NumKvHeads,
             NumQueries = 1,
@@ -74,8 +77,20 @@ internal sealed unsafe class LayerFormat
             Keys = new NativeBlocks { Format = Keys, PageBlocks = PageBlocks },
             Values = new NativeBlocks { Format = Values, PageBlocks = PageBlocks },
         };
-        long bytes;
-        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        try
+        {
+            long bytes;
+            NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        }
+        catch (NotSupportedException exception) when (shape.Device.type != DeviceType.CPU)
+        {
+            throw new NotSupportedException(
+                $"There is no attention on {shape.Device} for {shape.DType} with keys of {Describe(Keys)} and values of {Describe(Values)}: {exception.Message}",
+                exception);
+        }
+
+        static string Describe(NativeFormat format) =>
+            $"{format.Keep} of {format.HeadDim} channels{(HasIntegers(format) ? $" in {(format.ValueFormat == (int)ValueFormat.Int8 ? 8 : 4)} bits" : "")}";
     }
 
     private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)
