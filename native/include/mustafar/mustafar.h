@@ -212,9 +212,10 @@ typedef enum mustafar_layout {
 typedef enum mustafar_order {
     /* By token, then by channel. The order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
-    /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit values and
-       head_dim 64 and 128; other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these
-       orders have no bitmap but the operands of sparse matrix products. */
+    /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit dtypes and
+       head_dim 64 and 128: native values that were pruned, and integers, of balanced patterns only 4-bit ones with keep =
+       head_dim / 2; other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these orders have
+       no bitmap but the operands of sparse matrix products. */
     MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
     MUSTAFAR_ORDER_VALUE_FRAGMENT = 2,
     /* The orders in which the vector instructions of processors consume keys and values; see docs/format.md. CPU only, for
@@ -388,7 +389,8 @@ MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const m
  * -infinity make the row NaN and its log-sum-exp -infinity; a value that is not finite makes NaN of a weight of zero. A
  * pruned channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN; with integer keys in blocks it
  * does so whatever is kept. Tokens that a query does not see have no part in its row, whatever they hold. On CUDA likewise,
- * but for a value that is not finite, which can make NaN in rows that do not see it.
+ * but for a value that is not finite, which can make NaN in rows that do not see it and, among unstructured integers, in
+ * channels that its token does not keep.
  *
  * Row b of the batch is the sequence in slot sequences[b]. What is [num_slots] belongs to the cache and stays where it is
  * while sequences join, leave and are stepped in any subset; what is [batch] belongs to the call. On CUDA all that may
@@ -430,7 +432,7 @@ typedef struct mustafar_attention {
 } mustafar_attention;
 
 /* Bytes of workspace that mustafar_attention_forward needs for these arguments: depends on the counts, max_tokens, the
-   formats and the keys' page_blocks, not on any pointer. */
+   formats, the page_blocks and whether there is a sliding window, not on any pointer. */
 MUSTAFAR_API int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
                                                   int64_t* bytes);
 

@@ -40,11 +40,18 @@ constexpr bool has_integers(const mustafar_format& format) {
     return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
 }
 
+// Which formats have one: native values that were pruned, and integers, of balanced patterns only 4-bit ones of 2:4.
+constexpr bool is_fragment_format(const mustafar_format& format) {
+    if (!has_integers(format)) return !keeps_all(format);
+    return !is_balanced(format) ||
+           (balanced_kept(format) == most_balanced && format.value_format == MUSTAFAR_VALUE_FORMAT_INT4);
+}
+
 // Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.
 constexpr bool has_fragment_order(const mustafar_format& format) {
     return (format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT) &&
            format.layout == MUSTAFAR_LAYOUT_FIXED && format.dtype != MUSTAFAR_DTYPE_F32 &&
-           (format.head_dim == 64 || format.head_dim == 128);
+           (format.head_dim == 64 || format.head_dim == 128) && is_fragment_format(format);
 }
 
 // Whether the processor's own orders exist. Other formats are plain whatever their order.

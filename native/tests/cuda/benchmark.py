@@ -9,6 +9,7 @@ import argparse
 import copy
 import csv
 import math
+import re
 import sys
 import warnings
 
@@ -94,7 +95,8 @@ def dense_times(query, keys, values, flush):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
-    parser.add_argument("--keep", default="40,64,b40,b64", help="channels kept, b: of the balanced pattern; i4 and i8: all in 4 and 8 bits")
+    parser.add_argument("--keep", default="40,64,b40,b64", help="channels kept, b: of the balanced pattern; in 4 or 8 bits i4 and i8: all, "
+                        "i4u40: 40, i4b64: of the balanced pattern, i4b: the same")
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
     parser.add_argument("--dtype", default="f16")
     parser.add_argument("--csv")
@@ -119,11 +121,12 @@ def main():
             print(f"{shape} {name:16} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
         best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
         for name in arguments.keep.split(","):
-            balanced, integers, number = name.startswith("b"), name.startswith("i"), int(name.lstrip("bi"))
-            keep = 128 if integers else number
+            bits, pattern, number = re.fullmatch(r"(?:i(4|8))?([bu]?)(\d*)", name).groups()
+            balanced, integers = pattern == "b", bits is not None
+            keep = int(number) if number else 64 if balanced else 128
             cache = Cache(keys, values, lengths, keep, keep, page_blocks=2, mask=top_mask,
                           balanced=libraries[0][1] if balanced else None, integers=libraries[0][1] if integers else None,
-                          bits=number if integers else 16, factors=integers)
+                          bits=int(bits or 16), factors=integers)
             place_in_slabs(cache.key_pages, cache.value_pages)
             expected = torch.cat([
                 torch.softmax(query[b].float().view(kv_heads, -1, 128) @ cache.keys[b, :, :n].float().transpose(-1, -2) / math.sqrt(128), -1)

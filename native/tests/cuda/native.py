@@ -156,11 +156,12 @@ def address(tensor):
 
 
 def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN, bits=16):
-    if pattern == ALL:
-        return BLOCK * head_dim * bits // 8 + 2 * BLOCK
     element = torch.empty(0, dtype=dtype).element_size()
-    codes = pattern != UNSTRUCTURED and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
-    return 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0) + BLOCK * keep * element
+    codes = pattern in (BALANCED_KEYS, BALANCED_VALUES) and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
+    header = 0 if pattern == ALL else 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0)
+    if bits == 16:
+        return header + BLOCK * keep * element
+    return header + BLOCK * keep * bits // 8 + 2 * BLOCK
 
 
 class Pages:

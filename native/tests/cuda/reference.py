@@ -71,13 +71,15 @@ def value_order(head_dim, role):
     return torch.tensor([token * head_dim + channel for token, channel in places])
 
 
-def quantized(x, bits, factors=None):
+def quantized(x, bits, factors=None, mask=None):
     """Rows [batch, heads, tokens, head_dim] as integers (int32) and f16 scales [batch, heads, tokens]; factors: [batch, heads,
-    head_dim], what keys are divided by."""
+    head_dim], what keys are divided by; mask: what is kept, None: everything."""
     largest = 2 ** (bits - 1) - 1
     x = x.float()
     finite = x.isfinite().all(-1)
     scaled = x if factors is None else x / factors[:, :, None]
+    if mask is not None:
+        scaled = torch.where(mask, scaled, 0)
     scaled = torch.where(finite[..., None], scaled, 0)
     scale = (scaled.abs().amax(-1) / largest).clamp(max=65504).half()
     divisor = scale.float()[..., None]
@@ -85,11 +87,12 @@ def quantized(x, bits, factors=None):
     return integers.int(), torch.where(finite, scale, torch.full_like(scale, float("nan")))
 
 
-def dequantized(x, bits, factors=None):
-    """What integers stand for, f32."""
-    integers, scale = quantized(x, bits, factors)
+def dequantized(x, bits, factors=None, mask=None):
+    """What integers stand for, f32; zeros where nothing is kept."""
+    integers, scale = quantized(x, bits, factors, mask)
     result = integers.float() * scale.float()[..., None]
-    return result if factors is None else result * factors[:, :, None]
+    result = result if factors is None else result * factors[:, :, None]
+    return result if mask is None else torch.where(mask, result, 0)
 
 
 def key_factors(x):
@@ -102,12 +105,30 @@ def key_factors(x):
     return factor.float().half().float()
 
 
-def pack_integers(integers, scales, bits, role):
-    """Blocks [batch, heads, blocks, bytes] in fragment order, element by element as docs/format.md says."""
-    batch, heads, tokens, head_dim = integers.shape
-    rows = integers.view(batch, heads, tokens // BLOCK, BLOCK, head_dim).long()
-    words = torch.zeros(batch, heads, tokens // BLOCK, BLOCK * head_dim * bits // 32, dtype=torch.int64, device=rows.device)
+def integer_words(elements, bits):
+    """Operands [..., operand, lane, register, element] as bytes [..., n]."""
     of4 = {0: ((4, 15), (20, 31)), 1: ((0, 11), (16, 27)), 2: ((28, 7), (12, 23)), 3: ((24, 3), (8, 19))}
+    per_operand = bits // 4
+    words = torch.zeros(*elements.shape[:-2], per_operand, dtype=torch.int64, device=elements.device)
+    for r in range(4):
+        for e in range(2):
+            low, sign = of4[r][e] if bits == 4 else (8 * (r % 2) + 16 * e, (7 if r % 2 else 15) + 16 * e)
+            value = elements[..., r, e].long()
+            words[..., r * per_operand // 4] |= value.abs() << low | (value < 0).long() << sign
+    words = words.unflatten(-3, (-1, 4 // per_operand)).transpose(-3, -2).flatten(-4)  # four words of a lane together
+    return ((words ^ 0x80000000) - 0x80000000).to(torch.int32).view(torch.uint8)
+
+
+def ordered_scales(scales):
+    """[batch, heads, blocks, 32] as bytes in fragment order."""
+    ordered = torch.empty_like(scales)
+    ordered[..., [4 * (token % 8) + token // 8 for token in range(BLOCK)]] = scales
+    return ordered.view(torch.uint8)
+
+
+def operand_places(head_dim, role):
+    """Position token * head_dim + channel of the elements [operand, lane, register, element] where all channels are kept."""
+    places = torch.empty(head_dim // 8, 32, 4, 2, dtype=torch.int64)
     for operand in range(head_dim // 8):
         for lane in range(32):
             g, t = lane // 4, lane % 4
@@ -119,19 +140,69 @@ def pack_integers(integers, scales, bits, role):
                     else:
                         i, k = divmod(operand, 2)
                         token, channel = 16 * k + 8 * (r // 2) + 2 * t + e, head_dim // 8 * g + 2 * i + r % 2
-                    if bits == 4:
-                        word = (operand // 4 * 32 + lane) * 4 + operand % 4
-                        low, sign = of4[r][e]
+                    places[operand, lane, r, e] = token * head_dim + channel
+    return places
+
+
+def group_places(head_dim, role):
+    """Position token * head_dim + channel of the elements [product, row, group, m] of a balanced block's sparse products."""
+    places = torch.empty(head_dim // 16, 16, 8, 4, dtype=torch.int64)
+    for product in range(head_dim // 16):
+        for row in range(16):
+            for group in range(8):
+                for m in range(4):
+                    if role == "keys":
+                        a, s = divmod(product, head_dim // 32)
+                        t, i = group % 4, s % 2 + 2 * (group // 4)
+                        unit = 4 * (t % 2) + 2 * (s // 2) + t // 2 if head_dim == 128 else t
+                        token, channel = 16 * a + row, unit // 4 * 16 + unit % 4 + 4 * i + m * head_dim // 4
                     else:
-                        word = (operand // 2 * 32 + lane) * 4 + operand % 2 * 2 + r // 2
-                        low, sign = 8 * (r % 2) + 16 * e, (7 if r % 2 else 15) + 16 * e
-                    value = rows[..., token, channel]
-                    words[..., word] |= value.abs() << low | (value < 0).long() << sign
-    words = ((words ^ 0x80000000) - 0x80000000).to(torch.int32)
-    place = [4 * (token % 8) + token // 8 for token in range(BLOCK)]
-    ordered = torch.empty_like(scales.view(batch, heads, -1, BLOCK))
-    ordered[..., place] = scales.view(batch, heads, -1, BLOCK)
-    return torch.cat([words.view(torch.uint8), ordered.view(torch.uint8)], -1)
+                        token, channel = 4 * group + m, head_dim // 8 * (row % 8) + 2 * product + row // 8
+                    places[product, row, group, m] = token * head_dim + channel
+    return places
+
+
+def pack_integers(integers, scales, bits, role, mask=None):
+    """Blocks [batch, heads, blocks, bytes] in fragment order, element by element as docs/format.md says. mask: of the 2:4 pattern;
+    None: all channels are kept."""
+    batch, heads, tokens, head_dim = integers.shape
+    blocks = tokens // BLOCK
+    flat = integers.reshape(batch, heads, blocks, -1)
+    scales = ordered_scales(scales.view(batch, heads, blocks, BLOCK))
+    if mask is None:
+        return torch.cat([integer_words(flat[..., operand_places(head_dim, role).to(flat.device)], bits), scales], -1)
+    places = group_places(head_dim, role).to(flat.device)
+    kept = mask.reshape(flat.shape)[..., places]
+    assert bool((kept.sum(-1) == 2).all())
+    # Ascending positions of the two that are kept.
+    positions = torch.sort((~kept).to(torch.int8), dim=-1, stable=True).indices[..., :2]
+    values = torch.gather(flat[..., places], -1, positions)  # [..., product, row, group, element]
+    # Lane 4g + t, registers: rows g, g + 8 with group t, then with group t + 4.
+    values = values.unflatten(-3, (2, 8)).unflatten(-2, (2, 4)).permute(0, 1, 2, 3, 5, 7, 6, 4, 8).flatten(6, 7).flatten(4, 5)
+    # Lane 4g + 2s + h, word w: product 2w + s, groups 4h ... 4h + 3 of the rows g and g + 8.
+    two = (positions[..., 0] | positions[..., 1] << 2).unflatten(-3, (-1, 2)).unflatten(-2, (2, 8)).unflatten(-1, (2, 4))
+    shift = 16 * torch.arange(2, device=two.device)[:, None, None, None] + 4 * torch.arange(4, device=two.device)
+    words = (two << shift).sum((-4, -1)).permute(0, 1, 2, 5, 4, 6, 3).flatten(4, 5).flatten(3, 4).flatten(3)
+    words = ((words ^ 0x80000000) - 0x80000000).to(torch.int32).view(torch.uint8)
+    return torch.cat([words, integer_words(values, bits), scales], -1)
+
+
+def pack_unstructured_integers(integers, scales, bits, role, mask):
+    """Likewise of the unstructured pattern; in every token as many channels are kept."""
+    batch, heads, tokens, head_dim = integers.shape
+    flat = integers.reshape(batch, heads, tokens // BLOCK, -1)
+    order = value_order(head_dim, role).to(flat.device)
+    values = flat[..., order][mask.reshape(flat.shape)[..., order]].view(batch, heads, tokens // BLOCK, -1)
+    magnitude, negative = values.abs(), (values < 0).int()
+    if bits == 8:
+        data = magnitude | negative << 7
+    else:
+        # Of two runs, of 8 or 16 tokens each, value j shares a byte.
+        run = values.shape[-1] // (BLOCK // (8 if role == "keys" and head_dim == 128 else 16))
+        m, n = (x.unflatten(-1, (-1, 2, run)) for x in (magnitude, negative))
+        data = (m[..., 0, :] | n[..., 0, :] << 7 | m[..., 1, :] << 3 | n[..., 1, :] << 6).flatten(-2)
+    bitmap = bitmap_words(mask).view(batch, heads, tokens // BLOCK, -1).contiguous().view(torch.uint8)
+    return torch.cat([bitmap, data.to(torch.uint8), ordered_scales(scales.view(batch, heads, tokens // BLOCK, BLOCK))], -1)
 
 
 def bitmap_words(mask):

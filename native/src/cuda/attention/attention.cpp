@@ -25,21 +25,6 @@ struct FragmentPlan {
     int64_t partial_rows;
 };
 
-bool uses_fragments(const mustafar_attention& a) {
-    const bool keys = has_fragment_order(a.keys.format), values = has_fragment_order(a.values.format);
-    if (keys != values)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
-             a.values.format.order);
-    if (keys && (is_balanced(a.keys.format) != is_balanced(a.values.format) ||
-                 a.keys.format.value_format != a.values.format.value_format))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "keys, values: expected both balanced or both not, with values of the same format, in fragment order; got "
-             "patterns %d and %d, formats %d and %d",
-             a.keys.format.pattern, a.values.format.pattern, a.keys.format.value_format, a.values.format.value_format);
-    return keys;
-}
-
 // By head_dim (64, 128) and dtype (f16, bf16).
 struct Launchers {
     FragmentLauncher of[2][2];
@@ -52,24 +37,49 @@ constexpr Launchers int4_launchers{
     {{attention_int4_f16_64, attention_int4_bf16_64}, {attention_int4_f16_128, attention_int4_bf16_128}}};
 constexpr Launchers int8_launchers{
     {{attention_int8_f16_64, attention_int8_bf16_64}, {attention_int8_f16_128, attention_int8_bf16_128}}};
+constexpr Launchers balanced_int4_launchers{{{attention_balanced_int4_f16_64, attention_balanced_int4_bf16_64},
+                                             {attention_balanced_int4_f16_128, attention_balanced_int4_bf16_128}}};
+constexpr Launchers integers_launchers{{{attention_integers_f16_64, attention_integers_bf16_64},
+                                        {attention_integers_f16_128, attention_integers_bf16_128}}};
+
+// Those that read blocks of this format, of keys or of values.
+const Launchers& launchers(const mustafar_format& format) {
+    if (!has_integers(format)) return is_balanced(format) ? balanced_launchers : unstructured_launchers;
+    if (is_balanced(format)) return balanced_int4_launchers;
+    if (!keeps_all(format)) return integers_launchers;
+    return format.value_format == MUSTAFAR_VALUE_FORMAT_INT4 ? int4_launchers : int8_launchers;
+}
+
+bool uses_fragments(const mustafar_attention& a) {
+    const bool keys = has_fragment_order(a.keys.format), values = has_fragment_order(a.values.format);
+    if (keys != values)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
+             a.values.format.order);
+    if (keys && &launchers(a.keys.format) != &launchers(a.values.format))
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "keys, values: expected both balanced or both not, with values of the same format, in fragment order (8 "
+             "and "
+             "4 bits go together where both are unstructured); got patterns %d and %d, formats %d and %d",
+             a.keys.format.pattern, a.values.format.pattern, a.keys.format.value_format, a.values.format.value_format);
+    return keys;
+}
 
 FragmentLauncher fragment_launcher(const mustafar_format& format) {
-    const Launchers& launchers = format.value_format == MUSTAFAR_VALUE_FORMAT_INT4   ? int4_launchers
-                                 : format.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? int8_launchers
-                                 : is_balanced(format)                               ? balanced_launchers
-                                                                                     : unstructured_launchers;
-    return launchers.of[format.head_dim == 128][format.dtype == MUSTAFAR_DTYPE_BF16];
+    return launchers(format).of[format.head_dim == 128][format.dtype == MUSTAFAR_DTYPE_BF16];
 }
 
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
 AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                         int64_t items, int tile_count) {
-    using Key = std::array<int64_t, 12>;
+    using Key = std::array<int64_t, 14>;
     const Key key{footprint.iteration_bytes,
+                  footprint.pair_bytes,
                   footprint.output_bytes,
                   footprint.padding_bytes,
                   footprint.fixed_bytes,
                   footprint.waits_for_memory,
+                  footprint.light,
                   device.multiprocessors,
                   device.shared_per_block,
                   device.shared_per_multiprocessor,
@@ -80,8 +90,9 @@ AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevi
     thread_local Key last_key{};
     thread_local AttentionPlan last_plan{};
     if (key != last_key) {
-        last_plan = tile_count == 1 ? plan_attention(footprint, device, tiles, items, single_tile_warps)
-                                    : plan_attention(footprint, device, tiles, items, double_tile_warps);
+        last_plan = tile_count > 1    ? plan_attention(footprint, device, tiles, items, double_tile_warps)
+                    : footprint.light ? plan_attention(footprint, device, tiles, items, light_tile_warps)
+                                      : plan_attention(footprint, device, tiles, items, single_tile_warps);
         last_key = key;
     }
     return last_plan;
@@ -96,15 +107,24 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     const int64_t head_dim = a.keys.format.head_dim;
     const int64_t dense_block = bitmap_bytes(a.keys.format.head_dim) + block_tokens * head_dim * 2;
     AttentionFootprint footprint;
-    footprint.iteration_bytes = ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
-                                ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
+    const auto stage_bytes = [&](uint32_t blocks) {
+        return ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
+               ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
+    };
+    const bool balanced = is_balanced(a.keys.format), integers = has_integers(a.keys.format);
+    const bool unstructured = !balanced && !keeps_all(a.keys.format);
+    footprint.light = integers && !unstructured;
+    footprint.iteration_bytes = stage_bytes(1);
+    // Blocks lie side by side within a page; where a window slides a sequence may begin anywhere.
+    const bool pairs = a.keys.page_blocks % 2 == 0 && a.values.page_blocks % 2 == 0 && a.sliding_window == 0;
+    footprint.pair_bytes = footprint.light && pairs ? stage_bytes(2) : 0;
     footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
     // A bitmap that contradicts its block may point as far as a dense block reaches.
-    const bool balanced = is_balanced(a.keys.format), integers = has_integers(a.keys.format);
-    footprint.padding_bytes = balanced || integers ? 0 : dense_block;
-    footprint.fixed_bytes = reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced);
+    footprint.padding_bytes = unstructured ? dense_block : 0;
+    footprint.fixed_bytes =
+        reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers, integers);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
-    footprint.waits_for_memory = integers || (balanced && 2 * a.keys.format.keep < head_dim);
+    footprint.waits_for_memory = footprint.light || (balanced && 2 * a.keys.format.keep < head_dim);
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
@@ -178,6 +198,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.cluster = plan.plan.cluster;
     p.partials = p.splits / p.cluster;
     p.ring_depth = plan.plan.ring_depth;
+    p.span = plan.plan.span;
     p.warp_bytes = static_cast<int32_t>(plan.plan.warp_bytes);
     p.aligned = is_vector_aligned(a.query, 2) &&
                 (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&

@@ -2,9 +2,8 @@
 // the layout. The same interface as Decoder.
 #pragma once
 
+#include "cuda/attention/balanced_operands.cuh"
 #include "cuda/attention/params.h"
-#include "cuda/attention/query.cuh"
-#include "cuda/common/balanced.cuh"
 
 namespace mustafar::cuda {
 
@@ -72,12 +71,10 @@ private:
 };
 
 template <class T, int HeadDim>
-struct BalancedDecoder {
+struct BalancedDecoder : BalancedRows<HeadDim> {
     using Geometry = BalancedGeometry<HeadDim>;
-    static constexpr int head_dim = HeadDim;
-    static constexpr bool has_shared = true, integers = false;
-    static constexpr int part_words = 16;
-    static constexpr int steps = HeadDim / 16;  // halves of a sparse product along k
+    using BalancedRows<HeadDim>::steps;
+    static constexpr bool has_shared = true, integers = false, light = false;
     static constexpr int value_tiles = Geometry::products;
 
     struct Shared {
@@ -102,34 +99,6 @@ struct BalancedDecoder {
           values_kept(balanced_kept(HeadDim, p.values.keep)), key_table(shared_address(shared.selectors[0])),
           value_table(shared_address(shared.selectors[1])) {}
 
-    // Along k lane 4g + t has the positions 2 (t & 1) and the next of the groups whose number's lowest bit is t >> 1.
-    template <class E>
-    static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
-        const E* const own = row + HeadDim / 2 * (t & 1);
-        if constexpr (HeadDim == 128) {
-            uint32_t low[8], high[8];
-            load_row(low, own + 16 * (t >> 1), aligned);
-            load_row(high, own + 16 * (t >> 1) + 32, aligned);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) part[i] = low[i], part[8 + i] = high[i];
-        } else {
-            load_row(part, own, aligned);
-        }
-    }
-
-    // Step 2s + h: registers 2h and 2h + 1 of product s.
-    static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&part)[part_words], int step, int t) {
-        const int s = step >> 1, h = step & 1;
-        if constexpr (HeadDim == 128) {
-            const int word = (s >> 1) + 2 * (s & 1) + 4 * h;
-            return {permute(part[word], part[8 + word], 0x5410u), permute(part[word], part[8 + word], 0x7632u)};
-        } else {
-            const int word = 2 * s + 4 * h;
-            const uint32_t select = t & 2 ? 0x7632u : 0x5410u;
-            return {permute(part[word], part[8 + word], select), permute(part[word + 1], part[9 + word], select)};
-        }
-    }
-
     template <int Tiles>
     __device__ __forceinline__ void keys(uint32_t block, const QueryFragments<steps, Tiles>& query,
                                          float (&score)[Tiles][2][4]) const {
@@ -153,46 +122,11 @@ struct BalancedDecoder {
     }
 
 private:
-    struct Positions {
-        uint32_t word[Geometry::words];
-
-        __device__ __forceinline__ Positions(uint32_t block, int lane) {
-            if constexpr (HeadDim == 128) {
-                const uint4 v = load_shared_u128(block + 16 * lane);
-                word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
-            } else {
-                const uint2 v = load_shared_u64(block + 8 * lane);
-                word[0] = v.x, word[1] = v.y;
-            }
-        }
-    };
-
-    // Product `product` of the keys: tokens 16a ..., half of k or more at a time.
-    template <int Tiles, int Selector>
-    static __device__ __forceinline__ void key_product(const QueryFragments<steps, Tiles>& query,
-                                                       float (&score)[Tiles][2][4], int a, int s, uint32_t a0,
-                                                       uint32_t a1, uint32_t a2, uint32_t a3, uint32_t positions) {
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n)
-            mma_sparse<T, Selector>(score[n][a], a0, a1, a2, a3, query(n, 2 * s), query(n, 2 * s + 1), positions);
-    }
-
-    template <int Tiles, int Selector>
-    static __device__ __forceinline__ void value_product(const uint32_t (&probability)[Tiles][4],
-                                                         float (&accumulator)[Tiles][value_tiles][4], int i,
-                                                         uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                                         uint32_t positions) {
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n)
-            mma_sparse<T, Selector>(accumulator[n][i], a0, a1, a2, a3, {probability[n][0], probability[n][1]},
-                                    {probability[n][2], probability[n][3]}, positions);
-    }
-
     template <int Kept, int Tiles>
     __device__ __forceinline__ void keys_of(uint32_t block, const QueryFragments<steps, Tiles>& query,
                                             float (&score)[Tiles][2][4]) const {
         constexpr int per_half = Geometry::products / 2, pairs = per_half / 2;
-        const Positions positions(block, lane);
+        const Positions<HeadDim> positions(block, lane);
         const UnitExpander<HeadDim, Kept> units(block, key_table, lane);
 #pragma unroll
         for (int a = 0; a < 2; ++a)
@@ -202,15 +136,15 @@ private:
                 units.expand(2 * (a * pairs + pair), x);
                 units.expand(2 * (a * pairs + pair) + 1, y);
                 const uint32_t word = positions.word[a * pairs + pair];
-                key_product<Tiles, 0>(query, score, a, 2 * pair, x[0], y[0], x[2], y[2], word);
-                key_product<Tiles, 1>(query, score, a, 2 * pair + 1, x[1], y[1], x[3], y[3], word);
+                key_product<T>(query, score, a, 2 * pair, {x[0], y[0], x[2], y[2]}, word);
+                key_product<T>(query, score, a, 2 * pair + 1, {x[1], y[1], x[3], y[3]}, word);
             }
     }
 
     template <int Kept, int Tiles>
     __device__ __forceinline__ void values_of(uint32_t block, const uint32_t (&probability)[Tiles][4],
                                               float (&accumulator)[Tiles][value_tiles][4]) const {
-        const Positions positions(block, lane);
+        const Positions<HeadDim> positions(block, lane);
         const UnitExpander<HeadDim, Kept> units(block, value_table, lane);
 #pragma unroll
         for (int pair = 0; pair < Geometry::words; ++pair) {
@@ -218,8 +152,8 @@ private:
             units.expand(2 * pair, x);
             units.expand(2 * pair + 1, y);
             const uint32_t word = positions.word[pair];
-            value_product<Tiles, 0>(probability, accumulator, 2 * pair, x[0], x[1], y[0], y[1], word);
-            value_product<Tiles, 1>(probability, accumulator, 2 * pair + 1, x[2], x[3], y[2], y[3], word);
+            value_product<T>(probability, accumulator, 2 * pair, {x[0], x[1], y[0], y[1]}, word);
+            value_product<T>(probability, accumulator, 2 * pair + 1, {x[2], x[3], y[2], y[3]}, word);
         }
     }
 
@@ -232,26 +166,26 @@ private:
     __device__ __forceinline__ void whole_keys(uint32_t block, const QueryFragments<steps, Tiles>& query,
                                                float (&score)[Tiles][2][4]) const {
         constexpr int per_half = Geometry::products / 2;
-        const Positions positions(block, lane);
+        const Positions<HeadDim> positions(block, lane);
 #pragma unroll
         for (int i = 0; i < Geometry::products; i += 2) {
             const uint4 x = registers(block, i), y = registers(block, i + 1);
             const uint32_t word = positions.word[i / 2];
-            key_product<Tiles, 0>(query, score, i / per_half, i % per_half, x.x, x.y, x.z, x.w, word);
-            key_product<Tiles, 1>(query, score, i / per_half, i % per_half + 1, y.x, y.y, y.z, y.w, word);
+            key_product<T>(query, score, i / per_half, i % per_half, {x.x, x.y, x.z, x.w}, word);
+            key_product<T>(query, score, i / per_half, i % per_half + 1, {y.x, y.y, y.z, y.w}, word);
         }
     }
 
     template <int Tiles>
     __device__ __forceinline__ void whole_values(uint32_t block, const uint32_t (&probability)[Tiles][4],
                                                  float (&accumulator)[Tiles][value_tiles][4]) const {
-        const Positions positions(block, lane);
+        const Positions<HeadDim> positions(block, lane);
 #pragma unroll
         for (int i = 0; i < Geometry::products; i += 2) {
             const uint4 x = registers(block, i), y = registers(block, i + 1);
             const uint32_t word = positions.word[i / 2];
-            value_product<Tiles, 0>(probability, accumulator, i, x.x, x.y, x.z, x.w, word);
-            value_product<Tiles, 1>(probability, accumulator, i + 1, y.x, y.y, y.z, y.w, word);
+            value_product<T>(probability, accumulator, i, {x.x, x.y, x.z, x.w}, word);
+            value_product<T>(probability, accumulator, i + 1, {y.x, y.y, y.z, y.w}, word);
         }
     }
 };

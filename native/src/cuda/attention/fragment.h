@@ -1,4 +1,5 @@
-// Launchers of the fragment kernels: one for each pattern or integer format, dtype and head_dim.
+// Launchers of the fragment kernels: one for each way to read blocks, dtype and head_dim. Without a pattern in its name one of
+// integers is for blocks of all channels, but `integers` for unstructured ones of 8 and 4 bits.
 #pragma once
 
 #include "cuda/attention/heuristics.h"
@@ -26,10 +27,18 @@ void attention_int8_f16_128(const DeviceScope&, const AttentionParams&, const At
 void attention_int8_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_int8_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_int8_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_int4_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_integers_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_integers_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_integers_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_integers_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
-constexpr int fragment_static_bytes_bound(int tile_count, bool balanced) {
-    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0);
+constexpr int fragment_static_bytes_bound(int tile_count, bool balanced, bool integers) {
+    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0) + (integers ? 4096 : 0);
 }
 
 }  // namespace mustafar::cuda

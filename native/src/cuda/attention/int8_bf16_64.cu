@@ -1,11 +1,11 @@
+#include "cuda/attention/all_integers.cuh"
 #include "cuda/attention/fragment_launch.cuh"
-#include "cuda/attention/integer_decoder.cuh"
 
 namespace mustafar::cuda {
 
 void attention_int8_bf16_64(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
                             int tile_count) {
-    launch_fragment<__nv_bfloat16, IntegerDecoder<64, 8, 8>>(scope, params, plan, tile_count);
+    launch_fragment<__nv_bfloat16, AllIntegerDecoder<64, 8>>(scope, params, plan, tile_count);
 }
 
 }  // namespace mustafar::cuda

@@ -24,6 +24,23 @@ __device__ __forceinline__ void load_row(uint32_t (&words)[Words], const void* r
     }
 }
 
+// Dense rows, and queries among them, of which lane 4g + t has the channels D/4 t ....
+template <int HeadDim>
+struct QuarterRows {
+    static constexpr int head_dim = HeadDim;
+    static constexpr int part_words = HeadDim / 8;  // of a dense row, for one lane
+    static constexpr int steps = HeadDim / 16;      // of 16 channels along k
+
+    // First channel of word `word` of a lane's part.
+    static constexpr int part_channel(int t, int word) { return 2 * (part_words * t + word); }
+
+    // A lane's part of a dense row: what its registers of operands A or B take.
+    template <class E>
+    static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
+        load_row(part, row + part_channel(t, 0), aligned);
+    }
+};
+
 // A query that is not finite makes each of its scores NaN or infinite, and so all weights NaN; but products that leave
 // pruned channels out may not see the number that does it. Each number of such a row becomes NaN. The row lies in the
 // four lanes of a group.
@@ -48,32 +65,43 @@ __device__ __forceinline__ void clear(uint32_t (&words)[Words]) {
     for (int i = 0; i < Words; ++i) words[i] = 0;
 }
 
-// Query rows as operand B. One tile of 8 rows stays in registers; several are read from shared memory at every use.
-template <int Steps, int Tiles>
+// Query rows as operand B: in registers, or read from shared memory at every use, where there are several tiles of 8 rows or
+// registers are short.
+template <int Steps, int Tiles, bool Shared = (Tiles > 1)>
 class QueryFragments {
+    static_assert(Shared || Tiles == 1);
+
 public:
-    static constexpr int shared_bytes = Tiles == 1 ? 0 : Steps * Tiles * 32 * 8;
+    static constexpr bool shared = Shared;
+    static constexpr int shared_pairs = Shared ? Steps * Tiles * 32 : 1;
 
     __device__ __forceinline__ uint2 operator()(int tile, int step) const {
-        if constexpr (Tiles == 1)
-            return own_[step];
-        else
+        if constexpr (Shared)
             return load_shared_u64(address_ + (step * Tiles + tile) * 256);
+        else
+            return own_[step];
     }
 
-    // `memory` is used by several tiles only; every warp writes the same values or one writes for all.
+    // `memory` is used by shared ones only; every warp writes the same values or one writes for all.
     __device__ __forceinline__ void set(int tile, int step, uint2 fragment, uint2* memory, int lane) {
-        if constexpr (Tiles == 1)
-            own_[step] = fragment;
-        else
+        if constexpr (Shared)
             memory[(step * Tiles + tile) * 32 + lane] = fragment;
+        else
+            own_[step] = fragment;
     }
     __device__ __forceinline__ void attach(const uint2* memory, int lane) {
-        if constexpr (Tiles > 1) address_ = shared_address(memory + lane);
+        if constexpr (Shared) address_ = shared_address(memory + lane);
+    }
+    // What a shared one was set to.
+    __device__ __forceinline__ void take(const uint2* memory, int lane) {
+        attach(memory, lane);
+        if constexpr (!Shared)
+#pragma unroll
+            for (int i = 0; i < Steps; ++i) own_[i] = memory[i * 32 + lane];
     }
 
 private:
-    uint2 own_[Tiles == 1 ? Steps : 1];
+    uint2 own_[Shared ? 1 : Steps];
     uint32_t address_ = 0;
 };
 

@@ -27,6 +27,7 @@ struct Blocks {
     int32_t block_bytes;  // FIXED
     int32_t keep;         // FIXED
     int32_t pattern;
+    int32_t value_bits;
     int32_t heads;
 
     Blocks() = default;
@@ -37,7 +38,7 @@ struct Blocks {
           by_slab(static_cast<uint32_t>(std::max(1, blocks.slab_pages))), slab_count(blocks.slab_count),
           last_page(static_cast<uint32_t>(std::max(1, blocks.slab_count) * std::max(1, blocks.slab_pages) - 1)),
           block_bytes(static_cast<int32_t>(fixed_block_bytes(blocks.format))), keep(blocks.format.keep),
-          pattern(blocks.format.pattern), heads(num_heads) {
+          pattern(blocks.format.pattern), value_bits(mustafar::value_bits(blocks.format)), heads(num_heads) {
         if (blocks.page_bytes > UINT32_MAX)
             fail(MUSTAFAR_STATUS_UNSUPPORTED, "page_bytes: expected less than 2^32 on CUDA, got %lld",
                  static_cast<long long>(blocks.page_bytes));

@@ -10,7 +10,7 @@
 //   2. lower triangle x those         -> P = values of step i in quads before g, T = values of step i in the warp
 //   3. P, T x (this step - the last)  -> where the quad's values of this step start, from where those of the last did
 //   4. bits x elements before this one in the quad, added to 3 -> byte addresses
-// Bytes stay at 128 or less.
+// Bytes stay at 128 or less. A value takes two bytes, or one.
 #pragma once
 
 #include "cuda/common/ptx.cuh"
@@ -18,11 +18,17 @@
 namespace mustafar::cuda {
 
 // Operands that depend on the lane only.
+template <int ValueBytes>
 struct ExpandConstants {
-    uint32_t step_mask;   // product 1, A: row i selects the bits of step i
-    uint32_t triangle;    // product 2, A: row g sums the quads before g, and 256 x all
-    uint32_t step[8];     // product 3, B
-    uint32_t quad[2][2];  // product 4, B: [step's parity][elements 0, 1 or 2, 3], column 2t + e for element e of lane t
+    static_assert(ValueBytes == 1 || ValueBytes == 2);
+    // Of two bytes: the bits of odd steps stay one place too high, which saves their shift.
+    static constexpr int parity(int step) { return ValueBytes == 2 ? step & 1 : 0; }
+
+    uint32_t step_mask;  // product 1, A: row i selects the bits of step i
+    uint32_t triangle;   // product 2, A: row g sums the quads before g, and 256 x all
+    uint32_t step[8];    // product 3, B
+    // Product 4, B: [parity][elements 0, 1 or 2, 3], column 2t + e for element e of lane t.
+    uint32_t quad[ValueBytes][2];
 
     __device__ __forceinline__ explicit ExpandConstants(int lane) {
         const int g = lane >> 2, t = lane & 3;
@@ -34,24 +40,28 @@ struct ExpandConstants {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const uint32_t before = (1u << 8 * (2 * half + e)) - 1u;
-            const uint32_t weight = t < column_lane ? 0x02020202u : t == column_lane ? before & 0x02020202u : 0u;
-            quad[0][half] = pinned(weight);
-            quad[1][half] = pinned(weight >> 1);  // bits of odd steps arrive doubled
+            constexpr uint32_t every = ValueBytes * 0x01010101u;
+            const uint32_t weight = t < column_lane ? every : t == column_lane ? before & every : 0u;
+#pragma unroll
+            for (int i = 0; i < ValueBytes; ++i) quad[i][half] = pinned(weight >> i);
         }
     }
 
 private:
     // Weights of P (low byte) and T of step k in the move from step i - 1 to step i.
     static __device__ __forceinline__ uint32_t step_weights(int k, int i) {
-        return k == i ? 0x0002u : k == i - 1 ? 0x02feu : 0u;
+        return k == i ? ValueBytes : k == i - 1 ? ValueBytes << 8 | (0x100 - ValueBytes) : 0u;
     }
 };
 
 // One unit: prepares the prefix sums, then hands out the steps 0 ... 7 in order.
+template <int ValueBytes>
 class Expand {
 public:
+    using Constants = ExpandConstants<ValueBytes>;
+
     // base0, base1: shared-memory addresses of the first value of each word.
-    __device__ __forceinline__ Expand(const ExpandConstants& constants, uint32_t word0, uint32_t word1, uint32_t base0,
+    __device__ __forceinline__ Expand(const Constants& constants, uint32_t word0, uint32_t word1, uint32_t base0,
                                       uint32_t base1)
         : constants_(constants), word_{word0, word1}, quad_{base0, base0, base1, base1} {
         const uint32_t zero[4] = {0, 0, 0, 0};
@@ -72,7 +82,8 @@ public:
         locate(1);
     }
 
-    // Elements 0, 1 (x) and 2, 3 (y) of both words in the next step, absent ones zero. `step`: a compile-time constant.
+    // Elements 0, 1 (x) and 2, 3 (y) of both words in the next step, absent ones zero; a value of one byte stands in both
+    // bytes of its half. `step`: a compile-time constant.
     __device__ __forceinline__ void next(int step, uint2& first, uint2& second) {
         const uint32_t bits0 = loaded_bits_[0], bits1 = loaded_bits_[1];
         uint32_t x[8];
@@ -86,31 +97,37 @@ public:
 
 private:
     __device__ __forceinline__ void locate(int step) {
-        const uint32_t mask = 0x01010101u << (step & 1);
-        bits_[0] = (word_[0] >> (step & 6)) & mask;
-        bits_[1] = (word_[1] >> (step & 6)) & mask;
+        const int parity = Constants::parity(step), shift = step - parity;
+        const uint32_t mask = 0x01010101u << parity;
+        bits_[0] = (word_[0] >> shift) & mask;
+        bits_[1] = (word_[1] >> shift) & mask;
         mma_u8(quad_, prefix_[0], prefix_[1], constants_.step[step], quad_);
-        mma_u8(low_, bits_[0], bits_[1], constants_.quad[step & 1][0], quad_);
-        mma_u8(high_, bits_[0], bits_[1], constants_.quad[step & 1][1], quad_);
+        mma_u8(low_, bits_[0], bits_[1], constants_.quad[parity][0], quad_);
+        mma_u8(high_, bits_[0], bits_[1], constants_.quad[parity][1], quad_);
     }
 
     __device__ __forceinline__ void load() {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) value_[i] = load_shared_u16(low_[i]);
+        for (int i = 0; i < 4; ++i) value_[i] = load_value(low_[i]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) value_[4 + i] = load_shared_u16(high_[i]);
+        for (int i = 0; i < 4; ++i) value_[4 + i] = load_value(high_[i]);
         loaded_bits_[0] = bits_[0], loaded_bits_[1] = bits_[1];
     }
 
-    // 16-bit loads leave zeros in the upper half of a register, which serve absent elements: nibbles 10 and 54 of a
-    // selector take a loaded value, 32 and 76 the zeros beside it.
+    static __device__ __forceinline__ uint32_t load_value(uint32_t address) {
+        return ValueBytes == 2 ? load_shared_u16(address) : load_shared_u8(address);
+    }
+
+    // Loads leave zeros in the rest of a register, which serve absent elements: nibbles 10 and 54 of a selector take a loaded
+    // value of 16 bits, 32 and 76 the zeros beside it; 00 and 44 take one of 8 bits twice, 11 and 55 zeros.
     static __device__ __forceinline__ uint2 select(uint32_t x0, uint32_t x1, uint32_t x2, uint32_t x3, uint32_t bits,
                                                    int step) {
-        const uint32_t selector = 0x76327632u - (step & 1 ? 0x11u : 0x22u) * bits;
+        const uint32_t selector =
+            ValueBytes == 2 ? 0x76327632u - (0x22u >> Constants::parity(step)) * bits : 0x55115511u - 0x11u * bits;
         return {permute(x0, x1, selector), permute(x2, x3, selector >> 16)};
     }
 
-    const ExpandConstants& constants_;
+    const Constants& constants_;
     uint32_t word_[2];
     uint32_t quad_[4];  // where the values of this lane's quad start in the last step handed out, for both words twice
     uint32_t prefix_[2];

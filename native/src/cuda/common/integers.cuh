@@ -1,13 +1,14 @@
-// Blocks of integers with all channels kept, in fragment order: docs/format.md has the layout.
+// Blocks of integers in fragment order, with all channels kept or two of each four: docs/format.md has the layout.
 //
-// A word of 8 4-bit values, or two words of 4 8-bit ones, make the operand A of one matrix product for one lane: registers
-// 0 ... 3 of two f16 each. Signs lie apart from magnitudes, so that an AND alone makes an f16 of them: the magnitude is the low
+// A word of 8 4-bit values, or two words of 4 8-bit ones, make the operand A of one matrix product, dense or sparse, for one
+// lane: registers 0 ... 3 of two f16 each. Signs lie apart from magnitudes, so that an AND alone makes an f16 of them: the magnitude is the low
 // end of a mantissa without exponent, which tensor cores take exactly.
 #pragma once
 
 #include <cstdint>
 
 #include "core/format.h"
+#include "cuda/common/balanced.cuh"
 #include "cuda/common/ptx.cuh"
 
 namespace mustafar::cuda {
@@ -20,13 +21,9 @@ struct IntegerWord {
     static constexpr float unit = Bits == 4 ? 0x1p-20f : 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
 
     // Where half e of register `reg` is in its word (number reg / 2 of two where there are two).
+    static constexpr int sign_bit(int reg, int e) { return (Bits == 4 ? 15 - 4 * reg : 15 - 8 * (reg & 1)) + 16 * e; }
     static constexpr int magnitude_bit(int reg, int e) {
-        constexpr int of4[4][2] = {{4, 20}, {0, 16}, {28, 12}, {24, 8}};
-        return Bits == 4 ? of4[reg][e] : 8 * (reg & 1) + 16 * e;
-    }
-    static constexpr int sign_bit(int reg, int e) {
-        constexpr int of4[4][2] = {{15, 31}, {11, 27}, {7, 23}, {3, 19}};
-        return Bits == 4 ? of4[reg][e] : (reg & 1 ? 7 : 15) + 16 * e;
+        return Bits == 4 ? (sign_bit(reg, e) - 11) & 31 : 8 * (reg & 1) + 16 * e;
     }
 
     static __device__ __forceinline__ uint32_t pack(int reg, int e, int value) {
@@ -56,22 +53,28 @@ struct IntegerWord {
     }
 };
 
-// A block's operands: lane 4g + t reads them 16 bytes at a time. Keys: operand (a, s) has the tokens 16a + g and 16a + 8 + g and
-// the channels D/4 t + 4s ... + 3. Values: operand (i, k) has the channels D/8 g + 2i and the next, and the tokens 16k + 2t,
-// 16k + 2t + 1 and those 8 later.
-template <int HeadDim, int Bits>
-struct IntegerGeometry {
+// The operands of a block, which a lane reads 16 bytes at a time, and the scales behind them.
+template <int Operands, int Bits, int FirstByte>
+struct IntegerOperands {
     using Word = IntegerWord<Bits>;
-    static constexpr int key_steps = HeadDim / 16, value_tiles = HeadDim / 16;
-    static constexpr int operands = 2 * key_steps;
+    static constexpr int operands = Operands;
     static constexpr int operands_at_once = 4 / Word::words;  // in 16 bytes of a lane
-    static constexpr int value_bytes = block_tokens * HeadDim * Bits / 8;
-    static constexpr int block_bytes = value_bytes + 2 * block_tokens;
+    static constexpr int scale_start = FirstByte + Operands * 128 * Word::words;
+    static constexpr int block_bytes = scale_start + 2 * block_tokens;
 
-    // Word w of operand number `operand` (keys: a * key_steps + s; values: i * 2 + k).
-    static constexpr int word_index(int operand, int lane, int w) {
-        return (operand / operands_at_once * 32 + lane) * 4 + operand % operands_at_once * Word::words + w;
+    // Where word w of an operand starts, in bytes from the start of the block.
+    static constexpr int word_byte(int operand, int lane, int w) {
+        return FirstByte +
+               4 * ((operand / operands_at_once * 32 + lane) * 4 + operand % operands_at_once * Word::words + w);
     }
+};
+
+// All channels. Keys: operand (a, s), number a * key_steps + s, has the tokens 16a + g and 16a + 8 + g and the channels
+// D/4 t + 4s ... + 3. Values: operand (i, k), number i * 2 + k, has the channels D/8 g + 2i and the next, and the tokens
+// 16k + 2t, 16k + 2t + 1 and those 8 later.
+template <int HeadDim, int Bits>
+struct IntegerGeometry : IntegerOperands<HeadDim / 8, Bits, 0> {
+    static constexpr int key_steps = HeadDim / 16;
 
     struct Element {
         int token, channel;
@@ -84,6 +87,50 @@ struct IntegerGeometry {
         return {16 * (operand & 1) + 8 * (reg >> 1) + 2 * t + e, HeadDim / 8 * g + 2 * (operand >> 1) + (reg & 1)};
     }
 };
+
+// Two of each four: positions and operands of sparse products as common/balanced.cuh has them.
+template <int HeadDim, int Bits>
+struct BalancedIntegerGeometry
+    : IntegerOperands<BalancedGeometry<HeadDim>::products, Bits, BalancedGeometry<HeadDim>::position_bytes> {};
+
+// Unstructured values: bytes. One of 8 bits has the sign in bit 7 above the magnitude. One of 4 bits shares its byte with one of
+// another run (UnstructuredProducts): the first has the sign in bit 7 and the magnitude in the bits 0 ... 2, the second has them in
+// bit 6 and the bits 3 ... 5. A byte that stands in both bytes of a half is an f16 but for a shift and a mask.
+struct IntegerByte {
+    static constexpr float unit = 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
+    int bits;
+
+    static constexpr int sign_bit(int second) { return 7 - second; }
+    static constexpr int magnitude_bit(int second) { return 3 * second; }
+    // What makes f16 numbers of a second value's byte: (x << shift) & mask, `second_factor` units for a magnitude of 1.
+    constexpr int second_shift() const { return bits == 4 ? 1 : 0; }
+    constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
+    constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
+
+    constexpr uint32_t pack(int second, int value) const {
+        return static_cast<uint32_t>(value < 0 ? -value : value) << magnitude_bit(second) |
+               static_cast<uint32_t>(value < 0) << sign_bit(second);
+    }
+    constexpr int unpack(int second, uint32_t byte) const {
+        const int magnitude = static_cast<int>(byte >> magnitude_bit(second)) & ((1 << (bits - 1)) - 1);
+        return byte >> sign_bit(second) & 1 ? -magnitude : magnitude;
+    }
+
+    // Of value `index` of a block whose runs have so many values.
+    struct Place {
+        int byte, second;
+    };
+    constexpr Place place(int index, int run_values) const {
+        if (bits == 8) return {index, 0};
+        const int run = index / run_values;
+        return {run / 2 * run_values + index % run_values, run & 1};
+    }
+};
+
+// Tokens of a run.
+constexpr int run_tokens(int head_dim, bool keys) {
+    return keys && head_dim == 128 ? 8 : 16;
+}
 
 // Place of a token's scale behind the values: lane 4g + t reads those of the tokens g, 8 + g, 16 + g, 24 + g at once.
 __host__ __device__ constexpr int scale_place(int token) {

@@ -118,23 +118,33 @@ __device__ __forceinline__ void mma_16816<__nv_bfloat16>(float (&c)[4], uint32_t
 // c += A B with 16x32 A, of which two of each four along k are stored, and 32x8 B of 16-bit floats. Lanes 4g + 2 Selector
 // and the next one provide the positions.
 template <class T, int Selector>
-__device__ __forceinline__ void mma_sparse(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint2 b01,
-                                           uint2 b23, uint32_t positions) {
+__device__ __forceinline__ void mma_sparse(float (&c)[4], const uint32_t (&a)[4], uint2 b01, uint2 b23,
+                                           uint32_t positions) {
     if constexpr (std::is_same_v<T, __half>)
         asm volatile(MUSTAFAR_MMA_SPARSE
                      "f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b01.x), "r"(b01.y), "r"(b23.x), "r"(b23.y),
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b01.x), "r"(b01.y), "r"(b23.x), "r"(b23.y),
                        "r"(positions), "n"(Selector));
     else
         asm volatile(MUSTAFAR_MMA_SPARSE
                      "bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b01.x), "r"(b01.y), "r"(b23.x), "r"(b23.y),
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b01.x), "r"(b01.y), "r"(b23.x), "r"(b23.y),
                        "r"(positions), "n"(Selector));
 }
 
 #undef MUSTAFAR_MMA_SPARSE
+
+// With a selector that the compiler finds out, as in an unrolled loop.
+template <class T>
+__device__ __forceinline__ void mma_sparse(float (&c)[4], const uint32_t (&a)[4], uint2 b01, uint2 b23,
+                                           uint32_t positions, int selector) {
+    if (selector == 0)
+        mma_sparse<T, 0>(c, a, b01, b23, positions);
+    else
+        mma_sparse<T, 1>(c, a, b01, b23, positions);
+}
 
 // d = A B + c with 16x16 A of u8, 16x8 B of s8 (nearly everywhere not negative).
 __device__ __forceinline__ void mma_u8(uint32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const uint32_t (&c)[4]) {

@@ -110,6 +110,26 @@ __device__ __forceinline__ uint32_t join_words(const uint32_t (&word)[4], int t)
     return own | __shfl_xor_sync(full_warp, sent, 1);
 }
 
+// The positions of the two products of a pair of units, which the lanes of a quad put together.
+template <int HeadDim>
+class PairPositions {
+public:
+    // two: of a group, in a register of the first or the second product.
+    __device__ __forceinline__ void add(int product, int reg, uint32_t two) {
+        word_[2 * product + (reg >> 1)] |= two << 16 * (reg & 1);
+    }
+    // product: the first one's number.
+    __device__ __forceinline__ void store(uint8_t* block, int lane, int product) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) word_[j] <<= 4 * (lane & 3);
+        reinterpret_cast<uint32_t*>(block)[lane * BalancedGeometry<HeadDim>::words + product / 2] =
+            join_words(word_, lane & 3);
+    }
+
+private:
+    uint32_t word_[4] = {0, 0, 0, 0};
+};
+
 // Builds a block of tokens' rows, which lie `stride` elements apart, in shared memory with room for a dense block.
 // choose(unit, elements): the mask of what is kept. The rows must be visible; ends with a barrier.
 template <int HeadDim, bool Keys, class Choose>
@@ -117,11 +137,12 @@ __device__ __forceinline__ void write_balanced(uint8_t* block, int kept, const u
                                                Choose&& choose) {
     using Geometry = BalancedGeometry<HeadDim>;
     constexpr int pairs = Geometry::units / 2, plane_values = Geometry::plane_bytes / 2;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // The lanes' codes before they are put together, behind all that a block can have.
     auto* const codes = reinterpret_cast<uint16_t(*)[32]>(block + block_tokens * HeadDim * 2) - pairs;
     if (warp < pairs) {
-        uint32_t position[4] = {0, 0, 0, 0}, code = 0;
+        PairPositions<HeadDim> positions;
+        uint32_t code = 0;
         uint32_t whole[2][4];  // registers of the two products
         uint8_t* const values = block + Geometry::value_start(kept) + lane * Geometry::plane_bytes;
         int number = 2 * warp * kept;
@@ -137,7 +158,7 @@ __device__ __forceinline__ void write_balanced(uint8_t* block, int kept, const u
                 const uint32_t two = permute(elements.word[i][0], elements.word[i][1], group);
                 const uint32_t taken = group >> 20;
                 const int product = unit.product_of(i) & 1, reg = unit.register_of(i);
-                position[2 * product + (reg >> 1)] |= (group >> 16 & 15) << 16 * (reg & 1);
+                positions.add(product, reg, group >> 16 & 15);
                 places |= taken << 2 * i;
                 whole[product][reg] = two & ((taken & 1 ? 0x0000ffffu : 0) | (taken & 2 ? 0xffff0000u : 0));
                 if (kept < most_balanced)
@@ -153,9 +174,7 @@ __device__ __forceinline__ void write_balanced(uint8_t* block, int kept, const u
             if (kept < most_balanced) code |= uint32_t{balanced_codes.code[kept - fewest_balanced][places]} << 6 * r;
         }
         const int product = BalancedUnit<HeadDim>(Keys, lane, 2 * warp).product;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) position[j] <<= 4 * t;
-        reinterpret_cast<uint32_t*>(block)[lane * Geometry::words + product / 2] = join_words(position, t);
+        positions.store(block, lane, product);
         if (kept == most_balanced) {
 #pragma unroll
             for (int j = 0; j < 2; ++j)

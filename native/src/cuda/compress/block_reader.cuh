@@ -1,8 +1,8 @@
 // Expands one block into shared memory: the work of a thread block of 128 threads.
 #pragma once
 
-#include "cuda/compress/balanced.cuh"
-#include "cuda/compress/integer_writer.cuh"
+#include "cuda/compress/balanced_integers.cuh"
+#include "cuda/compress/unstructured_integers.cuh"
 
 namespace mustafar::cuda {
 
@@ -25,24 +25,35 @@ struct BlockReader {
         uint32_t bytes;
         const uint8_t* const block = blocks.any(sequence, head, index, bitmap, bytes);
         if constexpr (Layout::has_fragments && sizeof(T) == 4)
-            if (is_integer_order(order)) {
-                __syncthreads();
+            if (order.integer_bits != 0) {
                 const auto place = [&](int token, int channel, float value) {
                     memory.rows[token * Memory::stride + channel] = value;
                 };
-                if (order == ValueOrder::int4_keys || order == ValueOrder::int4_values)
-                    read_integers<HeadDim, 4>(block, is_key_order(order), place);
-                else
-                    read_integers<HeadDim, 8>(block, is_key_order(order), place);
+                __syncthreads();
+                if (order.arrangement == Arrangement::bitmap) {
+                    load_bits(memory, block);
+                    clear_rows(memory);
+                    __syncthreads();
+                    read_unstructured_integers<HeadDim>(block, blocks.block_bytes, IntegerByte{order.integer_bits},
+                                                        order.keys, blocks.keep, memory.layout, place);
+                } else if (order.arrangement == Arrangement::balanced) {
+                    clear_rows(memory);
+                    __syncthreads();
+                    read_balanced_integers<HeadDim, 4>(block, order.keys, place);
+                } else if (order.integer_bits == 4) {
+                    read_integers<HeadDim, 4>(block, order.keys, place);
+                } else {
+                    read_integers<HeadDim, 8>(block, order.keys, place);
+                }
                 __syncthreads();
                 return;
             }
         if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_balanced_order(order)) {
+            if (order.arrangement == Arrangement::balanced) {
                 __syncthreads();
                 clear_rows(memory);
                 __syncthreads();
-                read_balanced<HeadDim>(block, order == ValueOrder::balanced_keys, balanced_kept(HeadDim, blocks.keep),
+                read_balanced<HeadDim>(block, order.keys, balanced_kept(HeadDim, blocks.keep),
                                        [&](int token, int channel, uint16_t value) {
                                            reinterpret_cast<uint16_t*>(memory.rows)[token * Memory::stride + channel] =
                                                value;
@@ -53,8 +64,7 @@ struct BlockReader {
         const T* const values = reinterpret_cast<const T*>(block + bitmap);
         const uint32_t capacity = bytes / sizeof(T);
         __syncthreads();
-        for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
-            (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];
+        load_bits(memory, block);
         clear_rows(memory);
         __syncthreads();
         // Bits past head_dim are zero in a block that is whole; in one that is not they must not lead out of the row.
@@ -65,6 +75,10 @@ struct BlockReader {
     }
 
 private:
+    static __device__ __forceinline__ void load_bits(Memory& memory, const uint8_t* block) {
+        for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
+            (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];
+    }
     static __device__ __forceinline__ void clear_rows(Memory& memory) {
         for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory.rows[i] = T(0.0f);
     }

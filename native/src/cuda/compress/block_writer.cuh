@@ -1,8 +1,8 @@
 // Prunes 32 rows and writes them as one block: the work of a thread block of 128 threads.
 #pragma once
 
-#include "cuda/compress/balanced_writer.cuh"
-#include "cuda/compress/integer_writer.cuh"
+#include "cuda/compress/balanced_integers.cuh"
+#include "cuda/compress/unstructured_integers.cuh"
 
 namespace mustafar::cuda {
 
@@ -12,6 +12,7 @@ public:
     using Layout = BlockLayout<HeadDim>;
     using Part = RowPart<T, HeadDim>;
     static constexpr int words = Layout::words;
+    static constexpr bool has_fragments = Layout::has_fragments && sizeof(T) == 2;
 
     struct Memory {
         // Rows are one 32-bit word longer than their channels, so that the same channel of several rows is spread over
@@ -43,7 +44,7 @@ public:
     // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
-            if (pattern != MUSTAFAR_PATTERN_UNSTRUCTURED) {
+            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
                 clear_bits();
                 select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
                                             balanced_kept(HeadDim, keep), memory_.layout.bits);
@@ -72,16 +73,9 @@ public:
     // null.
     __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
                                              const float* factors) {
-        if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_integer_order(order)) {
-                if (order == ValueOrder::int4_keys || order == ValueOrder::int4_values)
-                    store_integers<4>(block, order, factors);
-                else
-                    store_integers<8>(block, order, factors);
-                return;
-            }
-        if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_balanced_order(order)) {
+        if constexpr (has_fragments) {
+            if (order.integer_bits != 0) return compress_integers(keep, block, order, factors);
+            if (order.arrangement == Arrangement::balanced) {
                 __syncthreads();
                 const int kept = balanced_kept(HeadDim, keep);
                 store_balanced(block, order, kept, [&](const auto&, const UnitElements& elements) {
@@ -89,14 +83,15 @@ public:
                 });
                 return;
             }
+        }
         select(pattern, keep);
         store(block, order, block_tokens * keep);
     }
 
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
     __device__ __forceinline__ void store(uint8_t* block, ValueOrder order, uint32_t capacity) {
-        if constexpr (Layout::has_fragments && sizeof(T) == 2)
-            if (is_balanced_order(order)) {
+        if constexpr (has_fragments)
+            if (order.arrangement == Arrangement::balanced) {
                 store_balanced(block, order, balanced_kept(HeadDim, capacity / block_tokens),
                                [&](const auto& unit, const UnitElements&) {
                                    return elements_of_bitmap(memory_.layout.bits, unit);
@@ -122,42 +117,104 @@ public:
     }
 
 private:
+    static constexpr int integer_stride = HeadDim + 4;  // bytes
+
+    __device__ __forceinline__ void compress_integers(uint32_t keep, uint8_t* block, ValueOrder order,
+                                                      const float* factors) {
+        if (order.arrangement == Arrangement::bitmap) {
+            compress_unstructured_integers(keep, block, order, factors);
+        } else if (order.arrangement == Arrangement::balanced) {
+            if (order.keys)
+                compress_balanced_integers<4, true>(block, factors);
+            else
+                compress_balanced_integers<4, false>(block, factors);
+        } else if (order.integer_bits == 4) {
+            compress_all_integers<4>(block, order.keys, factors);
+        } else {
+            compress_all_integers<8>(block, order.keys, factors);
+        }
+    }
+
     template <int Bits>
-    __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, const float* factors) {
-        constexpr int stride = HeadDim + 4;
-        auto* const rows = reinterpret_cast<int8_t*>(memory_.rows);
-        auto* const image = reinterpret_cast<uint8_t*>(memory_.values);
+    __device__ __forceinline__ void compress_all_integers(uint8_t* block, bool keys, const float* factors) {
         using Geometry = IntegerGeometry<HeadDim, Bits>;
+        __syncthreads();
+        quantize(~0u, factors, Bits, Geometry::scale_start);
+        write_integers<HeadDim, Bits>(image(), keys, integers(), integer_stride);
+        copy_image(block, Geometry::block_bytes);
+    }
+
+    template <int Bits, bool Keys>
+    __device__ __forceinline__ void compress_balanced_integers(uint8_t* block, const float* factors) {
+        using Geometry = BalancedIntegerGeometry<HeadDim, Bits>;
+        clear_bits();
+        const OwnUnits<T, HeadDim, Keys> units(reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride,
+                                               memory_.layout.bits);
+        __syncthreads();
+        quantize(own_bits(), factors, Bits, Geometry::scale_start);
+        units.template write<Bits>(image(), integers(), integer_stride);
+        copy_image(block, Geometry::block_bytes);
+    }
+
+    __device__ __forceinline__ void compress_unstructured_integers(uint32_t keep, uint8_t* block, ValueOrder order,
+                                                                   const float* factors) {
+        const Part part = part_;
+        select(MUSTAFAR_PATTERN_UNSTRUCTURED, keep);  // makes keys of the part
+        part_ = part;
+        const int scale_start = bitmap_bytes(HeadDim) + block_tokens * keep * order.integer_bits / 8;
+        quantize(own_bits(), factors, order.integer_bits, scale_start);
+        write_unstructured_integers<HeadDim>(image(), IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
+                                             integers(), integer_stride);
+        copy_image(block, scale_start + 2 * block_tokens);
+    }
+
+    // This lane's channels in the bitmap, whose further bits are of no interest.
+    __device__ __forceinline__ uint32_t own_bits() const {
+        const int first = t_ * Part::channels;
+        return memory_.layout.bits[token_][first / 32] >> first % 32;
+    }
+
+    // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
+    // channels. Ends with a barrier.
+    __device__ __forceinline__ void quantize(uint32_t kept, const float* factors, int bits, int scale_start) {
         float number[Part::channels];
 #pragma unroll
         for (int j = 0; j < Part::words; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const uint16_t bits = static_cast<uint16_t>(part_.word[j] >> 16 * e);
-                number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&bits));
+                const uint16_t half = static_cast<uint16_t>(part_.word[j] >> 16 * e);
+                number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&half));
             }
-        const QuantizedPart<Part::channels> part(number, factors == nullptr ? nullptr : factors + t_ * Part::channels,
-                                                 Geometry::Word::largest);
-        __syncthreads();  // the rows have been read by all who do
+        const QuantizedPart<Part::channels> part(
+            number, kept, factors == nullptr ? nullptr : factors + t_ * Part::channels, (1 << (bits - 1)) - 1);
+        int8_t* const row = integers() + token_ * integer_stride + t_ * Part::channels;
 #pragma unroll
-        for (int c = 0; c < Part::channels; ++c) rows[token_ * stride + t_ * Part::channels + c] = part.values[c];
-        if (t_ == 0) reinterpret_cast<uint16_t*>(image + Geometry::value_bytes)[scale_place(token_)] = part.scale;
+        for (int c = 0; c < Part::channels; ++c) row[c] = part.values[c];
+        if (t_ == 0) reinterpret_cast<uint16_t*>(image() + scale_start)[scale_place(token_)] = part.scale;
         __syncthreads();
-        write_integers<HeadDim, Bits>(image, is_key_order(order), rows, stride);
+    }
+
+    __device__ __forceinline__ int8_t* integers() {
+        return reinterpret_cast<int8_t*>(memory_.rows);
+    }
+    __device__ __forceinline__ uint8_t* image() {
+        return reinterpret_cast<uint8_t*>(memory_.values);
+    }
+
+    __device__ __forceinline__ void copy_image(uint8_t* block, uint32_t bytes) {
         __syncthreads();
-        copy(block, image, Geometry::block_bytes);
+        copy(block, image(), bytes);
         __syncthreads();
     }
 
     template <class Choose>
     __device__ __forceinline__ void store_balanced(uint8_t* block, ValueOrder order, int kept, Choose&& choose) {
-        uint8_t* const image = reinterpret_cast<uint8_t*>(memory_.values);
         const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
-        if (order == ValueOrder::balanced_keys)
-            write_balanced<HeadDim, true>(image, kept, rows, Memory::stride, choose);
+        if (order.keys)
+            write_balanced<HeadDim, true>(image(), kept, rows, Memory::stride, choose);
         else
-            write_balanced<HeadDim, false>(image, kept, rows, Memory::stride, choose);
-        copy(block, image, BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
+            write_balanced<HeadDim, false>(image(), kept, rows, Memory::stride, choose);
+        copy(block, image(), BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
         __syncthreads();
     }
 

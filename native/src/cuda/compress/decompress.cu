@@ -60,7 +60,7 @@ void decompress(const mustafar_context& context, int32_t batch, int32_t heads, i
                    static_cast<int>(tokens), static_cast<int>(blocks));
         };
         if constexpr (sizeof(T) == 2 && BlockLayout<head_dim()>::has_fragments)
-            if (is_integer_order(order)) return run(Type<float>{});
+            if (order.integer_bits != 0) return run(Type<float>{});
         run(Type<T>{});
     });
 }

@@ -8,21 +8,23 @@
 
 namespace mustafar::cuda {
 
-// A quarter of a row, as integers that 4 lanes share a scale for.
+// A quarter of a row, as integers that 4 lanes share a scale for; zeros where nothing is kept.
 template <int Channels>
 struct QuantizedPart {
     int8_t values[Channels];
     uint16_t scale;  // f16
 
-    // number: of the row as it comes; factors: what to divide it by, or null.
-    __device__ __forceinline__ QuantizedPart(const float (&number)[Channels], const float* factors, int largest) {
+    // number: of the row as it comes; kept: bit c for channel c; factors: what to divide it by, or null.
+    __device__ __forceinline__ QuantizedPart(const float (&number)[Channels], uint32_t kept, const float* factors,
+                                             int largest) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
         float scaled[Channels], top = 0.0f;
         bool finite = true;
 #pragma unroll
         for (int c = 0; c < Channels; ++c) {
             finite &= isfinite(number[c]);
-            scaled[c] = factors == nullptr ? number[c] : number[c] / factors[c];
+            const float present = kept >> c & 1 ? number[c] : 0.0f;
+            scaled[c] = factors == nullptr ? present : present / factors[c];
             top = fmaxf(top, fabsf(scaled[c]));
         }
         top = fmaxf(top, __shfl_xor_sync(full_warp, top, 1));
@@ -41,7 +43,7 @@ struct QuantizedPart {
     }
 };
 
-// Puts integers, rows of `stride` bytes in shared memory, and scales in place in an image of the block. Between barriers.
+// Puts integers, rows of `stride` bytes in shared memory, in place in an image of the block. Between barriers.
 template <int HeadDim, int Bits>
 __device__ __forceinline__ void write_integers(uint8_t* image, bool keys, const int8_t* rows, int stride) {
     using Geometry = IntegerGeometry<HeadDim, Bits>;
@@ -58,7 +60,7 @@ __device__ __forceinline__ void write_integers(uint8_t* image, bool keys, const 
             }
 #pragma unroll
         for (int w = 0; w < Word::words; ++w)
-            reinterpret_cast<uint32_t*>(image)[Geometry::word_index(operand, lane, w)] = word[w];
+            *reinterpret_cast<uint32_t*>(image + Geometry::word_byte(operand, lane, w)) = word[w];
     }
 }
 
@@ -67,13 +69,13 @@ template <int HeadDim, int Bits, class Place>
 __device__ __forceinline__ void read_integers(const uint8_t* block, bool keys, Place&& place) {
     using Geometry = IntegerGeometry<HeadDim, Bits>;
     using Word = typename Geometry::Word;
-    const auto* const scales = reinterpret_cast<const __half*>(block + Geometry::value_bytes);
+    const auto* const scales = reinterpret_cast<const __half*>(block + Geometry::scale_start);
     for (int i = threadIdx.x; i < Geometry::operands * 32; i += block_threads) {
         const int operand = i / 32, lane = i % 32;
         uint32_t word[Word::words];
 #pragma unroll
         for (int w = 0; w < Word::words; ++w)
-            word[w] = reinterpret_cast<const uint32_t*>(block)[Geometry::word_index(operand, lane, w)];
+            word[w] = *reinterpret_cast<const uint32_t*>(block + Geometry::word_byte(operand, lane, w));
 #pragma unroll
         for (int reg = 0; reg < 4; ++reg)
 #pragma unroll

@@ -24,7 +24,7 @@ struct BlockLayout {
     template <class Place>
     static __device__ __forceinline__ uint32_t for_each_value(ValueOrder order, Memory& memory, Place&& place) {
         if constexpr (has_fragments)
-            if (order != ValueOrder::plain) return fragment(order == ValueOrder::keys, memory, place);
+            if (order.fragment) return fragment(order.keys, memory, place);
         return plain(memory, place);
     }
 

@@ -116,7 +116,7 @@ void key_scores(const mustafar_context& context, const mustafar_product& product
                    p, static_cast<int>(blocks));
         };
         if constexpr (sizeof(T) == 2 && BlockLayout<head_dim()>::has_fragments)
-            if (is_integer_order(p.order)) return run(Type<float>{});
+            if (p.order.integer_bits != 0) return run(Type<float>{});
         run(Type<T>{});
     });
 }
@@ -139,7 +139,7 @@ void value_sum(const mustafar_context& context, const mustafar_product& product)
                    p, static_cast<int>(row_blocks));
         };
         if constexpr (sizeof(T) == 2 && BlockLayout<head_dim()>::has_fragments)
-            if (is_integer_order(p.order)) return run(Type<float>{});
+            if (p.order.integer_bits != 0) return run(Type<float>{});
         run(Type<T>{});
     });
 }
