@@ -1,5 +1,5 @@
-// Launchers of the fragment kernels: one for each way to read blocks, dtype and head_dim. Without a pattern in its name one of
-// integers is for blocks of all channels, but `integers` for unstructured ones of 8 and 4 bits.
+// Launchers of the fragment kernels: one for each way to read blocks, dtype and head_dim. int4 and int8: all channels kept;
+// balanced_int4: 2:4; integers: unstructured, 8 and 4 bits.
 #pragma once
 
 #include "cuda/attention/heuristics.h"
