@@ -102,8 +102,8 @@ struct IntegerByte {
 
     static constexpr int sign_bit(int second) { return 7 - second; }
     static constexpr int magnitude_bit(int second) { return 3 * second; }
-    // What makes f16 numbers of a second value's byte: (x << shift) & mask, `second_factor` units for a magnitude of 1.
-    constexpr int second_shift() const { return bits == 4 ? 1 : 0; }
+    // What makes f16 numbers of second values: (x * second_power) & mask, `second_factor` units for a magnitude of 1.
+    constexpr uint32_t second_power() const { return bits == 4 ? 2 : 1; }
     constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
     constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
 
