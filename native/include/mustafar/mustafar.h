@@ -213,9 +213,9 @@ typedef enum mustafar_order {
     /* By token, then by channel. The order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
     /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit dtypes and
-       head_dim 64 and 128: native values that were pruned, and integers, of balanced patterns only 4-bit ones with keep =
-       head_dim / 2; other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these orders have
-       no bitmap but the operands of sparse matrix products. */
+       head_dim 64 and 128: native values that were pruned, and integers, of balanced patterns only with keep = head_dim / 2;
+       other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these orders have no bitmap but
+       the operands of sparse matrix products. */
     MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
     MUSTAFAR_ORDER_VALUE_FRAGMENT = 2,
     /* The orders in which the vector instructions of processors consume keys and values; see docs/format.md. CPU only, for

@@ -40,11 +40,10 @@ constexpr bool has_integers(const mustafar_format& format) {
     return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
 }
 
-// Which formats have one: native values that were pruned, and integers, of balanced patterns only 4-bit ones of 2:4.
+// Which formats have one: native values that were pruned, and integers, of balanced patterns only with 2:4.
 constexpr bool is_fragment_format(const mustafar_format& format) {
     if (!has_integers(format)) return !keeps_all(format);
-    return !is_balanced(format) ||
-           (balanced_kept(format) == most_balanced && format.value_format == MUSTAFAR_VALUE_FORMAT_INT4);
+    return !is_balanced(format) || balanced_kept(format) == most_balanced;
 }
 
 // Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.

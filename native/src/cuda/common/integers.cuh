@@ -94,7 +94,7 @@ struct BalancedIntegerGeometry
     : IntegerOperands<BalancedGeometry<HeadDim>::products, Bits, BalancedGeometry<HeadDim>::position_bytes> {};
 
 // Unstructured values: bytes. One of 8 bits has the sign in bit 7 above the magnitude. One of 4 bits shares its byte with one of
-// another run (UnstructuredProducts): the first has the sign in bit 7 and the magnitude in the bits 0 ... 2, the second has them in
+// another run (UnstructuredDecoder): the first has the sign in bit 7 and the magnitude in the bits 0 ... 2, the second has them in
 // bit 6 and the bits 3 ... 5. A byte that stands in both bytes of a half is an f16 but for a shift and a mask.
 struct IntegerByte {
     static constexpr float unit = 0x1p-24f;  // of the f16 that a magnitude of 1 becomes

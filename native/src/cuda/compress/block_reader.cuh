@@ -36,14 +36,13 @@ struct BlockReader {
                     __syncthreads();
                     read_unstructured_integers<HeadDim>(block, blocks.block_bytes, IntegerByte{order.integer_bits},
                                                         order.keys, blocks.keep, memory.layout, place);
-                } else if (order.arrangement == Arrangement::balanced) {
+                } else {
                     clear_rows(memory);
                     __syncthreads();
-                    read_balanced_integers<HeadDim, 4>(block, order.keys, place);
-                } else if (order.integer_bits == 4) {
-                    read_integers<HeadDim, 4>(block, order.keys, place);
-                } else {
-                    read_integers<HeadDim, 8>(block, order.keys, place);
+                    if (order.integer_bits == 4)
+                        read_operands<4>(block, order, place);
+                    else
+                        read_operands<8>(block, order, place);
                 }
                 __syncthreads();
                 return;
@@ -75,6 +74,13 @@ struct BlockReader {
     }
 
 private:
+    template <int Bits, class Place>
+    static __device__ __forceinline__ void read_operands(const uint8_t* block, ValueOrder order, Place&& place) {
+        if (order.arrangement == Arrangement::balanced)
+            read_balanced_integers<HeadDim, Bits>(block, order.keys, place);
+        else
+            read_integers<HeadDim, Bits>(block, order.keys, place);
+    }
     static __device__ __forceinline__ void load_bits(Memory& memory, const uint8_t* block) {
         for (int i = threadIdx.x; i < block_tokens * words; i += block_threads)
             (&memory.layout.bits[0][0])[i] = reinterpret_cast<const uint32_t*>(block)[i];

@@ -121,26 +121,27 @@ private:
 
     __device__ __forceinline__ void compress_integers(uint32_t keep, uint8_t* block, ValueOrder order,
                                                       const float* factors) {
-        if (order.arrangement == Arrangement::bitmap) {
+        if (order.arrangement == Arrangement::bitmap)
             compress_unstructured_integers(keep, block, order, factors);
-        } else if (order.arrangement == Arrangement::balanced) {
-            if (order.keys)
-                compress_balanced_integers<4, true>(block, factors);
-            else
-                compress_balanced_integers<4, false>(block, factors);
-        } else if (order.integer_bits == 4) {
-            compress_all_integers<4>(block, order.keys, factors);
-        } else {
-            compress_all_integers<8>(block, order.keys, factors);
-        }
+        else if (order.integer_bits == 4)
+            compress_operands<4>(block, order, factors);
+        else
+            compress_operands<8>(block, order, factors);
     }
 
     template <int Bits>
-    __device__ __forceinline__ void compress_all_integers(uint8_t* block, bool keys, const float* factors) {
+    __device__ __forceinline__ void compress_operands(uint8_t* block, ValueOrder order, const float* factors) {
         using Geometry = IntegerGeometry<HeadDim, Bits>;
+        if (order.arrangement == Arrangement::balanced) {
+            if (order.keys)
+                compress_balanced_integers<Bits, true>(block, factors);
+            else
+                compress_balanced_integers<Bits, false>(block, factors);
+            return;
+        }
         __syncthreads();
         quantize(~0u, factors, Bits, Geometry::scale_start);
-        write_integers<HeadDim, Bits>(image(), keys, integers(), integer_stride);
+        write_integers<HeadDim, Bits>(image(), order.keys, integers(), integer_stride);
         copy_image(block, Geometry::block_bytes);
     }
 

@@ -3,8 +3,8 @@
 
 namespace mustafar::cuda {
 
-void attention_integers_f16_64(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
-                               int tile_count) {
+void attention_unstructured_integers_f16_64(const DeviceScope& scope, const AttentionParams& params,
+                                            const AttentionPlan& plan, int tile_count) {
     launch_fragment<__half, UnstructuredIntegerDecoder<64>>(scope, params, plan, tile_count);
 }
 

@@ -3,8 +3,8 @@
 
 namespace mustafar::cuda {
 
-void attention_integers_bf16_128(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
-                                 int tile_count) {
+void attention_unstructured_integers_bf16_128(const DeviceScope& scope, const AttentionParams& params,
+                                              const AttentionPlan& plan, int tile_count) {
     launch_fragment<__nv_bfloat16, UnstructuredIntegerDecoder<128>>(scope, params, plan, tile_count);
 }
 
