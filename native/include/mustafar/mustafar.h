@@ -416,8 +416,10 @@ typedef struct mustafar_attention {
                                     null: num_queries each */
     mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
     mustafar_dense output;       /* as query */
+    /* Of one dtype and head_dim; all else may differ. In fragment order, though, both are unstructured or neither, and both
+       have integers or neither. */
     mustafar_blocks keys;
-    mustafar_blocks values;   /* dtype and head_dim as those of the keys; all else may differ */
+    mustafar_blocks values;
     const float* key_factors; /* [num_slots, num_kv_heads, head_dim]; for the keys in blocks only. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
