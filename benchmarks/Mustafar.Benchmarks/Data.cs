@@ -38,6 +38,7 @@ internal static class Data
         KeySparsity = (headDim - keep.Channels) / (double)headDim,
         ValueSparsity = (headDim - keep.Channels) / (double)headDim,
         KeepMultiple = 1,
-        Balanced = keep.Balanced,
+        BalancedKeys = keep.Balanced,
+        BalancedValues = keep.Balanced,
     };
 }

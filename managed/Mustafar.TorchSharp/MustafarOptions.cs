@@ -7,20 +7,27 @@ namespace Mustafar;
 /// <remarks>
 /// The method is Mustafar (NeurIPS 2025, arXiv 2505.22913, section 3): of each token's key and value vector only the channels of
 /// largest magnitude are kept; the most recent tokens stay dense. Values prune further than keys: 0.5 for keys and 0.7 for values
-/// costs little on most models. Limits are those of the native library, which is loaded when the first window, group or balanced pattern
+/// costs little on most models. What is kept can be stored in fewer bits, with pruning or without: <see cref="MustafarPresets"/> has
+/// combinations whose bytes and quality were measured. Limits are those of the native library, which is loaded when the first window, group or balanced pattern
 /// is checked. Objects do not change, and so are safe from any thread.
 /// </remarks>
 public sealed record MustafarOptions
 {
+    // Values are stored in the type of the cache.
+    private const int NativeBits = 16;
+
     private readonly double _keySparsity = 0.7;
     private readonly double _valueSparsity = 0.7;
+    private readonly int _keyBits = NativeBits;
+    private readonly int _valueBits = NativeBits;
+    private readonly bool? _keyChannelScales;
     private readonly int _localWindow = 32;
     private readonly int _groupSize = 64;
     private readonly int _keepMultiple = 8;
     private readonly int? _slidingWindow;
     private readonly int _sinkTokens;
 
-    /// <summary>Share of each key's channels that is pruned, 0 to less than 1. Default 0.7.</summary>
+    /// <summary>Share of each key's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double KeySparsity
     {
@@ -28,12 +35,47 @@ public sealed record MustafarOptions
         init => _keySparsity = Sparsity(value);
     }
 
-    /// <summary>Share of each value's channels that is pruned, 0 to less than 1. Default 0.7.</summary>
+    /// <summary>Share of each value's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double ValueSparsity
     {
         get => _valueSparsity;
         init => _valueSparsity = Sparsity(value);
+    }
+
+    /// <summary>
+    /// Bits of each stored number of a key: 8 or 4 for integers with a scale for each token and head, or 16, the default, for numbers of
+    /// the cache's type, as they are (in a cache of Float32 they have 32 bits).
+    /// </summary>
+    /// <remarks>A token with an infinity or a NaN in any channel becomes NaN as a whole when it is stored in integers.</remarks>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not 16, 8 or 4.</exception>
+    public int KeyBits
+    {
+        get => _keyBits;
+        init => _keyBits = Bits(value);
+    }
+
+    /// <summary>Bits of each stored number of a value, as <see cref="KeyBits"/>. Default 16.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not 16, 8 or 4.</exception>
+    public int ValueBits
+    {
+        get => _valueBits;
+        init => _valueBits = Bits(value);
+    }
+
+    /// <summary>
+    /// Whether each channel of a sequence's keys has a scale of its own, by which they are divided before they become integers and the
+    /// query is multiplied. By default if <see cref="KeyBits"/> is below 8.
+    /// </summary>
+    /// <remarks>
+    /// Large models have a few key channels that are large in all tokens; 4-bit keys are useless there without such scales. They are
+    /// taken from the tokens of a sequence's first compression (<c>docs/format.md</c>), kept from then on, and cost 4 bytes for each
+    /// channel of a sequence. Keys of 16 bits have no scales.
+    /// </remarks>
+    public bool KeyChannelScales
+    {
+        get => _keyChannelScales ?? KeyBits < 8;
+        init => _keyChannelScales = value;
     }
 
     /// <summary>Number of most recent tokens that are never compressed. Default 32.</summary>
@@ -69,16 +111,17 @@ public sealed record MustafarOptions
             : throw new ArgumentOutOfRangeException(nameof(KeepMultiple), value, "Expected a positive number of channels.");
     }
 
-    /// <summary>
-    /// Whether keys and values are pruned to balanced patterns instead of each token's largest channels. Default false.
-    /// </summary>
+    /// <summary>Whether keys are pruned to a balanced pattern instead of each token's largest channels. Default false.</summary>
     /// <remarks>
     /// Of every 16 elements 5, 6, 7 or 8 are kept, at most 2 of every 4, as sparse tensor cores read them
     /// (<see cref="SparsityPattern"/>): faster on GPUs, at somewhat more loss for the same number of channels. Sparsity is 0.5 to
-    /// 0.6875 then; what prunes more is rounded to that, and what prunes less is refused. head_dim is 64, 128 or 256, and
+    /// 0.6875 then; what prunes more is rounded to that, and what prunes less, but for 0, is refused. head_dim is 64, 128 or 256, and
     /// <see cref="KeepMultiple"/> is not used. <see cref="GroupSize"/> and all else are as without.
     /// </remarks>
-    public bool Balanced { get; init; }
+    public bool BalancedKeys { get; init; }
+
+    /// <summary>Whether values are pruned to a balanced pattern, as <see cref="BalancedKeys"/>. Default false.</summary>
+    public bool BalancedValues { get; init; }
 
     /// <summary>
     /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models),
@@ -112,21 +155,38 @@ public sealed record MustafarOptions
     /// <param name="headDim">Channels of a key.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
-    public int KeysKept(int headDim) => Kept(headDim, KeySparsity);
+    public int KeysKept(int headDim) => Kept(headDim, KeySparsity, BalancedKeys);
 
     /// <summary>Channels kept of a value: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
     /// <param name="headDim">Channels of a value.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
-    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity);
+    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity, BalancedValues);
 
-    private int Kept(int headDim, double sparsity, [CallerMemberName] string name = "")
+    /// <summary>Refuses options that contradict each other.</summary>
+    /// <exception cref="ArgumentException">They do.</exception>
+    internal void Check()
+    {
+        if (KeyChannelScales && KeyBits == NativeBits)
+        {
+            throw new ArgumentException(
+                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyChannelScales)}, since only integers have scales, but got {KeyBits}.",
+                nameof(KeyChannelScales));
+        }
+    }
+
+    private int Kept(int headDim, double sparsity, bool balanced, [CallerMemberName] string name = "")
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(headDim);
+        if (sparsity == 0)
+        {
+            return headDim;
+        }
+
         // A product such as 0.29 · 100 falls just short of the whole number it stands for.
         int pruned = (int)Math.Floor((sparsity * headDim) + 1e-9);
         int kept = Math.Max(1, headDim - pruned);
-        if (Balanced)
+        if (balanced)
         {
             return BalancedKept(headDim, kept, name);
         }
@@ -148,6 +208,11 @@ public sealed record MustafarOptions
             : throw new NotSupportedException(
                 $"Balanced patterns keep at most half of the channels, but {name} would be {kept} of {headDim}.");
     }
+
+    private static int Bits(int value, [CallerMemberName] string name = "") =>
+        value is NativeBits or 8 or 4
+            ? value
+            : throw new ArgumentOutOfRangeException(name, value, "Expected 16 (numbers of the cache's type, as they are), 8 or 4.");
 
     private static double Sparsity(double value, [CallerMemberName] string name = "") =>
         value is >= 0 and < 1

@@ -40,7 +40,16 @@ struct Case {
 AttentionFootprint footprint(int64_t keep, bool waits_for_memory) {
     constexpr int64_t dense_block = 512 + 32 * 128 * 2, row_of_outputs = (128 + 8) * 4;
     const int64_t stage = (512 + 64 * keep + 16 + 127) / 128 * 128;
-    return {2 * stage, 8 * row_of_outputs, dense_block, 3072, waits_for_memory};
+    return {2 * stage, 0, 8 * row_of_outputs, dense_block, 3072, waits_for_memory, false};
+}
+
+// Likewise for integers of so many bits, all kept.
+AttentionFootprint integer_footprint(int64_t bits, bool pairs) {
+    constexpr int64_t row_of_outputs = (128 + 8) * 4;
+    const auto stage = [&](int64_t blocks) {
+        return 2 * int64_t{ring_stage_bytes(static_cast<uint32_t>(blocks * (512 * bits + 64)))};
+    };
+    return {stage(1), pairs ? stage(2) : 0, 8 * row_of_outputs, 0, 7168, true, true};
 }
 
 template <int N>
@@ -53,15 +62,19 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     const AttentionWarps* const chosen = std::find_if(
         candidates, candidates + N, [&](const AttentionWarps& candidate) { return candidate.warps == plan.warps; });
     expect(chosen != candidates + N, "there is a kernel of so many warps");
-    expect(plan.ring_depth == 1 || plan.ring_depth == 2, "the ring has one stage or two");
+    expect(plan.ring_depth >= 1 && plan.ring_depth <= (c.footprint.light ? max_ring_depth : 2),
+           "stages of the ring");
     expect(plan.ring_depth == 1 || c.footprint.waits_for_memory, "a second stage only where memory is waited for");
-    expect(plan.warp_bytes >= plan.ring_depth * c.footprint.iteration_bytes, "a warp's memory holds its ring");
+    expect(plan.span == 1 || (plan.span == 2 && c.footprint.pair_bytes != 0), "runs of two only where there are any");
+    const int64_t stage_bytes = plan.span == 1 ? c.footprint.iteration_bytes : c.footprint.pair_bytes;
+    expect(plan.warp_bytes >= plan.ring_depth * stage_bytes, "a warp's memory holds its ring");
     expect(plan.warp_bytes >= c.footprint.output_bytes, "a warp's memory holds its outputs");
     expect(plan.shared_bytes >= plan.warps * plan.warp_bytes + c.footprint.padding_bytes,
            "all warps have their memory");
     expect(plan.shared_bytes + c.footprint.fixed_bytes <= limits.shared_per_block, "the thread block fits");
     expect(plan.splits >= 1 && plan.splits <= max_splits, "1 to max_splits splits");
-    expect(plan.splits == 1 || int64_t{plan.splits - 1} * plan.warps < c.items, "no split is without items");
+    expect(plan.splits == 1 || int64_t{plan.splits - 1} * plan.warps * plan.span < c.items,
+           "no split is without items");
     expect(plan.cluster >= 1 && plan.splits % plan.cluster == 0, "clusters are whole");
     expect(plan.cluster == 1 || limits.clusters, "clusters only where there are any");
     expect(plan.splits == plan.cluster || c.tiles <= max_counted_tiles, "partial results are counted");
@@ -87,6 +100,15 @@ void check_grid() {
                         check_plan(c, single_tile_warps);
                         check_plan(c, double_tile_warps);
                     }
+    for (const Device& device : devices)
+        for (const int64_t bits : {4, 8})
+            for (const bool pairs : {false, true})
+                for (const int64_t tiles : counts)
+                    for (const int64_t items : lengths) {
+                        const Case c{device, integer_footprint(bits, pairs), tiles, items};
+                        check_plan(c, light_tile_warps);
+                        check_plan(c, double_tile_warps);
+                    }
 }
 
 // One sequence over 8 KV heads keeps most multiprocessors busy, in one wave.
@@ -100,7 +122,7 @@ void check_long_sequence() {
 }
 
 void check_too_large() {
-    const Case c{devices[1], {1 << 20, 4352, 8704, 3072, false}, 8, 1026};
+    const Case c{devices[1], {1 << 20, 0, 4352, 8704, 3072, false, false}, 8, 1026};
     const AttentionPlan plan = plan_attention(c.footprint, c.device.limits, c.tiles, c.items, single_tile_warps);
     if (plan.warps != 0) stop(c, plan, "a block that fits nowhere has no plan");
 }

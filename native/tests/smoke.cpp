@@ -288,6 +288,39 @@ void cache(const mustafar_context& context) {
     EXPECT(std::strstr(mustafar_last_error(), "slot 2 more than once") != nullptr);
 }
 
+// Three queries of a sequence whose only token is dense, in a cache that has no pages yet: there is no table to look into,
+// and only the last query sees a token.
+void queries_before_the_first_token(const mustafar_context& context) {
+    constexpr int32_t queries = 3, tail = 32;
+    std::vector<float> query(heads * queries * head_dim, 1.0f), output(query.size()), tokens = numbers(tail);
+    const int32_t lengths[] = {1}, compressed[] = {0};
+    for (const int32_t value_format : {MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_INT8}) {
+        mustafar_attention attention{};
+        attention.batch = attention.num_slots = 1;
+        attention.num_heads = attention.num_kv_heads = heads;
+        attention.num_queries = queries;
+        attention.tail_capacity = attention.max_tokens = tail;
+        attention.scale = 0.125f;
+        attention.lengths = lengths;
+        attention.compressed = compressed;
+        attention.query = dense(query, queries);
+        attention.output = dense(output, queries);
+        attention.keys.format = format(MUSTAFAR_LAYOUT_FIXED);
+        attention.keys.format.value_format = value_format;
+        attention.keys.page_blocks = attention.keys.slab_pages = 8;
+        attention.values = attention.keys;
+        attention.tail_keys = attention.tail_values = dense(tokens, tail);
+        EXPECT_OK(mustafar_attention_workspace(&context, &attention, &attention.workspace_bytes));
+        const Aligned<char> workspace(static_cast<size_t>(attention.workspace_bytes));
+        attention.workspace = workspace.get();
+        EXPECT_OK(mustafar_attention_forward(&context, &attention));
+        for (int i = 0; i < heads * queries; ++i) {
+            const float expected = i % queries == queries - 1 ? 1.0f : 0.0f;
+            EXPECT(std::abs(output[static_cast<size_t>(i * head_dim)] - expected) < 1e-5f);
+        }
+    }
+}
+
 }  // namespace
 
 // Graphs are CUDA's: the CPU refuses them, and nobody takes null.
@@ -320,6 +353,7 @@ int main() {
             const mustafar_context context{MUSTAFAR_DEVICE_CPU, 0, threads, variant, nullptr};
             tensors(context);
             sizes(context);
+            queries_before_the_first_token(context);
             for (int life = 0; life < 50; ++life) cache(context);
         }
     }

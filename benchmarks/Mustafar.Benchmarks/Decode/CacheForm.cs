@@ -15,15 +15,15 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
         return one.Usage.ReservedBytes;
     }
 
-    /// <summary>A cache with room for the sequences and the context of each, all but some tokens of which are there.</summary>
-    internal (ModelKeyValueCache Cache, int[] Sequences) Filled(LlamaForCausalLM model, int batch, int context, int missing)
+    /// <summary>Sequences with room for the context of each, all but some tokens of which are there.</summary>
+    internal ModelCache Filled(LlamaForCausalLM model, int batch, int context, int missing)
     {
-        ModelKeyValueCache cache = Make(model, batch, context);
+        ModelCache filled = new(Make(model, batch, context), batch);
         try
         {
             using IDisposable mode = inference_mode();
-            int[] sequences = [.. Enumerable.Range(0, batch).Select(_ => cache.AddSequence())];
-            foreach (int sequence in sequences)
+            ModelKeyValueCache cache = filled.Cache;
+            foreach (int sequence in filled.Sequences)
             {
                 using CacheStep step = cache.BeginStep([sequence], context - missing);
                 for (int layer = 0; layer < cache.NumLayers; layer++)
@@ -36,11 +36,11 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
                 step.Commit();
             }
 
-            return (cache, sequences);
+            return filled;
         }
         catch
         {
-            cache.Dispose();
+            filled.Dispose();
             throw;
         }
     }

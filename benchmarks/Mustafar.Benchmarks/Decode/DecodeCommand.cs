@@ -12,7 +12,7 @@ internal static class DecodeCommand
         ModelSizeOptions sizes = new(layers: 32, vocab: 128_256);
         Option<int[]> batches = ModelSizeOptions.Sizes("--batch", "Numbers of sequences.", [1, 8, 32, 64]);
         Option<int[]> contexts = ModelSizeOptions.Sizes("--context", "Tokens of each sequence.", [2048, 8192, 32768]);
-        Option<bool> largest = new("--largest") { Description = "Measure the largest number of sequences that fits into the device's memory, too." };
+        Option<bool> largest = new("--largest") { Description = "Measure the largest number of sequences that fits into the device's memory, too, and compare it with the largest dense one." };
         Option<int> steps = ModelSizeOptions.Size("--steps", "Steps of each figure.", 30);
         Option<bool> eager = new("--eager") { Description = "Run steps as they are, without CUDA graphs." };
         Option<ScalarType> dtype = new("--dtype") { Description = "float32, float16 or bfloat16.", DefaultValueFactory = _ => ScalarType.BFloat16 };
@@ -28,7 +28,7 @@ internal static class DecodeCommand
                 return 1;
             }
 
-            int added = 2 * (DecodeBenchmark.WarmUp + parsed.GetRequiredValue(steps));
+            int added = Math.Max(2 * (StepMeasurement.WarmUp + parsed.GetRequiredValue(steps)), StepMeasurement.ManyTokens);
             if (parsed.GetRequiredValue(contexts).Min() <= added)
             {
                 Console.Error.WriteLine($"Expected --context of more than {added} tokens, those that the steps add, but got {parsed.GetRequiredValue(contexts).Min()}.");

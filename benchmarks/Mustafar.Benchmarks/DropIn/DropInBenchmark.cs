@@ -27,7 +27,7 @@ internal static class DropInBenchmark
         using var noGrad = no_grad();
         manual_seed(0);
         zeros(1).cpu().Dispose(); // what a device needs by itself is there from now on
-        long baseline = UsedMemory(settings, peak: false);
+        long baseline = DeviceMemory.Used(settings.Device);
         using LlamaForCausalLM model = new(
             settings.Sizes.Heads, settings.Sizes.KvHeads, dtype: settings.DType,
             sizes: new ModelSizes(
@@ -168,7 +168,7 @@ internal static class DropInBenchmark
             times[i] = Stopwatch.GetElapsedTime(begin).TotalMilliseconds;
             if (i == 0)
             {
-                peak = (UsedMemory(settings, peak: true) - before) / 1048576.0;
+                peak = (DeviceMemory.Peak(settings.Device) - before) / 1048576.0;
                 cached = attachment.Memory.TotalBytes / 1048576.0;
             }
 
@@ -177,18 +177,6 @@ internal static class DropInBenchmark
 
         report.Add(settings.Prompt, $"keep {settings.Keep}, linear", times[0], times[1], peak, cached, peak - cached);
         report.Write(settings.Output);
-    }
-
-    // Bytes of the device that are in use by this process or kept by torch; of the CPU those of the process, now or at most.
-    private static long UsedMemory(DropInSettings settings, bool peak)
-    {
-        if (settings.Device.type == DeviceType.CUDA)
-        {
-            return -CudaRuntime.FreeMemory(Math.Max(0, settings.Device.index));
-        }
-
-        using Process process = Process.GetCurrentProcess();
-        return peak ? process.PeakWorkingSet64 : process.WorkingSet64;
     }
 
     private static Tensor Ids(DropInSettings settings, int batch, int tokens) =>

@@ -17,15 +17,29 @@ internal sealed class CommonOptions
         "--attention", "Whether attention reads a pruned and compressed cache, or a dense one.", "mustafar", "dense");
 
     private readonly Option<double> _keySparsity = CommandOption.Number(
-        "--key-sparsity", "Share of each key's channels that is pruned.", "0..1", new MustafarOptions().KeySparsity);
+        "--key-sparsity", "Share of each key's channels that is pruned; 0 keeps everything.", "0..1", new MustafarOptions().KeySparsity);
 
     private readonly Option<double> _valueSparsity = CommandOption.Number(
-        "--value-sparsity", "Share of each value's channels that is pruned.", "0..1", new MustafarOptions().ValueSparsity);
+        "--value-sparsity", "Share of each value's channels that is pruned; 0 keeps everything.", "0..1", new MustafarOptions().ValueSparsity);
 
-    private readonly Option<bool> _balanced = new("--balanced")
+    private readonly Option<bool> _balancedKeys = new("--balanced-keys")
     {
-        Description = "Prune to balanced patterns (at most 2 of 4 channels), which sparse tensor cores read.",
+        Description = "Prune keys to a balanced pattern (at most 2 of 4 channels), which sparse tensor cores read.",
     };
+
+    private readonly Option<bool> _balancedValues = new("--balanced-values")
+    {
+        Description = "Prune values to a balanced pattern.",
+    };
+
+    private readonly Option<int> _keyBits = CommandOption.Number(
+        "--key-bits", "Bits of each stored number of a key: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().KeyBits);
+
+    private readonly Option<int> _valueBits = CommandOption.Number(
+        "--value-bits", "Bits of each stored number of a value: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().ValueBits);
+
+    private readonly Option<string> _keyChannelScales = CommandOption.Choice(
+        "--key-channel-scales", "Whether channels of 8- or 4-bit keys have scales of their own; auto: those of 4 bits.", "auto", "yes", "no");
 
     private readonly Option<int> _localWindow = CommandOption.Number(
         "--local-window", "Latest tokens that always stay dense.", "TOKENS", new MustafarOptions().LocalWindow);
@@ -62,7 +76,7 @@ internal sealed class CommonOptions
     {
         foreach (Option option in (Option[])
         [
-            _model, _attention, _keySparsity, _valueSparsity, _balanced, _localWindow, _sinks, _groupSize, _device, _dtype, _addBos, _addEos,
+            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keyBits, _valueBits, _keyChannelScales, _localWindow, _sinks, _groupSize, _device, _dtype, _addBos, _addEos,
             _threads, _json,
         ])
         {
@@ -108,21 +122,36 @@ internal sealed class CommonOptions
             new TextFrame(YesOrNo(result.GetRequiredValue(_addBos)), YesOrNo(result.GetRequiredValue(_addEos))),
             threads);
 
-        static bool? YesOrNo(string word) => word == "auto" ? null : word == "yes";
     }
 
-    private MustafarOptions ReadCacheOptions(ParseResult result) => CommandOption.Made(
+    private static bool? YesOrNo(string word) => word == "auto" ? null : word == "yes";
+
+    private MustafarOptions ReadCacheOptions(ParseResult result)
+    {
+        MustafarOptions options = CacheOptions(result);
+        bool? scales = YesOrNo(result.GetRequiredValue(_keyChannelScales));
+        return scales is true && options.KeyBits == 16
+            ? throw new CommandException($"{_keyChannelScales.Name}: expected {_keyBits.Name} 8 or 4 with yes, since only integers have scales, but got 16.")
+            : scales is bool given ? options with { KeyChannelScales = given } : options;
+    }
+
+    private MustafarOptions CacheOptions(ParseResult result) => CommandOption.Made(
         () => new MustafarOptions
         {
             KeySparsity = result.GetValue(_keySparsity),
             ValueSparsity = result.GetValue(_valueSparsity),
-            Balanced = result.GetValue(_balanced),
+            BalancedKeys = result.GetValue(_balancedKeys),
+            BalancedValues = result.GetValue(_balancedValues),
+            KeyBits = result.GetValue(_keyBits),
+            ValueBits = result.GetValue(_valueBits),
             LocalWindow = result.GetValue(_localWindow),
             SinkTokens = result.GetValue(_sinks),
             GroupSize = result.GetValue(_groupSize),
         },
         (nameof(MustafarOptions.KeySparsity), _keySparsity),
         (nameof(MustafarOptions.ValueSparsity), _valueSparsity),
+        (nameof(MustafarOptions.KeyBits), _keyBits),
+        (nameof(MustafarOptions.ValueBits), _valueBits),
         (nameof(MustafarOptions.LocalWindow), _localWindow),
         (nameof(MustafarOptions.SinkTokens), _sinks),
         (nameof(MustafarOptions.GroupSize), _groupSize));

@@ -4,7 +4,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>What a run was made with. A sparsity is the share of a head's channels that was pruned in fact.</summary>
+/// <summary>What a run was made with. A sparsity is the share of a head's channels that was pruned in fact,
+/// bits are those of a stored number.</summary>
 internal sealed record RunReport(
     string Model,
     string Attention,
@@ -13,7 +14,11 @@ internal sealed record RunReport(
     int KeysKept,
     int ValuesKept,
     int HeadDim,
-    bool Balanced,
+    bool BalancedKeys,
+    bool BalancedValues,
+    int KeyBits,
+    int ValueBits,
+    bool KeyChannelScales,
     int? LocalWindow,
     int? Sinks,
     int? GroupSize,
@@ -31,6 +36,7 @@ internal sealed record RunReport(
         int headDim = session.Model.Config.HeadDim;
         int keysKept = options?.KeysKept(headDim) ?? headDim;
         int valuesKept = options?.ValuesKept(headDim) ?? headDim;
+        int native = session.Model.DType == ScalarType.Float32 ? 32 : 16;
         return new RunReport(
             session.Settings.Model,
             attention == AttentionKind.Mustafar ? "mustafar" : "dense",
@@ -39,7 +45,11 @@ internal sealed record RunReport(
             keysKept,
             valuesKept,
             headDim,
-            options?.Balanced ?? false,
+            options?.BalancedKeys ?? false,
+            options?.BalancedValues ?? false,
+            options is { KeyBits: < 16 } ? options.KeyBits : native,
+            options is { ValueBits: < 16 } ? options.ValueBits : native,
+            options?.KeyChannelScales ?? false,
             options?.LocalWindow,
             options?.SinkTokens,
             options?.GroupSize,
@@ -56,9 +66,10 @@ internal sealed record RunReport(
     /// <summary>The sparsity in words.</summary>
     public string DescribeSparsity() => string.Create(
         CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept)")
-        + (Balanced ? ", balanced" : "")
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(BalancedValues, ValueBits)})")
         + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
+
+    private static string Stored(bool balanced, int bits) => (balanced ? ", balanced" : "") + (bits < 16 ? $", {bits} bits" : "");
 }
 
 /// <summary>What a cache occupies, in bytes.</summary>

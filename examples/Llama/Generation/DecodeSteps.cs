@@ -34,7 +34,7 @@ public sealed class DecodeSteps : IDisposable
         _unused = model.Config.UnusedTokenIds.Count == 0
             ? null
             : tensor(model.Config.UnusedTokenIds.Select(id => (long)id).ToArray(), device: model.Device).DetachFromDisposeScope();
-        _graph = new DecodeGraph(cache, Step, capture);
+        _graph = new DecodeGraph(cache, Step, capture, model);
     }
 
     /// <summary>Int64 [batch]: each sequence's last token before a step and, if tokens are chosen, its next one afterwards.</summary>
@@ -52,6 +52,7 @@ public sealed class DecodeSteps : IDisposable
     /// <summary>Adds <see cref="Tokens"/> to sequences.</summary>
     /// <param name="sequences">Their numbers in the cache.</param>
     /// <param name="counts">For each 1, or 0 for one that is left out; all 1 if empty.</param>
+    /// <exception cref="MovedWeightsException">Steps were captured, and the model's weights have moved since.</exception>
     public void Run(ReadOnlySpan<int> sequences, ReadOnlySpan<int> counts = default)
     {
         using IDisposable noGrad = no_grad();

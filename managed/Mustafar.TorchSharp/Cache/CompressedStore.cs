@@ -9,6 +9,7 @@ internal sealed class CompressedStore : IDisposable
 {
     private readonly StepWorkspace _workspace;
     private readonly int? _maxLength;
+    private readonly long _scaleBytes; // of one slot in all layers
     private readonly List<LayerStorage> _layers = [];
 
     /// <summary>Makes a store without sequences.</summary>
@@ -28,8 +29,10 @@ internal sealed class CompressedStore : IDisposable
         (Shape, Options, _maxLength) = (shape, options, limits.MaxLength);
         SequenceRules rules = SequenceRules.Of(options);
         LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
+        Array.ForEach(formats, format => format.CheckServed(shape));
         int slots = limits.MaxSequences ?? 1;
-        SlotBytes = options.Count * LayerStorage.SlotBytes(shape, rules);
+        _scaleBytes = formats.Sum(format => format.KeyScaleBytes);
+        SlotBytes = (options.Count * LayerStorage.SlotBytes(shape, rules)) + _scaleBytes;
         PagePool pool = family?.Table.Pool.AddOwner() ?? new PagePool(
             shape.NumKvHeads,
             [.. formats.Select(format => format.HeadBytes)],
@@ -73,7 +76,7 @@ internal sealed class CompressedStore : IDisposable
     /// <summary>The step that is on.</summary>
     internal StepPlan Plan { get; private set; }
 
-    /// <summary>Bytes of the windows and sinks of one slot in all layers.</summary>
+    /// <summary>Bytes of the windows, sinks and channel scales of one slot in all layers.</summary>
     internal long SlotBytes { get; }
 
     /// <summary>What it occupies. Those that share pages count an equal part of them each.</summary>
@@ -83,8 +86,8 @@ internal sealed class CompressedStore : IDisposable
         {
             long tokens = Table.InUse.Sum(sequence => (long)sequence.Tokens) * _layers.Count;
             return new KeyValueCacheMemory(
-                CompressedBytes: Table.Pool.BytesOfOwner + Table.Bytes,
-                WindowBytes: Table.Slots * SlotBytes,
+                CompressedBytes: Table.Pool.BytesOfOwner + Table.Bytes + (Table.Slots * _scaleBytes),
+                WindowBytes: Table.Slots * (SlotBytes - _scaleBytes),
                 DenseBytes: tokens * Shape.TokenBytes,
                 Fp16Bytes: tokens * 2 * Shape.NumKvHeads * Shape.HeadDim * 2);
         }

@@ -1,7 +1,7 @@
 namespace Mustafar;
 
 /// <summary>What a <see cref="KeyValueCache"/> occupies, in bytes, and what the same tokens would occupy dense.</summary>
-/// <param name="CompressedBytes">Pages of compressed tokens: bitmaps, packed values, offsets, and the unused rest of the last page.</param>
+/// <param name="CompressedBytes">Pages of compressed tokens: bitmaps, packed values, scales, offsets, and the unused rest of the last page.</param>
 /// <param name="WindowBytes">Storage of tokens that are held dense, with its reserve for tokens to come.</param>
 /// <param name="DenseBytes">Keys and values of the cached tokens in the cache's data type, with no reserve.</param>
 /// <param name="Fp16Bytes">Keys and values of the cached tokens at two bytes per element, with no reserve.</param>

@@ -7,7 +7,7 @@ namespace Mustafar;
 /// <param name="window">How many of the last tokens the cache shows to a query; what a mask says of older ones is of no account.</param>
 internal sealed class AttentionMask(int? window)
 {
-    private const long BlockElements = 32 << 20;
+    private const long BlockElements = 8 << 20; // one byte each in several temporaries
 
     private static readonly Scalar Hidden = -1e4;
 

@@ -29,9 +29,20 @@ internal static unsafe partial class TensorAccess
         _ => throw new NotSupportedException($"Mustafar runs on the CPU and on CUDA devices, not on {device}."),
     };
 
-    /// <summary>The order in which a device's kernels read keys or values.</summary>
-    internal static Order OrderFor(torch.Device device, bool keys) =>
-        device.type == DeviceType.CPU ? Order.Plain : keys ? Order.KeyFragment : Order.ValueFragment;
+    /// <summary>The order in which a device's kernels read keys or values. Formats that have no such order are in plain order.</summary>
+    internal static Order OrderFor(torch.Device device, bool keys) => device.type == DeviceType.CPU
+        ? keys ? Order.KeyQuads : Order.ValueQuads
+        : keys ? Order.KeyFragment : Order.ValueFragment;
+
+    /// <summary>How values of so many bits are stored.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">There are none of so many bits.</exception>
+    internal static ValueFormat ValueFormatOf(int bits) => bits switch
+    {
+        16 => ValueFormat.Native,
+        8 => ValueFormat.Int8,
+        4 => ValueFormat.Int4,
+        _ => throw new ArgumentOutOfRangeException(nameof(bits), bits, "Expected 16 bits (numbers as they are), 8 or 4."),
+    };
 
     /// <summary>The device with its index, if it came without one.</summary>
     internal static torch.Device Resolve(torch.Device device)

@@ -20,17 +20,19 @@ public sealed unsafe class BitmapTensor : IDisposable
     private readonly BackendArray<int> _pages;
     private readonly BackendArray<uint>? _offsets;
     private readonly NativeFormat _format;
+    private readonly Tensor? _channelScales; // Float32 [batch, num_kv_heads, head_dim]
     private readonly long _bytes; // of the storage
     private readonly long _headBytes; // a sequence's blocks of one head, if all are of one size
     private int _users; // calls that read the storage
     private int _disposed;
 
-    private BitmapTensor(long[] shape, ScalarType dtype, torch.Device device, NativeFormat format, BackendArray<uint>? offsets, long bytes)
+    private BitmapTensor(
+        Tensor source, NativeFormat format, int bits, Tensor? channelScales, BackendArray<uint>? offsets, long bytes)
     {
+        long[] shape = source.shape;
         (BatchSize, NumKvHeads, HeadDim) = ((int)shape[0], (int)shape[1], (int)shape[3]);
         Tokens = shape[2];
-        DType = dtype;
-        Device = device;
+        (DType, Device, Bits) = (source.dtype, source.device, bits);
         _format = format;
         _offsets = offsets;
         _bytes = bytes;
@@ -38,14 +40,17 @@ public sealed unsafe class BitmapTensor : IDisposable
         Keep = offsets is null ? format.Keep : null;
         using (inference_mode(false))
         {
-            _storage = empty([bytes], dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
+            _storage = empty([bytes], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
+            _channelScales = channelScales is null
+                ? null
+                : empty(channelScales.shape, dtype: ScalarType.Float32, device: Device).copy_(channelScales).DetachFromDisposeScope();
         }
 
         // With a fixed number of values each sequence has a page of its own; with offsets all share one.
-        _slab = new BackendArray<nint>(1, device);
+        _slab = new BackendArray<nint>(1, Device);
         _slab.Span[0] = (nint)TensorAccess.Pointer(_storage);
         _slab.Upload();
-        _pages = new BackendArray<int>(BatchSize, device);
+        _pages = new BackendArray<int>(BatchSize, Device);
         for (int b = 0; b < BatchSize; b++)
         {
             _pages.Span[b] = offsets is null ? b : 0;
@@ -69,14 +74,20 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Channels kept of each row (balanced values: on average); null if a mask chose them.</summary>
     public int? Keep { get; }
 
-    /// <summary>Type of the values.</summary>
+    /// <summary>Bits of a stored value: 8 or 4 for integers with a scale for each row, 16 for values of <see cref="DType"/>.</summary>
+    public int Bits { get; }
+
+    /// <summary>Whether channels have scales of their own, as those of keys may.</summary>
+    public bool HasChannelScales => _channelScales is not null;
+
+    /// <summary>Type of the dense form.</summary>
     public ScalarType DType { get; }
 
     /// <summary>Where the tensor lives.</summary>
     public torch.Device Device { get; }
 
     /// <summary>Bytes of the compressed form.</summary>
-    public long Bytes => _bytes + (_offsets?.Bytes ?? 0);
+    public long Bytes => _bytes + (_offsets?.Bytes ?? 0) + ((_channelScales?.numel() ?? 0) * sizeof(float));
 
     /// <summary>Bytes of the dense form.</summary>
     public long DenseBytes => (long)BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
@@ -86,29 +97,39 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
     /// larger than any number.</param>
     /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
-    /// for head_dim 64, 128 and 256.</param>
-    /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
-    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
+    /// for head_dim 64, 128 and 256. <see cref="SparsityPattern.All"/> keeps head_dim channels.</param>
+    /// <param name="bits">Bits of a stored value: 16 for values as they are, 8 or 4 for integers with a Float16 scale for each row. A row
+    /// with an infinity or a NaN becomes NaN as a whole then.</param>
+    /// <param name="channelScales">Positive numbers by which the channels of keys are divided before they become integers, Float32
+    /// [batch, num_kv_heads, head_dim], such as <see cref="MustafarOps.KeyChannelScales"/>; null for none.</param>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or values of 16 bits are to have channel scales.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> or <paramref name="bits"/> is out of range.</exception>
     /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
     /// served.</exception>
-    public static BitmapTensor Compress(Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured)
+    public static BitmapTensor Compress(
+        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep, pattern);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep, pattern, bits);
+        CheckScales(tensor, channelScales, bits);
         long[] shape = tensor.shape;
         long bytes;
         NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));
         bytes = checked((shape[0] * shape[1] * Blocks(shape[2]) * bytes) + NativeConstants.PagePadding);
-        return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets: null, bytes), tensor, bitmap: null);
+        return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets: null, bytes), tensor, bitmap: null);
     }
 
     /// <summary>Compresses the channels that a mask chooses, any number in each row.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
     /// <param name="mask">Bool, of the same shape and device; true where a channel is kept.</param>
-    /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
+    /// <param name="bits">Bits of a stored value, as of <see cref="Compress"/>.</param>
+    /// <param name="channelScales">Scales of keys' channels, as of <see cref="Compress"/>.</param>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or values of 16 bits are to have channel scales.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="bits"/> is out of range.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
-    public static BitmapTensor CompressMasked(Tensor tensor, Tensor mask)
+    public static BitmapTensor CompressMasked(Tensor tensor, Tensor mask, int bits = 16, Tensor? channelScales = null)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep: null);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep: null, bits: bits);
+        CheckScales(tensor, channelScales, bits);
         long[] shape = tensor.shape;
         TensorAccess.Validate(mask, nameof(mask), ScalarType.Bool, tensor.device, shape);
         using Tensor bitmap = MustafarOps.PackMask(mask);
@@ -124,7 +145,7 @@ public sealed unsafe class BitmapTensor : IDisposable
 
         NativeCall.Check(status);
         bytes.Download();
-        return Filled(new BitmapTensor(shape, tensor.dtype, tensor.device, format, offsets, bytes.Span[0]), tensor, bitmap);
+        return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets, bytes.Span[0]), tensor, bitmap);
     }
 
     /// <summary>The dense tensor [batch, num_kv_heads, tokens, head_dim], zero where a channel was pruned.</summary>
@@ -138,7 +159,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         NativeContext context = TensorAccess.Context(Device);
         NativeBlocks blocks = Native;
         NativeDense destination = TensorAccess.Dense(dense);
-        NativeCall.Check(NativeMethods.Decompress(&context, BatchSize, NumKvHeads, 0, Tokens, &blocks, null, &destination));
+        NativeCall.Check(NativeMethods.Decompress(&context, BatchSize, NumKvHeads, 0, Tokens, &blocks, ChannelScales, &destination));
         return dense.MoveToOuterDisposeScope();
     }
 
@@ -156,7 +177,10 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <returns>[batch, num_heads, queries, head_dim] in this tensor's type.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
     /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
-    public Tensor ValueSum(Tensor weights, double scale = 1) => Multiply(weights, nameof(weights), asKeys: false, scale);
+    /// <exception cref="InvalidOperationException">The tensor has channel scales, which only keys have.</exception>
+    public Tensor ValueSum(Tensor weights, double scale = 1) => HasChannelScales
+        ? throw new InvalidOperationException("Expected values without channel scales, but this tensor was compressed as keys with some.")
+        : Multiply(weights, nameof(weights), asKeys: false, scale);
 
     /// <summary>Frees the storage.</summary>
     public void Dispose()
@@ -173,8 +197,12 @@ public sealed unsafe class BitmapTensor : IDisposable
             _slab.Dispose();
             _pages.Dispose();
             _offsets?.Dispose();
+            _channelScales?.Dispose();
         }
     }
+
+    /// <summary>Where the channel scales are, null if there are none; valid during a <see cref="Use"/>.</summary>
+    internal float* ChannelScales => _channelScales is null ? null : (float*)TensorAccess.Pointer(_channelScales);
 
     /// <summary>The storage as the native library sees it; valid during a <see cref="Use"/>.</summary>
     internal NativeBlocks Native
@@ -211,7 +239,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         NativeDense dense = TensorAccess.Dense(rows);
         int status = NativeMethods.Compress(
             &context, target.BatchSize, target.NumKvHeads, target.Tokens, &dense,
-            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), null, &blocks);
+            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), target.ChannelScales, &blocks);
         GC.KeepAlive(rows);
         GC.KeepAlive(bitmap);
         if (status != (int)Status.Ok)
@@ -221,6 +249,22 @@ public sealed unsafe class BitmapTensor : IDisposable
 
         NativeCall.Check(status);
         return target;
+    }
+
+    private static void CheckScales(Tensor tensor, Tensor? channelScales, int bits)
+    {
+        if (channelScales is null)
+        {
+            return;
+        }
+
+        if (bits == 16)
+        {
+            throw new ArgumentException("Expected no channel scales for values of 16 bits, since only integers have scales.", nameof(channelScales));
+        }
+
+        long[] shape = tensor.shape;
+        TensorAccess.Validate(channelScales, nameof(channelScales), ScalarType.Float32, tensor.device, shape[0], shape[1], shape[3]);
     }
 
     private void ValidateHeads(Tensor tensor, string name)
@@ -265,6 +309,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         Dense = TensorAccess.Dense(dense),
         Weights = TensorAccess.Dense(weights),
         Scale = (float)scale,
+        KeyFactors = ChannelScales,
     };
 
     /// <summary>A call that reads the storage, which is neither freed nor collected for as long as it lives.</summary>

@@ -52,6 +52,30 @@ public static unsafe partial class MustafarOps
     }
 
     /// <summary>
+    /// The channel scales of keys: each channel's largest magnitude over all tokens, relative to the mean of these. (docs/format.md)
+    /// </summary>
+    /// <param name="keys">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
+    /// <returns>Float32 [batch, num_kv_heads, head_dim], 2^-10 to 2^10; 1 for a channel that is zero in all tokens, or infinite or NaN in
+    /// one.</returns>
+    /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    public static Tensor KeyChannelScales(Tensor keys)
+    {
+        TensorAccess.Validate(keys, nameof(keys));
+        long[] shape = keys.shape;
+        using DisposeScope scope = NewDisposeScope();
+        Tensor rows = TensorAccess.WithContiguousRows(keys);
+        Tensor scales = empty([shape[0], shape[1], shape[3]], dtype: ScalarType.Float32, device: keys.device);
+        NativeContext context = TensorAccess.Context(keys.device);
+        NativeDense source = TensorAccess.Dense(rows);
+        NativeCall.Check(NativeMethods.KeyFactors(
+            &context, (int)TensorAccess.DTypeOf(keys.dtype), checked((int)shape[3]), (int)shape[0], (int)shape[1], shape[2], &source,
+            (float*)TensorAccess.Pointer(scales)));
+        GC.KeepAlive(rows);
+        return scales.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>
     /// Attention over compressed keys and values: softmax(scale · Q Kᵀ) V in one pass, with f32 accumulation.
     /// </summary>
     /// <param name="query">[batch, num_heads, queries, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads). The
@@ -74,6 +98,11 @@ public static unsafe partial class MustafarOps
         {
             throw new ArgumentException(
                 $"Expected values like the keys, {Describe(keys)}, but got {Describe(values)}.", nameof(values));
+        }
+
+        if (values.HasChannelScales)
+        {
+            throw new ArgumentException("Expected values without channel scales, which only keys have.", nameof(values));
         }
 
         long[] shape = query.shape;
@@ -123,6 +152,7 @@ public static unsafe partial class MustafarOps
             Output = TensorAccess.Dense(output),
             Keys = keys.Native,
             Values = values.Native,
+            KeyFactors = keys.ChannelScales,
         };
         long bytes;
         NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
@@ -138,7 +168,7 @@ public static unsafe partial class MustafarOps
 
     /// <summary>The format of a tensor that is to be compressed; checks the tensor, and keep unless it is null (a mask chooses).</summary>
     internal static NativeFormat Format(
-        Tensor tensor, string name, int? keep, SparsityPattern pattern = SparsityPattern.Unstructured)
+        Tensor tensor, string name, int? keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16)
     {
         TensorAccess.Validate(tensor, name);
         long headDim = tensor.shape[3];
@@ -152,10 +182,17 @@ public static unsafe partial class MustafarOps
             throw new ArgumentOutOfRangeException(nameof(pattern), pattern, "Expected a SparsityPattern.");
         }
 
+        if (pattern == SparsityPattern.All && keep != headDim)
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(keep), keep, $"Expected {headDim} channels, the head_dim of {name}, since the pattern keeps all.");
+        }
+
         return new NativeFormat
         {
             HeadDim = (int)headDim,
             DType = (int)TensorAccess.DTypeOf(tensor.dtype),
+            ValueFormat = (int)TensorAccess.ValueFormatOf(bits),
             Pattern = (int)pattern,
             Layout = (int)(keep is null ? Layout.Offsets : Layout.Fixed),
             Keep = keep ?? 0,

@@ -17,4 +17,7 @@ public enum SparsityPattern
     /// may have different numbers of channels; every 4 tokens together have their share.
     /// </summary>
     BalancedValues = 2,
+
+    /// <summary>All of them: what is saved is saved by fewer bits.</summary>
+    All = 3,
 }

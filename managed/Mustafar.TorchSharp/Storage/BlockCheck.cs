@@ -1,21 +1,79 @@
 using System.Numerics;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Mustafar.Native;
 
 namespace Mustafar;
 
-/// <summary>Whether the bitmap of a block in plain order is one that its format can have: what decoding it relies on.</summary>
+/// <summary>Whether a block in plain order is one that its format can have: what decoding it relies on.</summary>
 internal static class BlockCheck
 {
     private const int PieceBits = sizeof(ushort) * 8; // channels of a unit's piece of a row
     private const ulong KeyUnit = 0x1111_1111_1111_1111; // of four pieces, one for each element of a group
     private const ulong ValueUnit = 0x000F_000F_000F_000F;
+    private const byte LeastInt8 = 0x80; // -128, which no number becomes
+    private const int NegativeZero = 8; // of 4 bits, likewise
 
-    /// <summary>Whether each row, or each unit of a balanced pattern, has as many channels as it keeps.</summary>
+    /// <summary>Whether each row, or each unit of a balanced pattern, has as many channels as it keeps, and integers and scales are such
+    /// as quantisation makes.</summary>
     internal static bool IsValid(ReadOnlySpan<byte> block, in NativeFormat format)
     {
+        bool keepsAll = format.Pattern == (int)SparsityPattern.All;
+        int bitmapBytes = keepsAll ? 0 : NativeConstants.BlockTokens * ((format.HeadDim + 31) / 32) * sizeof(uint);
+        return (keepsAll || HasBitmap(block[..bitmapBytes], format)) && HasNumbers(block[bitmapBytes..], (ValueFormat)format.ValueFormat);
+    }
+
+    /// <summary>Whether numbers can be channel scales of keys.</summary>
+    internal static bool AreChannelScales(ReadOnlySpan<float> scales)
+    {
+        foreach (float scale in scales)
+        {
+            if (!(scale is >= 1 / 1024f and <= 1024f && (float)(Half)scale == scale))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    // Values and scales.
+    private static bool HasNumbers(ReadOnlySpan<byte> numbers, ValueFormat format)
+    {
+        if (format == ValueFormat.Native)
+        {
+            return true;
+        }
+
+        int scaleBytes = NativeConstants.BlockTokens * Unsafe.SizeOf<Half>();
+        foreach (Half scale in MemoryMarshal.Cast<byte, Half>(numbers[^scaleBytes..]))
+        {
+            if (Half.IsNegative(scale) || Half.IsInfinity(scale))
+            {
+                return false;
+            }
+        }
+
+        ReadOnlySpan<byte> values = numbers[..^scaleBytes];
+        return format == ValueFormat.Int8 ? !values.Contains(LeastInt8) : !HasNegativeZero(values);
+    }
+
+    private static bool HasNegativeZero(ReadOnlySpan<byte> nibbles)
+    {
+        foreach (byte pair in nibbles)
+        {
+            if ((pair & 0xF) == NegativeZero || pair >> 4 == NegativeZero)
+            {
+                return true;
+            }
+        }
+
+        return false;
+    }
+
+    private static bool HasBitmap(ReadOnlySpan<byte> bitmap, in NativeFormat format)
+    {
         int rowBytes = (format.HeadDim + 31) / 32 * sizeof(uint);
-        ReadOnlySpan<byte> bitmap = block[..(NativeConstants.BlockTokens * rowBytes)];
         return (Pattern)format.Pattern switch
         {
             Pattern.BalancedKeys => HasBalancedKeys(bitmap, rowBytes, format),

@@ -6,20 +6,25 @@ namespace Mustafar;
 /// <summary>Names and metadata of files that hold caches; docs/format.md describes them.</summary>
 internal static class CacheFileFormat
 {
-    internal const int Version = 1;
+    /// <summary>The version that is written.</summary>
+    internal const int Version = 2;
+
+    /// <summary>The version before there were integers: everything is pruned, and blocks that keep all channels have bitmaps.</summary>
+    internal const int FirstVersion = 1;
+
     internal const string VersionKey = Prefix + "format_version";
     internal const string FingerprintKey = Prefix + "fingerprint";
     internal const string UserPrefix = "user.";
 
     private const string Prefix = "mustafar.";
 
-    /// <summary>What a file says of caches, in order; the checksum and the caller's metadata apart.</summary>
-    internal static List<KeyValuePair<string, string>> Describe(IReadOnlyList<StoredLayer> layers, string fingerprint)
+    /// <summary>What a file of some version says of caches, in order; the checksum and the caller's metadata apart.</summary>
+    internal static List<KeyValuePair<string, string>> Describe(int version, IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
         StoredLayer first = layers[0];
         List<KeyValuePair<string, string>> metadata =
         [
-            new(VersionKey, Text(Version)),
+            new(VersionKey, Text(version)),
             new(FingerprintKey, fingerprint),
             new(Prefix + "layers", Text(layers.Count)),
             new(Prefix + "batch", Text(first.BatchSize)),
@@ -28,15 +33,15 @@ internal static class CacheFileFormat
             new(Prefix + "dtype", SafetensorsTypes.Of(first.Shape.DType).Name),
         ];
         metadata.AddRange(layers.Select((layer, i) =>
-            new KeyValuePair<string, string>($"{Prefix}options.{Text(i)}", Describe(layer.Options, layer.Shape.HeadDim))));
+            new KeyValuePair<string, string>($"{Prefix}options.{Text(i)}", Describe(version, layer.Options, layer.Shape.HeadDim))));
         return metadata;
     }
 
     /// <summary>The name of a layer's tensor.</summary>
     internal static string TensorName(int layer, string part) => $"layers.{Text(layer)}.{part}";
 
-    /// <summary>The tensors of a layer, in order.</summary>
-    internal static IEnumerable<CacheFileTensor> Tensors(StoredLayer stored, int layer, long pages, long indices)
+    /// <summary>The tensors of a layer in a file of some version, in order.</summary>
+    internal static IEnumerable<CacheFileTensor> Tensors(int version, StoredLayer stored, int layer, long pages, long indices)
     {
         long[] sequences = [stored.BatchSize];
         yield return new(Name("lengths"), ScalarType.Int32, sequences);
@@ -44,8 +49,8 @@ internal static class CacheFileFormat
         yield return new(Name("released_pages"), ScalarType.Int32, sequences);
         yield return new(Name("sink_counts"), ScalarType.Int32, sequences);
         yield return new(Name("page_indices"), ScalarType.Int32, [indices]);
-        yield return new(Name("key_pages"), ScalarType.Byte, stored.PagesShape(keys: true, pages));
-        yield return new(Name("value_pages"), ScalarType.Byte, stored.PagesShape(keys: false, pages));
+        yield return new(Name("key_pages"), ScalarType.Byte, stored.PagesShape(keys: true, version, pages));
+        yield return new(Name("value_pages"), ScalarType.Byte, stored.PagesShape(keys: false, version, pages));
         yield return new(Name("window_keys"), stored.Shape.DType, stored.WindowShape);
         yield return new(Name("window_values"), stored.Shape.DType, stored.WindowShape);
         if (stored.Options.SinkTokens > 0)
@@ -54,13 +59,34 @@ internal static class CacheFileFormat
             yield return new(Name("sink_values"), ScalarType.Float32, stored.SinksShape);
         }
 
+        if (stored.Options.KeyChannelScales)
+        {
+            yield return new(Name("key_channel_scales"), ScalarType.Float32, stored.KeyScalesShape);
+        }
+
         string Name(string part) => TensorName(layer, part);
     }
 
     // Whatever bears on what is stored. Sparsity does so by the channels that are kept.
-    private static string Describe(MustafarOptions options, int headDim) => string.Create(
-        CultureInfo.InvariantCulture,
-        $"keys_kept={options.KeysKept(headDim)} values_kept={options.ValuesKept(headDim)} balanced={(options.Balanced ? 1 : 0)} local_window={options.LocalWindow} group_size={options.GroupSize} sliding_window={options.SlidingWindow ?? 0} sink_tokens={options.SinkTokens}");
+    private static string Describe(int version, MustafarOptions options, int headDim)
+    {
+        string kept = string.Create(
+            CultureInfo.InvariantCulture, $"keys_kept={options.KeysKept(headDim)} values_kept={options.ValuesKept(headDim)}");
+        string patterns = version == FirstVersion && options.BalancedKeys == options.BalancedValues
+            ? $"balanced={Flag(options.BalancedKeys)}"
+            : $"keys_balanced={Flag(options.BalancedKeys)} values_balanced={Flag(options.BalancedValues)}";
+        // The first version has nothing but 16 bits, which is what it said by saying nothing.
+        string bits = version == FirstVersion && options is { KeyBits: 16, ValueBits: 16 }
+            ? ""
+            : string.Create(
+                CultureInfo.InvariantCulture,
+                $" key_bits={options.KeyBits} value_bits={options.ValueBits} key_channel_scales={Flag(options.KeyChannelScales)}");
+        return string.Create(
+            CultureInfo.InvariantCulture,
+            $"{kept} {patterns}{bits} local_window={options.LocalWindow} group_size={options.GroupSize} sliding_window={options.SlidingWindow ?? 0} sink_tokens={options.SinkTokens}");
+
+        static char Flag(bool value) => value ? '1' : '0';
+    }
 
     private static string Text(int number) => number.ToString(CultureInfo.InvariantCulture);
 }

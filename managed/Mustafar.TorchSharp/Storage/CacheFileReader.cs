@@ -11,6 +11,7 @@ internal sealed class CacheFileReader : IDisposable
     private readonly string _path;
     private readonly FileStream _stream;
     private readonly SafetensorsHeader _header;
+    private readonly int _version;
 
     /// <summary>Opens a file, and checks that it is one of caches and not damaged.</summary>
     /// <exception cref="MustafarCacheFileException">It is not.</exception>
@@ -21,7 +22,7 @@ internal sealed class CacheFileReader : IDisposable
         try
         {
             _header = SafetensorsHeader.Read(_stream);
-            CheckVersion();
+            _version = ReadVersion();
             CheckChecksum();
         }
         catch (SafetensorsException exception)
@@ -92,17 +93,18 @@ internal sealed class CacheFileReader : IDisposable
 
     public void Dispose() => _stream.Dispose();
 
-    private void CheckVersion()
+    private int ReadVersion()
     {
         if (!_header.Metadata.TryGetValue(CacheFileFormat.VersionKey, out string? text))
         {
             throw Refused($"expected a saved cache, but the file's metadata have no '{CacheFileFormat.VersionKey}'.");
         }
 
-        if (!int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int version) || version != CacheFileFormat.Version)
-        {
-            throw Refused($"expected format version {CacheFileFormat.Version}, but it has '{text}'; it may need a newer version of this library.");
-        }
+        return int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int version)
+            && version is >= CacheFileFormat.FirstVersion and <= CacheFileFormat.Version
+            ? version
+            : throw Refused(
+                $"expected format version {CacheFileFormat.FirstVersion} to {CacheFileFormat.Version}, but it has '{text}'; it may need a newer version of this library.");
     }
 
     private void CheckChecksum()
@@ -126,7 +128,7 @@ internal sealed class CacheFileReader : IDisposable
 
     private void CheckDescription(IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
-        foreach ((string key, string expected) in CacheFileFormat.Describe(layers, fingerprint))
+        foreach ((string key, string expected) in CacheFileFormat.Describe(_version, layers, fingerprint))
         {
             string? actual = _header.Metadata.GetValueOrDefault(key);
             if (actual != expected)
@@ -144,7 +146,7 @@ internal sealed class CacheFileReader : IDisposable
         long indices = Entry(index, "page_indices").Shape is [long count] ? count : 0;
         long pages = Entry(index, "key_pages").Shape is [long first, ..] ? first : 0;
         int tensors = 0;
-        foreach (CacheFileTensor tensor in CacheFileFormat.Tensors(layer, index, pages, indices))
+        foreach (CacheFileTensor tensor in CacheFileFormat.Tensors(_version, layer, index, pages, indices))
         {
             SafetensorsEntry entry = Entry(tensor.Name);
             if (entry.DType != tensor.DType || !entry.Shape.SequenceEqual(tensor.Shape))
@@ -208,12 +210,28 @@ internal sealed class CacheFileReader : IDisposable
             layer.VisitSinks(keys: false, tables, fill: true, Read);
         }
 
+        if (layer.Options.KeyChannelScales)
+        {
+            SafetensorsEntry entry = Seek(index, "key_channel_scales");
+            int head = 0;
+            layer.VisitKeyScales(tables, fill: true, scales =>
+            {
+                Read(scales);
+                int sequence = head++ / layer.Shape.NumKvHeads;
+                if (tables.Compressed[sequence] > 0 && !BlockCheck.AreChannelScales(MemoryMarshal.Cast<byte, float>(scales)))
+                {
+                    throw Refused(
+                        $"tensor '{entry.Name}': expected numbers from 2^-10 to 2^10 that Float16 has, but sequence {sequence} has another one.");
+                }
+            });
+        }
+
         void FillPages(bool keys, string part)
         {
             SafetensorsEntry entry = Seek(index, part);
-            NativeFormat format = layer.Storage.Format.Plain(keys);
+            NativeFormat format = layer.Storage.Format.OfFile(keys, _version);
             int blockBytes = (int)entry.Shape[^1];
-            layer.Storage.VisitPages(keys, pages, fill: true, blocks =>
+            layer.Storage.VisitPages(keys, _version, pages, fill: true, blocks =>
             {
                 Read(blocks);
                 for (int start = 0; start < blocks.Length; start += blockBytes)
@@ -222,7 +240,7 @@ internal sealed class CacheFileReader : IDisposable
                     {
                         long place = _stream.Position - entry.Offset - blocks.Length + start;
                         throw Refused(
-                            $"tensor '{entry.Name}': expected blocks that keep {format.Keep} of {format.HeadDim} channels, but the one at byte {place} does not.");
+                            $"tensor '{entry.Name}': expected blocks that keep {format.Keep} of {format.HeadDim} channels{(LayerFormat.HasIntegers(format) ? " in integers with scales" : "")}, but the one at byte {place} does not.");
                     }
                 }
             });

@@ -14,11 +14,11 @@ internal static class CacheFileWriter
         byte[] header = SafetensorsHeader.Encode(
             [
                 new(FileChecksum.Key, FileChecksum.Blank),
-                .. CacheFileFormat.Describe(layers, fingerprint),
+                .. CacheFileFormat.Describe(CacheFileFormat.Version, layers, fingerprint),
                 .. metadata.Select(item => new KeyValuePair<string, string>(CacheFileFormat.UserPrefix + item.Key, item.Value)),
             ],
             layers
-                .SelectMany((layer, i) => CacheFileFormat.Tensors(layer, i, contents[i].Pages.Length, contents[i].Tables.PageIndices.Length))
+                .SelectMany((layer, i) => CacheFileFormat.Tensors(CacheFileFormat.Version, layer, i, contents[i].Pages.Length, contents[i].Tables.PageIndices.Length))
                 .Select(tensor => (tensor.Name, tensor.DType, tensor.Shape)));
         stream.Write(header);
         for (int i = 0; i < layers.Count; i++)
@@ -40,14 +40,19 @@ internal static class CacheFileWriter
             stream.Write(MemoryMarshal.AsBytes<int>(table));
         }
 
-        layer.Storage.VisitPages(keys: true, pages, fill: false, bytes => stream.Write(bytes));
-        layer.Storage.VisitPages(keys: false, pages, fill: false, bytes => stream.Write(bytes));
+        layer.Storage.VisitPages(keys: true, CacheFileFormat.Version, pages, fill: false, bytes => stream.Write(bytes));
+        layer.Storage.VisitPages(keys: false, CacheFileFormat.Version, pages, fill: false, bytes => stream.Write(bytes));
         layer.VisitWindow(keys: true, tables, fill: false, bytes => stream.Write(bytes));
         layer.VisitWindow(keys: false, tables, fill: false, bytes => stream.Write(bytes));
         if (layer.Options.SinkTokens > 0)
         {
             layer.VisitSinks(keys: true, tables, fill: false, bytes => stream.Write(bytes));
             layer.VisitSinks(keys: false, tables, fill: false, bytes => stream.Write(bytes));
+        }
+
+        if (layer.Options.KeyChannelScales)
+        {
+            layer.VisitKeyScales(tables, fill: false, bytes => stream.Write(bytes));
         }
     }
 }

@@ -249,8 +249,10 @@ private:
                                                          maximum + r, sum + r);
             if (factor != 1.0f) products_.dense.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
         }
-        // Rows [row, row + rows) of the weighted values, over the tokens [first, last).
+        // Rows [row, row + rows) of the weighted values, over the tokens [first, last). A query that stands before the
+        // first token has a last one below 0.
         const auto add = [&](int64_t first, int64_t last, int row, int rows) {
+            if (first >= last) return;
             sequence.sum(first, last, scores + int64_t{row} * plan_.tile_tokens + (first - begin), plan_.tile_tokens,
                          rows, values + int64_t{row} * plan_.padded);
         };

@@ -34,7 +34,7 @@ def main():
         after = [torch.empty_like(lengths) for _ in range(2)]
         arguments = Append(batch, batch, heads, 1, 0, 64, 32, 96, 8256, None, None, lengths.data_ptr(), compressed.data_ptr(),
                            after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]), pages[0].blocks(),
-                           pages[1].blocks(), dense(tails[0]), dense(tails[1]))
+                           pages[1].blocks(), None, dense(tails[0]), dense(tails[1]))
         time = graph_time([lambda: library.call("append", arguments)])
         print(f"append 1 token to {batch} sequences x {heads} heads, group due {due} "
               f"({int(after[1][0]) - int(compressed[0])} tokens compressed): {time:.1f} us", flush=True)

@@ -324,7 +324,7 @@ def test_append():
             library.call("append", Append(
                 batch, batch, heads, most, lookahead, group, window, capacity, longest, None, given.data_ptr(), lengths.data_ptr(),
                 compressed.data_ptr(), after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]),
-                pages[0].blocks(), pages[1].blocks(), dense(tails[0]), dense(tails[1])))
+                pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]), dense(tails[1])))
             lengths, compressed = after
             for b, count in enumerate(counts):
                 expected_lengths[b] += count
@@ -404,7 +404,7 @@ def test_tables_of_the_grid_before():
         arguments = Append(count, count, 1, 0, 0, BLOCK, 1 << 20, (1 << 20) + BLOCK, 2 ** 30, None, None, given.data_ptr(),
                            given.data_ptr() if paged else zeros.data_ptr(), unused.data_ptr() if paged else target.data_ptr(),
                            target.data_ptr() if paged else unused.data_ptr(), dense(None), dense(None), scratch.blocks(),
-                           scratch.blocks(), Dense(ring.data_ptr(), 0, 0, 128), Dense(ring.data_ptr(), 0, 0, 128))
+                           scratch.blocks(), None, Dense(ring.data_ptr(), 0, 0, 128), Dense(ring.data_ptr(), 0, 0, 128))
         return lambda: (library.call("append", arguments), given)[0]
 
     zeros, unused = (torch.zeros(slots * cache.key_pages.capacity, dtype=torch.int32, device="cuda") for _ in range(2))
@@ -453,9 +453,9 @@ def test_captured_steps():
     out = torch.full_like(query, float("nan"))
     append = Append(batch, slots, heads, 1, 0, group, window, capacity, longest, sequences.data_ptr(), counts.data_ptr(),
                     lengths.data_ptr(), compressed.data_ptr(), after.data_ptr(), due.data_ptr(), dense(new[0]), dense(new[1]),
-                    pages[0].blocks(), pages[1].blocks(), dense(tails[0]), dense(tails[1]))
+                    pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]), dense(tails[1]))
     attend = Attention(batch, slots, 4, heads, 1, 0, capacity, longest, 0, 128 ** -0.5, sequences.data_ptr(), after.data_ptr(),
-                       due.data_ptr(), None, dense(query), dense(out), pages[0].blocks(), pages[1].blocks(), dense(tails[0]),
+                       due.data_ptr(), None, dense(query), dense(out), pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]),
                        dense(tails[1]), dense(None), dense(None), None, None, 0)
     needed = torch.zeros(1, dtype=torch.int64)
     library.call("attention_workspace", attend, needed)

@@ -28,15 +28,60 @@ internal sealed class MustafarOptionsTests
     [TestCase(0.95, 256, 80)]
     public void Kept_channels_of_balanced_patterns(double sparsity, int headDim, int expected)
     {
-        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = 7, Balanced = true };
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = 7, BalancedKeys = true, BalancedValues = true };
         Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
         Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
+    }
+
+    /// <summary>Sparsity 0 keeps everything, whatever would be pruned how.</summary>
+    [Test]
+    public void Nothing_is_pruned_without_sparsity()
+    {
+        MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, KeepMultiple = 7, BalancedKeys = true };
+        Assert.That((options.KeysKept(80), options.ValuesKept(128)), Is.EqualTo((80, 128)));
+    }
+
+    [Test]
+    public void Keys_have_channel_scales_by_default_below_8_bits()
+    {
+        Assert.That(new MustafarOptions().KeyChannelScales, Is.False);
+        Assert.That(new MustafarOptions { KeyBits = 8 }.KeyChannelScales, Is.False);
+        Assert.That(new MustafarOptions { KeyBits = 4 }.KeyChannelScales, Is.True);
+        Assert.That(new MustafarOptions { KeyBits = 4, KeyChannelScales = false }.KeyChannelScales, Is.False);
+        Assert.That((MustafarPresets.FourBits with { KeyBits = 8 }).KeyChannelScales, Is.False);
+    }
+
+    [Test]
+    public void Channel_scales_of_keys_as_they_are_make_no_sense()
+    {
+        MustafarOptions options = new() { KeyChannelScales = true };
+        Assert.That(
+            () => new MustafarCache(1, 1, 64, TorchSharp.torch.ScalarType.Float32, options: options),
+            Throws.ArgumentException.With.Property("ParamName").EqualTo("KeyChannelScales").And.Message.Contains("KeyBits of 8 or 4"));
+    }
+
+    /// <summary>What the documentation of the presets says of their bytes.</summary>
+    [Test]
+    public void Presets_take_the_bytes_that_they_say()
+    {
+        (MustafarOptions Options, double Percent)[] presets =
+        [
+            (MustafarPresets.EightBits, 50.8), (MustafarPresets.FourBits, 25.8), (MustafarPresets.HalfInFourBits, 19.5),
+            (MustafarPresets.TwoOfFourInFourBits, 19.5), (MustafarPresets.Default, 37.5),
+        ];
+        CacheShape shape = CacheShape.Checked(1, 128, TorchSharp.torch.ScalarType.Float16, TorchSharp.torch.CPU);
+        foreach ((MustafarOptions options, double percent) in presets)
+        {
+            LayerFormat format = new(shape, options);
+            double dense = 2.0 * format.PageBlocks * 32 * 128 * 2;
+            Assert.That(100 * format.HeadBytes / dense, Is.EqualTo(percent).Within(0.06));
+        }
     }
 
     [Test]
     public void What_no_balanced_pattern_has_is_refused()
     {
-        MustafarOptions options = new() { KeySparsity = 0.4, Balanced = true };
+        MustafarOptions options = new() { KeySparsity = 0.4, BalancedKeys = true, BalancedValues = true };
         Assert.Multiple(() =>
         {
             Assert.That(() => options.KeysKept(128), Throws.TypeOf<NotSupportedException>().With.Message.Contains("KeysKept would be 77 of 128"));
@@ -53,6 +98,8 @@ internal sealed class MustafarOptionsTests
             Refused(() => new MustafarOptions { KeySparsity = 1 }, "KeySparsity", "1");
             Refused(() => new MustafarOptions { ValueSparsity = -0.1 }, "ValueSparsity", "-0.1");
             Refused(() => new MustafarOptions { ValueSparsity = double.NaN }, "ValueSparsity", "NaN");
+            Refused(() => new MustafarOptions { KeyBits = 2 }, "KeyBits", "2");
+            Refused(() => new MustafarOptions { ValueBits = 32 }, "ValueBits", "16");
             Refused(() => new MustafarOptions { LocalWindow = -1 }, "LocalWindow", "-1");
             Refused(() => new MustafarOptions { LocalWindow = (1 << 24) + 1 }, "LocalWindow", "0 to 16777216");
             Refused(() => new MustafarOptions { GroupSize = (1 << 20) + 32 }, "GroupSize", "32 to 1048576");

@@ -32,7 +32,8 @@ internal sealed class NotFiniteTests(string device)
                 Random random = new(seed);
                 MustafarOptions options = new()
                 {
-                    Balanced = balanced,
+                    BalancedKeys = balanced,
+                    BalancedValues = balanced,
                     KeySparsity = 0.5,
                     ValueSparsity = 0.6,
                     GroupSize = 32,

@@ -47,7 +47,7 @@ public sealed class MustafarModelTests(string device)
     [TestCase(ScalarType.Float16, true, 0.02)]
     public void LowPrecisionStaysNearFloat(ScalarType dtype, bool balanced, double tolerance)
     {
-        MustafarOptions options = new() { KeySparsity = 0.6875, ValueSparsity = 0.6875, Balanced = balanced };
+        MustafarOptions options = new() { KeySparsity = 0.6875, ValueSparsity = 0.6875, BalancedKeys = balanced, BalancedValues = balanced };
         using LlamaForCausalLM model = Golden.LoadModel(Golden.Checkpoint, dtype, _device);
         Assert.That(Mean(model), Is.EqualTo(Mean(_model)).Within(tolerance));
 

@@ -10,6 +10,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
 {
     private readonly Tensor?[] _keys = new Tensor?[batch];
     private readonly Tensor?[] _values = new Tensor?[batch];
+    private readonly float[]?[] _keyScales = new float[]?[batch]; // of those that have compressed tokens
     private readonly int[] _compressed = new int[batch];
     private readonly int[] _released = new int[batch]; // whole groups that a sliding window gave back
 
@@ -92,6 +93,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             fork._keys[b] = _keys[parents[b]];
             fork._values[b] = _values[parents[b]];
+            fork._keyScales[b] = _keyScales[parents[b]];
             fork._compressed[b] = _compressed[parents[b]];
             fork._released[b] = _released[parents[b]];
         }
@@ -132,17 +134,24 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             return;
         }
 
-        _keys[b] = Pruned(_keys[b]!, from, until, options.KeysKept(headDim), SparsityPattern.BalancedKeys);
-        _values[b] = Pruned(_values[b]!, from, until, options.ValuesKept(headDim), SparsityPattern.BalancedValues);
-        _compressed[b] = until;
-    }
+        if (from == 0)
+        {
+            // Of whatever is compressed first; kept as long as any of it is.
+            _keyScales[b] = options.KeyChannelScales ? ReferenceIntegers.ChannelScales(_keys[b]!.narrow(1, options.SinkTokens, until)) : null;
+        }
 
-    private Tensor Pruned(Tensor rows, int from, int until, int keep, SparsityPattern balanced)
-    {
-        SparsityPattern pattern = options.Balanced ? balanced : SparsityPattern.Unstructured;
-        Tensor copy = rows.clone();
-        copy.narrow(1, options.SinkTokens + from, until - from).copy_(
-            ReferencePruning.Prune(rows.narrow(1, options.SinkTokens + from, until - from), keep, pattern));
-        return copy;
+        _keys[b] = Stored(
+            _keys[b]!, options.KeysKept(headDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : null, options.KeyBits, _keyScales[b]);
+        _values[b] = Stored(
+            _values[b]!, options.ValuesKept(headDim), options.BalancedValues ? SparsityPattern.BalancedValues : null, options.ValueBits, null);
+        _compressed[b] = until;
+
+        Tensor Stored(Tensor rows, int keep, SparsityPattern? balanced, int bits, float[]? scales)
+        {
+            Tensor copy = rows.clone(), part = rows.narrow(1, options.SinkTokens + from, until - from);
+            Tensor mask = keep == headDim ? ones_like(part, dtype: ScalarType.Bool) : ReferencePruning.Mask(part, keep, balanced ?? SparsityPattern.Unstructured);
+            copy.narrow(1, options.SinkTokens + from, until - from).copy_(ReferenceIntegers.Stored(part, mask, bits, scales));
+            return copy;
+        }
     }
 }

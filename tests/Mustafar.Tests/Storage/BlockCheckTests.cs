@@ -10,7 +10,7 @@ internal sealed unsafe class BlockCheckTests
     private const int Blocks = 3;
 
     private static IEnumerable<object[]> Formats() =>
-        from pattern in Enum.GetValues<SparsityPattern>()
+        from pattern in new[] { SparsityPattern.Unstructured, SparsityPattern.BalancedKeys, SparsityPattern.BalancedValues }
         from headDim in pattern == SparsityPattern.Unstructured ? new[] { 64, 80, 128, 256 } : [64, 128, 256]
         from ofSixteen in new[] { 5, 6, 8 }
         select new object[] { pattern, headDim, ofSixteen };
@@ -91,6 +91,56 @@ internal sealed unsafe class BlockCheckTests
         Flip(block, group1);
         Assert.That(BlockCheck.IsValid(block, format), Is.False);
     }
+
+    /// <summary>Of 8 bits, -128 is no number; of 4 bits, a negative zero; scales are neither negative nor infinite.</summary>
+    [Test]
+    public void Integers_are_valid_as_they_were_made_and_others_are_refused(
+        [Values(8, 4)] int bits, [Values(SparsityPattern.Unstructured, SparsityPattern.All)] SparsityPattern pattern)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        int keep = pattern == SparsityPattern.All ? 80 : 40;
+        using BitmapTensor tensor = BitmapTensor.Compress(randn(1, 1, 32, 80), keep, pattern, bits);
+        NativeBlocks native = tensor.Native;
+        byte[] made = new Span<byte>(native.Slabs[0], (int)LayerFormat.BlockBytes(native.Format)).ToArray();
+        Assert.That(BlockCheck.IsValid(made, native.Format), Is.True);
+        int values = made.Length - 64 - (32 * keep * bits / 8);
+        for (int i = values; i < made.Length - 64; i++)
+        {
+            Refused(i, bits == 8 ? (byte)0x80 : (byte)((made[i] & 0xF0) | 0x08));
+            Refused(i, bits == 8 ? (byte)0x80 : (byte)(0x80 | (made[i] & 0x0F)));
+        }
+
+        for (int i = made.Length - 63; i < made.Length; i += 2)
+        {
+            Refused(i, (byte)(made[i] | 0x80));
+            Refused(i, 0x7C, low: 0);
+        }
+
+        void Refused(int place, byte value, byte? low = null)
+        {
+            byte[] block = [.. made];
+            block[place] = value;
+            if (low is byte other)
+            {
+                block[place - 1] = other;
+            }
+
+            Assert.That(BlockCheck.IsValid(block, native.Format), Is.False, $"{value:x2} at {place}");
+        }
+    }
+
+    [TestCase(1f, true)]
+    [TestCase(1 / 1024f, true)]
+    [TestCase(1024f, true)]
+    [TestCase(0f, false)]
+    [TestCase(-1f, false)]
+    [TestCase(1025f, false)]
+    [TestCase(0.1f, false)] // Float16 doesn't have it
+    [TestCase(float.NaN, false)]
+    [TestCase(float.PositiveInfinity, false)]
+    public void Channel_scales_are_as_the_rule_makes_them(float scale, bool valid) =>
+        Assert.That(BlockCheck.AreChannelScales([1, scale, 2]), Is.EqualTo(valid));
 
     private static int Unit(SparsityPattern pattern, int headDim, int bit, int rowBytes)
     {

@@ -85,7 +85,11 @@ internal sealed class CacheFileRefusalTests(string device)
     {
         yield return Other("keys_kept", Options with { KeySparsity = 0.5 });
         yield return Other("values_kept", Options with { ValueSparsity = 0.5 });
-        yield return Other("balanced", Options with { KeySparsity = 0.5, ValueSparsity = 0.5, Balanced = true });
+        yield return Other("balanced", Options with { KeySparsity = 0.5, ValueSparsity = 0.5, BalancedKeys = true, BalancedValues = true });
+        // On a device integers are served where all channels are kept.
+        yield return Other("key_bits", Options with { KeySparsity = 0, KeyBits = 8 });
+        yield return Other("value_bits", Options with { ValueSparsity = 0, ValueBits = 4 });
+        yield return Other("key_channel_scales=1", Options with { KeySparsity = 0, KeyBits = 8, KeyChannelScales = true });
         yield return Other("local_window", Options with { LocalWindow = 1 });
         yield return Other("group_size", Options with { GroupSize = 64 });
         yield return Other("sliding_window", Options with { SlidingWindow = null });
@@ -126,7 +130,7 @@ internal sealed class CacheFileRefusalTests(string device)
             Assert.That(() => cache.Load(_directory.File("none"), "model"), Throws.TypeOf<FileNotFoundException>());
         }
 
-        SafetensorsText.Rewrite(Path, header => header.Replace("\"mustafar.format_version\":\"1\"", "\"mustafar.format_version\":\"2\""));
+        SafetensorsText.Rewrite(Path, header => header.Replace("\"mustafar.format_version\":\"2\"", "\"mustafar.format_version\":\"3\""));
         Assert.That(Refused(cache).Message, Does.Contain("newer"));
         SafetensorsText.Rewrite(Path, header => header.Replace("mustafar.format_version", "format"));
         Assert.That(Refused(cache).Message, Does.Contain("expected a saved cache"));

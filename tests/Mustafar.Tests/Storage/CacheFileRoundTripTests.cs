@@ -23,11 +23,18 @@ internal sealed class CacheFileRoundTripTests(string device)
         yield return Setup("rows that are no multiple of 64 channels", Small with { KeepMultiple = 1, KeySparsity = 0.31 }, 80);
         yield return Setup("large groups, no window", Small with { GroupSize = 96, LocalWindow = 0 }, 128);
         yield return Setup("a window of several groups", Small with { LocalWindow = 130 }, 256);
-        yield return Setup("2:4", Small with { Balanced = true, KeySparsity = 0.5, ValueSparsity = 0.5 }, 128);
-        yield return Setup("5 and 6 of 16", Small with { Balanced = true, KeySparsity = 0.6875, ValueSparsity = 0.625 }, 64);
+        yield return Setup("2:4", Small with { BalancedKeys = true, BalancedValues = true, KeySparsity = 0.5, ValueSparsity = 0.5 }, 128);
+        yield return Setup("5 and 6 of 16", Small with { BalancedKeys = true, BalancedValues = true, KeySparsity = 0.6875, ValueSparsity = 0.625 }, 64);
         yield return Setup("a sliding window", Small with { SlidingWindow = 50 }, 64);
         yield return Setup("sinks", Small with { SinkTokens = 5 }, 64);
-        yield return Setup("balanced, sliding, with sinks", Small with { Balanced = true, KeySparsity = 0.5, SlidingWindow = 33, SinkTokens = 4 }, 128);
+        yield return Setup("balanced, sliding, with sinks", Small with { BalancedKeys = true, BalancedValues = true, KeySparsity = 0.5, SlidingWindow = 33, SinkTokens = 4 }, 128);
+
+        yield return Setup("all kept", Small with { KeySparsity = 0, ValueSparsity = 0 }, 80);
+        yield return Setup("all kept, 8 bits", MustafarPresets.EightBits with { GroupSize = 64, LocalWindow = 5 }, 96);
+        yield return Setup("all kept, 4 bits", MustafarPresets.FourBits with { GroupSize = 32 }, 64);
+        yield return Setup("half kept, 4 bits, with sinks", MustafarPresets.HalfInFourBits with { GroupSize = 32, SinkTokens = 3 }, 128);
+        yield return Setup("keys all kept in 8 bits, values 2:4 in 4 bits", MustafarPresets.TwoOfFourInFourBits with { KeySparsity = 0, KeyBits = 8, GroupSize = 32 }, 64);
+        yield return Setup("4 bits, sliding", MustafarPresets.FourBits with { GroupSize = 32, SlidingWindow = 50, KeyChannelScales = false, ValueBits = 16 }, 64);
 
         static TestCaseData Setup(string name, MustafarOptions options, int headDim) => new TestCaseData(options, headDim).SetArgDisplayNames(name);
     }
@@ -39,7 +46,7 @@ internal sealed class CacheFileRoundTripTests(string device)
     public void DeleteDirectory() => _directory.Dispose();
 
     [TestCaseSource(nameof(Setups))]
-    public void A_restored_cache_goes_on_as_the_saved_one(MustafarOptions options, int headDim) => ForEach(dtype =>
+    public void A_restored_cache_goes_on_as_the_saved_one(MustafarOptions options, int headDim) => ForEach(options, dtype =>
     {
         using MustafarCache cache = New(3, options, headDim, dtype), restored = New(3, options, headDim, dtype);
         Fill(cache, [250, 0, 97]);
@@ -50,7 +57,7 @@ internal sealed class CacheFileRoundTripTests(string device)
 
     /// <summary>The way by which pages of a GPU are converted, with the CPU's own order on both sides.</summary>
     [TestCaseSource(nameof(Setups))]
-    public void Converted_pages_have_the_same_bits(MustafarOptions options, int headDim) => ForEach(dtype =>
+    public void Converted_pages_have_the_same_bits(MustafarOptions options, int headDim) => ForEach(options, dtype =>
     {
         using MustafarCache cache = New(2, options, headDim, dtype), restored = New(2, options, headDim, dtype);
         Fill(cache, [130, 300], special: true);
@@ -66,7 +73,7 @@ internal sealed class CacheFileRoundTripTests(string device)
 
     /// <summary>A file does not tell the device: on a GPU, whose pages have another order, this goes to the CPU and back.</summary>
     [TestCaseSource(nameof(Setups))]
-    public void A_file_moves_between_devices(MustafarOptions options, int headDim) => ForEach(dtype =>
+    public void A_file_moves_between_devices(MustafarOptions options, int headDim) => ForEach(options, dtype =>
     {
         using MustafarCache cache = New(2, options, headDim, dtype), back = New(2, options, headDim, dtype);
         using MustafarCache onCpu = new(2, Heads, headDim, dtype, CPU, options);
@@ -188,8 +195,13 @@ internal sealed class CacheFileRoundTripTests(string device)
         Assert.That(Bytes("cleared"), Is.EqualTo(Bytes("untouched")));
     }
 
-    private static void ForEach(Action<ScalarType> body)
+    private void ForEach(MustafarOptions options, Action<ScalarType> body)
     {
+        if (device != "cpu" && options is not { KeyBits: 16, ValueBits: 16 })
+        {
+            Assert.Ignore("Integers are put in another order on the CPU only.");
+        }
+
         foreach (ScalarType dtype in DTypes)
         {
             using var scope = NewDisposeScope();

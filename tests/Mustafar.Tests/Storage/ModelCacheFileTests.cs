@@ -19,7 +19,8 @@ internal sealed class ModelCacheFileTests(string device)
     [
         [s_options, s_options with { KeySparsity = 0.65 }],
         [s_options with { SlidingWindow = 40 }, s_options, s_options with { SlidingWindow = 100 }],
-        [s_options with { SlidingWindow = 40, SinkTokens = 5 }, s_options with { SlidingWindow = 70, SinkTokens = 5, Balanced = true }],
+        [s_options with { SlidingWindow = 40, SinkTokens = 5 }, s_options with { SlidingWindow = 70, SinkTokens = 5, BalancedKeys = true, BalancedValues = true }],
+        [s_options with { KeyBits = 4, ValueBits = 8 }, MustafarPresets.FourBits with { LocalWindow = 20, GroupSize = 32, ValueBits = 16 }],
     ];
 
     private TemporaryDirectory _directory = null!;
@@ -42,8 +43,13 @@ internal sealed class ModelCacheFileTests(string device)
 
     /// <summary>By way of a file of the model's cache, or of caches of layers into which that was restored.</summary>
     [Test]
-    public void Restored_sequences_go_on_as_the_saved_ones([Range(0, 2)] int setup, [Values] bool byLayers)
+    public void Restored_sequences_go_on_as_the_saved_ones([Range(0, 3)] int setup, [Values] bool byLayers)
     {
+        if (device != "cpu" && setup == 3)
+        {
+            Assert.Ignore("Integers are put in another order on the CPU only.");
+        }
+
         MustafarOptions[] layers = s_layers[setup];
         using MustafarModelCache saved = New(layers), restored = New(layers);
         int[] sequences = Filled(saved);

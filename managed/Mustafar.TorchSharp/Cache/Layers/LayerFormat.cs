@@ -1,4 +1,5 @@
 using Mustafar.Native;
+using TorchSharp;
 
 namespace Mustafar;
 
@@ -6,13 +7,18 @@ namespace Mustafar;
 internal sealed unsafe class LayerFormat
 {
     /// <summary>The format of a layer.</summary>
+    /// <exception cref="ArgumentException">The options contradict each other.</exception>
     /// <exception cref="NotSupportedException">The head_dim is not served, or not with balanced patterns.</exception>
     internal LayerFormat(CacheShape shape, MustafarOptions options)
     {
-        Keys = Format(shape, options.Balanced, keys: true, options.KeysKept(shape.HeadDim));
-        Values = Format(shape, options.Balanced, keys: false, options.ValuesKept(shape.HeadDim));
+        options.Check();
+        Keys = Format(
+            shape, keys: true, options.KeyBits, options.KeysKept(shape.HeadDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : SparsityPattern.Unstructured);
+        Values = Format(
+            shape, keys: false, options.ValueBits, options.ValuesKept(shape.HeadDim), options.BalancedValues ? SparsityPattern.BalancedValues : SparsityPattern.Unstructured);
         PageBlocks = options.GroupSize / NativeConstants.BlockTokens;
         (KeyBytes, ValueBytes) = (PageBlocks * BlockBytes(Keys), PageBlocks * BlockBytes(Values));
+        KeyScaleBytes = options.KeyChannelScales ? (long)shape.NumKvHeads * shape.HeadDim * sizeof(float) : 0;
     }
 
     internal NativeFormat Keys { get; }
@@ -31,6 +37,9 @@ internal sealed unsafe class LayerFormat
     /// <summary>Bytes of one head in a page: its keys, then its values.</summary>
     internal long HeadBytes => KeyBytes + ValueBytes;
 
+    /// <summary>Bytes of the channel scales of a sequence's keys; 0 if they have none.</summary>
+    internal long KeyScaleBytes { get; }
+
     /// <summary>Bytes of one block.</summary>
     internal static long BlockBytes(NativeFormat format)
     {
@@ -39,17 +48,51 @@ internal sealed unsafe class LayerFormat
         return bytes;
     }
 
-    /// <summary>Format of blocks in a file.</summary>
-    internal NativeFormat Plain(bool keys) => (keys ? Keys : Values) with { Order = (int)Order.Plain };
-
-    private static NativeFormat Format(CacheShape shape, bool balanced, bool keys, int keep) => new()
+    /// <summary>Format of blocks in a file of some version.</summary>
+    internal NativeFormat OfFile(bool keys, int version)
     {
-        HeadDim = shape.HeadDim,
-        DType = (int)TensorAccess.DTypeOf(shape.DType),
-        Pattern = (int)(!balanced ? SparsityPattern.Unstructured
-            : keys ? SparsityPattern.BalancedKeys : SparsityPattern.BalancedValues),
-        Layout = (int)Layout.Fixed,
-        Order = (int)TensorAccess.OrderFor(shape.Device, keys),
-        Keep = keep,
-    };
+        NativeFormat own = keys ? Keys : Values;
+        SparsityPattern pattern = own.Keep < own.HeadDim ? (SparsityPattern)own.Pattern
+            : version == CacheFileFormat.FirstVersion ? SparsityPattern.Unstructured : SparsityPattern.All;
+        return own with { Order = (int)Order.Plain, Pattern = (int)pattern };
+    }
+
+    /// <summary>Whether values are integers.</summary>
+    internal static bool HasIntegers(NativeFormat format) => format.ValueFormat != (int)ValueFormat.Native;
+
+    /// <summary>Refuses a format that the device has no attention for: at once, and not at the first token.</summary>
+    /// <exception cref="NotSupportedException">It has none.</exception>
+    internal void CheckServed(CacheShape shape)
+    {
+        NativeContext context = TensorAccess.Context(shape.Device);
+        NativeAttention attention = new()
+        {
+            NumHeads = shape.NumKvHeads,
+            NumKvHeads = shape.NumKvHeads,
+            NumQueries = 1,
+            Scale = 1,
+            Keys = new NativeBlocks { Format = Keys, PageBlocks = PageBlocks },
+            Values = new NativeBlocks { Format = Values, PageBlocks = PageBlocks },
+        };
+        long bytes;
+        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+    }
+
+    // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
+    private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)
+    {
+        NativeFormat format = new()
+        {
+            HeadDim = shape.HeadDim,
+            DType = (int)TensorAccess.DTypeOf(shape.DType),
+            ValueFormat = (int)TensorAccess.ValueFormatOf(bits),
+            Pattern = (int)pattern,
+            Layout = (int)Layout.Fixed,
+            Order = (int)TensorAccess.OrderFor(shape.Device, keys),
+            Keep = keep,
+        };
+        return keep == shape.HeadDim && (HasIntegers(format) || shape.Device.type == DeviceType.CPU)
+            ? format with { Pattern = (int)SparsityPattern.All }
+            : format;
+    }
 }

@@ -180,7 +180,7 @@ internal sealed unsafe partial class LayerStorage
         NativeContext context = TensorAccess.Context(_shape.Device);
         NativeBlocks blocks = Blocks(keys, slot);
         NativeDense dense = TensorAccess.Dense(destination);
-        NativeCall.Check(NativeMethods.Decompress(&context, 1, _shape.NumKvHeads, first, count, &blocks, null, &dense));
+        NativeCall.Check(NativeMethods.Decompress(&context, 1, _shape.NumKvHeads, first, count, &blocks, keys ? KeyScalesFrom(slot) : null, &dense));
         GC.KeepAlive(destination);
     }
 

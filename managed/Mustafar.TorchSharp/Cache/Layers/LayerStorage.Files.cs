@@ -7,25 +7,28 @@ namespace Mustafar;
 // What files hold of a layer.
 internal sealed unsafe partial class LayerStorage
 {
-    // Dense tokens that a conversion expands at a time.
+    // Dense tokens whose pages are converted at a time.
     private const long ConversionBytes = 64L << 20;
 
     /// <summary>Reads or writes bytes in their place.</summary>
     internal delegate void Visitor(Span<byte> bytes);
 
-    /// <summary>Whether pages of files are converted by way of dense tokens; on the CPU they are the layer's own, unless a test asks.</summary>
+    /// <summary>Whether pages of files are converted even where they are the layer's own, as on the CPU most are: for tests.</summary>
     internal bool ConvertsPages { get; set; }
 
-    /// <summary>Shows the blocks of each head of each page in plain order.</summary>
+    /// <summary>Shows the blocks of each head of each page as files of some version have them.</summary>
     /// <param name="keys">Those of keys, or those of values.</param>
+    /// <param name="version">The version.</param>
     /// <param name="pages">The pages.</param>
     /// <param name="fill">Whether the visitor writes them; then what it writes must be valid blocks.</param>
     /// <param name="visit">Reads or writes a head's blocks.</param>
-    internal void VisitPages(bool keys, ReadOnlySpan<int> pages, bool fill, Visitor visit)
+    internal void VisitPages(bool keys, int version, ReadOnlySpan<int> pages, bool fill, Visitor visit)
     {
-        if (_shape.Device.type == DeviceType.CPU && !ConvertsPages)
+        NativeFormat own = keys ? Format.Keys : Format.Values, file = Format.OfFile(keys, version);
+        bool isPlain = _shape.Device.type == DeviceType.CPU && !(LayerFormat.HasIntegers(own) && own.Pattern == (int)SparsityPattern.All);
+        if (isPlain && own.Pattern == file.Pattern && !ConvertsPages)
         {
-            VisitHeads(keys ? Format.Keys : Format.Values, Addresses(keys, pages), _table.Pool.HeadStride(_index), visit);
+            VisitHeads(own, Addresses(keys, pages), _table.Pool.HeadStride(_index), visit);
             return;
         }
 
@@ -33,7 +36,7 @@ internal sealed unsafe partial class LayerStorage
         int most = (int)Math.Clamp(ConversionBytes / pageBytes, 1, int.MaxValue);
         for (int first = 0; first < pages.Length; first += most)
         {
-            ConvertPages(keys, pages.Slice(first, Math.Min(most, pages.Length - first)), fill, visit);
+            ConvertPages(keys, file, pages.Slice(first, Math.Min(most, pages.Length - first)), fill, visit);
         }
     }
 
@@ -101,52 +104,81 @@ internal sealed unsafe partial class LayerStorage
         }
     }
 
-    // Compressing what was expanded gives the same bits: of a row that has fewer kept channels than the rule asks for because
-    // some were zero, the same zeros are kept again.
-    private void ConvertPages(bool keys, ReadOnlySpan<int> pages, bool fill, Visitor visit)
+    private void ConvertPages(bool keys, NativeFormat format, ReadOnlySpan<int> pages, bool fill, Visitor visit)
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        long headBytes = Format.PageBlocks * LayerFormat.BlockBytes(Format.Plain(keys));
+        bool reorders = LayerFormat.HasIntegers(format);
+        torch.Device device = reorders ? _shape.Device : CPU; // of the blocks in the file's form
+        long headBytes = Format.PageBlocks * LayerFormat.BlockBytes(format);
         long pageBytes = _shape.NumKvHeads * headBytes;
-        Tensor plain = empty([checked((pages.Length * pageBytes) + NativeConstants.PagePadding)], dtype: ScalarType.Byte, device: CPU);
-        using BackendArray<int> ownTable = new(pages.Length, _shape.Device), plainTable = new(pages.Length, CPU);
+        Tensor host = empty([checked((pages.Length * pageBytes) + NativeConstants.PagePadding)], dtype: ScalarType.Byte, device: CPU);
+        Tensor plain = device.type == DeviceType.CPU ? host : empty_like(host, device: device);
+        using BackendArray<int> ownTable = new(pages.Length, _shape.Device), plainTable = new(pages.Length, device);
+        using BackendArray<nint> slab = new(1, device);
         nint[] addresses = new nint[pages.Length];
-        void* slab = TensorAccess.Pointer(plain);
         for (int i = 0; i < pages.Length; i++)
         {
             ownTable.Span[i] = pages[i];
             plainTable.Span[i] = i;
-            addresses[i] = (nint)slab + (nint)(i * pageBytes);
+            addresses[i] = (nint)TensorAccess.Pointer(host) + (nint)(i * pageBytes);
         }
 
+        slab.Span[0] = (nint)TensorAccess.Pointer(plain);
+        slab.Upload();
         ownTable.Upload();
+        plainTable.Upload();
         NativeBlocks own = Blocks(keys) with { PageCapacity = 1, Pages = ownTable.Pointer };
         NativeBlocks file = own with
         {
-            Format = Format.Plain(keys),
+            Format = format,
             SlabPages = pages.Length,
             SlabCount = 1,
             PageBytes = pageBytes,
             Base = 0,
             HeadStride = headBytes,
             SlabBytes = plain.numel(),
-            Slabs = &slab,
+            Slabs = (void**)slab.Pointer,
             Pages = plainTable.Pointer,
         };
-        if (!fill)
-        {
-            Copy(own, _shape.Device, file, CPU, pages.Length);
-        }
-
-        VisitHeads(file.Format, addresses, headBytes, visit);
         if (fill)
         {
-            Copy(file, CPU, own, _shape.Device, pages.Length);
+            VisitHeads(format, addresses, headBytes, visit);
+            plain.copy_(host);
+            Convert(file, device, own, _shape.Device);
+        }
+        else
+        {
+            Convert(own, _shape.Device, file, device);
+            host.copy_(plain);
+            VisitHeads(format, addresses, headBytes, visit);
+        }
+
+        GC.KeepAlive(plain);
+        GC.KeepAlive(host);
+
+        void Convert(NativeBlocks source, torch.Device from, NativeBlocks destination, torch.Device to)
+        {
+            if (reorders)
+            {
+                Reorder(source, destination, addresses.Length);
+            }
+            else
+            {
+                Recompress(source, from, destination, to, addresses.Length);
+            }
         }
     }
 
-    private void Copy(NativeBlocks source, torch.Device from, NativeBlocks destination, torch.Device to, int pages)
+    private void Reorder(NativeBlocks source, NativeBlocks destination, int pages)
+    {
+        NativeContext context = TensorAccess.Context(_shape.Device);
+        NativeCall.Check(NativeMethods.Convert(&context, pages, _shape.NumKvHeads, Options.GroupSize, &source, &destination));
+    }
+
+    // Compressing what was expanded gives the same bits: of a row that has fewer kept channels than the rule asks for because
+    // some were zero, the same zeros are kept again.
+    private void Recompress(NativeBlocks source, torch.Device from, NativeBlocks destination, torch.Device to, int pages)
     {
         Tensor dense = empty([pages, _shape.NumKvHeads, Options.GroupSize, _shape.HeadDim], dtype: _shape.DType, device: from);
         NativeDense rows = TensorAccess.Dense(dense);

@@ -124,6 +124,7 @@ internal sealed unsafe partial class LayerStorage
             NewValues = values is null ? default : TensorAccess.Dense(values),
             Keys = Blocks(keys: true),
             Values = Blocks(keys: false),
+            KeyFactors = KeyScalesFrom(0),
             TailKeys = _denseTailKeys,
             TailValues = _denseTailValues,
         };
@@ -208,6 +209,7 @@ internal sealed unsafe partial class LayerStorage
             Output = TensorAccess.Dense(output),
             Keys = Blocks(keys: true),
             Values = Blocks(keys: false),
+            KeyFactors = KeyScalesFrom(0),
             TailKeys = _denseTailKeys,
             TailValues = _denseTailValues,
             FreshKeys = keys is null ? default : TensorAccess.Dense(keys),

@@ -35,6 +35,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         try
         {
             Sinks = options.SinkTokens == 0 ? null : new AttentionSinks(shape, options.SinkTokens, table.Slots);
+            KeyScales = NewKeyScales(table.Slots);
         }
         catch
         {
@@ -48,6 +49,10 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     internal LayerFormat Format { get; }
 
     internal AttentionSinks? Sinks { get; private set; }
+
+    /// <summary>Channel scales of keys, Float32 [slots, num_kv_heads, head_dim]; null if they have none. Those of a slot are found at its
+    /// first compression and mean nothing before.</summary>
+    internal Tensor? KeyScales { get; private set; }
 
     /// <summary>Where its ring is.</summary>
     internal nint Address => (nint)_denseTailKeys.Data;
@@ -63,10 +68,12 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         using DisposeScope scope = NewDisposeScope();
         AttentionSinks? sinks = Sinks?.Grown(slots);
         (Tensor keys, Tensor values) = _shape.Allocate(slots, _tailCapacity);
+        Tensor? scales = NewKeyScales(slots);
         keys.narrow(0, 0, _tailKeys.size(0)).copy_(_tailKeys);
         values.narrow(0, 0, _tailValues.size(0)).copy_(_tailValues);
+        scales?.narrow(0, 0, KeyScales!.size(0)).copy_(KeyScales);
         Dispose();
-        (_tailKeys, _tailValues, Sinks) = (keys, values, sinks);
+        (_tailKeys, _tailValues, KeyScales, Sinks) = (keys, values, scales, sinks);
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
     }
 
@@ -76,6 +83,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         using DisposeScope scope = NewDisposeScope();
         _tailKeys[slot].copy_(source._tailKeys[parent]);
         _tailValues[slot].copy_(source._tailValues[parent]);
+        KeyScales?[slot].copy_(source.KeyScales![parent]);
         Sinks?.Continue(slot, source.Sinks!, parent);
     }
 
@@ -83,8 +91,22 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     {
         _tailKeys.Dispose();
         _tailValues.Dispose();
+        KeyScales?.Dispose();
         Sinks?.Dispose();
     }
+
+    private Tensor? NewKeyScales(int slots)
+    {
+        using IDisposable mode = inference_mode(false);
+        return Format.KeyScaleBytes == 0
+            ? null
+            : zeros([slots, _shape.NumKvHeads, _shape.HeadDim], dtype: ScalarType.Float32, device: _shape.Device).DetachFromDisposeScope();
+    }
+
+    // The channel scales of all slots' keys, or of those from a given one on; null if they have none.
+    private float* KeyScalesFrom(int firstSlot) => KeyScales is null
+        ? null
+        : (float*)TensorAccess.Pointer(KeyScales) + (firstSlot * (long)_shape.NumKvHeads * _shape.HeadDim);
 
     // The compressed keys (or values) of all slots, or of those from a given one on.
     private NativeBlocks Blocks(bool keys, int firstSlot = 0) => _table.Place(

@@ -1,3 +1,5 @@
+using static TorchSharp.torch;
+
 namespace Mustafar;
 
 /// <summary>A layer's part of sequences in a file.</summary>
@@ -14,9 +16,12 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
 
     internal int BatchSize => Slots.Length;
 
-    /// <summary>Shape of pages in a file: [pages, num_kv_heads, blocks, bytes].</summary>
-    internal long[] PagesShape(bool keys, long pages) =>
-        [pages, Shape.NumKvHeads, Storage.Format.PageBlocks, LayerFormat.BlockBytes(Storage.Format.Plain(keys))];
+    /// <summary>Shape of pages in a file of some version: [pages, num_kv_heads, blocks, bytes].</summary>
+    internal long[] PagesShape(bool keys, int version, long pages) =>
+        [pages, Shape.NumKvHeads, Storage.Format.PageBlocks, LayerFormat.BlockBytes(Storage.Format.OfFile(keys, version))];
+
+    /// <summary>Shape of the channel scales of keys in a file: [batch, num_kv_heads, head_dim].</summary>
+    internal long[] KeyScalesShape => [BatchSize, Shape.NumKvHeads, Shape.HeadDim];
 
     /// <summary>Shape of the dense window in a file: [batch, num_kv_heads, ring, head_dim].</summary>
     internal long[] WindowShape => [BatchSize, Shape.NumKvHeads, Store.Table.Rules.TailCapacity, Shape.HeadDim];
@@ -47,4 +52,14 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     /// <param name="visit">Reads or writes a place.</param>
     internal void VisitSinks(bool keys, CacheTables tables, bool fill, LayerStorage.Visitor visit) => Storage.VisitRows(
         keys ? Storage.Sinks!.Keys : Storage.Sinks!.Values, Slots, (b, place) => place < tables.Sinks[b], fill, visit);
+
+    /// <summary>Shows the channel scales of each head's keys, in Float32; those of sequences without compressed tokens are zero.</summary>
+    /// <param name="tables">Which sequences have some.</param>
+    /// <param name="fill">Whether the visitor writes them.</param>
+    /// <param name="visit">Reads or writes a head's.</param>
+    internal void VisitKeyScales(CacheTables tables, bool fill, LayerStorage.Visitor visit)
+    {
+        using Tensor rows = Storage.KeyScales!.unsqueeze(2);
+        Storage.VisitRows(rows, Slots, (b, _) => tables.Compressed[b] > 0, fill, visit);
+    }
 }

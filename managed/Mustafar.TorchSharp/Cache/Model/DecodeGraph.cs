@@ -17,8 +17,11 @@ namespace Mustafar;
 /// <para>
 /// The first step of a kind runs as it is, the second is captured. It is another kind if the number of sequences differs, or the cache
 /// has grown, or its sequences have by 256 tokens or more. With <see cref="CacheLimits"/> the cache does not move. On the CPU, and
-/// where a step cannot be captured (then <see cref="WhyEager"/> says why), every step runs as it is, with the same results. After a
-/// model's weights have moved, or anything else that the function reads from, call <see cref="Forget"/>. It is used by one thread at a time.
+/// where a step cannot be captured (then <see cref="WhyEager"/> says why), every step runs as it is, with the same results.
+/// </para>
+/// <para>
+/// After anything that the function reads from has moved, call <see cref="Forget"/>. Of a model's weights <see cref="Run"/> sees by itself that
+/// they have. It is used by one thread at a time.
 /// </para>
 /// </remarks>
 public sealed class DecodeGraph : IDisposable
@@ -31,8 +34,10 @@ public sealed class DecodeGraph : IDisposable
 
     private readonly ModelKeyValueCache _cache;
     private readonly Action<CacheStep> _step;
+    private readonly nn.Module? _model;
     private readonly Dictionary<StepLayout, Captured> _graphs = [];
     private readonly HashSet<StepLayout> _seen = []; // of steps that ran as they are
+    private CapturedWeights? _weights; // since the first capture
     private CaptureStream? _stream;
     private bool _disposed;
 
@@ -40,11 +45,13 @@ public sealed class DecodeGraph : IDisposable
     /// <param name="cache">The cache that they are steps of.</param>
     /// <param name="step">Computes a step.</param>
     /// <param name="capture">Whether steps may be captured; false runs each as it is.</param>
-    public DecodeGraph(ModelKeyValueCache cache, Action<CacheStep> step, bool capture = true)
+    /// <param name="model">The model of whose weights the function reads, so that captured steps are refused once these have moved; null if there
+    /// is none.</param>
+    public DecodeGraph(ModelKeyValueCache cache, Action<CacheStep> step, bool capture = true, nn.Module? model = null)
     {
         ArgumentNullException.ThrowIfNull(cache);
         ArgumentNullException.ThrowIfNull(step);
-        (_cache, _step) = (cache, step);
+        (_cache, _step, _model) = (cache, step, model);
         WhyEager = !capture ? "Capturing was not asked for."
             : cache.Device.type != DeviceType.CUDA ? "Graphs are CUDA's."
             : !TorchShim.HasStreams ? "This libtorch does not let a stream be chosen."
@@ -67,12 +74,20 @@ public sealed class DecodeGraph : IDisposable
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a count is out of range.</exception>
     /// <exception cref="CacheBudgetException">There is less memory left than the step needs.</exception>
     /// <exception cref="CacheLimitException">A sequence would be longer than <see cref="CacheLimits.MaxLength"/>.</exception>
+    /// <exception cref="MovedWeightsException">Steps were captured, and parameters or buffers of the model have moved since.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, the function did not attend in every layer, or another thread is
     /// using the cache.</exception>
     /// <exception cref="ObjectDisposedException">This object or the cache was disposed.</exception>
     public void Run(ReadOnlySpan<int> sequences, ReadOnlySpan<int> counts = default)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
+        if (_weights?.FindMoved() is string moved)
+        {
+            throw new MovedWeightsException(
+                $"Expected the model's weights where they were when steps were captured, but {moved} has moved. " +
+                $"Call {nameof(Forget)}, so that steps are captured anew.");
+        }
+
         using IDisposable noGrad = no_grad();
         using CacheStep step = _cache.BeginStep(sequences, 1, counts);
         StepLayout? layout = WhyEager is null ? _cache.LayoutOf(step) : null;
@@ -90,7 +105,7 @@ public sealed class DecodeGraph : IDisposable
         step.Commit();
     }
 
-    /// <summary>Drops what was captured. Needed when tensors that the function uses have moved.</summary>
+    /// <summary>Drops what was captured. Needed when tensors that the function uses have moved, or weights of the model.</summary>
     public void Forget()
     {
         foreach (Captured graph in _graphs.Values)
@@ -100,6 +115,7 @@ public sealed class DecodeGraph : IDisposable
 
         _graphs.Clear();
         _seen.Clear();
+        _weights = null;
     }
 
     /// <inheritdoc/>
@@ -129,6 +145,7 @@ public sealed class DecodeGraph : IDisposable
             }
 
             _graphs.Add(kind, graph = captured);
+            _weights ??= _model is null ? null : new CapturedWeights(_model);
         }
 
         graph.Launch();

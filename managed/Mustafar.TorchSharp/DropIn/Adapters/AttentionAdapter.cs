@@ -5,7 +5,7 @@ namespace Mustafar;
 /// <summary>Tells how one attention class of a TorchSharp model is read, for <see cref="MustafarModuleExtensions"/>.</summary>
 /// <remarks>
 /// An adapter keeps no state of a conversation: one object serves all layers, and all threads at once. <see cref="Read"/> and
-/// <see cref="Complete"/> run in a dispose scope of their own, without gradients, and for each conversation on one thread at a time.
+/// <see cref="Complete"/> run each in a dispose scope of its own, without gradients, and for each conversation on one thread at a time.
 /// </remarks>
 public abstract class AttentionAdapter
 {

@@ -40,15 +40,23 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         {
             using IDisposable noGrad = no_grad();
             using DisposeScope scope = NewDisposeScope();
-            AttentionStep step = adapter.Read(attention, arguments);
-            if (joined && !conversation.Step.HasTokensOf(step))
+            AttentionResult result;
+            // What a prompt was projected to is freed before its output is.
+            using (DisposeScope reading = NewDisposeScope())
             {
-                conversation.Leave();
-                conversation = attachment.Begin(key);
-                conversation.Enter();
+                AttentionStep step = adapter.Read(attention, arguments);
+                if (joined && !conversation.Step.HasTokensOf(step))
+                {
+                    conversation.Leave();
+                    conversation = attachment.Begin(key);
+                    conversation.Enter();
+                }
+
+                result = Attend(conversation, step);
+                result.Output.MoveToOuterDisposeScope();
             }
 
-            return adapter.Complete(attention, arguments, Attend(conversation, step));
+            return adapter.Complete(attention, arguments, result);
         }
         catch
         {
@@ -76,8 +84,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         whole.Step.Visit(this, step);
         ConversationLayer part = whole.Of(this);
         long[] shape = step.Query.shape;
-        // Of a prompt each of these may be large: what the projection does not read is freed before it.
-        using Tensor output = whole.Caches.Attend(this, part, whole.Step, step);
+        Tensor output = whole.Caches.Attend(this, part, whole.Step, step);
         Tensor joined = output.transpose(1, 2).reshape(shape[0], shape[2], shape[1] * shape[3]);
         return new AttentionResult(joined, whole, part);
     }

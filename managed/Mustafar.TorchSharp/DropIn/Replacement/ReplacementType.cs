@@ -58,26 +58,19 @@ internal static class ReplacementType
         }
     }
 
-    private static MethodInfo ForwardOf(Type attention)
-    {
-        if (attention.IsSealed)
-        {
-            throw new NotSupportedException($"{attention} is sealed: no subclass can take its place.");
-        }
+    /// <summary>Why no subclass can take the place of a module's class; null if one can.</summary>
+    internal static string? WhyNot(Type type) =>
+        type.IsSealed ? $"{type} is sealed: no subclass can take its place."
+        : ForwardsOf(type) is not [MethodInfo forward] ? $"{type} has {ForwardsOf(type).Length} overrides of a module's forward; expected one."
+        : forward.IsFinal ? $"{type}.forward is sealed: no subclass can take its place."
+        : null;
 
-        MethodInfo[] forwards = attention.GetMethods(BindingFlags.Instance | BindingFlags.Public)
-            .Where(method => method.Name == "forward" && method.IsVirtual
-                && method.GetBaseDefinition().DeclaringType!.Assembly == typeof(nn.Module).Assembly)
-            .ToArray();
-        if (forwards.Length != 1)
-        {
-            throw new NotSupportedException($"{attention} has {forwards.Length} overrides of a module's forward; expected one.");
-        }
+    private static MethodInfo ForwardOf(Type type) =>
+        WhyNot(type) is string reason ? throw new NotSupportedException(reason) : ForwardsOf(type)[0];
 
-        return forwards[0].IsFinal
-            ? throw new NotSupportedException($"{attention}.forward is sealed: no subclass can take its place.")
-            : forwards[0];
-    }
+    private static MethodInfo[] ForwardsOf(Type type) => [.. type.GetMethods(BindingFlags.Instance | BindingFlags.Public)
+        .Where(method => method.Name == "forward" && method.IsVirtual
+            && method.GetBaseDefinition().DeclaringType!.Assembly == typeof(nn.Module).Assembly)];
 
     private static Type Emit(Type attention, MethodInfo forward)
     {

@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using System.Reflection;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -5,25 +6,34 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// What stands behind a feed-forward module of Microsoft.ML.GenAI (<c>LlamaMLP</c>, <c>Phi3MLP</c>), whose temporaries of a long prompt
-/// are many times its output: it runs over some tokens at a time.
+/// What stands behind a module that computes each token by itself, and whose temporaries of a long prompt are many times its output: it
+/// runs over some tokens at a time. Of Microsoft.ML.GenAI these are the feed-forward modules and the norms, which compute in f32.
 /// </summary>
 internal sealed class TokenPieces(nn.Module original) : ModuleReplacement(original)
 {
-    private static readonly string[] Names = ["LlamaMLP", "Phi3MLP"];
+    // Each class, and the member by which it is known.
+    private static readonly Dictionary<string, string> Members = new()
+    {
+        ["LlamaMLP"] = "down_proj",
+        ["Phi3MLP"] = "down_proj",
+        ["RMSNorm"] = "weight",
+    };
 
-    /// <summary>Tokens at a time, of all sequences.</summary>
-    internal int Most { get; set; } = 4096;
+    /// <summary>Tokens at a time, of all sequences: enough for products to be as fast as for more.</summary>
+    internal int Most { get; set; } = 2048;
 
     /// <summary>Whether a module is such a one, by the names of its class and members, of which a class can be derived.</summary>
+    [RequiresDynamicCode("Asks whether a subclass can be emitted.")]
+    [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     internal static bool Matches(nn.Module candidate)
     {
         Type type = candidate.GetType();
-        return Names.Contains(type.Name)
-            && !type.IsSealed
-            && Reflected.Has(type, "down_proj")
+        return Members.TryGetValue(type.Name, out string? name)
+            && Reflected.Get(candidate, name) is object member
+            && (member is not Tensor weight || weight.dim() == 1) // of a norm over the channels of each token
             && Reflected.ForwardParameters(candidate) is [ParameterInfo input]
-            && input.ParameterType == typeof(Tensor);
+            && input.ParameterType == typeof(Tensor)
+            && ReplacementType.WhyNot(type) is null;
     }
 
     internal override object? Forward(IReplacedModule module, object?[] arguments)

@@ -81,12 +81,14 @@ FragmentLauncher fragment_launcher(const mustafar_format& format) {
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
 AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                         int64_t items, int tile_count) {
-    using Key = std::array<int64_t, 12>;
+    using Key = std::array<int64_t, 14>;
     const Key key{footprint.iteration_bytes,
+                  footprint.pair_bytes,
                   footprint.output_bytes,
                   footprint.padding_bytes,
                   footprint.fixed_bytes,
                   footprint.waits_for_memory,
+                  footprint.light,
                   device.multiprocessors,
                   device.shared_per_block,
                   device.shared_per_multiprocessor,
@@ -97,8 +99,9 @@ AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevi
     thread_local Key last_key{};
     thread_local AttentionPlan last_plan{};
     if (key != last_key) {
-        last_plan = tile_count == 1 ? plan_attention(footprint, device, tiles, items, single_tile_warps)
-                                    : plan_attention(footprint, device, tiles, items, double_tile_warps);
+        last_plan = tile_count > 1    ? plan_attention(footprint, device, tiles, items, double_tile_warps)
+                    : footprint.light ? plan_attention(footprint, device, tiles, items, light_tile_warps)
+                                      : plan_attention(footprint, device, tiles, items, single_tile_warps);
         last_key = key;
     }
     return last_plan;
@@ -113,17 +116,24 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     const int64_t head_dim = a.keys.format.head_dim;
     const int64_t dense_block = bitmap_bytes(a.keys.format.head_dim) + block_tokens * head_dim * 2;
     AttentionFootprint footprint;
-    footprint.iteration_bytes = ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
-                                ring_stage_bytes(static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
-    footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
+    const auto stage_bytes = [&](uint32_t blocks) {
+        return ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
+               ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
+    };
     const bool balanced = is_balanced(a.keys.format), integers = has_integers(a.keys.format);
     const bool unstructured = is_unstructured(a.keys.format);
+    footprint.light = integers && !unstructured;
+    footprint.iteration_bytes = stage_bytes(1);
+    // Blocks lie side by side within a page; where a window slides a sequence may begin anywhere.
+    const bool pairs = a.keys.page_blocks % 2 == 0 && a.values.page_blocks % 2 == 0 && a.sliding_window == 0;
+    footprint.pair_bytes = footprint.light && pairs ? stage_bytes(2) : 0;
+    footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
     // A bitmap that contradicts its block may point as far as a dense block reaches.
     footprint.padding_bytes = unstructured ? dense_block : 0;
     footprint.fixed_bytes =
-        reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers);
+        reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers, integers);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
-    footprint.waits_for_memory = !unstructured && (integers || (balanced && 2 * a.keys.format.keep < head_dim));
+    footprint.waits_for_memory = footprint.light || (balanced && 2 * a.keys.format.keep < head_dim);
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
@@ -197,6 +207,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.cluster = plan.plan.cluster;
     p.partials = p.splits / p.cluster;
     p.ring_depth = plan.plan.ring_depth;
+    p.span = plan.plan.span;
     p.warp_bytes = static_cast<int32_t>(plan.plan.warp_bytes);
     p.aligned = is_vector_aligned(a.query, 2) &&
                 (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&

@@ -74,7 +74,7 @@ template <class T, int HeadDim>
 struct BalancedDecoder : BalancedRows<HeadDim> {
     using Geometry = BalancedGeometry<HeadDim>;
     using BalancedRows<HeadDim>::steps;
-    static constexpr bool has_shared = true, integers = false;
+    static constexpr bool has_shared = true, integers = false, light = false;
     static constexpr int value_tiles = Geometry::products;
 
     struct Shared {

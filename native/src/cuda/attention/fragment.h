@@ -40,8 +40,8 @@ void attention_unstructured_integers_bf16_64(const DeviceScope&, const Attention
                                              int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
-constexpr int fragment_static_bytes_bound(int tile_count, bool balanced) {
-    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0);
+constexpr int fragment_static_bytes_bound(int tile_count, bool balanced, bool integers) {
+    return (tile_count == 1 ? 2048 : 12288) + (balanced ? 2048 : 0) + (integers ? 4096 : 0);
 }
 
 }  // namespace mustafar::cuda

@@ -1,8 +1,9 @@
 // Fused decode attention over fragment-ordered blocks and a dense tail.
 //
 // Grid: x = splits fastest, then tiles of 8 * Tiles query rows, then KV heads, then sequences.
-// Every warp of every split works alone: of the items (compressed blocks, then dense chunks of 32 tokens) warp w takes
-// w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps of a thread block are
+// Every warp of every split works alone: of the items (runs of one or two compressed blocks, then dense chunks of 16 tokens) warp w
+// takes w, w + warps, ... and begins with the dense ones, while its first blocks are on their way. Warps are counted over the splits
+// first, which spreads the dense items over the splits. Warps of a thread block are
 // merged through shared memory; with one split that is the result. Else the splits of a tile are clusters of thread blocks
 // where the device has them, and merged through their shared memory. What is left over (several clusters, or splits
 // without clusters) goes to the workspace, and the last thread block of a tile to arrive merges it.
@@ -56,22 +57,28 @@ __device__ __forceinline__ void rescale(float (&accumulator)[Tiles][ValueTiles][
             for (int j = 0; j < 4; ++j) accumulator[n][i][j] *= factor;
 }
 
-// How many of a walk's blocks come before `block`.
-__device__ __forceinline__ int iterations_before(const AttentionParams& p, const Walk& walk, int block) {
-    const int distance = block - static_cast<int>(walk.first);
+// How many of a walk's runs come before run `run`.
+__device__ __forceinline__ int iterations_before(const AttentionParams& p, const Walk& walk, int run) {
+    const int distance = run - static_cast<int>(walk.first);
     uint32_t rounded_up = distance + walk.stride - 1;
     return distance <= 0 ? 0 : p.by_stride.split(rounded_up);
 }
 
+// Blocks of integers have queries of their own, in f16 and times the keys' channel scales; those have the registers then.
+template <class D, int Tiles>
+using SharedQuery = QueryFragments<D::steps, Tiles, true>;
+template <class D, int Tiles>
+using DenseQuery = std::conditional_t<D::integers, SharedQuery<D, Tiles>, QueryFragments<D::steps, Tiles>>;
+
 // Shared memory of fixed size; the rings, and later the warps' outputs, are in the dynamic part.
 template <class D, int Tiles, int Warps>
 struct FragmentMemory {
-    uint64_t barriers[Warps][4];
+    uint64_t barriers[Warps][2 * max_ring_depth];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
     int last;                             // whether this thread block is the tile's last one
     typename D::Shared decoder;
-    uint2 query[Tiles == 1 ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
-    uint2 block_query[Tiles == 1 || !D::integers ? 1 : QueryFragments<D::steps, Tiles>::shared_bytes / 8];
+    uint2 query[DenseQuery<D, Tiles>::shared_pairs];
+    uint2 block_query[D::integers ? SharedQuery<D, Tiles>::shared_pairs : 1];
     int exponent[8 * Tiles];  // of the block queries
 };
 
@@ -80,7 +87,6 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     attention_fragment(const __grid_constant__ AttentionParams p) {
     constexpr int rows = 8 * Tiles;
     constexpr int channels = D::head_dim;
-    using Query = QueryFragments<D::steps, Tiles>;
     extern __shared__ __align__(128) uint8_t memory[];
     __shared__ FragmentMemory<D, Tiles, Warps> fixed;
 
@@ -91,12 +97,13 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const int kv_head = place.kv_head, first_row = place.tile * rows;
     const int rows_in_tile = min(rows, p.num_queries * p.group - first_row);
 
-    const uint32_t stride = p.splits * Warps, item = split * Warps + warp;
+    const uint32_t stride = p.splits * Warps, item = warp * p.splits + split;
     const int batch_row = place.row;
     // Until the grid before this one has ended a slot, too, is a guess.
-    Walk walk{slot_of(p, batch_row), kv_head, item, stride, 0};
-    Ring ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
-              shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+    const uint32_t span = D::light ? p.span : 1;  // 1 or 2
+    Walk walk{slot_of(p, batch_row), kv_head, item, stride, span, 0, 0};
+    Ring<D::light ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
+                                   shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
     const D decoder(fixed.decoder, p, lane);
     const int g = decoder.g, t = decoder.t;
@@ -109,6 +116,10 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if (p.partials > 1 && threadIdx.x == 0) prefetch_l2(p.arrivals + tile_of_all);
     ring.guess_first(p.table_blocks);
     wait_for_previous_grid();
+    // A query in shared memory is prepared by one warp for each tile, one in registers by all.
+    DenseQuery<D, Tiles> query;
+    query.attach(fixed.query, lane);
+    const auto prepares = [&](int tile) { return !query.shared || warp == tile; };
     // All that the first iteration depends on is asked for before any of it is waited for: the query rows (those past
     // valid_rows, which nobody reads, too), the counts, and the page table as if nothing had left a sliding window.
     uint32_t query_row[Tiles][D::part_words];
@@ -117,72 +128,63 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         clear(query_row[n]);
         uint32_t head = first_row + 8 * n + g;
         const uint32_t index = p.by_group.split(head);
-        if (8 * n + g < rows_in_tile && (Tiles == 1 || warp == n))
+        if (8 * n + g < rows_in_tile && prepares(n))
             D::load_part(query_row[n], p.query.row<T>(batch_row, kv_head * p.group + head, index), t, p.aligned);
     }
     SequenceCounts counts;
+    [[maybe_unused]] std::conditional_t<D::integers, ChannelScales<D>, int> scales;
 #pragma unroll 1
     for (;;) {
         const int slot = slot_of(p, batch_row);
+        if constexpr (D::integers)
+            if (warp < Tiles)
+                scales.load(
+                    p.key_factors == nullptr
+                        ? nullptr
+                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels,
+                    t, p.factors_aligned);
         counts = SequenceCounts(p, batch_row, walk.slot);
         if (ring.locate_first(p.table_blocks) && slot == walk.slot) break;
         walk.slot = slot;
     }
     const Sequence sequence(p, batch_row, walk.slot, counts);
     const int valid_rows = min(rows, sequence.queries * p.group - first_row);
+    // Where a window slides, runs are single blocks.
     walk.first += sequence.first_block;
-    if (valid_rows > 0) walk.count = iterations_before(p, walk, sequence.end_block);
+    walk.end = sequence.end_block;
+    const uint32_t end_run = (sequence.end_block + span - 1) >> (span - 1);
+    if (valid_rows > 0) walk.count = iterations_before(p, walk, end_run);
     if (p.sliding_window != 0) ring.locate(0);
+    // This warp's dense items: those of number item, item + stride, ... behind the runs.
+    const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
+    const uint32_t first_dense = item + walk.count * stride - (end_run - sequence.first_block);
+
+    // What all warps read beside blocks goes out before any of them asks for blocks.
+    DenseChunk<T> chunk;
+    DenseRows<T, D> dense;
+    if (first_dense < dense_items) {
+        chunk = dense_chunk<T>(p, sequence, kv_head, static_cast<int>(first_dense));
+        dense.load(decoder, chunk, p.aligned);
+    }
+    __syncthreads();
     ring.start();
 
-    // This warp's dense items: those of number item, item + stride, ... behind the blocks.
-    const uint32_t blocks = sequence.end_block - sequence.first_block;
-    const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
-    const uint32_t first_dense = item + walk.count * stride - blocks;
-
 #pragma unroll
-    for (int n = 0; n < Tiles; ++n)
-        if (Tiles == 1 || warp == n) spread_not_finite<T>(query_row[n]);
-    Query query;
-    query.attach(fixed.query, lane);
+    for (int n = 0; n < Tiles; ++n) {
+        if (!prepares(n)) continue;
+        spread_not_finite<T>(query_row[n]);
 #pragma unroll
-    for (int n = 0; n < Tiles; ++n)
-        if (Tiles == 1 || warp == n)
+        for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
+        if constexpr (D::integers) {
+            const int exponent = scale_query<T, D>(query_row[n], scales);
+            if (t == 0) fixed.exponent[8 * n + g] = exponent;
+            SharedQuery<D, Tiles> block_query;
 #pragma unroll
             for (int i = 0; i < D::steps; ++i)
-                query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
-    // Blocks of integers have queries of their own, in f16 and times the keys' channel scales.
-    Query block_query;
-    [[maybe_unused]] float row_scale[Tiles][2];
-    if constexpr (D::integers) {
-        block_query.attach(fixed.block_query, lane);
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n)
-            if (Tiles == 1 || warp == n) {
-                const float* const factors =
-                    p.key_factors == nullptr
-                        ? nullptr
-                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels;
-                const int exponent = scale_query<T, D>(query_row[n], factors, t, p.factors_aligned);
-#pragma unroll
-                for (int i = 0; i < D::steps; ++i)
-                    block_query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.block_query, lane);
-                if (Tiles == 1) {
-#pragma unroll
-                    for (int r = 0; r < 2; ++r)
-                        row_scale[n][r] = row_factor<D>(p, __shfl_sync(full_warp, exponent, 4 * (2 * t + r)));
-                } else if (t == 0) {
-                    fixed.exponent[8 * n + g] = exponent;
-                }
-            }
+                block_query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.block_query, lane);
+        }
     }
-    if constexpr (Tiles > 1 || D::has_shared) __syncthreads();
-    if constexpr (Tiles > 1 && D::integers) {
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n)
-#pragma unroll
-            for (int r = 0; r < 2; ++r) row_scale[n][r] = row_factor<D>(p, fixed.exponent[8 * n + 2 * t + r]);
-    }
+    if constexpr (query.shared || D::has_shared) __syncthreads();
 
     float accumulator[Tiles][D::value_tiles][4];
     RowPair state[Tiles];
@@ -200,52 +202,73 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     };
 
     for (uint32_t i = first_dense; i < dense_items; i += stride) {
-        const DenseChunk chunk = dense_chunk(p, sequence, static_cast<int>(i));
+        if (i != first_dense) {
+            chunk = dense_chunk<T>(p, sequence, kv_head, static_cast<int>(i));
+            dense.load(decoder, chunk, p.aligned);
+        }
         float score[Tiles][2][4] = {};
         uint32_t probability[Tiles][4];
-        dense_keys<T>(decoder, chunk, kv_head, p.aligned, query, score);
+        dense.scores(decoder, query, score);
         mask_scores<Tiles>(p, sequence, chunk.position, chunk.count, first_row, g, t, score);
         softmax(score, probability);
-        dense_values<T>(decoder, chunk, kv_head, p.aligned, probability, accumulator);
+        dense.sums(decoder, chunk, probability, accumulator);
     }
-    if constexpr (D::integers) rescale(accumulator, D::value_unit);
+    QueryFragments<D::steps, Tiles> block_query;
+    [[maybe_unused]] float row_scale[Tiles][2];
+    if constexpr (D::integers) {
+        block_query.take(fixed.block_query, lane);
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) row_scale[n][r] = row_factor<D>(p, fixed.exponent[8 * n + 2 * t + r]);
+        rescale(accumulator, D::value_unit);
+    }
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
-    const int full_end = min(sequence.compressed, sequence.last_position(0) + 1) / block_tokens;
-    const int full_first = (max(0, sequence.first_position(sequence.queries - 1)) + block_tokens - 1) / block_tokens;
-    const int first_full = iterations_before(p, walk, full_first);
-    const uint32_t full = max(0, iterations_before(p, walk, full_end) - first_full);
+    const uint32_t full_end = max(0, min(sequence.compressed, sequence.last_position(0) + 1)) / block_tokens;
+    const uint32_t full_first =
+        (max(0, sequence.first_position(sequence.queries - 1)) + block_tokens - 1) / block_tokens;
+    const int first_full = iterations_before(p, walk, full_first + span - 1 >> span - 1);
+    const uint32_t full = max(0, iterations_before(p, walk, full_end >> span - 1) - first_full);
 #pragma unroll 1
     for (int c = 0; c < walk.count; ++c) {
-        float score[Tiles][2][4] = {};
-        uint32_t probability[Tiles][4];
-        const uint32_t keys = ring.key();
-        if constexpr (D::integers) {
-            float key_scale[2][2];
-            decoder.key_scales(keys, key_scale);
-            decoder.keys(keys, block_query, score);
-#pragma unroll
-            for (int n = 0; n < Tiles; ++n)
-#pragma unroll
-                for (int a = 0; a < 2; ++a)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) score[n][a][i] *= key_scale[a][i >> 1] * row_scale[n][i & 1];
-        } else {
-            decoder.keys(keys, query, score);
-        }
-        ring.release_key(c);
-        if (static_cast<uint32_t>(c - first_full) >= full) {
-            const int first = static_cast<int>(walk.first + c * stride) * block_tokens;
+        const bool masked = static_cast<uint32_t>(c - first_full) >= full;
+        const auto mask = [&](int block, float(&score)[Tiles][2][4]) {
+            if (!masked) return;
+            const int first = block * block_tokens;
             mask_scores<Tiles>(p, sequence, first, sequence.compressed - first, first_row, g, t, score);
-        }
+        };
         if constexpr (D::integers) {
-            const uint32_t values = ring.value();
-            float value_scale[2][2];
-            decoder.value_scales(values, value_scale);
+            uint32_t keys = ring.key(), values = 0;
+            const uint32_t blocks = ring.blocks(c);
+#pragma unroll 1
+            for (uint32_t h = 0; h < blocks; ++h) {
+                float score[Tiles][2][4] = {}, key_scale[2][2], value_scale[2][2];
+                uint32_t probability[Tiles][4];
+                decoder.key_scales(keys, key_scale);
+                decoder.keys(keys, block_query, score);
 #pragma unroll
-            for (int n = 0; n < Tiles; ++n)
-                softmax_step_scaled(state[n], score[n], value_scale, accumulator[n], probability[n]);
-            decoder.values(values, probability, accumulator);
+                for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+                    for (int a = 0; a < 2; ++a)
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) score[n][a][i] *= key_scale[a][i >> 1] * row_scale[n][i & 1];
+                mask(walk.block(c) + h, score);
+                if (h == 0) values = ring.value();
+                decoder.value_scales(values, value_scale);
+#pragma unroll
+                for (int n = 0; n < Tiles; ++n)
+                    softmax_step_scaled(state[n], score[n], value_scale, accumulator[n], probability[n]);
+                decoder.values(values, probability, accumulator);
+                keys += p.keys.block_bytes;
+                values += p.values.block_bytes;
+            }
+            ring.release_key(c);
         } else {
+            float score[Tiles][2][4] = {};
+            uint32_t probability[Tiles][4];
+            decoder.keys(ring.key(), query, score);
+            ring.release_key(c);
+            mask(walk.block(c), score);
             softmax(score, probability);
             decoder.values(ring.value(), probability, accumulator);
         }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/common/ring_layout.h"
 #include "mustafar/mustafar.h"
 
 namespace mustafar::cuda {
@@ -17,10 +18,12 @@ constexpr int64_t max_counted_tiles = MUSTAFAR_WORKSPACE_COUNTER_BYTES / 4;
 // What a thread block needs, in bytes of shared memory.
 struct AttentionFootprint {
     int64_t iteration_bytes;  // one key and one value block in a warp's ring
+    int64_t pair_bytes;       // two of each, side by side; 0: the kernel, or the cache, has no runs of two
     int64_t output_bytes;     // what a warp leaves for the merge, in the same memory
     int64_t padding_bytes;    // that must be readable behind the ring
     int64_t fixed_bytes;      // statically allocated, and what the driver reserves
     bool waits_for_memory;    // rather than for its own decoding
+    bool light;               // blocks so light that the memory's rate decides
 };
 
 struct AttentionDevice {
@@ -32,47 +35,71 @@ struct AttentionDevice {
 struct AttentionPlan {
     int warps;       // in a thread block; 0: nothing fits
     int ring_depth;  // iterations that a warp's ring holds
+    int span;        // compressed blocks of an iteration: 1 or 2
     int splits;      // thread blocks that share one tile of query rows
     int cluster;     // of them so many merge through each other's shared memory
     int64_t warp_bytes, shared_bytes;
 };
 
-constexpr int64_t attention_warp_bytes(const AttentionFootprint& footprint, int depth) {
-    return std::max(depth * footprint.iteration_bytes, footprint.output_bytes);
+// What a warp's ring holds.
+struct RingShape {
+    int depth, span;
+};
+
+constexpr int64_t attention_warp_bytes(const AttentionFootprint& footprint, RingShape ring) {
+    return std::max(ring.depth * (ring.span == 1 ? footprint.iteration_bytes : footprint.pair_bytes),
+                    footprint.output_bytes);
 }
 
-constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, int warps, int depth) {
-    return warps * attention_warp_bytes(footprint, depth) + footprint.padding_bytes;
+constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, int warps, RingShape ring) {
+    return warps * attention_warp_bytes(footprint, ring) + footprint.padding_bytes;
 }
 
-// A cluster pays where it does without the workspace, not where it only halves the parts there. Larger ones than of two do
-// not always find room: the groups of multiprocessors they must lie in differ in size.
-constexpr int cluster_of(int splits) {
-    return splits == 2 ? 2 : 1;
+// Thread blocks of a cluster. One pays where it does without the workspace, not where it only halves the parts there. Clusters of more
+// than two do not always find room on a busy device, since the groups of multiprocessors they must lie in differ in size; where half of
+// the device stays free they do.
+constexpr int cluster_of(const AttentionDevice& device, int64_t tiles, int splits) {
+    constexpr int largest = 8;  // on any device
+    if (!device.clusters) return 1;
+    if (splits == 2) return 2;
+    return splits <= largest && 2 * tiles * splits <= device.multiprocessors ? splits : 1;
 }
 
-// The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, with two eight: what the
-// registers allow.
+// The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, of light ones sixteen, with two tiles
+// eight: what the registers allow.
 struct AttentionWarps {
     int warps;
     int blocks_per_multiprocessor;
 };
 
 constexpr AttentionWarps single_tile_warps[] = {{12, 1}, {6, 2}, {4, 3}};
+constexpr AttentionWarps light_tile_warps[] = {{8, 1}, {8, 2}, {4, 4}};
 constexpr AttentionWarps double_tile_warps[] = {{8, 1}, {4, 2}};
 
-// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of a
-// warp's iteration. Starting and finishing a thread block takes about as long as two iterations of all warps of a
-// multiprocessor, merging a cluster half of one, merging in the workspace one, and more for each part.
+// Light blocks come as fast as they are asked for: so many bytes of them have to be on their way on a multiprocessor (H200, H100).
+constexpr RingShape light_ring(const AttentionFootprint& footprint, const AttentionWarps& warps) {
+    constexpr int64_t bytes_on_their_way = 140 << 10;
+    const int64_t fitting =
+        bytes_on_their_way / (warps.warps * warps.blocks_per_multiprocessor * footprint.iteration_bytes);
+    const int span = footprint.pair_bytes != 0 && fitting >= 2 ? 2 : 1;
+    return {static_cast<int>(std::clamp<int64_t>(fitting / span, 1, max_ring_depth)), span};
+}
+
+// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of what a warp takes
+// for a block of the unstructured pattern. Starting and finishing a thread block takes about as long as two such blocks of all warps of
+// a multiprocessor, merging a cluster half of one, merging in the workspace one, and more for each part.
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
                              int64_t items, const AttentionWarps (&candidates)[N]) {
     constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 30;
-    // A second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
+    constexpr int64_t usual_bytes = 9216;  // of an unstructured key and value block
+    const int64_t block_cost =
+        footprint.light ? std::clamp<int64_t>(100 * footprint.iteration_bytes / usual_bytes, 1, 100) : 100;
+    // Else a second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
     // the first blocks.
     constexpr int64_t long_walk = 16;
-    const auto resident = [&](const AttentionWarps& candidate, int depth) -> int64_t {
-        const int64_t bytes = attention_shared_bytes(footprint, candidate.warps, depth) + footprint.fixed_bytes;
+    const auto resident = [&](const AttentionWarps& candidate, RingShape ring) -> int64_t {
+        const int64_t bytes = attention_shared_bytes(footprint, candidate.warps, ring) + footprint.fixed_bytes;
         if (bytes > device.shared_per_block) return 0;
         return std::min<int64_t>(candidate.blocks_per_multiprocessor, device.shared_per_multiprocessor / bytes);
     };
@@ -80,29 +107,44 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
     int64_t best_cost = INT64_MAX;
     for (const AttentionWarps& candidate : candidates) {
         const int warps = candidate.warps;
-        const int64_t fitting = resident(candidate, 1);
+        RingShape ring = footprint.light ? light_ring(footprint, candidate) : RingShape{1, 1};
+        if (resident(candidate, ring) == 0) ring = {1, 1};
+        const int64_t fitting = resident(candidate, ring);
         if (fitting == 0) continue;
-        const bool deeper_fits = resident(candidate, 2) == fitting;
+        const bool deeper_fits = resident(candidate, {2, 1}) == fitting;
         const int64_t slots = device.multiprocessors * fitting;
-        const int64_t iteration = 100 * warps * fitting;
+        // Copies of single light blocks are a little too short.
+        const bool short_copies = footprint.pair_bytes != 0 && ring.span == 1;
+        const int64_t warp_cost = block_cost * ring.span * (short_copies ? 17 : 16) / 16;
+        const int64_t runs = (items + ring.span - 1) / ring.span;
         for (int splits = 1; splits <= max_splits; ++splits) {
             const int64_t waves = (tiles * splits + slots - 1) / slots;
-            const int64_t share = int64_t{splits} * warps, walk = (items + share - 1) / share;
-            const int cluster = device.clusters ? cluster_of(splits) : 1, partials = splits / cluster;
+            // Where thread blocks are so few that they share multiprocessors with fewer others, or none, half of the time an
+            // iteration takes is the memory's and the instructions' latency still.
+            const int64_t sharing =
+                std::min(fitting, (tiles * splits + device.multiprocessors - 1) / device.multiprocessors);
+            const int64_t iteration = warp_cost * warps * (sharing + fitting) / 2;
+            const int64_t share = int64_t{splits} * warps, walk = (runs + share - 1) / share;
+            // One run more for some of the warps costs no whole iteration where all wait for the same memory.
+            const int64_t walk_cost = footprint.light ? iteration * (2 * runs + share) / (2 * share) : iteration * walk;
+            const int cluster = cluster_of(device, tiles, splits), partials = splits / cluster;
             if (partials > 1 && tiles > max_counted_tiles) break;
-            const int64_t cost = waves * (walk * iteration + start_cost) + (cluster > 1 ? cluster_cost : 0) +
+            const int64_t cost = waves * (walk_cost + start_cost) +
+                                 (cluster > 1 ? cluster_cost + cluster * part_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
-                const int depth = footprint.waits_for_memory && deeper_fits && walk >= long_walk ? 2 : 1;
+                if (!footprint.light)
+                    ring.depth = footprint.waits_for_memory && deeper_fits && walk >= long_walk ? 2 : 1;
                 best_cost = cost;
                 best = {warps,
-                        depth,
+                        ring.depth,
+                        ring.span,
                         splits,
                         cluster,
-                        attention_warp_bytes(footprint, depth),
-                        attention_shared_bytes(footprint, warps, depth)};
+                        attention_warp_bytes(footprint, ring),
+                        attention_shared_bytes(footprint, warps, ring)};
             }
-            if (share >= items) break;
+            if (share >= runs) break;
         }
     }
     return best;

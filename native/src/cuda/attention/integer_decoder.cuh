@@ -11,51 +11,28 @@
 
 namespace mustafar::cuda {
 
-// Scales of blocks whose operands come in units of their own.
-class OperandScales {
-public:
-    static constexpr float unit = IntegerWord<8>::unit;
-
-    __device__ __forceinline__ explicit OperandScales(const Blocks& blocks)
-        : start_(blocks.block_bytes - 2 * block_tokens),
-          factor_(blocks.value_bits == 4 ? unit / IntegerWord<4>::unit : 1.0f) {}
-
-    // Of the tokens 16a + 8h + g: [a][h], for products in `unit`.
-    __device__ __forceinline__ void load(uint32_t block, int g, float (&scale)[2][2]) const {
-        load_scales(block + start_, g, scale);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) scale[i >> 1][i & 1] *= factor_;
-    }
-
-private:
-    const uint32_t start_;
-    const float factor_;
-};
-
 template <class Keys>
 struct IntegerDecoder : Keys::Rows {
     using Keys::Rows::head_dim;
     using Keys::Rows::steps;
-    static constexpr bool has_shared = false, integers = true;
+    // light: takes few instructions and registers a block; then the memory's rate decides (heuristics.h).
+    static constexpr bool has_shared = false, integers = true, light = true;
     static constexpr int value_tiles = head_dim / 16;
-    static constexpr float key_unit = OperandScales::unit, value_unit = OperandScales::unit;
+    static constexpr float unit = IntegerWord<8>::unit, key_unit = unit, value_unit = unit;
 
+    const AttentionParams& p;  // what is read where it is used takes no register in between
     const int lane, g, t;
-    const bool short_keys, short_values, all_values;
-    const OperandScales key_scale, value_scale;
 
     struct Shared {};
     static __device__ __forceinline__ void prepare(Shared&, const AttentionParams&) {}
 
-    __device__ __forceinline__ IntegerDecoder(const Shared&, const AttentionParams& p, int lane_index)
-        : lane(lane_index), g(lane_index >> 2), t(lane_index & 3), short_keys(p.keys.value_bits == 4),
-          short_values(p.values.value_bits == 4), all_values(p.values.pattern == MUSTAFAR_PATTERN_ALL),
-          key_scale(p.keys), value_scale(p.values) {}
+    __device__ __forceinline__ IntegerDecoder(const Shared&, const AttentionParams& params, int lane_index)
+        : p(params), lane(lane_index), g(lane_index >> 2), t(lane_index & 3) {}
 
     template <int Tiles>
     __device__ __forceinline__ void keys(uint32_t block, const QueryFragments<steps, Tiles>& query,
                                          float (&score)[Tiles][2][4]) const {
-        if (short_keys)
+        if (p.keys.value_bits == 4)
             Keys::template multiply<4>(block, lane, query, score);
         else
             Keys::template multiply<8>(block, lane, query, score);
@@ -63,24 +40,32 @@ struct IntegerDecoder : Keys::Rows {
     template <int Tiles>
     __device__ __forceinline__ void values(uint32_t block, const uint32_t (&probability)[Tiles][4],
                                            float (&accumulator)[Tiles][value_tiles][4]) const {
-        if (all_values)
+        if (p.values.pattern == MUSTAFAR_PATTERN_ALL)
             values_of<AllIntegerValues<head_dim>>(block, probability, accumulator);
         else
             values_of<BalancedIntegerValues<head_dim>>(block, probability, accumulator);
     }
 
     __device__ __forceinline__ void key_scales(uint32_t block, float (&scale)[2][2]) const {
-        key_scale.load(block, g, scale);
+        scales(block, p.keys, scale);
     }
     __device__ __forceinline__ void value_scales(uint32_t block, float (&scale)[2][2]) const {
-        value_scale.load(block, g, scale);
+        scales(block, p.values, scale);
     }
 
 private:
+    // Of the tokens 16a + 8h + g: [a][h], for products in `unit`, which are larger for 4 bits.
+    __device__ __forceinline__ void scales(uint32_t block, const Blocks& blocks, float (&scale)[2][2]) const {
+        load_scales(block + blocks.block_bytes - 2 * block_tokens, g, scale);
+        const float factor = blocks.value_bits == 4 ? unit / IntegerWord<4>::unit : 1.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scale[i >> 1][i & 1] *= factor;
+    }
+
     template <class Values, int Tiles>
     __device__ __forceinline__ void values_of(uint32_t block, const uint32_t (&probability)[Tiles][4],
                                               float (&accumulator)[Tiles][value_tiles][4]) const {
-        if (short_values)
+        if (p.values.value_bits == 4)
             Values::template multiply<4>(block, lane, probability, accumulator);
         else
             Values::template multiply<8>(block, lane, probability, accumulator);

@@ -27,6 +27,7 @@ struct AttentionParams {
     int32_t cluster;   // thread blocks of a cluster, a divisor of splits
     int32_t partials;  // results that the workspace takes for a tile: splits / cluster
     int32_t ring_depth;
+    int32_t span;          // compressed blocks of an iteration: 1 or, of integers, 2
     int32_t warp_bytes;    // of shared memory
     bool factors_aligned;  // to 16 bytes
     bool aligned;          // rows of query, tail and fresh tokens start at multiples of 16 bytes

@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     const int items = present ? dense_items + sequence.end_block - sequence.first_block : 0;
     for (int item = warp; item < items; item += warps) {
         if (item < dense_items) {
-            const DenseChunk chunk = dense_chunk(p, sequence, item);
+            const DenseChunk<T> chunk = dense_chunk<T>(p, sequence, kv_head, item);
             float score = minus_infinity;
             if (lane < chunk.count && !hidden(chunk.position + lane)) {
-                const T* const row = chunk.row<T>(*chunk.keys, kv_head, lane);
+                const T* const row = chunk.key(lane);
                 score = 0.0f;
                 for (int c = 0; c < head_dim; ++c) score = fmaf(query[c], widened(row[c]), score);
                 score *= p.scale_log2;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
             for (int token = 0; token < chunk.count; ++token) {
                 if (hidden(chunk.position + token)) continue;
                 const float probability = __shfl_sync(full_warp, own, token);
-                const T* const row = chunk.row<T>(*chunk.values, kv_head, token);
+                const T* const row = chunk.value(token);
                 for (int j = 0; j < Words; ++j)
                     if (32 * j + lane < head_dim)
                         state.accumulator[j] = fmaf(probability, widened(row[32 * j + lane]), state.accumulator[j]);

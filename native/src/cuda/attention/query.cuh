@@ -65,32 +65,43 @@ __device__ __forceinline__ void clear(uint32_t (&words)[Words]) {
     for (int i = 0; i < Words; ++i) words[i] = 0;
 }
 
-// Query rows as operand B. One tile of 8 rows stays in registers; several are read from shared memory at every use.
-template <int Steps, int Tiles>
+// Query rows as operand B: in registers, or read from shared memory at every use, where there are several tiles of 8 rows or
+// registers are short.
+template <int Steps, int Tiles, bool Shared = (Tiles > 1)>
 class QueryFragments {
+    static_assert(Shared || Tiles == 1);
+
 public:
-    static constexpr int shared_bytes = Tiles == 1 ? 0 : Steps * Tiles * 32 * 8;
+    static constexpr bool shared = Shared;
+    static constexpr int shared_pairs = Shared ? Steps * Tiles * 32 : 1;
 
     __device__ __forceinline__ uint2 operator()(int tile, int step) const {
-        if constexpr (Tiles == 1)
-            return own_[step];
-        else
+        if constexpr (Shared)
             return load_shared_u64(address_ + (step * Tiles + tile) * 256);
+        else
+            return own_[step];
     }
 
-    // `memory` is used by several tiles only; every warp writes the same values or one writes for all.
+    // `memory` is used by shared ones only; every warp writes the same values or one writes for all.
     __device__ __forceinline__ void set(int tile, int step, uint2 fragment, uint2* memory, int lane) {
-        if constexpr (Tiles == 1)
-            own_[step] = fragment;
-        else
+        if constexpr (Shared)
             memory[(step * Tiles + tile) * 32 + lane] = fragment;
+        else
+            own_[step] = fragment;
     }
     __device__ __forceinline__ void attach(const uint2* memory, int lane) {
-        if constexpr (Tiles > 1) address_ = shared_address(memory + lane);
+        if constexpr (Shared) address_ = shared_address(memory + lane);
+    }
+    // What a shared one was set to.
+    __device__ __forceinline__ void take(const uint2* memory, int lane) {
+        attach(memory, lane);
+        if constexpr (!Shared)
+#pragma unroll
+            for (int i = 0; i < Steps; ++i) own_[i] = memory[i * 32 + lane];
     }
 
 private:
-    uint2 own_[Tiles == 1 ? Steps : 1];
+    uint2 own_[Shared ? 1 : Steps];
     uint32_t address_ = 0;
 };
 

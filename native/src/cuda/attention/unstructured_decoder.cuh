@@ -38,7 +38,7 @@ struct UnstructuredRows : QuarterRows<HeadDim> {
 template <class Runs, int HeadDim>
 struct UnstructuredDecoder : UnstructuredRows<HeadDim> {
     using UnstructuredRows<HeadDim>::steps;
-    static constexpr bool has_shared = false, integers = Runs::integers;
+    static constexpr bool has_shared = false, integers = Runs::integers, light = false;
     static constexpr int value_tiles = HeadDim / 16;
     static constexpr int bitmap = 4 * HeadDim;
     using Multiplied = typename Runs::Multiplied;

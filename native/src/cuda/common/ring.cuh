@@ -1,5 +1,5 @@
-// A warp's own ring of block copies from global to shared memory: iteration c brings one key block and one value block.
-// On sm_90 and later each block is one bulk copy that completes on an mbarrier; before that, cp.async of 16-byte pieces.
+// A warp's own ring of block copies from global to shared memory: iteration c brings a run of key blocks, one or two that lie side
+// by side, and the value blocks of the same tokens. On sm_90 and later each run is one bulk copy that completes on an mbarrier; before that, cp.async of 16-byte pieces.
 // A warp never waits for another one.
 #pragma once
 
@@ -9,20 +9,27 @@
 
 namespace mustafar::cuda {
 
-// The blocks a warp walks: first, first + stride, ... (`count` of them).
+// The runs of `span` blocks a warp walks: first, first + stride, ... (`count` of them). Run r has the blocks from span * r on,
+// as far as they are before `end`.
 struct Walk {
     int slot, head;
-    uint32_t first, stride;
+    uint32_t first, stride, span;
     int count;
+    uint32_t end;
+
+    __device__ __forceinline__ uint32_t block(int c) const { return (first + c * stride) * span; }
 };
 
+// MaxSpan: what walk.span is at most. No run may go over a page's end.
+template <int MaxSpan>
 class Ring {
 public:
     // `memory`: depth * (key stage + value stage) bytes; `barriers`: 2 * depth of 8 bytes.
     __device__ __forceinline__ Ring(const Blocks& keys, const Blocks& values, const Walk& walk, uint32_t memory,
                                     uint32_t barriers, int depth, int lane)
         : keys_(keys), values_(values), walk_(walk), memory_(memory), barriers_(barriers), depth_(depth), lane_(lane),
-          key_stage_(ring_stage_bytes(keys.block_bytes)), stage_(key_stage_ + ring_stage_bytes(values.block_bytes)) {
+          key_stage_(ring_stage_bytes(span() * keys.block_bytes)),
+          stage_(key_stage_ + ring_stage_bytes(span() * values.block_bytes)) {
 #if __CUDA_ARCH__ >= 900
         if (lane < 2 * depth) {
             asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * lane) : "memory");
@@ -35,7 +42,7 @@ public:
     // Page numbers of the first iterations. The grid before this one may be writing the page table still: until it has ended
     // they are a guess. table_blocks: what both tables have entries for.
     __device__ __forceinline__ void guess_first(uint32_t table_blocks) {
-        uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
+        uint32_t key = walk_.block(lane_), value = key;
         key_page_ = value_page_ = 0;
         if (key >= table_blocks) return;
         key_page_ = __ldcg(keys_.page_entry(walk_.slot, key));
@@ -51,7 +58,7 @@ public:
     // Finds the blocks of the first iterations; `walk.count` need not be known yet. The page table and, by the guess, the
     // slabs are read at once. False where the guess was wrong: it is right next time.
     __device__ __forceinline__ bool locate_first(uint32_t table_blocks) {
-        uint32_t key = walk_.first + lane_ * walk_.stride, value = key;
+        uint32_t key = walk_.block(lane_), value = key;
         const bool known = key < table_blocks;
         const uint32_t key_page = load_if(known, keys_.page_entry(walk_.slot, key));
         const uint32_t value_page = load_if(known, values_.page_entry(walk_.slot, value));
@@ -69,20 +76,26 @@ public:
     __device__ __forceinline__ void locate(int c) {
         // Lane l keeps the addresses of iterations l, 32 + l, ...: page table entries are read 32 at a time, long before use.
         if (c + lane_ >= walk_.count) return;
-        const uint32_t block = walk_.first + (c + lane_) * walk_.stride;
+        const uint32_t block = walk_.block(c + lane_);
         key_address_ = keys_.fixed(walk_.slot, walk_.head, block);
         value_address_ = values_.fixed(walk_.slot, walk_.head, block);
     }
 
     // Starts the first copies.
     __device__ __forceinline__ void start() {
+#pragma unroll 1
         for (int c = 0; c < depth_; ++c) {
             copy_key(c, c);
             copy_value(c, c);
         }
     }
 
-    // Waits for the key (value) block of the current iteration; returns its shared-memory address.
+    // Blocks of iteration c.
+    __device__ __forceinline__ uint32_t blocks(int c) const {
+        return MaxSpan == 1 ? 1 : min(walk_.span, walk_.end - walk_.block(c));
+    }
+
+    // Waits for the key (value) blocks of the current iteration; returns their shared-memory address.
     __device__ __forceinline__ uint32_t key() {
         wait(2 * slot_, 2 * depth_ - 1);
         return memory_ + slot_ * stage_;
@@ -92,7 +105,7 @@ public:
         return memory_ + slot_ * stage_ + key_stage_;
     }
 
-    // The warp has read the key block of iteration c: its place is filled with that of iteration c + depth.
+    // The warp has read the key blocks of iteration c: their place is filled with those of iteration c + depth.
     __device__ __forceinline__ void release_key(int c) {
         __syncwarp();
         copy_key(c + depth_, slot_);
@@ -109,6 +122,10 @@ public:
     }
 
 private:
+    __device__ __forceinline__ uint32_t span() const {
+        return MaxSpan == 1 ? 1 : walk_.span;
+    }
+
     __device__ __forceinline__ void copy_key(int c, int slot) {
         copy(c, key_address_, memory_ + slot * stage_, 2 * slot, keys_.block_bytes);
     }
@@ -117,9 +134,10 @@ private:
     }
 
 #if __CUDA_ARCH__ >= 900
-    __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int barrier, uint32_t bytes) {
+    __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int barrier,
+                                         uint32_t block_bytes) {
         if (lane_ == (c & 31) && c < walk_.count) {
-            const uint32_t address = barriers_ + 8 * barrier;
+            const uint32_t address = barriers_ + 8 * barrier, bytes = blocks(c) * block_bytes;
             asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
                          : "memory");
             // Blocks are read once: they need not drive code, tables and queries out of the second-level cache.
@@ -147,10 +165,10 @@ private:
             : "memory");
     }
 #else
-    __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int, uint32_t bytes) {
+    __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int, uint32_t block_bytes) {
         const auto address = __shfl_sync(full_warp, reinterpret_cast<unsigned long long>(source), c & 31);
         if (c < walk_.count)
-            for (uint32_t i = 16 * lane_; i < bytes; i += 512)
+            for (uint32_t i = 16 * lane_; i < blocks(c) * block_bytes; i += 512)
                 asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(address + i)
                              : "memory");
         asm volatile("cp.async.commit_group;" ::: "memory");
@@ -159,8 +177,10 @@ private:
     __device__ __forceinline__ void wait(int, int pending) {
         if (pending == 1)
             asm volatile("cp.async.wait_group 1;" ::: "memory");
-        else
+        else if (pending == 3)
             asm volatile("cp.async.wait_group 3;" ::: "memory");
+        else
+            asm volatile("cp.async.wait_group 5;" ::: "memory");
         __syncwarp();
     }
 #endif

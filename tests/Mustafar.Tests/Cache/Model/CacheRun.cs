@@ -12,8 +12,8 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
     private const int MostOperations = 20;
 
     /// <summary>Any run; one that fails is made shorter and simpler as long as it fails.</summary>
-    internal static Arbitrary<CacheRun> Any(bool balanced) => Arb.From(
-        from setup in CacheSetup.Any(balanced)
+    internal static Arbitrary<CacheRun> Any(bool balanced, bool integers) => Arb.From(
+        from setup in CacheSetup.Any(balanced, integers)
         from count in Gen.Choose(FewestOperations, MostOperations)
         from operations in Gen.ArrayOf(AnyOperation, count)
         select new CacheRun(setup, operations),

@@ -9,14 +9,14 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
 {
     internal int NumHeads => NumKvHeads * Group;
 
-    /// <summary>Any setup, with balanced patterns or without.</summary>
-    internal static Gen<CacheSetup> Any(bool balanced) =>
+    /// <summary>Any setup, with balanced patterns or without, and with integers too if they are to be.</summary>
+    internal static Gen<CacheSetup> Any(bool balanced, bool integers) =>
         from dtype in Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
         from batch in Gen.Choose(1, 3)
         from heads in Gen.Choose(1, 2)
         from grouped in Gen.Choose(1, 3)
         from headDim in balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
-        from options in AnyOptions(balanced)
+        from options in AnyOptions(balanced, integers)
         select new CacheSetup(dtype, batch, heads, grouped, headDim, options);
 
     /// <summary>Simpler setups of the same kind.</summary>
@@ -27,15 +27,21 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
         this with { NumKvHeads = 1 },
         this with { Group = 1 },
         this with { HeadDim = 64 },
+        this with { Options = Options with { KeyBits = 16, KeyChannelScales = false } },
+        this with { Options = Options with { ValueBits = 16 } },
         this with { Options = Options with { SlidingWindow = null } },
         this with { Options = Options with { SinkTokens = 0 } },
         this with { Options = Options with { LocalWindow = 0 } },
         this with { Options = Options with { GroupSize = 32 } },
     }.Where(setup => setup != this);
 
-    private static Gen<MustafarOptions> AnyOptions(bool balanced) =>
-        from keySparsity in Gen.Choose(balanced ? 50 : 0, 95)
-        from valueSparsity in Gen.Choose(balanced ? 50 : 0, 95)
+    private static Gen<MustafarOptions> AnyOptions(bool balanced, bool integers) =>
+        from patterns in balanced ? Gen.Elements((true, true), (true, false), (false, true)) : Gen.Constant((false, false))
+        from keySparsity in AnySparsity(patterns.Item1)
+        from valueSparsity in AnySparsity(patterns.Item2)
+        from keyBits in integers ? Gen.Elements(16, 8, 4) : Gen.Constant(16)
+        from valueBits in integers ? Gen.Elements(16, 8, 4) : Gen.Constant(16)
+        from scales in Gen.Elements(true, false)
         from localWindow in Gen.Elements(0, 1, 7, 32, 40, 300)
         from groups in Gen.Elements(1, 1, 2, 3)
         from keepMultiple in Gen.Choose(1, 8)
@@ -43,13 +49,21 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
         from sinkTokens in Gen.Elements(0, 0, 0, 1, 4, 45)
         select new MustafarOptions
         {
-            KeySparsity = keySparsity / 100.0,
-            ValueSparsity = valueSparsity / 100.0,
+            KeySparsity = keySparsity,
+            ValueSparsity = valueSparsity,
+            KeyBits = keyBits,
+            ValueBits = valueBits,
+            KeyChannelScales = scales && keyBits < 16,
             LocalWindow = localWindow,
             GroupSize = 32 * groups,
             KeepMultiple = keepMultiple,
-            Balanced = balanced,
+            BalancedKeys = patterns.Item1,
+            BalancedValues = patterns.Item2,
             SlidingWindow = slidingWindow,
             SinkTokens = sinkTokens,
         };
+
+    // Now and then everything is kept.
+    private static Gen<double> AnySparsity(bool balanced) => Gen.Frequency(
+        (1, Gen.Constant(0.0)), (3, from percent in Gen.Choose(balanced ? 50 : 0, 95) select percent / 100.0));
 }

@@ -1,4 +1,6 @@
+using Mustafar.Tests.Oracle;
 using TorchSharp;
+using TorchSharp.Modules;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Cache.Sequences;
@@ -113,6 +115,53 @@ internal sealed class DecodeGraphTests(string device)
         {
             Assert.That((graph.Captures, graph.Launches), Is.EqualTo((1, 4)));
         }
+    }
+
+    [Test]
+    public void Captured_steps_of_weights_that_have_moved_are_refused_and_the_sequences_go_on([Values] bool converted)
+    {
+        int[] sequences = [_cache.AddSequence(), _cache.AddSequence()];
+        using IDisposable noGrad = no_grad();
+        using Linear model = nn.Linear(64, 64, hasBias: false, device: new torch.Device(device), dtype: ScalarType.BFloat16);
+        Tensor result = zeros([2, 64], dtype: ScalarType.Float32, device: device);
+        using DecodeGraph graph = new(
+            _cache,
+            step =>
+            {
+                Attend(step, Layers);
+                Tensor weight = model.weight!;
+                result.copy_(matmul(_heads.narrow(1, 0, 1).reshape(2, 64).to(weight.dtype), weight.t()));
+            },
+            model: model);
+        for (int i = 0; i < 4; i++)
+        {
+            graph.Run(sequences);
+        }
+
+        if (converted)
+        {
+            model.to(ScalarType.Float32);
+        }
+        else
+        {
+            model.weight = new Parameter(randn_like(model.weight!));
+        }
+
+        if (device != "cpu")
+        {
+            Assert.That(() => graph.Run(sequences), Throws.TypeOf<MovedWeightsException>().With.Message.Contains("weight has moved"));
+            Assert.That(sequences.Select(_cache.LengthOf), Is.All.EqualTo(4));
+            graph.Forget();
+        }
+
+        for (int i = 5; i <= 8; i++)
+        {
+            graph.Run(sequences);
+            Assert.That(sequences.Select(_cache.LengthOf), Is.All.EqualTo(i));
+        }
+
+        Tensor expected = matmul(_heads.narrow(1, 0, 1).reshape(2, 64).to(model.weight!.dtype), model.weight.t()).to(ScalarType.Float32);
+        Compare.Close(result, expected, 1e-2, 1e-2, "product of the new weights");
     }
 
     [Test]

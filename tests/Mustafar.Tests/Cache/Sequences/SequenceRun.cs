@@ -32,13 +32,20 @@ internal sealed class SequenceRun : IDisposable
         _device = device;
         manual_seed(seed);
         _headDim = Any(64, 80, 128);
+        bool integers = device == "cpu"; // of Float32
         MustafarOptions common = new()
         {
-            GroupSize = Any(32, 64), LocalWindow = Any(0, 16, 33), SinkTokens = Any(0, 0, 3), Balanced = _headDim != 80 && Any(true, false, false),
+            GroupSize = Any(32, 64), LocalWindow = Any(0, 16, 33), SinkTokens = Any(0, 0, 3),
         };
         _layers = [.. Enumerable.Range(0, Any(1, 2, 3)).Select(_ => common with
         {
-            KeySparsity = Any(0.5, 0.65), ValueSparsity = Any(0.5, 0.65), SlidingWindow = Any<int?>(null, 20, 100),
+            KeySparsity = Any(0, 0.5, 0.65),
+            ValueSparsity = Any(0, 0.5, 0.65),
+            BalancedKeys = _headDim != 80 && Any(true, false, false),
+            BalancedValues = _headDim != 80 && Any(true, false, false),
+            KeyBits = integers ? Any(16, 8, 4) : 16,
+            ValueBits = integers ? Any(16, 8, 4) : 16,
+            SlidingWindow = Any<int?>(null, 20, 100),
         })];
         CacheLimits limits = Any(
             new CacheLimits(),

@@ -10,24 +10,20 @@ namespace Mustafar.Tests.DropIn.Models.GenAI;
 /// <summary>Sizes of a model beside its heads; small by default.</summary>
 internal sealed record ModelSizes(int Layers = 2, int HeadDim = 64, int Vocabulary = 40, int Intermediate = 96);
 
-/// <summary>Computes in f32.</summary>
-internal sealed class LlamaRMSNorm : nn.Module<Tensor, Tensor>
+/// <summary>Computes in f32, and disposes none of its temporaries, as in the package.</summary>
+internal class RMSNorm : nn.Module<Tensor, Tensor>
 {
+    private readonly float _eps = 1e-5f;
     private readonly Parameter weight;
 
-    public LlamaRMSNorm(long hidden, ScalarType dtype)
-        : base(nameof(LlamaRMSNorm))
-    {
-        weight = nn.Parameter(ones(hidden, dtype: dtype));
-        RegisterComponents();
-    }
+    public RMSNorm(long hidden, ScalarType dtype)
+        : base(nameof(RMSNorm)) => weight = nn.Parameter(ones(hidden, dtype: dtype));
 
     public override Tensor forward(Tensor input)
     {
-        using DisposeScope scope = NewDisposeScope();
         Tensor x = input.to_type(ScalarType.Float32);
-        Tensor normed = x * rsqrt(x.pow(2).mean([-1L], keepdim: true) + 1e-5);
-        return (weight * normed.type_as(input)).MoveToOuterDisposeScope();
+        Tensor normed = (x * rsqrt(x.pow(2).mean([-1L], keepdim: true) + _eps)).type_as(input);
+        return weight * normed;
     }
 }
 
@@ -57,8 +53,8 @@ internal class LlamaMLP : nn.Module<Tensor, Tensor>
 internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOutput>
 {
     private readonly LlamaMLP mlp;
-    private readonly LlamaRMSNorm input_layernorm;
-    private readonly LlamaRMSNorm post_attention_layernorm;
+    private readonly RMSNorm input_layernorm;
+    private readonly RMSNorm post_attention_layernorm;
     private readonly Attention self_attn;
 
     public LlamaDecoderLayer(Attention attention, int hidden, int intermediate, ScalarType dtype)
@@ -66,8 +62,8 @@ internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOut
     {
         self_attn = attention;
         mlp = new LlamaMLP(hidden, intermediate, dtype);
-        input_layernorm = new LlamaRMSNorm(hidden, dtype);
-        post_attention_layernorm = new LlamaRMSNorm(hidden, dtype);
+        input_layernorm = new RMSNorm(hidden, dtype);
+        post_attention_layernorm = new RMSNorm(hidden, dtype);
     }
 
     public override AttentionOutput forward(AttentionInput input)
@@ -97,7 +93,7 @@ internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
 {
     private readonly Embedding embed_tokens;
     private readonly ModuleList<LlamaDecoderLayer> layers = [];
-    private readonly LlamaRMSNorm norm;
+    private readonly RMSNorm norm;
     private readonly RotaryEmbedding _rotaryEmb;
     private readonly Positions _positions;
     private readonly Phi3Config _config;
@@ -111,7 +107,7 @@ internal class LlamaModel : nn.Module<CausalLMModelInput, Tensor>
         _rotaryEmb = new RotaryEmbedding(sizes.HeadDim);
         int hidden = heads * sizes.HeadDim;
         embed_tokens = nn.Embedding(sizes.Vocabulary, hidden, dtype: dtype);
-        norm = new LlamaRMSNorm(hidden, dtype);
+        norm = new RMSNorm(hidden, dtype);
         for (int i = 0; i < sizes.Layers; i++)
         {
             Attention attention = first
