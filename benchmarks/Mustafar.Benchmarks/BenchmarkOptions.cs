@@ -11,10 +11,10 @@ internal sealed record Shape(int Batch, int NumHeads, int NumKvHeads, int Tokens
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Batch},{NumHeads},{NumKvHeads},{Tokens}");
 }
 
-/// <summary>How many channels are kept of keys and values, and by which patterns.</summary>
-internal sealed record Kept(int Channels, bool Balanced)
+/// <summary>How many channels are kept of keys and values, by which patterns, and in how many bits (16: as they are).</summary>
+internal sealed record Kept(int Channels, bool Balanced, int Bits = 16)
 {
-    public override string ToString() => Balanced ? $"{Channels} balanced" : $"{Channels}";
+    public override string ToString() => $"{Channels}{(Balanced ? " balanced" : "")}{(Bits < 16 ? $" {Bits} bits" : "")}";
 }
 
 /// <summary>What to measure.</summary>
@@ -52,8 +52,8 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<Kept[]> _keeps = new("--keep")
     {
-        Description = "Channels kept of each key and value; with a b before the number, by balanced patterns.",
-        HelpName = "N|bN",
+        Description = "Channels kept of each key and value; with a b before the number, by balanced patterns; with :8 or :4 behind it, in so many bits. As many as --head-dim: all.",
+        HelpName = "[b]N[:BITS]",
         AllowMultipleArgumentsPerToken = true,
         CustomParser = result => [.. result.Tokens.Select(token => ParseKept(token.Value, result))],
         DefaultValueFactory = _ => [new(40, false), new(64, false)],
@@ -143,12 +143,14 @@ internal sealed class BenchmarkOptions
     private static Kept ParseKept(string text, ArgumentResult result)
     {
         bool balanced = text.StartsWith('b');
-        if (int.TryParse(balanced ? text[1..] : text, NumberStyles.None, CultureInfo.InvariantCulture, out int channels) && channels > 0)
+        string[] parts = (balanced ? text[1..] : text).Split(':');
+        int bits = parts switch { [_] => 16, [_, "8"] => 8, [_, "4"] => 4, _ => 0 };
+        if (bits > 0 && int.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out int channels) && channels > 0)
         {
-            return new Kept(channels, balanced);
+            return new Kept(channels, balanced, bits);
         }
 
-        result.AddError($"Expected a number of channels, or b and a number, but got '{text}'.");
+        result.AddError($"Expected a number of channels, or b and a number, and maybe :8 or :4, but got '{text}'.");
         return new Kept(1, false);
     }
 

@@ -32,7 +32,7 @@ internal static class Data
         return cache.Memory.CompressedBytes + (2 * dense * cache.NumKvHeads * cache.HeadDim * (cache.DType == ScalarType.Float32 ? 4 : 2));
     }
 
-    /// <summary>Options that keep so many channels.</summary>
+    /// <summary>Options that keep so many channels in so many bits; keys of 4 bits with channel scales.</summary>
     internal static MustafarOptions Options(Kept keep, int headDim) => new()
     {
         KeySparsity = (headDim - keep.Channels) / (double)headDim,
@@ -40,5 +40,7 @@ internal static class Data
         KeepMultiple = 1,
         BalancedKeys = keep.Balanced,
         BalancedValues = keep.Balanced,
+        KeyBits = keep.Bits,
+        ValueBits = keep.Bits,
     };
 }

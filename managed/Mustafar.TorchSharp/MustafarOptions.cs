@@ -121,6 +121,7 @@ public sealed record MustafarOptions
     public bool BalancedKeys { get; init; }
 
     /// <summary>Whether values are pruned to a balanced pattern, as <see cref="BalancedKeys"/>. Default false.</summary>
+    /// <remarks>Caches of Float16 and BFloat16 on CUDA prune keys and values to balanced patterns both or neither.</remarks>
     public bool BalancedValues { get; init; }
 
     /// <summary>

@@ -13,7 +13,8 @@
 
 namespace {
 
-constexpr int32_t head_dim = 128, kv_heads = 8, group = 4, page_blocks = 8;
+constexpr int32_t head_dim = 128, kv_heads = 8, group = 4;
+constexpr int32_t page_blocks = 2;  // groups of 64 tokens, as the caches have by default
 
 struct Format {
     const char* name;

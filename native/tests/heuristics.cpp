@@ -62,8 +62,7 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     const AttentionWarps* const chosen = std::find_if(
         candidates, candidates + N, [&](const AttentionWarps& candidate) { return candidate.warps == plan.warps; });
     expect(chosen != candidates + N, "there is a kernel of so many warps");
-    expect(plan.ring_depth >= 1 && plan.ring_depth <= (c.footprint.light ? max_ring_depth : 2),
-           "stages of the ring");
+    expect(plan.ring_depth >= 1 && plan.ring_depth <= (c.footprint.light ? max_ring_depth : 2), "stages of the ring");
     expect(plan.ring_depth == 1 || c.footprint.waits_for_memory, "a second stage only where memory is waited for");
     expect(plan.span == 1 || (plan.span == 2 && c.footprint.pair_bytes != 0), "runs of two only where there are any");
     const int64_t stage_bytes = plan.span == 1 ? c.footprint.iteration_bytes : c.footprint.pair_bytes;

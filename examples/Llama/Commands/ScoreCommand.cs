@@ -76,7 +76,7 @@ internal sealed class ScoreCommand : LlamaCommand
 
         double mean = nll.Average();
         output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"mean {mean:F6} nats, perplexity {Math.Exp(mean):F4}"));
-        output.WriteJson(new Result(RunReport.Of(session), prefill, ids, nll, mean, Math.Exp(mean)));
+        output.WriteJson(new Result(RunReport.Of(session), prefill, ids, nll, mean, Math.Exp(mean), MemoryReport.Of(cache)));
     }
 
     private static List<int> ReadIds(string path)
@@ -92,5 +92,5 @@ internal sealed class ScoreCommand : LlamaCommand
         return ids;
     }
 
-    private sealed record Result(RunReport Run, int Prefill, List<int> Ids, double[] Nll, double MeanNll, double Perplexity);
+    private sealed record Result(RunReport Run, int Prefill, List<int> Ids, double[] Nll, double MeanNll, double Perplexity, MemoryReport Cache);
 }

@@ -81,7 +81,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default)
     {
         model.Check(ids, cache);
-        int batch = cache.BatchSize, rows = (int)Math.Clamp(MostTokens / ids.shape[1], 1, batch);
+        int batch = cache.BatchSize, rows = (int)Math.Clamp(MostTokens / ids.size(1), 1, batch);
         int[] before = [.. cache.Lengths];
         int first = 0;
         using DisposeScope scope = NewDisposeScope();
@@ -115,7 +115,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         Tensor hidden = model.HiddenOf(ids, cache, rows, counts, cancellationToken);
         if (counts.IsEmpty)
         {
-            return hidden.select(1, hidden.shape[1] - 1).clone().MoveToOuterDisposeScope();
+            return hidden.select(1, hidden.size(1) - 1).clone().MoveToOuterDisposeScope();
         }
 
         long[] lastRows = new long[counts.Length];
@@ -124,7 +124,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
             lastRows[i] = Math.Max(counts[i] - 1, 0);
         }
 
-        Tensor last = tensor(lastRows, device: hidden.device).reshape(-1, 1, 1).expand(-1, 1, hidden.shape[2]);
+        Tensor last = tensor(lastRows, device: hidden.device).reshape(-1, 1, 1).expand(-1, 1, hidden.size(2));
         return hidden.gather(1, last).squeeze(1).MoveToOuterDisposeScope();
     }
 

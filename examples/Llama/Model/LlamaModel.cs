@@ -61,7 +61,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
             throw new ArgumentException($"Expected token ids in Int64, but got {ids.dtype}.", nameof(ids));
         }
 
-        if (ids.dim() != 2 || ids.shape[0] != cache.BatchSize || ids.shape[1] == 0)
+        if (ids.dim() != 2 || ids.size(0) != cache.BatchSize || ids.size(1) == 0)
         {
             throw new ArgumentException(
                 $"Expected token ids [{cache.BatchSize}, tokens], at least one for each of the cache's sequences, but got [{string.Join(", ", ids.shape)}].",
@@ -85,7 +85,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     {
         using DisposeScope scope = NewDisposeScope();
         int[] sequences = [.. cache.Sequences];
-        using CacheStep step = cache.Cache.BeginStep(sequences.AsSpan(rows), checked((int)ids.shape[1]), counts);
+        using CacheStep step = cache.Cache.BeginStep(sequences.AsSpan(rows), checked((int)ids.size(1)), counts);
         Tensor hidden = norm.call(Apply(ids, step, cancellationToken));
         step.Commit();
         return hidden.MoveToOuterDisposeScope();

@@ -55,7 +55,13 @@ public sealed class SwiGluMlp : nn.Module<Tensor, Tensor>
             return;
         }
 
-        long[] shape = [.. hidden.shape[..^1], gate_proj.weight.shape[0]];
+        // TorchSharp's shape takes as long as several small operators.
+        long[] shape = new long[hidden.dim()];
+        for (int axis = 0; axis < shape.Length; axis++)
+        {
+            shape[axis] = axis < shape.Length - 1 ? hidden.size(axis) : gate_proj.weight.size(0);
+        }
+
         Tensor activated = buffers?.Get("mlp", hidden.dtype, shape) ?? empty(shape, dtype: hidden.dtype, device: hidden.device);
         LinearFusion fusion = new() { Norm = inputNorm.Weight, Eps = inputNorm.Eps, Bias = bias, Gated = true };
         MustafarOps.FusedLinear(hidden, weight, fusion, activated, buffers);

@@ -32,7 +32,7 @@ public sealed class TokenEmbedding : nn.Module<Tensor, Tensor>
     public override Tensor forward(Tensor ids)
     {
         using DisposeScope scope = NewDisposeScope();
-        return weight.index_select(0, ids.reshape(-1)).reshape(ids.shape[0], ids.shape[1], weight.shape[1]).MoveToOuterDisposeScope();
+        return weight.index_select(0, ids.reshape(-1)).reshape(ids.size(0), ids.size(1), weight.size(1)).MoveToOuterDisposeScope();
     }
 
     /// <summary>The scores of all tokens: the product with every vector.</summary>

@@ -39,10 +39,10 @@ public sealed class MustafarCache : KeyValueCache
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="options">Sparsity, window and group; the defaults if null.</param>
+    /// <param name="options">Sparsity, bits, window and group; the defaults if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
-    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
     public MustafarCache(
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
         : this(batchSize, numKvHeads, headDim, dtype, device, options, family: null)
@@ -60,7 +60,7 @@ public sealed class MustafarCache : KeyValueCache
         _lengths = new SequenceLengths(_store.Table);
     }
 
-    /// <summary>Sparsity, window and group.</summary>
+    /// <summary>Sparsity, bits, window and group.</summary>
     public MustafarOptions Options => Layer.Options;
 
     /// <inheritdoc/>

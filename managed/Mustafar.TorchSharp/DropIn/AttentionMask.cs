@@ -22,7 +22,7 @@ internal sealed class AttentionMask(int? window)
     /// tokens.</exception>
     internal int[] Read(ConversationStep known, AttentionStep step, int start, int[] padding)
     {
-        int tokens = checked((int)step.Query.shape[2]);
+        int tokens = checked((int)step.Query.size(2));
         if (step.Mask is not Tensor mask)
         {
             return tokens == 1
@@ -44,8 +44,8 @@ internal sealed class AttentionMask(int? window)
     // [batch or 1, n, columns] with columns = start + n, or 1 where only the part of a single new token is given.
     private static Tensor Shaped(Tensor mask, AttentionStep step, int start, int tokens)
     {
-        long batch = step.Query.shape[0];
-        long[] shape = mask.shape;
+        long batch = step.Query.size(0);
+        long[] shape = mask.Sizes();
         long columns = shape.Length == 0 ? 0 : shape[^1];
         bool fits = shape.Length switch
         {
@@ -136,7 +136,7 @@ internal sealed class AttentionMask(int? window)
             rows[i] = Math.Min(i + (window ?? columns) - 1, columns - 1);
         }
 
-        Tensor index = tensor(rows, device: mask.device).reshape(1, 1, columns).expand(mask.shape[0], 1, columns);
+        Tensor index = tensor(rows, device: mask.device).reshape(1, 1, columns).expand(mask.size(0), 1, columns);
         long[] counts = mask.gather(1, index).eq(Scalars.Zero).sum(2).to(ScalarType.Int64).cpu().data<long>().ToArray();
         int[] padded = new int[batch];
         for (int i = 0; i < batch; i++)

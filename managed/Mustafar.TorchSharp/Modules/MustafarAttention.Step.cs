@@ -40,7 +40,7 @@ public sealed partial class MustafarAttention
             return;
         }
 
-        (long batch, long tokens) = (hidden.shape[0], hidden.shape[1]);
+        (long batch, long tokens) = (hidden.size(0), hidden.size(1));
         long heads = Options.NumHeads + (2L * Options.NumKvHeads);
         StepBuffers? buffers = step.Tokens == 1 ? step.Buffers : null;
         Tensor projected = buffers?.Get("qkv", hidden.dtype, batch, tokens, heads * Options.HeadDim)
@@ -58,7 +58,7 @@ public sealed partial class MustafarAttention
             long first = 0;
             foreach (Linear part in inputs)
             {
-                long count = part.weight.shape[0];
+                long count = part.weight.size(0);
                 MustafarOps.FusedLinear(hidden, part.weight, fusion with { Bias = part.bias }, projected.narrow(2, first, count), buffers);
                 first += count;
             }

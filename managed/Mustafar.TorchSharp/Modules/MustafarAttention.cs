@@ -135,7 +135,7 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     // Queries, keys and values [batch, heads, n, head_dim] at their positions.
     private (Tensor Query, Tensor Keys, Tensor Values) Project(Tensor hidden, IReadOnlyList<int> positions)
     {
-        (long batch, long tokens) = (hidden.shape[0], hidden.shape[1]);
+        (long batch, long tokens) = (hidden.size(0), hidden.size(1));
         Tensor query = q_proj.call(hidden).reshape(batch, tokens, Options.NumHeads, Options.HeadDim);
         Tensor key = k_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
         Tensor value = v_proj.call(hidden).reshape(batch, tokens, Options.NumKvHeads, Options.HeadDim);
@@ -146,11 +146,11 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     }
 
     private Tensor Output(Tensor attended) =>
-        o_proj.call(attended.transpose(1, 2).reshape(attended.shape[0], attended.shape[2], Options.NumHeads * Options.HeadDim));
+        o_proj.call(attended.transpose(1, 2).reshape(attended.size(0), attended.size(2), Options.NumHeads * Options.HeadDim));
 
     private void Check(Tensor hidden, int batch)
     {
-        long[] shape = hidden.shape;
+        long[] shape = hidden.Sizes();
         if (shape.Length != 3 || shape[0] != batch || shape[2] != Options.HiddenSize)
         {
             throw new ArgumentException(

@@ -57,8 +57,8 @@ public sealed class RotaryEmbedding : IDisposable
             throw new ArgumentException($"Expected keys on {query.device}, with the queries, but got {key.device}.", nameof(key));
         }
 
-        long[] shape = query.shape;
-        long[] keyShape = key.shape;
+        long[] shape = query.Sizes();
+        long[] keyShape = key.Sizes();
         if (shape.Length != 4 || shape[3] != Options.HeadDim)
         {
             throw new ArgumentException(
@@ -135,7 +135,7 @@ public sealed class RotaryEmbedding : IDisposable
     }
 
     // With the sine's sign in the table, rotate_half(x) · sin is the product with x rolled by half a head.
-    private static Tensor Turn(Tensor x, Tensor cos, Tensor sin) => (x * cos).addcmul_(x.roll(x.shape[3] / 2, 3), sin, Scalars.One);
+    private static Tensor Turn(Tensor x, Tensor cos, Tensor sin) => (x * cos).addcmul_(x.roll(x.size(3) / 2, 3), sin, Scalars.One);
 
     private (Tensor Cos, Tensor Sin) Rows(Tensor like, IReadOnlyList<int> starts, int count)
     {

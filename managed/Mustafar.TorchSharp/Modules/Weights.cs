@@ -71,25 +71,25 @@ public static class Weights
             return null;
         }
 
-        long[] shape = parts[0].shape;
+        long[] shape = parts[0].Sizes();
         byte* end = (byte*)TensorAccess.Pointer(parts[0]);
         long rows = 0;
         foreach (Tensor part in parts)
         {
             if (part.dtype != parts[0].dtype || part.device_type != parts[0].device_type || !part.is_contiguous()
-                || !part.shape.AsSpan(1).SequenceEqual(shape.AsSpan(1)) || (byte*)TensorAccess.Pointer(part) != end)
+                || !part.Sizes().AsSpan(1).SequenceEqual(shape.AsSpan(1)) || (byte*)TensorAccess.Pointer(part) != end)
             {
                 return null;
             }
 
             end += part.numel() * part.element_size();
-            rows += part.shape[0];
+            rows += part.size(0);
         }
 
         try
         {
             shape[0] = rows;
-            return parts[0].as_strided(shape, parts[0].stride(), parts[0].storage_offset());
+            return parts[0].as_strided(shape, parts[0].Strides(), parts[0].storage_offset());
         }
         catch (ExternalException)
         {

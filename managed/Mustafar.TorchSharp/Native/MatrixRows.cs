@@ -8,7 +8,7 @@ internal static unsafe class MatrixRows
     /// <summary>The number of rows of a tensor [.., width].</summary>
     internal static long Count(Tensor tensor)
     {
-        long[] shape = tensor.shape;
+        long[] shape = tensor.Sizes();
         long rows = 1;
         for (int d = 0; d < shape.Length - 1; d++)
         {
@@ -24,7 +24,7 @@ internal static unsafe class MatrixRows
         if (!TryStride(tensor, out long stride))
         {
             tensor = tensor.contiguous();
-            stride = tensor.shape[^1];
+            stride = tensor.size(-1);
         }
 
         return new NativeRows { Data = TensorAccess.Pointer(tensor), RowStride = stride };
@@ -52,7 +52,7 @@ internal static unsafe class MatrixRows
     private static (nuint Start, nuint End) Range(Tensor tensor)
     {
         nuint start = (nuint)TensorAccess.Pointer(tensor);
-        long[] shape = tensor.shape, strides = tensor.stride();
+        long[] shape = tensor.Sizes(), strides = tensor.Strides();
         long last = 0;
         for (int d = 0; d < shape.Length; d++)
         {
@@ -69,7 +69,7 @@ internal static unsafe class MatrixRows
 
     private static bool TryStride(Tensor tensor, out long stride)
     {
-        long[] shape = tensor.shape, strides = tensor.stride();
+        long[] shape = tensor.Sizes(), strides = tensor.Strides();
         stride = shape[^1];
         if (shape[^1] > 1 && strides[^1] != 1)
         {

@@ -94,7 +94,7 @@ internal static unsafe partial class TensorAccess
             && tensor.stride(2) % elements == 0
             && tensor.stride(1) % elements == 0
             && tensor.stride(0) % elements == 0;
-        return aligned ? tensor : empty(tensor.shape, dtype: tensor.dtype, device: tensor.device).copy_(tensor);
+        return aligned ? tensor : empty(tensor.Sizes(), dtype: tensor.dtype, device: tensor.device).copy_(tensor);
     }
 
     /// <summary>Checks a tensor [batch, heads, tokens, head_dim] that is not bound to any other.</summary>
@@ -137,7 +137,7 @@ internal static unsafe partial class TensorAccess
             throw new ArgumentException("Expected a strided tensor, but got a sparse one.", name);
         }
 
-        if (!shape.SequenceEqual(tensor.shape))
+        if (!shape.SequenceEqual(tensor.Sizes()))
         {
             throw new ArgumentException(
                 $"Expected shape [{string.Join(", ", shape.ToArray())}], but got [{string.Join(", ", tensor.shape)}].", name);

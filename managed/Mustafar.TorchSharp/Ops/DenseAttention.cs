@@ -31,9 +31,9 @@ internal static class DenseAttention
             return ByFormula(query, keys, values, scale, mask, causal);
         }
 
-        long[] shape = query.shape;
+        long[] shape = query.Sizes();
         (long batch, long numHeads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
-        long numKvHeads = keys.shape[1];
+        long numKvHeads = keys.size(1);
         long group = numHeads / numKvHeads;
         if (queries > 1 && Fused(query, keys, values, scale ?? 1 / Math.Sqrt(headDim), mask, causal) is Tensor fused)
         {
@@ -74,7 +74,7 @@ internal static class DenseAttention
     /// <returns>A tensor like the query, in the current dispose scope.</returns>
     internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window, int sinks = 0)
     {
-        (long queries, long tokens) = (query.shape[2], keys.shape[2]);
+        (long queries, long tokens) = (query.size(2), keys.size(2));
         (long past, long seen) = (tokens - queries, window ?? tokens);
         bool finite = IsFinite(query, keys, values);
         if (past == 0 && seen >= tokens)
@@ -129,8 +129,8 @@ internal static class DenseAttention
     private static Tensor ByFormula(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal)
     {
         Tensor output = empty_like(query);
-        (long batch, long queries, long headDim, long numKvHeads) = (query.shape[0], query.shape[2], query.shape[3], keys.shape[1]);
-        long group = query.shape[1] / numKvHeads;
+        (long batch, long queries, long headDim, long numKvHeads) = (query.size(0), query.size(2), query.size(3), keys.size(1));
+        long group = query.size(1) / numKvHeads;
         for (long b = 0; b < batch; b++)
         {
             for (long first = 0; first < queries; first += QueryBlock)
@@ -149,8 +149,8 @@ internal static class DenseAttention
         Tensor? Hidden(long b, long first, long count)
         {
             Tensor? hidden = causal
-                ? Scalars.Range(first, count, query.device).unsqueeze(1) < Scalars.Range(0, keys.shape[2], query.device)
-                : mask?.expand(batch, 1, queries, keys.shape[2])[b, 0].narrow(0, first, count).logical_not();
+                ? Scalars.Range(first, count, query.device).unsqueeze(1) < Scalars.Range(0, keys.size(2), query.device)
+                : mask?.expand(batch, 1, queries, keys.size(2))[b, 0].narrow(0, first, count).logical_not();
             return hidden?.repeat(group, 1);
         }
     }

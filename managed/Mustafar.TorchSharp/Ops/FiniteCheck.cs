@@ -28,7 +28,7 @@ internal static unsafe class FiniteCheck
 
         bool RowsAreFinite()
         {
-            long[] shape = tensor.shape, strides = tensor.stride();
+            long[] shape = tensor.Sizes(), strides = tensor.Strides();
             for (long row = 0; row < shape[0] * shape[1] * shape[2]; row++)
             {
                 (long head, long token) = Math.DivRem(row, shape[2]);

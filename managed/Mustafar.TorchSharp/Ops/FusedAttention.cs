@@ -52,7 +52,7 @@ internal static class FusedAttention
             return null;
         }
 
-        Tensor bias = zeros(mask.shape, dtype: query.dtype, device: query.device)
+        Tensor bias = zeros(mask.Sizes(), dtype: query.dtype, device: query.device)
             .masked_fill_(mask.logical_not(), Scalars.NegativeInfinity)
             .expand(query.size(0), query.size(1), query.size(2), keys.size(2));
         return TorchShim.CuDnnAttention(TensorAccess.WithAlignedRows(query), TensorAccess.WithAlignedRows(keys), TensorAccess.WithAlignedRows(values), bias, causal: false, scale);

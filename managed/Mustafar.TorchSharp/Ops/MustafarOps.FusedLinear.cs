@@ -31,12 +31,12 @@ public static unsafe partial class MustafarOps
 
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        Tensor result = output ?? empty([.. input.shape[..^1], outFeatures], dtype: input.dtype, device: input.device);
+        Tensor result = output ?? empty([.. input.Sizes()[..^1], outFeatures], dtype: input.dtype, device: input.device);
         Tensor target = result.view(rows, outFeatures);
         Tensor source = input;
         if (fusion.Norm is not null)
         {
-            source = RmsNorm(input, fusion.Norm, fusion.Eps, output: Temporary("norm", input.shape));
+            source = RmsNorm(input, fusion.Norm, fusion.Eps, output: Temporary("norm", input.Sizes()));
         }
 
         source = source.reshape(rows, inFeatures);

@@ -37,7 +37,7 @@ public static unsafe partial class MustafarOps
             throw new ArgumentException($"Expected at most {MaxLinearRows} rows, but got {rows} of shape [{string.Join(", ", input.shape)}].", nameof(input));
         }
 
-        long[] shape = [.. input.shape[..^1], outFeatures];
+        long[] shape = [.. input.Sizes()[..^1], outFeatures];
         using DisposeScope scope = NewDisposeScope();
         Tensor result = output ?? empty(shape, dtype: input.dtype, device: input.device);
         Tensor? norm = fusion.Norm?.contiguous(), bias = fusion.Bias?.contiguous(), residual = fusion.Residual;
@@ -72,20 +72,20 @@ public static unsafe partial class MustafarOps
         long inFeatures = LastAxis(input, nameof(input));
         ArgumentNullException.ThrowIfNull(weight);
         long parts = fusion.Gated ? 2 : 1;
-        if (weight.dim() != 2 || weight.shape[0] == 0 || weight.shape[0] % parts != 0)
+        if (weight.dim() != 2 || weight.size(0) == 0 || weight.size(0) % parts != 0)
         {
             throw new ArgumentException(
                 $"Expected shape [{(fusion.Gated ? "2 * out_features" : "out_features")}, {inFeatures}], but got [{string.Join(", ", weight.shape)}].",
                 nameof(weight));
         }
 
-        long outFeatures = weight.shape[0] / parts;
-        TensorAccess.Validate(weight, nameof(weight), input.dtype, input.device, weight.shape[0], inFeatures);
+        long outFeatures = weight.size(0) / parts;
+        TensorAccess.Validate(weight, nameof(weight), input.dtype, input.device, weight.size(0), inFeatures);
         _ = MatrixRows.AsItIs(weight, nameof(weight));
         _ = Epsilon(fusion.Eps);
         ValidateOptional(fusion.Norm, nameof(fusion.Norm), input, inFeatures);
-        ValidateOptional(fusion.Bias, nameof(fusion.Bias), input, weight.shape[0]);
-        long[] shape = [.. input.shape[..^1], outFeatures];
+        ValidateOptional(fusion.Bias, nameof(fusion.Bias), input, weight.size(0));
+        long[] shape = [.. input.Sizes()[..^1], outFeatures];
         ValidateOptional(fusion.Residual, nameof(fusion.Residual), input, shape);
         ValidateOptional(output, nameof(output), input, shape);
         if (output is not null)

@@ -23,10 +23,10 @@ public static unsafe partial class MustafarOps
         long width = LastAxis(input, nameof(input));
         TensorAccess.Validate(weight, nameof(weight), input.dtype, input.device, width);
         float epsilon = Epsilon(eps);
-        ValidateOptional(residual, nameof(residual), input, input.shape);
-        ValidateOptional(output, nameof(output), input, input.shape);
+        ValidateOptional(residual, nameof(residual), input, input.Sizes());
+        ValidateOptional(output, nameof(output), input, input.Sizes());
         using DisposeScope scope = NewDisposeScope();
-        Tensor result = output ?? empty(input.shape, dtype: input.dtype, device: input.device);
+        Tensor result = output ?? empty(input.Sizes(), dtype: input.dtype, device: input.device);
         Tensor scale = weight.contiguous();
         NativeContext context = TensorAccess.Context(input.device);
         NativeNorm norm = new()

@@ -28,8 +28,8 @@ public static unsafe partial class MustafarOps
         (Tensor query, Tensor key, Tensor? value) = heads;
         TensorAccess.Validate(query, nameof(heads.Query));
         ArgumentNullException.ThrowIfNull(key, nameof(heads.Key));
-        long[] shape = query.shape, keyShape = [.. shape];
-        long keyHeads = key.dim() == 4 ? key.shape[1] : 0;
+        long[] shape = query.Sizes(), keyShape = [.. shape];
+        long keyHeads = key.dim() == 4 ? key.size(1) : 0;
         if (keyHeads == 0 || shape[1] == 0 || shape[1] % keyHeads != 0)
         {
             throw new ArgumentException(
@@ -89,7 +89,7 @@ public static unsafe partial class MustafarOps
             InvFreq = (double*)PointerOrNull(angles.Frequencies),
             Cosines = (float*)PointerOrNull(angles.Cosines),
             Sines = (float*)PointerOrNull(angles.Sines),
-            TablePositions = angles.Cosines?.shape[0] ?? 0,
+            TablePositions = angles.Cosines?.size(0) ?? 0,
             AttentionScaling = (float)angles.Scaling,
         };
         NativeCall.Check(NativeMethods.Rotate(&context, &rope));
@@ -124,18 +124,18 @@ public static unsafe partial class MustafarOps
     private static int ValidateAngles(RotaryAngles angles, Tensor query)
     {
         Tensor any = angles.Frequencies ?? angles.Cosines!;
-        long pairs = any.shape[^1];
-        if (2 * pairs > query.shape[3])
+        long pairs = any.size(-1);
+        if (2 * pairs > query.size(3))
         {
             throw new ArgumentException(
-                $"Expected angles of at most {query.shape[3] / 2} pairs of channels, half of head_dim, but got {pairs}.", nameof(angles));
+                $"Expected angles of at most {query.size(3) / 2} pairs of channels, half of head_dim, but got {pairs}.", nameof(angles));
         }
 
         foreach (Tensor? tensor in (ReadOnlySpan<Tensor?>)[angles.Frequencies, angles.Cosines, angles.Sines])
         {
             if (tensor is not null)
             {
-                TensorAccess.Validate(tensor, nameof(angles), tensor.dtype, query.device, tensor.shape);
+                TensorAccess.Validate(tensor, nameof(angles), tensor.dtype, query.device, tensor.Sizes());
             }
         }
 

@@ -67,15 +67,15 @@ public static unsafe partial class MustafarOps
     public static Tensor PackTokens(Tensor mask)
     {
         ArgumentNullException.ThrowIfNull(mask);
-        if (mask.dtype != ScalarType.Bool || mask.dim() is < 1 or > 2 || mask.shape[^1] == 0)
+        if (mask.dtype != ScalarType.Bool || mask.dim() is < 1 or > 2 || mask.size(-1) == 0)
         {
             throw new ArgumentException(
                 $"Expected Bool [vocab_size] or [batch, vocab_size], but got {mask.dtype} [{string.Join(", ", mask.shape)}].", nameof(mask));
         }
 
         using DisposeScope scope = NewDisposeScope();
-        long[] shape = [.. mask.shape[..^1], Words(mask.shape[^1])];
-        return PackMask(mask.reshape(1, 1, -1, mask.shape[^1])).reshape(shape).MoveToOuterDisposeScope();
+        long[] shape = [.. mask.Sizes()[..^1], Words(mask.size(-1))];
+        return PackMask(mask.reshape(1, 1, -1, mask.size(-1))).reshape(shape).MoveToOuterDisposeScope();
     }
 
     /// <summary>Checks a contiguous tensor that may be left out.</summary>

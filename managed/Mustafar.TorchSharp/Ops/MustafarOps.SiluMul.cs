@@ -22,7 +22,7 @@ public static unsafe partial class MustafarOps
             throw new ArgumentException($"Expected an even number of elements, gate and up, on the last axis, but got {both}.", nameof(gateUp));
         }
 
-        long[] shape = [.. gateUp.shape[..^1], both / 2];
+        long[] shape = [.. gateUp.Sizes()[..^1], both / 2];
         ValidateOptional(output, nameof(output), gateUp, shape);
         if (output is not null)
         {

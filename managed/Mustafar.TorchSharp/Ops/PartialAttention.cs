@@ -83,7 +83,7 @@ internal sealed class PartialAttention
             values.to(ScalarType.Float32),
             causal,
             scale);
-        long[] shape = query.shape;
+        long[] shape = query.Sizes();
         return new PartialAttention((output.reshape(shape), logSumExp.reshape(shape[..3])));
     }
 }

@@ -65,7 +65,7 @@ public sealed class RotaryAngles
     {
         Table(cosines, nameof(cosines));
         Table(sines, nameof(sines));
-        return sines.shape.AsSpan().SequenceEqual(cosines.shape)
+        return sines.Sizes().AsSpan().SequenceEqual(cosines.Sizes())
             ? new RotaryAngles(null, cosines, sines, scaling)
             : throw new ArgumentException(
                 $"Expected the cosines' shape [{string.Join(", ", cosines.shape)}], but got [{string.Join(", ", sines.shape)}].", nameof(sines));

@@ -20,7 +20,7 @@ public static unsafe partial class MustafarOps
             throw new ArgumentException("Expected a strided tensor, but got a sparse one.", name);
         }
 
-        long[] shape = tensor.shape;
+        long[] shape = tensor.Sizes();
         return shape.Length > 0 && shape[^1] > 0
             ? shape[^1]
             : throw new ArgumentException($"Expected shape [.., width] with a width of at least 1, but got [{string.Join(", ", shape)}].", name);

@@ -21,6 +21,7 @@ public static class MustafarCacheFile
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
     /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
+    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet.</exception>
     public static void Save(
         string path, IReadOnlyList<MustafarCache> layers, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null)
     {
@@ -52,6 +53,7 @@ public static class MustafarCacheFile
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
+    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet.</exception>
     public static void Save(
         string path,
         MustafarModelCache cache,
@@ -87,6 +89,7 @@ public static class MustafarCacheFile
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
+    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device.</exception>
     /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
     /// version. The caches are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(string path, IReadOnlyList<MustafarCache> layers, string fingerprint)
@@ -120,6 +123,7 @@ public static class MustafarCacheFile
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
+    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device.</exception>
     /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
     /// version. The sequences are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(

@@ -434,7 +434,7 @@ typedef struct mustafar_attention {
 } mustafar_attention;
 
 /* Bytes of workspace that mustafar_attention_forward needs for these arguments: depends on the counts, max_tokens, the
-   formats and the keys' page_blocks, not on any pointer. */
+   formats, the page_blocks and whether there is a sliding window, not on any pointer. */
 MUSTAFAR_API int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
                                                   int64_t* bytes);
 

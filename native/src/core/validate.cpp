@@ -102,15 +102,18 @@ void check_same_values(const mustafar_format& keys, const mustafar_format& value
 }
 
 // Channel scales of keys: one for each channel of so many (slot, KV head).
+void check_factors_size(const char* name, int64_t slots, int64_t heads, int32_t head_dim) {
+    if (wide{slots} * heads * head_dim * int{sizeof(float)} > max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected at most 2^56 bytes, got those of %lld x %lld heads", name,
+             (long long)slots, (long long)heads);
+}
+
 void check_key_factors(const float* factors, const mustafar_format& format, int64_t slots, int64_t heads) {
     if (factors == nullptr) return;
     if (!has_integers(format))
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "key_factors: expected null for native values, which have no scales");
     check_aligned("key_factors", factors, alignof(float));
-    if (wide{slots} * heads * format.head_dim * int{sizeof(float)} > max_span_bytes)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "key_factors: expected at most 2^56 bytes, got those of %lld x %lld heads", (long long)slots,
-             (long long)heads);
+    check_factors_size("key_factors", slots, heads, format.head_dim);
 }
 
 // How the slabs are laid out. The blocks of different pages and heads must not overlap, and must end before the padding.
@@ -287,6 +290,7 @@ void check_key_factors_call(int32_t dtype, int32_t head_dim, int32_t batch, int3
     check_shape(batch, heads, tokens);
     check_dense("source", not_null("source", source), Extent{batch, heads, tokens, head_dim}, element_bytes(dtype));
     if (batch != 0 && heads != 0) check_aligned("factors", factors, alignof(float));
+    check_factors_size("factors", batch, heads, head_dim);
 }
 
 void check_compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,

@@ -40,8 +40,10 @@ struct Plan {
         const int64_t heads = int64_t{attention.batch} * attention.num_kv_heads;
         rows = attention.num_heads / attention.num_kv_heads * attention.num_queries;
         padded = 32 * bitmap_words(attention.keys.format.head_dim);
-        // A page of a head at a time, so that memory where its keys and its values take turns is read from front to back.
-        const int64_t page_tokens = int64_t{attention.keys.page_blocks} * block_tokens;
+        // A page of a head at a time, so that memory where its keys and its values take turns is read from front to back. Kernels of
+        // integers bring what they read next near themselves, and take many tokens for what they do once for all.
+        const bool integers = has_integers(attention.keys.format) || has_integers(attention.values.format);
+        const int64_t page_tokens = integers ? most_tile_tokens : int64_t{attention.keys.page_blocks} * block_tokens;
         const int most_tokens = most_tile_scores / std::max(rows, 1) / block_tokens * block_tokens;
         tile_tokens = static_cast<int>(
             std::clamp<int64_t>(std::min<int64_t>(page_tokens, most_tokens), block_tokens, most_tile_tokens));

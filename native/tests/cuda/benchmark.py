@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cache import Cache, Call
 from native import Library, place_in_slabs
 
-SHAPES = [(8, 32, 8, 8192), (32, 32, 8, 4096), (8, 32, 32, 4096), (1, 32, 8, 32768), (1, 64, 8, 131072), (64, 32, 8, -2048)]
+SHAPES = [(8, 32, 8, 8192), (32, 32, 8, 4096), (8, 32, 32, 4096), (1, 32, 8, 32768), (1, 64, 8, 131072), (64, 32, 8, -2048),
+          (64, 32, 8, 8192), (1, 8, 1, 1024)]
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
 ROTATED = 250e6
 warnings.filterwarnings("ignore", category=UserWarning)  # why SDPA does not choose a back end

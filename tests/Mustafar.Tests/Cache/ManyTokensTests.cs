@@ -39,8 +39,10 @@ internal sealed class ManyTokensTests(string device)
     }
 
     /// <summary>More compressed tokens than are expanded at once, on the CPU and on CUDA, and a ring that has gone round.</summary>
-    [Test]
-    public void A_long_past_is_seen_in_segments([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(0, 4)] int sinks)
+    [TestCase(ScalarType.Float32, 4)]
+    [TestCase(ScalarType.Float16, 0)]
+    [TestCase(ScalarType.BFloat16, 4)]
+    public void A_long_past_is_seen_in_segments(ScalarType dtype, int sinks)
     {
         MustafarOptions options = new() { LocalWindow = 40, GroupSize = 96, SinkTokens = sinks };
         Check(dtype, headDim: 64, numKvHeads: 1, group: 2, options, [2 * 16384 + 300], [11], "long past");

@@ -67,6 +67,27 @@ public sealed class OutputTests(string device) : DefaultDeviceFixture(device)
         Assert.That(Compare.RelativeError(actual, exact), Is.LessThan(2 * ownError));
     }
 
+    /// <summary>As near to the model's own as the bits allow, and not the same.</summary>
+    [Test]
+    public void FewBitsChangeLittle(
+        [ValueSource(typeof(Subject), nameof(Subject.Names))] string name, [Values(8, 4)] int bits)
+    {
+        if (DeviceName != "cpu")
+        {
+            Assert.Ignore("Integers of Float32 tensors have kernels on the CPU only.");
+        }
+
+        using Subject subject = Subject.Make(name);
+        Tensor ids = Subject.Ids(2, Tokens, seed: 11);
+        Tensor expected = subject.Run(ids, Prompt).to(ScalarType.Float64);
+        using MustafarAttachment attachment = subject.Model.UseMustafar(s_everything with { KeyBits = bits, ValueBits = bits });
+        object conversation = subject.NewConversation(2);
+        double error = Compare.RelativeError(subject.Run(ids, Prompt, conversation), expected);
+        // Half a step of 127, or 7, over the largest of a row, which is some two deviations.
+        Assert.That(error, Is.GreaterThan(1e-4 / bits).And.LessThan(bits == 8 ? 0.01 : 0.15));
+        GC.KeepAlive(conversation);
+    }
+
     [Test]
     public void CachesTakeTheirShareOfTheBytes([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)
     {

@@ -46,6 +46,25 @@ public sealed class ReadmeTests
     }
 
     [Test]
+    public void FewerBits()
+    {
+        MustafarOptions all = MustafarPresets.FourBits;
+        MustafarOptions half = MustafarPresets.HalfInFourBits;
+        MustafarOptions mixed = new() { KeySparsity = 0, KeyBits = 8, ValueSparsity = 0.5, BalancedValues = true, ValueBits = 4 };
+
+        double[] ratios = [.. new[] { mixed, all, half }.Select(Ratio)];
+        Assert.That(ratios, Is.Ordered.Descending.And.All.LessThan(0.55));
+
+        static double Ratio(MustafarOptions options)
+        {
+            using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16, options: options);
+            Tensor tokens = randn(1, 8, 1000, 128, dtype: ScalarType.BFloat16);
+            cache.Append(tokens, tokens);
+            return cache.Memory.RatioToFp16;
+        }
+    }
+
+    [Test]
     public void AllLayersOfAModel()
     {
         Tensor query = randn(2, 32, 1, 128, dtype: ScalarType.BFloat16);

@@ -30,15 +30,15 @@ internal sealed class ChatClientPipelineTests
 
     // Systems in common, and of several lengths; a pipeline of calls of tools, of which there are none.
     [Test]
-    public async Task RequestsAtOnceAreAnsweredAsOneAfterAnother([Values] bool compressed)
+    public async Task RequestsAtOnceAreAnsweredAsOneAfterAnother([Values(null, 16, 8)] int? bits)
     {
         LlamaChatClientOptions options = new()
         {
             ChatTemplate = "llama3",
             DType = TorchSharp.torch.ScalarType.Float32,
             MaxOutputTokens = 12,
-            Cache = compressed ? new MustafarOptions { LocalWindow = 0, GroupSize = 32 } : null,
-            PrefixCaching = !compressed,
+            Cache = bits is int stored ? new MustafarOptions { LocalWindow = 0, GroupSize = 32, KeyBits = stored, ValueBits = stored } : null,
+            PrefixCaching = bits is null,
             MaxConversations = 3,
         };
         using IChatClient client = new ChatClientBuilder(LlamaChatClient.Load(Golden.Checkpoint, options)).UseFunctionInvocation().Build();

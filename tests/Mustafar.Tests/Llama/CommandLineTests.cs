@@ -15,6 +15,7 @@ public sealed class CommandLineTests
     [TestCase("perplexity", "--windows", "1", "--context", "160", "--prefill", "130")]
     [TestCase("recall", "--contexts", "2", "--context", "256")]
     [TestCase("score", "--file", "{short}")]
+    [TestCase("generate", "--max-tokens", "4", "--key-bits", "4", "--value-bits", "8", "--key-sparsity", "0")]
     [TestCase("score", "--ids-file", "{ids}", "--prefill", "3")]
     public void JsonIsOneObjectAndAllOfStandardOutput(params string[] args)
     {
@@ -129,6 +130,32 @@ public sealed class CommandLineTests
                 sinks.RootElement.GetProperty("mean_nll").GetDouble(), Is.LessThan(none.RootElement.GetProperty("mean_nll").GetDouble()));
             Assert.That(text, Does.Contain("first 3 tokens dense"));
         }
+    }
+
+    [Test]
+    public void BitsAndPatternsAreReported()
+    {
+        string[] args = ["score", "--file", "{long}", "--local-window", "0", "--group-size", "32", "--dtype", "bfloat16", "--json"];
+        using JsonDocument pruned = JsonDocument.Parse(Run([.. args, "--key-sparsity", "0.5", "--value-sparsity", "0.5"]).Output);
+        (int code, string output, string error) = Run(
+            [.. args, "--key-sparsity", "0", "--value-sparsity", "0.5", "--balanced-values", "--key-bits", "4", "--value-bits", "8", "--key-channel-scales", "no"]);
+        Assert.That(code, Is.Zero, error);
+        using JsonDocument bits = JsonDocument.Parse(output);
+        JsonElement run = bits.RootElement.GetProperty("run"), dense = pruned.RootElement.GetProperty("run");
+        (_, string text, _) = Run("generate", "--max-tokens", "2", "--key-bits", "4", "--value-bits", "8", "--balanced-values", "--value-sparsity", "0.5");
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That((dense.GetProperty("key_bits").GetInt32(), dense.GetProperty("value_bits").GetInt32()), Is.EqualTo((16, 16)));
+            Assert.That((run.GetProperty("key_bits").GetInt32(), run.GetProperty("value_bits").GetInt32()), Is.EqualTo((4, 8)));
+            Assert.That((run.GetProperty("keys_kept").GetInt32(), run.GetProperty("values_kept").GetInt32()), Is.EqualTo((128, 64)));
+            Assert.That(run.GetProperty("key_channel_scales").GetBoolean(), Is.False);
+            Assert.That(Bytes(bits), Is.LessThan(0.75 * Bytes(pruned)));
+            Assert.That(run.GetProperty("balanced_keys").GetBoolean(), Is.False);
+            Assert.That(run.GetProperty("balanced_values").GetBoolean(), Is.True);
+            Assert.That(text, Does.Contain("4 bits with channel scales").And.Contain("balanced, 8 bits"));
+        }
+
+        static long Bytes(JsonDocument result) => result.RootElement.GetProperty("cache").GetProperty("compressed_bytes").GetInt64();
     }
 
     // Without a sliding window dense attention sees the first tokens anyway.
@@ -326,6 +353,10 @@ public sealed class CommandLineTests
     [TestCase(1, "no chat template", new[] { "chat" })]
     [TestCase(1, "<|im_start|>", new[] { "chat", "--chat-template", "chatml" })]
     [TestCase(1, "--key-sparsity: expected a share of the channels, 0 to less than 1, but got 1.5.", new[] { "generate", "--key-sparsity", "1.5" })]
+    [TestCase(1, "--key-bits: expected 16 (numbers of the cache's type, as they are), 8 or 4, but got 3.", new[] { "generate", "--key-bits", "3" })]
+    [TestCase(1, "--value-bits: expected 16", new[] { "generate", "--value-bits", "0" })]
+    [TestCase(1, "--key-channel-scales: expected --key-bits 8 or 4 with yes", new[] { "generate", "--key-channel-scales", "yes" })]
+    [TestCase(2, "--key-channel-scales: expected auto, yes or no, but got 'on'", new[] { "generate", "--key-channel-scales", "on" })]
     [TestCase(1, "--group-size: expected a multiple of 32", new[] { "generate", "--group-size", "33" })]
     [TestCase(1, "--top-p: expected a probability of 0 to 1, but got 2.", new[] { "generate", "--top-p", "2" })]
     [TestCase(1, "--file or --ids-file", new[] { "score" })]

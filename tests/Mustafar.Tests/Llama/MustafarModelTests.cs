@@ -125,7 +125,8 @@ public sealed class MustafarModelTests(string device)
             counts.Add(Tensor.TotalCount);
         }
 
-        Assert.That(counts[2..], Is.All.EqualTo(counts[1]));
+        // The first steps make what all share; on a GPU the third captures them.
+        Assert.That(counts[3..], Is.All.EqualTo(counts[2]));
     }
 
     private ModelCache Reference(MustafarOptions options) => LayerCaches.Of(

@@ -37,19 +37,20 @@ internal sealed class SavedConversationTests
 
     [TestCase(7)]
     [TestCase(60)]
-    public void ASavedChatGoesOnAndReadsOnlyWhatIsNew(int maxTokens)
+    [TestCase(60, 4)]
+    public void ASavedChatGoesOnAndReadsOnlyWhatIsNew(int maxTokens, int bits = 16)
     {
-        using Conversation conversation = new(_model, NewCache());
+        using Conversation conversation = new(_model, NewCache(bits));
         Say(conversation, s_first, maxTokens);
         conversation.Save(Path);
-        using Conversation restored = Conversation.Load(Path, _model, NewCache());
+        using Conversation restored = Conversation.Load(Path, _model, NewCache(bits));
         Assert.That(restored.Turns, Is.EqualTo(conversation.Turns));
         Assert.That(restored.CachedTokens, Is.EqualTo(conversation.CachedTokens).And.Positive);
         Assert.That(Say(restored, s_second, 20), Is.EqualTo(Say(conversation, s_second, 20)));
         Assert.That(restored.LastUsage, Is.EqualTo(conversation.LastUsage));
 
         restored.Save(Path);
-        using Conversation again = Conversation.Load(Path, _model, NewCache());
+        using Conversation again = Conversation.Load(Path, _model, NewCache(bits));
         Assert.That(again.Turns, Has.Count.EqualTo(4));
         Assert.That(Say(again, s_first, 20), Is.EqualTo(Say(conversation, s_first, 20)));
     }
@@ -189,5 +190,5 @@ internal sealed class SavedConversationTests
     private static string Say(Conversation conversation, ChatTurn turn, int maxTokens) =>
         string.Concat(conversation.Reply([turn], Greedy(), maxTokens));
 
-    private ModelCache NewCache() => ModelCache.Mustafar(_language.Model, s_options);
+    private ModelCache NewCache(int bits = 16) => ModelCache.Mustafar(_language.Model, s_options with { KeyBits = bits, ValueBits = bits });
 }

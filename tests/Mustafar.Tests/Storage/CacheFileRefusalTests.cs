@@ -86,10 +86,9 @@ internal sealed class CacheFileRefusalTests(string device)
         yield return Other("keys_kept", Options with { KeySparsity = 0.5 });
         yield return Other("values_kept", Options with { ValueSparsity = 0.5 });
         yield return Other("balanced", Options with { KeySparsity = 0.5, ValueSparsity = 0.5, BalancedKeys = true, BalancedValues = true });
-        // On a device integers are served where all channels are kept.
-        yield return Other("key_bits", Options with { KeySparsity = 0, KeyBits = 8 });
-        yield return Other("value_bits", Options with { ValueSparsity = 0, ValueBits = 4 });
-        yield return Other("key_channel_scales=1", Options with { KeySparsity = 0, KeyBits = 8, KeyChannelScales = true });
+        yield return Other("key_bits", Options with { KeyBits = 8 });
+        yield return Other("value_bits", Options with { ValueBits = 4 });
+        yield return Other("key_channel_scales=1", Options with { KeyBits = 8, KeyChannelScales = true });
         yield return Other("local_window", Options with { LocalWindow = 1 });
         yield return Other("group_size", Options with { GroupSize = 64 });
         yield return Other("sliding_window", Options with { SlidingWindow = null });
@@ -106,6 +105,11 @@ internal sealed class CacheFileRefusalTests(string device)
     [TestCaseSource(nameof(OtherCaches))]
     public void A_cache_of_another_kind_is_named(string name, MustafarOptions options, int batch, int heads, int headDim, ScalarType dtype)
     {
+        if (device != "cpu" && options is not { KeyBits: 16, ValueBits: 16 })
+        {
+            Assert.Ignore("On devices integers are served where all channels are kept.");
+        }
+
         using MustafarCache cache = new(batch, heads, headDim, dtype, new Device(device), options);
         Assert.That(Refused(cache).Message, Does.StartWith(Path).And.Contain(name).And.Contain("expected"));
     }

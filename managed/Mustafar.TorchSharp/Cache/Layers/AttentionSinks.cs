@@ -85,7 +85,7 @@ internal sealed class AttentionSinks : IDisposable
                 return source.narrow(2, taken[0], most);
             }
 
-            Tensor rest = zeros([source.shape[0], source.shape[1], most, source.shape[3]], dtype: source.dtype, device: source.device);
+            Tensor rest = zeros([source.size(0), source.size(1), most, source.size(3)], dtype: source.dtype, device: source.device);
             for (int b = 0; b < left.Length; b++)
             {
                 if (left[b] > 0)
@@ -111,7 +111,7 @@ internal sealed class AttentionSinks : IDisposable
     internal Tensor Merge(StepPlan plan, Tensor query, Tensor others, Tensor logSumExp, double scale)
     {
         using IDisposable noGrad = no_grad();
-        long[] shape = query.shape;
+        long[] shape = query.Sizes();
         (long batch, long heads, long queries, long headDim) = (shape[0], shape[1], shape[2], shape[3]);
         (Tensor keys, Tensor values) = (Rows(_keys, plan.Slots), Rows(_values, plan.Slots));
         Tensor rows = query.to(ScalarType.Float32).Times(scale).reshape(batch, _shape.NumKvHeads, -1, headDim);

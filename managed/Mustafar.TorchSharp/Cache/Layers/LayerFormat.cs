@@ -67,6 +67,9 @@ internal sealed unsafe class LayerFormat
         NativeContext context = TensorAccess.Context(shape.Device);
         NativeAttention attention = new()
         {
+            Batch = 1,
+            NumSlots = 1,
+            MaxTokens = PageBlocks * NativeConstants.BlockTokens,
             NumHeads = shape.NumKvHeads,
             NumKvHeads = shape.NumKvHeads,
             NumQueries = 1,
@@ -74,25 +77,41 @@ internal sealed unsafe class LayerFormat
             Keys = new NativeBlocks { Format = Keys, PageBlocks = PageBlocks },
             Values = new NativeBlocks { Format = Values, PageBlocks = PageBlocks },
         };
-        long bytes;
-        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        try
+        {
+            long bytes;
+            NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        }
+        catch (NotSupportedException exception) when (shape.Device.type != DeviceType.CPU)
+        {
+            throw new NotSupportedException(
+                $"There is no attention on {shape.Device} for {shape.DType} with keys of {Describe(Keys)} and values of {Describe(Values)}: {exception.Message}",
+                exception);
+        }
+
+        static string Describe(NativeFormat format) =>
+            $"{format.Keep} of {format.HeadDim} channels{(HasIntegers(format) ? $" in {(format.ValueFormat == (int)ValueFormat.Int8 ? 8 : 4)} bits" : "")}";
     }
 
-    // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
     private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)
     {
-        NativeFormat format = new()
+        ValueFormat values = TensorAccess.ValueFormatOf(bits);
+        if (keep == shape.HeadDim)
+        {
+            // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
+            bool hasBitmaps = values == ValueFormat.Native && shape.Device.type != DeviceType.CPU;
+            pattern = hasBitmaps ? SparsityPattern.Unstructured : SparsityPattern.All;
+        }
+
+        return new NativeFormat
         {
             HeadDim = shape.HeadDim,
             DType = (int)TensorAccess.DTypeOf(shape.DType),
-            ValueFormat = (int)TensorAccess.ValueFormatOf(bits),
+            ValueFormat = (int)values,
             Pattern = (int)pattern,
             Layout = (int)Layout.Fixed,
             Order = (int)TensorAccess.OrderFor(shape.Device, keys),
             Keep = keep,
         };
-        return keep == shape.HeadDim && (HasIntegers(format) || shape.Device.type == DeviceType.CPU)
-            ? format with { Pattern = (int)SparsityPattern.All }
-            : format;
     }
 }

@@ -9,8 +9,8 @@ namespace Mustafar;
 /// </summary>
 /// <remarks>
 /// A page holds the same group of tokens in all layers, so that layers have <see cref="MustafarOptions.GroupSize"/>,
-/// <see cref="MustafarOptions.LocalWindow"/> and <see cref="MustafarOptions.SinkTokens"/> in common; sparsity, pattern and sliding window
-/// are each layer's own. Pages are given back when no layer's sliding window reaches them. Sequences that fork share their pages, and
+/// <see cref="MustafarOptions.LocalWindow"/> and <see cref="MustafarOptions.SinkTokens"/> in common; sparsity, patterns, bits and sliding
+/// window are each layer's own. Pages are given back when no layer's sliding window reaches them. Sequences that fork share their pages, and
 /// only the recent window is copied. With <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/> no sequence that
 /// joins, leaves or grows moves what is stored of the others.
 /// </remarks>
@@ -24,11 +24,11 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="options">Sparsity, window and group of all layers; the defaults if null.</param>
+    /// <param name="options">Sparsity, bits, window and group of all layers; the defaults if null.</param>
     /// <param name="limits">What it may grow to; without limits if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
-    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
     /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
     public MustafarModelCache(
         int numLayers,
@@ -43,16 +43,16 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     }
 
     /// <summary>Makes a cache without sequences, for layers that differ.</summary>
-    /// <param name="layers">Sparsity, window and group of each layer.</param>
+    /// <param name="layers">Sparsity, bits, window and group of each layer.</param>
     /// <param name="numKvHeads">Number of key/value heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="limits">What it may grow to; without limits if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
-    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or layers differ in what they
-    /// must have in common.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with balanced patterns.</exception>
+    /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, options contradict each other, or
+    /// layers differ in what they must have in common.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
     /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
     public MustafarModelCache(
         IReadOnlyList<MustafarOptions> layers,
@@ -75,7 +75,7 @@ public sealed class MustafarModelCache : ModelKeyValueCache
         TakeNames(source);
     }
 
-    /// <summary>Sparsity, window and group of each layer.</summary>
+    /// <summary>Sparsity, bits, window and group of each layer.</summary>
     public IReadOnlyList<MustafarOptions> Options => _store.Options;
 
     /// <inheritdoc/>

@@ -130,7 +130,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         }
 
         return !dense.Keys.IsInvalid
-            ? checked((int)dense.Keys.shape[^2])
+            ? checked((int)dense.Keys.size(-2))
             : throw new InvalidOperationException("The conversation's compressed caches were released; begin it with a new cache.");
     }
 

@@ -41,7 +41,7 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
         long kvHeads = Reflected.GetCount(attention, "n_kv_head");
         long headDim = Reflected.GetCount(attention, "d_head");
         Tensor all = Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "qkv_proj").call(x)
-            .reshape(x.shape[0], x.shape[1], heads + (2 * kvHeads), headDim);
+            .reshape(x.size(0), x.size(1), heads + (2 * kvHeads), headDim);
         Tensor query = all.narrow(2, 0, heads);
         Tensor keys = all.narrow(2, heads, kvHeads);
         Tensor values = all.narrow(2, heads + kvHeads, kvHeads);

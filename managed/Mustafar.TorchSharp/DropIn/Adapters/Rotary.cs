@@ -49,7 +49,7 @@ internal static class Rotary
     /// <summary>Channel 2i together with 2i + 1, computed in f32; x [batch, n, heads, head_dim], turns complex [n, head_dim / 2].</summary>
     internal static Tensor Interleaved(Tensor x, Tensor turns)
     {
-        long[] shape = x.shape;
+        long[] shape = x.Sizes();
         Tensor pairs = x.to(ScalarType.Float32).reshape(shape[0], shape[1], shape[2], shape[3] / 2, 2).view_as_complex();
         return (pairs * turns.to(x.device).unsqueeze(0).unsqueeze(2)).view_as_real().reshape(shape).to(x.dtype);
     }

@@ -45,7 +45,7 @@ internal sealed class SelfAttentionAdapter : AttentionAdapter
 
         Tensor Project(string projection, string heads) =>
             Reflected.Get<nn.Module<Tensor, Tensor>>(attention, projection).forward(input)
-                .reshape(input.shape[0], input.shape[1], Reflected.GetCount(attention, heads), Reflected.GetCount(attention, "headDim"));
+                .reshape(input.size(0), input.size(1), Reflected.GetCount(attention, heads), Reflected.GetCount(attention, "headDim"));
     }
 
     public override object? Complete(nn.Module attention, IReadOnlyList<object?> arguments, AttentionResult result) =>
@@ -54,8 +54,8 @@ internal sealed class SelfAttentionAdapter : AttentionAdapter
     // Tokens beyond its size are not stored: there the model's own attention fails.
     private static void Store(nn.Module attention, string cache, Tensor tokens, int start)
     {
-        (long batch, long count) = (tokens.shape[0], tokens.shape[1]);
-        if (Reflected.Get(attention, cache) is Tensor own && batch <= own.shape[0] && start + count <= own.shape[1])
+        (long batch, long count) = (tokens.size(0), tokens.size(1));
+        if (Reflected.Get(attention, cache) is Tensor own && batch <= own.size(0) && start + count <= own.size(1))
         {
             own.narrow(0, 0, batch).narrow(1, start, count).copy_(tokens);
         }

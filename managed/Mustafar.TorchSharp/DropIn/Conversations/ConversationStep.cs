@@ -47,5 +47,5 @@ internal sealed class ConversationStep
         _readings.Add(new Reading(new WeakReference<Tensor>(mask), start, before, padding));
 
     private static (int Start, long Batch, long Tokens) TokensOf(AttentionStep step) =>
-        (step.Start, step.Keys.shape[0], step.Keys.shape[2]);
+        (step.Start, step.Keys.size(0), step.Keys.size(2));
 }

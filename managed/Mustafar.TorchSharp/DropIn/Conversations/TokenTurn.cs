@@ -20,5 +20,5 @@ internal static class TokenTurn
     }
 
     /// <summary>The turned tensor.</summary>
-    internal static Tensor Apply(Tensor tensor, Tensor turn) => tensor.gather(2, turn.expand(tensor.shape));
+    internal static Tensor Apply(Tensor tensor, Tensor turn) => tensor.gather(2, turn.expand(tensor.Sizes()));
 }

@@ -83,7 +83,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
 
         whole.Step.Visit(this, step);
         ConversationLayer part = whole.Of(this);
-        long[] shape = step.Query.shape;
+        long[] shape = step.Query.Sizes();
         Tensor output = whole.Caches.Attend(this, part, whole.Step, step);
         Tensor joined = output.transpose(1, 2).reshape(shape[0], shape[2], shape[1] * shape[3]);
         return new AttentionResult(joined, whole, part);

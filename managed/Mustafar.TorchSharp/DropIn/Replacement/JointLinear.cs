@@ -40,7 +40,7 @@ internal sealed class JointLinear : IDisposable
 
         int biases = Biases(all).Length;
         bool fit = Array.TrueForAll(weights, weight => weight.dtype == weights[0].dtype && weight.device_type == weights[0].device_type
-            && weight.device_index == weights[0].device_index && weight.shape is [_, long inputs] && inputs == weights[0].shape[^1]);
+            && weight.device_index == weights[0].device_index && weight.Sizes() is [_, long inputs] && inputs == weights[0].size(-1));
         return fit && (biases == 0 || biases == all.Length) ? new JointLinear(all) : null;
     }
 
@@ -70,8 +70,8 @@ internal sealed class JointLinear : IDisposable
         long first = 0;
         foreach (Tensor part in parts)
         {
-            SetMemory(part, joint.narrow(0, first, part.shape[0]));
-            first += part.shape[0];
+            SetMemory(part, joint.narrow(0, first, part.size(0)));
+            first += part.size(0);
         }
 
         return joint;
@@ -112,9 +112,9 @@ internal sealed class JointLinear : IDisposable
             }
 
             expected += part.numel() * part.element_size();
-            rows += part.shape[0];
+            rows += part.size(0);
         }
 
-        return rows == joint.shape[0];
+        return rows == joint.size(0);
     }
 }

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t span = D::light ? p.span : 1;  // 1 or 2
     Walk walk{slot_of(p, batch_row), kv_head, item, stride, span, 0, 0};
     Ring<D::light ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
-                                   shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+                                shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
     const D decoder(fixed.decoder, p, lane);
     const int g = decoder.g, t = decoder.t;
@@ -221,7 +221,14 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         for (int n = 0; n < Tiles; ++n)
 #pragma unroll
             for (int r = 0; r < 2; ++r) row_scale[n][r] = row_factor<D>(p, fixed.exponent[8 * n + 2 * t + r]);
-        rescale(accumulator, D::value_unit);
+        // Dense tokens left their largest score as the reference. Weights of blocks meet their scales in f16, where so many more of them
+        // stay normal numbers.
+        constexpr float headroom = 14.0f, factor = 0x1p14f;
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) state[n].maximum[r] -= headroom, state[n].sum[r] *= factor;
+        rescale(accumulator, D::value_unit * factor);
     }
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
     const uint32_t full_end = max(0, min(sequence.compressed, sequence.last_position(0) + 1)) / block_tokens;
@@ -253,7 +260,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
                         for (int i = 0; i < 4; ++i) score[n][a][i] *= key_scale[a][i >> 1] * row_scale[n][i & 1];
                 mask(walk.block(c) + h, score);
-                if (h == 0) values = ring.value();
+                if (h == 0) values = ring.value(false);
                 decoder.value_scales(values, value_scale);
 #pragma unroll
                 for (int n = 0; n < Tiles; ++n)

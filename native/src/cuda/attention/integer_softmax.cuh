@@ -49,8 +49,9 @@ __device__ __forceinline__ void softmax_step_scaled(RowPair& rows, const float (
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const float of_scale = __log2f(fmaxf(value_scale[a][h], smallest_scale) / first_product);
-                highest[0] = fmaxf(highest[0], score[a][2 * h] + of_scale);
-                highest[1] = fmaxf(highest[1], score[a][2 * h + 1] + of_scale);
+                // Rounded up: a reference that is too low would let products overflow.
+                highest[0] = fmaxf(highest[0], __fadd_ru(score[a][2 * h], of_scale));
+                highest[1] = fmaxf(highest[1], __fadd_ru(score[a][2 * h + 1], of_scale));
             }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {

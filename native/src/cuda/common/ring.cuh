@@ -95,13 +95,14 @@ public:
         return MaxSpan == 1 ? 1 : min(walk_.span, walk_.end - walk_.block(c));
     }
 
-    // Waits for the key (value) blocks of the current iteration; returns their shared-memory address.
+    // Waits for the key (value) blocks of the current iteration; returns their shared-memory address. Where the keys are not released
+    // before the values are waited for, that has to be said.
     __device__ __forceinline__ uint32_t key() {
         wait(2 * slot_, 2 * depth_ - 1);
         return memory_ + slot_ * stage_;
     }
-    __device__ __forceinline__ uint32_t value() {
-        wait(2 * slot_ + 1, 2 * depth_ - 1);
+    __device__ __forceinline__ uint32_t value(bool keys_released = true) {
+        wait(2 * slot_ + 1, 2 * depth_ - (keys_released ? 1 : 2));
         return memory_ + slot_ * stage_ + key_stage_;
     }
 
@@ -175,12 +176,14 @@ private:
     }
     // All but the newest `pending` copies have to be there; that number is an operand of the instruction.
     __device__ __forceinline__ void wait(int, int pending) {
-        if (pending == 1)
-            asm volatile("cp.async.wait_group 1;" ::: "memory");
-        else if (pending == 3)
-            asm volatile("cp.async.wait_group 3;" ::: "memory");
-        else
-            asm volatile("cp.async.wait_group 5;" ::: "memory");
+        switch (pending) {
+            case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+            case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+            case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+            case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+            case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+            default: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
+        }
         __syncwarp();
     }
 #endif

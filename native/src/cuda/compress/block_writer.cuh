@@ -44,7 +44,7 @@ public:
     // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
-            if (pattern != MUSTAFAR_PATTERN_UNSTRUCTURED) {
+            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
                 clear_bits();
                 select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
                                             balanced_kept(HeadDim, keep), memory_.layout.bits);

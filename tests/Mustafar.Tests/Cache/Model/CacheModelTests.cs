@@ -19,7 +19,7 @@ internal sealed class CacheModelTests(string device)
     public void So_with_integers([Values] bool balanced)
     {
         IgnoreOnDevice();
-        Check(run => run.Check(device), balanced, integers: true, runs: 25);
+        Check(run => run.Check(device), balanced, integers: true, runs: 15);
     }
 
     /// <summary>A property that fails names the shortest run: without this the tests above would be hard to use.</summary>

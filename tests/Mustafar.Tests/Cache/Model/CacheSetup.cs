@@ -9,7 +9,7 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
 {
     internal int NumHeads => NumKvHeads * Group;
 
-    /// <summary>Any setup, with balanced patterns or without, and with integers too if they are to be.</summary>
+    /// <summary>Any setup, with balanced patterns or without; with integers too if they are to be, and then with any patterns beside each other.</summary>
     internal static Gen<CacheSetup> Any(bool balanced, bool integers) =>
         from dtype in Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
         from batch in Gen.Choose(1, 3)
@@ -36,9 +36,9 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
     }.Where(setup => setup != this);
 
     private static Gen<MustafarOptions> AnyOptions(bool balanced, bool integers) =>
-        from patterns in balanced ? Gen.Elements((true, true), (true, false), (false, true)) : Gen.Constant((false, false))
-        from keySparsity in AnySparsity(patterns.Item1)
-        from valueSparsity in AnySparsity(patterns.Item2)
+        from patterns in !balanced ? Gen.Constant((false, false)) : integers ? Gen.Elements((true, true), (true, false), (false, true)) : Gen.Constant((true, true))
+        from keySparsity in AnySparsity(patterns.Item1, integers)
+        from valueSparsity in AnySparsity(patterns.Item2, integers)
         from keyBits in integers ? Gen.Elements(16, 8, 4) : Gen.Constant(16)
         from valueBits in integers ? Gen.Elements(16, 8, 4) : Gen.Constant(16)
         from scales in Gen.Elements(true, false)
@@ -63,7 +63,6 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
             SinkTokens = sinkTokens,
         };
 
-    // Now and then everything is kept.
-    private static Gen<double> AnySparsity(bool balanced) => Gen.Frequency(
-        (1, Gen.Constant(0.0)), (3, from percent in Gen.Choose(balanced ? 50 : 0, 95) select percent / 100.0));
+    private static Gen<double> AnySparsity(bool balanced, bool orNone) => Gen.Frequency(
+        (orNone ? 1 : 0, Gen.Constant(0.0)), (3, from percent in Gen.Choose(balanced ? 50 : 0, 95) select percent / 100.0));
 }
