@@ -81,7 +81,8 @@ def quantized(x, bits, factors=None, mask=None):
     if mask is not None:
         scaled = torch.where(mask, scaled, 0)
     scaled = torch.where(finite[..., None], scaled, 0)
-    scale = (scaled.abs().amax(-1) / largest).clamp(max=65504).half()
+    # A number beside a CUDA tensor would be multiplied by its inverse, which rounds otherwise.
+    scale = (scaled.abs().amax(-1) / torch.full((), largest, device=x.device, dtype=torch.float32)).clamp(max=65504).half()
     divisor = scale.float()[..., None]
     integers = torch.where(divisor == 0, 0, (scaled / torch.where(divisor == 0, 1, divisor)).round()).clamp(-largest, largest)
     return integers.int(), torch.where(finite, scale, torch.full_like(scale, float("nan")))
