@@ -242,6 +242,7 @@ void sizes_and_refusals() {
     EXPECT(mustafar_key_factors(&context, MUSTAFAR_DTYPE_F16, 72, 1, 1, 1, &tensor, weights.data()) ==
            MUSTAFAR_STATUS_UNSUPPORTED);
     EXPECT(refused(mustafar_key_factors(&context, 9, 64, 1, 1, 1, &tensor, weights.data()), "dtype"));
+    EXPECT(refused(mustafar_key_factors(&context, 0, 64, INT32_MAX, INT32_MAX, 0, &tensor, weights.data()), "factors"));
 }
 
 }  // namespace

@@ -206,6 +206,21 @@ def pack_unstructured_integers(integers, scales, bits, role, mask):
     return torch.cat([bitmap, data.to(torch.uint8), ordered_scales(scales.view(batch, heads, tokens // BLOCK, BLOCK))], -1)
 
 
+def pack_plain_integers(integers, scales, bits, mask=None):
+    """Likewise in plain order, of any head_dim. mask: of any pattern with as many channels in every block; None: all."""
+    batch, heads, tokens, head_dim = integers.shape
+    blocks = tokens // BLOCK
+    kept = torch.ones_like(integers, dtype=torch.bool) if mask is None else mask
+    values = integers.reshape(batch, heads, blocks, -1)[kept.reshape(batch, heads, blocks, -1)].view(batch, heads, blocks, -1)
+    if bits == 8:
+        data = values.to(torch.int8).view(torch.uint8)
+    else:
+        nibbles = values.abs() | (values < 0).int() << 3
+        data = (nibbles[..., ::2] | nibbles[..., 1::2] << 4).to(torch.uint8)
+    bitmap = [] if mask is None else [bitmap_words(mask).view(batch, heads, blocks, -1).contiguous().view(torch.uint8)]
+    return torch.cat([*bitmap, data, scales.view(batch, heads, blocks, BLOCK).contiguous().view(torch.uint8)], -1)
+
+
 def bitmap_words(mask):
     """Boolean [..., head_dim] to int32 [..., ceil(head_dim / 32)]."""
     pad = -mask.shape[-1] % 32
