@@ -1,4 +1,4 @@
-using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Models.Checkpoint;
 using Mustafar.Tests.Llama;
 using Mustafar.Tests.Oracle;
 using static TorchSharp.torch;
