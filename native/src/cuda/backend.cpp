@@ -96,6 +96,6 @@ constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,    key
 }  // namespace
 }  // namespace mustafar::cuda
 
-extern "C" __attribute__((visibility("default"))) const mustafar::Backend* mustafar_cuda_backend() {
+extern "C" MUSTAFAR_API const mustafar::Backend* mustafar_cuda_backend() {
     return &mustafar::cuda::table;
 }
