@@ -1,4 +1,5 @@
 #!/usr/bin/env pwsh
+
 <#
 .SYNOPSIS
     Configures, builds, tests or packs Mustafar.TorchSharp.
@@ -8,12 +9,14 @@
 .PARAMETER Task
     configure: a CMake build folder for native work, artifacts/cmake/PRESET. build: everything. test: build and test.
     bindings: writes the generated C# imports anew from the C header. pack: the NuGet packages.
+.PARAMETER Configuration
+    build, test and pack: the .NET configuration.
 .PARAMETER Preset
-    configure: the preset of CMakePresets.json (release, debug, sanitize).
+    configure: the preset of CMakePresets.json (release, debug, sanitize, arm64, windows).
 .PARAMETER Cuda
     Whether to build the CUDA library: OFF, ON, or AUTO (where a CUDA compiler is found).
 .PARAMETER NativePath
-    A built libmustafar.so, or the folder it lies in, to use instead of building one.
+    A built libmustafar.so or mustafar.dll, or the folder it lies in, to use instead of building one.
 .PARAMETER Runtimes
     pack: a folder of built native libraries for other platforms, RID/native/FILE; artifacts/runtimes if it is not given.
 .PARAMETER Output

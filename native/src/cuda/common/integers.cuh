@@ -94,7 +94,7 @@ struct BalancedIntegerGeometry
     : IntegerOperands<BalancedGeometry<HeadDim>::products, Bits, BalancedGeometry<HeadDim>::position_bytes> {};
 
 // Unstructured values: bytes. One of 8 bits has the sign in bit 7 above the magnitude. One of 4 bits shares its byte with one of
-// another run (UnstructuredProducts): the first has the sign in bit 7 and the magnitude in the bits 0 ... 2, the second has them in
+// another run (UnstructuredDecoder): the first has the sign in bit 7 and the magnitude in the bits 0 ... 2, the second has them in
 // bit 6 and the bits 3 ... 5. A byte that stands in both bytes of a half is an f16 but for a shift and a mask.
 struct IntegerByte {
     static constexpr float unit = 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
@@ -102,8 +102,8 @@ struct IntegerByte {
 
     static constexpr int sign_bit(int second) { return 7 - second; }
     static constexpr int magnitude_bit(int second) { return 3 * second; }
-    // What makes f16 numbers of a second value's byte: (x << shift) & mask, `second_factor` units for a magnitude of 1.
-    constexpr int second_shift() const { return bits == 4 ? 1 : 0; }
+    // What makes f16 numbers of second values: (x * second_power) & mask, `second_factor` units for a magnitude of 1.
+    constexpr uint32_t second_power() const { return bits == 4 ? 2 : 1; }
     constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
     constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
 

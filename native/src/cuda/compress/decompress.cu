@@ -59,7 +59,7 @@ void decompress(const mustafar_context& context, int32_t batch, int32_t heads, i
                    Blocks(source, heads), order, key_factors, Dense(destination), static_cast<int>(first),
                    static_cast<int>(tokens), static_cast<int>(blocks));
         };
-        if constexpr (sizeof(T) == 2 && BlockLayout<head_dim()>::has_fragments)
+        if constexpr (sizeof(T) == 2)
             if (order.integer_bits != 0) return run(Type<float>{});
         run(Type<T>{});
     });

@@ -9,13 +9,13 @@
 namespace mustafar::cuda {
 
 // A quarter of a row, as integers that 4 lanes share a scale for; zeros where nothing is kept.
-template <int Channels>
+template <int Channels, class Mask>
 struct QuantizedPart {
     int8_t values[Channels];
     uint16_t scale;  // f16
 
     // number: of the row as it comes; kept: bit c for channel c; factors: what to divide it by, or null.
-    __device__ __forceinline__ QuantizedPart(const float (&number)[Channels], uint32_t kept, const float* factors,
+    __device__ __forceinline__ QuantizedPart(const float (&number)[Channels], Mask kept, const float* factors,
                                              int largest) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
         float scaled[Channels], top = 0.0f;
@@ -64,12 +64,11 @@ __device__ __forceinline__ void write_integers(uint8_t* image, bool keys, const 
     }
 }
 
-// The reverse. place(token, channel, value times scale).
+// The reverse. place(token, channel, integer).
 template <int HeadDim, int Bits, class Place>
 __device__ __forceinline__ void read_integers(const uint8_t* block, bool keys, Place&& place) {
     using Geometry = IntegerGeometry<HeadDim, Bits>;
     using Word = typename Geometry::Word;
-    const auto* const scales = reinterpret_cast<const __half*>(block + Geometry::scale_start);
     for (int i = threadIdx.x; i < Geometry::operands * 32; i += block_threads) {
         const int operand = i / 32, lane = i % 32;
         uint32_t word[Word::words];
@@ -81,8 +80,7 @@ __device__ __forceinline__ void read_integers(const uint8_t* block, bool keys, P
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 const auto at = Geometry::element(keys, operand, lane, reg, e);
-                const int value = Word::unpack(word[Word::words == 1 ? 0 : reg / 2], reg, e);
-                place(at.token, at.channel, static_cast<float>(value) * __half2float(scales[scale_place(at.token)]));
+                place(at.token, at.channel, Word::unpack(word[Word::words == 1 ? 0 : reg / 2], reg, e));
             }
     }
 }

@@ -24,20 +24,17 @@ __device__ __forceinline__ void write_unstructured_integers(uint8_t* image, Inte
         });
 }
 
-// The reverse. place(token, channel, value times scale). layout: bits are there and visible.
+// The reverse. place(token, channel, integer). layout: bits are there and visible.
 template <int HeadDim, class Place>
-__device__ __forceinline__ void read_unstructured_integers(const uint8_t* block, int block_bytes, IntegerByte byte,
-                                                           bool keys, int keep,
+__device__ __forceinline__ void read_unstructured_integers(const uint8_t* block, IntegerByte byte, bool keys, int keep,
                                                            typename BlockLayout<HeadDim>::Memory& layout,
                                                            Place&& place) {
-    const auto* const scales = reinterpret_cast<const __half*>(block + block_bytes - 2 * block_tokens);
     const int run_values = run_tokens(HeadDim, keys) * keep;
     BlockLayout<HeadDim>::for_each_value(
         ValueOrder{true, keys, Arrangement::bitmap, 0}, layout, [&](uint32_t index, int token, int channel) {
             if (index >= static_cast<uint32_t>(block_tokens * keep)) return;
             const auto at = byte.place(static_cast<int>(index), run_values);
-            const int value = byte.unpack(at.second, block[bitmap_bytes(HeadDim) + at.byte]);
-            place(token, channel, static_cast<float>(value) * __half2float(scales[scale_place(token)]));
+            place(token, channel, byte.unpack(at.second, block[bitmap_bytes(HeadDim) + at.byte]));
         });
 }
 

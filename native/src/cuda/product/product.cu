@@ -115,7 +115,7 @@ void key_scores(const mustafar_context& context, const mustafar_product& product
                                sizeof(typename BlockReader<Row, head_dim()>::Memory)},
                    p, static_cast<int>(blocks));
         };
-        if constexpr (sizeof(T) == 2 && BlockLayout<head_dim()>::has_fragments)
+        if constexpr (sizeof(T) == 2)
             if (p.order.integer_bits != 0) return run(Type<float>{});
         run(Type<T>{});
     });
@@ -138,7 +138,7 @@ void value_sum(const mustafar_context& context, const mustafar_product& product)
                                sizeof(typename BlockReader<Row, head_dim()>::Memory)},
                    p, static_cast<int>(row_blocks));
         };
-        if constexpr (sizeof(T) == 2 && BlockLayout<head_dim()>::has_fragments)
+        if constexpr (sizeof(T) == 2)
             if (p.order.integer_bits != 0) return run(Type<float>{});
         run(Type<T>{});
     });
