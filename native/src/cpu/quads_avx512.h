@@ -39,7 +39,7 @@ struct Vnni {
         return _mm512_set1_epi32(four);
     }
     MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) { return _mm512_dpbusd_epi32(sum, values, part); }
-    MUSTAFAR_INLINE static void store(Sum sum, int32_t* out) { _mm512_store_si512(out, sum); }
+    MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) { return reinterpret_cast<Lanes<bytes>::Ints>(sum); }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
         for (int i = 0; i < count; i += 16)
             _mm512_store_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves + i))));
