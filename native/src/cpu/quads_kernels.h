@@ -224,6 +224,10 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
     for (int r = 0; r < R; ++r)
         for (int d = 0; d < Digits; ++d)
             for (int i = 0; i < Count; ++i) sum[r][d][i] = sums[((first + i) * R + r) * Digits + d];
+    // Digits are broadcast from memory: the compiler would keep those of all turns in general registers, whose broadcast
+    // takes the ports of the products.
+    const auto* digits = &weights;
+    asm("" : "+r"(digits));
     MUSTAFAR_UNROLL_QUADS
     for (int q = 0; q < quads; ++q) {
         typename Ops::Values x[Count][halves];
@@ -242,7 +246,7 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
             for (int r = 0; r < R; ++r)
                 for (int d = 0; d < Digits; ++d) {
                     const typename Ops::Part part =
-                        Ops::broadcast(weights.digits[r] + d * weights.pitch + (block * 8 + half * 4 + q) * 4);
+                        Ops::broadcast(digits->digits[r] + d * weights.pitch + (block * 8 + half * 4 + q) * 4);
                     for (int i = 0; i < Count; ++i) sum[r][d][i] = Ops::dot(sum[r][d][i], x[i][half], part);
                 }
     }
