@@ -187,9 +187,8 @@ void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int 
     for (int b = 0; b < blocks.count; ++b) {
         alignas(64) float scales[block_tokens];
         Ops::widen(blocks.scales(b), block_tokens, scales);
-        const char* const next = b + 1 < blocks.count     ? blocks.values[b + 1]
-                                 : blocks.next != nullptr ? blocks.next
-                                                          : blocks.values[b];
+        const char* const next = blocks.ahead(b);
+        __builtin_prefetch(next + blocks.value_bytes());  // the scales, which a block needs first
         for_row_chunks<Ops::rows>(rows, [&]<int R>(int first) {
             const auto run = [&]<bool Nibbles, int Digits>() {
                 block_scores<Ops, Nibbles, Digits, R>(blocks.values[b], next, blocks.head_dim, scales,
@@ -265,9 +264,7 @@ template <class Ops, bool Nibbles, int Digits, int R>
     for (int i = 0; i < units * R * Digits; ++i) total[i] = Ops::zero();
     for (int b = 0; b < blocks.count; ++b) {
         const char* const values = blocks.values[b];
-        const char* const next = b + 1 < blocks.count     ? blocks.values[b + 1]
-                                 : blocks.next != nullptr ? blocks.next
-                                                          : values;
+        const char* const next = blocks.ahead(b);
         int unit = 0;
         for (; unit + 1 < units; unit += 2)
             block_sums<Ops, Nibbles, Digits, R, 2>(values, next, unit, b, weights, total);
