@@ -45,12 +45,12 @@ internal sealed class ModelCacheFileTests(string device)
     [Test]
     public void Restored_sequences_go_on_as_the_saved_ones([Range(0, 3)] int setup, [Values] bool byLayers)
     {
-        if (device != "cpu" && setup == 3)
+        MustafarOptions[] layers = s_layers[setup];
+        if (!layers.All(layer => ServedFormats.Saves(device, layer)))
         {
-            Assert.Ignore("Integers are put in another order on the CPU only.");
+            Assert.Ignore("Caches of integers are saved on the CPU only.");
         }
 
-        MustafarOptions[] layers = s_layers[setup];
         using MustafarModelCache saved = New(layers), restored = New(layers);
         int[] sequences = Filled(saved);
         Dictionary<string, string> metadata = new() { ["title"] = "first" };

@@ -5,19 +5,24 @@ using static TorchSharp.torch;
 namespace Mustafar.Tests.Cache.Model;
 
 /// <summary>The cache that a run begins with.</summary>
-internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
+internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
 {
     internal int NumHeads => NumKvHeads * Group;
 
-    /// <summary>Any setup, with balanced patterns or without; with integers too if they are to be, and then with any patterns beside each other.</summary>
-    internal static Gen<CacheSetup> Any(bool balanced, bool integers) =>
-        from dtype in Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
+    /// <summary>
+    /// Any setup that the device serves, with balanced patterns or without; with integers too if they are to be, and then with any patterns
+    /// beside each other.
+    /// </summary>
+    internal static Gen<CacheSetup> Any(string device, bool balanced, bool integers) =>
+        from dtype in integers && device != "cpu"
+            ? Gen.Elements(ScalarType.Float16, ScalarType.BFloat16)
+            : Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
         from batch in Gen.Choose(1, 3)
         from heads in Gen.Choose(1, 2)
         from grouped in Gen.Choose(1, 3)
-        from headDim in balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
+        from headDim in integers && device != "cpu" ? Gen.Elements(64, 128) : balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
         from options in AnyOptions(balanced, integers)
-        select new CacheSetup(dtype, batch, heads, grouped, headDim, options);
+        select new CacheSetup(device, dtype, batch, heads, grouped, headDim, options).Served();
 
     /// <summary>Simpler setups of the same kind.</summary>
     internal IEnumerable<CacheSetup> Shrink() => new[]
@@ -33,7 +38,9 @@ internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHead
         this with { Options = Options with { SinkTokens = 0 } },
         this with { Options = Options with { LocalWindow = 0 } },
         this with { Options = Options with { GroupSize = 32 } },
-    }.Where(setup => setup != this);
+    }.Select(setup => setup.Served()).Where(setup => setup != this);
+
+    private CacheSetup Served() => this with { Options = ServedFormats.Nearest(Device, DType, HeadDim, Options) };
 
     private static Gen<MustafarOptions> AnyOptions(bool balanced, bool integers) =>
         from patterns in !balanced ? Gen.Constant((false, false)) : integers ? Gen.Elements((true, true), (true, false), (false, true)) : Gen.Constant((true, true))

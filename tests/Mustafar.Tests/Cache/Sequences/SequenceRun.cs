@@ -13,13 +13,13 @@ internal sealed class SequenceRun : IDisposable
     private const int NumHeads = 4;
     private const int NumKvHeads = 2;
     private const int MostSequences = 5;
-    private const double Tolerance = 2e-5;
 
     private static readonly int[] s_blocks = [1, 1, 1, 2, 5, 8, 9, 33, 70, 150];
 
     private readonly Random _random;
     private readonly MustafarOptions[] _layers;
     private readonly int _headDim;
+    private readonly ScalarType _dtype;
     private readonly string _device;
     private readonly bool _dense;
     private readonly ModelKeyValueCache _cache;
@@ -32,12 +32,13 @@ internal sealed class SequenceRun : IDisposable
         _device = device;
         manual_seed(seed);
         _headDim = Any(64, 80, 128);
-        bool integers = device == "cpu"; // of Float32
+        bool integers = !dense && Any(true, false);
+        _dtype = !integers || device == "cpu" ? ScalarType.Float32 : Any(ScalarType.Float16, ScalarType.BFloat16);
         MustafarOptions common = new()
         {
             GroupSize = Any(32, 64), LocalWindow = Any(0, 16, 33), SinkTokens = Any(0, 0, 3),
         };
-        _layers = [.. Enumerable.Range(0, Any(1, 2, 3)).Select(_ => common with
+        _layers = [.. Enumerable.Range(0, Any(1, 2, 3)).Select(_ => ServedFormats.Nearest(device, _dtype, _headDim, common with
         {
             KeySparsity = Any(0, 0.5, 0.65),
             ValueSparsity = Any(0, 0.5, 0.65),
@@ -46,15 +47,15 @@ internal sealed class SequenceRun : IDisposable
             KeyBits = integers ? Any(16, 8, 4) : 16,
             ValueBits = integers ? Any(16, 8, 4) : 16,
             SlidingWindow = Any<int?>(null, 20, 100),
-        })];
+        }))];
         CacheLimits limits = Any(
             new CacheLimits(),
             new CacheLimits { MaxSequences = MostSequences, MaxLength = 8_000 },
             new CacheLimits { MaxSequences = MostSequences, BudgetTokens = 30_000 });
         _cache = dense
-            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits)
-            : new MustafarModelCache(_layers, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits);
-        Log.Add($"seed {seed}: head_dim {_headDim}, {limits}, {string.Join("; ", (object[])_layers)}");
+            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], NumKvHeads, _headDim, _dtype, new torch.Device(device), limits)
+            : new MustafarModelCache(_layers, NumKvHeads, _headDim, _dtype, new torch.Device(device), limits);
+        Log.Add($"seed {seed}: head_dim {_headDim}, {_dtype}, {limits}, {string.Join("; ", (object[])_layers)}");
     }
 
     /// <summary>What was done so far.</summary>
@@ -115,8 +116,8 @@ internal sealed class SequenceRun : IDisposable
     }
 
     private KeyValueCache Alone(MustafarOptions layer) => _dense
-        ? new DenseCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
-        : new MustafarCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), layer);
+        ? new DenseCache(1, NumKvHeads, _headDim, _dtype, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
+        : new MustafarCache(1, NumKvHeads, _headDim, _dtype, new torch.Device(_device), layer);
 
     private void Remove()
     {
@@ -155,6 +156,7 @@ internal sealed class SequenceRun : IDisposable
         int[] counts = Any(true, false) ? [] : [.. sequences.Select(_ => _random.Next(tokens + 1))];
         int layers = isCommitted ? _layers.Length : _random.Next(_layers.Length + 1);
         Log.Add($"step of [{string.Join(", ", sequences)}], {tokens} tokens, counts [{string.Join(", ", counts)}], {(isCommitted ? "committed" : $"given up after {layers} layers")}");
+        double tolerance = Compare.AttentionTolerance(_dtype);
         using CacheStep step = _cache.BeginStep(sequences, tokens, counts);
         Assert.That(step.Positions, Is.EqualTo(sequences.Select(_cache.LengthOf)));
         for (int layer = 0; layer < layers; layer++)
@@ -165,7 +167,7 @@ internal sealed class SequenceRun : IDisposable
             {
                 int count = counts.Length == 0 ? tokens : counts[b];
                 Tensor expected = _alone[sequences[b]][layer].Forward(Row(query), Row(keys), Row(values), counts: [count]);
-                Compare.Close(Row(output), expected, Tolerance, Tolerance, $"layer {layer} of sequence {sequences[b]}");
+                Compare.Close(Row(output), expected, tolerance, tolerance, $"layer {layer} of sequence {sequences[b]}");
 
                 Tensor Row(Tensor rows) => rows.narrow(0, b, 1);
             }
@@ -176,7 +178,7 @@ internal sealed class SequenceRun : IDisposable
             step.Commit();
         }
 
-        Tensor Rows(int heads) => randn(sequences.Length, heads, tokens, _headDim).to(_device);
+        Tensor Rows(int heads) => randn(sequences.Length, heads, tokens, _headDim).to(_dtype).to(_device);
     }
 
     private int AnySequence() => _alone.Keys.ElementAt(_random.Next(_alone.Count));
