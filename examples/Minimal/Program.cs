@@ -15,8 +15,8 @@ using Linear output = nn.Linear(Hidden, Hidden), logits = nn.Linear(Hidden, Voca
 MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
 using MustafarCache cache = new(batchSize: 1, KvHeads, HeadDim, ScalarType.Float32, CPU, options);
 
-// A prompt of 200 tokens, then each token that was chosen.
-Tensor tokens = randint(0, Vocabulary, [1, 200], dtype: ScalarType.Int64);
+// A prompt of 2000 tokens, then each token that was chosen.
+Tensor tokens = randint(0, Vocabulary, [1, 2000], dtype: ScalarType.Int64);
 for (int step = 0; step < 100; step++)
 {
     using DisposeScope scope = NewDisposeScope();
