@@ -1,4 +1,11 @@
+using System.Text;
 using Mustafar.Examples.Llama.Commands;
+
+if (OperatingSystem.IsWindows())
+{
+    // Its consoles and pipes otherwise have a code page of the system's language, which lacks most characters.
+    Console.OutputEncoding = Console.InputEncoding = new UTF8Encoding(encoderShouldEmitUTF8Identifier: false);
+}
 
 return LlamaProgram.Run(
     args,

@@ -1,8 +1,6 @@
 // Numbers, memory and comparisons of the native tests.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -12,23 +10,17 @@
 #include <limits>
 #include <random>
 
+#include "guarded_pages.h"
 #include "mustafar/mustafar.h"
 
 // Bytes filled with ones: NaN in every dtype. They end, but for alignment, where no more memory can be read.
 class Memory {
 public:
     explicit Memory(int64_t bytes, size_t alignment = 16)
-        : bytes_(static_cast<size_t>(bytes)), mapped_((bytes_ + page - 1) / page * page + page),
-          map_(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {
-        char* const end = static_cast<char*>(map_) + mapped_ - page;
-        if (map_ == MAP_FAILED || mprotect(end, page, PROT_NONE) != 0) {
-            std::perror("mmap");
-            std::exit(1);
-        }
-        data_ = end - (bytes_ + alignment - 1) / alignment * alignment;
+        : bytes_(static_cast<size_t>(bytes)), pages_(bytes_ + alignment),
+          data_(pages_.end() - (bytes_ + alignment - 1) / alignment * alignment) {
         std::memset(data_, 0xff, bytes_);
     }
-    ~Memory() { munmap(map_, mapped_); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
@@ -39,9 +31,9 @@ public:
     bool operator==(const Memory& other) const { return std::memcmp(data_, other.data_, bytes_) == 0; }
 
 private:
-    static constexpr size_t page = 65536;  // the largest that processors have
-    size_t bytes_, mapped_;
-    void *map_, *data_;
+    size_t bytes_;
+    GuardedPages pages_;
+    void* data_;
 };
 
 inline int element_bytes(int32_t dtype) {

@@ -1,12 +1,17 @@
 // MUSTAFAR_CPU_VARIANT: a name that the processor has is used, any other one is an error that lists those that it has. Each
 // case is a process of its own, since a variant is chosen once.
+#if defined(_WIN32)
+#include <process.h>
+#else
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
 #include <string>
+#include <vector>
 
 #include "mustafar/mustafar.h"
 
@@ -29,9 +34,26 @@ int32_t prune() {
     return mustafar_prune(&context, &format, 1, 1, 1, &source, bitmap);
 }
 
+void remove_variable() {
+#if defined(_WIN32)
+    _putenv_s("MUSTAFAR_CPU_VARIANT", "");
+#else
+    unsetenv("MUSTAFAR_CPU_VARIANT");
+#endif
+}
+
+// On Windows an empty one is none.
+void set_variable(const std::string& value) {
+#if defined(_WIN32)
+    _putenv_s("MUSTAFAR_CPU_VARIANT", value.c_str());
+#else
+    setenv("MUSTAFAR_CPU_VARIANT", value.c_str(), 1);
+#endif
+}
+
 // As a child process: 0 if what happens is what should.
 int check(const std::string& wanted, int32_t expected) {
-    setenv("MUSTAFAR_CPU_VARIANT", wanted.c_str(), 1);
+    set_variable(wanted);
     for (int call = 0; call < 2; ++call) {
         const int32_t status = prune();
         const std::string text = mustafar_last_error();
@@ -59,31 +81,53 @@ int check(const std::string& wanted, int32_t expected) {
     return 0;
 }
 
-// What call returns, 0 ... 255, in a process of its own; -1 if that crashes.
-template <class Call>
-int in_child(const Call& call) {
-    const pid_t child = fork();
-    if (child == 0) _exit(call());
-    int status = 0;
-    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+std::vector<std::string> cases() {
+    std::vector<std::string> result{"", "auto", "avx1024", "AVX2", "scalar ", std::string(1000, 'x'), "%s%n"};
+    result.insert(result.end(), std::begin(names) + MUSTAFAR_CPU_VARIANT_SCALAR, std::end(names));
+    return result;
 }
 
-bool holds(const std::string& wanted, int32_t expected) {
-    return in_child([&] { return check(wanted, expected); }) == 0;
+// The variant that a case should lead to, or AUTO if it should be refused.
+int32_t expected_of(const std::string& wanted, int32_t chosen) {
+    if (wanted.empty() || wanted == "auto") return chosen;
+    for (int32_t v = MUSTAFAR_CPU_VARIANT_SCALAR; v < static_cast<int32_t>(std::size(names)); ++v)
+        if (wanted == names[v] && is_available(v)) return v;
+    return MUSTAFAR_CPU_VARIANT_AUTO;
+}
+
+// What a process of its own does: checks a case, for which `chosen` is the variant that is taken without the variable; or,
+// if that is not known yet (negative), finds it out.
+int child(int index, int chosen) {
+    if (chosen < 0) return mustafar_default_cpu_variant();
+    const std::string wanted = cases()[static_cast<size_t>(index)];
+    return check(wanted, expected_of(wanted, chosen));
+}
+
+// The exit status of such a process; -1 if it crashes.
+int run(const char* program, int index, int chosen) {
+#if defined(_WIN32)
+    const std::string quoted = '"' + std::string(program) + '"', first = std::to_string(index),
+                      second = std::to_string(chosen);
+    return static_cast<int>(_spawnl(_P_WAIT, program, quoted.c_str(), first.c_str(), second.c_str(), nullptr));
+#else
+    (void)program;
+    const pid_t process = fork();
+    if (process == 0) _exit(child(index, chosen));
+    int status = 0;
+    return process > 0 && waitpid(process, &status, 0) == process && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+#endif
 }
 
 }  // namespace
 
-int main() {
-    unsetenv("MUSTAFAR_CPU_VARIANT");
-    bool right = true;
-    for (int32_t v = MUSTAFAR_CPU_VARIANT_SCALAR; v < static_cast<int32_t>(std::size(names)); ++v)
-        right = holds(names[v], is_available(v) ? v : int32_t{MUSTAFAR_CPU_VARIANT_AUTO}) && right;
-    for (const std::string& wrong : {std::string("avx1024"), std::string("AVX2"), std::string("scalar "),
-                                     std::string(1000, 'x'), std::string("%s%n")})
-        right = holds(wrong, MUSTAFAR_CPU_VARIANT_AUTO) && right;
-    const int chosen = in_child([] { return mustafar_default_cpu_variant(); });
-    right = chosen > MUSTAFAR_CPU_VARIANT_AUTO && holds("", chosen) && holds("auto", chosen) && right;
+int main(int count, char** arguments) {
+    if (count == 3)
+        return child(static_cast<int>(std::strtol(arguments[1], nullptr, 10)),
+                     static_cast<int>(std::strtol(arguments[2], nullptr, 10)));
+    remove_variable();
+    const int chosen = run(arguments[0], 0, -1);
+    bool right = chosen > MUSTAFAR_CPU_VARIANT_AUTO && is_available(chosen);
+    for (int i = 0; i < static_cast<int>(cases().size()); ++i) right = run(arguments[0], i, chosen) == 0 && right;
     std::puts(right ? "MUSTAFAR_CPU_VARIANT is followed or refused" : "MUSTAFAR_CPU_VARIANT is not followed");
     return right ? 0 : 1;
 }

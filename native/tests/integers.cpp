@@ -193,6 +193,13 @@ void sizes_and_refusals() {
     EXPECT(bytes(0, MUSTAFAR_PATTERN_ALL, 128) == 8192 &&
            bytes(int4, MUSTAFAR_PATTERN_UNSTRUCTURED, 39) == 512 + 624 + 64);
     EXPECT(bytes(int8, MUSTAFAR_PATTERN_ALL, 64) == -1 && bytes(3, MUSTAFAR_PATTERN_ALL, 128) == -1);
+    // In fragment order blocks of integers are as long as in plain order; native balanced ones have codes besides.
+    c.order = MUSTAFAR_ORDER_KEY_FRAGMENT;
+    EXPECT(bytes(int4, MUSTAFAR_PATTERN_BALANCED_KEYS, 64) == 1600 &&
+           bytes(int8, MUSTAFAR_PATTERN_UNSTRUCTURED, 40) == 1856 &&
+           bytes(int4, MUSTAFAR_PATTERN_BALANCED_KEYS, 40) == 1216 &&
+           bytes(0, MUSTAFAR_PATTERN_BALANCED_KEYS, 40) == 3264);
+    c.order = MUSTAFAR_ORDER_PLAIN;
     c.layout = MUSTAFAR_LAYOUT_OFFSETS;
     EXPECT(bytes(int8, MUSTAFAR_PATTERN_ALL, 128) == -1);
 
@@ -235,6 +242,7 @@ void sizes_and_refusals() {
     EXPECT(mustafar_key_factors(&context, MUSTAFAR_DTYPE_F16, 72, 1, 1, 1, &tensor, weights.data()) ==
            MUSTAFAR_STATUS_UNSUPPORTED);
     EXPECT(refused(mustafar_key_factors(&context, 9, 64, 1, 1, 1, &tensor, weights.data()), "dtype"));
+    EXPECT(refused(mustafar_key_factors(&context, 0, 64, INT32_MAX, INT32_MAX, 0, &tensor, weights.data()), "factors"));
 }
 
 }  // namespace

@@ -1,64 +1,20 @@
-// What the native tests of 8- and 4-bit values share: the header's rules as plain computations, and test data.
+// What the native tests of 8- and 4-bit values share: the rules of quantisation as plain computations, and test data.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <vector>
 
+#include "cases.h"
 #include "data.h"
 #include "mustafar/mustafar.h"
+#include "oracle.h"
 
-constexpr int block_tokens = MUSTAFAR_BLOCK_TOKENS;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-struct Case {
-    int32_t variant, dtype, head_dim, value_format, pattern, layout, keep, order;
-    bool with_factors;
-};
-
-[[noreturn]] inline void stop(const Case& c, const char* what, int line) {
-    std::fprintf(stderr,
-                 "line %d: %s (%s)\nvariant %d, dtype %d, head_dim %d, value_format %d, pattern %d, layout %d, "
-                 "keep %d, order %d, factors %d\n",
-                 line, what, mustafar_last_error(), c.variant, c.dtype, c.head_dim, c.value_format, c.pattern, c.layout,
-                 c.keep, c.order, c.with_factors);
-    std::exit(1);
-}
-
-#define EXPECT(condition) \
-    if (!(condition)) stop(c, #condition, __LINE__)
-#define EXPECT_OK(call) EXPECT((call) == MUSTAFAR_STATUS_OK)
-
 // ------------------------------------------------------------------------------------- what the header says, plainly --
-
-inline uint16_t nearest_f16(double value) {
-    if (std::isnan(value)) return 0x7e00;
-    // Halves ascend with their bits: the last one that is not larger, or the next.
-    int low = 0, high = 0x7c00;
-    const double magnitude = std::abs(value);
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (double{f16_to_f32(static_cast<uint16_t>(middle))} <= magnitude ? low : high) = middle;
-    }
-    const double below = f16_to_f32(static_cast<uint16_t>(low));
-    const double above = high == 0x7c00 ? 65536.0 : double{f16_to_f32(static_cast<uint16_t>(high))};
-    const double middle = (below + above) / 2;
-    if (magnitude > middle || (magnitude == middle && low % 2 == 1)) low = high;
-    return static_cast<uint16_t>(low | (std::signbit(value) ? 0x8000 : 0));
-}
-
-inline float rounded(int32_t dtype, float value) {
-    if (dtype == MUSTAFAR_DTYPE_F32 || std::isnan(value)) return value;
-    if (dtype == MUSTAFAR_DTYPE_F16) return f16_to_f32(nearest_f16(double{value}));
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
-    return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
-}
 
 // A token's row as it is stored and as it reads.
 struct Quantized {
@@ -110,19 +66,6 @@ inline std::vector<float> key_factors(const std::vector<std::vector<float>>& row
 
 // -------------------------------------------------------------------------------------------------------- test data --
 
-inline int words(const Case& c) {
-    return (c.head_dim + 31) / 32;
-}
-
-inline mustafar_format format_of(const Case& c) {
-    return {c.head_dim, c.dtype, c.value_format, c.pattern, c.layout, c.order, c.keep};
-}
-
-// A contiguous tensor [1, heads, tokens, width].
-inline mustafar_dense dense(const void* data, int64_t tokens, int64_t width) {
-    return {const_cast<void*>(data), 0, tokens * width, width};
-}
-
 // Any numbers: rows of very different size, zeros, and with `special` rows that are not finite.
 inline void fill(void* data, int64_t tokens, const Case& c, bool special) {
     for (int64_t t = 0; t < tokens; ++t) {
@@ -158,73 +101,12 @@ inline std::vector<std::vector<float>> rows_of(const Case& c, const Memory& memo
     return rows;
 }
 
-// What the format keeps of the tokens: any channels for the OFFSETS layout.
-inline std::vector<uint32_t> kept_channels(const Case& c, const Memory& source, int64_t tokens) {
-    std::vector<uint32_t> bitmap(static_cast<size_t>(tokens * words(c)));
-    if (c.layout == MUSTAFAR_LAYOUT_FIXED) {
-        const mustafar_context context = context_of(MUSTAFAR_CPU_VARIANT_SCALAR);
-        const mustafar_format format = format_of(c);
-        const mustafar_dense tensor = dense(source.as(), tokens, c.head_dim);
-        EXPECT_OK(mustafar_prune(&context, &format, 1, 1, tokens, &tensor, bitmap.data()));
-        return bitmap;
-    }
-    for (int64_t t = 0; t < tokens; ++t)
-        for (int i = 0; i < c.head_dim; ++i)
-            if (t % 9 != 3 && (t % 9 == 5 || random_bits() % 3 == 0))
-                bitmap[static_cast<size_t>(t * words(c) + i / 32)] |= 1u << i % 32;
-    return bitmap;
-}
-
-inline std::vector<bool> bits_of(const Case& c, const std::vector<uint32_t>& bitmap, int64_t token) {
-    std::vector<bool> kept(static_cast<size_t>(c.head_dim));
-    for (int i = 0; i < c.head_dim; ++i)
-        kept[static_cast<size_t>(i)] = bitmap[static_cast<size_t>(token * words(c) + i / 32)] >> i % 32 & 1;
-    return kept;
-}
-
 inline std::vector<float> any_factors(const Case& c) {
     std::vector<float> factors(static_cast<size_t>(c.head_dim));
     for (float& factor : factors)
         factor = f16_to_f32(static_cast<uint16_t>(0x3400u + random_bits() % 0x1400u));  // 0.25 ... 8
     return factors;
 }
-
-// One head's tokens in one slab.
-struct Tokens {
-    Tokens(const Case& c, const Memory& source, int64_t tokens, const std::vector<uint32_t>& bitmap,
-           const float* factors) {
-        const mustafar_context context = context_of(c.variant);
-        blocks.format = format_of(c);
-        blocks.page_blocks = static_cast<int32_t>((tokens + block_tokens - 1) / block_tokens);
-        blocks.slab_pages = blocks.slab_count = 1;
-        blocks.page_capacity = 1;
-        if (c.layout == MUSTAFAR_LAYOUT_FIXED) {
-            EXPECT_OK(mustafar_block_bytes(&blocks.format, &blocks.head_stride));
-            blocks.head_stride *= blocks.page_blocks;
-            blocks.slab_bytes = blocks.head_stride + MUSTAFAR_PAGE_PADDING;
-        } else {
-            offsets.resize(static_cast<size_t>(blocks.page_blocks) + 1);
-            EXPECT_OK(mustafar_offsets(&context, &blocks.format, 1, 1, tokens, bitmap.data(), offsets.data(),
-                                       &blocks.slab_bytes));
-            blocks.offsets = offsets.data();
-        }
-        memory = std::make_unique<Memory>(blocks.slab_bytes);
-        address = memory->as();
-        blocks.slabs = &address;
-        blocks.pages = &first_page;
-        const mustafar_dense tensor = dense(source.as(), tokens, c.head_dim);
-        EXPECT_OK(mustafar_compress(&context, 1, 1, tokens, &tensor,
-                                    c.layout == MUSTAFAR_LAYOUT_FIXED ? nullptr : bitmap.data(), factors, &blocks));
-    }
-    Tokens(const Tokens&) = delete;
-    Tokens& operator=(const Tokens&) = delete;
-
-    mustafar_blocks blocks{};
-    std::vector<uint32_t> offsets;
-    std::unique_ptr<Memory> memory;
-    void* address = nullptr;
-    int32_t first_page = 0;
-};
 
 // Every kind of format with integers.
 inline std::vector<Case> integer_formats(int32_t variant, int32_t dtype, int32_t head_dim) {

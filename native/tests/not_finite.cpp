@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "attention_oracle.h"
 #include "data.h"
 #include "mustafar/mustafar.h"
 
@@ -132,38 +133,6 @@ void plant(Rows& rows, int heads, float value) {
             if ((extent == 0 || t == token) && (extent <= 2 || i == channel)) rows.set(head, t, i, value);
 }
 
-struct Result {
-    std::vector<double> output;
-    double log_sum_exp;
-};
-
-// What one head's query i, a row of head_dim numbers, gets from its keys and values, [length, head_dim].
-Result formula(const Case& c, const double* query, const double* keys, const double* values, int i, double scale) {
-    const int position = c.length - c.queries + i, head_dim = c.head_dim;
-    const int first = c.window > 0 ? std::max(0, position + 1 - c.window) : 0;
-    const double infinity = std::numeric_limits<double>::infinity();
-    Result result{std::vector<double>(static_cast<size_t>(head_dim)), -infinity};
-    if (position < 0) return result;
-    std::vector<double> weights;
-    double maximum = -infinity, sum = 0;
-    for (int t = first; t <= position; ++t) {
-        const double* const key = keys + int64_t{t} * head_dim;
-        double score = 0;
-        for (int channel = 0; channel < head_dim; ++channel) score += query[channel] * key[channel];
-        weights.push_back(score * scale);
-        if (std::isnan(score) || maximum < weights.back()) maximum = std::isnan(maximum) ? maximum : weights.back();
-    }
-    for (double& weight : weights) sum += weight = std::exp(weight - maximum);
-    double* const output = result.output.data();
-    for (int t = first; t <= position; ++t) {
-        const double* const value = values + int64_t{t} * head_dim;
-        const double weight = weights[static_cast<size_t>(t - first)] / sum;
-        for (int channel = 0; channel < head_dim; ++channel) output[channel] += weight * value[channel];
-    }
-    result.log_sum_exp = maximum == -infinity ? maximum : maximum + std::log(sum);
-    return result;
-}
-
 void test(const Case& c) {
     const mustafar_context context{MUSTAFAR_DEVICE_CPU, 0, c.threads, c.variant, nullptr};
     Rows query(c, c.heads(), c.queries), keys(c, kv_heads, c.length), values(c, kv_heads, c.length);
@@ -219,9 +188,11 @@ void test(const Case& c) {
         for (int i = 0; i < c.queries; ++i) {
             const int row = head * c.queries + i;
             const int64_t first_of_head = int64_t{head / c.group} * c.length * c.head_dim;
-            const Result expected =
-                formula(c, query_numbers.data() + row * c.head_dim, key_numbers.data() + first_of_head,
-                        value_numbers.data() + first_of_head, i, double{attention.scale});
+            const int64_t end = c.length - c.queries + i + 1;
+            const Attended expected =
+                attended(query_numbers.data() + row * c.head_dim, key_numbers.data() + first_of_head,
+                         value_numbers.data() + first_of_head, c.window > 0 ? std::max<int64_t>(0, end - c.window) : 0,
+                         end, c.head_dim, double{attention.scale});
             if (!agree(expected.log_sum_exp, double{log_sum_exp[static_cast<size_t>(row)]}, 1e-3))
                 stop(c, "log_sum_exp");
             for (int channel = 0; channel < c.head_dim; ++channel) {

@@ -1,6 +1,6 @@
 using System.Runtime.InteropServices;
 using Mustafar.Benchmarks.Cuda;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -1,6 +1,6 @@
 using System.Diagnostics;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Decode;

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Runtime.InteropServices;
 using Mustafar.Benchmarks.Cuda;
+using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using TorchSharp;
 using static TorchSharp.torch;

@@ -2,8 +2,8 @@ using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
 using System.Text.Json;
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Llama;
 
 namespace Mustafar.Examples.Llama.Commands;
 

@@ -1,7 +1,7 @@
 using System.Globalization;
 using System.Text;
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Generation;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
 

@@ -1,7 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Tokenizer;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -1,4 +1,4 @@
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Tokenizer;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;

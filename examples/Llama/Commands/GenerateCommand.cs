@@ -1,9 +1,9 @@
 using System.CommandLine;
 using System.Globalization;
 using System.Text;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Commands;
 

@@ -1,6 +1,6 @@
 using System.CommandLine;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Generation;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
 

@@ -1,5 +1,5 @@
 using System.CommandLine;
-using Mustafar.Examples.Llama.Generation;
+using Mustafar.Models.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
 

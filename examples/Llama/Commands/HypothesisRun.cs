@@ -1,7 +1,7 @@
 using System.Globalization;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Commands;
 

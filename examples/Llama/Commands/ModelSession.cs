@@ -1,6 +1,6 @@
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+using Mustafar.Models.Tokenizer;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;

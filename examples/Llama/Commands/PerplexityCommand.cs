@@ -1,8 +1,8 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -1,7 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 

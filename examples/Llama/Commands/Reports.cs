@@ -1,5 +1,5 @@
 using System.Globalization;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Llama;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;

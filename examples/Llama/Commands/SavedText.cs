@@ -1,6 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Llama;
 
 namespace Mustafar.Examples.Llama.Commands;
 

@@ -1,3 +1,4 @@
+using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;

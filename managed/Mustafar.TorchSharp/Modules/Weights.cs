@@ -4,7 +4,7 @@ using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
-namespace Mustafar;
+namespace Mustafar.Modules;
 
 /// <summary>
 /// Makes parameters and layers without initialising them, for a checkpoint to fill: drawing random numbers for weights that are

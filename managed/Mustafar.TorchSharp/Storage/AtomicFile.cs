@@ -14,7 +14,8 @@ internal static class AtomicFile
     /// <summary>Writes a file beside its place, brings it to the disk, and gives it its name.</summary>
     /// <param name="path">The file; one that is there is replaced. Of a symbolic link, the file that it points to.</param>
     /// <param name="write">Writes the content to a stream that can be read, too. If it fails, nothing is left behind.</param>
-    /// <exception cref="IOException">What is there is not a regular file, or the file can't be written.</exception>
+    /// <exception cref="IOException">What is there is not a regular file, or the file can't be written;
+    /// on Windows no file can be replaced that a process has open.</exception>
     internal static void Write(string path, Action<FileStream> write)
     {
         string target = Target(path);
@@ -26,7 +27,7 @@ internal static class AtomicFile
             using FileStream stream = new(temporary, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.Delete, BufferBytes);
             write(stream);
             stream.Flush(flushToDisk: true);
-            File.Move(temporary, target, overwrite: true);
+            Rename(temporary, target);
         }
         catch
         {
@@ -88,6 +89,21 @@ internal static class AtomicFile
             {
                 // In use by another process, or not ours.
             }
+        }
+    }
+
+    private static void Rename(string temporary, string target)
+    {
+        try
+        {
+            File.Move(temporary, target, overwrite: true);
+        }
+        catch (UnauthorizedAccessException exception)
+        {
+            // The system's message names the temporary file.
+            throw new IOException(
+                $"{target}: the file that is there can't be replaced; another process has it open, or it is read-only or another user's.",
+                exception);
         }
     }
 

@@ -1,4 +1,5 @@
 using System.Globalization;
+using Mustafar.Storage;
 using static TorchSharp.torch;
 
 namespace Mustafar;

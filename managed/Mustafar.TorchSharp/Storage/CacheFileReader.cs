@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text;
 using Mustafar.Native;
+using Mustafar.Storage;
 
 namespace Mustafar;
 

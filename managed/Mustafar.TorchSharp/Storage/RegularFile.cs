@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using System.Runtime.Versioning;
 
 namespace Mustafar;
 
@@ -20,7 +21,9 @@ public static partial class RegularFile
     public static FileStream OpenRead(string path)
     {
         ThrowIfNotRegular(path);
-        FileStream stream = new(path, FileMode.Open, FileAccess.Read, FileShare.Read, BufferBytes, FileOptions.SequentialScan);
+        // On Windows a file that doesn't share "delete" can't be replaced while it is read.
+        FileStream stream = new(
+            path, FileMode.Open, FileAccess.Read, FileShare.Read | FileShare.Delete, BufferBytes, FileOptions.SequentialScan);
         if (stream.CanSeek)
         {
             return stream;
@@ -50,6 +53,7 @@ public static partial class RegularFile
     private static IOException NotRegular(string path, string kind) => new($"{path}: expected a regular file, but it is {kind}.");
 
     // Null for a regular file, and where nothing can be told: opening it has its own error then. .NET has no word for these kinds.
+    [SupportedOSPlatform("linux")]
     private static unsafe string? KindOf(string path)
     {
         byte* status = stackalloc byte[StatxBytes];
@@ -75,6 +79,7 @@ public static partial class RegularFile
     }
 
     // The structure is the same on all architectures, unlike that of stat.
+    [SupportedOSPlatform("linux")]
     [LibraryImport("libc", EntryPoint = "statx", StringMarshalling = StringMarshalling.Utf8)]
     private static unsafe partial int Statx(int directory, string path, int flags, uint mask, byte* status);
 }

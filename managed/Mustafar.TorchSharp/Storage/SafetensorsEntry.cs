@@ -1,6 +1,6 @@
 using static TorchSharp.torch;
 
-namespace Mustafar;
+namespace Mustafar.Storage;
 
 /// <summary>Where a tensor lies in a safetensors file.</summary>
 /// <param name="Name">Its name.</param>

@@ -1,4 +1,4 @@
-namespace Mustafar;
+namespace Mustafar.Storage;
 
 /// <summary>A file is no valid safetensors file, or it is truncated.</summary>
 public sealed class SafetensorsException : UnusableFileException

@@ -2,7 +2,7 @@ using System.Buffers.Binary;
 using System.Text.Json;
 using static TorchSharp.torch;
 
-namespace Mustafar;
+namespace Mustafar.Storage;
 
 /// <summary>The header of a safetensors file: its tensors, and what whoever wrote it has to say.</summary>
 /// <remarks>

@@ -1,6 +1,6 @@
 using static TorchSharp.torch;
 
-namespace Mustafar;
+namespace Mustafar.Storage;
 
 /// <summary>Types of tensors as safetensors files name them.</summary>
 internal static class SafetensorsTypes

@@ -213,9 +213,9 @@ typedef enum mustafar_order {
     /* By token, then by channel. The order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
     /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit dtypes and
-       head_dim 64 and 128: native values that were pruned, and integers, of balanced patterns only 4-bit ones with keep =
-       head_dim / 2; other FIXED formats, and OFFSETS, are plain whatever this says. Balanced patterns in these orders have
-       no bitmap but the operands of sparse matrix products. */
+       head_dim 64 and 128: native values that were pruned, and integers; other FIXED formats, and OFFSETS, are plain whatever
+       this says. Balanced patterns in these orders have no bitmap but the operands of sparse matrix products; those of
+       integers with n < 8 are stored as unstructured ones are. */
     MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
     MUSTAFAR_ORDER_VALUE_FRAGMENT = 2,
     /* The orders in which the vector instructions of processors consume keys and values; see docs/format.md. CPU only, for
@@ -239,8 +239,8 @@ enum {
  *   - values: the kept channels, packed in `order`. 4-bit values follow each other without gaps: value i is nibble i % 2 of
  *     byte i / 2, the low one first. Rounded up to 16 bytes.
  *   - scales: 32 f16, one per token; only with integer values. They are a block's last 64 bytes.
- * The values of FIXED blocks take 4 * keep * b bytes of b-bit values (balanced patterns in fragment order with n < 8 have
- * 1.5 * head_dim bytes more before them). For head_dim 128 a FIXED block of 16-bit values is 512 + 64 * keep bytes, 56.3 %
+ * The values of FIXED blocks take 4 * keep * b bytes of b-bit values (native ones of balanced patterns in fragment order with
+ * n < 8 have 1.5 * head_dim bytes more before them). For head_dim 128 a FIXED block of 16-bit values is 512 + 64 * keep bytes, 56.3 %
  * of dense at keep 64 and 37.5 % at 40; with everything kept it is 4160 bytes (50.8 %) of 8-bit and 2112 (25.8 %) of 4-bit
  * values.
  */
@@ -416,8 +416,10 @@ typedef struct mustafar_attention {
                                     null: num_queries each */
     mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
     mustafar_dense output;       /* as query */
+    /* Of one dtype and head_dim; all else may differ. In fragment order, though, both have bitmaps or neither, and both have
+       integers or neither. */
     mustafar_blocks keys;
-    mustafar_blocks values;   /* dtype and head_dim as those of the keys; all else may differ */
+    mustafar_blocks values;
     const float* key_factors; /* [num_slots, num_kv_heads, head_dim]; for the keys in blocks only. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;

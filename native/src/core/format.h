@@ -40,18 +40,16 @@ constexpr bool has_integers(const mustafar_format& format) {
     return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
 }
 
-// Which formats have one: native values that were pruned, and integers, of balanced patterns only 4-bit ones of 2:4.
-constexpr bool is_fragment_format(const mustafar_format& format) {
-    if (!has_integers(format)) return !keeps_all(format);
-    return !is_balanced(format) ||
-           (balanced_kept(format) == most_balanced && format.value_format == MUSTAFAR_VALUE_FORMAT_INT4);
-}
-
 // Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.
 constexpr bool has_fragment_order(const mustafar_format& format) {
     return (format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT) &&
            format.layout == MUSTAFAR_LAYOUT_FIXED && format.dtype != MUSTAFAR_DTYPE_F32 &&
-           (format.head_dim == 64 || format.head_dim == 128) && is_fragment_format(format);
+           (format.head_dim == 64 || format.head_dim == 128) && (has_integers(format) || !keeps_all(format));
+}
+
+// Whether a block in fragment order has positions in place of a bitmap: balanced ones, but of integers those of 2:4 alone.
+constexpr bool has_positions(const mustafar_format& format) {
+    return is_balanced(format) && (!has_integers(format) || balanced_kept(format) == most_balanced);
 }
 
 // Whether the processor's own orders exist. Other formats are plain whatever their order.
@@ -75,7 +73,7 @@ constexpr int64_t bitmap_bytes(const mustafar_format& format) {
 
 // In front of the values: the bitmap, or what stands for it in a balanced block in fragment order.
 constexpr int64_t fixed_header_bytes(const mustafar_format& format) {
-    const bool codes = is_balanced(format) && has_fragment_order(format) && balanced_kept(format) < 8;
+    const bool codes = has_positions(format) && has_fragment_order(format) && balanced_kept(format) < most_balanced;
     return bitmap_bytes(format) + (codes ? balanced_code_bytes(format.head_dim) : 0);
 }
 

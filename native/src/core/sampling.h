@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
 
 #include "mustafar/mustafar.h"
 
@@ -134,6 +137,8 @@ MUSTAFAR_EVERYWHERE uint64_t random_bits(uint64_t seed, uint64_t step) {
 MUSTAFAR_EVERYWHERE uint64_t below(uint64_t random, uint64_t total) {
 #if defined(__CUDA_ARCH__)
     return __umul64hi(random, total);
+#elif defined(_MSC_VER) && !defined(__clang__)
+    return __umulh(random, total);
 #else
     __extension__ using wide = unsigned __int128;
     return static_cast<uint64_t>(static_cast<wide>(random) * total >> 64);

@@ -65,13 +65,6 @@ void check_served(const char* name, const mustafar_context& context, const musta
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
              "%s.format.order: CUDA serves the plain order (0) and the fragment orders (1, 2), got %d", name,
              format.order);
-    if ((has_integers(format) || keeps_all(format)) && !has_fragment_order(format))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "%s.format.value_format, pattern: CUDA serves native values (0) of pruned channels and, in the fragment "
-             "orders with 16-bit dtypes and head_dim 64 or 128, integers, of balanced patterns only 4-bit ones with "
-             "half "
-             "of the channels kept; got %d and %d, keep %d",
-             name, format.value_format, format.pattern, format.keep);
 }
 
 void check_shape(int32_t batch, int32_t heads, int64_t tokens) {

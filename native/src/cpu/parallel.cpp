@@ -1,18 +1,16 @@
 #include "cpu/parallel.h"
 
-#include <dlfcn.h>
-#include <link.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstring>
 #include <exception>
 #include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "cpu/openmp.h"
 
 namespace mustafar {
 namespace {
@@ -41,46 +39,19 @@ struct Job {
     }
 };
 
-/*
- * The process's OpenMP runtime, if it has one. torch's worker threads spin for milliseconds after each of its parallel
- * regions; threads of our own would compete with them for the same cores. A region started through the runtime that
- * torch uses, from the same thread, runs on those very workers. GOMP_parallel is the entry that libgomp defines and
- * that LLVM's and Intel's runtimes provide as well.
- */
-using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-int find_openmp(dl_phdr_info* info, size_t, void* result) {
-    const char* path = info->dlpi_name;
-    if (path == nullptr) return 0;
-    const char* slash = std::strrchr(path, '/');
-    const char* name = slash ? slash + 1 : path;
-    if (std::strncmp(name, "libgomp", 7) != 0 && std::strncmp(name, "libomp", 6) != 0 &&
-        std::strncmp(name, "libiomp", 7) != 0)
-        return 0;
-    void* library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
-    if (library == nullptr) return 0;
-    const auto found = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
-    if (found == nullptr) {
-        dlclose(library);
-        return 0;
-    }
-    *static_cast<GompParallel*>(result) = found;  // the library stays referenced for the life of the process
-    return 1;
-}
-
-GompParallel openmp() {
-    static std::atomic<GompParallel> found{nullptr};
+ParallelRegion openmp() {
+    static std::atomic<ParallelRegion> found{nullptr};
     static std::atomic<unsigned> misses{0};
-    GompParallel parallel = found.load(std::memory_order_acquire);
+    ParallelRegion region = found.load(std::memory_order_acquire);
     // torch may be loaded after the first calls, so keep looking, ever more rarely.
-    if (parallel == nullptr) {
+    if (region == nullptr) {
         const unsigned miss = misses.fetch_add(1, std::memory_order_relaxed);
         if ((miss & (miss - 1)) == 0) {
-            dl_iterate_phdr(find_openmp, &parallel);
-            found.store(parallel, std::memory_order_release);
+            region = find_openmp();
+            found.store(region, std::memory_order_release);
         }
     }
-    return parallel;
+    return region;
 }
 
 // Workers for processes without an OpenMP runtime. One job at a time; they sleep between jobs.
@@ -154,8 +125,8 @@ void parallel_for(int threads, int64_t items, const std::function<void(int64_t, 
     Job job(work, items);
     if (threads <= 1) {
         job.run();
-    } else if (const GompParallel parallel = openmp()) {
-        parallel([](void* data) { static_cast<Job*>(data)->run(); }, &job, (unsigned)threads, 0);
+    } else if (const ParallelRegion region = openmp()) {
+        region([](void* data) { static_cast<Job*>(data)->run(); }, &job, threads);
     } else {
         static Pool* pool = new Pool;  // never destroyed: workers may outlive static destructors of the process
         pool->run(job, threads);

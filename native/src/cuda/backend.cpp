@@ -37,9 +37,9 @@ int32_t decompress_call(const mustafar_context& context, int32_t batch, int32_t 
     return guarded(error, [&] { decompress(context, batch, heads, first, tokens, source, factors, destination); });
 }
 
-int32_t convert_call(const mustafar_context&, int32_t, int32_t, int64_t, const mustafar_blocks&, const mustafar_blocks&,
-                     ErrorText& error) {
-    return guarded(error, [] { fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: conversion needs the CPU"); });
+int32_t convert_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+                     const mustafar_blocks& source, const mustafar_blocks& destination, ErrorText& error) {
+    return guarded(error, [&] { convert(context, batch, heads, tokens, source, destination); });
 }
 
 int32_t key_scores_call(const mustafar_context& context, const mustafar_product& product, ErrorText& error) {
@@ -96,6 +96,6 @@ constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,    key
 }  // namespace
 }  // namespace mustafar::cuda
 
-extern "C" __attribute__((visibility("default"))) const mustafar::Backend* mustafar_cuda_backend() {
+extern "C" MUSTAFAR_API const mustafar::Backend* mustafar_cuda_backend() {
     return &mustafar::cuda::table;
 }

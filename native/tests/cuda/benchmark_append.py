@@ -7,25 +7,36 @@ import sys
 import torch
 
 from benchmark import graph_time
-from native import (BALANCED_KEYS, BALANCED_VALUES, KEY_FRAGMENT, UNSTRUCTURED, VALUE_FRAGMENT, Append, Library, Pages,
+from native import (ALL, BALANCED_KEYS, BALANCED_VALUES, KEY_FRAGMENT, UNSTRUCTURED, VALUE_FRAGMENT, Append, Library, Pages,
                     dense)
 
+ORDERS = (KEY_FRAGMENT, VALUE_FRAGMENT)
+PATTERNS = {"unstructured": (UNSTRUCTURED, UNSTRUCTURED), "balanced": (BALANCED_KEYS, BALANCED_VALUES), "all": (ALL, ALL)}
+# pattern, channels kept of 128, bits
+FORMATS = [("unstructured", 40, 16), ("unstructured", 64, 16), ("balanced", 40, 16), ("balanced", 64, 16), ("all", 128, 8), ("all", 128, 4),
+           ("balanced", 64, 4), ("unstructured", 64, 4)]
 
-def main():
-    library = Library(sys.argv[1])
-    for dtype in (torch.float16, torch.bfloat16):
-        x = torch.randn(8, 8, 8192, 128, device="cuda").to(dtype)
-        sources = [x, torch.randn_like(x)]
-        for name, patterns in (("unstructured", (UNSTRUCTURED, UNSTRUCTURED)), ("balanced", (BALANCED_KEYS, BALANCED_VALUES))):
-            for keep in (40, 64):
-                times = []
-                for order, pattern in zip((KEY_FRAGMENT, VALUE_FRAGMENT), patterns):
-                    pages = Pages(8, 8, 8192, 128, dtype, keep, order, 16, pattern=pattern)
-                    calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, None, pages.blocks()) for s in sources]
-                    times.append(graph_time(calls))
-                print(f"compress 64x8192x128 {dtype} {name} keep {keep}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
+
+def make_pages(batch, heads, tokens, dtype, pattern, keep, bits):
+    return [Pages(batch, heads, tokens, 128, dtype, keep, order, 16, pattern=p, bits=bits) for order, p in zip(ORDERS, PATTERNS[pattern])]
+
+
+def compress(library, dtype):
+    x = torch.randn(8, 8, 8192, 128, device="cuda").to(dtype)
+    sources = [x, torch.randn_like(x)]
+    for pattern, keep, bits in FORMATS:
+        factors = torch.ones(8, 8, 128, device="cuda") if bits < 16 else None
+        times = []
+        for pages, own in zip(make_pages(8, 8, 8192, dtype, pattern, keep, bits), (factors, None)):
+            calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, own, pages.blocks()) for s in sources]
+            times.append(graph_time(calls))
+        print(f"compress 64x8192x128 {dtype} {pattern} keep {keep} bits {bits}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
+
+
+def append(library, pattern, keep, bits):
     batch, heads = 64, 8
-    pages = [Pages(batch, heads, 8192 + 64, 128, torch.float16, 40, order, 16) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
+    pages = make_pages(batch, heads, 8192 + 64, torch.float16, pattern, keep, bits)
+    factors = torch.ones(batch, heads, 128, device="cuda") if bits < 16 else None
     tails = [torch.randn(batch, heads, 96, 128, device="cuda").half() for _ in range(2)]
     new = [torch.randn(batch, heads, 1, 128, device="cuda").half() for _ in range(2)]
     for length, due in ((8100, False), (8128 + 95, True)):
@@ -34,10 +45,18 @@ def main():
         after = [torch.empty_like(lengths) for _ in range(2)]
         arguments = Append(batch, batch, heads, 1, 0, 64, 32, 96, 8256, None, None, lengths.data_ptr(), compressed.data_ptr(),
                            after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]), pages[0].blocks(),
-                           pages[1].blocks(), None, dense(tails[0]), dense(tails[1]))
+                           pages[1].blocks(), None if factors is None else factors.data_ptr(), dense(tails[0]), dense(tails[1]))
         time = graph_time([lambda: library.call("append", arguments)])
-        print(f"append 1 token to {batch} sequences x {heads} heads, group due {due} "
+        print(f"append 1 token to {batch} sequences x {heads} heads, {pattern} keep {keep} bits {bits}, group due {due} "
               f"({int(after[1][0]) - int(compressed[0])} tokens compressed): {time:.1f} us", flush=True)
+
+
+def main():
+    library = Library(sys.argv[1])
+    for dtype in (torch.float16, torch.bfloat16):
+        compress(library, dtype)
+    for pattern, keep, bits in FORMATS:
+        append(library, pattern, keep, bits)
 
 
 if __name__ == "__main__":

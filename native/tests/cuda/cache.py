@@ -31,7 +31,7 @@ class Cache:
                  page_blocks=4, generator=None, mask=None, base=0, balanced=None, integers=None, bits=16, factors=False):
         """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes so many bits, the keys with
         channel scales where factors says so. Not balanced they are unstructured, or integers of all channels where so many are to be
-        kept. mask: what is kept of unstructured ones."""
+        kept. balanced and bits: of both, or a pair. mask: what is kept of unstructured ones."""
         batch, heads, longest, head_dim = keys.shape
         self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
         self.fresh = fresh if fresh is not None else [0] * batch
@@ -46,20 +46,20 @@ class Cache:
         self.tail_values = self.tail_keys.clone()
         orders = (KEY_FRAGMENT, VALUE_FRAGMENT) if fragment else (PLAIN, PLAIN)
         most = max(BLOCK, max(self.compressed_list, default=0))
-        patterns = [pattern if balanced else ALL if integers and keep == head_dim else UNSTRUCTURED
-                    for pattern, keep in ((BALANCED_KEYS, keep_keys), (BALANCED_VALUES, keep_values))]
-        value_bits = bits if isinstance(bits, tuple) else (bits, bits)
+        bits, balanced = (pair if isinstance(pair, tuple) else (pair, pair) for pair in (bits, balanced))
+        patterns = [pattern if own else ALL if integers and keep == head_dim else UNSTRUCTURED
+                    for own, pattern, keep in zip(balanced, (BALANCED_KEYS, BALANCED_VALUES), (keep_keys, keep_values))]
         self.key_factors = torch.full((batch, heads, head_dim), NAN, device=device) if factors else None
         if integers:  # what they stand for needs more digits
             self.keys, self.values = self.keys.float(), self.values.float()
         self.key_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_keys, orders[0], page_blocks, generator, base,
-                               patterns[0], bits=value_bits[0])
+                               patterns[0], bits=bits[0])
         self.value_pages = Pages(batch, heads, most, head_dim, keys.dtype, keep_values, orders[1], page_blocks, generator,
-                                 base, patterns[1], bits=value_bits[1])
+                                 base, patterns[1], bits=bits[1])
         for b in range(batch):
             c, n = self.compressed_list[b], stored[b]
-            for pages, full, keep, own_bits, role in ((self.key_pages, self.keys, keep_keys, value_bits[0], "keys"),
-                                                      (self.value_pages, self.values, keep_values, value_bits[1], "values")):
+            for pages, full, keep, own_bits, writer, role in ((self.key_pages, self.keys, keep_keys, bits[0], balanced[0], "keys"),
+                                                              (self.value_pages, self.values, keep_values, bits[1], balanced[1], "values")):
                 if c and integers:
                     part = (keys if role == "keys" else values)[b:b + 1, :, :c].contiguous()
                     own = None
@@ -67,12 +67,12 @@ class Cache:
                         own = self.key_factors[b:b + 1]
                         integers.call("key_factors", pages.format.dtype, head_dim, 1, heads, c, dense(part), own)
                     integers.call("compress", 1, heads, c, dense(part), None, own, pages.blocks_of(b))
-                    kept = (reference.balanced_mask(part, keep, role) if balanced else
+                    kept = (reference.balanced_mask(part, keep, role) if writer else
                             None if keep == head_dim else mask(part, keep))
                     full[b, :, :c] = reference.dequantized(part, own_bits, own, kept)[0]
-                elif c and balanced:
+                elif c and writer:
                     part = full[b:b + 1, :, :c].contiguous()
-                    balanced.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))
+                    writer.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))
                     full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
                 elif c:
                     part = full[b:b + 1, :, :c]

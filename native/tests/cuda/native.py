@@ -157,7 +157,7 @@ def address(tensor):
 
 def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN, bits=16):
     element = torch.empty(0, dtype=dtype).element_size()
-    codes = pattern in (BALANCED_KEYS, BALANCED_VALUES) and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
+    codes = bits == 16 and pattern in (BALANCED_KEYS, BALANCED_VALUES) and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
     header = 0 if pattern == ALL else 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0)
     if bits == 16:
         return header + BLOCK * keep * element

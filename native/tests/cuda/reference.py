@@ -81,7 +81,8 @@ def quantized(x, bits, factors=None, mask=None):
     if mask is not None:
         scaled = torch.where(mask, scaled, 0)
     scaled = torch.where(finite[..., None], scaled, 0)
-    scale = (scaled.abs().amax(-1) / largest).clamp(max=65504).half()
+    # A number beside a CUDA tensor would be multiplied by its inverse, which rounds otherwise.
+    scale = (scaled.abs().amax(-1) / torch.full((), largest, device=x.device, dtype=torch.float32)).clamp(max=65504).half()
     divisor = scale.float()[..., None]
     integers = torch.where(divisor == 0, 0, (scaled / torch.where(divisor == 0, 1, divisor)).round()).clamp(-largest, largest)
     return integers.int(), torch.where(finite, scale, torch.full_like(scale, float("nan")))
@@ -203,6 +204,21 @@ def pack_unstructured_integers(integers, scales, bits, role, mask):
         data = (m[..., 0, :] | n[..., 0, :] << 7 | m[..., 1, :] << 3 | n[..., 1, :] << 6).flatten(-2)
     bitmap = bitmap_words(mask).view(batch, heads, tokens // BLOCK, -1).contiguous().view(torch.uint8)
     return torch.cat([bitmap, data.to(torch.uint8), ordered_scales(scales.view(batch, heads, tokens // BLOCK, BLOCK))], -1)
+
+
+def pack_plain_integers(integers, scales, bits, mask=None):
+    """Likewise in plain order, of any head_dim. mask: of any pattern with as many channels in every block; None: all."""
+    batch, heads, tokens, head_dim = integers.shape
+    blocks = tokens // BLOCK
+    kept = torch.ones_like(integers, dtype=torch.bool) if mask is None else mask
+    values = integers.reshape(batch, heads, blocks, -1)[kept.reshape(batch, heads, blocks, -1)].view(batch, heads, blocks, -1)
+    if bits == 8:
+        data = values.to(torch.int8).view(torch.uint8)
+    else:
+        nibbles = values.abs() | (values < 0).int() << 3
+        data = (nibbles[..., ::2] | nibbles[..., 1::2] << 4).to(torch.uint8)
+    bitmap = [] if mask is None else [bitmap_words(mask).view(batch, heads, blocks, -1).contiguous().view(torch.uint8)]
+    return torch.cat([*bitmap, data, scales.view(batch, heads, blocks, BLOCK).contiguous().view(torch.uint8)], -1)
 
 
 def bitmap_words(mask):

@@ -1,8 +1,8 @@
 using System.Text;
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Chat.Jinja;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Chat.Jinja;
+using Mustafar.Models.Tokenizer;
 using Mustafar.Tests.Llama;
 using Mustafar.Tests.Storage;
 using static TorchSharp.torch;

@@ -1,8 +1,8 @@
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+using Mustafar.Models.Tokenizer;
 using Mustafar.Tests.Llama;
 using static TorchSharp.torch;
 

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.Oracle;
 using TorchSharp;

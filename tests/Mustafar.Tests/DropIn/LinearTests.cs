@@ -1,3 +1,4 @@
+using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using Mustafar.Tests.Oracle;

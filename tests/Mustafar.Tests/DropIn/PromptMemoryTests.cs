@@ -1,4 +1,5 @@
 using System.Globalization;
+using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using TorchSharp;

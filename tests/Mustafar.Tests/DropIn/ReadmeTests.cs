@@ -1,4 +1,5 @@
 using Mustafar.BindingGenerator;
+using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using Mustafar.Tests.Llama;

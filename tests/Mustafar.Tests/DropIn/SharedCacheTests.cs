@@ -1,3 +1,4 @@
+using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using Mustafar.Tests.Oracle;
@@ -14,10 +15,10 @@ public sealed class SharedCacheTests(string device) : DefaultDeviceFixture(devic
     private const double Scale = 0.2;
     private const int Prompt = 70;
 
-    private readonly MustafarOptions _pruned = ServedFormats.Nearest(device, ScalarType.Float32, Subject.HeadDim, new MustafarOptions
+    private readonly MustafarOptions _pruned = new()
     {
         KeySparsity = 0.5, ValueSparsity = 0.7, KeyBits = 4, ValueBits = 8, LocalWindow = 8, GroupSize = 32,
-    });
+    };
 
     [Test]
     public void AllLayersAreInOneCacheAndItsStepIsPlannedOnce([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)

@@ -1,5 +1,5 @@
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;

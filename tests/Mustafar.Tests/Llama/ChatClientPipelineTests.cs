@@ -1,6 +1,6 @@
 using Microsoft.Extensions.AI;
 using Mustafar.BindingGenerator;
-using Mustafar.Examples.Llama;
+using Mustafar.Extensions.AI;
 using Mustafar.Tests.DropIn;
 
 namespace Mustafar.Tests.Llama;

@@ -1,10 +1,10 @@
 using System.Text.Json;
 using System.Text.Json.Nodes;
 using Microsoft.Extensions.AI;
-using Mustafar.Examples.Llama;
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Generation;
+using Mustafar.Extensions.AI;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
 
 namespace Mustafar.Tests.Llama;
 

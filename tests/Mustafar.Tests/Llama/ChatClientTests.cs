@@ -1,6 +1,6 @@
 using Microsoft.Extensions.AI;
-using Mustafar.Examples.Llama;
-using Mustafar.Examples.Llama.Generation;
+using Mustafar.Extensions.AI;
+using Mustafar.Models.Generation;
 
 namespace Mustafar.Tests.Llama;
 
@@ -217,7 +217,7 @@ public sealed class ChatClientTests
             Assert.That(() => new LlamaChatClientOptions { MaxOutputTokens = 0 }, Throws.TypeOf<ArgumentOutOfRangeException>());
             Assert.That(
                 () => LlamaChatClient.Load(Golden.Checkpoint),
-                Throws.InstanceOf<Examples.Llama.Checkpoint.UnsupportedModelException>().With.Message.Contains("no chat template"));
+                Throws.InstanceOf<Models.Checkpoint.UnsupportedModelException>().With.Message.Contains("no chat template"));
         }
 
         _client.Dispose();

@@ -1,7 +1,7 @@
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Tests.Llama;
 

@@ -1,6 +1,6 @@
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Tests.Llama;
 

@@ -1,9 +1,9 @@
 using System.Text;
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Checkpoint;
 using Mustafar.Examples.Llama.Commands;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using Mustafar.Tests.Storage;
 
 namespace Mustafar.Tests.Llama;

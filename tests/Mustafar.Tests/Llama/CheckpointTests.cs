@@ -1,6 +1,6 @@
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;

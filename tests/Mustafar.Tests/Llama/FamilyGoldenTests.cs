@@ -1,6 +1,6 @@
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -1,6 +1,7 @@
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Examples.Llama.Commands;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+using Mustafar.Models.Tokenizer;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;

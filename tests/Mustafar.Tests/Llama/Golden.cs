@@ -1,7 +1,8 @@
 using System.Runtime.InteropServices;
 using System.Text.Json;
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Llama;
+using Mustafar.Storage;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;

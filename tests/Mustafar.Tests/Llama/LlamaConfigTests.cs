@@ -1,6 +1,6 @@
-using Mustafar.Examples.Llama.Checkpoint;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;

@@ -1,6 +1,6 @@
 using System.Text.Json;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -1,6 +1,6 @@
-using Mustafar.Examples.Llama.Chat;
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 
 namespace Mustafar.Tests.Llama;
 

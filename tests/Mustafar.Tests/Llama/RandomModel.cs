@@ -1,4 +1,4 @@
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -1,5 +1,6 @@
 using System.Text;
-using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Storage;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;

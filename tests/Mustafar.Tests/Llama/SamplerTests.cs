@@ -1,5 +1,5 @@
-using Mustafar.Examples.Llama.Generation;
-using Mustafar.Examples.Llama.Model;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using Mustafar.Tests.Oracle;
 using TorchSharp;
 using static TorchSharp.torch;

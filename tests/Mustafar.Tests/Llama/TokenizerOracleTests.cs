@@ -1,5 +1,5 @@
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Tests.Llama;
 

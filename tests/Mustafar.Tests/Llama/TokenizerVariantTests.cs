@@ -1,6 +1,6 @@
 using System.Text.Json;
 using System.Text.Json.Nodes;
-using Mustafar.Examples.Llama.Tokenizer;
+using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Tests.Llama;
 

@@ -23,9 +23,6 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
     /// <summary>Of the tokens after the sinks.</summary>
     internal int[] Compressed => [.. _compressed];
 
-    /// <summary>Whether any sequence has compressed tokens that its sliding window has not given back.</summary>
-    internal bool HasCompressedTokens => Enumerable.Range(0, batch).Any(b => _compressed[b] > _released[b]);
-
     internal static int Rule(int length, MustafarOptions options) =>
         Math.Max(0, (int)Math.Floor((length - options.SinkTokens - options.LocalWindow) / (double)options.GroupSize)) * options.GroupSize;
 

@@ -1,4 +1,4 @@
-using Mustafar.Examples.Llama.Checkpoint;
+using Mustafar.Models.Checkpoint;
 using Mustafar.Tests.Llama;
 using Mustafar.Tests.Oracle;
 using static TorchSharp.torch;
@@ -85,24 +85,6 @@ internal sealed class CacheFileRoundTripTests(string device)
         back.Load(File("cpu"), "model");
         GoesOnAlike(back, cache, dtype);
     });
-
-    [TestCaseSource(nameof(Setups))]
-    public void A_cache_that_cannot_be_saved_leaves_no_file_and_goes_on(MustafarOptions options, int headDim)
-    {
-        options = ServedFormats.Nearest(device, ScalarType.Float16, headDim, options);
-        if (ServedFormats.Saves(device, options))
-        {
-            Assert.Ignore($"{options} can be saved on {device}.");
-        }
-
-        using var scope = NewDisposeScope();
-        using MustafarCache cache = New(2, options, headDim, ScalarType.Float16);
-        Fill(cache, [130, 300]);
-        using MustafarCache same = cache.Fork([0, 1]);
-        Assert.That(() => cache.Save(File("model"), "model"), Throws.TypeOf<NotSupportedException>().With.Message.Contains("CPU"));
-        Assert.That(Directory.EnumerateFileSystemEntries(_directory.Path), Is.Empty);
-        GoesOnAlike(cache, same, ScalarType.Float16);
-    }
 
     [Test]
     public void Forks_share_pages_in_the_file_and_afterwards([Values(null, 60)] int? window)
@@ -213,13 +195,8 @@ internal sealed class CacheFileRoundTripTests(string device)
         Assert.That(Bytes("cleared"), Is.EqualTo(Bytes("untouched")));
     }
 
-    private void ForEach(MustafarOptions options, Action<ScalarType> body)
+    private static void ForEach(MustafarOptions options, Action<ScalarType> body)
     {
-        if (!ServedFormats.Saves(device, options))
-        {
-            Assert.Ignore("Caches of integers are saved on the CPU only.");
-        }
-
         foreach (ScalarType dtype in DTypes)
         {
             using var scope = NewDisposeScope();

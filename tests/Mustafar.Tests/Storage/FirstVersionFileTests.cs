@@ -1,3 +1,4 @@
+using Mustafar.Storage;
 using Mustafar.Tests.Llama;
 using Mustafar.Tests.Oracle;
 using static TorchSharp.torch;

@@ -46,11 +46,6 @@ internal sealed class ModelCacheFileTests(string device)
     public void Restored_sequences_go_on_as_the_saved_ones([Range(0, 3)] int setup, [Values] bool byLayers)
     {
         MustafarOptions[] layers = s_layers[setup];
-        if (!layers.All(layer => ServedFormats.Saves(device, layer)))
-        {
-            Assert.Ignore("Caches of integers are saved on the CPU only.");
-        }
-
         using MustafarModelCache saved = New(layers), restored = New(layers);
         int[] sequences = Filled(saved);
         Dictionary<string, string> metadata = new() { ["title"] = "first" };

@@ -17,6 +17,12 @@ internal sealed unsafe class LayerFormat
         Values = Format(
             shape, keys: false, options.ValueBits, options.ValuesKept(shape.HeadDim), options.BalancedValues ? SparsityPattern.BalancedValues : SparsityPattern.Unstructured);
         PageBlocks = options.GroupSize / NativeConstants.BlockTokens;
+        if (shape.Device.type != DeviceType.CPU && !IsServed(shape))
+        {
+            // What tensor cores don't read together is read by the kernel for everything, which reads the plain order.
+            (Keys, Values) = (Keys with { Order = (int)Order.Plain }, Values with { Order = (int)Order.Plain });
+        }
+
         (KeyBytes, ValueBytes) = (PageBlocks * BlockBytes(Keys), PageBlocks * BlockBytes(Values));
         KeyScaleBytes = options.KeyChannelScales ? (long)shape.NumKvHeads * shape.HeadDim * sizeof(float) : 0;
     }
@@ -64,6 +70,37 @@ internal sealed unsafe class LayerFormat
     /// <exception cref="NotSupportedException">It has none.</exception>
     internal void CheckServed(CacheShape shape)
     {
+        try
+        {
+            QueryWorkspace(shape);
+        }
+        catch (NotSupportedException exception) when (shape.Device.type != DeviceType.CPU)
+        {
+            throw new NotSupportedException(
+                $"There is no attention on {shape.Device} for {shape.DType} with keys of {Describe(Keys)} and values of {Describe(Values)}: {exception.Message}",
+                exception);
+        }
+
+        static string Describe(NativeFormat format) =>
+            $"{format.Keep} of {format.HeadDim} channels{(HasIntegers(format) ? $" in {(format.ValueFormat == (int)ValueFormat.Int8 ? 8 : 4)} bits" : "")}";
+    }
+
+    private bool IsServed(CacheShape shape)
+    {
+        try
+        {
+            QueryWorkspace(shape);
+            return true;
+        }
+        catch (NotSupportedException)
+        {
+            return false;
+        }
+    }
+
+    // Attention's native checks of the formats.
+    private void QueryWorkspace(CacheShape shape)
+    {
         NativeContext context = TensorAccess.Context(shape.Device);
         NativeAttention attention = new()
         {
@@ -77,20 +114,8 @@ internal sealed unsafe class LayerFormat
             Keys = new NativeBlocks { Format = Keys, PageBlocks = PageBlocks },
             Values = new NativeBlocks { Format = Values, PageBlocks = PageBlocks },
         };
-        try
-        {
-            long bytes;
-            NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
-        }
-        catch (NotSupportedException exception) when (shape.Device.type != DeviceType.CPU)
-        {
-            throw new NotSupportedException(
-                $"There is no attention on {shape.Device} for {shape.DType} with keys of {Describe(Keys)} and values of {Describe(Values)}: {exception.Message}",
-                exception);
-        }
-
-        static string Describe(NativeFormat format) =>
-            $"{format.Keep} of {format.HeadDim} channels{(HasIntegers(format) ? $" in {(format.ValueFormat == (int)ValueFormat.Int8 ? 8 : 4)} bits" : "")}";
+        long bytes;
+        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
     }
 
     private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)

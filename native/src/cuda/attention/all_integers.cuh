@@ -1,7 +1,8 @@
 // Keys and values of integers with all channels kept: dense products, for IntegerDecoder.
 #pragma once
 
-#include "cuda/attention/integer_decoder.cuh"
+#include "cuda/attention/integer_operands.cuh"
+#include "cuda/attention/query.cuh"
 
 namespace mustafar::cuda {
 
@@ -14,16 +15,15 @@ struct AllIntegerRows : QuarterRows<HeadDim> {
     }
 };
 
-template <int HeadDim, int Bits>
+template <int HeadDim>
 struct AllIntegerKeys {
-    using Geometry = IntegerGeometry<HeadDim, Bits>;
     using Rows = AllIntegerRows<HeadDim>;
 
-    template <int Tiles>
+    template <int Bits, int Tiles>
     static __device__ __forceinline__ void multiply(uint32_t block, int lane,
                                                     const QueryFragments<Rows::steps, Tiles>& query,
                                                     float (&score)[Tiles][2][4]) {
-        for_each_operand<Geometry>(block, lane, [&](int operand, const uint32_t(&a)[4]) {
+        for_each_operand<IntegerGeometry<HeadDim, Bits>>(block, lane, [&](int operand, const uint32_t(&a)[4]) {
 #pragma unroll
             for (int n = 0; n < Tiles; ++n) {
                 const uint2 q = query(n, operand % Rows::steps);
@@ -33,14 +33,12 @@ struct AllIntegerKeys {
     }
 };
 
-template <int HeadDim, int Bits>
+template <int HeadDim>
 struct AllIntegerValues {
-    using Geometry = IntegerGeometry<HeadDim, Bits>;
-
-    template <int Tiles>
+    template <int Bits, int Tiles>
     static __device__ __forceinline__ void multiply(uint32_t block, int lane, const uint32_t (&probability)[Tiles][4],
                                                     float (&accumulator)[Tiles][HeadDim / 16][4]) {
-        for_each_operand<Geometry>(block, lane, [&](int operand, const uint32_t(&a)[4]) {
+        for_each_operand<IntegerGeometry<HeadDim, Bits>>(block, lane, [&](int operand, const uint32_t(&a)[4]) {
             const int k = operand & 1;
 #pragma unroll
             for (int n = 0; n < Tiles; ++n)
@@ -49,8 +47,5 @@ struct AllIntegerValues {
         });
     }
 };
-
-template <int HeadDim, int Bits>
-using AllIntegerDecoder = IntegerDecoder<AllIntegerKeys<HeadDim, Bits>, AllIntegerValues<HeadDim, Bits>>;
 
 }  // namespace mustafar::cuda

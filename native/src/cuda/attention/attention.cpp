@@ -33,21 +33,30 @@ constexpr Launchers unstructured_launchers{
     {{attention_f16_64, attention_bf16_64}, {attention_f16_128, attention_bf16_128}}};
 constexpr Launchers balanced_launchers{{{attention_balanced_f16_64, attention_balanced_bf16_64},
                                         {attention_balanced_f16_128, attention_balanced_bf16_128}}};
-constexpr Launchers int4_launchers{
-    {{attention_int4_f16_64, attention_int4_bf16_64}, {attention_int4_f16_128, attention_int4_bf16_128}}};
-constexpr Launchers int8_launchers{
-    {{attention_int8_f16_64, attention_int8_bf16_64}, {attention_int8_f16_128, attention_int8_bf16_128}}};
-constexpr Launchers balanced_int4_launchers{{{attention_balanced_int4_f16_64, attention_balanced_int4_bf16_64},
-                                             {attention_balanced_int4_f16_128, attention_balanced_int4_bf16_128}}};
-constexpr Launchers integers_launchers{{{attention_integers_f16_64, attention_integers_bf16_64},
-                                        {attention_integers_f16_128, attention_integers_bf16_128}}};
+constexpr Launchers all_integers_launchers{{{attention_all_integers_f16_64, attention_all_integers_bf16_64},
+                                            {attention_all_integers_f16_128, attention_all_integers_bf16_128}}};
+constexpr Launchers balanced_integers_launchers{
+    {{attention_balanced_integers_f16_64, attention_balanced_integers_bf16_64},
+     {attention_balanced_integers_f16_128, attention_balanced_integers_bf16_128}}};
+constexpr Launchers unstructured_integers_launchers{
+    {{attention_unstructured_integers_f16_64, attention_unstructured_integers_bf16_64},
+     {attention_unstructured_integers_f16_128, attention_unstructured_integers_bf16_128}}};
 
-// Those that read blocks of this format, of keys or of values.
+// By the format of the keys.
 const Launchers& launchers(const mustafar_format& format) {
     if (!has_integers(format)) return is_balanced(format) ? balanced_launchers : unstructured_launchers;
-    if (is_balanced(format)) return balanced_int4_launchers;
-    if (!keeps_all(format)) return integers_launchers;
-    return format.value_format == MUSTAFAR_VALUE_FORMAT_INT4 ? int4_launchers : int8_launchers;
+    return keeps_all(format)       ? all_integers_launchers
+           : has_positions(format) ? balanced_integers_launchers
+                                   : unstructured_integers_launchers;
+}
+
+bool has_bitmap(const mustafar_format& format) {
+    return arrangement_of(format) == Arrangement::bitmap;
+}
+
+// Whether one kernel reads both.
+bool go_together(const mustafar_format& keys, const mustafar_format& values) {
+    return has_integers(keys) == has_integers(values) && has_bitmap(keys) == has_bitmap(values);
 }
 
 bool uses_fragments(const mustafar_attention& a) {
@@ -56,11 +65,11 @@ bool uses_fragments(const mustafar_attention& a) {
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
              "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
              a.values.format.order);
-    if (keys && &launchers(a.keys.format) != &launchers(a.values.format))
+    if (keys && !go_together(a.keys.format, a.values.format))
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "keys, values: expected both balanced or both not, with values of the same format, in fragment order (8 "
-             "and "
-             "4 bits go together where both are unstructured); got patterns %d and %d, formats %d and %d",
+             "keys, values: expected both with bitmaps or neither, and both of integers or neither, in fragment order; "
+             "got "
+             "patterns %d and %d, value formats %d and %d",
              a.keys.format.pattern, a.values.format.pattern, a.keys.format.value_format, a.values.format.value_format);
     return keys;
 }
@@ -112,15 +121,15 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
                ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
     };
     const bool balanced = is_balanced(a.keys.format), integers = has_integers(a.keys.format);
-    const bool unstructured = !balanced && !keeps_all(a.keys.format);
-    footprint.light = integers && !unstructured;
+    const bool bitmap = has_bitmap(a.keys.format);
+    footprint.light = integers && !bitmap;
     footprint.iteration_bytes = stage_bytes(1);
     // Blocks lie side by side within a page; where a window slides a sequence may begin anywhere.
     const bool pairs = a.keys.page_blocks % 2 == 0 && a.values.page_blocks % 2 == 0 && a.sliding_window == 0;
     footprint.pair_bytes = footprint.light && pairs ? stage_bytes(2) : 0;
     footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
     // A bitmap that contradicts its block may point as far as a dense block reaches.
-    footprint.padding_bytes = unstructured ? dense_block : 0;
+    footprint.padding_bytes = bitmap ? dense_block : 0;
     footprint.fixed_bytes =
         reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers, integers);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.

@@ -2,19 +2,19 @@
 #pragma once
 
 #include "cuda/attention/balanced_operands.cuh"
-#include "cuda/attention/integer_decoder.cuh"
+#include "cuda/attention/integer_operands.cuh"
 
 namespace mustafar::cuda {
 
-template <int HeadDim, int Bits>
+template <int HeadDim>
 struct BalancedIntegerKeys {
-    using Geometry = BalancedIntegerGeometry<HeadDim, Bits>;
     using Rows = BalancedRows<HeadDim>;
 
-    template <int Tiles>
+    template <int Bits, int Tiles>
     static __device__ __forceinline__ void multiply(uint32_t block, int lane,
                                                     const QueryFragments<Rows::steps, Tiles>& query,
                                                     float (&score)[Tiles][2][4]) {
+        using Geometry = BalancedIntegerGeometry<HeadDim, Bits>;
         constexpr int per_half = Geometry::operands / 2;
         const Positions<HeadDim> positions(block, lane);
         for_each_operand<Geometry>(block, lane, [&](int product, const uint32_t(&a)[4]) {
@@ -23,21 +23,16 @@ struct BalancedIntegerKeys {
     }
 };
 
-template <int HeadDim, int Bits>
+template <int HeadDim>
 struct BalancedIntegerValues {
-    using Geometry = BalancedIntegerGeometry<HeadDim, Bits>;
-
-    template <int Tiles>
+    template <int Bits, int Tiles>
     static __device__ __forceinline__ void multiply(uint32_t block, int lane, const uint32_t (&probability)[Tiles][4],
                                                     float (&accumulator)[Tiles][HeadDim / 16][4]) {
         const Positions<HeadDim> positions(block, lane);
-        for_each_operand<Geometry>(block, lane, [&](int product, const uint32_t(&a)[4]) {
+        for_each_operand<BalancedIntegerGeometry<HeadDim, Bits>>(block, lane, [&](int product, const uint32_t(&a)[4]) {
             value_product<__half>(probability, accumulator, product, a, positions.word[product / 2]);
         });
     }
 };
-
-template <int HeadDim, int Bits>
-using BalancedIntegerDecoder = IntegerDecoder<BalancedIntegerKeys<HeadDim, Bits>, BalancedIntegerValues<HeadDim, Bits>>;
 
 }  // namespace mustafar::cuda

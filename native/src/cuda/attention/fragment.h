@@ -1,5 +1,4 @@
-// Launchers of the fragment kernels: one for each way to read blocks, dtype and head_dim. int4 and int8: all channels kept;
-// balanced_int4: 2:4; integers: unstructured, 8 and 4 bits.
+// Launchers of the fragment kernels: one for each way to read the blocks of keys, dtype and head_dim.
 #pragma once
 
 #include "cuda/attention/heuristics.h"
@@ -19,22 +18,26 @@ void attention_balanced_f16_128(const DeviceScope&, const AttentionParams&, cons
 void attention_balanced_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_balanced_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 void attention_balanced_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int4_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int4_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int4_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int4_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int8_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int8_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int8_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_int8_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_balanced_int4_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_balanced_int4_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_balanced_int4_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_balanced_int4_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_integers_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_integers_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_integers_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
-void attention_integers_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_all_integers_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_all_integers_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_all_integers_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_all_integers_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_balanced_integers_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                         int tile_count);
+void attention_balanced_integers_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                        int tile_count);
+void attention_balanced_integers_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                          int tile_count);
+void attention_balanced_integers_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                         int tile_count);
+void attention_unstructured_integers_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                             int tile_count);
+void attention_unstructured_integers_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                            int tile_count);
+void attention_unstructured_integers_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                              int tile_count);
+void attention_unstructured_integers_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
+                                             int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
 constexpr int fragment_static_bytes_bound(int tile_count, bool balanced, bool integers) {

@@ -38,6 +38,7 @@ struct RowState {
 template <class T, int Words>
 __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_constant__ AttentionParams p, int head_dim) {
     __shared__ float query[32 * Words], outputs[warps][32 * Words];
+    __shared__ float block_query[32 * Words];  // times the channel scales of keys in blocks
     __shared__ float2 states[warps];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int index = static_cast<int>(blockIdx.x % p.num_queries);
@@ -56,6 +57,13 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
         for (int c = threadIdx.x; c < 32 * Words; c += warps * 32) query[c] = nanf("");
         __syncthreads();
     }
+
+    const float* const factors =
+        p.key_factors == nullptr ? nullptr
+                                 : p.key_factors + (static_cast<int64_t>(slot) * p.num_kv_heads + kv_head) * head_dim;
+    for (int c = threadIdx.x; c < 32 * Words; c += warps * 32)
+        block_query[c] = factors == nullptr || c >= head_dim ? query[c] : query[c] * factors[c];
+    __syncthreads();
 
     RowState<Words> state;
     const int first_seen = max(0, sequence.first_position(index)), last_seen = sequence.last_position(index);
@@ -86,12 +94,12 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
             const bool masked = position + lane >= sequence.compressed || hidden(position + lane);
             float score = minus_infinity;
             {
-                const PlainBlock<T, Words> keys(p.keys, slot, kv_head, block, lane);
-                if (!masked) score = keys.dot(query) * p.scale_log2;
+                const PlainBlock<T, Words> keys(p.keys, head_dim, slot, kv_head, block, lane);
+                if (!masked) score = keys.dot(block_query) * p.scale_log2;
             }
             const float own = state.step(score);
             const uint32_t seen = __ballot_sync(full_warp, !masked);
-            const PlainBlock<T, Words> values(p.values, slot, kv_head, block, lane);
+            const PlainBlock<T, Words> values(p.values, head_dim, slot, kv_head, block, lane);
             values.for_each_token(lane, [&](int token, int j, float value) {
                 const float probability = __shfl_sync(full_warp, own, token);
                 if (seen >> token & 1) state.accumulator[j] = fmaf(probability, value, state.accumulator[j]);

@@ -5,24 +5,26 @@
 
 namespace mustafar::cuda {
 
-// What says which channels a block has: a bitmap, the positions of a balanced pattern, or nothing where it has all.
+// What says which channels a block has: a bitmap, the positions of a balanced pattern (in fragment order), or nothing where it has
+// all.
 enum class Arrangement : uint8_t { bitmap, balanced, all };
+
+constexpr Arrangement arrangement_of(const mustafar_format& format) {
+    if (keeps_all(format)) return Arrangement::all;
+    return has_fragment_order(format) && has_positions(format) ? Arrangement::balanced : Arrangement::bitmap;
+}
 
 // How a kernel places values. The fragment orders of keys and values differ; where the call does not say by itself which of
 // them it handles, the format does.
 struct ValueOrder {
-    bool fragment;  // else plain: a bitmap, and native values
+    bool fragment;  // else plain
     bool keys;
     Arrangement arrangement;
     uint8_t integer_bits;  // 0: native values
 };
 
 constexpr ValueOrder value_order(const mustafar_format& format, bool keys) {
-    if (!has_fragment_order(format)) return {false, keys, Arrangement::bitmap, 0};
-    return {true, keys,
-            keeps_all(format)     ? Arrangement::all
-            : is_balanced(format) ? Arrangement::balanced
-                                  : Arrangement::bitmap,
+    return {has_fragment_order(format), keys, arrangement_of(format),
             static_cast<uint8_t>(has_integers(format) ? value_bits(format) : 0)};
 }
 

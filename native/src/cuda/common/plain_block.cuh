@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common/blocks.cuh"
+#include "cuda/common/plain_integer.cuh"
 #include "cuda/common/ptx.cuh"
 
 namespace mustafar::cuda {
@@ -16,19 +17,27 @@ template <class T, int Words>
 struct PlainBlock {
     uint32_t row[Words];  // bitmap of this lane's token
     uint32_t start;       // its first value
-    const T* values;
+    float scale;          // of its values; 1 where they are native
+    const uint8_t* values;
     uint32_t capacity;  // values in the block; a bitmap that says more is not followed past it
+    int bits;           // of an integer; 0: native values
 
-    __device__ __forceinline__ PlainBlock(const Blocks& blocks, int sequence, int head, uint32_t block, int lane) {
-        constexpr int bitmap = 128 * Words;
+    __device__ __forceinline__ PlainBlock(const Blocks& blocks, int head_dim, int sequence, int head, uint32_t block,
+                                          int lane)
+        : bits(blocks.value_bits == 8 * sizeof(T) ? 0 : blocks.value_bits) {
+        const bool all = blocks.pattern == MUSTAFAR_PATTERN_ALL;
+        const int bitmap = all ? 0 : 128 * Words, scale_bytes = bits == 0 ? 0 : 2 * block_tokens;
         uint32_t bytes;
         const uint8_t* const address = blocks.any(sequence, head, block, bitmap, bytes);
-        values = reinterpret_cast<const T*>(address + bitmap);
-        capacity = bytes / sizeof(T);
+        const uint32_t room = bytes > scale_bytes ? bytes - scale_bytes : 0;
+        values = address + bitmap;
+        capacity = room * 8 / blocks.value_bits;
+        scale = bits == 0 ? 1.0f : __half2float(reinterpret_cast<const __half*>(values + room)[lane]);
         uint32_t count = 0;
 #pragma unroll
         for (int j = 0; j < Words; ++j) {
-            row[j] = reinterpret_cast<const uint32_t*>(address)[lane * Words + j];
+            const int channels = min(head_dim - 32 * j, 32);
+            row[j] = all ? ~0u >> (32 - channels) : reinterpret_cast<const uint32_t*>(address)[lane * Words + j];
             count += __popc(row[j]);
         }
         uint32_t inclusive = count;
@@ -40,8 +49,11 @@ struct PlainBlock {
         start = inclusive - count;
     }
 
+    // In units of the token's scale.
     __device__ __forceinline__ float value(uint32_t index) const {
-        return index < capacity ? widened(values[index]) : 0.0f;
+        if (index >= capacity) return 0.0f;
+        if (bits != 0) return static_cast<float>(PlainInteger{bits}.unpack(values, index));
+        return widened(reinterpret_cast<const T*>(values)[index]);
     }
 
     // This lane's token times a dense vector.
@@ -52,7 +64,7 @@ struct PlainBlock {
         for (int j = 0; j < Words; ++j)
             for (uint32_t rest = row[j]; rest != 0; rest &= rest - 1)
                 sum = fmaf(vector[32 * j + __ffs(static_cast<int>(rest)) - 1], value(index++), sum);
-        return sum;
+        return sum * scale;
     }
 
     // Calls use(token, channel group j, value) for channel 32j + lane of every token, absent channels as zeros.
@@ -60,11 +72,12 @@ struct PlainBlock {
     __device__ __forceinline__ void for_each_token(int lane, Use&& use) const {
         for (int token = 0; token < block_tokens; ++token) {
             uint32_t index = __shfl_sync(full_warp, start, token);
+            const float token_scale = __shfl_sync(full_warp, scale, token);
 #pragma unroll
             for (int j = 0; j < Words; ++j) {
                 const uint32_t word = __shfl_sync(full_warp, row[j], token);
                 const bool kept = word >> lane & 1;
-                use(token, j, kept ? value(index + __popc(word & ((1u << lane) - 1))) : 0.0f);
+                use(token, j, kept ? value(index + __popc(word & ((1u << lane) - 1))) * token_scale : 0.0f);
                 index += __popc(word);
             }
         }

@@ -34,9 +34,18 @@ public:
         }
     }
 
-    // Writes positions and operands. rows: the integers, `stride` bytes apart, visible.
+    // Those that a bitmap has.
+    template <class Bits>
+    __device__ __forceinline__ explicit OwnUnits(const Bits& bits)
+        : lane_(static_cast<int>(threadIdx.x) & 31), warp_(static_cast<int>(threadIdx.x) >> 5) {
+        if (warp_ >= pairs) return;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) mask_[r] = elements_of_bitmap(bits, unit(r));
+    }
+
+    // Writes positions and operands. rows: SignedBytes, `stride` bytes apart, visible.
     template <int Bits>
-    __device__ __forceinline__ void write(uint8_t* image, const int8_t* rows, int stride) const {
+    __device__ __forceinline__ void write(uint8_t* image, const uint8_t* rows, int stride) const {
         using Words = BalancedIntegerGeometry<HeadDim, Bits>;
         using Word = typename Words::Word;
         if (warp_ >= pairs) return;
@@ -76,12 +85,11 @@ private:
     uint32_t mask_[2] = {0, 0};
 };
 
-// Calls place(token, channel, value times scale) for what a block keeps.
+// Calls place(token, channel, integer) for what a block keeps.
 template <int HeadDim, int Bits, class Place>
 __device__ __forceinline__ void read_balanced_integers(const uint8_t* block, bool keys, Place&& place) {
     using Words = BalancedIntegerGeometry<HeadDim, Bits>;
     using Word = typename Words::Word;
-    const auto* const scales = reinterpret_cast<const __half*>(block + Words::scale_start);
     for_own_units<HeadDim>(keys, [&](int, const BalancedUnit<HeadDim>& unit) {
         for (int i = 0; i < 4; ++i) {
             const uint32_t positions =
@@ -90,9 +98,8 @@ __device__ __forceinline__ void read_balanced_integers(const uint8_t* block, boo
             const uint32_t word = *reinterpret_cast<const uint32_t*>(
                 block + Words::word_byte(unit.product_of(i), unit.lane, reg * Word::words / 4));
             for (int e = 0; e < 2; ++e) {
-                const int m = positions >> 2 * e & 3, token = unit.token_of(m);
-                place(token, unit.channel_of(i, m),
-                      static_cast<float>(Word::unpack(word, reg, e)) * __half2float(scales[scale_place(token)]));
+                const int m = positions >> 2 * e & 3;
+                place(unit.token_of(m), unit.channel_of(i, m), Word::unpack(word, reg, e));
             }
         }
     });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/compress/balanced_integers.cuh"
+#include "cuda/compress/plain_integers.cuh"
 #include "cuda/compress/unstructured_integers.cuh"
 
 namespace mustafar::cuda {
@@ -21,6 +22,7 @@ public:
         alignas(16) T values[block_tokens * HeadDim];
         T rows[block_tokens * stride];
         typename Layout::Memory layout;
+        alignas(16) ChannelFactors<HeadDim> factors;
     };
 
     __device__ __forceinline__ explicit BlockWriter(Memory& memory)
@@ -70,22 +72,51 @@ public:
     }
 
     // Prunes by the pattern and writes what is kept, `keep` values of each token. factors: channel scales of integer keys, or
-    // null.
+    // null. MayBeIntegers: else values are native, which takes fewer registers.
+    template <bool MayBeIntegers>
     __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
                                              const float* factors) {
-        if constexpr (has_fragments) {
-            if (order.integer_bits != 0) return compress_integers(keep, block, order, factors);
+        const bool integers = MayBeIntegers && order.integer_bits != 0;
+        if constexpr (has_fragments)
             if (order.arrangement == Arrangement::balanced) {
-                __syncthreads();
-                const int kept = balanced_kept(HeadDim, keep);
-                store_balanced(block, order, kept, [&](const auto&, const UnitElements& elements) {
-                    return largest_elements<T>(elements, kept);
-                });
+                if (!integers) return compress_balanced(balanced_kept(HeadDim, keep), block, order);
+                if constexpr (MayBeIntegers) {
+                    if (order.keys)
+                        compress_positions<true>(keep, block, order, factors);
+                    else
+                        compress_positions<false>(keep, block, order, factors);
+                }
                 return;
             }
+        if constexpr (!MayBeIntegers) {
+            select(pattern, keep);
+            return store(block, order, block_tokens * keep);
         }
-        select(pattern, keep);
-        store(block, order, block_tokens * keep);
+        const Part part = part_;
+        if (order.arrangement == Arrangement::all && order.fragment)
+            __syncthreads();
+        else
+            select(pattern, keep);  // makes keys of the part
+        if (!integers) return store(block, order, block_tokens * keep);
+        part_ = part;
+        hide_absent();
+        const int scale_start = fixed_scale_start(order, keep);
+        quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
+                 scale_start);
+        store_integers(block, order, keep, scale_start);
+    }
+
+    // Writes what the bitmap has to a block with room for so many bytes behind it.
+    template <bool MayBeIntegers>
+    __device__ __forceinline__ void compress_selected(uint8_t* block, ValueOrder order, uint32_t bytes,
+                                                      const float* factors) {
+        if constexpr (!MayBeIntegers)
+            return store(block, order, min(static_cast<uint32_t>(bytes / sizeof(T)), uint32_t{block_tokens * HeadDim}));
+        const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
+        const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
+        if (scale_start < header_bytes(order)) return;  // a table of offsets that has no room for this block
+        quantize(own_bits(), factors, order, scale_start);
+        store_integers(block, order, 0, scale_start);
     }
 
     // Writes bitmap and values; `capacity` values have room behind the bitmap, those that stay free become zero.
@@ -98,104 +129,149 @@ public:
                                });
                 return;
             }
-        if (marks_absent_) {
-            // Zeros of tokens that do not exist fill up the units, but a bitmap does not show them.
-            if (!present_)
-                for (int j = t_; j < words; j += 4) memory_.layout.bits[token_][j] = 0;
-            __syncthreads();
-        }
+        hide_absent();
         const uint32_t count =
             Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
                 memory_.values[index] = memory_.rows[token * Memory::stride + channel];
             });
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
-        constexpr int bitmap = 4 * words * block_tokens;
-        copy(block, memory_.layout.bits, bitmap);
-        copy(block + bitmap, memory_.values, capacity * sizeof(T));
+        const int header = header_bytes(order);
+        copy(block, memory_.layout.bits, header);
+        copy(block + header, memory_.values, capacity * sizeof(T));
         __syncthreads();
+    }
+
+    // Of a block that is put together value by value, with the bitmap in memory.layout and a barrier before it is stored:
+    // begins it, ...
+    __device__ __forceinline__ void clear() {
+        for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory_.rows[i] = T(0.0f);
+    }
+    // ... takes a native value or an integer, ...
+    __device__ __forceinline__ void put(int token, int channel, T value, int) {
+        memory_.rows[token * Memory::stride + channel] = value;
+    }
+    __device__ __forceinline__ void put(int token, int channel, int value, int bits) {
+        integers()[token * integer_stride + channel] = static_cast<uint8_t>(SignedByte{bits}.encode(value));
+    }
+    // ... hides the tokens from `end` on, and ends with a barrier.
+    __device__ __forceinline__ void end_at(int end) {
+        present_ = token_ < end;
+        marks_absent_ = true;
+        hide_absent();
+    }
+
+    // Writes integers that were put there. scale(token): f16.
+    template <class Scale>
+    __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, Scale&& scale) {
+        const int scale_start = fixed_scale_start(order, keep);
+        if (t_ == 0) put_scale(order, scale_start, present_ ? scale(token_) : uint16_t{0});
+        __syncthreads();
+        store_integers(block, order, keep, scale_start);
     }
 
 private:
     static constexpr int integer_stride = HeadDim + 4;  // bytes
 
-    __device__ __forceinline__ void compress_integers(uint32_t keep, uint8_t* block, ValueOrder order,
-                                                      const float* factors) {
-        if (order.arrangement == Arrangement::bitmap) {
-            compress_unstructured_integers(keep, block, order, factors);
-        } else if (order.arrangement == Arrangement::balanced) {
-            if (order.keys)
-                compress_balanced_integers<4, true>(block, factors);
-            else
-                compress_balanced_integers<4, false>(block, factors);
-        } else if (order.integer_bits == 4) {
-            compress_all_integers<4>(block, order.keys, factors);
-        } else {
-            compress_all_integers<8>(block, order.keys, factors);
-        }
+    static __device__ __forceinline__ int header_bytes(ValueOrder order) {
+        return order.arrangement == Arrangement::all ? 0 : bitmap_bytes(HeadDim);
+    }
+    // Positions take as much room as a bitmap.
+    static __device__ __forceinline__ int fixed_scale_start(ValueOrder order, uint32_t keep) {
+        return header_bytes(order) + block_tokens * static_cast<int>(keep) * order.integer_bits / 8;
     }
 
-    template <int Bits>
-    __device__ __forceinline__ void compress_all_integers(uint8_t* block, bool keys, const float* factors) {
-        using Geometry = IntegerGeometry<HeadDim, Bits>;
+    __device__ __forceinline__ void compress_balanced(int kept, uint8_t* block, ValueOrder order) {
         __syncthreads();
-        quantize(~0u, factors, Bits, Geometry::scale_start);
-        write_integers<HeadDim, Bits>(image(), keys, integers(), integer_stride);
-        copy_image(block, Geometry::block_bytes);
+        store_balanced(block, order, kept,
+                       [&](const auto&, const UnitElements& elements) { return largest_elements<T>(elements, kept); });
     }
 
-    template <int Bits, bool Keys>
-    __device__ __forceinline__ void compress_balanced_integers(uint8_t* block, const float* factors) {
-        using Geometry = BalancedIntegerGeometry<HeadDim, Bits>;
+    template <bool Keys>
+    __device__ __forceinline__ void compress_positions(uint32_t keep, uint8_t* block, ValueOrder order,
+                                                       const float* factors) {
         clear_bits();
         const OwnUnits<T, HeadDim, Keys> units(reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride,
                                                memory_.layout.bits);
         __syncthreads();
-        quantize(own_bits(), factors, Bits, Geometry::scale_start);
-        units.template write<Bits>(image(), integers(), integer_stride);
-        copy_image(block, Geometry::block_bytes);
-    }
-
-    __device__ __forceinline__ void compress_unstructured_integers(uint32_t keep, uint8_t* block, ValueOrder order,
-                                                                   const float* factors) {
-        const Part part = part_;
-        select(MUSTAFAR_PATTERN_UNSTRUCTURED, keep);  // makes keys of the part
-        part_ = part;
-        const int scale_start = bitmap_bytes(HeadDim) + block_tokens * keep * order.integer_bits / 8;
-        quantize(own_bits(), factors, order.integer_bits, scale_start);
-        write_unstructured_integers<HeadDim>(image(), IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
-                                             integers(), integer_stride);
+        const int scale_start = fixed_scale_start(order, keep);
+        quantize(own_bits(), factors, order, scale_start);
+        write_units(units, order);
         copy_image(block, scale_start + 2 * block_tokens);
     }
 
+    template <class Units>
+    __device__ __forceinline__ void write_units(const Units& units, ValueOrder order) {
+        if (order.integer_bits == 4)
+            units.template write<4>(image(), integers(), integer_stride);
+        else
+            units.template write<8>(image(), integers(), integer_stride);
+    }
+
+    // Integers are in their rows, their bitmap and scales where they belong; all visible.
+    __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, int scale_start) {
+        if (!order.fragment) {
+            write_plain_integers<HeadDim>(image(), order, scale_start, memory_.layout, integers(), integer_stride);
+        } else if constexpr (has_fragments) {
+            if (order.arrangement == Arrangement::bitmap)
+                write_unstructured_integers<HeadDim>(image(), image() + block_tokens * HeadDim,
+                                                     IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
+                                                     integers(), integer_stride);
+            else if (order.arrangement == Arrangement::balanced && order.keys)
+                write_units(OwnUnits<T, HeadDim, true>(memory_.layout.bits), order);
+            else if (order.arrangement == Arrangement::balanced)
+                write_units(OwnUnits<T, HeadDim, false>(memory_.layout.bits), order);
+            else if (order.integer_bits == 4)
+                write_integers<HeadDim, 4>(image(), order.keys, integers(), integer_stride);
+            else
+                write_integers<HeadDim, 8>(image(), order.keys, integers(), integer_stride);
+        }
+        copy_image(block, scale_start + 2 * block_tokens);
+    }
+
+    __device__ __forceinline__ void put_scale(ValueOrder order, int scale_start, uint16_t scale) {
+        reinterpret_cast<uint16_t*>(image() + scale_start)[order.fragment ? scale_place(token_) : token_] = scale;
+    }
+
+    // Zeros of tokens that do not exist fill up the units of balanced patterns, but a bitmap does not show them.
+    __device__ __forceinline__ void hide_absent() {
+        if (!marks_absent_) return;
+        if (!present_)
+            for (int j = t_; j < words; j += 4) memory_.layout.bits[token_][j] = 0;
+        __syncthreads();
+    }
+
     // This lane's channels in the bitmap, whose further bits are of no interest.
-    __device__ __forceinline__ uint32_t own_bits() const {
-        const int first = t_ * Part::channels;
-        return memory_.layout.bits[token_][first / 32] >> first % 32;
+    __device__ __forceinline__ typename Part::Mask own_bits() const {
+        const int first = t_ * Part::channels, word = first / 32;
+        const uint32_t* const row = memory_.layout.bits[token_];
+        const uint64_t both = row[word] | (word + 1 < words ? uint64_t{row[word + 1]} << 32 : 0);
+        return static_cast<typename Part::Mask>(both >> first % 32);
     }
 
     // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
     // channels. Ends with a barrier.
-    __device__ __forceinline__ void quantize(uint32_t kept, const float* factors, int bits, int scale_start) {
+    __device__ __forceinline__ void quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
+                                             int scale_start) {
         float number[Part::channels];
 #pragma unroll
-        for (int j = 0; j < Part::words; ++j)
+        for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
+        if (factors != nullptr) {
+            memory_.factors.load(factors);
+            __syncthreads();
+        }
+        const QuantizedPart<T, Part::channels, typename Part::Mask> part(
+            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits);
+        auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const uint16_t half = static_cast<uint16_t>(part_.word[j] >> 16 * e);
-                number[2 * j + e] = as_float(*reinterpret_cast<const T*>(&half));
-            }
-        const QuantizedPart<Part::channels> part(
-            number, kept, factors == nullptr ? nullptr : factors + t_ * Part::channels, (1 << (bits - 1)) - 1);
-        int8_t* const row = integers() + token_ * integer_stride + t_ * Part::channels;
-#pragma unroll
-        for (int c = 0; c < Part::channels; ++c) row[c] = part.values[c];
-        if (t_ == 0) reinterpret_cast<uint16_t*>(image() + scale_start)[scale_place(token_)] = part.scale;
+        for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
+        if (t_ == 0) put_scale(order, scale_start, part.scale);
         __syncthreads();
     }
 
-    __device__ __forceinline__ int8_t* integers() {
-        return reinterpret_cast<int8_t*>(memory_.rows);
+    // SignedBytes.
+    __device__ __forceinline__ uint8_t* integers() {
+        return reinterpret_cast<uint8_t*>(memory_.rows);
     }
     __device__ __forceinline__ uint8_t* image() {
         return reinterpret_cast<uint8_t*>(memory_.values);

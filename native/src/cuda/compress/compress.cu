@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(block_threads)
     for (int j = threadIdx.x & 3; j < Writer::words; j += 4) row[j] = writer.bits()[j];
 }
 
-template <class T, int HeadDim>
+template <class T, int HeadDim, bool MayBeIntegers>
 __global__ void __launch_bounds__(block_threads)
     compress_blocks(Dense source, const uint32_t* bitmap, const float* factors, Blocks destination, ValueOrder order,
                     int tokens, Divisor blocks, Divisor by_head, bool aligned) {
@@ -57,21 +57,21 @@ __global__ void __launch_bounds__(block_threads)
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
     uint32_t bytes;
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
+    const float* const own_factors = factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head);
     if (bitmap == nullptr) {
-        writer.compress(destination.pattern, destination.keep, block, order,
-                        factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head));
+        writer.template compress<MayBeIntegers>(destination.pattern, destination.keep, block, order, own_factors);
         return;
     }
     writer.take_bits(
         present ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token) *
                                Writer::words
                 : nullptr);
-    writer.store(block, order, min(static_cast<uint32_t>(bytes / sizeof(T)), uint32_t{block_tokens * HeadDim}));
+    writer.template compress_selected<MayBeIntegers>(block, order, bytes, own_factors);
 }
 
 // One thread block: sizes of all blocks and their running sum, 1024 at a time.
 __global__ void __launch_bounds__(1024) offset_table(const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes,
-                                                     int64_t lists, int tokens, int words, int element) {
+                                                     int64_t lists, int tokens, int words, int bits, int scales) {
     __shared__ uint32_t warp_sums[32];
     const int blocks = (tokens + block_tokens - 1) / block_tokens;
     const int64_t entries = lists * blocks;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(1024) offset_table(const uint32_t* bitmap, uin
             const uint32_t* const rows = bitmap + (list * tokens + token) * words;
             uint32_t count = 0;
             for (int i = 0; i < min(block_tokens, tokens - token) * words; ++i) count += __popc(rows[i]);
-            units = (128 * words + count * element + 15) / 16;
+            units = (128 * words + scales) / 16 + (count * bits + 127) / 128;
         }
         uint32_t sum = units;
         for (int lanes = 1; lanes < 32; lanes <<= 1) {
@@ -160,14 +160,20 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
     const DeviceScope scope(context);
     dispatch("compress", destination.format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
-        static std::atomic<uint64_t> allowed{0};
-        const auto kernel = compress_blocks<T, head_dim()>;
-        const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
-        allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
-               Dense(source), bitmap, key_factors, Blocks(destination, heads), value_order(destination.format),
-               static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)), Divisor(static_cast<uint32_t>(heads)),
-               is_vector_aligned(source, sizeof(T)));
+        const auto run = [&](auto may_be_integers) {
+            static std::atomic<uint64_t> allowed{0};
+            const auto kernel = compress_blocks<T, head_dim(), may_be_integers()>;
+            const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
+            allow_shared_memory(scope, kernel, allowed, 1024);
+            launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
+                   Dense(source), bitmap, key_factors, Blocks(destination, heads), value_order(destination.format),
+                   static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
+                   Divisor(static_cast<uint32_t>(heads)), is_vector_aligned(source, sizeof(T)));
+        };
+        if (has_integers(destination.format))
+            run(std::true_type{});
+        else
+            run(std::false_type{});
     });
 }
 
@@ -175,7 +181,8 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
              int64_t tokens, const uint32_t* bitmap, uint32_t* table, int64_t* page_bytes) {
     const DeviceScope scope(context);
     launch(scope, "offsets", offset_table, LaunchShape{1, 1024}, bitmap, table, page_bytes, int64_t{batch} * heads,
-           static_cast<int>(tokens), bitmap_words(format.head_dim), element_bytes(format.dtype));
+           static_cast<int>(tokens), bitmap_words(format.head_dim), value_bits(format),
+           static_cast<int>(scales_bytes(format)));
 }
 
 }  // namespace mustafar::cuda

@@ -15,6 +15,9 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
               const mustafar_blocks& destination);
 void decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
                 const mustafar_blocks& source, const float* key_factors, const mustafar_dense& destination);
+// Every order to every other.
+void convert(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
+             const mustafar_blocks& source, const mustafar_blocks& destination);
 void key_factors(const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
                  int64_t tokens, const mustafar_dense& source, float* factors);
 void append(const mustafar_context& context, const mustafar_append& arguments);

@@ -59,16 +59,10 @@ internal sealed record CacheAndModel(CacheSetup Setup, MustafarCache Cache, Refe
         return this with { Cache = Cache.Fork(parents), Model = Model.Fork(parents) };
     }
 
-    /// <summary>The same with a cache that was restored from a file, or with a fork where files can't hold it.</summary>
+    /// <summary>The same with a cache that was restored from a file.</summary>
     internal CacheAndModel SaveAndLoad()
     {
         using TemporaryDirectory directory = new();
-        if (!ServedFormats.Saves(Setup.Device, Setup.Options) && Model.HasCompressedTokens)
-        {
-            Assert.That(() => Cache.Save(directory.File("cache"), "model"), Throws.TypeOf<NotSupportedException>());
-            return Fork([.. Enumerable.Range(0, Model.Batch)]);
-        }
-
         Cache.Save(directory.File("cache"), "model");
         MustafarCache restored = new(Model.Batch, Setup.NumKvHeads, Setup.HeadDim, Setup.DType, Cache.Device, Setup.Options);
         restored.Load(directory.File("cache"), "model");

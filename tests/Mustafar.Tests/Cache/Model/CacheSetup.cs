@@ -10,19 +10,17 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
     internal int NumHeads => NumKvHeads * Group;
 
     /// <summary>
-    /// Any setup that the device serves, with balanced patterns or without; with integers too if they are to be, and then with any patterns
+    /// Any setup, with balanced patterns or without; with integers too if they are to be, and then with any patterns
     /// beside each other.
     /// </summary>
     internal static Gen<CacheSetup> Any(string device, bool balanced, bool integers) =>
-        from dtype in integers && device != "cpu"
-            ? Gen.Elements(ScalarType.Float16, ScalarType.BFloat16)
-            : Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
+        from dtype in Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
         from batch in Gen.Choose(1, 3)
         from heads in Gen.Choose(1, 2)
         from grouped in Gen.Choose(1, 3)
-        from headDim in integers && device != "cpu" ? Gen.Elements(64, 128) : balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
+        from headDim in balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
         from options in AnyOptions(balanced, integers)
-        select new CacheSetup(device, dtype, batch, heads, grouped, headDim, options).Served();
+        select new CacheSetup(device, dtype, batch, heads, grouped, headDim, options);
 
     /// <summary>Simpler setups of the same kind.</summary>
     internal IEnumerable<CacheSetup> Shrink() => new[]
@@ -38,9 +36,7 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
         this with { Options = Options with { SinkTokens = 0 } },
         this with { Options = Options with { LocalWindow = 0 } },
         this with { Options = Options with { GroupSize = 32 } },
-    }.Select(setup => setup.Served()).Where(setup => setup != this);
-
-    private CacheSetup Served() => this with { Options = ServedFormats.Nearest(Device, DType, HeadDim, Options) };
+    }.Where(setup => setup != this);
 
     private static Gen<MustafarOptions> AnyOptions(bool balanced, bool integers) =>
         from patterns in !balanced ? Gen.Constant((false, false)) : integers ? Gen.Elements((true, true), (true, false), (false, true)) : Gen.Constant((true, true))

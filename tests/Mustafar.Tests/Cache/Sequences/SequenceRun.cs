@@ -24,6 +24,7 @@ internal sealed class SequenceRun : IDisposable
     private readonly bool _dense;
     private readonly ModelKeyValueCache _cache;
     private readonly SortedDictionary<int, KeyValueCache[]> _alone = [];
+    private readonly Dictionary<int, int> _longest = []; // what each sequence has been
 
     internal SequenceRun(int seed, string device, bool dense)
     {
@@ -33,12 +34,12 @@ internal sealed class SequenceRun : IDisposable
         manual_seed(seed);
         _headDim = Any(64, 80, 128);
         bool integers = !dense && Any(true, false);
-        _dtype = !integers || device == "cpu" ? ScalarType.Float32 : Any(ScalarType.Float16, ScalarType.BFloat16);
+        _dtype = !integers || device == "cpu" ? ScalarType.Float32 : Any(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16);
         MustafarOptions common = new()
         {
             GroupSize = Any(32, 64), LocalWindow = Any(0, 16, 33), SinkTokens = Any(0, 0, 3),
         };
-        _layers = [.. Enumerable.Range(0, Any(1, 2, 3)).Select(_ => ServedFormats.Nearest(device, _dtype, _headDim, common with
+        _layers = [.. Enumerable.Range(0, Any(1, 2, 3)).Select(_ => common with
         {
             KeySparsity = Any(0, 0.5, 0.65),
             ValueSparsity = Any(0, 0.5, 0.65),
@@ -47,7 +48,7 @@ internal sealed class SequenceRun : IDisposable
             KeyBits = integers ? Any(16, 8, 4) : 16,
             ValueBits = integers ? Any(16, 8, 4) : 16,
             SlidingWindow = Any<int?>(null, 20, 100),
-        }))];
+        })];
         CacheLimits limits = Any(
             new CacheLimits(),
             new CacheLimits { MaxSequences = MostSequences, MaxLength = 8_000 },
@@ -91,6 +92,7 @@ internal sealed class SequenceRun : IDisposable
         foreach ((int sequence, KeyValueCache[] alone) in _alone)
         {
             Assert.That(_cache.LengthOf(sequence), Is.EqualTo(alone[0].Length));
+            _longest[sequence] = Math.Max(_longest.GetValueOrDefault(sequence), alone[0].Length);
             Assert.That(_cache.PositionOf(sequence), Is.EqualTo(alone[0].Length));
             if (_cache is MustafarModelCache cache && !HasWindow)
             {
@@ -126,6 +128,7 @@ internal sealed class SequenceRun : IDisposable
         _cache.RemoveSequence(sequence);
         Array.ForEach(_alone[sequence], cache => cache.Dispose());
         _alone.Remove(sequence);
+        _longest.Remove(sequence);
     }
 
     private void Fork()
@@ -134,13 +137,14 @@ internal sealed class SequenceRun : IDisposable
         int sequence = _cache.Fork(parent);
         Log.Add($"fork {parent} to {sequence}");
         _alone.Add(sequence, [.. _alone[parent].Select(cache => cache.Fork([0]))]);
+        _longest[sequence] = _longest[parent];
     }
 
     // No further than any of the caches can, whatever fell out of its window.
     private void Truncate()
     {
         int sequence = AnySequence(), length = _cache.LengthOf(sequence);
-        int least = HasWindow ? Math.Max(0, length - _layers[0].GroupSize) : 0;
+        int least = HasWindow ? Math.Clamp(_longest[sequence] - _layers[0].GroupSize, 0, length) : 0;
         int shorter = Any(true, false, false) ? 0 : _random.Next(least, length + 1);
         Log.Add($"truncate {sequence} from {length} to {shorter}");
         _cache.Truncate(sequence, shorter);

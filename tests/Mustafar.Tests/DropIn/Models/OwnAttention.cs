@@ -1,3 +1,4 @@
+using Mustafar.DropIn;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

@@ -1,5 +1,5 @@
 using System.Text.Json;
-using Mustafar.Examples.Llama.Chat.Jinja;
+using Mustafar.Models.Chat.Jinja;
 
 namespace Mustafar.Tests.Llama.Jinja;
 

@@ -1,4 +1,4 @@
-using Mustafar.Examples.Llama.Chat.Jinja;
+using Mustafar.Models.Chat.Jinja;
 
 namespace Mustafar.Tests.Llama.Jinja;
 

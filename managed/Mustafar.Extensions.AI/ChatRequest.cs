@@ -1,0 +1,108 @@
+using System.Text.Json;
+using Microsoft.Extensions.AI;
+using Mustafar.Models.Chat;
+
+namespace Mustafar.Extensions.AI;
+
+/// <summary>What counts where a request doesn't say.</summary>
+/// <param name="ModelId">Name of the model; none if null.</param>
+/// <param name="Sampling">How tokens are chosen.</param>
+/// <param name="MaxTokens">Tokens to generate at most.</param>
+internal sealed record ChatRequestDefaults(string? ModelId, SamplingParameters Sampling, int MaxTokens);
+
+/// <summary>What a caller asks for, in the terms of the model. What the model can't do is refused, never ignored.</summary>
+/// <param name="Turns">The chat.</param>
+/// <param name="TemplateVariables">Further variables for the chat template.</param>
+/// <param name="Sampling">How tokens are chosen.</param>
+/// <param name="MaxTokens">Tokens to generate at most.</param>
+/// <param name="StopSequences">Texts that end the reply.</param>
+internal sealed record ChatRequest(
+    IReadOnlyList<ChatTurn> Turns,
+    IReadOnlyDictionary<string, object?> TemplateVariables,
+    SamplingParameters Sampling,
+    int MaxTokens,
+    IReadOnlyList<string> StopSequences)
+{
+    private const string TemplateVariablesKey = "chat_template_kwargs";
+
+    /// <summary>Reads messages and options.</summary>
+    /// <param name="messages">The chat.</param>
+    /// <param name="options">The options; none if null.</param>
+    /// <param name="defaults">What counts where the options don't say.</param>
+    /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
+    /// <exception cref="ArgumentException">A value is out of range.</exception>
+    public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, ChatRequestDefaults defaults)
+    {
+        options ??= new ChatOptions();
+        RefuseUnsupported(options, defaults.ModelId);
+        int maxTokens = options.MaxOutputTokens ?? defaults.MaxTokens;
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens, nameof(ChatOptions.MaxOutputTokens));
+        if (options.StopSequences?.Any(string.IsNullOrEmpty) ?? false)
+        {
+            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected texts that are not empty.", nameof(options));
+        }
+
+        return new ChatRequest(
+            ChatTurns.Read(messages, options.Instructions, options.ResponseFormat),
+            ReadTemplateVariables(options),
+            defaults.Sampling with
+            {
+                Temperature = options.Temperature ?? defaults.Sampling.Temperature,
+                TopP = options.TopP ?? defaults.Sampling.TopP,
+                TopK = options.TopK ?? defaults.Sampling.TopK,
+                FrequencyPenalty = options.FrequencyPenalty ?? 0,
+                PresencePenalty = options.PresencePenalty ?? 0,
+                Seed = unchecked((ulong)(options.Seed ?? Random.Shared.NextInt64())),
+            },
+            maxTokens,
+            [.. options.StopSequences ?? []]);
+    }
+
+    private static void RefuseUnsupported(ChatOptions options, string? modelId)
+    {
+        Refuse(options.Tools is { Count: > 0 }, "Tools are");
+        Refuse(options.ToolMode is RequiredChatToolMode, $"A required {nameof(ChatOptions.ToolMode)} is");
+        Refuse(options.Reasoning is not null, $"{nameof(ChatOptions.Reasoning)} is");
+        Refuse(options.ConversationId is not null, $"{nameof(ChatOptions.ConversationId)} is");
+        Refuse(
+            !string.IsNullOrEmpty(options.ModelId) && options.ModelId != modelId,
+            $"{nameof(ChatOptions.ModelId)} '{options.ModelId}' is",
+            modelId is null ? "" : $"; this client has '{modelId}'");
+        foreach (string key in options.AdditionalProperties?.Keys ?? [])
+        {
+            Refuse(
+                key != TemplateVariablesKey,
+                $"{nameof(ChatOptions.AdditionalProperties)}[\"{key}\"] is",
+                $"; expected \"{TemplateVariablesKey}\", with variables for the chat template");
+        }
+
+        static void Refuse(bool isAsked, string what, string hint = "")
+        {
+            if (isAsked)
+            {
+                throw new NotSupportedException($"{what} not supported{hint}.");
+            }
+        }
+    }
+
+    private static Dictionary<string, object?> ReadTemplateVariables(ChatOptions options)
+    {
+        object? value = null;
+        if (options.AdditionalProperties?.TryGetValue(TemplateVariablesKey, out value) != true || value is null)
+        {
+            return [];
+        }
+
+        try
+        {
+            // Whatever holds them: a dictionary, JSON, an object with properties.
+            return Models.Chat.TemplateVariables.FromJson(JsonSerializer.SerializeToElement(value));
+        }
+        catch (Exception exception) when (exception is ArgumentException or NotSupportedException or JsonException or InvalidOperationException)
+        {
+            string message = exception.Message.Split(" (Parameter ")[0];
+            throw new ArgumentException(
+                $"{nameof(ChatOptions.AdditionalProperties)}[\"{TemplateVariablesKey}\"]: {message}", nameof(options), exception);
+        }
+    }
+}

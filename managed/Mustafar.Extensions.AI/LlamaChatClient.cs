@@ -1,0 +1,233 @@
+using System.Runtime.CompilerServices;
+using System.Threading.Channels;
+using Microsoft.Extensions.AI;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+
+namespace Mustafar.Extensions.AI;
+
+/// <summary>A local model of the Llama family as an <see cref="IChatClient"/>, on pruned and compressed caches.</summary>
+/// <remarks>
+/// <para>
+/// Each request is written down whole, as the chat template has it, and read from where it differs from what a cache holds of a former one:
+/// <see cref="LlamaChatClientOptions.PrefixCaching"/> tells what that changes. A request that is refused changes no cache.
+/// </para>
+/// <para>
+/// Temperature, top-p, top-k, penalties, seed, stop sequences, longest reply and instructions are served. Where a request gives no
+/// temperature, top-p or top-k, that of the checkpoint's generation_config.json counts; without one, or without its <c>do_sample</c>, the
+/// likeliest token is taken. A response format of JSON, with its schema, is asked for in the last message of the user; nothing enforces it.
+/// Variables for the chat template, such as <c>enable_thinking</c>, are given as <c>AdditionalProperties["chat_template_kwargs"]</c>. Tools,
+/// options of reasoning and other additional properties are refused.
+/// </para>
+/// <para>
+/// It can be used by several threads; the model works on one request at a time, on a thread of its own. A reply is generated whether it is
+/// read or not, until it ends, is cancelled, or its stream is disposed.
+/// </para>
+/// </remarks>
+public sealed class LlamaChatClient : IChatClient
+{
+    private readonly ChatModel _model;
+    private readonly LlamaChatClientOptions _options;
+    private readonly ChatClientMetadata _metadata;
+    private readonly ChatRequestDefaults _defaults;
+    private readonly SemaphoreSlim _turn = new(1);
+    private readonly PromptCachePool _caches;
+    private volatile bool _disposed;
+
+    /// <summary>Takes over a loaded model.</summary>
+    /// <param name="model">Who replies.</param>
+    /// <param name="sampling">How tokens are chosen where a request doesn't say.</param>
+    /// <param name="options">How to run it.</param>
+    /// <param name="newCache">Makes an empty cache.</param>
+    internal LlamaChatClient(ChatModel model, SamplingParameters sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
+    {
+        _model = model;
+        _options = options;
+        _caches = new PromptCachePool(
+            () => new PromptCache(model.Language.Model, newCache()), options.PrefixCaching ? options.MaxConversations : 1);
+        string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(model.Language.Directory)));
+        _metadata = new ChatClientMetadata("mustafar", defaultModelId: name.Length > 0 ? name : null);
+        _defaults = new ChatRequestDefaults(_metadata.DefaultModelId, sampling, options.MaxOutputTokens);
+    }
+
+    /// <summary>Loads a checkpoint.</summary>
+    /// <param name="directory">A Hugging Face checkpoint: config.json, safetensors, tokenizer.json or tokenizer.model.</param>
+    /// <param name="options">How to run it; the defaults if null.</param>
+    /// <exception cref="IOException">A file is missing or damaged.</exception>
+    /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented, or has no chat template, or one
+    /// that can't be rendered.</exception>
+    /// <exception cref="ArgumentException">There is no chat template as the options name it.</exception>
+    public static LlamaChatClient Load(string directory, LlamaChatClientOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        options ??= new LlamaChatClientOptions();
+        CheckpointDirectory.Check(directory);
+        ChatTemplate template = ChatTemplate.Load(directory, options.ChatTemplate);
+        SamplingParameters sampling = GenerationConfig.Load(directory).Sampling;
+        LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device);
+        try
+        {
+            return new LlamaChatClient(new ChatModel(language, template), sampling, options, () => options.Cache is MustafarOptions pruned
+                ? ModelCache.Mustafar(language.Model, pruned)
+                : ModelCache.Dense(language.Model));
+        }
+        catch
+        {
+            language.Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    /// <remarks>All exceptions are those of the task: see <see cref="GetStreamingResponseAsync"/>.</remarks>
+    public Task<ChatResponse> GetResponseAsync(
+        IEnumerable<ChatMessage> messages, ChatOptions? options = null, CancellationToken cancellationToken = default) =>
+        GetStreamingResponseAsync(messages, options, cancellationToken).ToChatResponseAsync(cancellationToken);
+
+    /// <inheritdoc/>
+    /// <remarks>All exceptions are thrown as the stream is read.</remarks>
+    /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
+    /// <exception cref="ArgumentException">The chat template doesn't accept the messages, they don't fit into the model, or an option is out of
+    /// range.</exception>
+    /// <exception cref="UnsupportedModelException">The chat template can't be rendered for the messages.</exception>
+    /// <exception cref="ObjectDisposedException">The client was disposed.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled. The model stops soon after: before its next layer.</exception>
+    public async IAsyncEnumerable<ChatResponseUpdate> GetStreamingResponseAsync(
+        IEnumerable<ChatMessage> messages,
+        ChatOptions? options = null,
+        [EnumeratorCancellation] CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(messages);
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        ChatRequest request = ChatRequest.Read(messages, options, _defaults);
+        Channel<ChatResponseUpdate> updates = Channel.CreateUnbounded<ChatResponseUpdate>();
+        using CancellationTokenSource stop = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken);
+        CancellationToken stopped = stop.Token;
+        _ = Task.Run(() => WriteAsync(request, updates.Writer, stopped), CancellationToken.None);
+        try
+        {
+            await foreach (ChatResponseUpdate update in updates.Reader.ReadAllAsync(cancellationToken).ConfigureAwait(false))
+            {
+                cancellationToken.ThrowIfCancellationRequested();
+                yield return update;
+            }
+
+            cancellationToken.ThrowIfCancellationRequested();
+        }
+        finally
+        {
+            // Where it is read no further. The model is not waited for.
+            await stop.CancelAsync().ConfigureAwait(false);
+        }
+    }
+
+    /// <inheritdoc/>
+    public object? GetService(Type serviceType, object? serviceKey = null)
+    {
+        ArgumentNullException.ThrowIfNull(serviceType);
+        return serviceKey is not null ? null
+            : serviceType == typeof(ChatClientMetadata) ? _metadata
+            : serviceType.IsInstanceOfType(this) ? this
+            : serviceType.IsInstanceOfType(_model.Language) ? _model.Language
+            : null;
+    }
+
+    /// <summary>Frees the model and the caches. A request in progress goes on to its end, and they are freed then.</summary>
+    public void Dispose()
+    {
+        _disposed = true;
+        FreeIfDisposed();
+    }
+
+    // Whoever disposes may be the one who reads a reply, so nobody is waited for: the last to be done frees.
+    private void FreeIfDisposed()
+    {
+        if (_disposed && _turn.Wait(0))
+        {
+            _caches.Dispose();
+            _model.Language.Dispose();
+            _turn.Release();
+        }
+    }
+
+    private async Task WriteAsync(ChatRequest request, ChannelWriter<ChatResponseUpdate> updates, CancellationToken cancellationToken)
+    {
+        Exception? error = null;
+        try
+        {
+            // Before any cache is chosen, so that a request that is refused costs no other its cache.
+            List<int> prompt = Encode(request, "messages", cancellationToken);
+            await _turn.WaitAsync(cancellationToken).ConfigureAwait(false);
+            try
+            {
+                ObjectDisposedException.ThrowIf(_disposed, this);
+                Write(request, prompt, updates, cancellationToken);
+            }
+            finally
+            {
+                _turn.Release();
+                FreeIfDisposed();
+            }
+        }
+        catch (OperationCanceledException) when (cancellationToken.IsCancellationRequested)
+        {
+            // Whoever reads knows by the token of their own.
+        }
+        catch (Exception exception)
+        {
+            error = exception;
+        }
+
+        updates.TryComplete(error);
+    }
+
+    // Errors are told in terms of the caller's parameter.
+    private List<int> Encode(ChatRequest request, string parameter, CancellationToken cancellationToken)
+    {
+        try
+        {
+            return _model.Encode(request.Turns, request.TemplateVariables, cancellationToken);
+        }
+        catch (ArgumentException exception)
+        {
+            throw new ArgumentException(exception.Message.Split(" (Parameter ")[0], parameter, exception);
+        }
+    }
+
+    private void Write(ChatRequest request, List<int> prompt, ChannelWriter<ChatResponseUpdate> updates, CancellationToken cancellationToken)
+    {
+        string id = Guid.NewGuid().ToString("N");
+        PromptCache cache = _caches.For(prompt);
+        if (!_options.PrefixCaching)
+        {
+            cache.Clear();
+        }
+
+        Reply reply = new(_model, cache, prompt, request.StopSequences);
+        foreach (string part in reply.Read(new Sampler(request.Sampling), request.MaxTokens, cancellationToken))
+        {
+            updates.TryWrite(Update(new TextContent(part)));
+        }
+
+        ReplyUsage usage = reply.Usage;
+        ChatResponseUpdate last = Update(new UsageContent(new UsageDetails
+        {
+            InputTokenCount = prompt.Count,
+            CachedInputTokenCount = usage.CachedTokens,
+            OutputTokenCount = usage.ReplyTokens,
+            TotalTokenCount = prompt.Count + usage.ReplyTokens,
+        }));
+        last.FinishReason = usage.End == ReplyEnd.Stop ? ChatFinishReason.Stop : ChatFinishReason.Length;
+        updates.TryWrite(last);
+
+        ChatResponseUpdate Update(AIContent content) => new(ChatRole.Assistant, [content])
+        {
+            CreatedAt = DateTimeOffset.UtcNow,
+            MessageId = id,
+            ModelId = _metadata.DefaultModelId,
+            ResponseId = id,
+        };
+    }
+}

@@ -1,0 +1,40 @@
+using Mustafar.Models.Chat;
+
+namespace Mustafar.Extensions.AI;
+
+/// <summary>The caches of several chats. It is used by one thread at a time.</summary>
+/// <param name="newCache">Makes an empty cache.</param>
+/// <param name="capacity">How many are kept.</param>
+internal sealed class PromptCachePool(Func<PromptCache> newCache, int capacity) : IDisposable
+{
+    // The latest used last.
+    private readonly List<PromptCache> _caches = [];
+
+    /// <summary>The cache that serves most of a prompt: that of the same chat, or a fork of one that begins alike, which keeps its own where
+    /// there is room; else a new one, or the one that was not used for longest.</summary>
+    public PromptCache For(IReadOnlyList<int> prompt)
+    {
+        PromptCache? best = _caches.MaxBy(cache => cache.Reusable(prompt));
+        int reusable = best?.Reusable(prompt) ?? 0;
+        bool isSameChat = best is not null && 2 * reusable >= best.Ids.Count;
+        PromptCache cache = isSameChat || (best is not null && _caches.Count == capacity && best == _caches[0]) ? best!
+            : reusable >= PromptCache.LeastTokens ? best!.Fork(reusable)
+            : _caches.Count < capacity ? newCache()
+            : _caches[0];
+        if (!_caches.Remove(cache) && _caches.Count == capacity)
+        {
+            _caches[0].Dispose();
+            _caches.RemoveAt(0);
+        }
+
+        _caches.Add(cache);
+        return cache;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        _caches.ForEach(cache => cache.Dispose());
+        _caches.Clear();
+    }
+}

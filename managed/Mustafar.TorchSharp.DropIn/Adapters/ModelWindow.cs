@@ -1,0 +1,28 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.DropIn;
+
+/// <summary>The sliding window of a model's configuration.</summary>
+internal static class ModelWindow
+{
+    /// <summary>Options with the window that a model's modules tell, if they tell one.</summary>
+    /// <exception cref="ArgumentException">The options have another window.</exception>
+    /// <exception cref="NotSupportedException">The modules tell several.</exception>
+    internal static MustafarOptions Taken(
+        MustafarOptions options, IEnumerable<nn.Module> modules, IReadOnlyList<AttentionAdapter> adapters)
+    {
+        int[] windows =
+            [.. modules.SelectMany(module => adapters.Select(adapter => adapter.SlidingWindowOf(module))).OfType<int>().Distinct()];
+        return windows switch
+        {
+            [] => options,
+            [int window] when options.SlidingWindow is null || options.SlidingWindow == window => options with { SlidingWindow = window },
+            [int window] => throw new ArgumentException(
+                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, as many tokens as the model shows to each, or null to " +
+                $"have it taken from the model, but got {options.SlidingWindow}.",
+                nameof(options)),
+            _ => throw new NotSupportedException(
+                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has one."),
+        };
+    }
+}

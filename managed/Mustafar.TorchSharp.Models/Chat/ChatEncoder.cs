@@ -1,0 +1,152 @@
+using System.Text;
+using System.Text.RegularExpressions;
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Tokenizer;
+
+namespace Mustafar.Models.Chat;
+
+/// <summary>Chats as ids: what the template writes, in which no message can forge a mark.</summary>
+/// <remarks>
+/// The texts of special tokens, and of those that the template sets around turns, are text in a message: they don't become tokens. So a
+/// user can't end a turn and begin another. Other added tokens count, such as those of calls of tools, and in what the assistant said those
+/// that it generated itself.
+/// </remarks>
+internal sealed class ChatEncoder
+{
+    // For private use. One that no message has is put into texts of tokens before the template sees them, behind the first letter. What the
+    // template writes is cut there, and no token goes across a cut, however the template takes a message apart.
+    private const char FirstMark = '\uE000';
+    private const char LastMark = '\uF8FF';
+
+    // Not in any template.
+    private const string Sample = "Zq7";
+
+    private readonly TextTokenizer _tokenizer;
+    private readonly ChatTemplate _template;
+    private readonly Regex? _tokensOfTurns;
+    private readonly Regex? _specialTokens;
+
+    /// <summary>Takes a template for a tokenizer.</summary>
+    /// <exception cref="UnsupportedModelException">The template can't be rendered, or the tokenizer lacks a token of it.</exception>
+    public ChatEncoder(TextTokenizer tokenizer, ChatTemplate template)
+    {
+        _tokenizer = tokenizer;
+        _template = template;
+        foreach (string token in template.RequiredTokens)
+        {
+            if (tokenizer.FindAddedToken(token) is null)
+            {
+                throw new UnsupportedModelException(
+                    $"it has '{token}', which the checkpoint's tokenizer lacks. {ChatTemplateFiles.HowToChoose}", template.Origin);
+            }
+        }
+
+        ChatTurn user = new(ChatRoles.User, Sample);
+        ChatTurn assistant = new(ChatRoles.Assistant, Sample);
+        ChatTurn system = new(ChatRoles.System, Sample);
+        string chats = Probe([user], mustRender: true) + Probe([user, assistant, user]) + Probe([system, user]);
+        HashSet<int> written = TokensIn(chats);
+        _tokensOfTurns = AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial || written.Contains(token.Id)));
+        _specialTokens = AnyOf(tokenizer.AddedTokens.Where(token => token.IsSpecial));
+        EndOfReply = FindEndOfReply([user, assistant]);
+    }
+
+    /// <summary>The token that the template writes behind a reply, or null if there is none.</summary>
+    public int? EndOfReply { get; }
+
+    /// <summary>The ids of a chat and of the beginning of the model's reply.</summary>
+    /// <param name="turns">The chat.</param>
+    /// <param name="variables">Further variables for the template. They are not of users: texts of tokens in them become tokens.</param>
+    /// <param name="cancellationToken">Stops the work.</param>
+    /// <exception cref="ArgumentException">The template refuses the turns or a variable.</exception>
+    /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
+    public List<int> Encode(
+        IReadOnlyList<ChatTurn> turns, IReadOnlyDictionary<string, object?>? variables = null, CancellationToken cancellationToken = default)
+    {
+        char mark = UnusedCharacter(turns);
+        ChatTurn[] marked = [.. turns.Select(turn => turn with
+        {
+            Content = Marked(turn.Content, turn.Role, mark),
+            ReasoningContent = turn.ReasoningContent is string text ? Marked(text, turn.Role, mark) : null,
+        })];
+        string written = _template.Render(marked, variables: variables, cancellationToken: cancellationToken);
+        return _tokenizer.Encode(written.Split(mark), cancellationToken);
+    }
+
+    private static char UnusedCharacter(IReadOnlyList<ChatTurn> turns)
+    {
+        HashSet<char> used = [.. turns.SelectMany(turn => turn.Content + turn.ReasoningContent)];
+        for (char mark = FirstMark; mark <= LastMark; mark++)
+        {
+            if (!used.Contains(mark))
+            {
+                return mark;
+            }
+        }
+
+        throw new ArgumentException(
+            "Expected messages that leave a character for private use (U+E000 to U+F8FF) free, but they have all of them.", nameof(turns));
+    }
+
+    private HashSet<int> TokensIn(string chats)
+    {
+        try
+        {
+            return [.. _tokenizer.Encode([chats])];
+        }
+        catch (ArgumentException exception)
+        {
+            // A token of the tokenizer that the model doesn't have.
+            string message = exception.Message.Split(" (Parameter ")[0];
+            throw new UnsupportedModelException(
+                $"the chat template does not fit the model. {message} {ChatTemplateFiles.HowToChoose}", _template.Origin, exception);
+        }
+    }
+
+    // White space is no mark of a turn, and a single letter can't be cut.
+    private static Regex? AnyOf(IEnumerable<AddedToken> tokens) => TextTokenizer.AnyOf(
+        tokens.Select(token => token.Content).Where(text => !string.IsNullOrWhiteSpace(text) && text.EnumerateRunes().Count() > 1));
+
+    // Of tokens that overlap each is cut.
+    private string Marked(string text, string role, char mark)
+    {
+        Regex? tokens = role == ChatRoles.Assistant ? _specialTokens : _tokensOfTurns;
+        StringBuilder marked = new();
+        int start = 0;
+        for (Match? match = tokens?.Match(text); match is { Success: true }; match = tokens!.Match(text, start))
+        {
+            int end = match.Index + (char.IsSurrogate(text[match.Index]) ? 2 : 1);
+            marked.Append(text, start, end - start).Append(mark);
+            start = end;
+        }
+
+        return marked.Append(text, start, text.Length - start).ToString();
+    }
+
+    // Nothing where the template has no notion of such a chat. What it can't render at all is told at once.
+    private string Probe(IReadOnlyList<ChatTurn> turns, bool addGenerationPrompt = true, bool mustRender = false)
+    {
+        try
+        {
+            return _template.Render(turns, addGenerationPrompt);
+        }
+        catch (Exception exception) when (exception is ArgumentException || (exception is UnsupportedModelException && !mustRender))
+        {
+            return "";
+        }
+    }
+
+    // What follows the reply, once white space is left out.
+    private int? FindEndOfReply(ChatTurn[] chat)
+    {
+        string text = Probe(chat, addGenerationPrompt: false);
+        int reply = text.LastIndexOf(Sample, StringComparison.Ordinal);
+        if (reply < 0)
+        {
+            return null;
+        }
+
+        List<int> ids = _tokenizer.Encode([text[(reply + Sample.Length)..].TrimStart()]);
+        return ids.Count > 0 && _tokenizer.AddedTokens.Any(token => token.Id == ids[0]) ? ids[0] : null;
+    }
+}

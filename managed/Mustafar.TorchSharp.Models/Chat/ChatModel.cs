@@ -1,0 +1,46 @@
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Generation;
+
+namespace Mustafar.Models.Chat;
+
+/// <summary>A language model that knows how chats are written down.</summary>
+public sealed class ChatModel
+{
+    private readonly ChatEncoder _encoder;
+
+    /// <summary>Takes a loaded model.</summary>
+    /// <param name="language">The model, with its tokenizer.</param>
+    /// <param name="template">How its chats are written down.</param>
+    /// <exception cref="UnsupportedModelException">The template can't be rendered, or the tokenizer lacks a token of it.</exception>
+    public ChatModel(LanguageModel language, ChatTemplate template)
+    {
+        ArgumentNullException.ThrowIfNull(language);
+        ArgumentNullException.ThrowIfNull(template);
+        Language = language;
+        _encoder = new ChatEncoder(language.Tokenizer, template);
+        StopTokens = _encoder.EndOfReply is int end ? new HashSet<int>([.. language.StopTokens, end]) : language.StopTokens;
+    }
+
+    /// <summary>The model.</summary>
+    public LanguageModel Language { get; }
+
+    /// <summary>Tokens that end a reply: those of the checkpoint, and the one that the template writes behind a reply.</summary>
+    public IReadOnlySet<int> StopTokens { get; }
+
+    /// <summary>The ids of a chat and of the beginning of the model's reply.</summary>
+    /// <remarks>The texts of special tokens in a message are text: they don't become tokens.</remarks>
+    /// <param name="turns">The chat.</param>
+    /// <param name="variables">Further variables for the template: see <see cref="ChatTemplate.Render"/>.</param>
+    /// <param name="cancellationToken">Stops the work.</param>
+    /// <exception cref="ArgumentException">The template refuses the turns or a variable, or the model has no room for the chat.</exception>
+    /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    public List<int> Encode(
+        IReadOnlyList<ChatTurn> turns, IReadOnlyDictionary<string, object?>? variables = null, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(turns);
+        List<int> ids = _encoder.Encode(turns, variables, cancellationToken);
+        TokenIds.Check(ids, Language.Model.Config);
+        return ids;
+    }
+}

@@ -1,0 +1,79 @@
+using Mustafar.Models.Generation;
+using Mustafar.Models.Tokenizer;
+
+namespace Mustafar.Models.Chat;
+
+/// <summary>Why a reply ended.</summary>
+public enum ReplyEnd
+{
+    /// <summary>The model, or a stop sequence, ended it.</summary>
+    Stop,
+
+    /// <summary>It has as many tokens as asked for, or the text as many as the model can take.</summary>
+    Length,
+
+    /// <summary>Whoever read it stopped.</summary>
+    Interrupted,
+}
+
+/// <summary>What a reply took.</summary>
+/// <param name="CachedTokens">Tokens of the prompt that were not read, since the cache held them.</param>
+/// <param name="NewTokens">Tokens of the prompt that were read.</param>
+/// <param name="ReplyTokens">Tokens generated, one that ended the reply included.</param>
+/// <param name="End">Why it ended.</param>
+public readonly record struct ReplyUsage(int CachedTokens, int NewTokens, int ReplyTokens, ReplyEnd End);
+
+/// <summary>A reply as it is generated.</summary>
+/// <param name="model">Who replies.</param>
+/// <param name="cache">Its cache.</param>
+/// <param name="prompt">The chat as ids.</param>
+/// <param name="stopSequences">Texts that end the reply and are left out of it.</param>
+internal sealed class Reply(ChatModel model, PromptCache cache, IReadOnlyList<int> prompt, IReadOnlyList<string> stopSequences)
+{
+    /// <summary>What it took, once it has ended.</summary>
+    public ReplyUsage Usage { get; private set; }
+
+    /// <summary>Generates it.</summary>
+    /// <param name="sampler">Chooses tokens.</param>
+    /// <param name="maxTokens">Tokens to generate at most.</param>
+    /// <param name="cancellationToken">Stops before the next token.</param>
+    /// <returns>Its parts, each as soon as it is known.</returns>
+    public IEnumerable<string> Read(Sampler sampler, int maxTokens, CancellationToken cancellationToken)
+    {
+        StopSequences stops = new(stopSequences);
+        IncrementalDetokenizer detokenizer = new(model.Language.Tokenizer);
+        int generated = 0;
+        ReplyEnd end = ReplyEnd.Interrupted;
+        try
+        {
+            foreach (int token in cache.Generate(prompt, sampler, maxTokens, model.StopTokens, cancellationToken))
+            {
+                generated++;
+                bool isEnd = model.StopTokens.Contains(token);
+                string part = stops.Append(isEnd ? detokenizer.Finish() : detokenizer.Append(token));
+                if (part.Length > 0)
+                {
+                    yield return part;
+                }
+
+                if (isEnd || stops.IsFound)
+                {
+                    end = ReplyEnd.Stop;
+                    break;
+                }
+            }
+
+            end = end == ReplyEnd.Stop ? end : ReplyEnd.Length;
+            string rest = (end == ReplyEnd.Length ? stops.Append(detokenizer.Finish()) : "") + stops.Finish();
+            if (rest.Length > 0)
+            {
+                yield return rest;
+            }
+        }
+        finally
+        {
+            // Also where reading stopped in between, or generating failed.
+            Usage = new ReplyUsage(cache.ReusedTokens, prompt.Count - cache.ReusedTokens, generated, end);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+using System.Text.Json;
+
+namespace Mustafar.Models.Chat;
+
+/// <summary>What a file keeps of a chat beside the cache.</summary>
+/// <param name="Turns">What was said.</param>
+/// <param name="Tokens">Ids of the tokens that the cache holds.</param>
+internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnlyList<int> Tokens)
+{
+    private const string Key = "chat";
+
+    private static readonly JsonSerializerOptions s_json = new(JsonSerializerDefaults.Web)
+    {
+        RespectNullableAnnotations = true,
+        RespectRequiredConstructorParameters = true,
+    };
+
+    /// <summary>The chat as metadata of a file.</summary>
+    public Dictionary<string, string> ToMetadata() => new() { [Key] = JsonSerializer.Serialize(this, s_json) };
+
+    /// <summary>The chat that a file's metadata hold.</summary>
+    /// <param name="metadata">The metadata.</param>
+    /// <param name="path">The file.</param>
+    /// <param name="vocabSize">Ids are below this.</param>
+    /// <param name="cachedTokens">Tokens in the file's cache.</param>
+    /// <exception cref="MustafarCacheFileException">They hold none, or one that doesn't fit.</exception>
+    public static SavedConversation FromMetadata(IReadOnlyDictionary<string, string> metadata, string path, int vocabSize, int cachedTokens)
+    {
+        if (!metadata.TryGetValue(Key, out string? json))
+        {
+            throw new MustafarCacheFileException("expected a saved chat, but the file holds the cache of another text.", path);
+        }
+
+        SavedConversation saved;
+        try
+        {
+            saved = JsonSerializer.Deserialize<SavedConversation>(json, s_json) ?? throw new JsonException("it is null.");
+        }
+        catch (JsonException exception)
+        {
+            throw new MustafarCacheFileException($"expected a chat in the metadata, but {exception.Message}", path, exception);
+        }
+
+        if (saved.Tokens.Count != cachedTokens || saved.Tokens.Any(id => id < 0 || id >= vocabSize))
+        {
+            throw new MustafarCacheFileException(
+                $"expected the ids of {cachedTokens} cached tokens, from 0 to {vocabSize - 1}, but got others ({saved.Tokens.Count}).", path);
+        }
+
+        return !saved.Turns.Contains(null)
+            ? saved
+            : throw new MustafarCacheFileException("expected turns of a role and a content, but one is null.", path);
+    }
+}

@@ -1,0 +1,33 @@
+using Mustafar.Storage;
+
+namespace Mustafar.Models.Checkpoint;
+
+/// <summary>A file of a checkpoint is damaged, incomplete, or doesn't fit the model.</summary>
+public sealed class CheckpointException : UnusableFileException
+{
+    /// <summary>Makes an exception.</summary>
+    /// <param name="message">What was expected, and what came.</param>
+    /// <param name="file">The file at fault.</param>
+    /// <param name="tensor">The tensor at fault, if one is.</param>
+    /// <param name="inner">The cause, if another exception is.</param>
+    public CheckpointException(string message, string file, string? tensor = null, Exception? inner = null)
+        : base(tensor is null ? $"{file}: {message}" : $"{file}: tensor '{tensor}': {message}", inner)
+    {
+        File = file;
+        Tensor = tensor;
+    }
+
+    /// <summary>Tells which file is not valid.</summary>
+    internal CheckpointException(SafetensorsException cause, string file)
+        : base($"{file}: {cause.Message}", cause)
+    {
+        File = file;
+        Tensor = cause.Tensor;
+    }
+
+    /// <summary>The file at fault.</summary>
+    public string File { get; }
+
+    /// <summary>The tensor at fault, or null.</summary>
+    public string? Tensor { get; }
+}

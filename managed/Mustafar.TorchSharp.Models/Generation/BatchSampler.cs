@@ -1,0 +1,64 @@
+using Mustafar.Models.Llama;
+using static TorchSharp.torch;
+
+namespace Mustafar.Models.Generation;
+
+/// <summary>How the tokens of texts are chosen that are continued side by side, where the model's scores are: only tokens leave the
+/// device.</summary>
+internal sealed class BatchSampler : IDisposable
+{
+    private readonly IReadOnlyList<Sampler> _samplers;
+    private readonly SamplingState _state;
+    private readonly float[]? _logProbabilities;
+
+    /// <summary>Goes on where samplers are.</summary>
+    /// <param name="samplers">For each text, how its tokens are chosen. Told which were.</param>
+    /// <param name="model">The model whose scores there will be.</param>
+    /// <param name="logProbabilities">Receives the logarithms of the chosen tokens' probabilities; not wanted if null.</param>
+    public BatchSampler(IReadOnlyList<Sampler> samplers, LlamaForCausalLM model, float[]? logProbabilities)
+    {
+        _samplers = samplers;
+        _logProbabilities = logProbabilities;
+        _state = new SamplingState(samplers.Count, model.Config.VocabSize, model.Device, samplers.Any(sampler => sampler.Parameters.HasPenalties));
+        for (int i = 0; i < samplers.Count; i++)
+        {
+            ReadOnlySpan<int> chosen = samplers[i].Chosen;
+            _state.Restart(i, samplers[i].Parameters, samplers[i].Prompt, chosen, step: chosen.Length);
+        }
+    }
+
+    /// <summary>What is known of the texts where their tokens are chosen.</summary>
+    public SamplingState State => _state;
+
+    /// <summary>Takes over the tokens that were chosen in a step, of which <see cref="State"/> knows.</summary>
+    /// <param name="steps">Where they are.</param>
+    /// <param name="counts">For each text 1, or 0 if it has ended: its token is meaningless.</param>
+    /// <param name="tokens">Overwritten with the tokens.</param>
+    /// <exception cref="ArgumentException">Scores of a text included NaN, or had no finite largest one.</exception>
+    public void Read(DecodeSteps steps, int[] counts, int[] tokens)
+    {
+        using TorchSharp.DisposeScope scope = NewDisposeScope();
+        Tensor chosen = steps.Tokens.cpu();
+        steps.LogProbabilities?.cpu().data<float>().CopyTo(_logProbabilities);
+        for (int i = 0; i < tokens.Length; i++)
+        {
+            tokens[i] = (int)chosen.ReadCpuInt64(i);
+            if (counts[i] == 0)
+            {
+                continue;
+            }
+
+            if (tokens[i] < 0)
+            {
+                throw new ArgumentException(
+                    $"Expected scores without NaN whose largest is finite, but those of text {i} are not: the model gives no numbers.",
+                    nameof(steps));
+            }
+
+            _samplers[i].Add(tokens[i]);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _state.Dispose();
+}

@@ -1,0 +1,106 @@
+using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Llama;
+using Mustafar.Models.Tokenizer;
+using static TorchSharp.torch;
+
+namespace Mustafar.Models.Generation;
+
+/// <summary>A loaded checkpoint: the model, its tokenizer and the tokens that end a text.</summary>
+public sealed class LanguageModel : IDisposable
+{
+    // A rotary table that older checkpoints carry; it follows from the config.
+    private const string DerivedSuffix = ".rotary_emb.inv_freq";
+
+    // Of a model whose head is its embedding, some checkpoints hold both.
+    private const string Head = "lm_head.weight";
+
+    private readonly TextTokenizer? _tokenizer;
+
+    private LanguageModel(
+        string directory,
+        string fingerprint,
+        LlamaForCausalLM model,
+        TextTokenizer? tokenizer,
+        IReadOnlySet<int> stopTokens,
+        IReadOnlyList<string> unused)
+    {
+        Directory = directory;
+        Fingerprint = fingerprint;
+        Model = model;
+        _tokenizer = tokenizer;
+        StopTokens = stopTokens;
+        UnusedTensors = unused;
+    }
+
+    /// <summary>Where the checkpoint lies.</summary>
+    public string Directory { get; }
+
+    /// <summary>What tells the checkpoint apart from those of other models: <see cref="ModelFingerprint"/>.</summary>
+    public string Fingerprint { get; }
+
+    /// <summary>The model.</summary>
+    public LlamaForCausalLM Model { get; }
+
+    /// <summary>Its tokenizer.</summary>
+    /// <exception cref="InvalidOperationException">It was loaded without.</exception>
+    public TextTokenizer Tokenizer => _tokenizer ?? throw new InvalidOperationException("The model was loaded without its tokenizer.");
+
+    /// <summary>Tokens that end a text.</summary>
+    public IReadOnlySet<int> StopTokens { get; }
+
+    /// <summary>Tensors of the checkpoint that the model doesn't know; usually a sign that it is of another kind.</summary>
+    public IReadOnlyList<string> UnusedTensors { get; }
+
+    /// <summary>Loads a checkpoint.</summary>
+    /// <param name="directory">A Hugging Face checkpoint: config.json, safetensors, tokenizer.json or tokenizer.model.</param>
+    /// <param name="dtype">Type of the weights and of the caches; the checkpoint's if null.</param>
+    /// <param name="device">Where the model runs; the CPU if null.</param>
+    /// <param name="progress">Told the share of bytes that is loaded, 0 to 1.</param>
+    /// <param name="frame">Whether a text gets the tokens that begin and end it; what the tokenizer's files say if null.</param>
+    /// <param name="withTokenizer">Whether the tokenizer is read; without, the model takes and gives ids alone.</param>
+    /// <exception cref="IOException">A file is missing or damaged.</exception>
+    /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented.</exception>
+    public static LanguageModel Load(
+        string directory,
+        ScalarType? dtype = null,
+        Device? device = null,
+        IProgress<double>? progress = null,
+        TextFrame? frame = null,
+        bool withTokenizer = true)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        CheckpointDirectory.Check(directory);
+        string configFile = Path.Combine(directory, "config.json");
+        LlamaConfig config = LlamaConfig.Load(configFile);
+        IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
+        TextTokenizer? tokenizer = withTokenizer ? TextTokenizer.Load(directory, frame) : null;
+        tokenizer?.LimitIds(config.VocabSize, directory);
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
+        CheckpointShapes.Check(config, checkpoint);
+        if (tokenizer is not null)
+        {
+            // A token that ends a text has none: it is never written.
+            config = config with
+            {
+                UnusedTokenIds = [.. Enumerable.Range(0, config.VocabSize).Where(id => !tokenizer.HasToken(id) && !stopTokens.Contains(id))],
+            };
+        }
+
+        LlamaForCausalLM model = new(config, dtype ?? config.DType, device);
+        try
+        {
+            IReadOnlyList<string> unused = [.. CheckpointLoader.Load(model, checkpoint, progress)
+                .Where(name => !name.EndsWith(DerivedSuffix, StringComparison.Ordinal) && !(name == Head && config.TieWordEmbeddings))];
+            string fingerprint = ModelFingerprint.Of(configFile, checkpoint);
+            return new LanguageModel(directory, fingerprint, model, tokenizer, stopTokens, unused);
+        }
+        catch
+        {
+            model.Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => Model.Dispose();
+}

@@ -1,0 +1,101 @@
+using Mustafar.Models.Llama;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Models.Generation;
+
+/// <summary>Measures how well a model predicts given texts while it decodes them token by token.</summary>
+public static class TeacherForcing
+{
+    // Positions whose logits are held at once.
+    private const int HeadChunk = 256;
+
+    /// <summary>
+    /// Negative log likelihoods of tokens: the first <paramref name="prefill"/> tokens are taken at once, as a prompt, and the rest one
+    /// by one through the cache.
+    /// </summary>
+    /// <param name="model">The model.</param>
+    /// <param name="cache">An empty cache of as many sequences.</param>
+    /// <param name="ids">Int64 [batch, n] with n ≥ 2.</param>
+    /// <param name="prefill">1 to n; to n − 1 if the prompt is not scored.</param>
+    /// <param name="includePrompt">Whether to score the tokens of the prompt too.</param>
+    /// <param name="advanced">Told the number of tokens done, after the prompt and after each token.</param>
+    /// <returns>Float64, in nats: [batch, n − 1] for tokens 1 … n − 1 with the prompt, else [batch, n − prefill] for the rest.
+    /// Each token is predicted from the position before it.</returns>
+    public static Tensor NegativeLogLikelihoods(
+        LlamaForCausalLM model, ModelCache cache, Tensor ids, int prefill, bool includePrompt, Action<int>? advanced = null)
+    {
+        ArgumentNullException.ThrowIfNull(model);
+        ArgumentNullException.ThrowIfNull(cache);
+        ArgumentNullException.ThrowIfNull(ids);
+        int tokens = checked((int)ids.shape[1]);
+        ArgumentOutOfRangeException.ThrowIfLessThan(tokens, 2, nameof(ids));
+        ArgumentOutOfRangeException.ThrowIfLessThan(prefill, 1);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(prefill, includePrompt ? tokens : tokens - 1);
+
+        using IDisposable mode = inference_mode();
+        using DisposeScope scope = NewDisposeScope();
+        List<Tensor> parts = [];
+        Tensor last = Prompt(model, cache, ids, prefill, includePrompt, parts);
+        advanced?.Invoke(prefill);
+        for (int i = prefill; i < tokens; i++)
+        {
+            using DisposeScope step = NewDisposeScope();
+            parts.Add(OfToken(last, ids.narrow(1, i, 1)).MoveToOuterDisposeScope());
+            last.Dispose();
+            if (i + 1 < tokens)
+            {
+                last = model.NextTokenLogits(ids.narrow(1, i, 1), cache).unsqueeze(1).MoveToOuterDisposeScope();
+            }
+
+            advanced?.Invoke(i + 1);
+        }
+
+        return cat(parts, 1).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Negative log likelihoods of tokens under scores.</summary>
+    /// <param name="logits">Scores [.., vocab_size].</param>
+    /// <param name="ids">Int64 [..].</param>
+    /// <returns>Float64 [..], in nats.</returns>
+    public static Tensor OfToken(Tensor logits, Tensor ids)
+    {
+        ArgumentNullException.ThrowIfNull(logits);
+        ArgumentNullException.ThrowIfNull(ids);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor scores = logits.to(ScalarType.Float32);
+        Tensor nll = scores.logsumexp(-1) - scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1);
+        return nll.to(ScalarType.Float64).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Kullback-Leibler divergence of next-token distributions: what q loses where p is the truth.</summary>
+    /// <param name="p">Scores [.., vocab_size].</param>
+    /// <param name="q">Scores [.., vocab_size].</param>
+    /// <returns>Float64 [..], in nats.</returns>
+    public static Tensor Divergence(Tensor p, Tensor q)
+    {
+        ArgumentNullException.ThrowIfNull(p);
+        ArgumentNullException.ThrowIfNull(q);
+        using DisposeScope scope = NewDisposeScope();
+        Tensor logP = p.to(ScalarType.Float64).log_softmax(-1);
+        Tensor logQ = q.to(ScalarType.Float64).log_softmax(-1);
+        return (logP.exp() * (logP - logQ)).sum(-1).MoveToOuterDisposeScope();
+    }
+
+    // The scores after the prompt's last token [batch, 1, vocab_size]; adds those of its tokens to parts.
+    private static Tensor Prompt(LlamaForCausalLM model, ModelCache cache, Tensor ids, int prefill, bool include, List<Tensor> parts)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        Tensor hidden = model.Hidden(ids.narrow(1, 0, prefill), cache);
+        for (int i = 0; include && i < prefill - 1; i += HeadChunk)
+        {
+            using DisposeScope chunk = NewDisposeScope();
+            int count = Math.Min(HeadChunk, prefill - 1 - i);
+            Tensor logits = model.Head(hidden.narrow(1, i, count));
+            parts.Add(OfToken(logits, ids.narrow(1, i + 1, count)).MoveToOuterDisposeScope());
+        }
+
+        parts.ForEach(part => part.MoveToOuterDisposeScope());
+        return model.Head(hidden.narrow(1, prefill - 1, 1)).MoveToOuterDisposeScope();
+    }
+}

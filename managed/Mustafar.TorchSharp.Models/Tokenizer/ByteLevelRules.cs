@@ -1,0 +1,126 @@
+using System.Text;
+using System.Text.Json;
+using System.Text.RegularExpressions;
+using Mustafar.Models.Checkpoint;
+
+namespace Mustafar.Models.Tokenizer;
+
+/// <summary>What a tokenizer.json of byte-level BPE says beside vocabulary and merges.</summary>
+/// <param name="Splitters">Cut a text into pieces, each the pieces of the one before.</param>
+/// <param name="AddPrefixSpace">Whether a piece gets a space in front if it has none.</param>
+/// <param name="ByteLevelSplitter">Cuts these pieces once more; null if nothing does.</param>
+/// <param name="Normalization">Unicode form that a text is brought to first; none if null.</param>
+internal sealed record ByteLevelRules(
+    IReadOnlyList<PieceSplitter> Splitters, bool AddPrefixSpace, PieceSplitter? ByteLevelSplitter, NormalizationForm? Normalization)
+{
+    // The expression that a ByteLevel pre-tokenizer has built in (GPT-2's).
+    private const string ByteLevelPattern = @"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+    /// <summary>Reads them from the root object.</summary>
+    /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
+    /// <exception cref="UnsupportedModelException">A part is of a kind that is not implemented.</exception>
+    public static ByteLevelRules Read(JsonElement root, string path)
+    {
+        NormalizationForm? normalization = ReadNormalizer(root, path);
+        (List<SplitRule> rules, bool addPrefixSpace, bool usesRegex) = ReadPreTokenizer(root, path);
+        string decoder = TokenizerFile.TypeOf(root.Require("decoder", JsonValueKind.Object, path));
+        return decoder == "ByteLevel"
+            ? new ByteLevelRules(
+                [.. rules.Select(rule => MakeSplitter(rule, path))],
+                addPrefixSpace,
+                usesRegex ? new PieceSplitter(new SplitRule(ByteLevelPattern)) : null,
+                normalization)
+            : throw new UnsupportedModelException($"decoder '{decoder}' is not supported; expected 'ByteLevel'.", path);
+    }
+
+    /// <summary>The pieces of a text, in order.</summary>
+    public IEnumerable<string> Split(string text, CancellationToken cancellationToken)
+    {
+        IEnumerable<string> pieces = [text];
+        foreach (PieceSplitter splitter in Splitters)
+        {
+            pieces = Split(pieces, splitter, cancellationToken);
+        }
+
+        if (AddPrefixSpace)
+        {
+            pieces = pieces.Select(piece => piece[0] == ' ' ? piece : ' ' + piece);
+        }
+
+        return ByteLevelSplitter is null ? pieces : Split(pieces, ByteLevelSplitter, cancellationToken);
+    }
+
+    private static IEnumerable<string> Split(IEnumerable<string> pieces, PieceSplitter splitter, CancellationToken cancellationToken) =>
+        pieces.SelectMany(piece => splitter.Split(piece, cancellationToken).Select(range => piece[range]));
+
+    private static NormalizationForm? ReadNormalizer(JsonElement root, string path)
+    {
+        JsonElement[] steps = TokenizerFile.Steps(root, "normalizer", "normalizers", path);
+        if (steps.Length == 0)
+        {
+            return null;
+        }
+
+        string[] types = [.. steps.Select(TokenizerFile.TypeOf)];
+        if (types is not ["NFC"])
+        {
+            throw new UnsupportedModelException($"normalizer [{string.Join(", ", types)}] is not supported; expected NFC or none.", path);
+        }
+
+        // Without data on Unicode, .NET would leave texts as they are.
+        return "e\u0301".Normalize(NormalizationForm.FormC) == "\u00E9"
+            ? NormalizationForm.FormC
+            : throw new UnsupportedModelException("normalizer 'NFC' needs the Unicode data that this .NET runs without.", path);
+    }
+
+    // Steps that split, and a ByteLevel behind them, which may split once more.
+    private static (List<SplitRule> Rules, bool AddPrefixSpace, bool UsesRegex) ReadPreTokenizer(JsonElement root, string path)
+    {
+        root.Require("pre_tokenizer", JsonValueKind.Object, path);
+        JsonElement[] steps = TokenizerFile.Steps(root, "pre_tokenizer", "pretokenizers", path);
+        string[] types = [.. steps.Select(TokenizerFile.TypeOf)];
+        if (types is not [.., "ByteLevel"] || types[..^1].Any(type => type is not ("Split" or "Digits")))
+        {
+            throw new UnsupportedModelException(
+                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected any of Split and Digits, and ByteLevel as the last.",
+                path);
+        }
+
+        return (
+            [.. steps[..^1].Select(step => TokenizerFile.TypeOf(step) == "Split" ? ReadSplit(step, path) : ReadDigits(step, path))],
+            steps[^1].FindBoolean("add_prefix_space", path) ?? true,
+            steps[^1].FindBoolean("use_regex", path) ?? true);
+    }
+
+    private static SplitRule ReadDigits(JsonElement digits, string path) =>
+        new((digits.FindBoolean("individual_digits", path) ?? false) ? @"\p{N}" : @"\p{N}+");
+
+    private static SplitRule ReadSplit(JsonElement split, string path)
+    {
+        string name = split.FindString("behavior", path) ?? "";
+        if (!Enum.TryParse(name, out SplitBehavior behavior) || !Enum.IsDefined(behavior) || int.TryParse(name, out _))
+        {
+            throw new UnsupportedModelException(
+                $"a Split with behavior '{name}' is not supported; expected one of {string.Join(", ", Enum.GetNames<SplitBehavior>())}.", path);
+        }
+
+        JsonElement pattern = split.Require("pattern", JsonValueKind.Object, path);
+        string expression = pattern.FindString("Regex", path)
+            ?? (pattern.FindString("String", path) is { Length: > 0 } literal
+                ? Regex.Escape(literal)
+                : throw new CheckpointException("expected a 'Regex' or a 'String' as 'pattern' of a Split.", path));
+        return new SplitRule(expression, behavior, split.FindBoolean("invert", path) ?? false);
+    }
+
+    private static PieceSplitter MakeSplitter(SplitRule rule, string path)
+    {
+        try
+        {
+            return new PieceSplitter(rule);
+        }
+        catch (ArgumentException exception)
+        {
+            throw new UnsupportedModelException($"the pre-tokenizer's expression is not supported: {exception.Message}", path);
+        }
+    }
+}
