@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
+using Mustafar.Models.Evaluation;
 using Mustafar.Models.Generation;
 using Mustafar.Models.Llama;
 using TorchSharp;
@@ -50,7 +51,7 @@ internal sealed class PerplexityCommand : LlamaCommand
         string file = arguments.GetRequiredValue(_file);
         string text = ShippedFiles.ReadDocuments(file);
         using ModelSession session = ModelSession.Load(settings, output);
-        List<List<int>> windows = Windows(session, text, context);
+        List<List<int>> windows = TextWindows.Of(session.Tokenizer, text, context);
         if (windows.Count == 0)
         {
             throw new CommandException($"{file}: expected a text of at least {context} tokens.");
@@ -98,20 +99,6 @@ internal sealed class PerplexityCommand : LlamaCommand
     }
 
     private static string WindowsText(int count) => count == 1 ? "1 window" : string.Create(CultureInfo.InvariantCulture, $"{count} windows");
-
-    // The text is encoded as a whole; every window begins like a text.
-    private static List<List<int>> Windows(ModelSession session, string text, int context)
-    {
-        IReadOnlyList<int> prefix = session.Tokenizer.Prefix;
-        List<int> all = session.Tokenizer.Encode(text);
-        List<List<int>> windows = [];
-        for (int i = 0; (i + 1) * context <= all.Count; i++)
-        {
-            windows.Add([.. prefix, .. all.GetRange((i * context) + prefix.Count, context - prefix.Count)]);
-        }
-
-        return windows;
-    }
 
     private sealed record Result(
         RunReport Run,

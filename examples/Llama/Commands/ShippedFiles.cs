@@ -36,4 +36,20 @@ internal static class ShippedFiles
     /// <summary>Reads a text file of several documents, with a form feed on a line of its own between them, as one text.</summary>
     /// <exception cref="CommandException">There is no such file.</exception>
     public static string ReadDocuments(string path) => ReadText(path).Replace("\n\f\n", "\n", StringComparison.Ordinal);
+
+    /// <summary>Makes something of a text; what it says of the text names the file.</summary>
+    /// <param name="path">The file that the text came from.</param>
+    /// <param name="make">Makes it; an exception of a parameter <c>text</c> is of the text.</param>
+    /// <exception cref="CommandException">The text doesn't do.</exception>
+    public static T OfText<T>(string path, Func<T> make)
+    {
+        try
+        {
+            return make();
+        }
+        catch (ArgumentException exception) when (exception.ParamName == "text")
+        {
+            throw new CommandException($"{path}: {exception.Message.Split(" (Parameter ")[0]}");
+        }
+    }
 }

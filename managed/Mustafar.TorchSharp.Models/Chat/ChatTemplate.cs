@@ -12,6 +12,7 @@ public sealed class ChatTemplate
     private ChatTemplate(ChatTemplateText text, Dictionary<string, object?> specialTokens)
     {
         Origin = text.Origin;
+        Text = text.Text;
         RequiredTokens = text.RequiredTokens;
         _specialTokens = specialTokens;
         try
@@ -29,6 +30,9 @@ public sealed class ChatTemplate
 
     /// <summary>Where it comes from: a file, or a built-in template's name.</summary>
     public string Origin { get; }
+
+    /// <summary>The program.</summary>
+    internal string Text { get; }
 
     /// <summary>Tokens without which it can't be used.</summary>
     internal IReadOnlyList<string> RequiredTokens { get; }

@@ -1,7 +1,5 @@
-using Mustafar.Examples.Llama.Commands;
 using Mustafar.Models.Generation;
 using Mustafar.Models.Llama;
-using Mustafar.Models.Tokenizer;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;
@@ -155,40 +153,6 @@ public sealed class GeneratorTests
         {
             Assert.That(counts[2..], Is.All.EqualTo(counts[1]));
             Assert.That(Tensor.TotalCount, Is.LessThan(counts[1]), "what chooses the tokens is gone too");
-        }
-    }
-
-    [Test]
-    public void RecallTasksHideTheNoteThatTheyAskFor()
-    {
-        TextTokenizer tokenizer = TextTokenizer.Load(Golden.Checkpoint);
-        List<int> haystack = tokenizer.Encode(string.Concat(Enumerable.Range(0, 400).Select(i => $"value_{i} = compute({i})\n")), false);
-        for (int seed = 0; seed < 20; seed++)
-        {
-            RecallTask task = RecallTask.Make(tokenizer, haystack, 512, new Random(seed));
-            string[] lines = tokenizer.Decode(task.Context).Split('\n');
-            string name = tokenizer.Decode(task.Question)["\n# recall ".Length..^" =".Length];
-            using (Assert.EnterMultipleScope())
-            {
-                Assert.That(task.Context, Has.Count.EqualTo(512));
-                Assert.That(task.Context[0], Is.EqualTo(8184));
-                Assert.That(lines, Has.Exactly(1).EqualTo($"# note {name} = {task.Answer}"));
-                Assert.That(lines.Count(line => line.StartsWith("# note ", StringComparison.Ordinal)), Is.EqualTo(4));
-                Assert.That(task.IsAnsweredBy($" {task.Answer}\n"));
-                Assert.That(task.IsAnsweredBy($" {task.Answer[..5]}"), Is.False);
-            }
-        }
-    }
-
-    [Test]
-    public void RecallTasksNeedRoom()
-    {
-        TextTokenizer tokenizer = TextTokenizer.Load(Golden.Checkpoint);
-        List<int> haystack = tokenizer.Encode("a = 1\nb = 2\n", false);
-        using (Assert.EnterMultipleScope())
-        {
-            Assert.That(() => RecallTask.Make(tokenizer, haystack, 20, new Random(0)), Throws.ArgumentException.With.Message.Contains("room"));
-            Assert.That(() => RecallTask.Make(tokenizer, haystack, 512, new Random(0)), Throws.ArgumentException.With.Message.Contains("at least"));
         }
     }
 

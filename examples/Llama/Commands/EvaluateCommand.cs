@@ -1,0 +1,138 @@
+using System.CommandLine;
+using System.Globalization;
+using Mustafar.Models.Evaluation;
+using Mustafar.Models.Llama;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>Measures cache settings beside the dense cache, keeps each result, and goes on where a former run ended.</summary>
+internal sealed class EvaluateCommand : LlamaCommand
+{
+    private readonly Option<string> _output = new("--output")
+    {
+        Description = "Directory of the results; a second run goes on with what is there.",
+        HelpName = "DIR",
+        Required = true,
+    };
+
+    private readonly Option<string[]> _setting = new("--setting")
+    {
+        Description = "A setting to measure: NAME: PRESET, or NAME: key_sparsity=0.5, value_bits=4; may be repeated. "
+            + $"Presets: {string.Join(", ", CacheSettingReader.Presets.Keys)}. Without any, what the other options of the cache say.",
+        HelpName = "TEXT",
+    };
+
+    private readonly Option<string?> _settings = new("--settings")
+    {
+        Description = "A JSON file of settings: { \"NAME\": \"PRESET\", \"NAME\": { \"key_sparsity\": 0.5 } }.",
+        HelpName = "FILE",
+    };
+
+    private readonly EvaluationTaskOptions _tasks = new();
+
+    public EvaluateCommand()
+        : base("evaluate", "Measure cache settings beside the dense cache: perplexity, divergence, bytes, tasks with long contexts.")
+    {
+        Add([_output, _setting, _settings, .. _tasks.All]);
+    }
+
+    protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
+    {
+        string directory = arguments.GetRequiredValue(_output);
+        _tasks.Check(arguments);
+        IReadOnlyList<CacheSetting> caches = SettingsOf(arguments, settings);
+        string config = Path.Combine(settings.Model, "config.json");
+        LlamaConfig model = LlamaConfig.Load(config);
+        foreach (CacheSetting cache in caches.Where(cache => cache.Options is not null))
+        {
+            // Before the weights, which may take minutes.
+            model.CheckCompressible(cache.Options!, config);
+        }
+
+        using ModelSession session = ModelSession.Load(settings with { Attention = AttentionKind.Dense }, output);
+        IReadOnlyList<EvaluationTask> tasks = _tasks.Read(arguments, session.Language);
+        EvaluationRun run = new(tasks, caches, directory);
+        EvaluationReport report = new(Measure(run, tasks, caches, output));
+        report.Write(directory);
+        foreach (string problem in EvaluationCharts.Write(report, directory))
+        {
+            output.Message($"warning: {problem}");
+        }
+
+        output.WriteLine(report.ToMarkdown().TrimEnd('\n'));
+        output.WriteLine();
+        output.WriteLine($"results in {directory}");
+        output.WriteJson(report.ToJson());
+    }
+
+    // A bar for each unit, and what it found on a line that stays.
+    private static List<EvaluationUnit> Measure(
+        EvaluationRun run, IReadOnlyList<EvaluationTask> tasks, IReadOnlyList<CacheSetting> caches, ConsoleOutput output)
+    {
+        List<EvaluationUnit> done = [];
+        TimeSpan? left = null;
+        bool measured = false;
+        IProgress<double>? bar = null;
+        using IEnumerator<EvaluationUnit> units = run.Run(new Follower(Follow), output.Interrupted).GetEnumerator();
+        while (done.Count < run.Units)
+        {
+            (EvaluationTask task, CacheSetting cache) = (tasks[done.Count / caches.Count], caches[done.Count % caches.Count]);
+            string title = string.Create(CultureInfo.InvariantCulture, $"[{done.Count + 1}/{run.Units}] {task.Name}, {cache.Name}");
+            measured = false;
+            done.Add(output.WithProgress(title, progress =>
+            {
+                bar = progress;
+                return units.MoveNext() ? units.Current : throw new InvalidOperationException("The run ended early.");
+            }));
+            string numbers = string.Join(", ", task.Metrics.Select(metric => Text(done[^1], metric)));
+            string time = !measured ? "from a former run" : done.Count == run.Units ? Time(TimeSpan.FromSeconds(done[^1].Seconds))
+                : $"{Time(TimeSpan.FromSeconds(done[^1].Seconds))}; about {Time(left ?? TimeSpan.Zero)} left";
+            output.Message($"{title}: {numbers} ({time})");
+        }
+
+        return done;
+
+        void Follow(EvaluationProgress progress)
+        {
+            (measured, left) = (true, progress.Left);
+            bar!.Report(progress.Share);
+        }
+    }
+
+    private static string Text(EvaluationUnit unit, Metric metric) => string.Create(
+        CultureInfo.InvariantCulture, $"{metric.Title} {unit.Value(metric.Key).ToString(metric.Format, CultureInfo.InvariantCulture)}");
+
+    private static string Time(TimeSpan time) => time.TotalMinutes < 1.5
+        ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalSeconds:F0} s")
+        : time.TotalHours < 2
+            ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMinutes:F0} min")
+            : string.Create(CultureInfo.InvariantCulture, $"{time.TotalHours:F1} h");
+
+    private IReadOnlyList<CacheSetting> SettingsOf(ParseResult arguments, CommonSettings settings)
+    {
+        List<CacheSetting> given = arguments.GetValue(_settings) is string file ? [.. CacheSettingReader.Load(file, settings.Options)] : [];
+        foreach (string text in arguments.GetValue(_setting) ?? [])
+        {
+            try
+            {
+                given.Add(CacheSettingReader.Parse(text, settings.Options));
+            }
+            catch (UnusableFileException exception)
+            {
+                throw new CommandException($"{_setting.Name}: {exception.Message}");
+            }
+        }
+
+        if (given.Count == 0 && settings.Attention == AttentionKind.Mustafar)
+        {
+            given.Add(new CacheSetting("mustafar", settings.Options));
+        }
+
+        return CacheSettingReader.WithDense(given);
+    }
+
+    private sealed class Follower(Action<EvaluationProgress> follow) : IProgress<EvaluationProgress>
+    {
+        public void Report(EvaluationProgress value) => follow(value);
+    }
+}

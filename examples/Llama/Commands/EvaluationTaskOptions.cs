@@ -1,0 +1,181 @@
+using System.CommandLine;
+using System.Globalization;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Evaluation;
+using Mustafar.Models.Generation;
+
+namespace Mustafar.Examples.Llama.Commands;
+
+/// <summary>Options that say what <c>evaluate</c> measures.</summary>
+internal sealed class EvaluationTaskOptions
+{
+    private const string NoTemplate = "none";
+
+    private static readonly string[] s_names = ["perplexity", "recall", "needle", "ruler", "longbench"];
+
+    private readonly Option<string> _tasks = CommandOption.Text(
+        "--tasks", $"What to measure, separated by commas: {string.Join(", ", s_names)}.", s_names[0], "NAMES");
+
+    private readonly Option<string> _file = CommandOption.Text(
+        "--file", "Text to predict, and to hide things in.", ShippedFiles.HeldOutText, "FILE");
+
+    private readonly Option<int> _context = CommandOption.Number(
+        "--context", "Tokens of a window of the text, and of a context of recall.", "TOKENS", 2048);
+
+    private readonly Option<int> _prefill = CommandOption.Number(
+        "--prefill", "perplexity: tokens of a window that are its prompt.", "TOKENS", 512);
+
+    private readonly Option<int?> _windows = CommandOption.Number<int>("--windows", "perplexity: windows to measure; all if not given.", "N");
+
+    private readonly Option<string> _lengths = CommandOption.Text(
+        "--lengths", "needle, ruler: tokens of the contexts, separated by commas.", "512,1024,2048", "TOKENS");
+
+    private readonly Option<int> _depths = CommandOption.Number(
+        "--depths", "needle: places from the beginning to the end of a context.", "N", 5);
+
+    private readonly Option<int?> _samples = CommandOption.Number<int>(
+        "--samples",
+        "Samples: contexts of recall (100 if not given), of each length and depth of needle (4), of each length of ruler (20), of each data set "
+            + "of longbench (all).",
+        "N");
+
+    private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers of recall, needle and ruler.", "S", 0);
+
+    private readonly Option<int> _batch = CommandOption.Number(
+        "--batch", "Sequences that are decoded side by side; longbench decodes one at a time.", "N", 11);
+
+    private readonly Option<string?> _longBench = new("--longbench")
+    {
+        Description = "Folder of LongBench: dataset2prompt.json, dataset2maxlen.json and the data sets' JSONL files.",
+        HelpName = "DIR",
+    };
+
+    private readonly Option<string?> _datasets = new("--datasets")
+    {
+        Description = "longbench: data sets, separated by commas; if not given, all English and code ones that are there.",
+        HelpName = "NAMES",
+    };
+
+    private readonly Option<int?> _promptTokens = CommandOption.Number<int>(
+        "--max-prompt-tokens", "longbench: tokens that are left of longer prompts; what the model's context allows if not given.", "TOKENS");
+
+    private readonly Option<string?> _chatTemplate = new("--chat-template")
+    {
+        Description = "longbench: a chat template by name or file, or none; the checkpoint's own if not given.",
+        HelpName = "NAME",
+    };
+
+    /// <summary>All options.</summary>
+    public IEnumerable<Option> All =>
+    [
+        _tasks, _file, _context, _prefill, _windows, _lengths, _depths, _samples, _seed, _batch, _longBench, _datasets, _promptTokens,
+        _chatTemplate,
+    ];
+
+    /// <summary>Checks what can be checked before the model is loaded.</summary>
+    /// <exception cref="CommandException">A value is not one that can be used.</exception>
+    public void Check(ParseResult arguments)
+    {
+        _ = Names(arguments);
+        _ = Lengths(arguments);
+        foreach (Option<int> option in (Option<int>[])[_context, _prefill, _depths, _batch])
+        {
+            CommandOption.Positive(option.Name, arguments.GetValue(option));
+        }
+
+        foreach (Option<int?> option in (Option<int?>[])[_windows, _samples, _promptTokens])
+        {
+            CommandOption.Positive(option.Name, arguments.GetValue(option) ?? 1);
+        }
+
+        (int prefill, int context) = (arguments.GetValue(_prefill), arguments.GetValue(_context));
+        if (prefill >= context)
+        {
+            throw new CommandException($"{_prefill.Name}: expected less than the context of {context}, but got {prefill}.");
+        }
+
+        if (Names(arguments).Contains("longbench") && arguments.GetValue(_longBench) is null)
+        {
+            throw new CommandException($"{_longBench.Name}: expected the folder of LongBench, since {_tasks.Name} asks for it, but it is not given.");
+        }
+    }
+
+    /// <summary>Makes the tasks.</summary>
+    /// <exception cref="CommandException">A value is not one that can be used.</exception>
+    public IReadOnlyList<EvaluationTask> Read(ParseResult arguments, LanguageModel language)
+    {
+        string file = arguments.GetRequiredValue(_file);
+        string text = ShippedFiles.ReadDocuments(file);
+        return
+        [
+            .. Names(arguments).SelectMany(name => name == "longbench"
+                ? LongBench(arguments, language)
+                : ShippedFiles.OfText(file, () => OfText(name, arguments, language, text).ToArray())),
+        ];
+    }
+
+    private IEnumerable<EvaluationTask> OfText(string name, ParseResult arguments, LanguageModel language, string text)
+    {
+        (int context, int batch, int seed) = (arguments.GetValue(_context), arguments.GetValue(_batch), arguments.GetValue(_seed));
+        int? samples = arguments.GetValue(_samples);
+        int[] lengths = Lengths(arguments);
+        int depths = arguments.GetValue(_depths);
+        switch (name)
+        {
+            case "perplexity":
+                yield return new PerplexityTask(language, text, context, arguments.GetValue(_prefill), arguments.GetValue(_windows), batch);
+                break;
+            case "recall":
+                yield return new RecallTask(language, text, samples ?? 100, context, seed, batch);
+                break;
+            case "needle":
+                double[] places = [.. Enumerable.Range(0, depths).Select(i => depths == 1 ? 0.5 : (double)i / (depths - 1))];
+                yield return new NeedleTask(language, text, lengths, places, samples ?? 4, seed, batch);
+                break;
+            default:
+                foreach (RulerKind kind in Enum.GetValues<RulerKind>())
+                {
+                    yield return new RulerTask(language, kind, text, lengths, samples ?? 20, seed, batch);
+                }
+
+                break;
+        }
+    }
+
+    private IEnumerable<EvaluationTask> LongBench(ParseResult arguments, LanguageModel language)
+    {
+        string directory = arguments.GetValue(_longBench)!;
+        LongBenchFolder folder = new(directory);
+        string[] datasets = arguments.GetValue(_datasets) is string names ? Words(names) : [.. folder.Available];
+        if (datasets.Length == 0)
+        {
+            throw new CommandException($"{directory}: expected data sets such as {LongBenchFolder.Datasets[0]}.jsonl, here or in data, but there are none.");
+        }
+
+        string? name = arguments.GetValue(_chatTemplate);
+        ChatTemplate? template = name == NoTemplate ? null : ChatTemplate.Load(language.Directory, name);
+        return datasets.Distinct().Select(dataset => new LongBenchTask(
+            language, folder, dataset, template, arguments.GetValue(_promptTokens), arguments.GetValue(_samples)));
+    }
+
+    private string[] Names(ParseResult arguments)
+    {
+        string[] names = [.. Words(arguments.GetRequiredValue(_tasks)).Distinct()];
+        return names.Length > 0 && names.All(s_names.Contains)
+            ? names
+            : throw new CommandException(
+                $"{_tasks.Name}: expected some of {string.Join(", ", s_names)}, but got '{arguments.GetRequiredValue(_tasks)}'.");
+    }
+
+    private int[] Lengths(ParseResult arguments)
+    {
+        string text = arguments.GetRequiredValue(_lengths);
+        int?[] lengths = [.. Words(text).Distinct().Select(word =>
+            int.TryParse(word, NumberStyles.None, CultureInfo.InvariantCulture, out int length) && length > 0 ? length : (int?)null)];
+        return lengths.Length > 0 && !lengths.Contains(null)
+            ? [.. lengths.Select(length => length!.Value)]
+            : throw new CommandException($"{_lengths.Name}: expected whole numbers above 0, separated by commas, but got '{text}'.");
+    }
+
+    private static string[] Words(string text) => text.Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries);
+}

@@ -1,0 +1,183 @@
+using System.Globalization;
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Mustafar.Models.Checkpoint;
+
+namespace Mustafar.Models.Evaluation;
+
+/// <summary>Reads settings of caches: from a JSON file, or each from a line of text.</summary>
+/// <remarks>
+/// A file is one JSON object. Each key is the name of a setting; its value is the name of a preset (<see cref="Presets"/>) or an object
+/// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>, <c>key_bits</c>,
+/// <c>value_bits</c>, <c>key_channel_scales</c>, <c>local_window</c>, <c>sinks</c>, <c>group_size</c> and <c>keep_multiple</c>:
+/// <code>{ "4 bits": "FourBits", "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875 } }</code>
+/// As text the same is <c>4 bits: FourBits</c> and <c>64 / 40: key_sparsity=0.5, value_sparsity=0.6875</c>.
+/// What a setting leaves out is as in its preset or, without one, in the defaults.
+/// </remarks>
+public static class CacheSettingReader
+{
+    private const string Preset = "preset";
+
+    private static readonly (string Property, string Key)[] s_keys =
+    [
+        (nameof(MustafarOptions.KeySparsity), "key_sparsity"), (nameof(MustafarOptions.ValueSparsity), "value_sparsity"),
+        (nameof(MustafarOptions.BalancedKeys), "balanced_keys"), (nameof(MustafarOptions.BalancedValues), "balanced_values"),
+        (nameof(MustafarOptions.KeyBits), "key_bits"), (nameof(MustafarOptions.ValueBits), "value_bits"),
+        (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.LocalWindow), "local_window"),
+        (nameof(MustafarOptions.SinkTokens), "sinks"), (nameof(MustafarOptions.GroupSize), "group_size"),
+        (nameof(MustafarOptions.KeepMultiple), "keep_multiple"),
+    ];
+
+    /// <summary>The presets by name: those of <see cref="MustafarPresets"/>.</summary>
+    public static IReadOnlyDictionary<string, MustafarOptions> Presets { get; } =
+        new Dictionary<string, MustafarOptions>(StringComparer.OrdinalIgnoreCase)
+        {
+            [nameof(MustafarPresets.EightBits)] = MustafarPresets.EightBits,
+            [nameof(MustafarPresets.FourBits)] = MustafarPresets.FourBits,
+            [nameof(MustafarPresets.HalfInFourBits)] = MustafarPresets.HalfInFourBits,
+            [nameof(MustafarPresets.TwoOfFourInFourBits)] = MustafarPresets.TwoOfFourInFourBits,
+            [nameof(MustafarPresets.Default)] = MustafarPresets.Default,
+        };
+
+    /// <summary>Reads a file of settings.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="defaults">What settings leave out; the options' own defaults if null.</param>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="UnusableFileException">It is not a JSON object, or a setting is not valid; the message names it and the key.</exception>
+    public static IReadOnlyList<CacheSetting> Load(string path, MustafarOptions? defaults = null)
+    {
+        ArgumentNullException.ThrowIfNull(path);
+        using JsonDocument document = JsonFile.Open(path);
+        List<CacheSetting> settings =
+            [.. document.RootElement.EnumerateObject().Select(entry => Read(path, entry.Name, entry.Value, defaults ?? new MustafarOptions()))];
+        return settings.Count > 0 ? settings : throw new CheckpointException("expected at least one setting, but the object is empty.", path);
+    }
+
+    /// <summary>Reads a setting from a line of text.</summary>
+    /// <param name="text"><c>NAME: PRESET</c>, <c>NAME: key=value, key=value</c>, both together, or a preset alone.</param>
+    /// <param name="defaults">What the text leaves out; the options' own defaults if null.</param>
+    /// <exception cref="UnusableFileException">It is not valid; the message names the setting and the key.</exception>
+    public static CacheSetting Parse(string text, MustafarOptions? defaults = null)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        int colon = text.IndexOf(':', StringComparison.Ordinal);
+        string name = (colon < 0 ? text : text[..colon]).Trim();
+        JsonObject entry = [];
+        foreach (string word in text[(colon + 1)..].Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries))
+        {
+            string[] pair = word.Split('=', 2, StringSplitOptions.TrimEntries);
+            string key = pair.Length == 1 ? Preset : pair[0];
+            if (!entry.TryAdd(key, ValueOf(pair[^1])))
+            {
+                throw new CheckpointException($"expected '{key}' once, but it is there twice.", $"setting '{name}'");
+            }
+        }
+
+        using JsonDocument document = JsonDocument.Parse(entry.ToJsonString());
+        return Read("", name, document.RootElement, defaults ?? new MustafarOptions());
+    }
+
+    /// <summary>The dense setting and others, each name once.</summary>
+    /// <exception cref="ArgumentException">Two settings have one name, or one has that of the dense setting.</exception>
+    public static IReadOnlyList<CacheSetting> WithDense(IEnumerable<CacheSetting> settings)
+    {
+        CacheSetting[] all = [CacheSetting.Dense, .. settings];
+        string? repeated = all.GroupBy(setting => setting.Name).FirstOrDefault(group => group.Count() > 1)?.Key;
+        return repeated is null
+            ? all
+            : throw new ArgumentException(
+                $"Expected settings of different names ('{CacheSetting.Dense.Name}' is always there), but there are two '{repeated}'.", nameof(settings));
+    }
+
+    // The words of a command line are numbers and truth values where they look like them.
+    private static JsonValue ValueOf(string word)
+    {
+        try
+        {
+            return JsonNode.Parse(word) is JsonValue value && value.GetValueKind() != JsonValueKind.String ? value : JsonValue.Create(word);
+        }
+        catch (JsonException)
+        {
+            return JsonValue.Create(word);
+        }
+    }
+
+    private static CacheSetting Read(string file, string name, JsonElement entry, MustafarOptions defaults)
+    {
+        string place = file.Length == 0 ? $"setting '{name}'" : $"{file}: setting '{name}'";
+        if (string.IsNullOrWhiteSpace(name))
+        {
+            throw new CheckpointException("expected a name for each setting, but one is empty.", place);
+        }
+
+        if (entry.ValueKind == JsonValueKind.String)
+        {
+            return new CacheSetting(name, PresetOf(entry.GetString()!, defaults, place));
+        }
+
+        if (entry.ValueKind != JsonValueKind.Object)
+        {
+            throw new CheckpointException($"expected an object or the name of a preset, but got {entry.Quote()}.", place);
+        }
+
+        foreach (JsonProperty property in entry.EnumerateObject())
+        {
+            if (property.Name != Preset && !s_keys.Any(known => known.Key == property.Name))
+            {
+                throw new CheckpointException(
+                    $"expected {Preset}, {string.Join(", ", s_keys.Select(known => known.Key))}, but got '{property.Name}'.", place);
+            }
+        }
+
+        MustafarOptions basis = entry.FindString(Preset, place) is string preset ? PresetOf(preset, defaults, place) : defaults;
+        return new CacheSetting(name, Checked(() => Changed(basis, entry, place), place));
+    }
+
+    // Windows and groups are those of the defaults: presets say what is kept of a token.
+    private static MustafarOptions PresetOf(string name, MustafarOptions defaults, string place) =>
+        Presets.TryGetValue(name, out MustafarOptions? preset)
+            ? preset with
+            {
+                LocalWindow = defaults.LocalWindow, SinkTokens = defaults.SinkTokens, GroupSize = defaults.GroupSize,
+                SlidingWindow = defaults.SlidingWindow,
+            }
+            : throw new CheckpointException($"expected one of the presets {string.Join(", ", Presets.Keys)}, but got '{name}'.", place);
+
+    private static MustafarOptions Changed(MustafarOptions basis, JsonElement entry, string place)
+    {
+        MustafarOptions options = basis with
+        {
+            KeySparsity = entry.FindDouble("key_sparsity", place) ?? basis.KeySparsity,
+            ValueSparsity = entry.FindDouble("value_sparsity", place) ?? basis.ValueSparsity,
+            BalancedKeys = entry.FindBoolean("balanced_keys", place) ?? basis.BalancedKeys,
+            BalancedValues = entry.FindBoolean("balanced_values", place) ?? basis.BalancedValues,
+            KeyBits = entry.FindInt32("key_bits", place) ?? basis.KeyBits,
+            ValueBits = entry.FindInt32("value_bits", place) ?? basis.ValueBits,
+            LocalWindow = entry.FindInt32("local_window", place) ?? basis.LocalWindow,
+            SinkTokens = entry.FindInt32("sinks", place) ?? basis.SinkTokens,
+            GroupSize = entry.FindInt32("group_size", place) ?? basis.GroupSize,
+            KeepMultiple = entry.FindInt32("keep_multiple", place) ?? basis.KeepMultiple,
+        };
+        return entry.FindBoolean("key_channel_scales", place) is bool scales ? options with { KeyChannelScales = scales } : options;
+    }
+
+    // What the options say of a value is told in terms of the key.
+    private static MustafarOptions Checked(Func<MustafarOptions> make, string place)
+    {
+        try
+        {
+            MustafarOptions options = make();
+            return options is { KeyChannelScales: true, KeyBits: 16 }
+                ? throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place)
+                : options;
+        }
+        catch (ArgumentOutOfRangeException exception)
+        {
+            string key = s_keys.FirstOrDefault(known => known.Property == exception.ParamName).Key ?? exception.ParamName!;
+            string message = exception.Message.Split(" (Parameter ")[0].TrimEnd('.');
+            throw new CheckpointException(
+                string.Create(CultureInfo.InvariantCulture, $"'{key}': {char.ToLowerInvariant(message[0])}{message[1..]}, but got {exception.ActualValue}."),
+                place);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+using System.Diagnostics;
+
+namespace Mustafar.Models.Evaluation;
+
+/// <summary>How far an evaluation is.</summary>
+/// <param name="Unit">The unit that is measured, 0 to <paramref name="Units"/> − 1.</param>
+/// <param name="Units">Number of units: tasks times settings.</param>
+/// <param name="Task">Its task.</param>
+/// <param name="Setting">Its setting.</param>
+/// <param name="Share">Share of the unit that is done, 0 to 1.</param>
+/// <param name="Left">Time that all the rest may take; null as long as nothing was measured.</param>
+public sealed record EvaluationProgress(int Unit, int Units, EvaluationTask Task, CacheSetting Setting, double Share, TimeSpan? Left);
+
+/// <summary>Measures tasks for cache settings, and keeps each result as soon as it is there.</summary>
+/// <remarks>
+/// Results lie in a directory. A second run with the same model, settings and tasks takes what is there, and goes on where the first one
+/// ended, were it in the middle of a unit: of that the parts that were not finished are measured again.
+/// </remarks>
+public sealed class EvaluationRun
+{
+    private readonly IReadOnlyList<EvaluationTask> _tasks;
+    private readonly IReadOnlyList<CacheSetting> _settings;
+    private readonly EvaluationStore _store;
+
+    // Of what this run measured itself, for the estimate of the rest.
+    private readonly Stopwatch _measuring = new();
+    private double _measuredTokens;
+    private double _tokensLeft;
+
+    /// <summary>Prepares a run.</summary>
+    /// <param name="tasks">What to measure.</param>
+    /// <param name="settings">For what; the dense setting is added in front if it is not among them.</param>
+    /// <param name="directory">Where results are kept; it is made if it doesn't exist.</param>
+    /// <exception cref="ArgumentException">There are no tasks, or two tasks or settings have one name.</exception>
+    /// <exception cref="Checkpoint.UnsupportedModelException">The model's keys and values can't be compressed as a setting says.</exception>
+    /// <exception cref="IOException">The directory can't be made or written to.</exception>
+    public EvaluationRun(IReadOnlyList<EvaluationTask> tasks, IEnumerable<CacheSetting> settings, string directory)
+    {
+        ArgumentNullException.ThrowIfNull(tasks);
+        ArgumentNullException.ThrowIfNull(settings);
+        if (tasks.Count == 0 || tasks.Select(task => task.Name).Distinct().Count() != tasks.Count)
+        {
+            throw new ArgumentException(
+                $"Expected tasks of different names, but got {(tasks.Count == 0 ? "none" : string.Join(", ", tasks.Select(task => task.Name)))}.",
+                nameof(tasks));
+        }
+
+        _tasks = tasks;
+        _settings = CacheSettingReader.WithDense(settings.Where(setting => setting != CacheSetting.Dense));
+        foreach (CacheSetting setting in _settings.Where(setting => setting.Options is not null))
+        {
+            tasks[0].Language.Model.Config.CheckCompressible(setting.Options!, Path.Combine(tasks[0].Language.Directory, "config.json"));
+        }
+
+        _store = new EvaluationStore(directory);
+    }
+
+    /// <summary>Number of units: tasks times settings.</summary>
+    public int Units => _tasks.Count * _settings.Count;
+
+    /// <summary>Measures what is not there yet.</summary>
+    /// <param name="progress">Told how far it is.</param>
+    /// <param name="cancellationToken">Stops the work; what is finished is kept.</param>
+    /// <returns>Each unit as soon as it is known, task by task, dense first.</returns>
+    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <exception cref="IOException">A result can't be written.</exception>
+    public IEnumerable<EvaluationUnit> Run(IProgress<EvaluationProgress>? progress = null, CancellationToken cancellationToken = default)
+    {
+        (EvaluationTask Task, CacheSetting Setting, EvaluationUnit? Known)[] units =
+        [
+            .. from task in _tasks from setting in _settings select (task, setting, _store.Find(task, setting)),
+        ];
+        _tokensLeft = units.Where(unit => unit.Known is null).Sum(unit => Enumerable.Range(0, unit.Task.Parts).Sum(part => (double)unit.Task.TokensOf(part)));
+        for (int i = 0; i < units.Length; i++)
+        {
+            yield return units[i].Known ?? Measure(i, units[i].Task, units[i].Setting, progress, cancellationToken);
+        }
+    }
+
+    private EvaluationUnit Measure(
+        int number, EvaluationTask task, CacheSetting setting, IProgress<EvaluationProgress>? progress, CancellationToken cancellationToken)
+    {
+        EvaluationUnit unit;
+        using (EvaluationParts parts = _store.OpenParts(task, setting))
+        {
+            _tokensLeft -= Enumerable.Range(0, parts.Results.Count).Sum(part => (double)task.TokensOf(part));
+            for (int part = parts.Results.Count; part < task.Parts; part++)
+            {
+                cancellationToken.ThrowIfCancellationRequested();
+                Stopwatch stopwatch = Stopwatch.StartNew();
+                _measuring.Start();
+                Reporter reporter = new(this, progress, number, task, setting, part);
+                reporter.Report(0);
+                parts.Add(task.MeasurePart(setting, part, reporter, cancellationToken), stopwatch.Elapsed.TotalSeconds);
+                _measuring.Stop();
+                _measuredTokens += task.TokensOf(part);
+                _tokensLeft -= task.TokensOf(part);
+            }
+
+            unit = new EvaluationUnit(task, setting, task.Summarize(parts.Results), parts.Seconds);
+        }
+
+        _store.Save(unit);
+        progress?.Report(new EvaluationProgress(number, Units, task, setting, 1, TimeLeft(0)));
+        return unit;
+    }
+
+    // After a given number of tokens of the part that is being measured.
+    private TimeSpan? TimeLeft(double ofPart)
+    {
+        double done = _measuredTokens + ofPart;
+        return done > 0 ? _measuring.Elapsed * ((_tokensLeft - ofPart) / done) : null;
+    }
+
+    private sealed class Reporter(
+        EvaluationRun run, IProgress<EvaluationProgress>? progress, int number, EvaluationTask task, CacheSetting setting, int part)
+        : IProgress<double>
+    {
+        public void Report(double value) => progress?.Report(new EvaluationProgress(
+            number, run.Units, task, setting, (part + value) / task.Parts, run.TimeLeft(value * task.TokensOf(part))));
+    }
+}

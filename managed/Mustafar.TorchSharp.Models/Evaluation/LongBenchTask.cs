@@ -1,0 +1,150 @@
+using System.Text.Json.Nodes;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Generation;
+
+namespace Mustafar.Models.Evaluation;
+
+/// <summary>A data set of LongBench (Bai et al., arXiv 2308.14508), with its prompts, lengths of answers and metric.</summary>
+/// <remarks>
+/// As published: a prompt that is too long loses its middle; a chat template stands around it, except in the few-shot and code data sets
+/// trec, triviaqa, samsum, lcc and repobench-p; answers are decoded greedily; of those of trec, triviaqa and samsum the first line counts,
+/// and decoding ends there. An answer's score is the best over all right answers.
+/// </remarks>
+public sealed class LongBenchTask : GenerationTask
+{
+    private static readonly string[] s_withoutChat = ["trec", "triviaqa", "samsum", "lcc", "repobench-p"];
+    private static readonly string[] s_oneLine = ["trec", "triviaqa", "samsum"];
+
+    private readonly LongBenchDataset _data;
+    private readonly ChatTemplate? _template;
+    private readonly ChatEncoder? _chat;
+    private readonly int? _maxPromptTokens;
+
+    /// <summary>Reads a data set.</summary>
+    /// <param name="language">The model.</param>
+    /// <param name="folder">Where LongBench lies.</param>
+    /// <param name="dataset">One of <see cref="LongBenchFolder.Datasets"/>.</param>
+    /// <param name="template">The chat template; none for a model without.</param>
+    /// <param name="maxPromptTokens">Tokens that are left of a longer prompt, without the chat template's; what the model's context
+    /// leaves beside an answer if null. Published numbers took some hundreds less than the context: 3500 of 4096, 7500 of 8192.</param>
+    /// <param name="samples">Samples to measure at most, the first of the file; all if null.</param>
+    /// <exception cref="FileNotFoundException">A file is not there.</exception>
+    /// <exception cref="UnusableFileException">A file is not valid: the message names file, line and key.</exception>
+    /// <exception cref="ArgumentException">There is no such data set, or the model's context is too small for any prompt.</exception>
+    public LongBenchTask(
+        LanguageModel language, LongBenchFolder folder, string dataset, ChatTemplate? template = null, int? maxPromptTokens = null, int? samples = null)
+        : this(language, (folder ?? throw new ArgumentNullException(nameof(folder))).Read(dataset), template, maxPromptTokens, samples)
+    {
+    }
+
+    private LongBenchTask(LanguageModel language, LongBenchDataset data, ChatTemplate? template, int? maxPromptTokens, int? samples)
+        : base($"longbench-{data.Name}", language, Math.Min(samples ?? data.Items.Count, data.Items.Count), batch: 1)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(maxPromptTokens ?? 2, 2, nameof(maxPromptTokens));
+        int room = language.Model.Config.MaxPositions - data.MaxTokens;
+        if (room < (maxPromptTokens ?? 2))
+        {
+            throw new ArgumentException(
+                $"Expected at most {room} tokens of a prompt, since the model's context is {language.Model.Config.MaxPositions} and an answer of "
+                + $"{data.Name} takes up to {data.MaxTokens}, but got {maxPromptTokens ?? 2}.",
+                nameof(maxPromptTokens));
+        }
+
+        _data = data;
+        _maxPromptTokens = maxPromptTokens;
+        if (template is not null && !s_withoutChat.Contains(data.Name))
+        {
+            (_template, _chat) = (template, new ChatEncoder(language.Tokenizer, template));
+        }
+
+        StopTokens = _chat?.EndOfReply is int end ? new HashSet<int>([.. language.StopTokens, end]) : language.StopTokens;
+    }
+
+    /// <inheritdoc/>
+    public override JsonObject Inputs => new()
+    {
+        ["data_sha256"] = _data.Hash,
+        ["prompt"] = _data.Prompt,
+        ["max_tokens"] = _data.MaxTokens,
+        ["max_prompt_tokens"] = _maxPromptTokens,
+        ["samples"] = Samples,
+        ["chat_template_sha256"] = _template is null ? null : TextWindows.HashOf(_template.Text),
+    };
+
+    /// <inheritdoc/>
+    protected override IReadOnlySet<int> StopTokens { get; }
+
+    /// <inheritdoc/>
+    public override PromptSample MakeSample(int sample)
+    {
+        LongBenchItem item = _data.Items[sample];
+        return new LongBenchSample(Ids(item.Prompt), item.Answers, _data.MaxTokens, item.Classes);
+    }
+
+    /// <inheritdoc/>
+    public override double Score(PromptSample sample, string answer)
+    {
+        ArgumentNullException.ThrowIfNull(sample);
+        ArgumentNullException.ThrowIfNull(answer);
+        string text = s_oneLine.Contains(_data.Name) ? FirstLine(answer) : answer;
+        IReadOnlyList<string> classes = (sample as LongBenchSample)?.Classes ?? [];
+        return sample.Answers.Max(expected => _data.Name switch
+        {
+            "gov_report" or "qmsum" or "multi_news" or "samsum" => LongBenchMetrics.RougeL(text, expected),
+            "trec" => LongBenchMetrics.Classification(text, expected, classes),
+            "passage_retrieval_en" => LongBenchMetrics.Retrieval(text, expected),
+            "passage_count" => LongBenchMetrics.Count(text, expected),
+            "lcc" or "repobench-p" => LongBenchMetrics.CodeSimilarity(text, expected),
+            _ => LongBenchMetrics.QaF1(text, expected),
+        });
+    }
+
+    /// <inheritdoc/>
+    protected override bool IsComplete(string answer)
+    {
+        ArgumentNullException.ThrowIfNull(answer);
+        return s_oneLine.Contains(_data.Name) && answer.TrimStart('\n').Contains('\n', StringComparison.Ordinal);
+    }
+
+    /// <inheritdoc/>
+    protected override long TokensOfSample(int sample)
+    {
+        const int charactersOfToken = 4;
+        int most = _maxPromptTokens ?? Language.Model.Config.MaxPositions;
+        return Math.Min(most, _data.Items[sample].Prompt.Length / charactersOfToken) + _data.MaxTokens;
+    }
+
+    private static string FirstLine(string answer) => answer.TrimStart('\n').Split('\n')[0];
+
+    // Halves are text again, around which the chat template stands; as ids they may be a few more than they were.
+    private List<int> Ids(string prompt)
+    {
+        List<int> all = Language.Tokenizer.Encode(prompt);
+        int room = Language.Model.Config.MaxPositions - _data.MaxTokens;
+        int left = Math.Min(_maxPromptTokens ?? room, room);
+        while (true)
+        {
+            int half = left / 2;
+            string text = all.Count <= left ? prompt
+                : Language.Tokenizer.Decode(all[..half]) + Language.Tokenizer.Decode(all[^half..]);
+            List<int> ids = _chat is null
+                ? Language.Tokenizer.Encode(text)
+                : _chat.Encode([new ChatTurn(ChatRoles.User, text)], variables: null, CancellationToken.None);
+            if (ids.Count <= room)
+            {
+                return ids;
+            }
+
+            left = Math.Min(left, all.Count) - (ids.Count - room);
+            if (left < 2)
+            {
+                throw new ArgumentException(
+                    $"Expected a context with room for a prompt beside the chat template and {_data.MaxTokens} tokens of an answer of "
+                    + $"{_data.Name}, but the model's is {Language.Model.Config.MaxPositions}.");
+            }
+        }
+    }
+
+    private sealed record LongBenchSample(IReadOnlyList<int> Prompt, IReadOnlyList<string> Expected, int Most, IReadOnlyList<string> Classes)
+        : PromptSample(Prompt, [], Expected, Most);
+}

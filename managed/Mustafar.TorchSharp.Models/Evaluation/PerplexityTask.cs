@@ -1,0 +1,185 @@
+using System.Text.Json.Nodes;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Mustafar.Models.Evaluation;
+
+/// <summary>
+/// Perplexity, divergence from the dense model and bytes. Of each window of a text a prefix is the prompt, and the rest is decoded token
+/// by token with the true tokens, so that every prediction reads the cache as it is at decode.
+/// </summary>
+/// <remarks>
+/// The dense model's predictions come from one pass over each whole window, of which the hidden states are kept while the window is
+/// decoded. So the divergence of the dense setting is that of rounding, below which no other setting can get.
+/// </remarks>
+public sealed class PerplexityTask : EvaluationTask
+{
+    private readonly List<List<int>> _windows;
+    private readonly int _prefill;
+    private readonly int _batch;
+    private readonly string _textHash;
+
+    /// <summary>Makes a task.</summary>
+    /// <param name="language">The model.</param>
+    /// <param name="text">The text to predict.</param>
+    /// <param name="context">Tokens of a window.</param>
+    /// <param name="prefill">Tokens of a window that are its prompt, 1 to <paramref name="context"/> − 1.</param>
+    /// <param name="windows">Windows to measure at most; all that the text has if null.</param>
+    /// <param name="batch">Windows that are decoded side by side.</param>
+    /// <exception cref="ArgumentException">The text is shorter than a window, or a window doesn't fit into the model.</exception>
+    public PerplexityTask(LanguageModel language, string text, int context = 2048, int prefill = 512, int? windows = null, int batch = 11)
+        : base("perplexity", language)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        ArgumentOutOfRangeException.ThrowIfLessThan(prefill, 1);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(prefill, context);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(batch);
+        ArgumentOutOfRangeException.ThrowIfLessThan(windows ?? 1, 1, nameof(windows));
+        _windows = TextWindows.Of(language.Tokenizer, text, context);
+        if (_windows.Count == 0)
+        {
+            throw new ArgumentException($"Expected a text of at least {context} tokens, one window, but it is shorter.", nameof(text));
+        }
+
+        TokenIds.Check(_windows[0], language.Model.Config);
+        _windows = [.. _windows.Take(windows ?? _windows.Count)];
+        (_prefill, _batch, _textHash) = (prefill, batch, TextWindows.HashOf(text));
+    }
+
+    /// <inheritdoc/>
+    public override IReadOnlyList<Metric> Metrics { get; } =
+    [
+        new("perplexity", "perplexity", "F3"),
+        new("kl_mean", "KL divergence, mean (nats)", "F5"),
+        new("kl_p99", "KL divergence, 99th percentile", "F4"),
+        new("same_likeliest", "same likeliest token", "P1"),
+        new("bytes_ratio", "bytes of dense fp16", "P1"),
+    ];
+
+    /// <inheritdoc/>
+    public override int Parts => (_windows.Count + _batch - 1) / _batch;
+
+    /// <inheritdoc/>
+    public override JsonObject Inputs => new()
+    {
+        ["text_sha256"] = _textHash,
+        ["context"] = _windows[0].Count,
+        ["prefill"] = _prefill,
+        ["windows"] = _windows.Count,
+        ["batch"] = _batch,
+    };
+
+    /// <inheritdoc/>
+    public override long TokensOf(int part) => WindowsOf(part).Sum(window => (long)window.Count);
+
+    /// <inheritdoc/>
+    public override JsonNode MeasurePart(CacheSetting setting, int part, IProgress<double> progress, CancellationToken cancellationToken)
+    {
+        ArgumentNullException.ThrowIfNull(setting);
+        ArgumentNullException.ThrowIfNull(progress);
+        List<int>[] windows = [.. WindowsOf(part)];
+        LlamaForCausalLM model = Language.Model;
+        using IDisposable mode = inference_mode();
+        using DisposeScope scope = NewDisposeScope();
+        Tensor ids = TokenIds.ToTensor(windows, model.Device);
+        Tensor reference = DenseStates(ids, cancellationToken);
+        using ModelCache cache = setting.NewCache(model, windows.Length);
+        int tokens = windows[0].Count;
+        Tensor logits = model.NextTokenLogits(ids.narrow(1, 0, _prefill), cache, cancellationToken: cancellationToken);
+        List<Tensor> nll = [], divergence = [], same = [];
+        for (int i = _prefill; i < tokens; i++)
+        {
+            using DisposeScope step = NewDisposeScope();
+            nll.Add(TeacherForcing.OfToken(logits, ids.select(1, i)).MoveToOuterDisposeScope());
+            if (i > _prefill)
+            {
+                // Not of the first token: its prediction comes from the prompt, whose attention is dense in any case.
+                Tensor expected = model.Head(reference.select(1, i - _prefill));
+                divergence.Add(TeacherForcing.Divergence(expected, logits).MoveToOuterDisposeScope());
+                same.Add(expected.argmax(-1).eq(logits.argmax(-1)).MoveToOuterDisposeScope());
+            }
+
+            logits.Dispose();
+            if (i + 1 < tokens)
+            {
+                logits = model.NextTokenLogits(ids.narrow(1, i, 1), cache, cancellationToken: cancellationToken).MoveToOuterDisposeScope();
+            }
+
+            progress.Report((i + 1.0) / tokens);
+        }
+
+        return new JsonObject
+        {
+            ["nll"] = Array(stack(nll, 1)),
+            ["kl"] = Array(divergence.Count == 0 ? zeros(0) : stack(divergence, 1)),
+            ["same"] = same.Count == 0 ? 0L : stack(same).sum().item<long>(),
+            ["bytes"] = cache.Cache.Usage.UsedBytes,
+            ["dense_fp16_bytes"] = cache.Memory.Fp16Bytes,
+        };
+    }
+
+    /// <inheritdoc/>
+    public override TaskResult Summarize(IReadOnlyList<JsonNode> parts)
+    {
+        ArgumentNullException.ThrowIfNull(parts);
+        double[] nll = Numbers(parts, "nll");
+        double[] kl = Numbers(parts, "kl");
+        long bytes = parts.Sum(part => (long)part["bytes"]!);
+        long dense = parts.Sum(part => (long)part["dense_fp16_bytes"]!);
+        double mean = nll.Average();
+        double[] ofWindows = [.. nll.Chunk(nll.Length / _windows.Count).Select(window => window.Average())];
+        Dictionary<string, double> metrics = new()
+        {
+            ["perplexity"] = Math.Exp(mean),
+            ["mean_nll"] = mean,
+            ["bytes"] = bytes,
+            ["bytes_ratio"] = (double)bytes / dense,
+        };
+        if (kl.Length > 0)
+        {
+            metrics["kl_mean"] = kl.Average();
+            metrics["kl_p99"] = Percentile(kl, 0.99);
+            metrics["same_likeliest"] = (double)parts.Sum(part => (long)part["same"]!) / kl.Length;
+        }
+
+        return new TaskResult(metrics, new JsonObject
+        {
+            ["predicted_tokens"] = nll.Length,
+            ["window_nll"] = new JsonArray([.. ofWindows.Select(JsonNumber.Of)]),
+        });
+    }
+
+    /// <summary>The smallest of some numbers that at least a given share of them does not exceed.</summary>
+    internal static double Percentile(IReadOnlyCollection<double> numbers, double share) =>
+        numbers.Order().ElementAt(Math.Max(0, (int)Math.Ceiling(share * numbers.Count) - 1));
+
+    private IEnumerable<List<int>> WindowsOf(int part) => _windows.Skip(part * _batch).Take(_batch);
+
+    // The dense model's hidden states at the positions that predict tokens prefill, prefill + 1, …: [batch, tokens − prefill, hidden_size].
+    // Window by window, so that what a pass needs beside them does not grow with the batch.
+    private Tensor DenseStates(Tensor ids, CancellationToken cancellationToken)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        List<Tensor> states = [];
+        for (int b = 0; b < ids.shape[0]; b++)
+        {
+            using DisposeScope window = NewDisposeScope();
+            using ModelCache cache = ModelCache.Dense(Language.Model);
+            Tensor hidden = Language.Model.Hidden(ids.narrow(0, b, 1), cache, cancellationToken: cancellationToken);
+            states.Add(hidden.narrow(1, _prefill - 1, hidden.shape[1] - _prefill).clone().MoveToOuterDisposeScope());
+        }
+
+        return cat(states, 0).MoveToOuterDisposeScope();
+    }
+
+    private static JsonArray Array(Tensor tensor)
+    {
+        using Tensor numbers = tensor.to(ScalarType.Float32).cpu().contiguous();
+        return new JsonArray([.. numbers.data<float>().ToArray().Select(value => JsonNumber.Of(value))]);
+    }
+
+    private static double[] Numbers(IReadOnlyList<JsonNode> parts, string key) =>
+        [.. parts.SelectMany(part => part[key]!.AsArray()).Select(JsonNumber.Read)];
+}
