@@ -8,7 +8,7 @@
     work as well: they build the native library by themselves.
 .PARAMETER Task
     configure: a CMake build folder for native work, artifacts/cmake/PRESET. build: everything. test: build and test.
-    bindings: writes the generated C# imports anew from the C header. pack: the NuGet package, in artifacts/packages.
+    bindings: writes the generated C# imports anew from the C header. pack: the NuGet packages.
 .PARAMETER Configuration
     build, test and pack: the .NET configuration.
 .PARAMETER Preset
@@ -17,6 +17,10 @@
     Whether to build the CUDA library: OFF, ON, or AUTO (where a CUDA compiler is found).
 .PARAMETER NativePath
     A built libmustafar.so or mustafar.dll, or the folder it lies in, to use instead of building one.
+.PARAMETER Runtimes
+    pack: a folder of built native libraries for other platforms, RID/native/FILE; artifacts/runtimes if it is not given.
+.PARAMETER Output
+    pack: where the packages go; artifacts/packages if it is not given.
 .EXAMPLE
     ./build.ps1 test -Configuration Debug
 #>
@@ -34,7 +38,11 @@ param(
     [ValidateSet('OFF', 'ON', 'AUTO')]
     [string] $Cuda = 'OFF',
 
-    [string] $NativePath
+    [string] $NativePath,
+
+    [string] $Runtimes,
+
+    [string] $Output
 )
 
 Set-StrictMode -Version Latest
@@ -54,6 +62,11 @@ if ($NativePath) {
     $properties += "-p:MustafarNativePath=$((Resolve-Path $NativePath).Path)"
 }
 
+if ($Runtimes) {
+    $properties += "-p:MustafarRuntimes=$((Resolve-Path $Runtimes).Path)"
+}
+$packages = $Output ? $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($Output) : "$PSScriptRoot/artifacts/packages"
+
 Push-Location $PSScriptRoot
 try {
     switch ($Task) {
@@ -61,7 +74,7 @@ try {
         'build' { Invoke-Tool dotnet (@('build', '-c', $Configuration) + $properties) }
         'test' { Invoke-Tool dotnet (@('test', '-c', $Configuration) + $properties) }
         'bindings' { Invoke-Tool dotnet @('run', '--project', 'managed/Mustafar.BindingGenerator') }
-        'pack' { Invoke-Tool dotnet (@('pack', 'managed/Mustafar.TorchSharp', '-c', $Configuration) + $properties) }
+        'pack' { Invoke-Tool dotnet (@('pack', '-c', $Configuration, '-o', $packages) + $properties) }
     }
 }
 finally {

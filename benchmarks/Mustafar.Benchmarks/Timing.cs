@@ -25,8 +25,11 @@ internal static class Timing
     /// </summary>
     /// <param name="seconds">Time to spend on each.</param>
     /// <param name="calls">What to time; their tensors are freed after each call.</param>
-    internal static double[] Interleaved(double seconds, IReadOnlyList<Action> calls)
+    /// <param name="ofProcessor">Whether to measure the time that this process has the processors, in all of its threads: what other programs
+    /// take does not count then.</param>
+    internal static double[] Interleaved(double seconds, IReadOnlyList<Action> calls, bool ofProcessor = false)
     {
+        Func<Action, double> once = ofProcessor ? OnceOfProcessor : Once;
         List<double>[] times = [.. calls.Select(_ => new List<double>())];
         foreach (Action call in calls)
         {
@@ -38,7 +41,7 @@ internal static class Timing
         {
             for (int i = 0; i < calls.Count; i++)
             {
-                times[i].Add(Once(calls[i]));
+                times[i].Add(once(calls[i]));
             }
         }
 
@@ -66,6 +69,14 @@ internal static class Timing
         }
 
         return times;
+    }
+
+    private static double OnceOfProcessor(Action call)
+    {
+        using var scope = NewDisposeScope();
+        TimeSpan start = Environment.CpuUsage.TotalTime;
+        call();
+        return (Environment.CpuUsage.TotalTime - start).TotalMicroseconds;
     }
 
     private static double Once(Action call)

@@ -1,6 +1,7 @@
 using CppSharp.AST;
 using Mustafar.BindingGenerator.Model;
 using Ast = CppSharp.AST;
+using StructLayout = Mustafar.BindingGenerator.Model.StructLayout;
 
 namespace Mustafar.BindingGenerator.Reader;
 
@@ -8,6 +9,7 @@ namespace Mustafar.BindingGenerator.Reader;
 internal sealed class AstReader
 {
     private readonly HeaderBuilder builder = new();
+    private readonly Dictionary<string, StructLayout> layouts = [];
 
     private AstReader()
     {
@@ -23,6 +25,10 @@ internal sealed class AstReader
         foreach (Enumeration declared in InOrder(units, unit => unit.Enums))
         {
             reader.builder.AddEnum(TagName(declared), declared.Items.Select(item => (item.Name, Value(declared, item))));
+            if (declared.BuiltinType.Type is not (PrimitiveType.Int or PrimitiveType.UInt))
+            {
+                throw new UnsupportedDeclarationException(declared.Name, "an enum of another size than int is not supported");
+            }
         }
 
         // All names before any field: fields point to any of them.
@@ -34,7 +40,9 @@ internal sealed class AstReader
 
         foreach (Class declared in structs.Where(declared => !declared.IsIncomplete))
         {
-            reader.builder.DefineStruct(declared.Name, reader.Fields(declared));
+            List<StructField> fields = reader.Fields(declared);
+            reader.CheckLayout(declared, fields);
+            reader.builder.DefineStruct(declared.Name, fields);
         }
 
         foreach (Function declared in InOrder(units, unit => unit.Functions))
@@ -48,7 +56,11 @@ internal sealed class AstReader
 
     private static IEnumerable<T> InOrder<T>(IEnumerable<TranslationUnit> units, Func<TranslationUnit, IEnumerable<T>> declarations)
         where T : Declaration =>
-        units.SelectMany(unit => declarations(unit).OrderBy(declared => declared.LineNumberStart));
+        units.SelectMany(unit => declarations(unit).OrderBy(FirstLine));
+
+    // What is declared first and defined later stands where it is declared.
+    private static int FirstLine(Declaration declared) =>
+        declared.Redeclarations.Select(other => other.LineNumberStart).Append(declared.LineNumberStart).Min();
 
     private static void Refuse(IEnumerable<Declaration> declarations, string reason)
     {
@@ -97,9 +109,24 @@ internal sealed class AstReader
         return fields;
     }
 
+    // CppSharp tells nothing of packing and alignment but what they do.
+    private void CheckLayout(Class declared, List<StructField> fields)
+    {
+        StructLayout natural = StructLayout.Of(fields, name => layouts[name]);
+        layouts[declared.Name] = natural;
+        ClassLayout actual = declared.Layout;
+        if (actual.Size != natural.Bytes || actual.Alignment != natural.Alignment
+            || !actual.Fields.Select(field => (int)field.Offset).SequenceEqual(natural.Offsets))
+        {
+            throw new UnsupportedDeclarationException(
+                declared.Name, "packed and aligned structs and fields are not supported: C# lays them out as if they were not");
+        }
+    }
+
     private FunctionDeclaration Function(Function declared)
     {
-        if (declared.IsInline)
+        // The only trace of "static": the mangled name of what no other file sees.
+        if (declared.IsInline || declared.Mangled.StartsWith("_ZL", StringComparison.Ordinal))
         {
             throw new UnsupportedDeclarationException(declared.Name, "static and inline functions are not exported by a library");
         }
@@ -113,8 +140,13 @@ internal sealed class AstReader
             declared.Name,
             Type(declared.ReturnType, declared.Name),
             [.. declared.Parameters.Select(parameter => new FunctionParameter(
-                parameter.Name, Type(parameter.QualifiedType, $"{declared.Name}: {parameter.Name}")))]);
+                parameter.Name, ParameterType(parameter.QualifiedType, $"{declared.Name}: {parameter.Name}")))]);
     }
+
+    // To C a parameter that is an array is a pointer to its first element.
+    private HeaderType ParameterType(QualifiedType type, string declaration) => type.Type is ArrayType array
+        ? new Model.PointerType(Type(array.QualifiedType, declaration))
+        : Type(type, declaration);
 
     private void CheckTypedefs(IEnumerable<TypedefNameDecl> typedefs)
     {
@@ -128,6 +160,11 @@ internal sealed class AstReader
 
     private HeaderType Type(QualifiedType type, string declaration)
     {
+        if (type.Qualifiers.IsVolatile)
+        {
+            throw new UnsupportedDeclarationException(declaration, $"volatile is not supported (type {type.Type})");
+        }
+
         bool isConst = type.Qualifiers.IsConst;
         return type.Type switch
         {

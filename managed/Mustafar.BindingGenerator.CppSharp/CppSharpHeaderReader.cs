@@ -1,3 +1,4 @@
+using System.ComponentModel;
 using CppSharp;
 using CppSharp.AST;
 using CppSharp.Generators;
@@ -14,13 +15,12 @@ public static class CppSharpHeaderReader
     /// <exception cref="BindingException">CppSharp fails.</exception>
     public static HeaderModel Read(string header)
     {
-        // CppSharp goes on to write bindings of its own. They are not wanted.
+        // CppSharp may go on to write files of its own. They are not wanted.
         string scratch = Directory.CreateTempSubdirectory("mustafar-cppsharp-").FullName;
         try
         {
             var library = new Library(Path.GetFullPath(header), scratch);
-            // What it returns, in versions where it returns anything, is of its own bindings. The model says whether the header was read.
-            ConsoleDriver.Run(library);
+            Run(library);
             return library.Failure is null
                 ? library.Model ?? throw new BindingException($"CppSharp cannot read {header}; it has written the reason above.")
                 : throw library.Failure;
@@ -28,6 +28,25 @@ public static class CppSharpHeaderReader
         finally
         {
             Directory.Delete(scratch, recursive: true);
+        }
+    }
+
+    private static void Run(Library library)
+    {
+        try
+        {
+            // What it returns, in versions where it returns anything, is of its own bindings. The model says whether the header was read.
+            ConsoleDriver.Run(library);
+        }
+        catch (Win32Exception exception)
+        {
+            throw new BindingException(
+                $"CppSharp asks a C++ compiler for its include directories and cannot run one: {exception.Message}. Put gcc on the PATH, or "
+                + "name the program alone, without arguments, in the environment variable CXX.");
+        }
+        catch (Exception) when (library.Model is not null || library.Failure is not null)
+        {
+            // From what CppSharp goes on to do with types that it cannot bind; the header was read.
         }
     }
 
@@ -42,6 +61,7 @@ public static class CppSharpHeaderReader
         {
             driver.Options.GeneratorKind = GeneratorKind.CSharp;
             driver.Options.OutputDir = outputDirectory;
+            driver.Options.DryRun = true;
             driver.Options.GenerationOutputMode = GenerationOutputMode.FilePerModule;
             Module module = driver.Options.AddModule("mustafar");
             module.SharedLibraryName = "mustafar";

@@ -95,35 +95,39 @@ int32_t expected_of(const std::string& wanted, int32_t chosen) {
     return MUSTAFAR_CPU_VARIANT_AUTO;
 }
 
-// The exit status of this program with two arguments; -1 if it crashes.
-int run(const char* program, size_t index, int chosen) {
-    const std::string first = std::to_string(index), second = std::to_string(chosen);
+// What a process of its own does: checks a case, for which `chosen` is the variant that is taken without the variable; or,
+// if that is not known yet (negative), finds it out.
+int child(int index, int chosen) {
+    if (chosen < 0) return mustafar_default_cpu_variant();
+    const std::string wanted = cases()[static_cast<size_t>(index)];
+    return check(wanted, expected_of(wanted, chosen));
+}
+
+// The exit status of such a process; -1 if it crashes.
+int run(const char* program, int index, int chosen) {
 #if defined(_WIN32)
-    const std::string quoted = '"' + std::string(program) + '"';
+    const std::string quoted = '"' + std::string(program) + '"', first = std::to_string(index),
+                      second = std::to_string(chosen);
     return static_cast<int>(_spawnl(_P_WAIT, program, quoted.c_str(), first.c_str(), second.c_str(), nullptr));
 #else
-    const pid_t child = fork();
-    if (child == 0) {
-        execl(program, program, first.c_str(), second.c_str(), nullptr);
-        _exit(127);
-    }
+    (void)program;
+    const pid_t process = fork();
+    if (process == 0) _exit(child(index, chosen));
     int status = 0;
-    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return process > 0 && waitpid(process, &status, 0) == process && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 #endif
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-    const std::vector<std::string> wanted = cases();
-    if (count == 3) {
-        const std::string& value = wanted[static_cast<size_t>(std::atoi(arguments[1]))];
-        return check(value, expected_of(value, std::atoi(arguments[2])));
-    }
+    if (count == 3)
+        return child(static_cast<int>(std::strtol(arguments[1], nullptr, 10)),
+                     static_cast<int>(std::strtol(arguments[2], nullptr, 10)));
     remove_variable();
-    const int32_t chosen = mustafar_default_cpu_variant();
-    bool right = is_available(chosen) && chosen != MUSTAFAR_CPU_VARIANT_AUTO;
-    for (size_t i = 0; i < wanted.size(); ++i) right = run(arguments[0], i, chosen) == 0 && right;
+    const int chosen = run(arguments[0], 0, -1);
+    bool right = chosen > MUSTAFAR_CPU_VARIANT_AUTO && is_available(chosen);
+    for (int i = 0; i < static_cast<int>(cases().size()); ++i) right = run(arguments[0], i, chosen) == 0 && right;
     std::puts(right ? "MUSTAFAR_CPU_VARIANT is followed or refused" : "MUSTAFAR_CPU_VARIANT is not followed");
     return right ? 0 : 1;
 }

@@ -87,6 +87,7 @@ inline std::vector<uint32_t> pruned(const Case& c, const Memory& source, int64_t
     if (c.pattern == MUSTAFAR_PATTERN_ALL || c.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED) {
         for (int64_t t = 0; t < tokens; ++t) {
             std::vector<Candidate> row;
+            row.reserve(static_cast<size_t>(c.head_dim));
             for (int channel = 0; channel < c.head_dim; ++channel) row.push_back(value(t, channel));
             keep_largest(row, c.keep);
             mark(row);

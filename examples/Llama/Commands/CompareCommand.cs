@@ -18,7 +18,7 @@ internal sealed class CompareCommand : LlamaCommand
         HelpName = "FILE",
     };
 
-    private readonly Option<int> _maxTokens = GenerationOptions.NewMaxTokens(128);
+    private readonly GenerationOptions _generation = new(maxTokens: 128);
 
     private readonly CommandInput _input;
 
@@ -26,12 +26,13 @@ internal sealed class CompareCommand : LlamaCommand
         : base("compare", "Continue one prompt with a dense and with a compressed cache: speed, size, text and divergence.")
     {
         _input = input;
-        Add(_promptFile, _maxTokens);
+        Add([_promptFile, .. _generation.All]);
     }
 
     protected override void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output)
     {
-        int maxTokens = Positive(arguments, _maxTokens);
+        SamplingParameters sampling = _generation.Sampling(arguments, settings.Model, output);
+        int maxTokens = Positive(arguments, _generation.MaxTokens);
         string? file = arguments.GetValue(_promptFile);
         string text = file is null ? ShippedFiles.ReadDocuments(ShippedFiles.HeldOutText) : _input.ReadText(file);
         using ModelSession session = ModelSession.Load(settings with { Attention = AttentionKind.Mustafar }, output);
@@ -42,8 +43,8 @@ internal sealed class CompareCommand : LlamaCommand
         }
 
         TokenIds.Check(prompt, session.Model.Config);
-        (Side dense, List<int> denseTokens) = Generate(session, AttentionKind.Dense, prompt, maxTokens, output);
-        (Side mustafar, List<int> mustafarTokens) = Generate(session, AttentionKind.Mustafar, prompt, maxTokens, output);
+        (Side dense, List<int> denseTokens) = Generate(session, AttentionKind.Dense, prompt, sampling, maxTokens, output);
+        (Side mustafar, List<int> mustafarTokens) = Generate(session, AttentionKind.Mustafar, prompt, sampling, maxTokens, output);
         int same = denseTokens.Zip(mustafarTokens).TakeWhile(pair => pair.First == pair.Second).Count();
         (double? divergence, double? agreement) = Diverge(session, prompt, denseTokens, output);
         RunReport run = RunReport.Of(session, AttentionKind.Mustafar);
@@ -70,7 +71,7 @@ internal sealed class CompareCommand : LlamaCommand
     }
 
     private static (Side Side, List<int> Tokens) Generate(
-        ModelSession session, AttentionKind attention, List<int> prompt, int maxTokens, ConsoleOutput output)
+        ModelSession session, AttentionKind attention, List<int> prompt, SamplingParameters sampling, int maxTokens, ConsoleOutput output)
     {
         string name = attention == AttentionKind.Dense ? "dense" : "mustafar";
         using ModelCache cache = session.NewCache(attention);
@@ -78,7 +79,8 @@ internal sealed class CompareCommand : LlamaCommand
         List<int> tokens = output.WithProgress($"Generating, {name}", progress =>
         {
             List<int> generated = [];
-            foreach (int token in generator.Generate(prompt, new Sampler(SamplingParameters.Greedy), maxTokens, session.StopTokens))
+            Sampler sampler = new(sampling);
+            foreach (int token in generator.Generate(prompt, sampler, maxTokens, session.StopTokens))
             {
                 generated.Add(token);
                 progress.Report((double)generated.Count / maxTokens);

@@ -152,7 +152,7 @@ public sealed class ClangHeaderReader
         }
     }
 
-    private static void CheckTypedef(ClangNode node)
+    private void CheckTypedef(ClangNode node)
     {
         // The tag and its typedef share one name, so the model needs no typedefs; anything else would hide a type.
         if (node.TypeText != $"struct {node.Name}" && node.TypeText != $"enum {node.Name}")
@@ -160,6 +160,12 @@ public sealed class ClangHeaderReader
             throw new UnsupportedDeclarationException(node.Name, node.TypeText.Contains("(*", StringComparison.Ordinal)
                 ? $"function pointers are not supported (type {node.TypeText})"
                 : $"a typedef may only name a struct or enum of the same name, not {node.TypeText}");
+        }
+
+        // clang writes the same for an enum that has no tag.
+        if (!builder.Knows(node.Name))
+        {
+            throw new UnsupportedDeclarationException(node.Name, "enums need a name of their own (typedef enum x { ... } x)");
         }
     }
 

@@ -10,33 +10,36 @@ public sealed record Scalar
 {
     private static readonly FrozenDictionary<string, Scalar> Known = new Scalar[]
     {
-        new("void", "void"),
-        new("char", "byte"),
-        new("int", "int"),
-        new("unsigned int", "uint"),
-        new("float", "float"),
-        new("double", "double"),
-        new("int8_t", "sbyte"),
-        new("int16_t", "short"),
-        new("int32_t", "int"),
-        new("int64_t", "long"),
-        new("uint8_t", "byte"),
-        new("uint16_t", "ushort"),
-        new("uint32_t", "uint"),
-        new("uint64_t", "ulong"),
-        new("size_t", "nuint"),
-        new("uintptr_t", "nuint"),
-        new("intptr_t", "nint"),
-        new("ptrdiff_t", "nint"),
+        new("void", "void", 0),
+        new("char", "byte", 1),
+        new("int", "int", 4),
+        new("unsigned int", "uint", 4),
+        new("float", "float", 4),
+        new("double", "double", 8),
+        new("int8_t", "sbyte", 1),
+        new("int16_t", "short", 2),
+        new("int32_t", "int", 4),
+        new("int64_t", "long", 8),
+        new("uint8_t", "byte", 1),
+        new("uint16_t", "ushort", 2),
+        new("uint32_t", "uint", 4),
+        new("uint64_t", "ulong", 8),
+        new("size_t", "nuint", 8),
+        new("uintptr_t", "nuint", 8),
+        new("intptr_t", "nint", 8),
+        new("ptrdiff_t", "nint", 8),
     }.ToFrozenDictionary(scalar => scalar.Spelling);
 
-    private Scalar(string spelling, string managedName) => (Spelling, ManagedName) = (spelling, managedName);
+    private Scalar(string spelling, string managedName, int bytes) => (Spelling, ManagedName, Bytes) = (spelling, managedName, bytes);
 
     /// <summary>The name in C.</summary>
     public string Spelling { get; }
 
     /// <summary>The C# keyword of the type with the same size and values.</summary>
     public string ManagedName { get; }
+
+    /// <summary>Size in bytes, and alignment, in a 64-bit process; 0 of void.</summary>
+    public int Bytes { get; }
 
     /// <summary>The scalar with this C name, or null if there is none.</summary>
     public static Scalar? Find(string spelling) => Known.GetValueOrDefault(spelling);

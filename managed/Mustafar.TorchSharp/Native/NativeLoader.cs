@@ -1,16 +1,23 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
-using System.Text;
 
 namespace Mustafar.Native;
 
 /// <summary>Finds and loads libmustafar, once, and checks that it is the one these bindings were made for.</summary>
+/// <remarks>
+/// .NET searches: the packages and the folder of the application, what a single file was unpacked to, and, through the load context of
+/// this assembly, where a plug-in's or a notebook's packages are.
+/// </remarks>
 internal static unsafe class NativeLoader
 {
     /// <summary>Environment variable that names the library's file or folder; it comes before all other places.</summary>
     internal const string PathVariable = "MUSTAFAR_NATIVE_PATH";
 
-    private static readonly Lazy<nint> Library = new(() => Load(Candidates()));
+    private const string CudaLibraryName = "mustafar_cuda";
+
+    private static readonly Lazy<nint> Library = new(() => Load(Environment.GetEnvironmentVariable(PathVariable)));
+
+    private static readonly Lazy<bool> CudaLibrary = new(FindCuda);
 
 #pragma warning disable CA2255 // the resolver must be in place before the first import is bound
     [ModuleInitializer]
@@ -18,55 +25,44 @@ internal static unsafe class NativeLoader
         typeof(NativeLoader).Assembly, (name, _, _) => name == NativeMethods.LibraryName ? Library.Value : 0);
 #pragma warning restore CA2255
 
-    private static string FileName =>
+    /// <summary>The library's file name on this system.</summary>
+    internal static string FileName =>
         OperatingSystem.IsWindows() ? "mustafar.dll" : OperatingSystem.IsMacOS() ? "libmustafar.dylib" : "libmustafar.so";
 
-    /// <summary>Where the library may be, in the order of preference.</summary>
-    internal static IEnumerable<string> Candidates()
-    {
-        if (Environment.GetEnvironmentVariable(PathVariable) is { Length: > 0 } path)
-        {
-            yield return Directory.Exists(path) ? Path.Combine(path, FileName) : path;
-            yield break; // an explicit choice is not silently replaced
-        }
+    /// <summary>Loads the CUDA library from its own package; libmustafar itself looks beside itself, and for what is loaded already.</summary>
+    /// <returns>Whether it was found. libmustafar tells why not, once it is called.</returns>
+    internal static bool LoadCuda() => CudaLibrary.Value;
 
-        string? assembly = Path.GetDirectoryName(typeof(NativeLoader).Assembly.Location);
-        foreach (string folder in new[] { assembly, AppContext.BaseDirectory }.OfType<string>().Where(folder => folder.Length > 0)
-            .Select(Path.TrimEndingDirectorySeparator).Distinct())
-        {
-            yield return Path.Combine(folder, FileName);
-            yield return Path.Combine(folder, "runtimes", RuntimeInformation.RuntimeIdentifier, "native", FileName);
-        }
-
-        yield return FileName; // wherever the system's loader looks
-    }
-
-    /// <summary>Loads the first candidate that can be loaded.</summary>
-    /// <exception cref="DllNotFoundException">None could; the message lists each place and why.</exception>
+    /// <summary>Loads the library.</summary>
+    /// <param name="path">Its file or folder; where .NET finds it if null or empty.</param>
+    /// <exception cref="DllNotFoundException">It could not be loaded; the message says what was tried and what to do.</exception>
     /// <exception cref="MustafarException">The library has another ABI version.</exception>
-    internal static nint Load(IEnumerable<string> candidates)
+    internal static nint Load(string? path)
     {
-        StringBuilder tried = new();
-        foreach (string path in candidates)
+        // An explicit choice is not silently replaced.
+        bool isGiven = !string.IsNullOrEmpty(path);
+        string file = !isGiven ? NativeMethods.LibraryName : Directory.Exists(path) ? Path.Combine(path, FileName) : path!;
+        try
         {
-            try
-            {
-                nint library = NativeLibrary.Load(path);
-                CheckVersion(library, path);
-                return library;
-            }
-            catch (Exception failure) when (failure is DllNotFoundException or BadImageFormatException)
-            {
-                string reason = Path.IsPathRooted(path) && !File.Exists(path) ? "no such file" : failure.Message.ReplaceLineEndings(" ");
-                tried.Append("\n  ").Append(path).Append(": ").Append(reason);
-            }
+            nint library = isGiven
+                ? NativeLibrary.Load(file) : NativeLibrary.Load(file, typeof(NativeLoader).Assembly, null);
+            CheckVersion(library, file);
+            return library;
         }
-
-        throw new DllNotFoundException(
-            $"Mustafar's native library could not be loaded. Tried:{tried}\n"
-            + "Reference the Mustafar.TorchSharp package for this platform, build the library with CMake, or set the environment "
-            + $"variable {PathVariable} to its file or folder.");
+        catch (Exception failure) when (failure is DllNotFoundException or BadImageFormatException)
+        {
+            string reason = Path.IsPathRooted(file) && !File.Exists(file) ? "no such file" : failure.Message;
+            throw new DllNotFoundException(
+                $"Mustafar's native library could not be loaded. Tried {(isGiven ? $"what {PathVariable} names, " : string.Empty)}"
+                + $"{file}: {reason}\nAdd the package Mustafar.TorchSharp.Cpu, or Mustafar.TorchSharp.Native.{RuntimeInformation.RuntimeIdentifier} "
+                + $"of this version; or build the library with CMake and set the environment variable {PathVariable} to its file or folder.",
+                failure);
+        }
     }
+
+    private static bool FindCuda() =>
+        string.IsNullOrEmpty(Environment.GetEnvironmentVariable(PathVariable))
+        && NativeLibrary.TryLoad(CudaLibraryName, typeof(NativeLoader).Assembly, null, out _);
 
     private static void CheckVersion(nint library, string path)
     {

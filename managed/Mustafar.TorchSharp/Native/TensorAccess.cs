@@ -20,14 +20,15 @@ internal static unsafe partial class TensorAccess
             NumThreads = get_num_threads(),
             CpuVariant = (int)(ForcedVariant ?? CpuVariant.Auto),
         },
-        DeviceType.CUDA => new NativeContext
-        {
-            Device = (int)Device.Cuda,
-            DeviceIndex = Math.Max(0, device.index),
-            Stream = TorchShim.CurrentStream(Math.Max(0, device.index)),
-        },
+        DeviceType.CUDA => CudaContext(Math.Max(0, device.index)),
         _ => throw new NotSupportedException($"Mustafar runs on the CPU and on CUDA devices, not on {device}."),
     };
+
+    private static NativeContext CudaContext(int index)
+    {
+        NativeLoader.LoadCuda();
+        return new NativeContext { Device = (int)Device.Cuda, DeviceIndex = index, Stream = TorchShim.CurrentStream(index) };
+    }
 
     /// <summary>The order in which a device's kernels read keys or values. Formats that have no such order are in plain order.</summary>
     internal static Order OrderFor(torch.Device device, bool keys) => device.type == DeviceType.CPU

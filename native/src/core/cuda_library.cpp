@@ -15,21 +15,27 @@ constexpr const char* file_name = "mustafar_cuda.dll";
 constexpr const char* file_name = "libmustafar_cuda.so";
 #endif
 
-void* load_file(const std::string& path) {
+// The library beside this one; or, as packages keep each in a folder of its own, the one that the caller has loaded or the
+// system finds by its name.
+void* load_file() {
     try {
-        return load_library(path);
-    } catch (const Error& reason) {
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "the CUDA back end could not be loaded: %s", reason.what());
+        return load_library(own_folder() + file_name);
+    } catch (const Error& beside) {
+        try {
+            return load_library(file_name);
+        } catch (const Error& by_name) {
+            fail(MUSTAFAR_STATUS_UNSUPPORTED, "the CUDA back end could not be loaded: %s; %s", beside.what(),
+                 by_name.what());
+        }
     }
 }
 
 const Backend& load() {
-    const std::string path = own_folder() + file_name;
-    const auto table = reinterpret_cast<BackendFunction>(find_function(load_file(path), cuda_backend_symbol));
-    if (table == nullptr) fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s does not export %s", path.c_str(), cuda_backend_symbol);
+    const auto table = reinterpret_cast<BackendFunction>(find_function(load_file(), cuda_backend_symbol));
+    if (table == nullptr) fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s does not export %s", file_name, cuda_backend_symbol);
     const Backend* backend = table();
     if (backend == nullptr || backend->abi_version != MUSTAFAR_ABI_VERSION)
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s: expected ABI version %d, got %d", path.c_str(), MUSTAFAR_ABI_VERSION,
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s: expected ABI version %d, got %d", file_name, MUSTAFAR_ABI_VERSION,
              backend ? backend->abi_version : 0);
     return *backend;
 }

@@ -25,6 +25,7 @@ public:
             const Bits* values = next_;
             for (int w = 0; w < W; ++w) {
                 const uint32_t bits = bitmap_[w];
+                if (w % 2 == 0 || sizeof(Bits) == 4) prefetch_ahead(values);
                 if (w >= First && w < First + Count) out[w - First] = expand<T>(values, bits);
                 values += _mm_popcnt_u32(bits);
             }
@@ -33,6 +34,8 @@ public:
         } else {
             for (int i = 0; i < Count; ++i) {
                 const Bits* row = next_ + 32 * (First + i);
+                prefetch_ahead(row);
+                if (sizeof(Bits) == 4) prefetch_ahead(row + 16);
                 out[i] = W == 3 && First + i == 2 ? load<T>(row, tail_) : load<T>(row);  // head_dim 80 and 96
             }
             next_ += stride_;

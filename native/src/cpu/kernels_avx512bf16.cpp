@@ -24,14 +24,17 @@ public:
             const uint16_t* values = next_;
             for (int w = 0; w < W; ++w) {
                 const uint32_t bits = bitmap_[w];
+                if (w % 2 == 0) prefetch_ahead(values);
                 if (w >= First && w < First + Count) out[w - First] = expand16(values, bits);
                 values += _mm_popcnt_u32(bits);
             }
             next_ = values;
             bitmap_ += W;
         } else {
-            for (int i = 0; i < Count; ++i)
+            for (int i = 0; i < Count; ++i) {
                 out[i] = _mm512_maskz_loadu_epi16(First + i == W - 1 ? tail_ : ~0u, next_ + 32 * (First + i));
+                prefetch_ahead(next_ + 32 * (First + i));
+            }
             next_ += stride_;
         }
     }

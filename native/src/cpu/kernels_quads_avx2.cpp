@@ -41,9 +41,9 @@ struct Avx2 {
         return {_mm256_add_epi32(sum.first, _mm256_madd_epi16(values.first, part)),
                 _mm256_add_epi32(sum.second, _mm256_madd_epi16(values.second, part))};
     }
-    MUSTAFAR_INLINE static void store(Sum sum, int32_t* out) {
+    MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) {
         const __m256i pairs = _mm256_hadd_epi32(sum.first, sum.second);  // of the lower and the upper halves
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(pairs, 0xd8));
+        return reinterpret_cast<Lanes<bytes>::Ints>(_mm256_permute4x64_epi64(pairs, 0xd8));
     }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
         for (int i = 0; i < count; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(half(halves + i)));

@@ -36,7 +36,7 @@ struct Neon {
         const int16x8_t low = vmull_s8(vget_low_s8(values), vget_low_s8(part)), high = vmull_high_s8(values, part);
         return vpadalq_s16(sum, vpaddq_s16(low, high));
     }
-    MUSTAFAR_INLINE static void store(Sum sum, int32_t* out) { vst1q_s32(out, sum); }
+    MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) { return reinterpret_cast<Lanes<bytes>::Ints>(sum); }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
         for (int i = 0; i < count; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + i))));
     }

@@ -18,6 +18,12 @@ struct QuadBlocks {
     int head_dim;
 
     int value_bytes() const { return block_tokens * head_dim * bits / 8; }
+    // What to fetch while a block is read: 4 KB further, so far as that is known.
+    const char* ahead(int block) const {
+        const int later = block + (bits == 4 ? 2 : 1);
+        if (later < count) return values[later];
+        return next != nullptr ? next + (later - count) * (value_bytes() + block_tokens * 2) : values[count - 1];
+    }
     const uint16_t* scales(int block) const { return reinterpret_cast<const uint16_t*>(values[block] + value_bytes()); }
 };
 

@@ -39,7 +39,7 @@ struct Vnni {
         return _mm512_set1_epi32(four);
     }
     MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) { return _mm512_dpbusd_epi32(sum, values, part); }
-    MUSTAFAR_INLINE static void store(Sum sum, int32_t* out) { _mm512_store_si512(out, sum); }
+    MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) { return reinterpret_cast<Lanes<bytes>::Ints>(sum); }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
         for (int i = 0; i < count; i += 16)
             _mm512_store_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves + i))));
@@ -148,26 +148,40 @@ MUSTAFAR_INLINE void expand_keys(const Rows& rows, int head_dim, char* out) {
         }
 }
 
-template <class Rows>
+template <int Segments, class Rows>
 MUSTAFAR_INLINE void expand_values(const Rows& rows, int head_dim, char* out) {
     const __m512i signs = _mm512_set1_epi8(-128);
     const int groups = head_dim / 16;
-    for (int segment = 0; 4 * segment < groups; ++segment)
-        for (int quad = 0; quad < block_tokens / 4; ++quad) {
-            __m512i x[4];
-            MUSTAFAR_UNROLL_ROWS
-            for (int t = 0; t < 4; ++t) x[t] = _mm512_xor_si512(rows.read(4 * quad + t, segment), signs);
-            const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
-            const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
-            x[0] = _mm512_unpacklo_epi16(a, c);
-            x[1] = _mm512_unpackhi_epi16(a, c);
-            x[2] = _mm512_unpacklo_epi16(b, d);
-            x[3] = _mm512_unpackhi_epi16(b, d);
-            transpose_lanes(x[0], x[1], x[2], x[3]);
+    for (int quad = 0; quad < block_tokens / 4; ++quad) {
+        __m512i x[Segments][4];
+        MUSTAFAR_UNROLL_ROWS
+        for (int t = 0; t < 4; ++t)
+            for (int s = 0; s < Segments; ++s) x[s][t] = _mm512_xor_si512(rows.read(4 * quad + t, s), signs);
+        MUSTAFAR_UNROLL_ROWS
+        for (int s = 0; s < Segments; ++s) {
+            const __m512i a = _mm512_unpacklo_epi8(x[s][0], x[s][1]), b = _mm512_unpackhi_epi8(x[s][0], x[s][1]);
+            const __m512i c = _mm512_unpacklo_epi8(x[s][2], x[s][3]), d = _mm512_unpackhi_epi8(x[s][2], x[s][3]);
+            __m512i y[4] = {_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c), _mm512_unpacklo_epi16(b, d),
+                            _mm512_unpackhi_epi16(b, d)};
+            transpose_lanes(y[0], y[1], y[2], y[3]);
             MUSTAFAR_UNROLL_ROWS
             for (int l = 0; l < 4; ++l)
-                if (4 * segment + l < groups) _mm512_storeu_si512(out + ((4 * segment + l) * 8 + quad) * 64, x[l]);
+                if (4 * s + l < groups) _mm512_storeu_si512(out + ((4 * s + l) * 8 + quad) * 64, y[l]);
         }
+    }
+}
+
+// As unpack_nibbles; reads up to 31 and writes up to 63 bytes more.
+MUSTAFAR_INLINE void unpack_nibbles512(const char* values, int count, int8_t* integers) {
+    const __m512i meaning =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 0, -1, -2, -3, -4, -5, -6, -7));
+    for (int i = 0; i < count; i += 64) {
+        const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i / 2));
+        const __m512i pairs = _mm512_cvtepu8_epi16(packed);
+        const __m512i nibbles =
+            _mm512_and_si512(_mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 4)), _mm512_set1_epi8(15));
+        _mm512_storeu_si512(integers + i, _mm512_shuffle_epi8(meaning, nibbles));
+    }
 }
 
 // As expand_block, in registers.
@@ -182,11 +196,14 @@ MUSTAFAR_INLINE void expand_values(const Rows& rows, int head_dim, char* out) {
                                         : packed.scan<4>(bitmap, words);
     const int8_t* first = reinterpret_cast<const int8_t*>(values);
     if (bits == 4) {
-        unpack_nibbles(values, (count + 1) / 2 * 2, integers);
+        unpack_nibbles512(values, count, integers);
         first = integers;
     }
     const auto expand = [&](const auto& rows) MUSTAFAR_INLINE_LAMBDA {
-        keys ? expand_keys(rows, head_dim, out) : expand_values(rows, head_dim, out);
+        keys         ? expand_keys(rows, head_dim, out)
+        : words == 2 ? expand_values<1>(rows, head_dim, out)
+        : words <= 4 ? expand_values<2>(rows, head_dim, out)
+                     : expand_values<4>(rows, head_dim, out);
     };
     packed.values = first;
     if (bitmap != nullptr)

@@ -6,7 +6,7 @@
  *   bias(bits)              what stored values are more than the integers, as dot sees them
  *   Values, Part, Sum       vectors of values, of four digits over and over, of 32-bit sums of four products each
  *   load, low, high         8-bit values; the nibbles of 4-bit values
- *   broadcast, dot, store   sums += values * part
+ *   broadcast, dot, lanes   sums += values * part; the sums as integers
  *   widen                   f16 to f32
  * The halves of 16 tokens, or vectors side by side, are taken two at a time, so that a part serves two products.
  */
@@ -36,31 +36,50 @@ constexpr float largest_number(bool wide) {
     return wide ? 2080768.0f : 16256.0f;
 }
 
-// Behind the digits of a prepared query, [head_dim / 4][digits][4].
+// As many 32-bit numbers as a vector of sums has. Written out as vectors: of loops over them the compiler makes scalars.
+template <int Bytes>
+struct Lanes {
+    typedef int32_t Ints __attribute__((vector_size(Bytes)));
+    typedef float Floats __attribute__((vector_size(Bytes)));
+};
+
+// Behind the digits of a prepared query, [digits][head_dim].
 struct QueryScale {
     float step;  // the value of a unit
     int32_t sums[most_digits];
 };
 
-// Digits of `count` numbers (a multiple of 4) in units of step: digits[i / 4][digit][i % 4]. Adds them up.
+// Digits of `count` numbers in units of step: digits[digit * pitch + i]. Adds them up.
 template <class Ops, int Digits>
-MUSTAFAR_INLINE void to_digits(const float* numbers, int count, float per_unit, typename Ops::Digit* digits,
-                               int32_t* sums) {
+MUSTAFAR_INLINE void to_digits(const float* __restrict numbers, int count, float per_unit,
+                               typename Ops::Digit* __restrict digits, int pitch, int32_t* sums) {
     constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
     for (int d = 0; d < Digits; ++d) {
         const int down = Ops::shift * (Digits - 1 - d);
         const int32_t mask = d == 0 ? -1 : (1 << Ops::shift) - 1;
+        typename Ops::Digit* __restrict const own = digits + d * pitch;
         int32_t sum = 0;
-        for (int i = 0; i < count / 4; ++i)
-            for (int j = 0; j < 4; ++j) {
-                const int32_t number = static_cast<int32_t>(bits_of_f32(numbers[4 * i + j] * per_unit + shifter)) -
-                                       static_cast<int32_t>(bits_of_f32(shifter));
-                const int32_t digit = number >> down & mask;
-                digits[(i * Digits + d) * 4 + j] = static_cast<typename Ops::Digit>(digit);
-                sum += digit;
-            }
+        for (int i = 0; i < count; ++i) {
+            const int32_t number = static_cast<int32_t>(bits_of_f32(numbers[i] * per_unit + shifter)) -
+                                   static_cast<int32_t>(bits_of_f32(shifter));
+            const int32_t digit = number >> down & mask;
+            own[i] = static_cast<typename Ops::Digit>(digit);
+            sum += digit;
+        }
         sums[d] += sum;
     }
+}
+
+// The numbers that sums of digits make, sums[digit * pitch], without what the bias of the values has added.
+template <class Ops, int Digits>
+MUSTAFAR_INLINE typename Lanes<Ops::bytes>::Floats joined(const typename Ops::Sum* sums, int pitch,
+                                                          const int32_t* digit_sums, int bias) {
+    using Floats = typename Lanes<Ops::bytes>::Floats;
+    Floats total = {};
+    for (int d = 0; d < Digits; ++d)
+        total = total * static_cast<float>(1 << Ops::shift) +
+                __builtin_convertvector(Ops::lanes(sums[d * pitch]) - bias * digit_sums[d], Floats);
+    return total;
 }
 
 // The bits of the largest magnitude; 0x7f800000 or more if one is not finite.
@@ -99,7 +118,7 @@ void prepare_quad_query(const float* row, int head_dim, bool wide, void* prepare
         scale.step = usable ? largest / largest_number(wide) : top >= infinity_bits ? f32_of_bits(0x7fc00000u) : 0.0f;
         typename Ops::Digit* const digits = static_cast<typename Ops::Digit*>(prepared);
         if (usable)
-            to_digits<Ops, Digits>(row, head_dim, largest_number(wide) / largest, digits, scale.sums);
+            to_digits<Ops, Digits>(row, head_dim, largest_number(wide) / largest, digits, head_dim, scale.sums);
         else
             std::memset(digits, 0, static_cast<size_t>(Digits * head_dim) * sizeof *digits);
     };
@@ -125,7 +144,8 @@ template <class Ops, bool Nibbles, int Digits, int R>
 void block_scores(const char* values, const char* next, int head_dim, const float* scales, const char* prepared,
                   int64_t row_bytes, float* scores, int64_t stride) {
     constexpr int slices = 64 / Ops::bytes, tokens = Ops::bytes / 4;
-    constexpr int quad_bytes = Digits * 4 * int{sizeof(typename Ops::Digit)};
+    constexpr int digit_bytes = int{sizeof(typename Ops::Digit)};
+    using Floats = typename Lanes<Ops::bytes>::Floats;
     const int quads = head_dim / 4;
     for (int slice = 0; slice < slices; ++slice) {
         typename Ops::Sum sums[R][Digits][2];
@@ -141,26 +161,21 @@ void block_scores(const char* values, const char* next, int head_dim, const floa
             }
             for (int r = 0; r < R; ++r)
                 for (int d = 0; d < Digits; ++d) {
-                    const char* const digits = prepared + r * row_bytes + q * quad_bytes;
-                    const typename Ops::Part part = Ops::broadcast(digits + d * 4 * int{sizeof(typename Ops::Digit)});
+                    const typename Ops::Part part =
+                        Ops::broadcast(prepared + r * row_bytes + (d * head_dim + q * 4) * digit_bytes);
                     sums[r][d][0] = Ops::dot(sums[r][d][0], two.x[0], part);
                     sums[r][d][1] = Ops::dot(sums[r][d][1], two.x[1], part);
                 }
         }
         for (int r = 0; r < R; ++r) {
             const QueryScale& scale = *query_scale<Ops, Digits>(const_cast<char*>(prepared) + r * row_bytes, head_dim);
+            const float step = scale.step;
             for (int half = 0; half < 2; ++half) {
-                float total[tokens] = {};
-                for (int d = 0; d < Digits; ++d) {
-                    alignas(64) int32_t sum[tokens];
-                    Ops::store(sums[r][d][half], sum);
-                    const int32_t offset = Ops::bias(Nibbles ? 4 : 8) * scale.sums[d];
-                    for (int t = 0; t < tokens; ++t)
-                        total[t] = total[t] * (1 << Ops::shift) + static_cast<float>(sum[t] - offset);
-                }
                 const int first = half * 16 + slice * tokens;
-                for (int t = 0; t < tokens; ++t)
-                    scores[r * stride + first + t] = total[t] * (scale.step * scales[first + t]);
+                const Floats token_scales = load_vector<Floats>(scales + first) * step;
+                const Floats products =
+                    joined<Ops, Digits>(&sums[r][0][half], 2, scale.sums, Ops::bias(Nibbles ? 4 : 8)) * token_scales;
+                std::memcpy(scores + r * stride + first, &products, sizeof products);
             }
         }
     }
@@ -172,9 +187,8 @@ void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int 
     for (int b = 0; b < blocks.count; ++b) {
         alignas(64) float scales[block_tokens];
         Ops::widen(blocks.scales(b), block_tokens, scales);
-        const char* const next = b + 1 < blocks.count     ? blocks.values[b + 1]
-                                 : blocks.next != nullptr ? blocks.next
-                                                          : blocks.values[b];
+        const char* const next = blocks.ahead(b);
+        __builtin_prefetch(next + blocks.value_bytes());  // the scales, which a block needs first
         for_row_chunks<Ops::rows>(rows, [&]<int R>(int first) {
             const auto run = [&]<bool Nibbles, int Digits>() {
                 block_scores<Ops, Nibbles, Digits, R>(blocks.values[b], next, blocks.head_dim, scales,
@@ -194,7 +208,8 @@ void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int 
 // Rows of weights, times the tokens' scales, as digits.
 template <class Ops, int Digits, int R>
 struct Weights {
-    typename Ops::Digit digits[R][QuadBlocks::most * block_tokens * Digits];
+    static constexpr int pitch = QuadBlocks::most * block_tokens;
+    typename Ops::Digit digits[R][Digits * pitch];
     float step[R];
     int32_t sums[R][Digits];
 };
@@ -208,6 +223,10 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
     for (int r = 0; r < R; ++r)
         for (int d = 0; d < Digits; ++d)
             for (int i = 0; i < Count; ++i) sum[r][d][i] = sums[((first + i) * R + r) * Digits + d];
+    // Digits are broadcast from memory: the compiler would keep those of all turns in general registers, whose broadcast
+    // takes the ports of the products.
+    const auto* digits = &weights;
+    asm("" : "+r"(digits));
     MUSTAFAR_UNROLL_QUADS
     for (int q = 0; q < quads; ++q) {
         typename Ops::Values x[Count][halves];
@@ -226,7 +245,7 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
             for (int r = 0; r < R; ++r)
                 for (int d = 0; d < Digits; ++d) {
                     const typename Ops::Part part =
-                        Ops::broadcast(weights.digits[r] + ((block * 8 + half * 4 + q) * Digits + d) * 4);
+                        Ops::broadcast(digits->digits[r] + d * weights.pitch + (block * 8 + half * 4 + q) * 4);
                     for (int i = 0; i < Count; ++i) sum[r][d][i] = Ops::dot(sum[r][d][i], x[i][half], part);
                 }
     }
@@ -239,14 +258,13 @@ template <class Ops, bool Nibbles, int Digits, int R>
 [[gnu::noinline]] void add_blocks(const QuadBlocks& blocks, const Weights<Ops, Digits, R>& weights, float* sums,
                                   int64_t sums_stride) {
     constexpr int channels = Ops::bytes / 4;
+    using Floats = typename Lanes<Ops::bytes>::Floats;
     const int units = blocks.head_dim / channels;
     typename Ops::Sum total[max_head_dim / channels * R * Digits];
     for (int i = 0; i < units * R * Digits; ++i) total[i] = Ops::zero();
     for (int b = 0; b < blocks.count; ++b) {
         const char* const values = blocks.values[b];
-        const char* const next = b + 1 < blocks.count     ? blocks.values[b + 1]
-                                 : blocks.next != nullptr ? blocks.next
-                                                          : values;
+        const char* const next = blocks.ahead(b);
         int unit = 0;
         for (; unit + 1 < units; unit += 2)
             block_sums<Ops, Nibbles, Digits, R, 2>(values, next, unit, b, weights, total);
@@ -254,16 +272,11 @@ template <class Ops, bool Nibbles, int Digits, int R>
     }
     for (int unit = 0; unit < units; ++unit)
         for (int r = 0; r < R; ++r) {
-            float number[channels] = {};
-            for (int d = 0; d < Digits; ++d) {
-                alignas(64) int32_t sum[channels];
-                Ops::store(total[(unit * R + r) * Digits + d], sum);
-                const int32_t offset = Ops::bias(Nibbles ? 4 : 8) * weights.sums[r][d];
-                for (int c = 0; c < channels; ++c)
-                    number[c] = number[c] * (1 << Ops::shift) + static_cast<float>(sum[c] - offset);
-            }
+            const Floats numbers = joined<Ops, Digits>(total + unit * R * Digits + r * Digits, 1, weights.sums[r],
+                                                       Ops::bias(Nibbles ? 4 : 8));
             float* const out = sums + r * sums_stride + unit * channels;
-            for (int c = 0; c < channels; ++c) out[c] += number[c] * weights.step[r];
+            const Floats added = load_vector<Floats>(out) + numbers * weights.step[r];
+            std::memcpy(out, &added, sizeof added);
         }
 }
 
@@ -303,7 +316,7 @@ bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const 
                 parts.step[r] = largest / largest_number(wide);
                 for (int d = 0; d < Digits; ++d) parts.sums[r][d] = 0;
                 to_digits<Ops, Digits>(numbers, count, top == 0 ? 0.0f : largest_number(wide) / largest,
-                                       parts.digits[r], parts.sums[r]);
+                                       parts.digits[r], parts.pitch, parts.sums[r]);
             }
             float* const out = sums + first_row * sums_stride;
             blocks.bits == 4 ? add_blocks<Ops, true, Digits, R>(blocks, parts, out, sums_stride)

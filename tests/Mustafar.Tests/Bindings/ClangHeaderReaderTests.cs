@@ -143,6 +143,7 @@ public sealed class ClangHeaderReaderTests
     [TestCase("struct mustafar_s { int a __attribute__((aligned(64))); };", "mustafar_s.a", "AlignedAttr")]
     [TestCase("enum __attribute__((packed)) mustafar_e { MUSTAFAR_E_A };", "mustafar_e", "PackedAttr")]
     [TestCase("typedef struct { int a; } mustafar_s;", "an unnamed struct with the fields a", "name of their own")]
+    [TestCase("typedef enum { MUSTAFAR_E_A } mustafar_e;", "mustafar_e", "name of their own")]
     [TestCase("typedef int mustafar_number;", "mustafar_number", "typedef")]
     [TestCase("int mustafar_f(const char* format, ...);", "mustafar_f", "variable arguments")]
     [TestCase("_Bool mustafar_f(void);", "mustafar_f", "type _Bool")]

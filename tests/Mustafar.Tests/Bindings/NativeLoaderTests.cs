@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Mustafar.BindingGenerator;
 using Mustafar.Native;
 
@@ -7,16 +8,25 @@ namespace Mustafar.Tests.Bindings;
 internal sealed class NativeLoaderTests
 {
     [Test]
-    public void A_failure_lists_each_place_why_it_failed_and_what_to_do()
+    public void A_file_that_is_not_there_is_named_with_what_to_do()
+    {
+        Assert.That(
+            () => NativeLoader.Load("/no/such/folder/libmustafar.so"),
+            Throws.TypeOf<DllNotFoundException>().With.Message.Contains("/no/such/folder/libmustafar.so: no such file")
+                .And.Message.Contains(NativeLoader.PathVariable)
+                .And.Message.Contains($"Mustafar.TorchSharp.Native.{RuntimeInformation.RuntimeIdentifier}"));
+    }
+
+    [Test]
+    public void A_file_that_cannot_be_loaded_is_named_with_the_reason()
     {
         string broken = Path.GetTempFileName();
         try
         {
             File.WriteAllText(broken, "not a library");
             Assert.That(
-                () => NativeLoader.Load(["/no/such/folder/libmustafar.so", broken]),
-                Throws.TypeOf<DllNotFoundException>().With.Message.Contains("/no/such/folder/libmustafar.so: no such file")
-                    .And.Message.Contains(broken).And.Message.Contains(NativeLoader.PathVariable));
+                () => NativeLoader.Load(broken),
+                Throws.TypeOf<DllNotFoundException>().With.Message.Contains(broken).And.Message.Not.Contains("no such file"));
         }
         finally
         {
@@ -27,7 +37,7 @@ internal sealed class NativeLoaderTests
     [Test]
     public void Another_library_is_refused()
     {
-        Assert.That(() => NativeLoader.Load(["libm.so.6"]), Throws.TypeOf<MustafarException>().With.Message.Contains("mustafar_abi_version"));
+        Assert.That(() => NativeLoader.Load("libm.so.6"), Throws.TypeOf<MustafarException>().With.Message.Contains("mustafar_abi_version"));
     }
 
     [Test]
@@ -38,16 +48,22 @@ internal sealed class NativeLoaderTests
         Assume.That(library, Does.Exist, "the native library was built elsewhere");
         int expected = (int)Abi.Version;
         Assert.That(
-            () => NativeLoader.Load([library]),
+            () => NativeLoader.Load(library),
             Throws.TypeOf<MustafarException>().With.Message.Contains(library)
                 .And.Message.Contains($"ABI version {expected + 1}").And.Message.Contains($"needs {expected}"));
     }
 
     [Test]
-    public void A_path_that_cannot_be_loaded_does_not_hide_the_next()
+    public void A_folder_a_file_or_nothing_finds_the_same_library()
     {
-        string loaded = NativeLoader.Candidates().First(File.Exists);
-        Assert.That(NativeLoader.Load(["/no/such/folder/libmustafar.so", loaded]), Is.Not.Zero);
+        string folder = TestContext.CurrentContext.TestDirectory;
+        nint found = NativeLoader.Load(null);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(found, Is.Not.Zero);
+            Assert.That(NativeLoader.Load(folder), Is.EqualTo(found));
+            Assert.That(NativeLoader.Load(Path.Combine(folder, NativeLoader.FileName)), Is.EqualTo(found));
+        }
     }
 
     [Test]

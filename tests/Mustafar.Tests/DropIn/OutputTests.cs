@@ -45,8 +45,16 @@ public sealed class OutputTests(string device) : DefaultDeviceFixture(device)
         Tensor expected = RunInSteps(subject, ids, ends, prune: true);
         using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
         Tensor actual = RunInSteps(subject, ids, ends, prune: false);
-        Compare.Close(actual, expected, Rounding, Rounding, name);
-        Assert.That(Compare.RelativeError(actual, dense.to(ScalarType.Float64)), Is.GreaterThan(100 * Rounding), "nothing was pruned");
+        double pruned = Compare.RelativeError(actual, dense.to(ScalarType.Float64));
+        Assert.That(pruned, Is.GreaterThan(100 * Rounding), "nothing was pruned");
+        if (DeviceName == "cpu")
+        {
+            Compare.Close(actual, expected, Rounding, Rounding, name);
+            return;
+        }
+
+        // Products of joint weights may be rounded in another way on a GPU, and of two channels of almost one size the other is kept then.
+        Assert.That(Compare.RelativeError(actual, expected.to(ScalarType.Float64)), Is.LessThan(pruned / 20));
     }
 
     [Test]
@@ -73,11 +81,6 @@ public sealed class OutputTests(string device) : DefaultDeviceFixture(device)
     public void FewBitsChangeLittle(
         [ValueSource(typeof(Subject), nameof(Subject.Names))] string name, [Values(8, 4)] int bits)
     {
-        if (DeviceName != "cpu")
-        {
-            Assert.Ignore("Integers of Float32 tensors have kernels on the CPU only.");
-        }
-
         using Subject subject = Subject.Make(name);
         Tensor ids = Subject.Ids(2, Tokens, seed: 11);
         Tensor expected = subject.Run(ids, Prompt).to(ScalarType.Float64);

@@ -15,10 +15,9 @@ public sealed class SharedCacheTests(string device) : DefaultDeviceFixture(devic
     private const double Scale = 0.2;
     private const int Prompt = 70;
 
-    // Integers of pruned channels have no kernels on devices yet.
     private readonly MustafarOptions _pruned = new()
     {
-        KeySparsity = 0.5, ValueSparsity = 0.7, KeyBits = device == "cpu" ? 4 : 16, ValueBits = device == "cpu" ? 8 : 16, LocalWindow = 8, GroupSize = 32,
+        KeySparsity = 0.5, ValueSparsity = 0.7, KeyBits = 4, ValueBits = 8, LocalWindow = 8, GroupSize = 32,
     };
 
     [Test]

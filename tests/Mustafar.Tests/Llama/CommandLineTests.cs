@@ -12,6 +12,7 @@ public sealed class CommandLineTests
     [TestCase("generate", "--max-tokens", "4", "--best-of", "2", "--temperature", "0.8")]
     [TestCase("generate", "--max-tokens", "4", "--beams", "2")]
     [TestCase("compare", "--max-tokens", "4", "--prompt-file", "{short}")]
+    [TestCase("compare", "--max-tokens", "4", "--temperature", "1", "--seed", "3", "--prompt-file", "{short}")]
     [TestCase("perplexity", "--windows", "1", "--context", "160", "--prefill", "130")]
     [TestCase("recall", "--contexts", "2", "--context", "256")]
     [TestCase("score", "--file", "{short}")]

@@ -5,8 +5,8 @@ using static TorchSharp.torch;
 namespace Mustafar.Tests.Ops;
 
 /// <summary>Tensors whose values are stored in 8 or 4 bits.</summary>
-[TestFixture]
-internal sealed unsafe class IntegerTests
+[TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
+internal sealed unsafe class IntegerTests(string device)
 {
     private const int Heads = 2;
     private const int Tokens = 83;
@@ -20,7 +20,7 @@ internal sealed unsafe class IntegerTests
     public void Decompressing_gives_what_the_format_says(
         [ValueSource(nameof(DTypes))] ScalarType dtype, [ValueSource(nameof(Patterns))] SparsityPattern pattern, [Values(8, 4)] int bits, [Values] bool scaled)
     {
-        TestDevices.ForEachVariant("cpu", variant =>
+        TestDevices.ForEachVariant(device, variant =>
         {
             using var scope = NewDisposeScope();
             manual_seed(bits);
@@ -28,7 +28,7 @@ internal sealed unsafe class IntegerTests
             int keep = pattern == SparsityPattern.All ? 128 : 56;
             float[]? scales = scaled ? ReferenceIntegers.ChannelScales(x[0]) : null;
             Tensor mask = Mask(x, keep, pattern);
-            using BitmapTensor compressed = BitmapTensor.Compress(x, keep, pattern, bits, Scales(scales, 128));
+            using BitmapTensor compressed = BitmapTensor.Compress(x.to(device), keep, pattern, bits, Scales(scales, 128));
             Compare.Same(compressed.Decompress()[0], ReferenceIntegers.Stored(x[0], mask[0], bits, scales), $"{variant} {pattern}");
         });
     }
@@ -36,7 +36,7 @@ internal sealed unsafe class IntegerTests
     [Test]
     public void Any_mask_serves([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 80)] int headDim, [Values(8, 4)] int bits)
     {
-        TestDevices.ForEachVariant("cpu", variant =>
+        TestDevices.ForEachVariant(device, variant =>
         {
             using var scope = NewDisposeScope();
             manual_seed(headDim);
@@ -44,21 +44,22 @@ internal sealed unsafe class IntegerTests
             // Each row has its own density; some rows are empty, some full.
             Tensor mask = rand(1, Heads, Tokens, headDim).lt(rand(1, Heads, Tokens, 1).mul(1.6).sub(0.3));
             float[] scales = ReferenceIntegers.ChannelScales(x[0]);
-            using BitmapTensor compressed = BitmapTensor.CompressMasked(x, mask, bits, Scales(scales, headDim));
+            using BitmapTensor compressed = BitmapTensor.CompressMasked(x.to(device), mask.to(device), bits, Scales(scales, headDim));
             Compare.Same(compressed.Decompress()[0], ReferenceIntegers.Stored(x[0], mask[0], bits, scales), variant);
         });
     }
 
     [Test]
-    public void Channel_scales_are_as_the_format_says([ValueSource(nameof(DTypes))] ScalarType dtype)
+    public void Channel_scales_are_as_the_format_says(
+        [Values(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)] ScalarType dtype, [Values(64, 96, 256)] int headDim)
     {
         using var scope = NewDisposeScope();
         manual_seed(3);
-        Tensor x = Outliers(96).to(dtype);
+        Tensor x = Outliers(headDim).to(dtype);
         (x[0, 0, 3, 5], x[0, 0, 4, 6], x[0, 1, 5, 7]) = (tensor(float.NaN, dtype), tensor(float.NegativeInfinity, dtype), tensor(3e4f, dtype));
         x[TensorIndex.Ellipsis, 9] = 0;
-        Tensor scales = MustafarOps.KeyChannelScales(x);
-        Assert.That(scales.shape, Is.EqualTo(new long[] { 1, Heads, 96 }));
+        Tensor scales = MustafarOps.KeyChannelScales(x.to(device));
+        Assert.That(scales.shape, Is.EqualTo(new long[] { 1, Heads, headDim }));
         Assert.That(Values.Of(scales), Is.EqualTo(ReferenceIntegers.ChannelScales(x[0])));
     }
 
@@ -69,7 +70,7 @@ internal sealed unsafe class IntegerTests
     {
         const int headDim = 64, group = 3;
         double tolerance = dtype == ScalarType.Float32 ? 2e-5 : dtype == ScalarType.Float16 ? 2e-3 : 1.5e-2;
-        TestDevices.ForEachVariant("cpu", variant =>
+        TestDevices.ForEachVariant(device, variant =>
         {
             using var scope = NewDisposeScope();
             manual_seed(bits);
@@ -77,17 +78,17 @@ internal sealed unsafe class IntegerTests
             Tensor query = randn(1, Heads * group, 2, headDim).to(dtype), weights = rand(1, Heads * group, 2, Tokens);
             int keep = pattern == SparsityPattern.All ? headDim : headDim * 3 / 8;
             float[] scales = ReferenceIntegers.ChannelScales(x[0]);
-            using BitmapTensor keys = BitmapTensor.Compress(x, keep, pattern, bits, Scales(scales, headDim));
-            using BitmapTensor values = BitmapTensor.Compress(y, headDim, SparsityPattern.All, 12 - bits);
+            using BitmapTensor keys = BitmapTensor.Compress(x.to(device), keep, pattern, bits, Scales(scales, headDim));
+            using BitmapTensor values = BitmapTensor.Compress(y.to(device), headDim, SparsityPattern.All, 12 - bits);
             Tensor denseKeys = ReferenceIntegers.Stored(x.to(ScalarType.Float32)[0], Mask(x, keep, pattern)[0], bits, scales).unsqueeze(0).to(ScalarType.Float64);
             Tensor denseValues = ReferenceIntegers.Stored(y.to(ScalarType.Float32)[0], ones_like(y, dtype: ScalarType.Bool)[0], 12 - bits).unsqueeze(0).to(ScalarType.Float64);
             Tensor scores = matmul(query.to(ScalarType.Float64), denseKeys.repeat_interleave(group, 1).transpose(2, 3)).mul(0.5);
             Tensor sums = matmul(weights.to(ScalarType.Float64), denseValues.repeat_interleave(group, 1)).mul(0.5);
-            Assert.That(Compare.RelativeError(keys.KeyScores(query, 0.5), scores), Is.LessThan(tolerance), $"scores, {variant}");
-            Assert.That(Compare.RelativeError(values.ValueSum(weights, 0.5), sums), Is.LessThan(tolerance), $"sums, {variant}");
+            Assert.That(Compare.RelativeError(keys.KeyScores(query.to(device), 0.5), scores), Is.LessThan(tolerance), $"scores, {variant}");
+            Assert.That(Compare.RelativeError(values.ValueSum(weights.to(device), 0.5), sums), Is.LessThan(tolerance), $"sums, {variant}");
             Tensor expected = ReferenceAttention.Attend(query, denseKeys, denseValues, 0.1, [Tokens]);
             Assert.That(
-                Compare.RelativeError(MustafarOps.Attention(query, keys, values, 0.1), expected), Is.LessThan(2 * tolerance), $"attention, {variant}");
+                Compare.RelativeError(MustafarOps.Attention(query.to(device), keys, values, 0.1), expected), Is.LessThan(2 * tolerance), $"attention, {variant}");
         });
     }
 
@@ -123,7 +124,7 @@ internal sealed unsafe class IntegerTests
         using var scope = NewDisposeScope();
         Tensor x = randn(1, 1, 4, 64);
         (x[0, 0, 1, 3], x[0, 0, 2, 5]) = (tensor(float.NaN), tensor(float.PositiveInfinity));
-        using BitmapTensor compressed = BitmapTensor.Compress(x, 64, SparsityPattern.All, bits: 8);
+        using BitmapTensor compressed = BitmapTensor.Compress(x.to(device), 64, SparsityPattern.All, bits: 8);
         Compare.Same(compressed.Decompress()[0], ReferenceIntegers.Stored(x[0], ones_like(x, dtype: ScalarType.Bool)[0], 8), "NaN");
     }
 
@@ -157,5 +158,5 @@ internal sealed unsafe class IntegerTests
         ? ones_like(x, dtype: ScalarType.Bool)
         : ReferencePruning.Mask(x, keep, pattern);
 
-    private static Tensor? Scales(float[]? scales, int headDim) => scales is null ? null : tensor(scales).reshape(1, Heads, headDim);
+    private Tensor? Scales(float[]? scales, int headDim) => scales is null ? null : tensor(scales).reshape(1, Heads, headDim).to(device);
 }

@@ -5,6 +5,9 @@ namespace Mustafar.Tests.Oracle;
 /// <summary>Compares tensors; a failure names the worst element.</summary>
 internal static class Compare
 {
+    /// <summary>What attention over some hundred tokens of unit variance may be off by, relative and absolute.</summary>
+    internal static double AttentionTolerance(ScalarType dtype) => dtype == ScalarType.Float32 ? 2e-5 : dtype == ScalarType.Float16 ? 3e-3 : 2.5e-2;
+
     /// <summary>Root mean square of the difference over that of the expected values.</summary>
     internal static double RelativeError(Tensor actual, Tensor expected)
     {

@@ -13,6 +13,24 @@
 
 namespace mustafar::cuda {
 
+// An integer as kernels that write blocks hold it: sign above magnitude, in a byte. Zero has no sign.
+struct SignedByte {
+    int bits;
+
+    constexpr uint32_t encode(int value) const {
+        return value < 0 ? static_cast<uint32_t>(-value) | 1u << (bits - 1) : static_cast<uint32_t>(value);
+    }
+    constexpr int decode(uint32_t byte) const {
+        const int magnitude = static_cast<int>(byte & ((1u << (bits - 1)) - 1));
+        return byte >> (bits - 1) & 1 ? -magnitude : magnitude;
+    }
+    // Of four bytes of two's complement.
+    __device__ __forceinline__ uint32_t encode_four(uint32_t bytes) const {
+        const uint32_t negative = bytes >> 7 & 0x01010101u;
+        return ((bytes ^ negative * 0xffu) + negative) | negative << (bits - 1);
+    }
+};
+
 template <int Bits>
 struct IntegerWord {
     static_assert(Bits == 4 || Bits == 8);
@@ -26,9 +44,9 @@ struct IntegerWord {
         return Bits == 4 ? (sign_bit(reg, e) - 11) & 31 : 8 * (reg & 1) + 16 * e;
     }
 
-    static __device__ __forceinline__ uint32_t pack(int reg, int e, int value) {
-        const uint32_t magnitude = static_cast<uint32_t>(value < 0 ? -value : value);
-        return magnitude << magnitude_bit(reg, e) | static_cast<uint32_t>(value < 0) << sign_bit(reg, e);
+    // byte: a SignedByte.
+    static __device__ __forceinline__ uint32_t pack(int reg, int e, uint32_t byte) {
+        return (byte & largest) << magnitude_bit(reg, e) | byte >> (Bits - 1) << sign_bit(reg, e);
     }
     static __device__ __forceinline__ int unpack(uint32_t word, int reg, int e) {
         const int magnitude = static_cast<int>(word >> magnitude_bit(reg, e)) & largest;
@@ -107,9 +125,9 @@ struct IntegerByte {
     constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
     constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
 
-    constexpr uint32_t pack(int second, int value) const {
-        return static_cast<uint32_t>(value < 0 ? -value : value) << magnitude_bit(second) |
-               static_cast<uint32_t>(value < 0) << sign_bit(second);
+    // byte: a SignedByte.
+    constexpr uint32_t pack(int second, uint32_t byte) const {
+        return (byte & ((1u << (bits - 1)) - 1)) << magnitude_bit(second) | byte >> (bits - 1) << sign_bit(second);
     }
     constexpr int unpack(int second, uint32_t byte) const {
         const int magnitude = static_cast<int>(byte >> magnitude_bit(second)) & ((1 << (bits - 1)) - 1);

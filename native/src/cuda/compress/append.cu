@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     const auto compress = [&](int block) {
         const Blocks& blocks = p.blocks[which];
         writer.load(tokens.row(block * block_tokens + writer.token()), p.aligned);
-        writer.compress(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which], factors);
+        writer.template compress<true>(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which],
+                                       factors);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;

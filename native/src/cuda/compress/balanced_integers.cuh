@@ -43,9 +43,9 @@ public:
         for (int r = 0; r < 2; ++r) mask_[r] = elements_of_bitmap(bits, unit(r));
     }
 
-    // Writes positions and operands. rows: the integers, `stride` bytes apart, visible.
+    // Writes positions and operands. rows: SignedBytes, `stride` bytes apart, visible.
     template <int Bits>
-    __device__ __forceinline__ void write(uint8_t* image, const int8_t* rows, int stride) const {
+    __device__ __forceinline__ void write(uint8_t* image, const uint8_t* rows, int stride) const {
         using Words = BalancedIntegerGeometry<HeadDim, Bits>;
         using Word = typename Words::Word;
         if (warp_ >= pairs) return;

@@ -22,6 +22,7 @@ public:
         alignas(16) T values[block_tokens * HeadDim];
         T rows[block_tokens * stride];
         typename Layout::Memory layout;
+        alignas(16) ChannelFactors<HeadDim> factors;
     };
 
     __device__ __forceinline__ explicit BlockWriter(Memory& memory)
@@ -71,20 +72,26 @@ public:
     }
 
     // Prunes by the pattern and writes what is kept, `keep` values of each token. factors: channel scales of integer keys, or
-    // null.
+    // null. MayBeIntegers: else values are native, which takes fewer registers.
+    template <bool MayBeIntegers>
     __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
                                              const float* factors) {
-        const bool integers = order.integer_bits != 0;
+        const bool integers = MayBeIntegers && order.integer_bits != 0;
         if constexpr (has_fragments)
             if (order.arrangement == Arrangement::balanced) {
-                if (!integers)
-                    compress_balanced(balanced_kept(HeadDim, keep), block, order);
-                else if (order.keys)
-                    compress_positions<true>(keep, block, order, factors);
-                else
-                    compress_positions<false>(keep, block, order, factors);
+                if (!integers) return compress_balanced(balanced_kept(HeadDim, keep), block, order);
+                if constexpr (MayBeIntegers) {
+                    if (order.keys)
+                        compress_positions<true>(keep, block, order, factors);
+                    else
+                        compress_positions<false>(keep, block, order, factors);
+                }
                 return;
             }
+        if constexpr (!MayBeIntegers) {
+            select(pattern, keep);
+            return store(block, order, block_tokens * keep);
+        }
         const Part part = part_;
         if (order.arrangement == Arrangement::all && order.fragment)
             __syncthreads();
@@ -100,9 +107,10 @@ public:
     }
 
     // Writes what the bitmap has to a block with room for so many bytes behind it.
+    template <bool MayBeIntegers>
     __device__ __forceinline__ void compress_selected(uint8_t* block, ValueOrder order, uint32_t bytes,
                                                       const float* factors) {
-        if (order.integer_bits == 0)
+        if constexpr (!MayBeIntegers)
             return store(block, order, min(static_cast<uint32_t>(bytes / sizeof(T)), uint32_t{block_tokens * HeadDim}));
         const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
         const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
@@ -140,11 +148,11 @@ public:
         for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory_.rows[i] = T(0.0f);
     }
     // ... takes a native value or an integer, ...
-    __device__ __forceinline__ void put(int token, int channel, T value) {
+    __device__ __forceinline__ void put(int token, int channel, T value, int) {
         memory_.rows[token * Memory::stride + channel] = value;
     }
-    __device__ __forceinline__ void put(int token, int channel, int value) {
-        integers()[token * integer_stride + channel] = static_cast<int8_t>(value);
+    __device__ __forceinline__ void put(int token, int channel, int value, int bits) {
+        integers()[token * integer_stride + channel] = static_cast<uint8_t>(SignedByte{bits}.encode(value));
     }
     // ... hides the tokens from `end` on, and ends with a barrier.
     __device__ __forceinline__ void end_at(int end) {
@@ -206,8 +214,9 @@ private:
             write_plain_integers<HeadDim>(image(), order, scale_start, memory_.layout, integers(), integer_stride);
         } else if constexpr (has_fragments) {
             if (order.arrangement == Arrangement::bitmap)
-                write_unstructured_integers<HeadDim>(image(), IntegerByte{order.integer_bits}, order.keys, keep,
-                                                     memory_.layout, integers(), integer_stride);
+                write_unstructured_integers<HeadDim>(image(), image() + block_tokens * HeadDim,
+                                                     IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
+                                                     integers(), integer_stride);
             else if (order.arrangement == Arrangement::balanced && order.keys)
                 write_units(OwnUnits<T, HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
@@ -247,18 +256,22 @@ private:
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
-        const QuantizedPart<Part::channels, typename Part::Mask> part(
-            number, kept, factors == nullptr ? nullptr : factors + t_ * Part::channels,
-            (1 << (order.integer_bits - 1)) - 1);
-        int8_t* const row = integers() + token_ * integer_stride + t_ * Part::channels;
+        if (factors != nullptr) {
+            memory_.factors.load(factors);
+            __syncthreads();
+        }
+        const QuantizedPart<T, Part::channels, typename Part::Mask> part(
+            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits);
+        auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
-        for (int c = 0; c < Part::channels; ++c) row[c] = part.values[c];
+        for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
         if (t_ == 0) put_scale(order, scale_start, part.scale);
         __syncthreads();
     }
 
-    __device__ __forceinline__ int8_t* integers() {
-        return reinterpret_cast<int8_t*>(memory_.rows);
+    // SignedBytes.
+    __device__ __forceinline__ uint8_t* integers() {
+        return reinterpret_cast<uint8_t*>(memory_.rows);
     }
     __device__ __forceinline__ uint8_t* image() {
         return reinterpret_cast<uint8_t*>(memory_.values);

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(block_threads)
     for (int j = threadIdx.x & 3; j < Writer::words; j += 4) row[j] = writer.bits()[j];
 }
 
-template <class T, int HeadDim>
+template <class T, int HeadDim, bool MayBeIntegers>
 __global__ void __launch_bounds__(block_threads)
     compress_blocks(Dense source, const uint32_t* bitmap, const float* factors, Blocks destination, ValueOrder order,
                     int tokens, Divisor blocks, Divisor by_head, bool aligned) {
@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(block_threads)
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const float* const own_factors = factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head);
     if (bitmap == nullptr) {
-        writer.compress(destination.pattern, destination.keep, block, order, own_factors);
+        writer.template compress<MayBeIntegers>(destination.pattern, destination.keep, block, order, own_factors);
         return;
     }
     writer.take_bits(
         present ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token) *
                                Writer::words
                 : nullptr);
-    writer.compress_selected(block, order, bytes, own_factors);
+    writer.template compress_selected<MayBeIntegers>(block, order, bytes, own_factors);
 }
 
 // One thread block: sizes of all blocks and their running sum, 1024 at a time.
@@ -160,14 +160,20 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
     const DeviceScope scope(context);
     dispatch("compress", destination.format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
-        static std::atomic<uint64_t> allowed{0};
-        const auto kernel = compress_blocks<T, head_dim()>;
-        const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
-        allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
-               Dense(source), bitmap, key_factors, Blocks(destination, heads), value_order(destination.format),
-               static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)), Divisor(static_cast<uint32_t>(heads)),
-               is_vector_aligned(source, sizeof(T)));
+        const auto run = [&](auto may_be_integers) {
+            static std::atomic<uint64_t> allowed{0};
+            const auto kernel = compress_blocks<T, head_dim(), may_be_integers()>;
+            const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
+            allow_shared_memory(scope, kernel, allowed, 1024);
+            launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
+                   Dense(source), bitmap, key_factors, Blocks(destination, heads), value_order(destination.format),
+                   static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
+                   Divisor(static_cast<uint32_t>(heads)), is_vector_aligned(source, sizeof(T)));
+        };
+        if (has_integers(destination.format))
+            run(std::true_type{});
+        else
+            run(std::false_type{});
     });
 }
 

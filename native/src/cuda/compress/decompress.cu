@@ -8,13 +8,13 @@
 namespace mustafar::cuda {
 namespace {
 
-template <class T>
-__device__ __forceinline__ T restored(T value, const float*, int) {
-    return value;
-}
-template <class T, class = std::enable_if_t<!std::is_same_v<T, float>>>
-__device__ __forceinline__ T restored(float value, const float* factors, int channel) {
-    return rounded_to<T>(factors == nullptr ? value : value * factors[channel]);
+// Native values are there as they were. factors: of integers, or null.
+template <class T, class Row>
+__device__ __forceinline__ T restored(Row value, const float* factors, int channel) {
+    if constexpr (sizeof(Row) == 2)
+        return value;
+    else
+        return rounded_to<T>(factors == nullptr ? value : value * factors[channel]);
 }
 
 // Row: the type of the block's values when they are read, that of the tensor or, of integers, float.
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(block_threads)
         const int row = i / HeadDim, channel = i % HeadDim, token = block * block_tokens + row - first;
         if (token >= 0 && token < tokens)
             destination.row<T>(sequence, head, token)[channel] =
-                restored<T>(tile.rows[row * Reader::Memory::stride + channel], own_factors, channel);
+                restored<T, Row>(tile.rows[row * Reader::Memory::stride + channel], own_factors, channel);
     }
 }
 

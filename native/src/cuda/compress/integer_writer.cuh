@@ -8,59 +8,136 @@
 
 namespace mustafar::cuda {
 
-// A quarter of a row, as integers that 4 lanes share a scale for; zeros where nothing is kept.
-template <int Channels, class Mask>
-struct QuantizedPart {
-    int8_t values[Channels];
-    uint16_t scale;  // f16
+// x / by, whose inverse is rounded to the nearest: the remainder corrects the last digit.
+template <class T>
+__device__ __forceinline__ float divided(float x, float by, float inverse) {
+    const float near = x * inverse, exact = fmaf(fmaf(-near, by, x), inverse, near);
+    // Numbers of f16 stay finite.
+    return std::is_same_v<T, __half> || !isinf(near) ? exact : near;
+}
 
-    // number: of the row as it comes; kept: bit c for channel c; factors: what to divide it by, or null.
-    __device__ __forceinline__ QuantizedPart(const float (&number)[Channels], Mask kept, const float* factors,
-                                             int largest) {
+// What keys are divided by, and its inverse, for all channels: by quarters of a row, apart so that four lanes read different banks.
+template <int HeadDim>
+struct ChannelFactors {
+    static constexpr int quarter = HeadDim / 4;
+    float factor[4][quarter + 4], inverse[4][quarter + 4];
+
+    // Ends without a barrier.
+    __device__ __forceinline__ void load(const float* factors) {
+        for (int c = threadIdx.x; c < HeadDim; c += block_threads) {
+            factor[c / quarter][c % quarter] = factors[c];
+            inverse[c / quarter][c % quarter] = 1.0f / factors[c];
+        }
+    }
+};
+
+// A quarter of a row, as integers that 4 lanes share a scale for; zeros where nothing is kept.
+template <class T, int Channels, class Mask>
+struct QuantizedPart {
+    uint32_t word[Channels / 4];  // SignedBytes
+    uint16_t scale;               // f16
+
+    // number: of the row as it comes; kept: bit c for channel c. factors: or null; of quarter t.
+    template <class Factors>
+    __device__ __forceinline__ QuantizedPart(float (&number)[Channels], Mask kept, const Factors* factors, int t,
+                                             int bits) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
-        float scaled[Channels], top = 0.0f;
+        float top = 0.0f;
         bool finite = true;
 #pragma unroll
         for (int c = 0; c < Channels; ++c) {
             finite &= isfinite(number[c]);
-            const float present = kept >> c & 1 ? number[c] : 0.0f;
-            scaled[c] = factors == nullptr ? present : present / factors[c];
-            top = fmaxf(top, fabsf(scaled[c]));
+            number[c] = kept >> c & 1 ? number[c] : 0.0f;
         }
+        if (factors != nullptr) {
+#pragma unroll
+            for (int c = 0; c < Channels; c += 4) {
+                const float4 by = *reinterpret_cast<const float4*>(factors->factor[t] + c);
+                const float4 inverse = *reinterpret_cast<const float4*>(factors->inverse[t] + c);
+                number[c] = divided<T>(number[c], by.x, inverse.x);
+                number[c + 1] = divided<T>(number[c + 1], by.y, inverse.y);
+                number[c + 2] = divided<T>(number[c + 2], by.z, inverse.z);
+                number[c + 3] = divided<T>(number[c + 3], by.w, inverse.w);
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < Channels; ++c) top = fmaxf(top, fabsf(number[c]));
         top = fmaxf(top, __shfl_xor_sync(full_warp, top, 1));
         top = fmaxf(top, __shfl_xor_sync(full_warp, top, 2));
         const uint32_t group = 0xfu << (threadIdx.x & 28);
         finite = (__ballot_sync(full_warp, finite) & group) == group;
-        const float limit = static_cast<float>(largest);
+        const float limit = static_cast<float>((1 << (bits - 1)) - 1);
         scale = min(__half_as_ushort(__float2half_rn(top / limit)), largest_scale);
-        const float divisor = __half2float(__ushort_as_half(scale));
+        const float divisor = __half2float(__ushort_as_half(scale)), inverse = 1.0f / divisor;
+        const bool empty = divisor == 0.0f || !finite;
 #pragma unroll
-        for (int c = 0; c < Channels; ++c) {
-            const float q = divisor == 0.0f || !finite ? 0.0f : rintf(scaled[c] / divisor);
-            values[c] = static_cast<int8_t>(fminf(fmaxf(q, -limit), limit));
+        for (int j = 0; j < Channels / 4; ++j) {
+            constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest digits
+            uint32_t digits[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                digits[i] = __float_as_uint(
+                    fminf(fmaxf(divided<T>(number[4 * j + i], divisor, inverse), -limit), limit) + shifter);
+            const uint32_t low = permute(digits[0], digits[1], 0x0040), high = permute(digits[2], digits[3], 0x0040);
+            word[j] = empty ? 0 : SignedByte{bits}.encode_four(permute(low, high, 0x5410));
         }
         if (!finite) scale = nan_scale;
     }
 };
 
-// Puts integers, rows of `stride` bytes in shared memory, in place in an image of the block. Between barriers.
+// Puts SignedBytes, rows of `stride` bytes in shared memory, in place in an image of the block. Between barriers.
 template <int HeadDim, int Bits>
-__device__ __forceinline__ void write_integers(uint8_t* image, bool keys, const int8_t* rows, int stride) {
+__device__ __forceinline__ void write_integers(uint8_t* image, bool keys, const uint8_t* rows, int stride) {
     using Geometry = IntegerGeometry<HeadDim, Bits>;
-    using Word = typename Geometry::Word;
-    for (int i = threadIdx.x; i < Geometry::operands * 32; i += block_threads) {
-        const int operand = i / 32, lane = i % 32;
-        uint32_t word[Word::words] = {};
-#pragma unroll
-        for (int reg = 0; reg < 4; ++reg)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const auto at = Geometry::element(keys, operand, lane, reg, e);
-                word[Word::words == 1 ? 0 : reg / 2] |= Word::pack(reg, e, rows[at.token * stride + at.channel]);
+    const auto four = [&](int token, int channel) {
+        return *reinterpret_cast<const uint32_t*>(rows + token * stride + channel);
+    };
+    const auto store = [&](int operand, int lane, int w, uint32_t word) {
+        *reinterpret_cast<uint32_t*>(image + Geometry::word_byte(operand, lane, w)) = word;
+    };
+    // Nibbles in the order of IntegerWord's magnitudes; their signs belong two nibbles further up.
+    const auto with_signs = [](uint32_t nibbles) {
+        const uint32_t signs = nibbles & 0x88888888u;
+        return (nibbles & 0x77777777u) | __funnelshift_l(signs, signs, 8);
+    };
+    constexpr uint32_t signs = 0x80808080u;
+    if (keys) {
+        for (int i = threadIdx.x; i < Geometry::operands * 32; i += block_threads) {
+            const int operand = i / 32, lane = i % 32;
+            const auto at = Geometry::element(true, operand, lane, 0, 0);
+            const uint32_t a = four(at.token, at.channel), b = four(at.token + 8, at.channel);
+            if constexpr (Bits == 4) {
+                store(operand, lane, 0, with_signs(permute(b | a << 4, 0, 0x2130)));
+            } else {
+                const uint32_t low = (a & ~signs) | (b & signs), high = (b & ~signs) | (a & signs);
+                store(operand, lane, 0, permute(low, high, 0x5140));
+                store(operand, lane, 1, permute(low, high, 0x7362));
             }
+        }
+        return;
+    }
+    // Two operands, of four channels in a row, at a time.
+    for (int i = threadIdx.x; i < Geometry::operands * 16; i += block_threads) {
+        const int lane = i % 32, operand = i / 64 * 4 + i / 32 % 2;
+        const auto at = Geometry::element(false, operand, lane, 0, 0);
+        uint32_t row[4];
 #pragma unroll
-        for (int w = 0; w < Word::words; ++w)
-            *reinterpret_cast<uint32_t*>(image + Geometry::word_byte(operand, lane, w)) = word[w];
+        for (int j = 0; j < 4; ++j) row[j] = four(at.token + (j & 1) + 8 * (j >> 1), at.channel);
+        if constexpr (Bits == 4) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) row[j] = row[j] >> 8 | row[j] << 4;  // pairs in the bytes 0 and 2
+            const uint32_t even = permute(row[0], row[3], 0x6240), odd = permute(row[1], row[2], 0x6240);
+            store(operand, lane, 0, with_signs(permute(even, odd, 0x5410)));
+            store(operand + 2, lane, 0, with_signs(permute(even, odd, 0x7632)));
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) row[j] = (row[j] & ~signs) | (permute(row[j], 0, 0x2301) & signs);
+#pragma unroll
+            for (int w = 0; w < 2; ++w) {
+                store(operand, lane, w, permute(row[2 * w], row[2 * w + 1], 0x5410));
+                store(operand + 2, lane, w, permute(row[2 * w], row[2 * w + 1], 0x7632));
+            }
+        }
     }
 }
 

@@ -6,11 +6,11 @@
 
 namespace mustafar::cuda {
 
-// Puts bitmap, if there is one, and integers, rows of `stride` bytes in shared memory, into an image of the block whose scales
+// Puts bitmap, if there is one, and SignedBytes, rows of `stride` bytes in shared memory, into an image of the block whose scales
 // start at `scale_start`. layout: bits are there and visible. Between barriers.
 template <int HeadDim>
 __device__ __forceinline__ void write_plain_integers(uint8_t* image, ValueOrder order, int scale_start,
-                                                     typename BlockLayout<HeadDim>::Memory& layout, const int8_t* rows,
+                                                     typename BlockLayout<HeadDim>::Memory& layout, const uint8_t* rows,
                                                      int stride) {
     auto* const words = reinterpret_cast<uint32_t*>(image);
     const int bitmap = order.arrangement == Arrangement::all ? 0 : bitmap_bytes(HeadDim) / 4;

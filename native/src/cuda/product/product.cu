@@ -34,13 +34,16 @@ __global__ void __launch_bounds__(block_threads) key_scores_block(const __grid_c
     for (int row = warp; row < p.group * p.num_queries; row += block_threads / 32) {
         const int head = kv_head * p.group + row / p.num_queries, query = row % p.num_queries;
         const T* const vector = p.dense.row<const T>(sequence, head, query);
-        float sum = 0.0f;
+        float sum = 0.0f, poison = 0.0f;  // NaN if a channel of the query isn't finite
         for (int c = 0; c < HeadDim; ++c) {
             const float q = as_float(vector[c]);
+            poison = fmaf(q, 0.0f, poison);
             sum = fmaf(factors == nullptr ? q : q * factors[c], as_float(tile.rows[lane * Reader::Memory::stride + c]),
                        sum);
         }
-        if (token < p.tokens) p.weights.row<float>(sequence, head, query)[token] = sum * p.scale;
+        if (token < p.tokens)
+            p.weights.row<float>(sequence, head, query)[token] =
+                (p.order.integer_bits != 0 ? sum + poison : sum) * p.scale;
     }
 }
 

@@ -91,7 +91,7 @@ internal sealed record CacheAndModel(CacheSetup Setup, MustafarCache Cache, Refe
 
     private void Close(Tensor actual, Tensor expected, string what)
     {
-        double tolerance = Setup.DType == ScalarType.Float32 ? 2e-5 : Setup.DType == ScalarType.Float16 ? 3e-3 : 2.5e-2;
+        double tolerance = Compare.AttentionTolerance(Setup.DType);
         Compare.Close(actual, expected, tolerance, tolerance, what);
     }
 

@@ -12,15 +12,15 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
     private const int MostOperations = 20;
 
     /// <summary>Any run; one that fails is made shorter and simpler as long as it fails.</summary>
-    internal static Arbitrary<CacheRun> Any(bool balanced, bool integers) => Arb.From(
-        from setup in CacheSetup.Any(balanced, integers)
+    internal static Arbitrary<CacheRun> Any(string device, bool balanced, bool integers) => Arb.From(
+        from setup in CacheSetup.Any(device, balanced, integers)
         from count in Gen.Choose(FewestOperations, MostOperations)
         from operations in Gen.ArrayOf(AnyOperation, count)
         select new CacheRun(setup, operations),
         run => run.Shrink());
 
     /// <summary>After each operation every cache must be what its lists of tokens say.</summary>
-    internal void Check(string device)
+    internal void Check()
     {
         using var scope = NewDisposeScope();
         manual_seed(1);
@@ -29,7 +29,7 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
         {
             caches.Add(new CacheAndModel(
                 Setup,
-                new MustafarCache(Setup.BatchSize, Setup.NumKvHeads, Setup.HeadDim, Setup.DType, new Device(device), Setup.Options),
+                new MustafarCache(Setup.BatchSize, Setup.NumKvHeads, Setup.HeadDim, Setup.DType, new Device(Setup.Device), Setup.Options),
                 new ReferenceCache(Setup.BatchSize, Setup.Options, Setup.HeadDim)));
             foreach (CacheOperation operation in Operations)
             {

@@ -5,19 +5,22 @@ using static TorchSharp.torch;
 namespace Mustafar.Tests.Cache.Model;
 
 /// <summary>The cache that a run begins with.</summary>
-internal sealed record CacheSetup(ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
+internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
 {
     internal int NumHeads => NumKvHeads * Group;
 
-    /// <summary>Any setup, with balanced patterns or without; with integers too if they are to be, and then with any patterns beside each other.</summary>
-    internal static Gen<CacheSetup> Any(bool balanced, bool integers) =>
+    /// <summary>
+    /// Any setup, with balanced patterns or without; with integers too if they are to be, and then with any patterns
+    /// beside each other.
+    /// </summary>
+    internal static Gen<CacheSetup> Any(string device, bool balanced, bool integers) =>
         from dtype in Gen.Elements(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16)
         from batch in Gen.Choose(1, 3)
         from heads in Gen.Choose(1, 2)
         from grouped in Gen.Choose(1, 3)
         from headDim in balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
         from options in AnyOptions(balanced, integers)
-        select new CacheSetup(dtype, batch, heads, grouped, headDim, options);
+        select new CacheSetup(device, dtype, batch, heads, grouped, headDim, options);
 
     /// <summary>Simpler setups of the same kind.</summary>
     internal IEnumerable<CacheSetup> Shrink() => new[]

@@ -13,17 +13,18 @@ internal sealed class SequenceRun : IDisposable
     private const int NumHeads = 4;
     private const int NumKvHeads = 2;
     private const int MostSequences = 5;
-    private const double Tolerance = 2e-5;
 
     private static readonly int[] s_blocks = [1, 1, 1, 2, 5, 8, 9, 33, 70, 150];
 
     private readonly Random _random;
     private readonly MustafarOptions[] _layers;
     private readonly int _headDim;
+    private readonly ScalarType _dtype;
     private readonly string _device;
     private readonly bool _dense;
     private readonly ModelKeyValueCache _cache;
     private readonly SortedDictionary<int, KeyValueCache[]> _alone = [];
+    private readonly Dictionary<int, int> _longest = []; // what each sequence has been
 
     internal SequenceRun(int seed, string device, bool dense)
     {
@@ -32,7 +33,8 @@ internal sealed class SequenceRun : IDisposable
         _device = device;
         manual_seed(seed);
         _headDim = Any(64, 80, 128);
-        bool integers = device == "cpu"; // of Float32
+        bool integers = !dense && Any(true, false);
+        _dtype = !integers || device == "cpu" ? ScalarType.Float32 : Any(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16);
         MustafarOptions common = new()
         {
             GroupSize = Any(32, 64), LocalWindow = Any(0, 16, 33), SinkTokens = Any(0, 0, 3),
@@ -52,9 +54,9 @@ internal sealed class SequenceRun : IDisposable
             new CacheLimits { MaxSequences = MostSequences, MaxLength = 8_000 },
             new CacheLimits { MaxSequences = MostSequences, BudgetTokens = 30_000 });
         _cache = dense
-            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits)
-            : new MustafarModelCache(_layers, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(device), limits);
-        Log.Add($"seed {seed}: head_dim {_headDim}, {limits}, {string.Join("; ", (object[])_layers)}");
+            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], NumKvHeads, _headDim, _dtype, new torch.Device(device), limits)
+            : new MustafarModelCache(_layers, NumKvHeads, _headDim, _dtype, new torch.Device(device), limits);
+        Log.Add($"seed {seed}: head_dim {_headDim}, {_dtype}, {limits}, {string.Join("; ", (object[])_layers)}");
     }
 
     /// <summary>What was done so far.</summary>
@@ -90,6 +92,7 @@ internal sealed class SequenceRun : IDisposable
         foreach ((int sequence, KeyValueCache[] alone) in _alone)
         {
             Assert.That(_cache.LengthOf(sequence), Is.EqualTo(alone[0].Length));
+            _longest[sequence] = Math.Max(_longest.GetValueOrDefault(sequence), alone[0].Length);
             Assert.That(_cache.PositionOf(sequence), Is.EqualTo(alone[0].Length));
             if (_cache is MustafarModelCache cache && !HasWindow)
             {
@@ -115,8 +118,8 @@ internal sealed class SequenceRun : IDisposable
     }
 
     private KeyValueCache Alone(MustafarOptions layer) => _dense
-        ? new DenseCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
-        : new MustafarCache(1, NumKvHeads, _headDim, ScalarType.Float32, new torch.Device(_device), layer);
+        ? new DenseCache(1, NumKvHeads, _headDim, _dtype, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
+        : new MustafarCache(1, NumKvHeads, _headDim, _dtype, new torch.Device(_device), layer);
 
     private void Remove()
     {
@@ -125,6 +128,7 @@ internal sealed class SequenceRun : IDisposable
         _cache.RemoveSequence(sequence);
         Array.ForEach(_alone[sequence], cache => cache.Dispose());
         _alone.Remove(sequence);
+        _longest.Remove(sequence);
     }
 
     private void Fork()
@@ -133,13 +137,14 @@ internal sealed class SequenceRun : IDisposable
         int sequence = _cache.Fork(parent);
         Log.Add($"fork {parent} to {sequence}");
         _alone.Add(sequence, [.. _alone[parent].Select(cache => cache.Fork([0]))]);
+        _longest[sequence] = _longest[parent];
     }
 
     // No further than any of the caches can, whatever fell out of its window.
     private void Truncate()
     {
         int sequence = AnySequence(), length = _cache.LengthOf(sequence);
-        int least = HasWindow ? Math.Max(0, length - _layers[0].GroupSize) : 0;
+        int least = HasWindow ? Math.Clamp(_longest[sequence] - _layers[0].GroupSize, 0, length) : 0;
         int shorter = Any(true, false, false) ? 0 : _random.Next(least, length + 1);
         Log.Add($"truncate {sequence} from {length} to {shorter}");
         _cache.Truncate(sequence, shorter);
@@ -155,6 +160,7 @@ internal sealed class SequenceRun : IDisposable
         int[] counts = Any(true, false) ? [] : [.. sequences.Select(_ => _random.Next(tokens + 1))];
         int layers = isCommitted ? _layers.Length : _random.Next(_layers.Length + 1);
         Log.Add($"step of [{string.Join(", ", sequences)}], {tokens} tokens, counts [{string.Join(", ", counts)}], {(isCommitted ? "committed" : $"given up after {layers} layers")}");
+        double tolerance = Compare.AttentionTolerance(_dtype);
         using CacheStep step = _cache.BeginStep(sequences, tokens, counts);
         Assert.That(step.Positions, Is.EqualTo(sequences.Select(_cache.LengthOf)));
         for (int layer = 0; layer < layers; layer++)
@@ -165,7 +171,7 @@ internal sealed class SequenceRun : IDisposable
             {
                 int count = counts.Length == 0 ? tokens : counts[b];
                 Tensor expected = _alone[sequences[b]][layer].Forward(Row(query), Row(keys), Row(values), counts: [count]);
-                Compare.Close(Row(output), expected, Tolerance, Tolerance, $"layer {layer} of sequence {sequences[b]}");
+                Compare.Close(Row(output), expected, tolerance, tolerance, $"layer {layer} of sequence {sequences[b]}");
 
                 Tensor Row(Tensor rows) => rows.narrow(0, b, 1);
             }
@@ -176,7 +182,7 @@ internal sealed class SequenceRun : IDisposable
             step.Commit();
         }
 
-        Tensor Rows(int heads) => randn(sequences.Length, heads, tokens, _headDim).to(_device);
+        Tensor Rows(int heads) => randn(sequences.Length, heads, tokens, _headDim).to(_dtype).to(_device);
     }
 
     private int AnySequence() => _alone.Keys.ElementAt(_random.Next(_alone.Count));

@@ -1,0 +1,37 @@
+// The cache in a model of one's own: one layer of attention with random weights, whose keys and values are pruned and compressed.
+using Mustafar;
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+const int Heads = 8, KvHeads = 2, HeadDim = 64, Hidden = Heads * HeadDim, Vocabulary = 1000;
+using IDisposable noGrad = no_grad();
+random.manual_seed(1);
+using Embedding embedding = nn.Embedding(Vocabulary, Hidden);
+using Linear query = nn.Linear(Hidden, Heads * HeadDim), key = nn.Linear(Hidden, KvHeads * HeadDim), value = nn.Linear(Hidden, KvHeads * HeadDim);
+using Linear output = nn.Linear(Hidden, Hidden), logits = nn.Linear(Hidden, Vocabulary);
+
+// A cache for each layer, of one sequence or of a batch.
+MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
+using MustafarCache cache = new(batchSize: 1, KvHeads, HeadDim, ScalarType.Float32, CPU, options);
+
+// A prompt of 200 tokens, then each token that was chosen.
+Tensor tokens = randint(0, Vocabulary, [1, 200], dtype: ScalarType.Int64);
+for (int step = 0; step < 100; step++)
+{
+    using DisposeScope scope = NewDisposeScope();
+    Tensor hidden = embedding.forward(tokens);
+
+    // Queries and keys of a model with rotary positions are rotated first, from position cache.Length on.
+    Tensor attended = cache.Forward(
+        Split(query.forward(hidden), Heads), Split(key.forward(hidden), KvHeads), Split(value.forward(hidden), KvHeads));
+
+    hidden += output.forward(attended.transpose(1, 2).flatten(2));
+    using Tensor last = tokens;
+    tokens = logits.forward(hidden.narrow(1, -1, 1)).argmax(-1).MoveToOuterDisposeScope();
+}
+
+Console.WriteLine($"{cache.Length} tokens, {cache.Memory.TotalBytes} bytes: {100 * cache.Memory.RatioToDense:F0} % of a dense cache.");
+
+// [batch, n, heads · head_dim] as [batch, heads, n, head_dim].
+static Tensor Split(Tensor tensor, int heads) => tensor.unflatten(2, [heads, HeadDim]).transpose(1, 2);
