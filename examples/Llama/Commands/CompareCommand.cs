@@ -10,7 +10,7 @@ namespace Mustafar.Examples.Llama.Commands;
 /// <summary>Runs one prompt with a dense and with a compressed cache.</summary>
 internal sealed class CompareCommand : LlamaCommand
 {
-    private const int TokensOfShippedText = 2048;
+    private const int TokensOfShippedText = 3900;
 
     private readonly Option<string?> _promptFile = new("--prompt-file")
     {

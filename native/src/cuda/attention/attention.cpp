@@ -68,8 +68,7 @@ bool uses_fragments(const mustafar_attention& a) {
     if (keys && !go_together(a.keys.format, a.values.format))
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
              "keys, values: expected both with bitmaps or neither, and both of integers or neither, in fragment order; "
-             "got "
-             "patterns %d and %d, value formats %d and %d",
+             "got patterns %d and %d, value formats %d and %d",
              a.keys.format.pattern, a.values.format.pattern, a.keys.format.value_format, a.values.format.value_format);
     return keys;
 }

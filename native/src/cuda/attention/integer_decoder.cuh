@@ -1,7 +1,7 @@
 // How the fragment kernels read blocks of integers that are stored as operands: all channels or two of each four, of 8 or 4 bits;
 // common/integers.cuh has the layout. Keys and values may differ: what the keys are, which decides how rows are laid out, is
 // known when this is compiled, their bits and all about the values when it runs. Where both are of one format all of it is
-// known, which makes the loop 3 to 10 % faster.
+// known, which makes it up to 10 % faster.
 //
 // Operands are f16 whatever the tensors' type: integers are exact in it, and scales stand outside of the products.
 #pragma once
