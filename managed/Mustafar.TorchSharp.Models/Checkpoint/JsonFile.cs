@@ -2,6 +2,7 @@ using System.Text;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Unicode;
+using Mustafar.Storage;
 
 namespace Mustafar.Models.Checkpoint;
 
@@ -51,7 +52,7 @@ internal static class JsonFile
 
         JsonValueKind kind = document.RootElement.ValueKind;
         document.Dispose();
-        throw new CheckpointException($"expected a JSON object, but the root is {Describe(kind)}.", path);
+        throw new CheckpointException($"expected a JSON object, but the root is {JsonKind.Describe(kind)}.", path);
     }
 
     /// <summary>A value as a message quotes it: on one line, and shortened if it is long.</summary>
@@ -114,24 +115,13 @@ internal static class JsonFile
     public static JsonElement Require(this JsonElement parent, string key, JsonValueKind kind, string path)
     {
         JsonElement value = parent.Find(key)
-            ?? throw new CheckpointException($"expected {Describe(kind)} '{key}', but the key is absent.", path);
-        return value.ValueKind == kind ? value : throw Wrong(key, Describe(kind), value, path);
+            ?? throw new CheckpointException($"expected {JsonKind.Describe(kind)} '{key}', but the key is absent.", path);
+        return value.ValueKind == kind ? value : throw Wrong(key, JsonKind.Describe(kind), value, path);
     }
 
     /// <summary>Whether a value is a given number.</summary>
     public static bool IsNumber(this JsonElement value, double expected) =>
         value.ValueKind == JsonValueKind.Number && value.GetDouble() == expected;
-
-    /// <summary>A kind of JSON value in words.</summary>
-    public static string Describe(JsonValueKind kind) => kind switch
-    {
-        JsonValueKind.Object => "an object",
-        JsonValueKind.Array => "an array",
-        JsonValueKind.String => "a string",
-        JsonValueKind.Number => "a number",
-        JsonValueKind.True or JsonValueKind.False => "true or false",
-        _ => "null",
-    };
 
     private static CheckpointException Wrong(string key, string expected, JsonElement value, string path) =>
         new($"expected {expected} as '{key}', but got {value.Quote()}.", path);

@@ -1,5 +1,6 @@
 using System.Text.Json;
 using Mustafar.Models.Checkpoint;
+using Mustafar.Storage;
 
 namespace Mustafar.Models.Tokenizer;
 
@@ -193,7 +194,7 @@ internal sealed class TokenizerFile
 
         if (list.ValueKind != JsonValueKind.Array)
         {
-            throw new CheckpointException($"expected an array 'added_tokens', but got {JsonFile.Describe(list.ValueKind)}.", path);
+            throw new CheckpointException($"expected an array 'added_tokens', but got {JsonKind.Describe(list.ValueKind)}.", path);
         }
 
         bool hasNormalizer = Steps(root, "normalizer", "normalizers", path).Length > 0;

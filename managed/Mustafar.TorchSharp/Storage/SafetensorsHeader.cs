@@ -51,7 +51,7 @@ public sealed class SafetensorsHeader
             JsonElement root = document.RootElement;
             if (root.ValueKind != JsonValueKind.Object)
             {
-                throw new SafetensorsException($"expected a JSON object as header, but it is {Describe(root.ValueKind)}.");
+                throw new SafetensorsException($"expected a JSON object as header, but it is {JsonKind.Describe(root.ValueKind)}.");
             }
 
             (Dictionary<string, SafetensorsEntry> tensors, Dictionary<string, string>? metadata) = ([], null);
@@ -152,7 +152,7 @@ public sealed class SafetensorsHeader
     {
         if (value.ValueKind != JsonValueKind.Object)
         {
-            throw new SafetensorsException($"expected an object '{MetadataKey}', but it is {Describe(value.ValueKind)}.");
+            throw new SafetensorsException($"expected an object '{MetadataKey}', but it is {JsonKind.Describe(value.ValueKind)}.");
         }
 
         Dictionary<string, string> metadata = [];
@@ -161,7 +161,7 @@ public sealed class SafetensorsHeader
             if (property.Value.ValueKind != JsonValueKind.String)
             {
                 throw new SafetensorsException(
-                    $"expected strings in '{MetadataKey}', but '{property.Name}' is {Describe(property.Value.ValueKind)}.");
+                    $"expected strings in '{MetadataKey}', but '{property.Name}' is {JsonKind.Describe(property.Value.ValueKind)}.");
             }
 
             if (!metadata.TryAdd(property.Name, property.Value.GetString()!))
@@ -179,7 +179,7 @@ public sealed class SafetensorsHeader
         JsonElement value = property.Value;
         if (value.ValueKind != JsonValueKind.Object)
         {
-            throw new SafetensorsException($"expected an object, but it is {Describe(value.ValueKind)}.", name);
+            throw new SafetensorsException($"expected an object, but it is {JsonKind.Describe(value.ValueKind)}.", name);
         }
 
         string dtypeName = value.TryGetProperty("dtype", out JsonElement dtype) && dtype.ValueKind == JsonValueKind.String
@@ -223,7 +223,7 @@ public sealed class SafetensorsHeader
             JsonElement item = array[i];
             if (item.ValueKind != JsonValueKind.Number || !item.TryGetInt64(out numbers[i]) || numbers[i] < 0)
             {
-                string got = item.ValueKind == JsonValueKind.Number ? item.GetRawText() : Describe(item.ValueKind);
+                string got = item.ValueKind == JsonValueKind.Number ? item.GetRawText() : JsonKind.Describe(item.ValueKind);
                 throw new SafetensorsException($"expected whole numbers from 0 in '{key}', but got {got}.", tensor);
             }
         }
@@ -273,14 +273,4 @@ public sealed class SafetensorsHeader
 
     private static long ByteCount(long[] shape, int elementSize) =>
         shape.Aggregate((long)elementSize, (product, size) => checked(product * size));
-
-    private static string Describe(JsonValueKind kind) => kind switch
-    {
-        JsonValueKind.Object => "an object",
-        JsonValueKind.Array => "an array",
-        JsonValueKind.String => "a string",
-        JsonValueKind.Number => "a number",
-        JsonValueKind.True or JsonValueKind.False => "true or false",
-        _ => "null",
-    };
 }

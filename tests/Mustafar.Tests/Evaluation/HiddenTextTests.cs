@@ -10,30 +10,17 @@ namespace Mustafar.Tests.Evaluation;
 
 /// <summary>Tasks that hide lines in a text: what they hide, where, and how answers are scored.</summary>
 [TestFixture]
-public sealed partial class HiddenTextTests
+public sealed partial class HiddenTextTests : TinyLanguageFixture
 {
     private const int Length = 700;
 
     private static readonly string s_text = string.Concat(
         Enumerable.Range(0, 400).Select(i => string.Create(CultureInfo.InvariantCulture, $"value {i} of many\n")));
 
-    private readonly TemporaryDirectory _model = new TemporaryDirectory().WithTinyCheckpoint();
-    private LanguageModel _language = null!;
-
-    [OneTimeSetUp]
-    public void Load() => _language = LanguageModel.Load(_model.Path);
-
-    [OneTimeTearDown]
-    public void Unload()
-    {
-        _language.Dispose();
-        _model.Dispose();
-    }
-
     [Test]
     public void RecallHidesTheNoteThatItAsksFor()
     {
-        RecallTask task = new(_language, s_text, contexts: 20, Length);
+        RecallTask task = new(Language, s_text, contexts: 20, Length);
         for (int i = 0; i < task.Samples; i++)
         {
             PromptSample sample = task.MakeSample(i);
@@ -54,7 +41,7 @@ public sealed partial class HiddenTextTests
     public void TheNeedleStandsAtItsDepth()
     {
         double[] depths = [0, 0.25, 1];
-        NeedleTask task = new(_language, s_text, [400, Length], depths, samples: 2);
+        NeedleTask task = new(Language, s_text, [400, Length], depths, samples: 2);
         Assert.That(task.Samples, Is.EqualTo(12));
         for (int i = 0; i < task.Samples; i++)
         {
@@ -83,7 +70,7 @@ public sealed partial class HiddenTextTests
     [TestCase(RulerKind.VariableTracking, 5)]
     public void RulerHidesWhatItAsksFor(RulerKind kind, int answers)
     {
-        RulerTask task = new(_language, kind, s_text, [Length], samples: 10);
+        RulerTask task = new(Language, kind, s_text, [Length], samples: 10);
         for (int i = 0; i < task.Samples; i++)
         {
             PromptSample sample = task.MakeSample(i);
@@ -112,14 +99,14 @@ public sealed partial class HiddenTextTests
         using (Assert.EnterMultipleScope())
         {
             Assert.That(
-                () => new NeedleTask(_language, "short\n", [400], [0.5]),
+                () => new NeedleTask(Language, "short\n", [400], [0.5]),
                 Throws.ArgumentException.With.Message.Contains("at least").And.Property("ParamName").EqualTo("text"));
-            Assert.That(() => new NeedleTask(_language, new string('x', 900), [400], [0.5]), Throws.ArgumentException.With.Message.Contains("ends of lines"));
-            Assert.That(() => new NeedleTask(_language, s_text, [30], [0.5]), Throws.ArgumentException.With.Message.Contains("room"));
-            Assert.That(() => new NeedleTask(_language, s_text, [2040], [0.5]), Throws.ArgumentException.With.Message.Contains("2048"));
-            Assert.That(() => new NeedleTask(_language, s_text, [400], [1.5]), Throws.InstanceOf<ArgumentOutOfRangeException>());
-            Assert.That(() => new RulerTask(_language, RulerKind.MultiKey, s_text, [100]), Throws.ArgumentException.With.Message.Contains("room"));
-            Assert.That(() => new RecallTask(_language, s_text, context: 20), Throws.ArgumentException.With.Message.Contains("room"));
+            Assert.That(() => new NeedleTask(Language, new string('x', 900), [400], [0.5]), Throws.ArgumentException.With.Message.Contains("ends of lines"));
+            Assert.That(() => new NeedleTask(Language, s_text, [30], [0.5]), Throws.ArgumentException.With.Message.Contains("room"));
+            Assert.That(() => new NeedleTask(Language, s_text, [2040], [0.5]), Throws.ArgumentException.With.Message.Contains("2048"));
+            Assert.That(() => new NeedleTask(Language, s_text, [400], [1.5]), Throws.InstanceOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new RulerTask(Language, RulerKind.MultiKey, s_text, [100]), Throws.ArgumentException.With.Message.Contains("room"));
+            Assert.That(() => new RecallTask(Language, s_text, context: 20), Throws.ArgumentException.With.Message.Contains("room"));
         }
     }
 
@@ -150,7 +137,7 @@ public sealed partial class HiddenTextTests
     [TestCase(false)]
     public void AnswersAndGroupsAreKept(bool dense)
     {
-        NeedleTask task = new(_language, s_text, [200, 300], [0.5], samples: 2, batch: 3);
+        NeedleTask task = new(Language, s_text, [200, 300], [0.5], samples: 2, batch: 3);
         CacheSetting setting = dense ? CacheSetting.Dense : new("half", MustafarPresets.HalfInFourBits);
         TaskResult result = task.Summarize(
             [.. Enumerable.Range(0, task.Parts).Select(part => task.MeasurePart(setting, part, new Progress<double>(), default))]);
@@ -179,7 +166,7 @@ public sealed partial class HiddenTextTests
         return [.. values.Where(item => item.Value == value).Select(item => item.Key)];
     }
 
-    private string Text(IReadOnlyList<int> ids) => _language.Tokenizer.Decode(ids);
+    private string Text(IReadOnlyList<int> ids) => Language.Tokenizer.Decode(ids);
 
     [GeneratedRegex("[0-9]{6}")]
     private static partial Regex Number();

@@ -2,28 +2,14 @@ using System.Text.Json;
 using System.Text.Json.Nodes;
 using Mustafar.Models.Chat;
 using Mustafar.Models.Evaluation;
-using Mustafar.Models.Generation;
 using Mustafar.Tests.Llama;
 
 namespace Mustafar.Tests.Evaluation;
 
 /// <summary>The path from files to scores, on a model that says nothing but the letter k.</summary>
 [TestFixture]
-public sealed class LongBenchTests
+public sealed class LongBenchTests : TinyLanguageFixture
 {
-    private readonly TemporaryDirectory _model = new TemporaryDirectory().WithTinyCheckpoint();
-    private LanguageModel _language = null!;
-
-    [OneTimeSetUp]
-    public void Load() => _language = LanguageModel.Load(_model.Path);
-
-    [OneTimeTearDown]
-    public void Unload()
-    {
-        _language.Dispose();
-        _model.Dispose();
-    }
-
     [Test]
     public void FromFilesToScores()
     {
@@ -45,7 +31,7 @@ public sealed class LongBenchTests
 
         double Score(string dataset, CacheSetting setting)
         {
-            LongBenchTask task = new(_language, bench, dataset, ChatTemplate.Load(_model.Path));
+            LongBenchTask task = new(Language, bench, dataset, ChatTemplate.Load(Checkpoint));
             TaskResult result = task.Summarize(
                 [.. Enumerable.Range(0, task.Parts).Select(part => task.MeasurePart(setting, part, new Progress<double>(), default))]);
             Assert.That(
@@ -59,11 +45,11 @@ public sealed class LongBenchTests
     {
         using TemporaryDirectory folder = Folder();
         LongBenchFolder bench = new(folder.Path);
-        ChatTemplate template = ChatTemplate.Load(_model.Path);
-        string chat = Prompt(new LongBenchTask(_language, bench, "qasper", template));
-        string plain = Prompt(new LongBenchTask(_language, bench, "trec", template));
-        string cut = Prompt(new LongBenchTask(_language, bench, "qasper", template, 21));
-        string none = Prompt(new LongBenchTask(_language, bench, "qasper", template: null, 21));
+        ChatTemplate template = ChatTemplate.Load(Checkpoint);
+        string chat = Prompt(new LongBenchTask(Language, bench, "qasper", template));
+        string plain = Prompt(new LongBenchTask(Language, bench, "trec", template));
+        string cut = Prompt(new LongBenchTask(Language, bench, "qasper", template, 21));
+        string none = Prompt(new LongBenchTask(Language, bench, "qasper", template: null, 21));
         using (Assert.EnterMultipleScope())
         {
             Assert.That(chat, Is.EqualTo("<|im_start|>user\nRead {it}: alpha beta gamma delta. Asked: why?<|im_end|>\n<|im_start|>assistant\n"));
@@ -72,7 +58,7 @@ public sealed class LongBenchTests
             Assert.That(none, Is.EqualTo("Read {it}:sked: why?"));
         }
 
-        string Prompt(LongBenchTask task) => _language.Tokenizer.Decode(task.MakeSample(0).Context, skipSpecialTokens: false);
+        string Prompt(LongBenchTask task) => Language.Tokenizer.Decode(task.MakeSample(0).Context, skipSpecialTokens: false);
     }
 
     [Test]
@@ -80,7 +66,7 @@ public sealed class LongBenchTests
     {
         using TemporaryDirectory folder = Folder();
         File.WriteAllText(folder.File("qasper.jsonl"), Line(new { context = new string('é', 5000), input = "why?", answers = (string[])["k"] }));
-        LongBenchTask task = new(_language, new LongBenchFolder(folder.Path), "qasper", ChatTemplate.Load(_model.Path));
+        LongBenchTask task = new(Language, new LongBenchFolder(folder.Path), "qasper", ChatTemplate.Load(Checkpoint));
         Assert.That(task.MakeSample(0).Context, Has.Count.InRange(2048 - 4 - 8, 2048 - 4));
     }
 
@@ -121,17 +107,17 @@ public sealed class LongBenchTests
         LongBenchFolder bench = new(folder.Path);
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(() => new LongBenchTask(_language, bench, "dureader"), Throws.ArgumentException.With.Message.Contains("narrativeqa"));
-            Assert.That(() => new LongBenchTask(_language, bench, "samsum"), Throws.InstanceOf<FileNotFoundException>().With.Message.Contains("samsum.jsonl"));
+            Assert.That(() => new LongBenchTask(Language, bench, "dureader"), Throws.ArgumentException.With.Message.Contains("narrativeqa"));
+            Assert.That(() => new LongBenchTask(Language, bench, "samsum"), Throws.InstanceOf<FileNotFoundException>().With.Message.Contains("samsum.jsonl"));
             Assert.That(
-                () => new LongBenchTask(_language, bench, "qasper", maxPromptTokens: 2048), Throws.ArgumentException.With.Message.Contains("2044"));
-            Assert.That(() => new LongBenchFolder(_model.Path), Throws.InstanceOf<FileNotFoundException>().With.Message.Contains("dataset2prompt.json"));
+                () => new LongBenchTask(Language, bench, "qasper", maxPromptTokens: 2048), Throws.ArgumentException.With.Message.Contains("2044"));
+            Assert.That(() => new LongBenchFolder(Checkpoint), Throws.InstanceOf<FileNotFoundException>().With.Message.Contains("dataset2prompt.json"));
         }
     }
 
     private void Refused(TemporaryDirectory folder, string[] words)
     {
-        string message = Assert.Catch<UnusableFileException>(() => _ = new LongBenchTask(_language, new LongBenchFolder(folder.Path), "qasper"))!.Message;
+        string message = Assert.Catch<UnusableFileException>(() => _ = new LongBenchTask(Language, new LongBenchFolder(folder.Path), "qasper"))!.Message;
         foreach (string word in words)
         {
             Assert.That(message, Does.Contain(word));
