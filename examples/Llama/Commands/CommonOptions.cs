@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
 using Mustafar.Models.Checkpoint;
+using Mustafar.Models.Evaluation;
 using Mustafar.Models.Tokenizer;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -53,6 +54,12 @@ internal sealed class CommonOptions
     private readonly Option<int> _groupSize = CommandOption.Number(
         "--group-size", "Tokens that are compressed together, a multiple of 32.", "TOKENS", new MustafarOptions().GroupSize);
 
+    private readonly Option<string?> _cacheSettings = new("--cache-settings")
+    {
+        Description = "A JSON file with one cache setting, such as recommend writes, for all layers or for each; other options say what it leaves out.",
+        HelpName = "FILE",
+    };
+
     private readonly Option<string> _device = CommandOption.Text("--device", "cpu, cuda or cuda:N.", "cpu", "DEVICE");
 
     private readonly Option<string> _dtype = CommandOption.Choice(
@@ -76,13 +83,16 @@ internal sealed class CommonOptions
     {
         foreach (Option option in (Option[])
         [
-            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keyBits, _valueBits, _keyChannelScales, _localWindow, _sinks, _groupSize, _device, _dtype, _addBos, _addEos,
-            _threads, _json,
+            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keyBits, _valueBits, _keyChannelScales,
+            _localWindow, _sinks, _groupSize, _cacheSettings, _device, _dtype, _addBos, _addEos, _threads, _json,
         ])
         {
             command.Options.Add(option);
         }
     }
+
+    /// <summary>Whether a file says how the cache prunes and stores.</summary>
+    public bool HasCacheFile(ParseResult result) => result.GetValue(_cacheSettings) is not null;
 
     /// <summary>Whether the result is to be JSON.</summary>
     public bool WantsJson(ParseResult result) => result.GetValue(_json);
@@ -110,7 +120,7 @@ internal sealed class CommonOptions
         return new CommonSettings(
             model,
             result.GetRequiredValue(_attention) == "dense" ? AttentionKind.Dense : AttentionKind.Mustafar,
-            ReadCacheOptions(result),
+            ReadCache(result),
             ReadDevice(result.GetRequiredValue(_device)),
             result.GetRequiredValue(_dtype) switch
             {
@@ -121,10 +131,24 @@ internal sealed class CommonOptions
             },
             new TextFrame(YesOrNo(result.GetRequiredValue(_addBos)), YesOrNo(result.GetRequiredValue(_addEos))),
             threads);
-
     }
 
     private static bool? YesOrNo(string word) => word == "auto" ? null : word == "yes";
+
+    private CacheSetting ReadCache(ParseResult result)
+    {
+        MustafarOptions options = ReadCacheOptions(result);
+        if (result.GetValue(_cacheSettings) is not string file)
+        {
+            return new CacheSetting("mustafar", options);
+        }
+
+        IReadOnlyList<CacheSetting> settings = CacheSettingReader.Load(file, options);
+        return settings.Count == 1
+            ? settings[0]
+            : throw new CommandException(
+                $"{_cacheSettings.Name}: {file}: expected one setting, but there are {settings.Count}: {string.Join(", ", settings.Select(setting => setting.Name))}.");
+    }
 
     private MustafarOptions ReadCacheOptions(ParseResult result)
     {

@@ -43,10 +43,10 @@ internal sealed class EvaluateCommand : LlamaCommand
         IReadOnlyList<CacheSetting> caches = SettingsOf(arguments, settings);
         string config = Path.Combine(settings.Model, "config.json");
         LlamaConfig model = LlamaConfig.Load(config);
-        foreach (CacheSetting cache in caches.Where(cache => cache.Options is not null))
+        foreach (CacheSetting cache in caches)
         {
             // Before the weights, which may take minutes.
-            model.CheckCompressible(cache.Options!, config);
+            cache.CheckFits(model, config);
         }
 
         using ModelSession session = ModelSession.Load(settings with { Attention = AttentionKind.Dense }, output);
@@ -73,7 +73,7 @@ internal sealed class EvaluateCommand : LlamaCommand
         TimeSpan? left = null;
         bool measured = false;
         IProgress<double>? bar = null;
-        using IEnumerator<EvaluationUnit> units = run.Run(new Follower(Follow), output.Interrupted).GetEnumerator();
+        using IEnumerator<EvaluationUnit> units = run.Run(new EvaluationFollower(Follow), output.Interrupted).GetEnumerator();
         while (done.Count < run.Units)
         {
             (EvaluationTask task, CacheSetting cache) = (tasks[done.Count / caches.Count], caches[done.Count % caches.Count]);
@@ -85,8 +85,8 @@ internal sealed class EvaluateCommand : LlamaCommand
                 return units.MoveNext() ? units.Current : throw new InvalidOperationException("The run ended early.");
             }));
             string numbers = string.Join(", ", task.Metrics.Select(metric => Text(done[^1], metric)));
-            string time = !measured ? "from a former run" : done.Count == run.Units ? Time(TimeSpan.FromSeconds(done[^1].Seconds))
-                : $"{Time(TimeSpan.FromSeconds(done[^1].Seconds))}; about {Time(left ?? TimeSpan.Zero)} left";
+            string time = !measured ? "from a former run" : done.Count == run.Units ? EvaluationFollower.Time(TimeSpan.FromSeconds(done[^1].Seconds))
+                : $"{EvaluationFollower.Time(TimeSpan.FromSeconds(done[^1].Seconds))}; about {EvaluationFollower.Time(left ?? TimeSpan.Zero)} left";
             output.Message($"{title}: {numbers} ({time})");
         }
 
@@ -101,12 +101,6 @@ internal sealed class EvaluateCommand : LlamaCommand
 
     private static string Text(EvaluationUnit unit, Metric metric) => string.Create(
         CultureInfo.InvariantCulture, $"{metric.Title} {unit.Value(metric.Key).ToString(metric.Format, CultureInfo.InvariantCulture)}");
-
-    private static string Time(TimeSpan time) => time.TotalMinutes < 1.5
-        ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalSeconds:F0} s")
-        : time.TotalHours < 2
-            ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMinutes:F0} min")
-            : string.Create(CultureInfo.InvariantCulture, $"{time.TotalHours:F1} h");
 
     private IReadOnlyList<CacheSetting> SettingsOf(ParseResult arguments, CommonSettings settings)
     {
@@ -123,16 +117,11 @@ internal sealed class EvaluateCommand : LlamaCommand
             }
         }
 
-        if (given.Count == 0 && settings.Attention == AttentionKind.Mustafar)
+        if ((given.Count == 0 || HasCacheFile(arguments)) && settings.Attention == AttentionKind.Mustafar)
         {
-            given.Add(new CacheSetting("mustafar", settings.Options));
+            given.Add(settings.Cache);
         }
 
         return CacheSettingReader.WithDense(given);
-    }
-
-    private sealed class Follower(Action<EvaluationProgress> follow) : IProgress<EvaluationProgress>
-    {
-        public void Report(EvaluationProgress value) => follow(value);
     }
 }

@@ -35,13 +35,9 @@ internal static class EvaluationCharts
 
         void Draw(string name, Action<string> draw)
         {
-            try
+            if (Charts.Draw(name, directory, draw) is string problem)
             {
-                draw(Path.Combine(directory, name));
-            }
-            catch (Exception exception) when (exception is not OutOfMemoryException)
-            {
-                problems.Add($"{name} could not be drawn: {exception.Message}");
+                problems.Add(problem);
             }
         }
     }

@@ -37,6 +37,9 @@ internal abstract class LlamaCommand : Command
         }
     }
 
+    /// <summary>Whether a file says how the cache prunes and stores.</summary>
+    protected bool HasCacheFile(ParseResult arguments) => _common.HasCacheFile(arguments);
+
     /// <summary>Runs the command.</summary>
     protected abstract void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output);
 

@@ -59,7 +59,7 @@ public static class LlamaProgram
         foreach (LlamaCommand command in (LlamaCommand[])
         [
             new GenerateCommand(input), new ChatCommand(input), new CompareCommand(input), new PerplexityCommand(), new RecallCommand(),
-            new ScoreCommand(), new EvaluateCommand(),
+            new ScoreCommand(), new EvaluateCommand(), new RecommendCommand(),
         ])
         {
             // On a thread of its own, since signals are waited for on this one.

@@ -44,7 +44,7 @@ internal sealed class ModelSession : IDisposable
         {
             // Before the weights, which may take minutes.
             string config = Path.Combine(settings.Model, "config.json");
-            LlamaConfig.Load(config).CheckCompressible(settings.Options, config);
+            settings.Cache.CheckFits(LlamaConfig.Load(config), config);
         }
 
         LanguageModel language = output.WithProgress(
@@ -69,7 +69,7 @@ internal sealed class ModelSession : IDisposable
     {
         if (attention == AttentionKind.Mustafar)
         {
-            return ModelCache.Mustafar(Model, Settings.Options, batchSize);
+            return Settings.Cache.NewCache(Model, batchSize);
         }
 
         // Without a sliding window dense attention sees the first tokens anyway.

@@ -34,7 +34,7 @@ internal sealed class RecallCommand : LlamaCommand
         string text = ShippedFiles.ReadDocuments(file);
         using ModelSession session = ModelSession.Load(settings, output);
         RecallTask task = ShippedFiles.OfText(file, () => new RecallTask(session.Language, text, count, context, seed, batch));
-        CacheSetting cache = new("recall", settings.Attention == AttentionKind.Mustafar ? settings.Options : null);
+        CacheSetting cache = settings.Attention == AttentionKind.Mustafar ? settings.Cache : CacheSetting.Dense;
         TaskResult result = output.WithProgress($"Asking about {count} contexts", progress =>
         {
             List<JsonNode> parts = [];

@@ -1,27 +1,29 @@
 using System.Globalization;
+using Mustafar.Models.Evaluation;
 using Mustafar.Models.Llama;
 using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
 /// <summary>What a run was made with. A sparsity is the share of a head's channels that was pruned in fact,
-/// bits are those of a stored number.</summary>
+/// bits are those of a stored number. Where layers differ, these are means over them, and what any has counts as true.</summary>
 internal sealed record RunReport(
     string Model,
     string Attention,
     double KeySparsity,
     double ValueSparsity,
-    int KeysKept,
-    int ValuesKept,
+    double KeysKept,
+    double ValuesKept,
     int HeadDim,
     bool BalancedKeys,
     bool BalancedValues,
-    int KeyBits,
-    int ValueBits,
+    double KeyBits,
+    double ValueBits,
     bool KeyChannelScales,
     int? LocalWindow,
     int? Sinks,
     int? GroupSize,
+    IReadOnlyList<LayerReport>? Layers,
     string Device,
     string Dtype,
     int Threads)
@@ -32,27 +34,30 @@ internal sealed record RunReport(
     /// <summary>Describes a session with a cache of a given kind.</summary>
     public static RunReport Of(ModelSession session, AttentionKind attention)
     {
-        MustafarOptions? options = attention == AttentionKind.Mustafar ? session.Settings.Options : null;
+        CacheSetting cache = attention == AttentionKind.Mustafar ? session.Settings.Cache : CacheSetting.Dense;
+        MustafarOptions? options = cache.Options;
         int headDim = session.Model.Config.HeadDim;
-        int keysKept = options?.KeysKept(headDim) ?? headDim;
-        int valuesKept = options?.ValuesKept(headDim) ?? headDim;
         int native = session.Model.DType == ScalarType.Float32 ? 32 : 16;
+        MustafarOptions[] layers = [.. cache.Layers ?? (options is null ? [] : [options])];
+        double keysKept = Mean(layer => layer.KeysKept(headDim), headDim);
+        double valuesKept = Mean(layer => layer.ValuesKept(headDim), headDim);
         return new RunReport(
             session.Settings.Model,
             attention == AttentionKind.Mustafar ? "mustafar" : "dense",
-            1 - ((double)keysKept / headDim),
-            1 - ((double)valuesKept / headDim),
+            1 - (keysKept / headDim),
+            1 - (valuesKept / headDim),
             keysKept,
             valuesKept,
             headDim,
-            options?.BalancedKeys ?? false,
-            options?.BalancedValues ?? false,
-            options is { KeyBits: < 16 } ? options.KeyBits : native,
-            options is { ValueBits: < 16 } ? options.ValueBits : native,
-            options?.KeyChannelScales ?? false,
+            layers.Any(layer => layer.BalancedKeys),
+            layers.Any(layer => layer.BalancedValues),
+            Mean(layer => layer.KeyBits < 16 ? layer.KeyBits : native, native),
+            Mean(layer => layer.ValueBits < 16 ? layer.ValueBits : native, native),
+            layers.Any(layer => layer.KeyChannelScales),
             options?.LocalWindow,
             options?.SinkTokens,
             options?.GroupSize,
+            cache.Layers is null ? null : [.. layers.Select(layer => LayerReport.Of(layer, headDim))],
             session.Model.Device.ToString(),
             session.Model.DType switch
             {
@@ -61,15 +66,31 @@ internal sealed record RunReport(
                 _ => "bfloat16",
             },
             get_num_threads());
+
+        double Mean(Func<MustafarOptions, double> number, int dense) => layers.Length == 0 ? dense : layers.Average(number);
     }
 
     /// <summary>The sparsity in words.</summary>
-    public string DescribeSparsity() => string.Create(
-        CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(BalancedValues, ValueBits)})")
-        + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
+    public string DescribeSparsity() => (Layers is null ? DescribeAll() : DescribeLayers()) + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
 
-    private static string Stored(bool balanced, int bits) => (balanced ? ", balanced" : "") + (bits < 16 ? $", {bits} bits" : "");
+    private string DescribeAll() => string.Create(
+        CultureInfo.InvariantCulture,
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(BalancedValues, ValueBits)})");
+
+    private string DescribeLayers() => string.Create(
+        CultureInfo.InvariantCulture,
+        $"{Layers!.Count} layers of their own; on average keys {KeySparsity:P1}, {KeyBits:0.#} bits, values {ValueSparsity:P1}, {ValueBits:0.#} bits");
+
+    private static string Stored(bool balanced, double bits) =>
+        (balanced ? ", balanced" : "") + (bits < 16 ? string.Create(CultureInfo.InvariantCulture, $", {bits} bits") : "");
+}
+
+/// <summary>What one layer's keys and values are stored as, in words.</summary>
+internal sealed record LayerReport(string Keys, string Values)
+{
+    /// <summary>Describes a layer.</summary>
+    public static LayerReport Of(MustafarOptions options, int headDim) => new(
+        OperandCandidate.Describe(options, keys: true, headDim), OperandCandidate.Describe(options, keys: false, headDim));
 }
 
 /// <summary>What a cache occupies, in bytes.</summary>

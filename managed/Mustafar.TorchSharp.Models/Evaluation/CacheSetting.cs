@@ -11,11 +11,36 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
     /// <summary>The dense cache, which all others are compared with.</summary>
     public static CacheSetting Dense { get; } = new("dense", null);
 
+    /// <summary>The options of each layer, where layers differ; null if <see cref="Options"/> are those of all.</summary>
+    /// <remarks>Layers have the windows and groups of <see cref="Options"/> in common.</remarks>
+    public IReadOnlyList<MustafarOptions>? Layers { get; init; }
+
     /// <summary>Makes empty sequences for a model.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    public ModelCache NewCache(LlamaForCausalLM model, int batchSize) =>
-        Options is null ? ModelCache.Dense(model, batchSize) : ModelCache.Mustafar(model, Options, batchSize);
+    /// <exception cref="ArgumentException">It has options of another number of layers than the model.</exception>
+    public ModelCache NewCache(LlamaForCausalLM model, int batchSize) => Layers is not null
+        ? ModelCache.Mustafar(model, Layers, batchSize)
+        : Options is not null ? ModelCache.Mustafar(model, Options, batchSize) : ModelCache.Dense(model, batchSize);
+
+    /// <summary>Refuses options that a model's keys and values can't be compressed with.</summary>
+    /// <param name="config">The model.</param>
+    /// <param name="path">Its config.json, for the message.</param>
+    /// <exception cref="Checkpoint.UnsupportedModelException">They can't.</exception>
+    public void CheckFits(LlamaConfig config, string path)
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        if (Layers is not null && Layers.Count != config.NumLayers)
+        {
+            throw new Checkpoint.UnsupportedModelException(
+                $"the model has {config.NumLayers} layers, but the cache setting '{Name}' has options of {Layers.Count}; it is of another model.", path);
+        }
+
+        foreach (MustafarOptions options in Layers ?? (Options is null ? [] : [Options]))
+        {
+            config.CheckCompressible(options, path);
+        }
+    }
 
     /// <summary>All that the options say, by the names that settings files have.</summary>
     internal JsonObject ToJson()
@@ -27,18 +52,34 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
             return json;
         }
 
-        json["key_sparsity"] = Options.KeySparsity;
-        json["value_sparsity"] = Options.ValueSparsity;
-        json["balanced_keys"] = Options.BalancedKeys;
-        json["balanced_values"] = Options.BalancedValues;
-        json["key_bits"] = Options.KeyBits;
-        json["value_bits"] = Options.ValueBits;
-        json["key_channel_scales"] = Options.KeyChannelScales;
+        AddFormat(json, Options);
         json["local_window"] = Options.LocalWindow;
         json["sinks"] = Options.SinkTokens;
         json["group_size"] = Options.GroupSize;
         json["keep_multiple"] = Options.KeepMultiple;
         json["sliding_window"] = Options.SlidingWindow;
+        if (Layers is not null)
+        {
+            json[CacheSettingReader.Layers] = new JsonArray([.. Layers.Select(layer =>
+            {
+                JsonObject own = [];
+                AddFormat(own, layer);
+                return own;
+            })]);
+        }
+
         return json;
+    }
+
+    // What layers may differ in.
+    private static void AddFormat(JsonObject json, MustafarOptions options)
+    {
+        json["key_sparsity"] = options.KeySparsity;
+        json["value_sparsity"] = options.ValueSparsity;
+        json["balanced_keys"] = options.BalancedKeys;
+        json["balanced_values"] = options.BalancedValues;
+        json["key_bits"] = options.KeyBits;
+        json["value_bits"] = options.ValueBits;
+        json["key_channel_scales"] = options.KeyChannelScales;
     }
 }

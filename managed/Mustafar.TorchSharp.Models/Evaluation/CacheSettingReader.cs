@@ -9,13 +9,20 @@ namespace Mustafar.Models.Evaluation;
 /// <remarks>
 /// A file is one JSON object. Each key is the name of a setting; its value is the name of a preset (<see cref="Presets"/>) or an object
 /// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>, <c>key_bits</c>,
-/// <c>value_bits</c>, <c>key_channel_scales</c>, <c>local_window</c>, <c>sinks</c>, <c>group_size</c> and <c>keep_multiple</c>:
+/// <c>value_bits</c>, <c>key_channel_scales</c>, <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>keep_multiple</c> and
+/// <c>sliding_window</c>:
 /// <code>{ "4 bits": "FourBits", "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875 } }</code>
+/// Where layers differ, <c>layers</c> is an array of a preset or an object for each, with what the setting itself does not say of all;
+/// windows and groups are common to all layers:
+/// <code>{ "first layer in 8 bits": { "local_window": 64, "layers": [ "EightBits", "FourBits", { "key_bits": 4, "value_sparsity": 0.5 } ] } }</code>
+/// <see cref="CacheSettingWriter"/> writes such files.
 /// As text the same is <c>4 bits: FourBits</c> and <c>64 / 40: key_sparsity=0.5, value_sparsity=0.6875</c>.
 /// What a setting leaves out is as in its preset or, without one, in the defaults.
 /// </remarks>
 public static class CacheSettingReader
 {
+    internal const string Layers = "layers";
+
     private const string Preset = "preset";
 
     private static readonly (string Property, string Key)[] s_keys =
@@ -25,8 +32,10 @@ public static class CacheSettingReader
         (nameof(MustafarOptions.KeyBits), "key_bits"), (nameof(MustafarOptions.ValueBits), "value_bits"),
         (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.LocalWindow), "local_window"),
         (nameof(MustafarOptions.SinkTokens), "sinks"), (nameof(MustafarOptions.GroupSize), "group_size"),
-        (nameof(MustafarOptions.KeepMultiple), "keep_multiple"),
+        (nameof(MustafarOptions.KeepMultiple), "keep_multiple"), (nameof(MustafarOptions.SlidingWindow), "sliding_window"),
     ];
+
+    private static readonly string[] s_commonKeys = ["local_window", "sinks", "group_size", "sliding_window"];
 
     /// <summary>The presets by name: those of <see cref="MustafarPresets"/>.</summary>
     public static IReadOnlyDictionary<string, MustafarOptions> Presets { get; } =
@@ -120,17 +129,55 @@ public static class CacheSettingReader
             throw new CheckpointException($"expected an object or the name of a preset, but got {entry.Quote()}.", place);
         }
 
-        foreach (JsonProperty property in entry.EnumerateObject())
+        CheckKeys(entry, [Preset, .. s_keys.Select(known => known.Key), Layers], place);
+        MustafarOptions options = OptionsOf(entry, defaults, place);
+        return new CacheSetting(name, options)
         {
-            if (property.Name != Preset && !s_keys.Any(known => known.Key == property.Name))
-            {
-                throw new CheckpointException(
-                    $"expected {Preset}, {string.Join(", ", s_keys.Select(known => known.Key))}, but got '{property.Name}'.", place);
-            }
+            Layers = entry.Find(Layers) is JsonElement layers ? LayersOf(layers, options, place) : null,
+        };
+    }
+
+    private static List<MustafarOptions> LayersOf(JsonElement layers, MustafarOptions common, string place)
+    {
+        if (layers.ValueKind != JsonValueKind.Array || layers.GetArrayLength() == 0)
+        {
+            throw new CheckpointException($"expected an array with the options of each layer as '{Layers}', but got {layers.Quote()}.", place);
         }
 
+        List<MustafarOptions> options = [];
+        foreach (JsonElement layer in layers.EnumerateArray())
+        {
+            string layerPlace = string.Create(CultureInfo.InvariantCulture, $"{place}, layer {options.Count}");
+            if (layer.ValueKind == JsonValueKind.String)
+            {
+                options.Add(PresetOf(layer.GetString()!, common, layerPlace));
+                continue;
+            }
+
+            if (layer.ValueKind != JsonValueKind.Object)
+            {
+                throw new CheckpointException($"expected an object or the name of a preset, but got {layer.Quote()}.", layerPlace);
+            }
+
+            CheckKeys(layer, [Preset, .. s_keys.Select(known => known.Key).Except(s_commonKeys)], layerPlace);
+            options.Add(OptionsOf(layer, common, layerPlace));
+        }
+
+        return options;
+    }
+
+    private static void CheckKeys(JsonElement entry, IReadOnlyCollection<string> known, string place)
+    {
+        foreach (JsonProperty property in entry.EnumerateObject().Where(property => !known.Contains(property.Name)))
+        {
+            throw new CheckpointException($"expected {string.Join(", ", known)}, but got '{property.Name}'.", place);
+        }
+    }
+
+    private static MustafarOptions OptionsOf(JsonElement entry, MustafarOptions defaults, string place)
+    {
         MustafarOptions basis = entry.FindString(Preset, place) is string preset ? PresetOf(preset, defaults, place) : defaults;
-        return new CacheSetting(name, Checked(() => Changed(basis, entry, place), place));
+        return Checked(() => Changed(basis, entry, place), place);
     }
 
     // Windows and groups are those of the defaults: presets say what is kept of a token.
@@ -157,6 +204,7 @@ public static class CacheSettingReader
             SinkTokens = entry.FindInt32("sinks", place) ?? basis.SinkTokens,
             GroupSize = entry.FindInt32("group_size", place) ?? basis.GroupSize,
             KeepMultiple = entry.FindInt32("keep_multiple", place) ?? basis.KeepMultiple,
+            SlidingWindow = entry.FindInt32("sliding_window", place) ?? basis.SlidingWindow,
         };
         return entry.FindBoolean("key_channel_scales", place) is bool scales ? options with { KeyChannelScales = scales } : options;
     }

@@ -61,11 +61,8 @@ public sealed record EvaluationReport(IReadOnlyList<EvaluationUnit> Units)
     public void Write(string directory)
     {
         ArgumentNullException.ThrowIfNull(directory);
-        Put("results.json", ToJson().ToJsonString(s_indented) + "\n");
-        Put("results.md", ToMarkdown());
-
-        void Put(string name, string text) =>
-            AtomicFile.Write(Path.Combine(directory, name), stream => stream.Write(Encoding.UTF8.GetBytes(text)));
+        AtomicFile.WriteText(Path.Combine(directory, "results.json"), ToJson().ToJsonString(s_indented) + "\n");
+        AtomicFile.WriteText(Path.Combine(directory, "results.md"), ToMarkdown());
     }
 
     private IEnumerable<EvaluationTask> TasksOf() => Units.Select(unit => unit.Task).Distinct();

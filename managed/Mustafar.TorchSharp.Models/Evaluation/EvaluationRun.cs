@@ -47,9 +47,9 @@ public sealed class EvaluationRun
 
         _tasks = tasks;
         _settings = CacheSettingReader.WithDense(settings.Where(setting => setting != CacheSetting.Dense));
-        foreach (CacheSetting setting in _settings.Where(setting => setting.Options is not null))
+        foreach (CacheSetting setting in _settings)
         {
-            tasks[0].Language.Model.Config.CheckCompressible(setting.Options!, Path.Combine(tasks[0].Language.Directory, "config.json"));
+            setting.CheckFits(tasks[0].Language.Model.Config, Path.Combine(tasks[0].Language.Directory, "config.json"));
         }
 
         _store = new EvaluationStore(directory);

@@ -1,4 +1,3 @@
-using System.Text;
 using System.Text.Json;
 using System.Text.Json.Nodes;
 
@@ -50,8 +49,7 @@ internal sealed class EvaluationStore
     /// <summary>Keeps a finished unit; its parts are no longer needed.</summary>
     public void Save(EvaluationUnit unit)
     {
-        AtomicFile.Write(
-            FileOf(unit.Task, unit.Setting, ".json"), stream => stream.Write(Encoding.UTF8.GetBytes(unit.ToJson().ToJsonString(s_indented) + "\n")));
+        AtomicFile.WriteText(FileOf(unit.Task, unit.Setting, ".json"), unit.ToJson().ToJsonString(s_indented) + "\n");
         File.Delete(FileOf(unit.Task, unit.Setting, PartsSuffix));
     }
 

@@ -38,17 +38,15 @@ public static class TeacherForcing
         List<Tensor> parts = [];
         Tensor last = Prompt(model, cache, ids, prefill, includePrompt, parts);
         advanced?.Invoke(prefill);
-        for (int i = prefill; i < tokens; i++)
+        if (prefill < tokens)
         {
-            using DisposeScope step = NewDisposeScope();
-            parts.Add(OfToken(last, ids.narrow(1, i, 1)).MoveToOuterDisposeScope());
+            parts.Add(OfToken(last, ids.narrow(1, prefill, 1)));
             last.Dispose();
-            if (i + 1 < tokens)
+            Decode(model, cache, ids, prefill, step: 1, (i, logits) =>
             {
-                last = model.NextTokenLogits(ids.narrow(1, i, 1), cache).unsqueeze(1).MoveToOuterDisposeScope();
-            }
-
-            advanced?.Invoke(i + 1);
+                parts.Add(OfToken(logits, ids.narrow(1, i, 1)).MoveToOuterDisposeScope());
+                advanced?.Invoke(i + 1);
+            });
         }
 
         return cat(parts, 1).MoveToOuterDisposeScope();
@@ -80,6 +78,31 @@ public static class TeacherForcing
         Tensor logP = p.to(ScalarType.Float64).log_softmax(-1);
         Tensor logQ = q.to(ScalarType.Float64).log_softmax(-1);
         return (logP.exp() * (logP - logQ)).sum(-1).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Takes the tokens of texts from a given one on through the cache, some at a time.</summary>
+    /// <param name="model">The model.</param>
+    /// <param name="cache">As many sequences, which hold the tokens before.</param>
+    /// <param name="ids">Int64 [batch, n].</param>
+    /// <param name="first">The first token to take, 1 to n.</param>
+    /// <param name="step">Tokens that are taken at once: they see each other as they come, and those before as the cache stores them.</param>
+    /// <param name="visit">Gets the number of a token and the scores [batch, count, vocab_size] of it and of those that follow it, in a dispose scope of
+    /// their own.</param>
+    /// <param name="cancellationToken">Stops between steps.</param>
+    internal static void Decode(
+        LlamaForCausalLM model, ModelCache cache, Tensor ids, int first, int step, Action<int, Tensor> visit, CancellationToken cancellationToken = default)
+    {
+        int last = checked((int)ids.shape[1]) - 1;
+        for (int i = first; i < last;)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            int count = Math.Min(step, last - i);
+            Tensor some = ids.narrow(1, i, count);
+            visit(i + 1, count == 1
+                ? model.NextTokenLogits(some, cache, cancellationToken: cancellationToken).unsqueeze(1)
+                : model.Head(model.Hidden(some, cache, cancellationToken: cancellationToken)));
+            i += count;
+        }
     }
 
     // The scores after the prompt's last token [batch, 1, vocab_size]; adds those of its tokens to parts.

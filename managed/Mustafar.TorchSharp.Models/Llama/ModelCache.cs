@@ -85,10 +85,27 @@ public sealed class ModelCache : IDisposable
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(options);
+        return Mustafar(model, [.. Enumerable.Repeat(options, model.Config.NumLayers)], batchSize);
+    }
+
+    /// <summary>Makes empty sequences in a cache that prunes and compresses each layer in its own way, for a model.</summary>
+    /// <param name="model">The model.</param>
+    /// <param name="layers">How each layer prunes; the model's sliding window, where it has one, goes before theirs.</param>
+    /// <param name="batchSize">Number of sequences.</param>
+    /// <exception cref="ArgumentException">They are of another number of layers, or layers differ in what they must have in common:
+    /// <see cref="MustafarModelCache"/>.</exception>
+    public static ModelCache Mustafar(LlamaForCausalLM model, IReadOnlyList<MustafarOptions> layers, int batchSize = 1)
+    {
+        ArgumentNullException.ThrowIfNull(model);
+        ArgumentNullException.ThrowIfNull(layers);
         LlamaConfig config = model.Config;
-        MustafarOptions[] layers = [.. Enumerable.Range(0, config.NumLayers).Select(
-            layer => options with { SlidingWindow = config.WindowOf(layer) ?? options.SlidingWindow })];
-        return Of(new MustafarModelCache(layers, config.NumKvHeads, config.HeadDim, model.DType, model.Device), batchSize);
+        if (layers.Count != config.NumLayers)
+        {
+            throw new ArgumentException($"Expected the options of {config.NumLayers} layers, as the model has, but got {layers.Count}.", nameof(layers));
+        }
+
+        MustafarOptions[] own = [.. layers.Select((options, layer) => options with { SlidingWindow = config.WindowOf(layer) ?? options.SlidingWindow })];
+        return Of(new MustafarModelCache(own, config.NumKvHeads, config.HeadDim, model.DType, model.Device), batchSize);
     }
 
     /// <summary>Adds sequences to the cache that continue these, for beams or several answers to one prompt.</summary>

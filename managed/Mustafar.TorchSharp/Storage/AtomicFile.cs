@@ -1,3 +1,5 @@
+using System.Text;
+
 namespace Mustafar;
 
 /// <summary>Files that are either as they were or completely written.</summary>
@@ -35,6 +37,10 @@ internal static class AtomicFile
             throw;
         }
     }
+
+    /// <summary>Writes a file of text in UTF-8, as <see cref="Write"/> does.</summary>
+    /// <exception cref="IOException">As of <see cref="Write"/>.</exception>
+    internal static void WriteText(string path, string text) => Write(path, stream => stream.Write(Encoding.UTF8.GetBytes(text)));
 
     /// <summary>Checks that <see cref="Write"/> could write a file, and leaves everything as it is.</summary>
     /// <exception cref="IOException">What is there is not a regular file, or the directory doesn't exist or takes no file.</exception>

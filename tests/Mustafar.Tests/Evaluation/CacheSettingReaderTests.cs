@@ -50,6 +50,13 @@ public sealed class CacheSettingReaderTests
     [TestCase("""{ "a": "ThreeBits" }""", "setting 'a'", "FourBits", "'ThreeBits'")]
     [TestCase("""{ "a": 4 }""", "setting 'a'", "object", "4")]
     [TestCase("""{ "": "FourBits" }""", "name", "empty", "setting")]
+    [TestCase("""{ "a": { "sliding_window": 0 } }""", "setting 'a'", "'sliding_window'", "0")]
+    [TestCase("""{ "a": { "layers": "FourBits" } }""", "setting 'a'", "array", "FourBits")]
+    [TestCase("""{ "a": { "layers": [] } }""", "setting 'a'", "array", "[]")]
+    [TestCase("""{ "a": { "layers": ["FourBits", 8] } }""", "setting 'a', layer 1", "object", "8")]
+    [TestCase("""{ "a": { "layers": ["FourBits", "NoBits"] } }""", "setting 'a', layer 1", "FourBits", "'NoBits'")]
+    [TestCase("""{ "a": { "layers": [{ "local_window": 8 }] } }""", "setting 'a', layer 0", "key_bits", "'local_window'")]
+    [TestCase("""{ "a": { "layers": [{ "value_bits": 7 }] } }""", "setting 'a', layer 0", "'value_bits'", "7")]
     [TestCase("{}", "at least one setting", "empty", "s.json")]
     [TestCase("""[ "FourBits" ]""", "object", "array", "s.json")]
     [TestCase("""{ "a": { "key_bits": 4 }""", "JSON", "s.json", "")]
@@ -62,6 +69,68 @@ public sealed class CacheSettingReaderTests
         foreach (string word in words)
         {
             Assert.That(message, Does.Contain(word));
+        }
+    }
+
+    [Test]
+    public void LayersSayWhatTheirSettingLeavesOut()
+    {
+        using TemporaryDirectory directory = new();
+        File.WriteAllText(directory.File("s.json"), """
+            { "a": { "local_window": 64, "value_bits": 8, "layers": [ "FourBits", {}, { "key_bits": 4, "value_sparsity": 0.5 } ] } }
+            """);
+        CacheSetting setting = CacheSettingReader.Load(directory.File("s.json"), new MustafarOptions { SinkTokens = 4 }).Single();
+        MustafarOptions common = new() { LocalWindow = 64, SinkTokens = 4, ValueBits = 8 };
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(setting.Options, Is.EqualTo(common));
+            Assert.That(setting.Layers, Is.EqualTo(new[]
+            {
+                MustafarPresets.FourBits with { LocalWindow = 64, SinkTokens = 4 }, common, common with { KeyBits = 4, ValueSparsity = 0.5 },
+            }));
+        }
+    }
+
+    [Test]
+    public void WhatIsWrittenIsReadAgain()
+    {
+        using TemporaryDirectory directory = new();
+        Random random = new(7);
+        CacheSetting[] settings = [.. Enumerable.Range(0, 20).Select(i => Random(random, $"setting {i}"))];
+        CacheSettingWriter.Save(directory.File("s.json"), settings);
+        IReadOnlyList<CacheSetting> read = CacheSettingReader.Load(directory.File("s.json"), new MustafarOptions { LocalWindow = 7, KeySparsity = 0.1 });
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(read.Select(setting => setting.ToJson().ToJsonString()), Is.EqualTo(settings.Select(setting => setting.ToJson().ToJsonString())));
+            Assert.That(read.Select(setting => setting.Layers?.Count), Is.EqualTo(settings.Select(setting => setting.Layers?.Count)));
+            Assert.That(
+                () => CacheSettingWriter.Save(directory.File("t.json"), [CacheSetting.Dense]), Throws.ArgumentException.With.Message.Contains("'dense'"));
+            Assert.That(
+                () => CacheSettingWriter.Save(directory.File("t.json"), [settings[0], settings[0]]), Throws.ArgumentException.With.Message.Contains("two"));
+            Assert.That(() => CacheSettingWriter.Save(directory.File("t.json"), []), Throws.ArgumentException);
+            Assert.That(directory.File("t.json"), Does.Not.Exist);
+        }
+    }
+
+    private static CacheSetting Random(Random random, string name)
+    {
+        MustafarOptions common = Format(new MustafarOptions
+        {
+            LocalWindow = random.Next(100), SinkTokens = random.Next(5), GroupSize = 32 * random.Next(1, 4), SlidingWindow = random.Next(2) == 0 ? null : random.Next(1, 999),
+        });
+        return new CacheSetting(name, common)
+        {
+            Layers = random.Next(2) == 0 ? null : [.. Enumerable.Range(0, random.Next(1, 5)).Select(_ => Format(common))],
+        };
+
+        MustafarOptions Format(MustafarOptions options)
+        {
+            int bits = (int)(16 >> random.Next(3));
+            return options with
+            {
+                KeySparsity = random.NextDouble(), ValueSparsity = random.Next(16) / 16.0, BalancedKeys = random.Next(2) == 0, BalancedValues = random.Next(2) == 0,
+                KeyBits = bits, ValueBits = 16 >> random.Next(3), KeyChannelScales = bits < 16 && random.Next(2) == 0,
+            };
         }
     }
 

@@ -16,6 +16,33 @@ public sealed class PerplexityTaskTests
     private static string Text { get; } =
         string.Concat(Enumerable.Range(0, 200).Select(i => string.Create(System.Globalization.CultureInfo.InvariantCulture, $"row {i * 7919 % 1000}\n")));
 
+    // Tokens of a step see each other as they come, so that only what was pruned before makes a difference.
+    [Test]
+    public void SeveralTokensInAStepMeasureNearlyTheSame([Values(2, 7, 8, 500)] int step)
+    {
+        using TemporaryDirectory directory = new TemporaryDirectory().WithTinyCheckpoint();
+        using LanguageModel language = LanguageModel.Load(directory.Path);
+        TaskResult one = Measure(CacheSetting.Dense, 1), several = Measure(CacheSetting.Dense, step);
+        TaskResult pruned = Measure(s_pruned, 1), prunedInSteps = Measure(s_pruned, step);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That((int)several.Details!["predicted_tokens"]!, Is.EqualTo((int)one.Details!["predicted_tokens"]!));
+            Assert.That(several.Metrics["mean_nll"], Is.EqualTo(one.Metrics["mean_nll"]).Within(1e-5));
+            Assert.That(several.Metrics["kl_mean"], Is.LessThan(1e-7));
+            Assert.That(prunedInSteps.Metrics["bytes"], Is.EqualTo(pruned.Metrics["bytes"]));
+            if (step <= 8)
+            {
+                Assert.That(prunedInSteps.Metrics["kl_mean"], Is.EqualTo(pruned.Metrics["kl_mean"]).Within(10).Percent);
+            }
+        }
+
+        TaskResult Measure(CacheSetting setting, int step)
+        {
+            PerplexityTask task = new(language, Text, 200, 40, windows: 2, batch: 2, step);
+            return task.Summarize([task.MeasurePart(setting, 0, new Progress(), default)]);
+        }
+    }
+
     // Against one forward pass over the whole window, and for the pruned cache a dense one with pruned keys and values.
     [TestCase(false)]
     [TestCase(true)]

@@ -85,6 +85,9 @@ internal sealed unsafe class LayerFormat
             $"{format.Keep} of {format.HeadDim} channels{(HasIntegers(format) ? $" in {(format.ValueFormat == (int)ValueFormat.Int8 ? 8 : 4)} bits" : "")}";
     }
 
+    /// <summary>Whether attention reads it by a kernel that is made for it, and not by the one for everything.</summary>
+    internal bool HasFastKernels(CacheShape shape) => shape.Device.type == DeviceType.CPU || Keys.Order != (int)Order.Plain;
+
     private bool IsServed(CacheShape shape)
     {
         try
