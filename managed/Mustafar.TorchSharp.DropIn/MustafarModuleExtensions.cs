@@ -62,6 +62,12 @@ public static class MustafarModuleExtensions
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(adapters);
+        if (options?.Eviction is not null)
+        {
+            throw new NotSupportedException(
+                $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} is not supported in models that count cached tokens themselves.");
+        }
+
         return new MustafarAttachment(model, options ?? new MustafarOptions(), linearInWeightDType, [.. adapters, .. Shipped]);
     }
 }

@@ -152,6 +152,9 @@ public sealed record MustafarOptions
             : throw new ArgumentOutOfRangeException(nameof(SinkTokens), value, $"Expected 0 to {Limits.MaxLocalWindow} tokens.");
     }
 
+    /// <summary>Which tokens the cache of a model (<see cref="MustafarModelCache"/>) removes as sequences grow; null, the default, for none.</summary>
+    public TokenEviction? Eviction { get; init; }
+
     /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
     /// <param name="headDim">Channels of a key.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>

@@ -54,6 +54,12 @@ internal sealed class CommonOptions
     private readonly Option<int> _groupSize = CommandOption.Number(
         "--group-size", "Tokens that are compressed together, a multiple of 32.", "TOKENS", new MustafarOptions().GroupSize);
 
+    private readonly Option<string> _eviction = CommandOption.Choice(
+        "--eviction", "How tokens are chosen that stay in a cache of --capacity tokens.", ["none", .. EvictionSetting.Methods]);
+
+    private readonly Option<int?> _capacity = CommandOption.Number<int>(
+        "--capacity", "Tokens that a sequence keeps in the cache, with --eviction.", "TOKENS");
+
     private readonly Option<string?> _cacheSettings = new("--cache-settings")
     {
         Description = "A JSON file with one cache setting, such as recommend writes, for all layers or for each; other options say what it leaves out.",
@@ -84,7 +90,7 @@ internal sealed class CommonOptions
         foreach (Option option in (Option[])
         [
             _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keyBits, _valueBits, _keyChannelScales,
-            _localWindow, _sinks, _groupSize, _cacheSettings, _device, _dtype, _addBos, _addEos, _threads, _json,
+            _localWindow, _sinks, _groupSize, _eviction, _capacity, _cacheSettings, _device, _dtype, _addBos, _addEos, _threads, _json,
         ])
         {
             command.Options.Add(option);
@@ -171,6 +177,7 @@ internal sealed class CommonOptions
             LocalWindow = result.GetValue(_localWindow),
             SinkTokens = result.GetValue(_sinks),
             GroupSize = result.GetValue(_groupSize),
+            Eviction = ReadEviction(result),
         },
         (nameof(MustafarOptions.KeySparsity), _keySparsity),
         (nameof(MustafarOptions.ValueSparsity), _valueSparsity),
@@ -178,7 +185,17 @@ internal sealed class CommonOptions
         (nameof(MustafarOptions.ValueBits), _valueBits),
         (nameof(MustafarOptions.LocalWindow), _localWindow),
         (nameof(MustafarOptions.SinkTokens), _sinks),
-        (nameof(MustafarOptions.GroupSize), _groupSize));
+        (nameof(MustafarOptions.GroupSize), _groupSize),
+        ("capacity", _capacity));
+
+    private TokenEviction? ReadEviction(ParseResult result)
+    {
+        string method = result.GetRequiredValue(_eviction);
+        int? capacity = result.GetValue(_capacity);
+        return method == "none" == capacity is null
+            ? capacity is int tokens ? EvictionSetting.Of(method, tokens) : null
+            : throw new CommandException($"expected {_eviction.Name} and {_capacity.Name} together, but got {(capacity is null ? _eviction.Name : _capacity.Name)} alone.");
+    }
 
     private static Device ReadDevice(string text)
     {

@@ -64,6 +64,11 @@ internal abstract class LlamaCommand : Command
             throw new CommandException("--load and --save: expected a compressed cache, but --attention is dense.");
         }
 
+        if (settings.Options.Eviction is not null && (load ?? save) is not null)
+        {
+            throw new CommandException("--load and --save: expected a cache that keeps all tokens, but --eviction removes some.");
+        }
+
         Try("--load", load, path => RegularFile.OpenRead(path).Dispose());
         Try("--save", save, MustafarCacheFile.CheckSavePath);
     }

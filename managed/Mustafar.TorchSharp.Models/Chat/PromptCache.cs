@@ -27,10 +27,10 @@ public sealed class PromptCache : IDisposable
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(cache);
         _ids = [.. ids ?? []];
-        if (cache.BatchSize != 1 || cache.Length != _ids.Count)
+        if (cache.BatchSize != 1 || cache.Positions[0] != _ids.Count)
         {
             throw new ArgumentException(
-                $"Expected {(ids is null ? "an empty cache" : $"a cache of {_ids.Count} tokens")} of one sequence, but got {cache.BatchSize} with {cache.Length} tokens.",
+                $"Expected {(ids is null ? "an empty cache" : $"a cache of {_ids.Count} tokens")} of one sequence, but got {cache.BatchSize} with {cache.Positions[0]} tokens.",
                 nameof(cache));
         }
 
@@ -122,7 +122,7 @@ public sealed class PromptCache : IDisposable
         finally
         {
             // Also where reading stopped in between, or generating failed.
-            _ids = ids[.._cache.Length];
+            _ids = ids[.._cache.Positions[0]];
             _isPruned |= HasCompressed();
         }
     }
@@ -133,16 +133,18 @@ public sealed class PromptCache : IDisposable
     {
         try
         {
-            if (length > 0)
+            // Of a cache that evicted tokens fewer are stored.
+            int stored = _cache.Length - (_ids.Count - length);
+            if (length > 0 && stored > 0)
             {
-                _cache.Truncate(length);
+                _cache.Truncate(stored);
                 _ids.RemoveRange(length, _ids.Count - length);
                 return;
             }
         }
         catch (InvalidOperationException)
         {
-            // Tokens that the next one would see fell out of the sliding window: all is to be read again.
+            // Tokens that the next one would see fell out of the sliding window or were evicted: all is to be read again.
         }
 
         Clear();

@@ -58,6 +58,11 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["group_size"] = Options.GroupSize;
         json["keep_multiple"] = Options.KeepMultiple;
         json["sliding_window"] = Options.SlidingWindow;
+        if (Options.Eviction is not null)
+        {
+            EvictionSetting.AddTo(json, Options.Eviction);
+        }
+
         if (Layers is not null)
         {
             json[CacheSettingReader.Layers] = new JsonArray([.. Layers.Select(layer =>

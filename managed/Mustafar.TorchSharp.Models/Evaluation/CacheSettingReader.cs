@@ -10,7 +10,8 @@ namespace Mustafar.Models.Evaluation;
 /// A file is one JSON object. Each key is the name of a setting; its value is the name of a preset (<see cref="Presets"/>) or an object
 /// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>, <c>key_bits</c>,
 /// <c>value_bits</c>, <c>key_channel_scales</c>, <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>keep_multiple</c> and
-/// <c>sliding_window</c>:
+/// <c>sliding_window</c>, and <c>eviction</c> (<c>streaming-llm</c>, <c>snapkv</c> or <c>h2o</c>) with <c>capacity</c>, <c>recent_tokens</c>
+/// and <c>kernel_size</c> (<see cref="TokenEviction"/>):
 /// <code>{ "4 bits": "FourBits", "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875 } }</code>
 /// Where layers differ, <c>layers</c> is an array of a preset or an object for each, with what the setting itself does not say of all;
 /// windows and groups are common to all layers:
@@ -129,7 +130,7 @@ public static class CacheSettingReader
             throw new CheckpointException($"expected an object or the name of a preset, but got {entry.Quote()}.", place);
         }
 
-        CheckKeys(entry, [Preset, .. s_keys.Select(known => known.Key), Layers], place);
+        CheckKeys(entry, [Preset, .. s_keys.Select(known => known.Key), .. EvictionSetting.Keys, Layers], place);
         MustafarOptions options = OptionsOf(entry, defaults, place);
         return new CacheSetting(name, options)
         {
@@ -186,7 +187,7 @@ public static class CacheSettingReader
             ? preset with
             {
                 LocalWindow = defaults.LocalWindow, SinkTokens = defaults.SinkTokens, GroupSize = defaults.GroupSize,
-                SlidingWindow = defaults.SlidingWindow,
+                SlidingWindow = defaults.SlidingWindow, Eviction = defaults.Eviction,
             }
             : throw new CheckpointException($"expected one of the presets {string.Join(", ", Presets.Keys)}, but got '{name}'.", place);
 
@@ -205,6 +206,7 @@ public static class CacheSettingReader
             GroupSize = entry.FindInt32("group_size", place) ?? basis.GroupSize,
             KeepMultiple = entry.FindInt32("keep_multiple", place) ?? basis.KeepMultiple,
             SlidingWindow = entry.FindInt32("sliding_window", place) ?? basis.SlidingWindow,
+            Eviction = EvictionSetting.Read(entry, basis.Eviction, place),
         };
         return entry.FindBoolean("key_channel_scales", place) is bool scales ? options with { KeyChannelScales = scales } : options;
     }
@@ -215,9 +217,14 @@ public static class CacheSettingReader
         try
         {
             MustafarOptions options = make();
+            options.Eviction?.Check(options);
             return options is { KeyChannelScales: true, KeyBits: 16 }
                 ? throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place)
                 : options;
+        }
+        catch (ArgumentException exception) when (exception is not ArgumentOutOfRangeException)
+        {
+            throw new CheckpointException($"'eviction': {exception.Message.Split(" (Parameter ")[0]}", place);
         }
         catch (ArgumentOutOfRangeException exception)
         {

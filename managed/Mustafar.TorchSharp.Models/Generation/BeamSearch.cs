@@ -47,11 +47,11 @@ public sealed class BeamSearch : TextGenerator
         ArgumentNullException.ThrowIfNull(options);
         ArgumentNullException.ThrowIfNull(stopTokens);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens);
-        TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
+        TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Positions.Max());
         float[] logits = PrefillScores([prompt], cancellationToken);
 
         // The last token isn't cached, so it may be one past the model's positions.
-        int most = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Length + 1);
+        int most = Math.Min(maxTokens, Model.Config.MaxPositions - Cache.Positions.Max() + 1);
         BeamSelection selection = new(options, stopTokens);
         ModelCache? forks = null;
         DecodeSteps? steps = null; // of as many sequences as there are beams

@@ -46,7 +46,7 @@ public sealed class BestOf : TextGenerator
             throw new ArgumentException("Expected a sampler for each continuation, but one is missing.", nameof(samplers));
         }
 
-        TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Length);
+        TokenIds.Check(prompt, Model.Config, alreadyCached: Cache.Positions.Max());
         foreach (Sampler sampler in samplers)
         {
             sampler.AddPrompt(prompt);

@@ -156,12 +156,12 @@ public abstract class TextGenerator
                 choice.Read(steps, counts, next);
             }
 
-            IReadOnlyList<int> lengths = cache.Lengths;
+            IReadOnlyList<int> positions = cache.Positions;
             for (int i = 0; i < batch; i++)
             {
                 if (counts[i] == 1)
                 {
-                    counts[i] = stopTokens.Contains(next[i]) || lengths[i] == Model.Config.MaxPositions ? 0 : 1;
+                    counts[i] = stopTokens.Contains(next[i]) || positions[i] == Model.Config.MaxPositions ? 0 : 1;
                     yield return new SequenceToken(i, next[i]);
                 }
             }

@@ -69,7 +69,7 @@ public sealed class TokenGenerator : TextGenerator
 
         for (int i = 0; i < prompts.Count; i++)
         {
-            TokenIds.Check(prompts[i], Model.Config, alreadyCached: Cache.Lengths[i]);
+            TokenIds.Check(prompts[i], Model.Config, alreadyCached: Cache.Positions[i]);
         }
 
         return Steps(prompts, samplers, maxTokens, stopTokens, cancellationToken);

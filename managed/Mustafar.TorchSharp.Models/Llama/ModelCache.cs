@@ -55,6 +55,9 @@ public sealed class ModelCache : IDisposable
     /// <summary>Cached tokens of each sequence.</summary>
     public IReadOnlyList<int> Lengths => Array.ConvertAll(_sequences, Cache.LengthOf);
 
+    /// <summary>Position of each sequence's next token: how many it was given, however many of them are still stored.</summary>
+    public IReadOnlyList<int> Positions => Array.ConvertAll(_sequences, Cache.PositionOf);
+
     /// <summary>What <see cref="Cache"/> occupies, with all that forks have in it, and what these sequences would occupy dense.</summary>
     public KeyValueCacheMemory Memory
     {

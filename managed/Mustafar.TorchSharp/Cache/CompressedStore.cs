@@ -11,6 +11,7 @@ internal sealed class CompressedStore : IDisposable
     private readonly int? _maxLength;
     private readonly long _scaleBytes; // of one slot in all layers
     private readonly List<LayerStorage> _layers = [];
+    private readonly TokenEvictor? _evictor;
 
     /// <summary>Makes a store without sequences.</summary>
     /// <param name="shape">Heads, head_dim, dtype and device of all layers.</param>
@@ -62,6 +63,8 @@ internal sealed class CompressedStore : IDisposable
             Dispose();
             throw;
         }
+
+        _evictor = rules.Eviction is null ? null : new TokenEvictor(rules.Eviction, Table, _layers);
     }
 
     internal CacheShape Shape { get; }
@@ -87,7 +90,7 @@ internal sealed class CompressedStore : IDisposable
             long tokens = Table.InUse.Sum(sequence => (long)sequence.Tokens) * _layers.Count;
             return new KeyValueCacheMemory(
                 CompressedBytes: Table.Pool.BytesOfOwner + Table.Bytes + (Table.Slots * _scaleBytes),
-                WindowBytes: Table.Slots * (SlotBytes - _scaleBytes),
+                WindowBytes: (Table.Slots * (SlotBytes - _scaleBytes)) + (_evictor?.Bytes ?? 0),
                 DenseBytes: tokens * Shape.TokenBytes,
                 Fp16Bytes: tokens * 2 * Shape.NumKvHeads * Shape.HeadDim * 2);
         }
@@ -99,10 +102,11 @@ internal sealed class CompressedStore : IDisposable
         get
         {
             int sequences = Table.InUse.Count(), free = Table.Pool.FreePages;
+            long scores = _evictor?.Bytes ?? 0;
             return new CacheUsage(
                 sequences,
-                UsedBytes: ((Table.Pool.Pages - free) * Table.Pool.PageBytes) + (sequences * SlotBytes),
-                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes),
+                UsedBytes: ((Table.Pool.Pages - free) * Table.Pool.PageBytes) + (sequences * SlotBytes) + scores,
+                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes) + scores,
                 FreeBytes: Table.Pool.Limit is null ? null : free * Table.Pool.PageBytes,
                 FreeTokens: Table.Pool.Limit is null ? null : (long)free * Table.Rules.GroupSize);
         }
@@ -143,7 +147,9 @@ internal sealed class CompressedStore : IDisposable
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
-        return _layers[layer].Forward(Plan, query, keys, values, scale, isLast).MoveToOuterDisposeScope();
+        Tensor output = _layers[layer].Forward(Plan, query, keys, values, scale, isLast);
+        _evictor?.Observe(layer, Plan, query, scale ?? 1 / Math.Sqrt(Shape.HeadDim));
+        return output.MoveToOuterDisposeScope();
     }
 
     /// <summary>Adds tokens to the only layer, without attention, or nothing if it fails.</summary>
@@ -175,7 +181,7 @@ internal sealed class CompressedStore : IDisposable
     {
         // Sinks are looked up by the host: it is the same work if they are the first slots' and each row has all of them.
         bool sinks = Table.Rules.SinkTokens > 0;
-        bool repeats = !Plan.TakesSinks && Plan.Overwritten.Count == 0
+        bool repeats = _evictor is null && !Plan.TakesSinks && Plan.Overwritten.Count == 0
             && (!sinks || (Plan.IsUniform && Plan.IsOrdered && Plan.SinksBefore.IndexOfAnyExcept(Table.Rules.SinkTokens) < 0));
         return repeats
             ? new StepLayout(Plan.Batch, Plan.MaxTokens, IsPadded: false, Table.AddressOf(Plan), _workspace.Address, Layers[0].Address, buffers)
@@ -199,11 +205,69 @@ internal sealed class CompressedStore : IDisposable
     {
         _layers.ForEach(layer => layer.Commit());
         Table.Commit(Plan);
+        _evictor?.Commit();
+    }
+
+    /// <summary>Removes the tokens that the options let go of from the sequences of the step that was the last. Each has all of its tokens
+    /// or those that are kept.</summary>
+    /// <exception cref="CacheBudgetException">There are not enough pages for those that are kept, beside those of all.</exception>
+    internal void Evict()
+    {
+        using IDisposable noGrad = no_grad();
+        foreach (int slot in _evictor is null ? default : Plan.Slots)
+        {
+            using DisposeScope scope = NewDisposeScope();
+            if (_evictor!.Choose(slot) is Tensor tokens)
+            {
+                Keep(slot, tokens, Table.Rules.Eviction!.RecentTokens);
+            }
+        }
+    }
+
+    /// <summary>Leaves a sequence some of its tokens. All that can fail comes before the first change.</summary>
+    /// <param name="slot">Its slot.</param>
+    /// <param name="tokens">The tokens that are left in each layer and KV head, in ascending order and with all sinks, Int64 [num_layers,
+    /// num_kv_heads, count].</param>
+    /// <param name="latest">How many of them are the latest ones, without a gap.</param>
+    /// <exception cref="CacheBudgetException">There are not enough pages for them, beside those of all tokens.</exception>
+    internal void Keep(int slot, Tensor tokens, int latest)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        int sinks = Table[slot].Sinks, length = checked((int)tokens.size(2)) - sinks;
+        Scalar firstOther = sinks;
+        Tensor others = tokens.narrow(2, sinks, length).to(Shape.Device).sub(firstOther);
+        GC.KeepAlive(firstOther);
+        int compressed = Table.Rules.Due(length);
+        int count = compressed / Table.Rules.GroupSize;
+        Table.Pool.Require(count);
+        int[] pages = Table.Pool.Rent(count, held: 0, last: -1);
+        try
+        {
+            using BackendArray<int> table = new(Math.Max(1, count), Shape.Device);
+            pages.CopyTo(table.Span);
+            table.Upload();
+            LayerStorage.Returning[] dense = [.. _layers.Select((layer, i) => layer.Keep(slot, others[i], compressed, table))];
+            for (int i = 0; i < dense.Length; i++)
+            {
+                _layers[i].Return(dense[i]);
+            }
+
+            _evictor?.Keep(slot, tokens.to(Shape.Device));
+        }
+        catch
+        {
+            Array.ForEach(pages, Table.Pool.Return);
+            throw;
+        }
+
+        Table.Keep(slot, length, compressed, latest, pages);
     }
 
     /// <summary>Undoes a step.</summary>
     internal void Rollback()
     {
+        _evictor?.Rollback();
         try
         {
             _layers.ForEach(layer => layer.Rollback(Plan));
@@ -249,6 +313,7 @@ internal sealed class CompressedStore : IDisposable
                 layer.Sinks?.Erase(slots[i], tokens[i], Table[slots[i]].Sinks);
             }
 
+            _evictor?.Shorten(slots[i], tokens[i], Table[slots[i]].Tokens - tokens[i]);
             Table.Shorten(slots[i], tokens[i]);
         }
     }
@@ -263,6 +328,10 @@ internal sealed class CompressedStore : IDisposable
         }
 
         Table.Continue(slot, source.Table[parent]);
+        if (source == this)
+        {
+            _evictor?.Continue(slot, parent);
+        }
     }
 
     /// <summary>Some of the layers as a store of their own, whose sequences stand in the same slots as those here before a step that is on.</summary>
@@ -310,6 +379,7 @@ internal sealed class CompressedStore : IDisposable
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         _layers.ForEach(layer => layer.Sinks?.Erase(slot, 0, Table[slot].Sinks));
+        _evictor?.Remove(slot);
         Table.Remove(slot);
     }
 
@@ -345,6 +415,7 @@ internal sealed class CompressedStore : IDisposable
 
     public void Dispose()
     {
+        _evictor?.Dispose();
         _layers.ForEach(layer => layer.Dispose());
         _workspace.Dispose();
         Plan.Dispose();

@@ -54,6 +54,12 @@ public sealed class MustafarCache : KeyValueCache
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
         : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
     {
+        if (options?.Eviction is not null)
+        {
+            throw new NotSupportedException(
+                $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} needs a {nameof(MustafarModelCache)}, which has lengths and positions apart.");
+        }
+
         _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family);
         _slots = [.. Enumerable.Range(0, batchSize)];
         Array.ForEach(_slots, _store.Table.Add);

@@ -53,7 +53,8 @@ public static class MustafarCacheFile
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
-    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet.</exception>
+    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet;
+    /// or tokens of a sequence were removed, whose positions files do not have.</exception>
     public static void Save(
         string path,
         MustafarModelCache cache,
@@ -66,6 +67,15 @@ public static class MustafarCacheFile
         ArgumentNullException.ThrowIfNull(cache);
         ArgumentNullException.ThrowIfNull(sequences);
         using IDisposable claim = cache.Claim();
+        foreach (int sequence in sequences)
+        {
+            if (cache.PositionOf(sequence) != cache.LengthOf(sequence))
+            {
+                throw new NotSupportedException(
+                    $"Sequence {sequence} can't be saved: of its {cache.PositionOf(sequence)} tokens {cache.LengthOf(sequence)} are left, and files have no positions.");
+            }
+        }
+
         Write(path, cache.Stored(sequences), fingerprint, metadata);
     }
 

@@ -57,6 +57,13 @@ public sealed class CacheSettingReaderTests
     [TestCase("""{ "a": { "layers": ["FourBits", "NoBits"] } }""", "setting 'a', layer 1", "FourBits", "'NoBits'")]
     [TestCase("""{ "a": { "layers": [{ "local_window": 8 }] } }""", "setting 'a', layer 0", "key_bits", "'local_window'")]
     [TestCase("""{ "a": { "layers": [{ "value_bits": 7 }] } }""", "setting 'a', layer 0", "'value_bits'", "7")]
+    [TestCase("""{ "a": { "eviction": "lru", "capacity": 64 } }""", "setting 'a'", "snapkv", "'lru'")]
+    [TestCase("""{ "a": { "eviction": "h2o" } }""", "setting 'a'", "'capacity'", "absent")]
+    [TestCase("""{ "a": { "capacity": 64 } }""", "setting 'a'", "'eviction'", "'capacity'")]
+    [TestCase("""{ "a": { "eviction": "h2o", "capacity": 64, "kernel_size": 5 } }""", "setting 'a'", "'kernel_size'", "h2o")]
+    [TestCase("""{ "a": { "eviction": "snapkv", "capacity": 32 } }""", "setting 'a'", "'eviction'", "32")]
+    [TestCase("""{ "a": { "eviction": "h2o", "capacity": 64, "sliding_window": 9 } }""", "setting 'a'", "'eviction'", "9 tokens")]
+    [TestCase("""{ "a": { "layers": [{ "eviction": "h2o" }] } }""", "setting 'a', layer 0", "key_bits", "'eviction'")]
     [TestCase("{}", "at least one setting", "empty", "s.json")]
     [TestCase("""[ "FourBits" ]""", "object", "array", "s.json")]
     [TestCase("""{ "a": { "key_bits": 4 }""", "JSON", "s.json", "")]
@@ -92,6 +99,21 @@ public sealed class CacheSettingReaderTests
     }
 
     [Test]
+    public void EvictionIsReadWithItsNumbers()
+    {
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(Read("eviction=streaming-llm, capacity=64"), Is.EqualTo(TokenEviction.StreamingLlm(64)));
+            Assert.That(Read("eviction=streaming-llm, capacity=64, recent_tokens=44"), Is.EqualTo(TokenEviction.StreamingLlm(64, 20)));
+            Assert.That(Read("FourBits, eviction=snapkv, capacity=128"), Is.EqualTo(TokenEviction.SnapKv(128)));
+            Assert.That(Read("eviction=snapkv, capacity=128, recent_tokens=16, kernel_size=5"), Is.EqualTo(TokenEviction.SnapKv(128, 16, 5)));
+            Assert.That(Read("eviction=h2o, capacity=64"), Is.EqualTo(TokenEviction.HeavyHitters(64)));
+        }
+
+        static TokenEviction? Read(string text) => CacheSettingReader.Parse($"a: {text}").Options!.Eviction;
+    }
+
+    [Test]
     public void WhatIsWrittenIsReadAgain()
     {
         using TemporaryDirectory directory = new();
@@ -118,6 +140,8 @@ public sealed class CacheSettingReaderTests
         {
             LocalWindow = random.Next(100), SinkTokens = random.Next(5), GroupSize = 32 * random.Next(1, 4), SlidingWindow = random.Next(2) == 0 ? null : random.Next(1, 999),
         });
+        TokenEviction[] evictions = [TokenEviction.StreamingLlm(100, 7), TokenEviction.SnapKv(99, 20, 3), TokenEviction.HeavyHitters(64, 10)];
+        common = common with { Eviction = common.SlidingWindow is null ? evictions[random.Next(3)] : null };
         return new CacheSetting(name, common)
         {
             Layers = random.Next(2) == 0 ? null : [.. Enumerable.Range(0, random.Next(1, 5)).Select(_ => Format(common))],

@@ -16,6 +16,28 @@ public sealed class PerplexityTaskTests
     private static string Text { get; } =
         string.Concat(Enumerable.Range(0, 200).Select(i => string.Create(System.Globalization.CultureInfo.InvariantCulture, $"row {i * 7919 % 1000}\n")));
 
+    [Test]
+    public void EvictionTakesEffectPastItsCapacity()
+    {
+        using TemporaryDirectory directory = new TemporaryDirectory().WithTinyCheckpoint();
+        using LanguageModel language = LanguageModel.Load(directory.Path);
+        MustafarOptions options = s_pruned.Options! with { GroupSize = 32 };
+        TaskResult all = Measure(options), most = Measure(options with { Eviction = TokenEviction.SnapKv(200) });
+        TaskResult few = Measure(options with { Eviction = TokenEviction.SnapKv(64, 16) });
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(most.Metrics["mean_nll"], Is.EqualTo(all.Metrics["mean_nll"]).Within(1e-9));
+            Assert.That(few.Metrics["kl_mean"], Is.GreaterThan(1.01 * all.Metrics["kl_mean"]));
+            Assert.That(few.Metrics["bytes"], Is.LessThan(0.8 * all.Metrics["bytes"]));
+        }
+
+        TaskResult Measure(MustafarOptions options)
+        {
+            PerplexityTask task = new(language, Text, 200, 80, windows: 1, batch: 1);
+            return task.Summarize([task.MeasurePart(new CacheSetting("measured", options), 0, new Progress(), default)]);
+        }
+    }
+
     // Tokens of a step see each other as they come, so that only what was pruned before makes a difference.
     [Test]
     public void SeveralTokensInAStepMeasureNearlyTheSame([Values(2, 7, 8, 500)] int step)

@@ -133,12 +133,14 @@ internal sealed unsafe partial class LayerStorage
         return softmax.Result().reshape(query.shape);
     }
 
-    // A sequence's keys (or values), dense [1, num_kv_heads, tokens, head_dim]: its sinks, its tokens from a compressed one on, the new ones.
-    private Tensor Gather(StepPlan plan, int row, int first, Tensor newTokens, bool ofKeys)
+    private Tensor Gather(StepPlan plan, int row, int first, Tensor newTokens, bool ofKeys) =>
+        Gather(plan.Slots[row], plan.SinksBefore[row], first, plan.Attended(row), plan.Length(row), newTokens, ofKeys);
+
+    // A sequence's keys (or values), dense [1, num_kv_heads, tokens, head_dim]: its sinks, its tokens from a compressed one on, new ones.
+    private Tensor Gather(int slot, int sinks, int first, int compressed, int length, Tensor? newTokens, bool ofKeys)
     {
-        int slot = plan.Slots[row], compressed = plan.Attended(row), length = plan.Length(row), sinks = plan.SinksBefore[row];
         Tensor all = empty(
-            [1, _shape.NumKvHeads, sinks + length - first + newTokens.size(2), _shape.HeadDim], dtype: _shape.DType, device: _shape.Device);
+            [1, _shape.NumKvHeads, sinks + length - first + (newTokens?.size(2) ?? 0), _shape.HeadDim], dtype: _shape.DType, device: _shape.Device);
         long end = sinks;
         if (sinks > 0)
         {
@@ -151,7 +153,7 @@ internal sealed unsafe partial class LayerStorage
             end += compressed - first;
         }
 
-        foreach (Tensor tokens in (ReadOnlySpan<Tensor>)[.. Window(ofKeys, slot, compressed, length - compressed), newTokens])
+        foreach (Tensor tokens in (ReadOnlySpan<Tensor>)[.. Window(ofKeys, slot, compressed, length - compressed), .. newTokens is null ? [] : (Tensor[])[newTokens]])
         {
             long count = tokens.size(-2);
             all.narrow(2, end, count).copy_(tokens);

@@ -66,7 +66,10 @@ public sealed class CacheStep : IDisposable
         return output;
     }
 
-    /// <summary>Ends the step: the new tokens belong to their sequences.</summary>
+    /// <summary>Ends the step: the new tokens belong to their sequences, and tokens that <see cref="MustafarOptions.Eviction"/> lets go of are
+    /// removed.</summary>
+    /// <exception cref="CacheBudgetException">The step is committed, but a sequence keeps all of its tokens for now: there are not enough
+    /// pages for those that would be left, beside those of all.</exception>
     /// <exception cref="InvalidOperationException">A layer has not attended or has failed, the step has ended, or another thread is using
     /// the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>

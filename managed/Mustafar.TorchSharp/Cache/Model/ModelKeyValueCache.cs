@@ -294,6 +294,7 @@ public abstract class ModelKeyValueCache : IDisposable
 
         Commit();
         _step = null;
+        Settle();
     }
 
     /// <summary>Undoes the step, if it is still on.</summary>
@@ -388,6 +389,11 @@ public abstract class ModelKeyValueCache : IDisposable
     private protected abstract void Commit();
 
     private protected abstract void Rollback();
+
+    /// <summary>Does what follows a step that is committed. If it fails, the tokens of the step have joined all the same.</summary>
+    private protected virtual void Settle()
+    {
+    }
 
     /// <summary>Checks a finite factor of the scores.</summary>
     private protected virtual void CheckScale(double? scale)

@@ -104,6 +104,49 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     public int CompressedLengthOf(int sequence) => _store.Table[SlotOf(sequence)].Compressed;
 
+    /// <summary>Removes tokens of a sequence, as if they had never been there: those that are kept have the positions that they were encoded
+    /// with, the sequence is shorter, and the pages of the others are free.</summary>
+    /// <remarks>
+    /// A token is known by its number in what is stored, 0 to <see cref="ModelKeyValueCache.LengthOf"/> − 1. Layers and KV heads may keep
+    /// different ones, but as many. Kept tokens are stored as the options say of a sequence of so many: what was pruned stays pruned, and
+    /// what comes out of the recent window is pruned. Integers are made once more from those that are stored, which moves a number by no more than
+    /// its rounding to the type of the cache; of values in a balanced pattern, which extends over four tokens, more may be pruned.
+    /// <see cref="ModelKeyValueCache.PositionOf"/> stays as it is. <see cref="ModelKeyValueCache.Truncate"/> can only drop tokens after the last gap then, or
+    /// all, and the sequence can't be saved.
+    /// </remarks>
+    /// <param name="sequence">Its number.</param>
+    /// <param name="tokens">The tokens to keep in each layer and KV head, Int64 [num_layers, num_kv_heads, count] with count ≥ 1, ascending; the
+    /// <see cref="MustafarOptions.SinkTokens"/> must be among them.</param>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="ArgumentException">The tensor has another type or shape, a token is not in the sequence, they are not in ascending
+    /// order, or a sink is missing.</exception>
+    /// <exception cref="NotSupportedException">A layer has a sliding window, which counts tokens that are stored.</exception>
+    /// <exception cref="CacheBudgetException">There are not enough pages for what is kept, beside those of all tokens; nothing has changed.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public void KeepTokens(int sequence, Tensor tokens)
+    {
+        ArgumentNullException.ThrowIfNull(tokens);
+        using CallGuard.Call call = EnterBetweenSteps();
+        int slot = SlotOf(sequence);
+        for (int layer = 0; layer < NumLayers; layer++)
+        {
+            if (Options[layer].SlidingWindow is int window)
+            {
+                throw new NotSupportedException($"Tokens can't be removed from a cache with a sliding window, which layer {layer} has: {window} tokens.");
+            }
+        }
+
+        int latest = KeptTokens.Check(tokens, NumLayers, NumKvHeads, LengthAt(slot), Math.Min(LengthAt(slot), Options[0].SinkTokens), sequence);
+        if (tokens.size(2) < LengthAt(slot))
+        {
+            _store.Keep(slot, tokens, latest);
+        }
+    }
+
+    /// <summary>Whether tokens between those of a sequence were removed.</summary>
+    internal bool IsScattered(int sequence) => _store.Table[SlotOf(sequence)].Scattered > 0;
+
     /// <summary>Addresses of a sequence's pages in the first layer, for tests.</summary>
     internal nint[] PageAddresses(int sequence) =>
         [.. _store.Table[SlotOf(sequence)].Pages.Select(page => _store.Table.Pool.Address(page))];
@@ -159,6 +202,8 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     private protected override StepLayout? Layout() => _store.Layout(Buffers.Version);
 
     private protected override void Commit() => _store.Commit();
+
+    private protected override void Settle() => _store.Evict();
 
     private protected override void Rollback() => _store.Rollback();
 

@@ -15,6 +15,9 @@ internal sealed class Sequence
     /// <summary>Position of the next token. It counts all tokens that came before, whether they are still stored or not.</summary>
     internal int Position { get; set; }
 
+    /// <summary>First tokens, sinks included, between which others were evicted: those after them follow one another.</summary>
+    internal int Scattered { get; set; }
+
     /// <summary>Pages that were given back from the front, as no query sees them any more.</summary>
     internal int Released { get; set; }
 
@@ -33,7 +36,10 @@ internal sealed class Sequence
     /// <summary>A sequence that stands where this one does, with pages of its own, as many.</summary>
     internal Sequence Copy(IEnumerable<int> pages)
     {
-        Sequence copy = new() { Length = Length, Compressed = Compressed, Sinks = Sinks, Position = Position, Released = Released };
+        Sequence copy = new()
+        {
+            Length = Length, Compressed = Compressed, Sinks = Sinks, Position = Position, Scattered = Scattered, Released = Released,
+        };
         copy.Pages.AddRange(pages);
         return copy;
     }

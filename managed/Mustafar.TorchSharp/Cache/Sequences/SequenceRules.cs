@@ -7,7 +7,8 @@ namespace Mustafar;
 /// <param name="LocalWindow">Most recent tokens that are never compressed.</param>
 /// <param name="SinkTokens">First tokens that are kept apart. Lengths and positions below are those after them.</param>
 /// <param name="SlidingWindow">The largest window of any layer; null if a layer sees all tokens.</param>
-internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTokens, int? SlidingWindow)
+/// <param name="Eviction">Which tokens are removed; null for none.</param>
+internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTokens, int? SlidingWindow, TokenEviction? Eviction)
 {
     /// <summary>The rules of layers with these options.</summary>
     /// <exception cref="ArgumentException">There is no layer, or layers differ in what decides over their common pages.</exception>
@@ -22,6 +23,14 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
         for (int i = 1; i < layers.Count; i++)
         {
             MustafarOptions layer = layers[i];
+            if (layer.Eviction != first.Eviction)
+            {
+                throw new ArgumentException(
+                    $"Expected layers of the same {nameof(MustafarOptions.Eviction)}, since they share their pages, but that of layer {i} differs from that of layer 0.",
+                    nameof(layers));
+            }
+
+            layer.Eviction?.Check(layer);
             if ((layer.GroupSize, layer.LocalWindow, layer.SinkTokens) != (first.GroupSize, first.LocalWindow, first.SinkTokens))
             {
                 throw new ArgumentException(
@@ -30,8 +39,9 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
             }
         }
 
+        first.Eviction?.Check(first);
         int? window = layers.Any(layer => layer.SlidingWindow is null) ? null : layers.Max(layer => layer.SlidingWindow);
-        return new SequenceRules(first.GroupSize, first.LocalWindow, first.SinkTokens, window);
+        return new SequenceRules(first.GroupSize, first.LocalWindow, first.SinkTokens, window, first.Eviction);
     }
 
     /// <summary>Tokens that a sequence can have after its sinks.</summary>
@@ -68,10 +78,16 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
         }
     }
 
-    /// <summary>Refuses a shorter length whose next token would see what was released.</summary>
+    /// <summary>Refuses a shorter length whose next token would see what was released, or have no position.</summary>
     /// <exception cref="InvalidOperationException">It would.</exception>
     internal void CheckLength(Sequence sequence, int length, int name)
     {
+        if (length > 0 && SinkTokens + length < sequence.Scattered)
+        {
+            throw new InvalidOperationException(
+                $"Sequence {name} can't be shortened to {SinkTokens + length} tokens: among its first {sequence.Scattered} others were evicted. Shorten it to no fewer, or to 0.");
+        }
+
         int released = sequence.Released * GroupSize;
         if (length > 0 && FirstVisible(length) < released)
         {

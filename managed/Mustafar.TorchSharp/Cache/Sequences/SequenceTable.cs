@@ -177,13 +177,30 @@ internal sealed unsafe class SequenceTable : IDisposable
         Sequence sequence = this[slot];
         int length = Math.Max(0, tokens - Rules.SinkTokens);
         int compressed = CompressedAt(sequence, length);
-        sequence.Position -= sequence.Tokens - tokens;
+        (sequence.Position, sequence.Scattered) = length == 0 ? (tokens, 0) : (sequence.Position - (sequence.Tokens - tokens), sequence.Scattered);
         ReturnPages(slot, compressed);
         (sequence.Length, sequence.Compressed, sequence.Sinks) = (length, compressed, Math.Min(tokens, Rules.SinkTokens));
         if (length == 0)
         {
             sequence.Released = 0;
         }
+    }
+
+    /// <summary>Leaves a sequence some of its tokens.</summary>
+    /// <param name="slot">Its slot.</param>
+    /// <param name="length">Tokens that are left after the sinks.</param>
+    /// <param name="compressed">How many of them are compressed.</param>
+    /// <param name="latest">How many of them are the latest ones, without a gap.</param>
+    /// <param name="pages">Pages that hold the compressed ones, instead of its own.</param>
+    internal void Keep(int slot, int length, int compressed, int latest, int[] pages)
+    {
+        Sequence sequence = this[slot];
+        ReturnPages(slot, compressed: 0);
+        sequence.Pages.AddRange(pages);
+        sequence.Scattered = sequence.Sinks + length - Math.Min(latest, sequence.Tokens - sequence.Scattered);
+        (sequence.Length, sequence.Compressed) = (length, compressed);
+        SetPages(slot);
+        _pages.Upload();
     }
 
     /// <summary>Puts a sequence in a slot whose pages were filled from elsewhere.</summary>
