@@ -7,13 +7,14 @@ namespace Mustafar.Models.Checkpoint;
 /// <summary>Tells the checkpoints of models apart, so that what one model computed is not taken for another's.</summary>
 internal static class ModelFingerprint
 {
+    private const int WholeBytes = 4 << 20;
+    private const int Samples = 256;
     private const int SampleBytes = 4096;
 
     /// <summary>
-    /// The SHA-256, in hexadecimal, of config.json, of the names, types and shapes of all tensors, and of three samples of 4 KiB of each
-    /// tensor's bytes: its first, its middle and its last. That is a few megabytes of a checkpoint of any size, so it costs
-    /// milliseconds; a change that misses all samples, such as one weight edited by hand, is not seen. How the tensors are spread over
-    /// files makes no difference.
+    /// The SHA-256, in hexadecimal, of config.json, of the names, types and shapes of all tensors, and of their bytes: all bytes of a
+    /// tensor of up to 4 MiB, and of a larger one 256 samples of 4 KiB, evenly spread. A change that misses all samples, such as one row
+    /// of a large tensor edited by hand, is not seen. How the tensors are spread over files makes no difference.
     /// </summary>
     /// <param name="config">Path of config.json.</param>
     /// <param name="checkpoint">The weights.</param>
@@ -25,11 +26,15 @@ internal static class ModelFingerprint
         {
             (SafetensorsFile file, SafetensorsEntry entry) = checkpoint.Find(name)!.Value;
             hash.AppendData(Encoding.UTF8.GetBytes($"\n{name} {entry.DType} [{string.Join(", ", entry.Shape)}]\n"));
-            int count = (int)Math.Min(SampleBytes, entry.ByteCount);
-            long last = entry.ByteCount - count;
-            foreach (long start in (long[])[0, last / 2, last])
+            if (entry.ByteCount <= WholeBytes)
             {
-                hash.AppendData(file.Read(entry, start, count));
+                hash.AppendData(file.Read(entry, 0, (int)entry.ByteCount));
+                continue;
+            }
+
+            for (int i = 0; i < Samples; i++)
+            {
+                hash.AppendData(file.Read(entry, i * (entry.ByteCount - SampleBytes) / (Samples - 1), SampleBytes));
             }
         }
 

@@ -185,6 +185,24 @@ internal sealed class SavedConversationTests
         }
     }
 
+    // One byte anywhere, such as a row of the embedding that was trained further.
+    [Test]
+    public void TheFingerprintTellsTinyCheckpointsApartThatDifferInAByte([Values(0.2, 0.37, 0.61, 0.83)] double place)
+    {
+        using TemporaryDirectory tiny = new TemporaryDirectory().WithTinyCheckpoint(config => config["intermediate_size"] = 512);
+        string Fingerprint()
+        {
+            using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(tiny.Path);
+            return ModelFingerprint.Of(tiny.File("config.json"), checkpoint);
+        }
+
+        string original = Fingerprint();
+        byte[] bytes = File.ReadAllBytes(tiny.File("model.safetensors"));
+        bytes[8 + BitConverter.ToInt32(bytes) + (int)(place * (bytes.Length - 8 - BitConverter.ToInt32(bytes)))] ^= 1;
+        File.WriteAllBytes(tiny.File("model.safetensors"), bytes);
+        Assert.That(Fingerprint(), Is.Not.EqualTo(original));
+    }
+
     private static Sampler Greedy() => new(SamplingParameters.Greedy);
 
     private static string Say(Conversation conversation, ChatTurn turn, int maxTokens) =>
