@@ -32,7 +32,7 @@ public static class MustafarModuleExtensions
     /// options.</exception>
     /// <exception cref="InvalidOperationException">The model's attention is replaced already.</exception>
     /// <exception cref="NotSupportedException">No adapter reads a module of the model, the attention's class is sealed, the model has
-    /// several sliding windows, or the runtime emits no code (NativeAOT). The model is as it was.</exception>
+    /// several sliding windows, the options evict tokens, or the runtime emits no code (NativeAOT). The model is as it was.</exception>
     [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     public static MustafarAttachment UseMustafar(

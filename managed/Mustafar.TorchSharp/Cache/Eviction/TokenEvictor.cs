@@ -13,9 +13,10 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
     private readonly Dictionary<(int Slot, int Layer), AttentionHistory> _histories = [];
     private readonly List<Observation> _observed = [];
     private double _scale;
+    private long _bytes;
 
-    /// <summary>Bytes of what is known of all sequences.</summary>
-    internal long Bytes => _histories.Values.Sum(history => history.Bytes);
+    /// <summary>Bytes of what is known of all sequences. Any thread may read it.</summary>
+    internal long Bytes => Volatile.Read(ref _bytes);
 
     /// <summary>Looks at a layer's part of a step, when its tokens are stored.</summary>
     /// <param name="layer">The layer.</param>
@@ -80,6 +81,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         }
 
         Rollback();
+        CountBytes();
     }
 
     /// <summary>Forgets the step.</summary>
@@ -99,6 +101,8 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
                 history.Dispose();
             }
         }
+
+        CountBytes();
     }
 
     /// <summary>Takes over what is known of a sequence that another one continues.</summary>
@@ -111,6 +115,8 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
                 _histories[(slot, layer)] = history.Copy();
             }
         }
+
+        CountBytes();
     }
 
     /// <summary>Forgets a sequence's latest tokens.</summary>
@@ -123,6 +129,8 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
                 history.Shorten(tokens, dropped);
             }
         }
+
+        CountBytes();
     }
 
     /// <summary>Follows tokens that were kept: Int64 [num_layers, num_kv_heads, count].</summary>
@@ -135,6 +143,8 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
                 history.Keep(tokens[layer]);
             }
         }
+
+        CountBytes();
     }
 
     /// <summary>The tokens of a sequence that stay, Int64 [num_layers, num_kv_heads, capacity] in ascending order; null if all do.</summary>
@@ -160,6 +170,8 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
 
         _histories.Clear();
     }
+
+    private void CountBytes() => Volatile.Write(ref _bytes, _histories.Values.Sum(history => history.Bytes));
 
     private int MostQueries => options.Method == TokenEvictionMethod.RecentAttention ? options.RecentTokens : 2 * QueryBlock;
 
