@@ -11,7 +11,7 @@ internal sealed class EvaluationTaskOptions
 {
     private const string NoTemplate = "none";
 
-    private static readonly string[] s_names = ["perplexity", "recall", "needle", "ruler", "longbench"];
+    private static readonly string[] s_names = ["perplexity", "recall", "needle", "ruler", "longbench", "longbench-v2"];
 
     private readonly Option<string> _tasks = CommandOption.Text(
         "--tasks", $"What to measure, separated by commas: {string.Join(", ", s_names)}.", s_names[0], "NAMES");
@@ -36,18 +36,24 @@ internal sealed class EvaluationTaskOptions
     private readonly Option<int?> _samples = CommandOption.Number<int>(
         "--samples",
         "Samples: contexts of recall (100 if not given), of each length and depth of needle (4), of each length of ruler (20), of each data set "
-            + "of longbench (all).",
+            + "of longbench and of longbench-v2 (all).",
         "N");
 
     private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers of recall, needle and ruler.", "S", 0);
 
     private readonly Option<int> _batch = CommandOption.Number(
-        "--batch", "Sequences that are decoded side by side; longbench decodes one at a time.", "N", 11);
+        "--batch", "Sequences that are decoded side by side; longbench and longbench-v2 decode one at a time.", "N", 11);
 
     private readonly Option<string?> _longBench = new("--longbench")
     {
         Description = "Folder of LongBench: dataset2prompt.json, dataset2maxlen.json and the data sets' JSONL files.",
         HelpName = "DIR",
+    };
+
+    private readonly Option<string?> _longBenchV2 = new("--longbench-v2")
+    {
+        Description = "File of LongBench v2: data.json as published, or JSONL.",
+        HelpName = "FILE",
     };
 
     private readonly Option<string?> _datasets = new("--datasets")
@@ -57,19 +63,19 @@ internal sealed class EvaluationTaskOptions
     };
 
     private readonly Option<int?> _promptTokens = CommandOption.Number<int>(
-        "--max-prompt-tokens", "longbench: tokens that are left of longer prompts; what the model's context allows if not given.", "TOKENS");
+        "--max-prompt-tokens", "longbench, longbench-v2: tokens that are left of longer prompts; what the model's context allows if not given.", "TOKENS");
 
     private readonly Option<string?> _chatTemplate = new("--chat-template")
     {
-        Description = "longbench: a chat template by name or file, or none; the checkpoint's own if not given.",
+        Description = "longbench, longbench-v2: a chat template by name or file, or none; the checkpoint's own if not given.",
         HelpName = "NAME",
     };
 
     /// <summary>All options.</summary>
     public IEnumerable<Option> All =>
     [
-        _tasks, _file, _context, _prefill, _windows, _lengths, _depths, _samples, _seed, _batch, _longBench, _datasets, _promptTokens,
-        _chatTemplate,
+        _tasks, _file, _context, _prefill, _windows, _lengths, _depths, _samples, _seed, _batch, _longBench, _longBenchV2, _datasets,
+        _promptTokens, _chatTemplate,
     ];
 
     /// <summary>Checks what can be checked before the model is loaded.</summary>
@@ -94,9 +100,13 @@ internal sealed class EvaluationTaskOptions
             throw new CommandException($"{_prefill.Name}: expected less than the context of {context}, but got {prefill}.");
         }
 
-        if (Names(arguments).Contains("longbench") && arguments.GetValue(_longBench) is null)
+        foreach ((string name, Option<string?> option, string what) in
+            ((string, Option<string?>, string)[])[("longbench", _longBench, "folder of LongBench"), ("longbench-v2", _longBenchV2, "file of LongBench v2")])
         {
-            throw new CommandException($"{_longBench.Name}: expected the folder of LongBench, since {_tasks.Name} asks for it, but it is not given.");
+            if (Names(arguments).Contains(name) && arguments.GetValue(option) is null)
+            {
+                throw new CommandException($"{option.Name}: expected the {what}, since {_tasks.Name} asks for it, but it is not given.");
+            }
         }
     }
 
@@ -108,8 +118,8 @@ internal sealed class EvaluationTaskOptions
         string text = ShippedFiles.ReadDocuments(file);
         return
         [
-            .. Names(arguments).SelectMany(name => name == "longbench"
-                ? LongBench(arguments, language)
+            .. Names(arguments).SelectMany(name => name == "longbench" ? LongBench(arguments, language)
+                : name == "longbench-v2" ? [LongBenchV2(arguments, language)]
                 : ShippedFiles.OfText(file, () => OfText(name, arguments, language, text).ToArray())),
         ];
     }
@@ -152,10 +162,18 @@ internal sealed class EvaluationTaskOptions
             throw new CommandException($"{directory}: expected data sets such as {LongBenchFolder.Datasets[0]}.jsonl, here or in data, but there are none.");
         }
 
-        string? name = arguments.GetValue(_chatTemplate);
-        ChatTemplate? template = name == NoTemplate ? null : ChatTemplate.Load(language.Directory, name);
+        ChatTemplate? template = Template(arguments, language);
         return datasets.Distinct().Select(dataset => new LongBenchTask(
             language, folder, dataset, template, arguments.GetValue(_promptTokens), arguments.GetValue(_samples)));
+    }
+
+    private LongBenchV2Task LongBenchV2(ParseResult arguments, LanguageModel language) => new(
+        language, arguments.GetValue(_longBenchV2)!, Template(arguments, language), arguments.GetValue(_promptTokens), arguments.GetValue(_samples));
+
+    private ChatTemplate? Template(ParseResult arguments, LanguageModel language)
+    {
+        string? name = arguments.GetValue(_chatTemplate);
+        return name == NoTemplate ? null : ChatTemplate.Load(language.Directory, name);
     }
 
     private string[] Names(ParseResult arguments)

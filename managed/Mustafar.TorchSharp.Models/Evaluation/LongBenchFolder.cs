@@ -68,31 +68,11 @@ public sealed class LongBenchFolder
         }
 
         byte[] bytes = CheckpointFile.ReadAllBytes(data, LargestFile);
-        List<LongBenchItem> items = Items(bytes, data, PromptTemplate.Parse(prompt, $"{_prompts}: '{name}'"));
+        PromptTemplate template = PromptTemplate.Parse(prompt, $"{_prompts}: '{name}'");
+        List<LongBenchItem> items = JsonLines.Read(bytes, data, (item, place) => Item(item, place, template));
         return items.Count > 0
             ? new LongBenchDataset(name, prompt, length, items, Convert.ToHexString(SHA256.HashData(bytes)))
             : throw new CheckpointException("expected a line for each sample, but there are none.", data);
-    }
-
-    private static List<LongBenchItem> Items(byte[] bytes, string path, PromptTemplate template)
-    {
-        List<LongBenchItem> items = [];
-        int number = 0;
-        for (int start = 0; start < bytes.Length; number++)
-        {
-            int end = Array.IndexOf(bytes, (byte)'\n', start) is >= 0 and int found ? found : bytes.Length;
-            ReadOnlyMemory<byte> line = bytes.AsMemory(start, end - start);
-            if (line.Span.ContainsAnyExcept(" \t\r"u8))
-            {
-                string place = $"{path}: line {number + 1}";
-                using JsonDocument document = JsonFile.Parse(line, place);
-                items.Add(Item(document.RootElement, place, template));
-            }
-
-            start = end + 1;
-        }
-
-        return items;
     }
 
     private static LongBenchItem Item(JsonElement root, string place, PromptTemplate template)

@@ -16,9 +16,7 @@ public sealed class LongBenchTask : GenerationTask
     private static readonly string[] s_oneLine = ["trec", "triviaqa", "samsum"];
 
     private readonly LongBenchDataset _data;
-    private readonly ChatTemplate? _template;
-    private readonly ChatEncoder? _chat;
-    private readonly int? _maxPromptTokens;
+    private readonly CutPrompts _prompts;
 
     /// <summary>Reads a data set.</summary>
     /// <param name="language">The model.</param>
@@ -40,24 +38,8 @@ public sealed class LongBenchTask : GenerationTask
     private LongBenchTask(LanguageModel language, LongBenchDataset data, ChatTemplate? template, int? maxPromptTokens, int? samples)
         : base($"longbench-{data.Name}", language, Math.Min(samples ?? data.Items.Count, data.Items.Count), batch: 1)
     {
-        ArgumentOutOfRangeException.ThrowIfLessThan(maxPromptTokens ?? 2, 2, nameof(maxPromptTokens));
-        int room = language.Model.Config.MaxPositions - data.MaxTokens;
-        if (room < (maxPromptTokens ?? 2))
-        {
-            throw new ArgumentException(
-                $"Expected at most {room} tokens of a prompt, since the model's context is {language.Model.Config.MaxPositions} and an answer of "
-                + $"{data.Name} takes up to {data.MaxTokens}, but got {maxPromptTokens ?? 2}.",
-                nameof(maxPromptTokens));
-        }
-
         _data = data;
-        _maxPromptTokens = maxPromptTokens;
-        if (template is not null && !s_withoutChat.Contains(data.Name))
-        {
-            (_template, _chat) = (template, new ChatEncoder(language.Tokenizer, template));
-        }
-
-        StopTokens = _chat?.EndOfReply is int end ? new HashSet<int>([.. language.StopTokens, end]) : language.StopTokens;
+        _prompts = new CutPrompts(language, s_withoutChat.Contains(data.Name) ? null : template, maxPromptTokens, data.MaxTokens, data.Name);
     }
 
     /// <inheritdoc/>
@@ -66,19 +48,19 @@ public sealed class LongBenchTask : GenerationTask
         ["data_sha256"] = _data.Hash,
         ["prompt"] = _data.Prompt,
         ["max_tokens"] = _data.MaxTokens,
-        ["max_prompt_tokens"] = _maxPromptTokens,
+        ["max_prompt_tokens"] = _prompts.MaxTokens,
         ["samples"] = Samples,
-        ["chat_template_sha256"] = _template is null ? null : TextWindows.HashOf(_template.Text),
+        ["chat_template_sha256"] = _prompts.TemplateHash,
     };
 
     /// <inheritdoc/>
-    protected override IReadOnlySet<int> StopTokens { get; }
+    protected override IReadOnlySet<int> StopTokens => _prompts.StopTokens;
 
     /// <inheritdoc/>
     public override PromptSample MakeSample(int sample)
     {
         LongBenchItem item = _data.Items[sample];
-        return new LongBenchSample(Ids(item.Prompt), item.Answers, _data.MaxTokens, item.Classes);
+        return new LongBenchSample(_prompts.Encode(item.Prompt), item.Answers, _data.MaxTokens, item.Classes);
     }
 
     /// <inheritdoc/>
@@ -107,43 +89,9 @@ public sealed class LongBenchTask : GenerationTask
     }
 
     /// <inheritdoc/>
-    protected override long TokensOfSample(int sample)
-    {
-        const int charactersOfToken = 4;
-        int most = _maxPromptTokens ?? Language.Model.Config.MaxPositions;
-        return Math.Min(most, _data.Items[sample].Prompt.Length / charactersOfToken) + _data.MaxTokens;
-    }
+    protected override long TokensOfSample(int sample) => _prompts.TokensOf(_data.Items[sample].Prompt) + _data.MaxTokens;
 
     private static string FirstLine(string answer) => answer.TrimStart('\n').Split('\n')[0];
-
-    // Halves are text again, around which the chat template stands; as ids they may be a few more than they were.
-    private List<int> Ids(string prompt)
-    {
-        List<int> all = Language.Tokenizer.Encode(prompt);
-        int room = Language.Model.Config.MaxPositions - _data.MaxTokens;
-        int left = Math.Min(_maxPromptTokens ?? room, room);
-        while (true)
-        {
-            int half = left / 2;
-            string text = all.Count <= left ? prompt
-                : Language.Tokenizer.Decode(all[..half]) + Language.Tokenizer.Decode(all[^half..]);
-            List<int> ids = _chat is null
-                ? Language.Tokenizer.Encode(text)
-                : _chat.Encode([new ChatTurn(ChatRoles.User, text)], variables: null, CancellationToken.None);
-            if (ids.Count <= room)
-            {
-                return ids;
-            }
-
-            left = Math.Min(left, all.Count) - (ids.Count - room);
-            if (left < 2)
-            {
-                throw new ArgumentException(
-                    $"Expected a context with room for a prompt beside the chat template and {_data.MaxTokens} tokens of an answer of "
-                    + $"{_data.Name}, but the model's is {Language.Model.Config.MaxPositions}.");
-            }
-        }
-    }
 
     private sealed record LongBenchSample(IReadOnlyList<int> Prompt, IReadOnlyList<string> Expected, int Most, IReadOnlyList<string> Classes)
         : PromptSample(Prompt, [], Expected, Most);

@@ -61,7 +61,8 @@ public sealed class EvaluateCommandTests
     {
         string results = _directory.File("one");
         (int code, string output, string error) = Run(
-            "--output", results, "--context", "128", "--prefill", "64", "--windows", "1", "--key-bits", "8", "--key-sparsity", "0");
+            "--output", results, "--context", "128", "--prefill", "64", "--windows", "1", "--key-bits", "8", "--key-sparsity", "0",
+            "--eviction", "snapkv", "--capacity", "64");
         Assert.That(code, Is.Zero, error);
         JsonNode setting = JsonNode.Parse(File.ReadAllText(Path.Combine(results, "results.json")))!["settings"]![1]!;
         using (Assert.EnterMultipleScope())
@@ -69,6 +70,7 @@ public sealed class EvaluateCommandTests
             Assert.That(output, Does.Contain("| mustafar |"));
             Assert.That((int)setting["key_bits"]!, Is.EqualTo(8));
             Assert.That((double)setting["key_sparsity"]!, Is.Zero);
+            Assert.That(((string)setting["eviction"]!, (int)setting["capacity"]!), Is.EqualTo(("snapkv", 64)));
         }
     }
 
@@ -92,6 +94,11 @@ public sealed class EvaluateCommandTests
     [TestCase("--windows", "--windows", "0")]
     [TestCase("--lengths", "--tasks", "needle", "--lengths", "100,many")]
     [TestCase("--longbench", "--tasks", "longbench")]
+    [TestCase("--longbench-v2", "--tasks", "longbench-v2")]
+    [TestCase("no-such.json", "--tasks", "longbench-v2", "--longbench-v2", "no-such.json")]
+    [TestCase("--eviction and --capacity together, but got --capacity alone", "--capacity", "64")]
+    [TestCase("--eviction and --capacity together, but got --eviction alone", "--eviction", "h2o")]
+    [TestCase("--capacity", "--eviction", "snapkv", "--capacity", "20")]
     [TestCase("--setting: setting 'a'", "--setting", "a: key_bits=3")]
     [TestCase("'FourBits'", "--setting", "FourBits", "--setting", "FourBits")]
     [TestCase("text.txt: Expected a text of at least 2000 tokens", "--context", "2000", "--prefill", "64", "--file", "{short}")]
