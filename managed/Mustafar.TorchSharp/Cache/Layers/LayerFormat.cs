@@ -72,7 +72,7 @@ internal sealed unsafe class LayerFormat
     {
         try
         {
-            QueryWorkspace(shape);
+            NativeCall.Check(QueryWorkspace(shape));
         }
         catch (NotSupportedException exception) when (shape.Device.type != DeviceType.CPU)
         {
@@ -87,19 +87,18 @@ internal sealed unsafe class LayerFormat
 
     private bool IsServed(CacheShape shape)
     {
-        try
-        {
-            QueryWorkspace(shape);
-            return true;
-        }
-        catch (NotSupportedException)
+        int status = QueryWorkspace(shape);
+        if (status == (int)Status.Unsupported)
         {
             return false;
         }
+
+        NativeCall.Check(status);
+        return true;
     }
 
     // Attention's native checks of the formats.
-    private void QueryWorkspace(CacheShape shape)
+    private int QueryWorkspace(CacheShape shape)
     {
         NativeContext context = TensorAccess.Context(shape.Device);
         NativeAttention attention = new()
@@ -115,7 +114,7 @@ internal sealed unsafe class LayerFormat
             Values = new NativeBlocks { Format = Values, PageBlocks = PageBlocks },
         };
         long bytes;
-        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        return NativeMethods.AttentionWorkspace(&context, &attention, &bytes);
     }
 
     private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)
