@@ -26,6 +26,8 @@ public sealed record MustafarOptions
     private readonly int _keepMultiple = 8;
     private readonly int? _slidingWindow;
     private readonly int _sinkTokens;
+    private readonly KeySelection _keySelection = KeySelection.Magnitude;
+    private readonly ValueSelection _valueSelection = ValueSelection.Magnitude;
 
     /// <summary>Share of each key's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
@@ -124,6 +126,22 @@ public sealed record MustafarOptions
     /// <remarks>Caches of Float16 and BFloat16 on CUDA prune keys and values to balanced patterns both or neither.</remarks>
     public bool BalancedValues { get; init; }
 
+    /// <summary>How the channels that are kept of keys are chosen. Default <see cref="KeySelection.Magnitude"/>.</summary>
+    /// <exception cref="ArgumentNullException">The value is null.</exception>
+    public KeySelection KeySelection
+    {
+        get => _keySelection;
+        init => _keySelection = value ?? throw new ArgumentNullException(nameof(KeySelection));
+    }
+
+    /// <summary>How the channels that are kept of values are chosen. Default <see cref="ValueSelection.Magnitude"/>.</summary>
+    /// <exception cref="ArgumentNullException">The value is null.</exception>
+    public ValueSelection ValueSelection
+    {
+        get => _valueSelection;
+        init => _valueSelection = value ?? throw new ArgumentNullException(nameof(ValueSelection));
+    }
+
     /// <summary>
     /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models),
     /// and the <see cref="SinkTokens"/>; null, the default, for all.
@@ -173,6 +191,30 @@ public sealed record MustafarOptions
             throw new ArgumentException(
                 $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyChannelScales)}, since only integers have scales, but got {KeyBits}.",
                 nameof(KeyChannelScales));
+        }
+    }
+
+    /// <summary>Refuses ways to choose channels that contradict other options.</summary>
+    /// <exception cref="ArgumentException">They do.</exception>
+    internal void CheckSelections(int headDim)
+    {
+        CheckSelection(KeySelection, BalancedKeys, KeysKept(headDim), headDim, nameof(KeySelection));
+        CheckSelection(ValueSelection, BalancedValues, ValuesKept(headDim), headDim, nameof(ValueSelection));
+    }
+
+    private static void CheckSelection(ChannelSelection selection, bool balanced, int kept, int headDim, string name)
+    {
+        if (balanced && (selection.IsUneven || selection.Rule is SelectionRule.StructuredKeys or SelectionRule.StructuredValues))
+        {
+            throw new ArgumentException(
+                $"Expected a {name} that chooses within a balanced pattern (magnitude, output-aware or scores), but got '{selection.Name}'.", name);
+        }
+
+        if (selection.Rule == SelectionRule.PerChannel && NativeConstants.BlockTokens * kept < headDim)
+        {
+            throw new ArgumentException(
+                $"Expected at least {(headDim + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens} of {headDim} channels per token with {name} '{selection.Name}', one token of each channel, but got {kept}.",
+                name);
         }
     }
 

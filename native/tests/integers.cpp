@@ -224,8 +224,9 @@ void sizes_and_refusals() {
     const auto refused = [&](int32_t status, const char* word) {
         return status == MUSTAFAR_STATUS_INVALID_ARGUMENT && std::strstr(mustafar_last_error(), word) != nullptr;
     };
-    EXPECT(refused(mustafar_compress(&context, 1, 1, block_tokens, &tensor, nullptr, ones.data(), &native.blocks),
-                   "key_factors"));
+    EXPECT(
+        refused(mustafar_compress(&context, 1, 1, block_tokens, &tensor, nullptr, nullptr, ones.data(), &native.blocks),
+                "key_factors"));
     EXPECT(refused(mustafar_decompress(&context, 1, 1, 0, block_tokens, &native.blocks, ones.data(), &tensor),
                    "key_factors"));
     EXPECT(refused(mustafar_convert(&context, 1, 1, block_tokens, &native.blocks, &integers.blocks), "value_format"));

@@ -32,6 +32,12 @@ internal sealed class CommonOptions
         Description = "Prune values to a balanced pattern.",
     };
 
+    private readonly Option<string> _keySelection = CommandOption.Choice(
+        "--key-selection", "How the channels that are kept of keys are chosen.", [.. KeySelection.All.Select(selection => selection.Name)]);
+
+    private readonly Option<string> _valueSelection = CommandOption.Choice(
+        "--value-selection", "How the channels that are kept of values are chosen.", [.. ValueSelection.All.Select(selection => selection.Name)]);
+
     private readonly Option<int> _keyBits = CommandOption.Number(
         "--key-bits", "Bits of each stored number of a key: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().KeyBits);
 
@@ -76,8 +82,8 @@ internal sealed class CommonOptions
     {
         foreach (Option option in (Option[])
         [
-            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keyBits, _valueBits, _keyChannelScales, _localWindow, _sinks, _groupSize, _device, _dtype, _addBos, _addEos,
-            _threads, _json,
+            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keySelection, _valueSelection,
+            _keyBits, _valueBits, _keyChannelScales, _localWindow, _sinks, _groupSize, _device, _dtype, _addBos, _addEos, _threads, _json,
         ])
         {
             command.Options.Add(option);
@@ -142,6 +148,8 @@ internal sealed class CommonOptions
             ValueSparsity = result.GetValue(_valueSparsity),
             BalancedKeys = result.GetValue(_balancedKeys),
             BalancedValues = result.GetValue(_balancedValues),
+            KeySelection = KeySelection.Named(result.GetRequiredValue(_keySelection)),
+            ValueSelection = ValueSelection.Named(result.GetRequiredValue(_valueSelection)),
             KeyBits = result.GetValue(_keyBits),
             ValueBits = result.GetValue(_valueBits),
             LocalWindow = result.GetValue(_localWindow),

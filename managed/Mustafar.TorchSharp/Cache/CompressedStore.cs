@@ -9,7 +9,7 @@ internal sealed class CompressedStore : IDisposable
 {
     private readonly StepWorkspace _workspace;
     private readonly int? _maxLength;
-    private readonly long _scaleBytes; // of one slot in all layers
+    private readonly long _scaleBytes; // and what selections gather, of one slot in all layers
     private readonly List<LayerStorage> _layers = [];
 
     /// <summary>Makes a store without sequences.</summary>
@@ -31,7 +31,7 @@ internal sealed class CompressedStore : IDisposable
         LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
         Array.ForEach(formats, format => format.CheckServed(shape));
         int slots = limits.MaxSequences ?? 1;
-        _scaleBytes = formats.Sum(format => format.KeyScaleBytes);
+        _scaleBytes = formats.Select((format, i) => format.KeyScaleBytes + format.StatisticsBytes(shape, options[i])).Sum();
         SlotBytes = (options.Count * LayerStorage.SlotBytes(shape, rules)) + _scaleBytes;
         PagePool pool = family?.Table.Pool.AddOwner() ?? new PagePool(
             shape.NumKvHeads,
@@ -153,13 +153,19 @@ internal sealed class CompressedStore : IDisposable
     /// <param name="counts">Tokens of each row; all if empty.</param>
     internal void Append(ReadOnlySpan<int> slots, Tensor keys, Tensor values, ReadOnlySpan<int> counts)
     {
+        if (_layers[0].KeyStatistics?.Queries is not null)
+        {
+            throw new InvalidOperationException(
+                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens by Forward.");
+        }
+
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
         Begin(slots, checked((int)keys.size(2)), counts, StepKind.Append);
         try
         {
-            _layers[0].Append(Plan, keys, values, isLast: true);
+            _layers[0].AppendAlone(Plan, keys, values);
         }
         catch
         {
@@ -175,7 +181,7 @@ internal sealed class CompressedStore : IDisposable
     {
         // Sinks are looked up by the host: it is the same work if they are the first slots' and each row has all of them.
         bool sinks = Table.Rules.SinkTokens > 0;
-        bool repeats = !Plan.TakesSinks && Plan.Overwritten.Count == 0
+        bool repeats = !Plan.TakesSinks && !_layers.Exists(layer => layer.SelectsByOperations(Plan)) && Plan.Overwritten.Count == 0
             && (!sinks || (Plan.IsUniform && Plan.IsOrdered && Plan.SinksBefore.IndexOfAnyExcept(Table.Rules.SinkTokens) < 0));
         return repeats
             ? new StepLayout(Plan.Batch, Plan.MaxTokens, IsPadded: false, Table.AddressOf(Plan), _workspace.Address, Layers[0].Address, buffers)

@@ -55,5 +55,10 @@ internal static class CacheFileWriter
         {
             layer.VisitKeyScales(tables, fill: false, bytes => stream.Write(bytes));
         }
+
+        foreach ((_, TorchSharp.torch.Tensor sums) in layer.Statistics)
+        {
+            layer.VisitStatistics(sums, tables, fill: false, bytes => stream.Write(bytes));
+        }
     }
 }

@@ -36,6 +36,11 @@ constexpr bool keeps_all(const mustafar_format& format) {
     return format.pattern == MUSTAFAR_PATTERN_ALL;
 }
 
+// Nothing but a caller's bitmap says which channels there are.
+constexpr bool needs_bitmap(const mustafar_format& format) {
+    return format.layout == MUSTAFAR_LAYOUT_OFFSETS || format.pattern == MUSTAFAR_PATTERN_MASK;
+}
+
 constexpr bool has_integers(const mustafar_format& format) {
     return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
 }
@@ -44,7 +49,8 @@ constexpr bool has_integers(const mustafar_format& format) {
 constexpr bool has_fragment_order(const mustafar_format& format) {
     return (format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT) &&
            format.layout == MUSTAFAR_LAYOUT_FIXED && format.dtype != MUSTAFAR_DTYPE_F32 &&
-           (format.head_dim == 64 || format.head_dim == 128) && (has_integers(format) || !keeps_all(format));
+           (format.head_dim == 64 || format.head_dim == 128) && (has_integers(format) || !keeps_all(format)) &&
+           !needs_bitmap(format);
 }
 
 // Whether a block in fragment order has positions in place of a bitmap: balanced ones, but of integers those of 2:4 alone.

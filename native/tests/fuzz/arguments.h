@@ -47,6 +47,10 @@ public:
     void slabs(mustafar_blocks& blocks, int32_t slab_pages, int32_t slab_count);
     // Channel scales, or none.
     float* key_factors(const mustafar_format& format, int64_t slots, int64_t heads);
+    // An importance of each channel of (slot, head), or none.
+    float* importance(const mustafar_format& format, int64_t slots, int64_t heads);
+    // A bitmap of so many rows, or none where the pattern can choose.
+    uint32_t* bitmap(const mustafar_format& format, wide rows);
     // Overwrites a few bytes of a buffer.
     void corrupt(void* buffer, size_t bytes);
     // The same for one of the slabs or page tables made so far.

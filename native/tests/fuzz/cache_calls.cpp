@@ -67,6 +67,19 @@ bool lengthy(const mustafar_attention& attention) {
     return largest(attention.lengths, attention.num_slots) > 4096;
 }
 
+// What chooses the channels of keys and values.
+void selection(Arguments& from, mustafar_append& append) {
+    const mustafar_format& keys = append.keys.format;
+    append.key_importance = from.address(from.importance(keys, append.num_slots, append.num_kv_heads));
+    append.value_importance =
+        from.address(from.importance(append.values.format, append.num_slots, append.num_kv_heads));
+    append.bitmap_tokens = from.mishap() ? from.number32(0, 200) : 96;
+    const wide rows = times(wide{append.batch} * append.num_kv_heads, append.bitmap_tokens);
+    if (append.key_importance == nullptr || from.mishap()) append.key_bitmap = from.address(from.bitmap(keys, rows));
+    if (append.value_importance == nullptr || from.mishap())
+        append.value_bitmap = from.address(from.bitmap(append.values.format, rows));
+}
+
 // Query, output, tail and fresh tokens, workspace.
 void tensors(Arguments& from, mustafar_attention& attention, const mustafar_context& context) {
     const int32_t head_dim = attention.keys.format.head_dim;
@@ -161,6 +174,7 @@ void append(Arguments& from) {
         from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
     append.tail_values =
         from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
+    selection(from, append);
     if (from.memory.possible() && append.num_tokens <= 4096) mustafar_append_tokens(&context, &append);
 }
 
@@ -180,6 +194,7 @@ void cache(Arguments& from) {
     append.keys = from.blocks(format, append.num_slots, append.num_kv_heads, capacity);
     append.values = from.blocks(format, append.num_slots, append.num_kv_heads, capacity);
     append.key_factors = from.key_factors(format, append.num_slots, append.num_kv_heads);
+    selection(from, append);
     const int element = element_bytes(format.dtype);
     const auto tail = [&] {
         return from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);

@@ -36,6 +36,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         {
             Sinks = options.SinkTokens == 0 ? null : new AttentionSinks(shape, options.SinkTokens, table.Slots);
             KeyScales = NewKeyScales(table.Slots);
+            KeyStatistics = ChannelStatistics.For(options.KeySelection, shape, format.Keys.Keep, table.Slots);
+            ValueStatistics = ChannelStatistics.For(options.ValueSelection, shape, format.Values.Keep, table.Slots);
         }
         catch
         {
@@ -69,11 +71,13 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         AttentionSinks? sinks = Sinks?.Grown(slots);
         (Tensor keys, Tensor values) = _shape.Allocate(slots, _tailCapacity);
         Tensor? scales = NewKeyScales(slots);
+        (ChannelStatistics? ofKeys, ChannelStatistics? ofValues) = (KeyStatistics?.Grown(slots), ValueStatistics?.Grown(slots));
         keys.narrow(0, 0, _tailKeys.size(0)).copy_(_tailKeys);
         values.narrow(0, 0, _tailValues.size(0)).copy_(_tailValues);
         scales?.narrow(0, 0, KeyScales!.size(0)).copy_(KeyScales);
         Dispose();
         (_tailKeys, _tailValues, KeyScales, Sinks) = (keys, values, scales, sinks);
+        (KeyStatistics, ValueStatistics) = (ofKeys, ofValues);
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
     }
 
@@ -85,6 +89,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         _tailValues[slot].copy_(source._tailValues[parent]);
         KeyScales?[slot].copy_(source.KeyScales![parent]);
         Sinks?.Continue(slot, source.Sinks!, parent);
+        KeyStatistics?.Continue(slot, source.KeyStatistics!, parent);
+        ValueStatistics?.Continue(slot, source.ValueStatistics!, parent);
     }
 
     public void Dispose()
@@ -93,6 +99,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         _tailValues.Dispose();
         KeyScales?.Dispose();
         Sinks?.Dispose();
+        KeyStatistics?.Dispose();
+        ValueStatistics?.Dispose();
     }
 
     private Tensor? NewKeyScales(int slots)
