@@ -44,6 +44,10 @@ inline mustafar_dense dense(const void* data, int64_t tokens, int64_t width) {
     return {const_cast<void*>(data), 0, tokens * width, width};
 }
 
+inline bool keeps_all(const Case& c) {
+    return c.pattern == MUSTAFAR_PATTERN_ALL || c.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
 // Rows of none, all and any channels; of the mask pattern no more than a block has room for.
 inline std::vector<uint32_t> any_bitmap(const Case& c, int64_t tokens) {
     std::vector<uint32_t> bitmap(static_cast<size_t>(tokens * words(c)));

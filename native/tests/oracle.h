@@ -87,7 +87,7 @@ inline std::vector<uint32_t> pruned(const Case& c, const Memory& source, int64_t
         keep_largest(unit, 16 * c.keep / c.head_dim);
         mark(unit);
     };
-    if (c.pattern == MUSTAFAR_PATTERN_ALL || c.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED) {
+    if (keeps_all(c) || c.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED) {
         for (int64_t t = 0; t < tokens; ++t) {
             std::vector<Candidate> row;
             row.reserve(static_cast<size_t>(c.head_dim));

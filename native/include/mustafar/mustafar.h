@@ -200,7 +200,12 @@ typedef enum mustafar_pattern {
     MUSTAFAR_PATTERN_ALL = 3,
     /* Any channels, at most 32 * keep in the 32 tokens of a block together; tokens may keep different numbers. What
        compresses takes a bitmap, as no rule chooses. FIXED only, and always in plain order. */
-    MUSTAFAR_PATTERN_MASK = 4
+    MUSTAFAR_PATTERN_MASK = 4,
+    /* As ALL, of keys in integers, with head_dim 64, 128 or 256: what is stored is the key turned by the Hadamard matrix H, where
+       H[i][j] is (-1)^popcount(i & j) / sqrt(head_dim), after it was divided by its channel scales. Queries are turned likewise
+       when they meet it, so that scores stay what they are; H is its own inverse. Sums are made in f32, from neighbouring channels to
+       halves of the row. A row whose turned numbers are not finite counts as not finite. */
+    MUSTAFAR_PATTERN_ALL_ROTATED = 5
 } mustafar_pattern;
 
 /*

@@ -86,6 +86,7 @@ constexpr mustafar_abi_entry table[] = {
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_BALANCED_VALUES),
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_ALL),
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_MASK),
+    ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_ALL_ROTATED),
 
     ENUMERATOR(mustafar_layout, MUSTAFAR_LAYOUT_FIXED),
     ENUMERATOR(mustafar_layout, MUSTAFAR_LAYOUT_OFFSETS),

@@ -32,8 +32,16 @@ constexpr bool is_balanced(const mustafar_format& format) {
     return format.pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || format.pattern == MUSTAFAR_PATTERN_BALANCED_VALUES;
 }
 
+constexpr bool keeps_all(int32_t pattern) {
+    return pattern == MUSTAFAR_PATTERN_ALL || pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
 constexpr bool keeps_all(const mustafar_format& format) {
-    return format.pattern == MUSTAFAR_PATTERN_ALL;
+    return keeps_all(format.pattern);
+}
+
+constexpr bool is_rotated(const mustafar_format& format) {
+    return format.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
 }
 
 // Nothing but a caller's bitmap says which channels there are.

@@ -8,6 +8,7 @@
 #include "core/checks.h"
 #include "core/compression_rule.h"
 #include "core/format.h"
+#include "core/hadamard.h"
 #include "core/limits.h"
 
 namespace mustafar {
@@ -32,6 +33,22 @@ void check_balanced(const char* name, const mustafar_format& format) {
              format.head_dim, format.keep);
 }
 
+void check_rotated(const char* name, const mustafar_format& format) {
+    if (!has_integers(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.format.value_format: expected integers where keys are rotated, got %d", name, format.value_format);
+    if (hadamard_factor(format.head_dim) == 0.0f)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: keys of 64, 128 and 256 channels can be rotated, got %d",
+             name, format.head_dim);
+}
+
+// Sums of rotated rows would have to be turned back.
+void check_values(const char* name, const mustafar_format& format) {
+    if (is_rotated(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.pattern: expected one of values, got %d (rotated keys)", name,
+             format.pattern);
+}
+
 // Any format that this library knows.
 void check_format(const char* name, const mustafar_format& format) {
     char text[48];
@@ -39,7 +56,7 @@ void check_format(const char* name, const mustafar_format& format) {
     check_head_dim(text, format.head_dim);
     check_dtype("format.dtype", format.dtype);
     check_range("format.value_format", format.value_format, MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_INT4);
-    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_MASK);
+    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_ALL_ROTATED);
     check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
     check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_QUADS);
     if (format.layout == MUSTAFAR_LAYOUT_FIXED)
@@ -51,6 +68,7 @@ void check_format(const char* name, const mustafar_format& format) {
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) where all channels are kept, got %d and %d",
              name, format.head_dim, format.layout, format.keep);
+    if (is_rotated(format)) check_rotated(name, format);
     if (format.pattern == MUSTAFAR_PATTERN_MASK && format.layout != MUSTAFAR_LAYOUT_FIXED)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.layout: expected 0 (fixed) for the mask pattern, got %d",
              name, format.layout);
@@ -262,6 +280,7 @@ void check_attention_shape(const mustafar_context& context, const mustafar_atten
     check_format("keys", attention.keys.format);
     check_format("values", attention.values.format);
     check_same_values(attention.keys.format, attention.values.format);
+    check_values("values", attention.values.format);
     check_served("keys", context, attention.keys.format);
     check_served("values", context, attention.values.format);
     check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
@@ -383,6 +402,7 @@ void check_product(const mustafar_context& context, const mustafar_product* poin
     const Extent weights{product.tokens == 0 ? 0 : product.batch, product.num_heads, product.num_queries,
                          product.tokens};
     const bool scores = output == ProductOutput::weights;
+    if (!scores) check_values("blocks", format);
     if (scores)
         check_key_factors(product.key_factors, format, product.batch, product.num_kv_heads);
     else if (product.key_factors != nullptr)

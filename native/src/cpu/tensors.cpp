@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/hadamard.h"
 #include "cpu/block_reader.h"
 #include "cpu/block_writer.h"
 #include "cpu/dense_row.h"
@@ -58,6 +59,7 @@ void restore_integers(const Block& block, const mustafar_format& format, const K
     dequantize(block, format, skipped, count - skipped, rows, format.head_dim);
     for (int t = skipped; t < count; ++t) {
         float* const numbers = rows + (t - skipped) * format.head_dim;
+        if (is_rotated(format)) hadamard(numbers, format.head_dim);
         if (factors != nullptr)
             for (int c = 0; c < format.head_dim; ++c) numbers[c] *= factors[c];
         table.finish(numbers, 1.0f, format.head_dim, row(t));

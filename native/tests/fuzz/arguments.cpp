@@ -10,6 +10,10 @@ int element_bytes(int32_t dtype) {
     return dtype == MUSTAFAR_DTYPE_F32 ? 4 : 2;
 }
 
+bool keeps_all(const mustafar_format& format) {
+    return format.pattern == MUSTAFAR_PATTERN_ALL || format.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
 int64_t bitmap_words(int32_t head_dim) {
     return (int64_t{head_dim} + 31) / 32;
 }
@@ -71,7 +75,7 @@ mustafar_format Arguments::format(int32_t layout) {
     const bool all = (pattern == 6 || pattern == 7) && is_fixed, mask = pattern == 8 && is_fixed;
     format.pattern = pattern == 1 ? number32(0, 7)
                      : balanced   ? number32(MUSTAFAR_PATTERN_BALANCED_KEYS, MUSTAFAR_PATTERN_BALANCED_VALUES)
-                     : all        ? number32(MUSTAFAR_PATTERN_ALL, MUSTAFAR_PATTERN_ALL)
+                     : all        ? (pattern == 6 ? MUSTAFAR_PATTERN_ALL : MUSTAFAR_PATTERN_ALL_ROTATED)
                      : mask       ? MUSTAFAR_PATTERN_MASK
                                   : MUSTAFAR_PATTERN_UNSTRUCTURED;
     format.layout = mishap(32) ? number32(0, 3) : layout;

@@ -75,6 +75,7 @@ private:
 
 int element_bytes(int32_t dtype);
 int64_t bitmap_words(int32_t head_dim);
+bool keeps_all(const mustafar_format& format);
 wide span(const mustafar_dense& dense, int64_t batch, int64_t heads, int64_t tokens, int64_t width);
 
 }  // namespace mustafar_fuzz

@@ -56,8 +56,8 @@ void shape(Arguments& from, mustafar_attention& attention) {
         attention.values.format = from.format(format.layout);
         attention.values.format.head_dim = format.head_dim;
         attention.values.format.dtype = format.dtype;
-        if (attention.values.format.pattern == MUSTAFAR_PATTERN_ALL) attention.values.format.keep = format.head_dim;
-    } else if (format.layout == MUSTAFAR_LAYOUT_FIXED && format.pattern != MUSTAFAR_PATTERN_ALL) {
+        if (keeps_all(attention.values.format)) attention.values.format.keep = format.head_dim;
+    } else if (format.layout == MUSTAFAR_LAYOUT_FIXED && !keeps_all(format)) {
         attention.values.format.keep = from.number32(1, 64);
     }
 }

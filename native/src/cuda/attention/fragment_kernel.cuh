@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
         if constexpr (D::integers) {
-            const int exponent = scale_query<T, D>(query_row[n], scales);
+            const int exponent = scale_query<T, D>(query_row[n], scales, p.keys.rotated(), t);
             if (t == 0) fixed.exponent[8 * n + g] = exponent;
             SharedQuery<D, Tiles> block_query;
 #pragma unroll

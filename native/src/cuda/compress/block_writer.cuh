@@ -261,7 +261,7 @@ private:
             __syncthreads();
         }
         const QuantizedPart<T, Part::channels, typename Part::Mask> part(
-            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits);
+            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, order.rotated);
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
