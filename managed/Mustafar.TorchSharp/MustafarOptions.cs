@@ -80,6 +80,17 @@ public sealed record MustafarOptions
         init => _keyChannelScales = value;
     }
 
+    /// <summary>
+    /// Whether keys of 8 or 4 bits are rotated before they become integers: multiplied by a Hadamard matrix, as queries are when they meet
+    /// them, so that scores stay what they are. Default false.
+    /// </summary>
+    /// <remarks>
+    /// A rotation spreads what is large in a few channels over all of them (QuaRot, Ashkboos et al., NeurIPS 2024, arXiv 2404.00456). It
+    /// comes after the channel scales, which it does not replace. It needs everything kept (<see cref="KeySparsity"/> 0), since pruning
+    /// lives off large channels, and a head_dim of 64, 128 or 256.
+    /// </remarks>
+    public bool KeyRotation { get; init; }
+
     /// <summary>Number of most recent tokens that are never compressed. Default 32.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or larger than 2^24.</exception>
     public int LocalWindow
@@ -191,6 +202,29 @@ public sealed record MustafarOptions
             throw new ArgumentException(
                 $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyChannelScales)}, since only integers have scales, but got {KeyBits}.",
                 nameof(KeyChannelScales));
+        }
+
+        if (KeyRotation && KeyBits == NativeBits)
+        {
+            throw new ArgumentException(
+                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyRotation)}, which is for integers, but got {KeyBits}.", nameof(KeyRotation));
+        }
+
+        if (KeyRotation && KeySparsity > 0)
+        {
+            throw new ArgumentException(
+                $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning lives off large channels, which it levels, but got {KeySparsity}.",
+                nameof(KeyRotation));
+        }
+    }
+
+    /// <summary>Refuses a rotation that there is not for a head_dim.</summary>
+    /// <exception cref="NotSupportedException">It is one.</exception>
+    internal void CheckRotation(int headDim)
+    {
+        if (KeyRotation && headDim is not (64 or 128 or 256))
+        {
+            throw new NotSupportedException($"{nameof(KeyRotation)} needs a head_dim of 64, 128 or 256, but got {headDim}.");
         }
     }
 

@@ -21,6 +21,7 @@ internal sealed record RunReport(
     int KeyBits,
     int ValueBits,
     bool KeyChannelScales,
+    bool KeyRotation,
     int? LocalWindow,
     int? Sinks,
     int? GroupSize,
@@ -54,6 +55,7 @@ internal sealed record RunReport(
             options is { KeyBits: < 16 } ? options.KeyBits : native,
             options is { ValueBits: < 16 } ? options.ValueBits : native,
             options?.KeyChannelScales ?? false,
+            options?.KeyRotation ?? false,
             options?.LocalWindow,
             options?.SinkTokens,
             options?.GroupSize,
@@ -70,7 +72,7 @@ internal sealed record RunReport(
     /// <summary>The sparsity in words.</summary>
     public string DescribeSparsity() => string.Create(
         CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(KeySelection, BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(ValueSelection, BalancedValues, ValueBits)})")
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(KeySelection, BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}{(KeyRotation ? ", rotated" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(ValueSelection, BalancedValues, ValueBits)})")
         + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
 
     private static string Stored(string selection, bool balanced, int bits) =>

@@ -36,6 +36,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["key_bits"] = Options.KeyBits;
         json["value_bits"] = Options.ValueBits;
         json["key_channel_scales"] = Options.KeyChannelScales;
+        json["key_rotation"] = Options.KeyRotation;
         json["local_window"] = Options.LocalWindow;
         json["sinks"] = Options.SinkTokens;
         json["group_size"] = Options.GroupSize;

@@ -24,7 +24,8 @@ public static class CacheSettingReader
         (nameof(MustafarOptions.BalancedKeys), "balanced_keys"), (nameof(MustafarOptions.BalancedValues), "balanced_values"),
         (nameof(MustafarOptions.KeySelection), "key_selection"), (nameof(MustafarOptions.ValueSelection), "value_selection"),
         (nameof(MustafarOptions.KeyBits), "key_bits"), (nameof(MustafarOptions.ValueBits), "value_bits"),
-        (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.LocalWindow), "local_window"),
+        (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.KeyRotation), "key_rotation"),
+        (nameof(MustafarOptions.LocalWindow), "local_window"),
         (nameof(MustafarOptions.SinkTokens), "sinks"), (nameof(MustafarOptions.GroupSize), "group_size"),
         (nameof(MustafarOptions.KeepMultiple), "keep_multiple"),
     ];
@@ -156,6 +157,7 @@ public static class CacheSettingReader
             ValueSelection = Named("value_selection", ValueSelection.Named) ?? basis.ValueSelection,
             KeyBits = entry.FindInt32("key_bits", place) ?? basis.KeyBits,
             ValueBits = entry.FindInt32("value_bits", place) ?? basis.ValueBits,
+            KeyRotation = entry.FindBoolean("key_rotation", place) ?? basis.KeyRotation,
             LocalWindow = entry.FindInt32("local_window", place) ?? basis.LocalWindow,
             SinkTokens = entry.FindInt32("sinks", place) ?? basis.SinkTokens,
             GroupSize = entry.FindInt32("group_size", place) ?? basis.GroupSize,
@@ -184,9 +186,16 @@ public static class CacheSettingReader
         try
         {
             MustafarOptions options = make();
-            return options is { KeyChannelScales: true, KeyBits: 16 }
-                ? throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place)
-                : options;
+            return options switch
+            {
+                { KeyChannelScales: true, KeyBits: 16 } =>
+                    throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place),
+                { KeyRotation: true, KeyBits: 16 } =>
+                    throw new CheckpointException("'key_rotation': expected false with 'key_bits' 16, since it is for integers.", place),
+                { KeyRotation: true, KeySparsity: > 0 } =>
+                    throw new CheckpointException("'key_rotation': expected false unless 'key_sparsity' is 0, since it levels what pruning lives off.", place),
+                _ => options,
+            };
         }
         catch (ArgumentOutOfRangeException exception)
         {

@@ -80,6 +80,7 @@ internal enum Pattern
     BalancedValues = 2,
     All = 3,
     Mask = 4,
+    AllRotated = 5,
 }
 
 // enum mustafar_layout

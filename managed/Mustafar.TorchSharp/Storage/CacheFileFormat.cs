@@ -91,9 +91,10 @@ internal static class CacheFileFormat
         string selections = options.KeySelection == KeySelection.Magnitude && options.ValueSelection == ValueSelection.Magnitude
             ? ""
             : $" key_selection={options.KeySelection.Name} value_selection={options.ValueSelection.Name}";
+        string rotation = options.KeyRotation ? " key_rotation=1" : "";
         return string.Create(
             CultureInfo.InvariantCulture,
-            $"{kept} {patterns}{bits} local_window={options.LocalWindow} group_size={options.GroupSize} sliding_window={options.SlidingWindow ?? 0} sink_tokens={options.SinkTokens}{selections}");
+            $"{kept} {patterns}{bits}{rotation} local_window={options.LocalWindow} group_size={options.GroupSize} sliding_window={options.SlidingWindow ?? 0} sink_tokens={options.SinkTokens}{selections}");
 
         static char Flag(bool value) => value ? '1' : '0';
     }

@@ -33,6 +33,9 @@ public sealed class CacheSettingReaderTests
             CacheSettingReader.Parse("64 / 40: key_sparsity=0.5, value_sparsity=0.6875, local_window=64", defaults),
             CacheSettingReader.Parse("half, plain scales: HalfInFourBits, key_channel_scales=false, balanced_values=true", defaults),
         ];
+        Assert.That(
+            CacheSettingReader.Parse("rotated: FourBits, key_rotation=true"),
+            Is.EqualTo(new CacheSetting("rotated", MustafarPresets.FourBits with { KeyRotation = true })));
         using (Assert.EnterMultipleScope())
         {
             Assert.That(CacheSettingReader.Load(directory.File("s.json"), defaults), Is.EqualTo(expected));
@@ -47,6 +50,8 @@ public sealed class CacheSettingReaderTests
     [TestCase("""{ "a": { "value_sparsity": 1 } }""", "setting 'a'", "'value_sparsity'", "1")]
     [TestCase("""{ "a": { "sinks": -1 } }""", "setting 'a'", "'sinks'", "-1")]
     [TestCase("""{ "a": { "key_channel_scales": true } }""", "setting 'a'", "'key_channel_scales'", "key_bits")]
+    [TestCase("""{ "a": { "key_rotation": true } }""", "setting 'a'", "'key_rotation'", "key_bits")]
+    [TestCase("""{ "a": { "key_rotation": true, "key_bits": 4 } }""", "setting 'a'", "'key_rotation'", "key_sparsity")]
     [TestCase("""{ "a": "ThreeBits" }""", "setting 'a'", "FourBits", "'ThreeBits'")]
     [TestCase("""{ "a": 4 }""", "setting 'a'", "object", "4")]
     [TestCase("""{ "": "FourBits" }""", "name", "empty", "setting")]

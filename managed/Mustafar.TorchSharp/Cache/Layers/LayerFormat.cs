@@ -13,10 +13,16 @@ internal sealed unsafe class LayerFormat
     {
         options.Check();
         options.CheckSelections(shape.HeadDim);
+        options.CheckRotation(shape.HeadDim);
         Keys = Format(
             shape, keys: true, options.KeyBits, options.KeysKept(shape.HeadDim), PatternOf(options.KeySelection, options.BalancedKeys ? Pattern.BalancedKeys : Pattern.Unstructured));
         Values = Format(
             shape, keys: false, options.ValueBits, options.ValuesKept(shape.HeadDim), PatternOf(options.ValueSelection, options.BalancedValues ? Pattern.BalancedValues : Pattern.Unstructured));
+        if (options.KeyRotation)
+        {
+            Keys = Keys with { Pattern = (int)Pattern.AllRotated };
+        }
+
         PageBlocks = options.GroupSize / NativeConstants.BlockTokens;
         if (shape.Device.type != DeviceType.CPU && !IsServed(shape))
         {
@@ -63,7 +69,7 @@ internal sealed unsafe class LayerFormat
     internal NativeFormat OfFile(bool keys, int version)
     {
         NativeFormat own = keys ? Keys : Values;
-        Pattern pattern = own.Keep < own.HeadDim ? (Pattern)own.Pattern
+        Pattern pattern = own.Keep < own.HeadDim || (Pattern)own.Pattern == Pattern.AllRotated ? (Pattern)own.Pattern
             : version == CacheFileFormat.FirstVersion ? Pattern.Unstructured : Pattern.All;
         return own with { Order = (int)Order.Plain, Pattern = (int)pattern };
     }

@@ -102,7 +102,7 @@ public:
         hide_absent();
         const int scale_start = fixed_scale_start(order, keep);
         quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
-                 scale_start);
+                 scale_start, order.rotated);
         store_integers(block, order, keep, scale_start);
     }
 
@@ -115,7 +115,7 @@ public:
         const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
         const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
         if (scale_start < header_bytes(order)) return;  // a table of offsets that has no room for this block
-        quantize(own_bits(), factors, order, scale_start);
+        quantize(own_bits(), factors, order, scale_start, false);
         store_integers(block, order, 0, scale_start);
     }
 
@@ -195,7 +195,7 @@ private:
                                                memory_.layout.bits);
         __syncthreads();
         const int scale_start = fixed_scale_start(order, keep);
-        quantize(own_bits(), factors, order, scale_start);
+        quantize(own_bits(), factors, order, scale_start, false);
         write_units(units, order);
         copy_image(block, scale_start + 2 * block_tokens);
     }
@@ -252,7 +252,7 @@ private:
     // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
     // channels. Ends with a barrier.
     __device__ __forceinline__ void quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
-                                             int scale_start) {
+                                             int scale_start, bool rotated) {
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
@@ -261,7 +261,7 @@ private:
             __syncthreads();
         }
         const QuantizedPart<T, Part::channels, typename Part::Mask> part(
-            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, order.rotated);
+            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, rotated);
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
