@@ -114,7 +114,8 @@ internal sealed class ChannelStatistics : IDisposable
         using DisposeScope scope = NewDisposeScope();
         Tensor norms = Tokens[slot].sqrt();
         Tensor scores = Queries is null ? norms : norms * Queries[slot].sqrt();
-        Importance[slot].zero_().scatter_(1, scores.topk(_kept, 1).indexes, Scalars.One);
+        Tensor largest = scores.topk(_kept, 1).indexes;
+        Importance[slot].zero_().scatter_(1, largest, ones_like(largest, dtype: ScalarType.Float32));
     }
 
     /// <summary>Ends a step for good.</summary>
