@@ -64,12 +64,12 @@ internal sealed class ChannelStatistics : IDisposable
         Commit();
         for (int b = 0; b < plan.Batch; b++)
         {
-            using DisposeScope scope = NewDisposeScope();
             if (!plan.IsUncompressed(b) || plan.Counts[b] == 0)
             {
                 continue;
             }
 
+            using DisposeScope scope = NewDisposeScope();
             int slot = plan.Slots[b], count = plan.Counts[b];
             _before.Add((slot, [.. All().Select(tensor => tensor[slot].clone().DetachFromDisposeScope())]));
             bool isFirst = plan.Length(b) == 0;

@@ -7,6 +7,13 @@
 
 namespace mustafar::cuda {
 
+// What decides which channels of a row are kept beside the pattern: a caller's bitmap row, or the importance of the head's
+// channels. At most one of them is not null.
+struct Choice {
+    const uint32_t* bits;     // of this thread's token
+    const float* importance;  // [head_dim]
+};
+
 template <class T, int HeadDim>
 class BlockWriter {
 public:
@@ -48,14 +55,36 @@ public:
         if constexpr (HeadDim % 64 == 0)
             if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
                 clear_bits();
-                select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
-                                            balanced_kept(HeadDim, keep), memory_.layout.bits);
+                using Rank = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+                select_balanced<HeadDim, Rank>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                                               balanced_kept(HeadDim, keep), memory_.layout.bits,
+                                               [](T value, int, int) { return Part::key(value); });
                 __syncthreads();
                 marks_absent_ = true;
                 return;
             }
         part_.to_keys();
         const typename Part::Mask mask = select_channels(part_, keep, t_);
+        set_bits(present_ ? mask : typename Part::Mask{0});
+    }
+
+    // The same, ranking |value * importance|.
+    __device__ __forceinline__ void select_scores(int32_t pattern, uint32_t keep, const float* importance) {
+        if constexpr (HeadDim % 64 == 0)
+            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
+                const int present = __syncthreads_count(present_) / 4;  // tokens, each with four lanes
+                clear_bits();
+                select_balanced<HeadDim, uint64_t>(
+                    memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                    balanced_kept(HeadDim, keep), memory_.layout.bits, [&](T value, int token, int channel) {
+                        return token < present ? score_key(as_float(value), importance[channel]) : 0u;
+                    });
+                __syncthreads();
+                marks_absent_ = true;
+                return;
+            }
+        const typename Part::Mask mask =
+            select_channels(scores_of<T, HeadDim>(part_, importance + t_ * Part::channels), keep, t_);
         set_bits(present_ ? mask : typename Part::Mask{0});
     }
 
@@ -104,6 +133,23 @@ public:
         quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
                  scale_start);
         store_integers(block, order, keep, scale_start);
+    }
+
+    // The same where something decides beside the pattern.
+    template <bool MayBeIntegers>
+    __device__ __forceinline__ void compress_chosen(const Choice& choice, int32_t pattern, uint32_t keep,
+                                                    uint8_t* block, ValueOrder order, const float* factors) {
+        if (choice.importance != nullptr)
+            select_scores(pattern, keep, choice.importance);
+        else
+            take_bits(choice.bits);
+        if (!MayBeIntegers || order.integer_bits == 0) return store(block, order, block_tokens * keep);
+        if constexpr (MayBeIntegers) {
+            hide_absent();
+            const int scale_start = fixed_scale_start(order, keep);
+            quantize(own_bits(), factors, order, scale_start);
+            store_integers(block, order, keep, scale_start);
+        }
     }
 
     // Writes what the bitmap has to a block with room for so many bytes behind it.
