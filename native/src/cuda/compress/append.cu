@@ -110,24 +110,20 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
             const int row = min(token - tokens.compressed, p.bitmap_tokens - 1);
             const int64_t rows = (static_cast<int64_t>(batch_row) * heads + head) * p.bitmap_tokens;
             const uint32_t* const bitmap = p.bitmap[which];
-            const Choice choice{bitmap == nullptr ? nullptr : bitmap + (rows + row) * Writer::words,
+            const Choice choice{bitmap != nullptr, bitmap == nullptr ? nullptr : bitmap + (rows + row) * Writer::words,
                                 factors_of<HeadDim>(p.importance[which], slot, heads, head)};
-            if (choice.bits != nullptr || choice.importance != nullptr) {
-                writer.template compress_chosen<true>(choice, blocks.pattern, blocks.keep,
-                                                      blocks.fixed(slot, head, block), p.order[which], factors);
-                return;
-            }
+            writer.template compress_chosen<true>(choice, blocks.pattern, blocks.keep, blocks.fixed(slot, head, block),
+                                                  p.order[which], factors);
+        } else {
+            writer.template compress<true>(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which],
+                                           factors);
         }
-        writer.template compress<true>(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which],
-                                       factors);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;
-    if (part > 0) {
-        if (first_new + part - 1 < end) compress(first_new + part - 1);
-        return;
-    }
-    for (int block = tokens.compressed / block_tokens; block < min(first_new, end); ++block) compress(block);
+    int block = part > 0 ? first_new + part - 1 : tokens.compressed / block_tokens;
+    for (const int stop = min(part > 0 ? block + 1 : first_new, end); block < stop; ++block) compress(block);
+    if (part > 0) return;
     __syncthreads();
     const int first_dense = max(before, due);
     for (int i = threadIdx.x; i < (length - first_dense) * HeadDim; i += block_threads) {

@@ -7,11 +7,12 @@
 
 namespace mustafar::cuda {
 
-// What decides which channels of a row are kept beside the pattern: a caller's bitmap row, or the importance of the head's
-// channels. At most one of them is not null.
+// What decides which channels of a block are kept: a caller's bitmap, the pattern by an importance of the head's channels, or
+// the pattern by magnitude. The same for all threads but for their rows.
 struct Choice {
-    const uint32_t* bits;     // of this thread's token
-    const float* importance;  // [head_dim]
+    bool by_bitmap;
+    const uint32_t* bits;     // the bitmap's row of this thread's token; null: there is no such token
+    const float* importance;  // [head_dim] or null
 };
 
 template <class T, int HeadDim>
@@ -135,14 +136,19 @@ public:
         store_integers(block, order, keep, scale_start);
     }
 
-    // The same where something decides beside the pattern.
+    // The same by any choice.
     template <bool MayBeIntegers>
     __device__ __forceinline__ void compress_chosen(const Choice& choice, int32_t pattern, uint32_t keep,
                                                     uint8_t* block, ValueOrder order, const float* factors) {
-        if (choice.importance != nullptr)
-            select_scores(pattern, keep, choice.importance);
-        else
+        if (choice.by_bitmap) {
             take_bits(choice.bits);
+        } else if (choice.importance != nullptr) {
+            select_scores(pattern, keep, choice.importance);
+        } else {
+            const Part part = part_;
+            select(pattern, keep);  // makes keys of the part
+            part_ = part;
+        }
         if (!MayBeIntegers || order.integer_bits == 0) return store(block, order, block_tokens * keep);
         if constexpr (MayBeIntegers) {
             hide_absent();

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(block_threads)
         return;
     }
     const int64_t row = (static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token;
-    const Choice choice{bitmap != nullptr && present ? bitmap + row * Writer::words : nullptr,
+    const Choice choice{bitmap != nullptr, bitmap != nullptr && present ? bitmap + row * Writer::words : nullptr,
                         factors_of<HeadDim>(importance, place.sequence, destination.heads, place.head)};
     if (destination.offsets == nullptr) {
         writer.template compress_chosen<MayBeIntegers>(choice, destination.pattern, destination.keep, block, order,
