@@ -64,12 +64,12 @@ internal sealed class ChannelStatistics : IDisposable
         Commit();
         for (int b = 0; b < plan.Batch; b++)
         {
-            using DisposeScope scope = NewDisposeScope();
             if (!plan.IsUncompressed(b) || plan.Counts[b] == 0)
             {
                 continue;
             }
 
+            using DisposeScope scope = NewDisposeScope();
             int slot = plan.Slots[b], count = plan.Counts[b];
             _before.Add((slot, [.. All().Select(tensor => tensor[slot].clone().DetachFromDisposeScope())]));
             bool isFirst = plan.Length(b) == 0;
@@ -114,7 +114,8 @@ internal sealed class ChannelStatistics : IDisposable
         using DisposeScope scope = NewDisposeScope();
         Tensor norms = Tokens[slot].sqrt();
         Tensor scores = Queries is null ? norms : norms * Queries[slot].sqrt();
-        Importance[slot].zero_().scatter_(1, scores.topk(_kept, 1).indexes, Scalars.One);
+        Tensor largest = scores.topk(_kept, 1).indexes;
+        Importance[slot].zero_().scatter_(1, largest, ones_like(largest, dtype: ScalarType.Float32));
     }
 
     /// <summary>Ends a step for good.</summary>

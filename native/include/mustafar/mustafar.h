@@ -216,7 +216,8 @@ typedef enum mustafar_pattern {
  * many bits as the pattern keeps: `keep` in each token (UNSTRUCTURED), n in each unit and at most 2 in each group
  * (balanced; a unit of values with tokens past the last one: at most n), at most 32 * keep in each block (MASK). The CPU
  * refuses any other with INVALID_ARGUMENT; on CUDA, which can't look at it before the work runs, it makes blocks without
- * meaning, but nothing outside of them is touched. Values are stored as they are in either case.
+ * meaning, but nothing outside of them is touched. There a bitmap of a balanced pattern is for whole blocks of 32 tokens.
+ * Values are stored as they are in either case.
  */
 
 /* How blocks follow each other. */

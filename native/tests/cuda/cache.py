@@ -68,13 +68,13 @@ class Cache:
                     if role == "keys" and factors:
                         own = self.key_factors[b:b + 1]
                         integers.call("key_factors", pages.format.dtype, head_dim, 1, heads, c, dense(part), own)
-                    integers.call("compress", 1, heads, c, dense(part), None, own, pages.blocks_of(b))
+                    integers.call("compress", 1, heads, c, dense(part), None, None, own, pages.blocks_of(b))
                     kept = (reference.balanced_mask(part, keep, role) if writer else
                             None if keep == head_dim else mask(part, keep))
                     full[b, :, :c] = reference.dequantized(part, own_bits, own, kept, rotated and role == "keys")[0]
                 elif c and writer:
                     part = full[b:b + 1, :, :c].contiguous()
-                    writer.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))
+                    writer.call("compress", 1, heads, c, dense(part), None, None, None, pages.blocks_of(b))
                     full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
                 elif c:
                     part = full[b:b + 1, :, :c]

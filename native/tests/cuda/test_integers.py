@@ -102,7 +102,7 @@ def test_blocks():
                     test_cuda.library.call("key_factors", DTYPES[dtype], head_dim, batch, heads, tokens, dense(x), factors)
                     check(torch.equal(factors, reference.key_factors(x)), f"{name}: factors")
                 pages = form.pages(batch, heads, tokens, role)
-                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, factors, pages.blocks())
+                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, factors, pages.blocks())
                 expected = form.pack(x, role, factors)
                 got = pages.memory[pages.gathered(tokens // BLOCK)]
                 check(torch.equal(got, expected), f"{name}: {int((got != expected).sum())} bytes of {got.numel()} differ")
@@ -125,7 +125,7 @@ def test_convert():
         for role in ("keys", "values"):
             fragment, plain, back = (f.pages(batch, heads, tokens, role) for f in (form, form._replace(plain=True), form))
             for pages in (fragment, plain):
-                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, pages.blocks())
+                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, None, pages.blocks())
             expected = plain.memory[plain.gathered(tokens // BLOCK)].clone()
             plain.memory.fill_(0xaa)
             test_cuda.library.call("convert", batch, heads, tokens, fragment.blocks(), plain.blocks())
@@ -147,7 +147,7 @@ def test_products():
         for role in ("keys", "values"):
             factors = reference.key_factors(stored) if role == "keys" and seed % 2 else None
             pages = form.pages(2, 2, tokens, role)
-            test_cuda.library.call("compress", 2, 2, tokens, dense(stored), None, factors, pages.blocks())
+            test_cuda.library.call("compress", 2, 2, tokens, dense(stored), None, None, factors, pages.blocks())
             out = torch.empty_like(weights if role == "keys" else query)
             arguments = (dense(query), dense(out)) if role == "keys" else (dense(out), dense(weights))
             test_cuda.library.call("key_scores" if role == "keys" else "value_sum",

@@ -79,7 +79,7 @@ internal sealed class NativeLoaderTests
         // How a call runs comes before what it works on.
         context.CpuVariant = 77;
         Refused(NativeMethods.Prune(&context, &format, 1, 1, 1, null, null, null), "context.cpu_variant");
-        Refused(NativeMethods.KeyFactors(&context, 9, 128, 1, 1, 1, null, null, null), "context.cpu_variant");
+        Refused(NativeMethods.KeyFactors(&context, 9, 128, 1, 1, 1, null, null), "context.cpu_variant");
     }
 
     private static void Refused(int status, string says) =>

@@ -107,6 +107,7 @@ internal sealed partial class LayerStorage
     private Tensor LargestOfChannels(Tensor tokens, int count)
     {
         Tensor magnitudes = tokens.abs().reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
-        return zeros_like(magnitudes, dtype: ScalarType.Bool).scatter_(2, magnitudes.topk(count, 2).indexes, Scalars.One).reshape(tokens.shape);
+        Tensor largest = magnitudes.topk(count, 2).indexes;
+        return zeros_like(magnitudes, dtype: ScalarType.Bool).scatter_(2, largest, ones_like(largest, dtype: ScalarType.Bool)).reshape(tokens.shape);
     }
 }

@@ -7,6 +7,14 @@
 
 namespace mustafar::cuda {
 
+// What decides which channels of a block are kept: a caller's bitmap, the pattern by an importance of the head's channels, or
+// the pattern by magnitude. The same for all threads but for their rows.
+struct Choice {
+    bool by_bitmap;
+    const uint32_t* bits;     // the bitmap's row of this thread's token; null: there is no such token
+    const float* importance;  // [head_dim] or null
+};
+
 template <class T, int HeadDim>
 class BlockWriter {
 public:
@@ -48,14 +56,36 @@ public:
         if constexpr (HeadDim % 64 == 0)
             if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
                 clear_bits();
-                select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
-                                            balanced_kept(HeadDim, keep), memory_.layout.bits);
+                using Rank = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+                select_balanced<HeadDim, Rank>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                                               balanced_kept(HeadDim, keep), memory_.layout.bits,
+                                               [](T value, int, int) { return Part::key(value); });
                 __syncthreads();
                 marks_absent_ = true;
                 return;
             }
         part_.to_keys();
         const typename Part::Mask mask = select_channels(part_, keep, t_);
+        set_bits(present_ ? mask : typename Part::Mask{0});
+    }
+
+    // The same, ranking |value * importance|.
+    __device__ __forceinline__ void select_scores(int32_t pattern, uint32_t keep, const float* importance) {
+        if constexpr (HeadDim % 64 == 0)
+            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
+                const int present = __syncthreads_count(present_) / 4;  // tokens, each with four lanes
+                clear_bits();
+                select_balanced<HeadDim, uint64_t>(
+                    memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                    balanced_kept(HeadDim, keep), memory_.layout.bits, [&](T value, int token, int channel) {
+                        return token < present ? score_key(as_float(value), importance[channel]) : 0u;
+                    });
+                __syncthreads();
+                marks_absent_ = true;
+                return;
+            }
+        const typename Part::Mask mask =
+            select_channels(scores_of<T, HeadDim>(part_, importance + t_ * Part::channels), keep, t_);
         set_bits(present_ ? mask : typename Part::Mask{0});
     }
 
@@ -104,6 +134,28 @@ public:
         quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
                  scale_start, order.rotated);
         store_integers(block, order, keep, scale_start);
+    }
+
+    // The same by any choice.
+    template <bool MayBeIntegers>
+    __device__ __forceinline__ void compress_chosen(const Choice& choice, int32_t pattern, uint32_t keep,
+                                                    uint8_t* block, ValueOrder order, const float* factors) {
+        if (choice.by_bitmap) {
+            take_bits(choice.bits);
+        } else if (choice.importance != nullptr) {
+            select_scores(pattern, keep, choice.importance);
+        } else {
+            const Part part = part_;
+            select(pattern, keep);  // makes keys of the part
+            part_ = part;
+        }
+        if (!MayBeIntegers || order.integer_bits == 0) return store(block, order, block_tokens * keep);
+        if constexpr (MayBeIntegers) {
+            hide_absent();
+            const int scale_start = fixed_scale_start(order, keep);
+            quantize(own_bits(), factors, order, scale_start, order.rotated);
+            store_integers(block, order, keep, scale_start);
+        }
     }
 
     // Writes what the bitmap has to a block with room for so many bytes behind it.
