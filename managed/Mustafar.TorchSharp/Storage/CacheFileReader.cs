@@ -63,7 +63,10 @@ internal sealed class CacheFileReader : IDisposable
             {
                 CacheTables tables = store.Common.Tables;
                 store.Pages = store.Store.Rent(
-                    store.Common.Pages, tables.Compressed.Max() / store.Store.Table.Rules.GroupSize, tables.TotalLengths.Max());
+                    store.Common.Pages,
+                    tables.Compressed.Max(),
+                    tables.Lengths.Zip(tables.Compressed, (length, compressed) => length - compressed).Max(),
+                    tables.TotalLengths.Max());
                 for (int i = 0; i < store.Layers.Length; i++)
                 {
                     int layer = store.Layers[i];

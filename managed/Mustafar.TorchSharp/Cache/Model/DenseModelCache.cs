@@ -90,7 +90,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
         {
             Guard.ThrowIfDisposed();
             long tokens = _lengths.Sum(length => (long)length);
-            return _layers.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.MemoryOf(tokens));
+            return KeyValueCacheMemory.Sum(_layers.Select(layer => layer.MemoryOf(tokens)));
         }
     }
 
@@ -170,7 +170,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
     private protected override Tensor Positions() => _decode?.Positions ?? tensor(_step!.Before, device: Device);
 
     private protected override StepLayout? Layout() => _decode is null || !_step!.IsRun ? null : new StepLayout(
-        _decode.Batch, _decode.Bound, _decode.IsPadded, new TableAddresses(_decode.Address, 0, _layers[0].Capacity, 0, 0),
+        _decode.Batch, _decode.Bound, _decode.IsPadded, new TableAddresses(_decode.Address, 0, _layers[0].Capacity, Slabs: 0, SlabCount: 0, Moves: 0),
         _decode.BiasAddress, _layers[0].AddressOf(_step.Slots[0]), Buffers.Version);
 
     private protected override void Commit()
