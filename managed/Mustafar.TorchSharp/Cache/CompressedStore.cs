@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Compressed sequences of one or more layers: the table of sequences, what each layer stores, and the step that is on.</summary>
-internal sealed class CompressedStore : IDisposable
+internal sealed class CompressedStore : IDisposable, IMeasuredCache
 {
     private readonly StepWorkspace _workspace;
     private readonly int? _maxLength;
@@ -70,6 +70,8 @@ internal sealed class CompressedStore : IDisposable
             Dispose();
             throw;
         }
+
+        MustafarMetrics.Add(this, "compressed");
     }
 
     internal CacheShape Shape { get; }
@@ -88,7 +90,7 @@ internal sealed class CompressedStore : IDisposable
     internal int Ring { get; private set; }
 
     /// <summary>What it occupies. Those that share pages count an equal part of them each.</summary>
-    internal KeyValueCacheMemory Memory
+    public KeyValueCacheMemory Memory
     {
         get
         {
@@ -220,6 +222,11 @@ internal sealed class CompressedStore : IDisposable
     internal void Commit()
     {
         _layers.ForEach(layer => layer.Commit());
+        if (MustafarMetrics.CountsCompressed)
+        {
+            MustafarMetrics.AddCompressed(Plan.NewlyCompressed);
+        }
+
         Table.Commit(Plan);
         if (!_isFixed && Table.MostCompressed <= Table.Rules.GroupSize)
         {
@@ -381,6 +388,7 @@ internal sealed class CompressedStore : IDisposable
 
     public void Dispose()
     {
+        MustafarMetrics.Remove(this);
         _layers.ForEach(layer => layer.Dispose());
         _workspace.Dispose();
         Plan.Dispose();

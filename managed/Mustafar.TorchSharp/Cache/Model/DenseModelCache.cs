@@ -10,7 +10,7 @@ namespace Mustafar;
 /// Forking copies all tokens. With a budget it counts all of that room, which <see cref="CacheLimits.MaxSequences"/> and
 /// <see cref="CacheLimits.MaxLength"/>, where both are given, allocate at once.
 /// </remarks>
-public sealed class DenseModelCache : ModelKeyValueCache
+public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 {
     private readonly DenseStorage[] _layers;
     private int[] _lengths;
@@ -78,6 +78,8 @@ public sealed class DenseModelCache : ModelKeyValueCache
                 throw;
             }
         }
+
+        MustafarMetrics.Add(this, "dense");
     }
 
     /// <summary>For each layer how many of the last tokens one sees, itself included; null for all.</summary>
@@ -189,6 +191,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
     {
         if (disposing)
         {
+            MustafarMetrics.Remove(this);
             Array.ForEach(_layers, layer => layer.Dispose());
             _decode?.Dispose();
         }

@@ -54,6 +54,21 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Compressed tokens of the row that has most after the step.</summary>
     internal int MostCompressed { get; private set; }
 
+    /// <summary>Tokens that the step compresses, of all rows.</summary>
+    internal long NewlyCompressed
+    {
+        get
+        {
+            long tokens = 0;
+            for (int b = 0; b < Batch; b++)
+            {
+                tokens += NextCompressed(b) - Span(Part.Compressed)[Slots[b]];
+            }
+
+            return tokens;
+        }
+    }
+
     /// <summary>Whether something is compressed before the new tokens attend.</summary>
     internal bool CompressesFirst { get; private set; }
 
