@@ -79,9 +79,9 @@ internal sealed record RunReport(
         (selection == Mustafar.KeySelection.Magnitude.Name ? "" : $", chosen {selection}") + (balanced ? ", balanced" : "") + (bits < 16 ? $", {bits} bits" : "");
 }
 
-/// <summary>What a cache occupies, in bytes.</summary>
+/// <summary>What a cache occupies, in bytes: reserved in all, the two parts of that, and what of it is in use.</summary>
 internal sealed record MemoryReport(
-    int Tokens, long CacheBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
+    int Tokens, long CacheBytes, long UsedBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
 {
     /// <summary>Describes a cache.</summary>
     public static MemoryReport Of(ModelCache cache) => Of(cache.Length, cache.Memory);
@@ -90,6 +90,7 @@ internal sealed record MemoryReport(
     public static MemoryReport Of(int tokens, KeyValueCacheMemory memory) => new(
         tokens,
         memory.TotalBytes,
+        memory.UsedBytes,
         memory.CompressedBytes,
         memory.WindowBytes,
         memory.DenseBytes,
@@ -99,5 +100,5 @@ internal sealed record MemoryReport(
     /// <summary>The memory in words.</summary>
     public override string ToString() => string.Create(
         CultureInfo.InvariantCulture,
-        $"{CacheBytes:N0} bytes for {Tokens} tokens, {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
+        $"{CacheBytes:N0} bytes reserved, {UsedBytes:N0} in use for {Tokens} tokens; reserved are {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
 }

@@ -489,7 +489,8 @@ typedef struct mustafar_append {
     int32_t lookahead;        /* tokens that count for the rule but are not appended, >= 0 */
     int32_t group_size;       /* a multiple of 32 */
     int32_t local_window;     /* >= 0 */
-    int32_t tail_capacity;    /* a multiple of 32, >= round up(local_window, 32) + group_size */
+    int32_t tail_capacity;    /* >= the dense tokens of each sequence, before and after: local_window + group_size - 1
+                                 suffice for any. On CUDA a multiple of 32, of which too few overwrite each other */
     int32_t max_tokens;       /* no length is larger afterwards */
     const int32_t* sequences; /* [batch] slots, all different, 0 ... num_slots - 1; on CUDA rows of others are left out.
                                   null: 0 ... batch - 1 */

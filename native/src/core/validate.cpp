@@ -471,10 +471,11 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     if (append.group_size % block_tokens != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "group_size: expected a multiple of %d, got %d", block_tokens,
              append.group_size);
-    const int64_t tail = divide_up(append.local_window, block_tokens) * block_tokens + append.group_size;
-    if (append.tail_capacity % block_tokens != 0 || append.tail_capacity < tail)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %lld, got %d",
-             block_tokens, (long long)tail, append.tail_capacity);
+    // On a device it is not known here how many tokens are dense, only that a multiple of 32 serves its kernels.
+    const int tail_unit = context.device == MUSTAFAR_DEVICE_CPU ? 1 : block_tokens;
+    if (append.tail_capacity < tail_unit || append.tail_capacity % tail_unit != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %d, got %d", tail_unit,
+             tail_unit, append.tail_capacity);
     check_format("keys", append.keys.format);
     check_format("values", append.values.format);
     check_same_values(append.keys.format, append.values.format);
@@ -508,6 +509,10 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
                 fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "compressed: expected a multiple of group_size (%d), got %d",
                      append.group_size, compressed);
             check_range("lengths - compressed", length - compressed, 0, append.tail_capacity);
+            const int64_t due = std::max<int64_t>(
+                compressed,
+                compressed_tokens<int64_t>(length + count, append.lookahead, append.local_window, append.group_size));
+            check_range("lengths - compressed (with the new tokens)", length + count - due, 0, append.tail_capacity);
             longest = std::max(longest, length + count);
             due = std::max(due, compressed_tokens<int64_t>(length + count, append.lookahead, append.local_window,
                                                            append.group_size) -

@@ -161,12 +161,14 @@ public sealed class ReadmeTests
     public void CachesOnDisk()
     {
         using TemporaryDirectory directory = new();
-        (string path, string fingerprint) = (directory.File("cache"), "model");
+        string path = directory.File("cache");
+        using TorchSharp.Modules.Linear model = TorchSharp.torch.nn.Linear(4, 4);
         using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
         MustafarCache[] layers = [cache];
         Tensor tokens = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
         cache.Append(tokens, tokens);
 
+        string fingerprint = MustafarCacheFile.FingerprintOf(model);
         MustafarCacheFile.Save(path, layers, fingerprint, new Dictionary<string, string> { ["title"] = "first" });
 
         cache.Clear();

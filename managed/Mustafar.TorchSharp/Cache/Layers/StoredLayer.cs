@@ -36,13 +36,16 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     /// <param name="visit">Reads or writes a slot.</param>
     internal void VisitWindow(bool keys, CacheTables tables, bool fill, LayerStorage.Visitor visit)
     {
+        // A file has the ring of the largest size: token t is in place t mod ring.
         int ring = Store.Table.Rules.TailCapacity;
-        Storage.VisitRows(
-            Storage.Window(keys),
-            Slots,
-            (b, place) => (place - (tables.Compressed[b] % ring) + ring) % ring < tables.Lengths[b] - tables.Compressed[b],
-            fill,
-            visit);
+        Storage.VisitRows(Storage.Window(keys), Slots, ring, Find, fill, visit);
+
+        int? Find(int b, int place)
+        {
+            int first = tables.Compressed[b];
+            int token = first + ((place - (first % ring) + ring) % ring);
+            return token < tables.Lengths[b] ? token % Store.Ring : null;
+        }
     }
 
     /// <summary>Shows the places of the sinks, in Float32; those that no token is in are zero.</summary>
@@ -51,7 +54,12 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     /// <param name="fill">Whether the visitor writes them.</param>
     /// <param name="visit">Reads or writes a place.</param>
     internal void VisitSinks(bool keys, CacheTables tables, bool fill, LayerStorage.Visitor visit) => Storage.VisitRows(
-        keys ? Storage.Sinks!.Keys : Storage.Sinks!.Values, Slots, (b, place) => place < tables.Sinks[b], fill, visit);
+        keys ? Storage.Sinks!.Keys : Storage.Sinks!.Values,
+        Slots,
+        Options.SinkTokens,
+        (b, place) => place < tables.Sinks[b] ? place : null,
+        fill,
+        visit);
 
     /// <summary>Shows the channel scales of each head's keys, in Float32; those of sequences without compressed tokens are zero.</summary>
     /// <param name="tables">Which sequences have some.</param>
@@ -60,7 +68,7 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     internal void VisitKeyScales(CacheTables tables, bool fill, LayerStorage.Visitor visit)
     {
         using Tensor rows = Storage.KeyScales!.unsqueeze(2);
-        Storage.VisitRows(rows, Slots, (b, _) => tables.Compressed[b] > 0, fill, visit);
+        Storage.VisitRows(rows, Slots, 1, (b, place) => tables.Compressed[b] > 0 ? place : null, fill, visit);
     }
 
     /// <summary>What selections gather, by the name of its tensor.</summary>
