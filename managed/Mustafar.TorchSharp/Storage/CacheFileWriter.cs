@@ -90,7 +90,7 @@ internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTra
 
         foreach ((_, TorchSharp.torch.Tensor sums) in layer.Statistics)
         {
-            layer.VisitStatistics(sums, tables, fill: false, bytes => stream.Write(bytes));
+            layer.VisitStatistics(sums, tables, fill: false, put);
         }
     }
 }

@@ -90,7 +90,7 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     internal void VisitStatistics(Tensor sums, CacheTables tables, bool fill, LayerStorage.Visitor visit)
     {
         using Tensor rows = sums.unsqueeze(2);
-        Storage.VisitRows(rows, Slots, (b, _) => tables.TotalLengths[b] > 0, fill, visit);
+        Storage.VisitRows(rows, Slots, 1, (b, place) => tables.TotalLengths[b] > 0 ? place : null, fill, visit);
         if (fill)
         {
             Array.ForEach(Slots, slot => Storage.KeyStatistics?.Weigh(slot));
