@@ -509,12 +509,12 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
                 fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "compressed: expected a multiple of group_size (%d), got %d",
                      append.group_size, compressed);
             check_range("lengths - compressed", length - compressed, 0, append.tail_capacity);
-            const int64_t next = std::max<int64_t>(
+            const int64_t after = std::max<int64_t>(
                 compressed,
                 compressed_tokens<int64_t>(length + count, append.lookahead, append.local_window, append.group_size));
-            check_range("lengths - compressed (with the new tokens)", length + count - next, 0, append.tail_capacity);
+            check_range("lengths - compressed (with the new tokens)", length + count - after, 0, append.tail_capacity);
             longest = std::max(longest, length + count);
-            due = std::max(due, next - compressed);
+            due = std::max(due, after - compressed);
         }
     check_append_selection(context, append, due);
     // Only whole groups are compressed, and only tokens that are there: a table need not have room for more.
