@@ -16,9 +16,12 @@ internal sealed record RunReport(
     int HeadDim,
     bool BalancedKeys,
     bool BalancedValues,
+    string KeySelection,
+    string ValueSelection,
     int KeyBits,
     int ValueBits,
     bool KeyChannelScales,
+    bool KeyRotation,
     int? LocalWindow,
     int? Sinks,
     int? GroupSize,
@@ -47,9 +50,12 @@ internal sealed record RunReport(
             headDim,
             options?.BalancedKeys ?? false,
             options?.BalancedValues ?? false,
+            (options?.KeySelection ?? Mustafar.KeySelection.Magnitude).Name,
+            (options?.ValueSelection ?? Mustafar.ValueSelection.Magnitude).Name,
             options is { KeyBits: < 16 } ? options.KeyBits : native,
             options is { ValueBits: < 16 } ? options.ValueBits : native,
             options?.KeyChannelScales ?? false,
+            options?.KeyRotation ?? false,
             options?.LocalWindow,
             options?.SinkTokens,
             options?.GroupSize,
@@ -66,10 +72,11 @@ internal sealed record RunReport(
     /// <summary>The sparsity in words.</summary>
     public string DescribeSparsity() => string.Create(
         CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(BalancedValues, ValueBits)})")
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(KeySelection, BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}{(KeyRotation ? ", rotated" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(ValueSelection, BalancedValues, ValueBits)})")
         + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
 
-    private static string Stored(bool balanced, int bits) => (balanced ? ", balanced" : "") + (bits < 16 ? $", {bits} bits" : "");
+    private static string Stored(string selection, bool balanced, int bits) =>
+        (selection == Mustafar.KeySelection.Magnitude.Name ? "" : $", chosen {selection}") + (balanced ? ", balanced" : "") + (bits < 16 ? $", {bits} bits" : "");
 }
 
 /// <summary>What a cache occupies, in bytes: reserved in all, the two parts of that, and what of it is in use.</summary>

@@ -31,9 +31,12 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["value_sparsity"] = Options.ValueSparsity;
         json["balanced_keys"] = Options.BalancedKeys;
         json["balanced_values"] = Options.BalancedValues;
+        json["key_selection"] = Options.KeySelection.Name;
+        json["value_selection"] = Options.ValueSelection.Name;
         json["key_bits"] = Options.KeyBits;
         json["value_bits"] = Options.ValueBits;
         json["key_channel_scales"] = Options.KeyChannelScales;
+        json["key_rotation"] = Options.KeyRotation;
         json["local_window"] = Options.LocalWindow;
         json["sinks"] = Options.SinkTokens;
         json["group_size"] = Options.GroupSize;

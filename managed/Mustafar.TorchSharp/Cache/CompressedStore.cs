@@ -11,7 +11,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     private readonly StepWorkspace _workspace;
     private readonly int? _maxLength;
     private readonly bool _isFixed; // whether nothing that is stored moves
-    private readonly long _scaleBytes; // of one slot in all layers
+    private readonly long _scaleBytes; // and what selections gather, of one slot in all layers
     private readonly List<LayerStorage> _layers = [];
     private int _moves; // of what is dense
 
@@ -36,7 +36,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
         Array.ForEach(formats, format => format.CheckServed(shape));
         int slots = limits.MaxSequences ?? 1;
-        _scaleBytes = formats.Sum(format => format.KeyScaleBytes);
+        _scaleBytes = formats.Select((format, i) => format.KeyScaleBytes + format.StatisticsBytes(shape, options[i])).Sum();
         _isFixed = limits.BudgetBytes is not null || limits.BudgetTokens is not null
             || (limits.MaxLength is not null && shape.Device.type != DeviceType.CPU);
         Ring = _isFixed ? rules.TailCapacity : ring ?? rules.RingFor(dense: 1, compressed: 0, present: 0, isExact: false);
@@ -177,13 +177,19 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     /// <param name="counts">Tokens of each row; all if empty.</param>
     internal void Append(ReadOnlySpan<int> slots, Tensor keys, Tensor values, ReadOnlySpan<int> counts)
     {
+        if (_layers[0].KeyStatistics?.Queries is not null)
+        {
+            throw new InvalidOperationException(
+                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens by Forward.");
+        }
+
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
         Begin(slots, checked((int)keys.size(2)), counts, StepKind.Append);
         try
         {
-            _layers[0].Append(Plan, keys, values, isLast: true);
+            _layers[0].AppendAlone(Plan, keys, values);
         }
         catch
         {
@@ -199,7 +205,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     {
         // Sinks are looked up by the host: it is the same work if they are the first slots' and each row has all of them.
         bool sinks = Table.Rules.SinkTokens > 0;
-        bool repeats = !Plan.TakesSinks && Plan.Overwritten.Count == 0
+        bool repeats = !Plan.TakesSinks && !_layers.Exists(layer => layer.SelectsByOperations(Plan)) && Plan.Overwritten.Count == 0
             && (!sinks || (Plan.IsUniform && Plan.IsOrdered && Plan.SinksBefore.IndexOfAnyExcept(Table.Rules.SinkTokens) < 0));
         return repeats
             ? new StepLayout(Plan.Batch, Plan.MaxTokens, IsPadded: false, Table.AddressOf(Plan, _moves), _workspace.Address, Layers[0].Address, buffers)

@@ -226,6 +226,12 @@ internal sealed class CacheFileReader
             });
         }
 
+        foreach ((string name, TorchSharp.torch.Tensor sums) in layer.Statistics)
+        {
+            Seek(index, name);
+            layer.VisitStatistics(sums, tables, fill: true, Read);
+        }
+
         void FillPages(bool keys, string part)
         {
             SafetensorsEntry entry = Seek(index, part);

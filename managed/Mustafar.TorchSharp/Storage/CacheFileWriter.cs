@@ -87,5 +87,10 @@ internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTra
         {
             layer.VisitKeyScales(tables, fill: false, put);
         }
+
+        foreach ((_, TorchSharp.torch.Tensor sums) in layer.Statistics)
+        {
+            layer.VisitStatistics(sums, tables, fill: false, bytes => stream.Write(bytes));
+        }
     }
 }

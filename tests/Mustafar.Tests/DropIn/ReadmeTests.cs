@@ -47,6 +47,26 @@ public sealed class ReadmeTests
     }
 
     [Test]
+    public void ChoiceOfChannels()
+    {
+        MustafarOptions aware = new() { KeySparsity = 0.5, KeySelection = KeySelection.OutputAware };
+        MustafarOptions own = new() { ValueSelection = ValueSelection.ByScores("squares", input => input.Tokens.square().to(ScalarType.Float32)) };
+
+        Assert.That(Generated(aware), Is.Not.EqualTo(Generated(aware with { KeySelection = KeySelection.Magnitude })));
+        Assert.That(Generated(own), Is.EqualTo(Generated(new MustafarOptions())), "squares rank as magnitudes do");
+
+        // The attention of a token over the compressed prompt.
+        static float[] Generated(MustafarOptions options)
+        {
+            manual_seed(1);
+            using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, options: options);
+            Tensor keys = randn(1, 2, 200, 64), query = randn(1, 4, 200, 64) * arange(1f, 65, dtype: ScalarType.Float32);
+            cache.Forward(query, keys, keys);
+            return [.. cache.Attend(query.narrow(2, 199, 1)).data<float>()];
+        }
+    }
+
+    [Test]
     public void FewerBits()
     {
         MustafarOptions all = MustafarPresets.FourBits;

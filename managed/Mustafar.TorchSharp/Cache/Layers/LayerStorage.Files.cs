@@ -112,7 +112,7 @@ internal sealed unsafe partial class LayerStorage
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        bool reorders = LayerFormat.HasIntegers(format);
+        bool reorders = format.Pattern == (keys ? Format.Keys : Format.Values).Pattern;
         torch.Device device = reorders ? _shape.Device : CPU; // of the blocks in the file's form
         long headBytes = Format.PageBlocks * LayerFormat.BlockBytes(format);
         long pageBytes = _shape.NumKvHeads * headBytes;
@@ -180,8 +180,7 @@ internal sealed unsafe partial class LayerStorage
         NativeCall.Check(NativeMethods.Convert(&context, pages, _shape.NumKvHeads, Options.GroupSize, &source, &destination));
     }
 
-    // Compressing what was expanded gives the same bits: of a row that has fewer kept channels than the rule asks for because
-    // some were zero, the same zeros are kept again.
+    // Where all channels are kept and one form has bitmaps: nothing is chosen anew.
     private void Recompress(NativeBlocks source, torch.Device from, NativeBlocks destination, torch.Device to, int pages)
     {
         Tensor dense = empty([pages, _shape.NumKvHeads, Options.GroupSize, _shape.HeadDim], dtype: _shape.DType, device: from);
@@ -191,7 +190,7 @@ internal sealed unsafe partial class LayerStorage
         dense = dense.to(to);
         rows = TensorAccess.Dense(dense);
         context = TensorAccess.Context(to);
-        NativeCall.Check(NativeMethods.Compress(&context, pages, _shape.NumKvHeads, Options.GroupSize, &rows, null, null, &destination));
+        NativeCall.Check(NativeMethods.Compress(&context, pages, _shape.NumKvHeads, Options.GroupSize, &rows, null, null, null, &destination));
         GC.KeepAlive(dense);
     }
 }

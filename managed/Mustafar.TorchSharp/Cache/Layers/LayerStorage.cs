@@ -36,6 +36,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         {
             Sinks = options.SinkTokens == 0 ? null : new AttentionSinks(shape, options.SinkTokens, table.Slots);
             KeyScales = NewKeyScales(table.Slots);
+            KeyStatistics = ChannelStatistics.For(options.KeySelection, shape, format.Keys.Keep, table.Slots);
+            ValueStatistics = ChannelStatistics.For(options.ValueSelection, shape, format.Values.Keep, table.Slots);
         }
         catch
         {
@@ -68,11 +70,13 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         AttentionSinks? sinks = Sinks?.Grown(slots);
         (Tensor keys, Tensor values) = _shape.Allocate(slots, _tailCapacity);
         Tensor? scales = NewKeyScales(slots);
+        (ChannelStatistics? ofKeys, ChannelStatistics? ofValues) = (KeyStatistics?.Grown(slots), ValueStatistics?.Grown(slots));
         keys.narrow(0, 0, _tailKeys.size(0)).copy_(_tailKeys);
         values.narrow(0, 0, _tailValues.size(0)).copy_(_tailValues);
         scales?.narrow(0, 0, KeyScales!.size(0)).copy_(KeyScales);
         Dispose();
         (_tailKeys, _tailValues, KeyScales, Sinks) = (keys, values, scales, sinks);
+        (KeyStatistics, ValueStatistics) = (ofKeys, ofValues);
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
     }
 
@@ -127,6 +131,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         _tailValues[slot].copy_(source._tailValues[parent]);
         KeyScales?[slot].copy_(source.KeyScales![parent]);
         Sinks?.Continue(slot, source.Sinks!, parent);
+        KeyStatistics?.Continue(slot, source.KeyStatistics!, parent);
+        ValueStatistics?.Continue(slot, source.ValueStatistics!, parent);
     }
 
     public void Dispose()
@@ -135,6 +141,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         _tailValues.Dispose();
         KeyScales?.Dispose();
         Sinks?.Dispose();
+        KeyStatistics?.Dispose();
+        ValueStatistics?.Dispose();
     }
 
     // Dense tokens of a sequence from one ring [num_kv_heads, places, head_dim] to another one, in runs: either may go round.

@@ -20,8 +20,8 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     internal long[] PagesShape(bool keys, int version, long pages) =>
         [pages, Shape.NumKvHeads, Storage.Format.PageBlocks, LayerFormat.BlockBytes(Storage.Format.OfFile(keys, version))];
 
-    /// <summary>Shape of the channel scales of keys in a file: [batch, num_kv_heads, head_dim].</summary>
-    internal long[] KeyScalesShape => [BatchSize, Shape.NumKvHeads, Shape.HeadDim];
+    /// <summary>Shape of the channel scales of keys, and of what selections gather, in a file: [batch, num_kv_heads, head_dim].</summary>
+    internal long[] ChannelsShape => [BatchSize, Shape.NumKvHeads, Shape.HeadDim];
 
     /// <summary>Shape of the dense window in a file: [batch, num_kv_heads, ring, head_dim].</summary>
     internal long[] WindowShape => [BatchSize, Shape.NumKvHeads, Store.Table.Rules.TailCapacity, Shape.HeadDim];
@@ -69,5 +69,32 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     {
         using Tensor rows = Storage.KeyScales!.unsqueeze(2);
         Storage.VisitRows(rows, Slots, 1, (b, place) => tables.Compressed[b] > 0 ? place : null, fill, visit);
+    }
+
+    /// <summary>What selections gather, by the name of its tensor.</summary>
+    internal IEnumerable<(string Name, Tensor Sums)> Statistics =>
+        from item in new (string Name, Tensor? Sums)[]
+        {
+            ("key_selection_queries", Storage.KeyStatistics?.Queries),
+            ("key_selection_tokens", Storage.KeyStatistics?.Tokens),
+            ("value_selection_tokens", Storage.ValueStatistics?.Tokens),
+        }
+        where item.Sums is not null
+        select (item.Name, item.Sums);
+
+    /// <summary>Shows what a selection has gathered of each head, in Float32; that of sequences without tokens is zero.</summary>
+    /// <param name="sums">The tensor.</param>
+    /// <param name="tables">Which sequences have tokens.</param>
+    /// <param name="fill">Whether the visitor writes it.</param>
+    /// <param name="visit">Reads or writes a head's.</param>
+    internal void VisitStatistics(Tensor sums, CacheTables tables, bool fill, LayerStorage.Visitor visit)
+    {
+        using Tensor rows = sums.unsqueeze(2);
+        Storage.VisitRows(rows, Slots, (b, _) => tables.TotalLengths[b] > 0, fill, visit);
+        if (fill)
+        {
+            Array.ForEach(Slots, slot => Storage.KeyStatistics?.Weigh(slot));
+            Array.ForEach(Slots, slot => Storage.ValueStatistics?.Weigh(slot));
+        }
     }
 }

@@ -153,6 +153,16 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Compressed tokens of a row after the step.</summary>
     internal int NextCompressed(int row) => _nextCompressed[row];
 
+    /// <summary>The tokens of a row that are compressed before the new ones attend, or when they are appended.</summary>
+    internal (int First, int End) Due(int row, bool isEarly)
+    {
+        int slot = Slots[row], ready = Span(Part.Ready)[slot];
+        return isEarly ? (Span(Part.Compressed)[slot], ready) : (ready, _nextCompressed[row]);
+    }
+
+    /// <summary>Whether nothing of a row is compressed before the step.</summary>
+    internal bool IsUncompressed(int row) => Span(Part.Compressed)[Slots[row]] == 0;
+
     /// <summary>Tokens of a row before the step, without its sinks.</summary>
     internal int Length(int row) => Span(Part.Lengths)[Slots[row]];
 
