@@ -100,5 +100,5 @@ internal sealed record MemoryReport(
     /// <summary>The memory in words.</summary>
     public override string ToString() => string.Create(
         CultureInfo.InvariantCulture,
-        $"{CacheBytes:N0} bytes reserved, {UsedBytes:N0} in use for {Tokens} tokens; reserved are {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
+        $"{CacheBytes:N0} bytes reserved ({UsedBytes:N0} in use) for {Tokens} tokens, {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
 }
