@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.CommandLine.Parsing;
 using System.Globalization;
+using Mustafar.Models.Llama;
 using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
@@ -69,6 +70,12 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<int> _headDim = new("--head-dim") { Description = "Channels of a head.", DefaultValueFactory = _ => 128 };
 
+    private readonly Option<string?> _model = new("--model")
+    {
+        Description = "Folder of a Hugging Face checkpoint whose heads and head_dim are measured, in place of those of --shapes and --head-dim.",
+        HelpName = "DIR",
+    };
+
     private readonly Option<int> _threads = new("--threads")
     {
         Description = "CPU threads.",
@@ -95,11 +102,32 @@ internal sealed class BenchmarkOptions
     internal Command Command(string name, string description, Action<Settings> run, bool grid = false)
     {
         Command command = new(name, description) { grid ? _groups : _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
+        if (!grid)
+        {
+            command.Add(_model);
+        }
+
         command.SetAction(parsed =>
         {
+            LlamaConfig? model = null;
+            if (!grid && parsed.GetValue(_model) is string directory)
+            {
+                try
+                {
+                    model = LlamaConfig.Load(Path.Combine(directory, "config.json"));
+                }
+                catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or NotSupportedException)
+                {
+                    Console.Error.WriteLine(exception.Message);
+                    return 1;
+                }
+            }
+
+            Shape[] shapes = grid ? [] : parsed.GetRequiredValue(_shapes);
             Settings settings = new(
-                grid ? [] : parsed.GetRequiredValue(_shapes), grid ? parsed.GetRequiredValue(_groups) : [], parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
-                parsed.GetRequiredValue(_headDim), parsed.GetRequiredValue(_device), parsed.GetRequiredValue(_threads),
+                model is null ? shapes : [.. shapes.Select(shape => shape with { NumHeads = model.NumHeads, NumKvHeads = model.NumKvHeads }).Distinct()],
+                grid ? parsed.GetRequiredValue(_groups) : [], parsed.GetRequiredValue(_dtypes), parsed.GetRequiredValue(_keeps),
+                model?.HeadDim ?? parsed.GetRequiredValue(_headDim), parsed.GetRequiredValue(_device), parsed.GetRequiredValue(_threads),
                 parsed.GetRequiredValue(_seconds), parsed.GetValue(_output));
             if (settings.Keeps.FirstOrDefault(keep => !IsPossible(keep, settings.HeadDim)) is Kept impossible)
             {

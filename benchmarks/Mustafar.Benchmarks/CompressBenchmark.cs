@@ -10,7 +10,7 @@ internal static class CompressBenchmark
         set_num_threads(settings.Threads);
         using var noGrad = no_grad();
         Report report = new("compress", "B,H,KV,T", "dtype", "keep", "µs", "ns per row", "GB/s of input", "torch copy µs", "× copy",
-            "prefill attention µs", "% of prefill");
+            "prefill attention µs", "% of prefill", "× with importance");
         foreach (Shape shape in settings.Shapes)
         {
             foreach (ScalarType dtype in settings.DTypes)
@@ -38,12 +38,29 @@ internal static class CompressBenchmark
                     });
                     double rows = 2.0 * shape.Batch * shape.NumKvHeads * shape.Tokens;
                     double bytes = rows * settings.HeadDim * (dtype == ScalarType.Float32 ? 4 : 2);
-                    report.Add(shape, dtype, keep, time, time * 1e3 / rows, bytes / time / 1e3, copy, time / copy, prefill, 100 * time / prefill);
+                    report.Add(shape, dtype, keep, time, time * 1e3 / rows, bytes / time / 1e3, copy, time / copy, prefill, 100 * time / prefill, ByImportance(settings, keys, keep));
                     report.AddBar(BarChart.Label(shape, dtype, keep), time / copy);
                 }
             }
         }
 
         report.Write(settings.Output, $"Prune and compress: time over a plain copy, {settings.Threads} CPU threads");
+    }
+
+    // Compressing keys by magnitude times an importance of each channel, over compressing them by magnitude.
+    private static double ByImportance(Settings settings, Tensor keys, Kept keep)
+    {
+        MustafarOptions options = Data.Options(keep, settings.HeadDim);
+        int kept = options.KeysKept(settings.HeadDim);
+        if (kept == settings.HeadDim)
+        {
+            return double.NaN;
+        }
+
+        SparsityPattern pattern = options.BalancedKeys ? SparsityPattern.BalancedKeys : SparsityPattern.Unstructured;
+        using Tensor importance = keys.abs().sum(2).to(ScalarType.Float32);
+        double plain = Timing.Median(settings.Seconds, () => BitmapTensor.Compress(keys, kept, pattern, options.KeyBits).Dispose());
+        return Timing.Median(
+            settings.Seconds, () => BitmapTensor.Compress(keys, kept, pattern, options.KeyBits, importance: importance).Dispose()) / plain;
     }
 }

@@ -1,6 +1,9 @@
+using System.Diagnostics;
 using System.Runtime.CompilerServices;
 using System.Threading.Channels;
 using Microsoft.Extensions.AI;
+using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Abstractions;
 using Mustafar.Models.Chat;
 using Mustafar.Models.Checkpoint;
 using Mustafar.Models.Generation;
@@ -25,6 +28,10 @@ namespace Mustafar.Extensions.AI;
 /// It can be used by several threads; the model works on one request at a time, on a thread of its own. A reply is generated whether it is
 /// read or not, until it ends, is cancelled, or its stream is disposed.
 /// </para>
+/// <para>
+/// <see cref="LlamaChatClientOptions.LoggerFactory"/> takes a log; tokens and times are measured by the meters of
+/// <see cref="GenerationMetrics"/> and <see cref="MustafarMetrics"/>.
+/// </para>
 /// </remarks>
 public sealed class LlamaChatClient : IChatClient
 {
@@ -34,6 +41,7 @@ public sealed class LlamaChatClient : IChatClient
     private readonly ChatRequestDefaults _defaults;
     private readonly SemaphoreSlim _turn = new(1);
     private readonly PromptCachePool _caches;
+    private readonly ILogger _logger;
     private volatile bool _disposed;
 
     /// <summary>Takes over a loaded model.</summary>
@@ -45,6 +53,7 @@ public sealed class LlamaChatClient : IChatClient
     {
         _model = model;
         _options = options;
+        _logger = options.LoggerFactory?.CreateLogger<LlamaChatClient>() ?? (ILogger)NullLogger.Instance;
         _caches = new PromptCachePool(
             () => new PromptCache(model.Language.Model, newCache()), options.PrefixCaching ? options.MaxConversations : 1);
         string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(model.Language.Directory)));
@@ -63,15 +72,18 @@ public sealed class LlamaChatClient : IChatClient
     {
         ArgumentNullException.ThrowIfNull(directory);
         options ??= new LlamaChatClientOptions();
+        long start = Stopwatch.GetTimestamp();
         CheckpointDirectory.Check(directory);
         ChatTemplate template = ChatTemplate.Load(directory, options.ChatTemplate);
         SamplingParameters sampling = GenerationConfig.Load(directory).Sampling;
         LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device);
         try
         {
-            return new LlamaChatClient(new ChatModel(language, template), sampling, options, () => options.Cache is MustafarOptions pruned
+            LlamaChatClient client = new(new ChatModel(language, template), sampling, options, () => options.Cache is MustafarOptions pruned
                 ? ModelCache.Mustafar(language.Model, pruned)
                 : ModelCache.Dense(language.Model));
+            client.LogLoaded(Stopwatch.GetElapsedTime(start));
+            return client;
         }
         catch
         {
@@ -155,6 +167,7 @@ public sealed class LlamaChatClient : IChatClient
     private async Task WriteAsync(ChatRequest request, ChannelWriter<ChatResponseUpdate> updates, CancellationToken cancellationToken)
     {
         Exception? error = null;
+        string id = Guid.NewGuid().ToString("N");
         try
         {
             // Before any cache is chosen, so that a request that is refused costs no other its cache.
@@ -163,7 +176,7 @@ public sealed class LlamaChatClient : IChatClient
             try
             {
                 ObjectDisposedException.ThrowIf(_disposed, this);
-                Write(request, prompt, updates, cancellationToken);
+                Write(id, request, prompt, updates, cancellationToken);
             }
             finally
             {
@@ -174,10 +187,17 @@ public sealed class LlamaChatClient : IChatClient
         catch (OperationCanceledException) when (cancellationToken.IsCancellationRequested)
         {
             // Whoever reads knows by the token of their own.
+            ChatClientLog.Cancelled(_logger, id);
+        }
+        catch (Exception exception) when (exception is ArgumentException or UnsupportedModelException or ObjectDisposedException)
+        {
+            error = exception;
+            ChatClientLog.Refused(_logger, exception, id);
         }
         catch (Exception exception)
         {
             error = exception;
+            ChatClientLog.Failed(_logger, exception, id);
         }
 
         updates.TryComplete(error);
@@ -196,9 +216,21 @@ public sealed class LlamaChatClient : IChatClient
         }
     }
 
-    private void Write(ChatRequest request, List<int> prompt, ChannelWriter<ChatResponseUpdate> updates, CancellationToken cancellationToken)
+    private void LogLoaded(TimeSpan time)
     {
-        string id = Guid.NewGuid().ToString("N");
+        if (_logger.IsEnabled(LogLevel.Information))
+        {
+            LlamaForCausalLM model = _model.Language.Model;
+            ChatClientLog.Loaded(
+                _logger, _model.Language.Directory, time.TotalSeconds, model.DType.ToString(), model.Device.ToString(), _options.Cache is null ? "dense" : "compressed");
+        }
+    }
+
+    private void Write(
+        string id, ChatRequest request, List<int> prompt, ChannelWriter<ChatResponseUpdate> updates, CancellationToken cancellationToken)
+    {
+        ChatClientLog.Started(_logger, id, prompt.Count, request.MaxTokens);
+        long start = Stopwatch.GetTimestamp();
         PromptCache cache = _caches.For(prompt);
         if (!_options.PrefixCaching)
         {
@@ -212,6 +244,21 @@ public sealed class LlamaChatClient : IChatClient
         }
 
         ReplyUsage usage = reply.Usage;
+        if (_logger.IsEnabled(LogLevel.Information))
+        {
+            KeyValueCacheMemory memory = cache.Cache.Memory;
+            ChatClientLog.Completed(
+                _logger,
+                id,
+                usage.NewTokens,
+                usage.CachedTokens,
+                usage.ReplyTokens,
+                Stopwatch.GetElapsedTime(start).TotalSeconds,
+                usage.End,
+                memory.TotalBytes,
+                memory.UsedBytes);
+        }
+
         ChatResponseUpdate last = Update(new UsageContent(new UsageDetails
         {
             InputTokenCount = prompt.Count,

@@ -1,3 +1,4 @@
+using Microsoft.Extensions.Logging;
 using static TorchSharp.torch;
 
 namespace Mustafar.Extensions.AI;
@@ -20,6 +21,10 @@ public sealed record LlamaChatClientOptions
     /// <summary>What is taken in place of the checkpoint's default chat template: llama3, mistral, chatml, a named template of the checkpoint,
     /// or the path of a Jinja file; the checkpoint's if null.</summary>
     public string? ChatTemplate { get; init; }
+
+    /// <summary>Where the client logs: when it has loaded, and of each request its tokens, its time, the cache's bytes, and why it failed.
+    /// What is said in a chat is not logged. Nothing is if null, the default.</summary>
+    public ILoggerFactory? LoggerFactory { get; init; }
 
     /// <summary>Whether what a request has in common with a former one, from the beginning on, is not read again. Default true.</summary>
     /// <remarks>

@@ -72,7 +72,7 @@ public sealed class MustafarAttachment : IDisposable
 
     /// <summary>What the compressed caches of all conversations occupy.</summary>
     public KeyValueCacheMemory Memory =>
-        Conversations.Aggregate(default(KeyValueCacheMemory), (sum, conversation) => sum + conversation.Memory);
+        KeyValueCacheMemory.Sum(Conversations.Select(conversation => conversation.Memory));
 
     internal AttentionMask Mask { get; }
 

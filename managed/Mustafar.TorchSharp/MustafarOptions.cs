@@ -26,6 +26,8 @@ public sealed record MustafarOptions
     private readonly int _keepMultiple = 8;
     private readonly int? _slidingWindow;
     private readonly int _sinkTokens;
+    private readonly KeySelection _keySelection = KeySelection.Magnitude;
+    private readonly ValueSelection _valueSelection = ValueSelection.Magnitude;
 
     /// <summary>Share of each key's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
@@ -78,6 +80,17 @@ public sealed record MustafarOptions
         init => _keyChannelScales = value;
     }
 
+    /// <summary>
+    /// Whether keys of 8 or 4 bits are rotated before they become integers: multiplied by a Hadamard matrix, as queries are when they meet
+    /// them, so that scores stay what they are. Default false.
+    /// </summary>
+    /// <remarks>
+    /// A rotation spreads what is large in a few channels over all of them (QuaRot, Ashkboos et al., NeurIPS 2024, arXiv 2404.00456). It
+    /// comes after the channel scales, which it does not replace. It needs everything kept (<see cref="KeySparsity"/> 0), since pruning
+    /// lives off large channels, and a head_dim of 64, 128 or 256.
+    /// </remarks>
+    public bool KeyRotation { get; init; }
+
     /// <summary>Number of most recent tokens that are never compressed. Default 32.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or larger than 2^24.</exception>
     public int LocalWindow
@@ -123,6 +136,22 @@ public sealed record MustafarOptions
     /// <summary>Whether values are pruned to a balanced pattern, as <see cref="BalancedKeys"/>. Default false.</summary>
     /// <remarks>Caches of Float16 and BFloat16 on CUDA prune keys and values to balanced patterns both or neither.</remarks>
     public bool BalancedValues { get; init; }
+
+    /// <summary>How the channels that are kept of keys are chosen. Default <see cref="KeySelection.Magnitude"/>.</summary>
+    /// <exception cref="ArgumentNullException">The value is null.</exception>
+    public KeySelection KeySelection
+    {
+        get => _keySelection;
+        init => _keySelection = value ?? throw new ArgumentNullException(nameof(KeySelection));
+    }
+
+    /// <summary>How the channels that are kept of values are chosen. Default <see cref="ValueSelection.Magnitude"/>.</summary>
+    /// <exception cref="ArgumentNullException">The value is null.</exception>
+    public ValueSelection ValueSelection
+    {
+        get => _valueSelection;
+        init => _valueSelection = value ?? throw new ArgumentNullException(nameof(ValueSelection));
+    }
 
     /// <summary>
     /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models),
@@ -176,6 +205,53 @@ public sealed record MustafarOptions
             throw new ArgumentException(
                 $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyChannelScales)}, since only integers have scales, but got {KeyBits}.",
                 nameof(KeyChannelScales));
+        }
+
+        if (KeyRotation && KeyBits == NativeBits)
+        {
+            throw new ArgumentException(
+                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyRotation)}, which is for integers, but got {KeyBits}.", nameof(KeyRotation));
+        }
+
+        if (KeyRotation && KeySparsity > 0)
+        {
+            throw new ArgumentException(
+                $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning lives off large channels, which it levels, but got {KeySparsity}.",
+                nameof(KeyRotation));
+        }
+    }
+
+    /// <summary>Refuses a rotation that there is not for a head_dim.</summary>
+    /// <exception cref="NotSupportedException">It is one.</exception>
+    internal void CheckRotation(int headDim)
+    {
+        if (KeyRotation && headDim is not (64 or 128 or 256))
+        {
+            throw new NotSupportedException($"{nameof(KeyRotation)} needs a head_dim of 64, 128 or 256, but got {headDim}.");
+        }
+    }
+
+    /// <summary>Refuses ways to choose channels that contradict other options.</summary>
+    /// <exception cref="ArgumentException">They do.</exception>
+    internal void CheckSelections(int headDim)
+    {
+        CheckSelection(KeySelection, BalancedKeys, KeysKept(headDim), headDim, nameof(KeySelection));
+        CheckSelection(ValueSelection, BalancedValues, ValuesKept(headDim), headDim, nameof(ValueSelection));
+    }
+
+    private static void CheckSelection(ChannelSelection selection, bool balanced, int kept, int headDim, string name)
+    {
+        if (balanced && (selection.IsUneven || selection.Rule is SelectionRule.StructuredKeys or SelectionRule.StructuredValues))
+        {
+            throw new ArgumentException(
+                $"Expected a {name} that chooses within a balanced pattern (magnitude, output-aware or scores), but got '{selection.Name}'.", name);
+        }
+
+        if (selection.Rule == SelectionRule.PerChannel && NativeConstants.BlockTokens * kept < headDim)
+        {
+            throw new ArgumentException(
+                $"Expected at least {(headDim + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens} of {headDim} channels per token with {name} '{selection.Name}', one token of each channel, but got {kept}.",
+                name);
         }
     }
 

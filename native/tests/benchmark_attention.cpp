@@ -84,9 +84,9 @@ public:
             attention_.values.format.order = MUSTAFAR_ORDER_VALUE_QUADS;
             attention_.values.base = run;
             expect_ok(mustafar_compress(&context_, 1, kv_heads, tokens, &attention_.tail_keys, nullptr, nullptr,
-                                        &attention_.keys));
+                                        nullptr, &attention_.keys));
             expect_ok(mustafar_compress(&context_, 1, kv_heads, tokens, &attention_.tail_values, nullptr, nullptr,
-                                        &attention_.values));
+                                        nullptr, &attention_.values));
         }
         expect_ok(mustafar_attention_workspace(&context_, &attention_, &attention_.workspace_bytes));
         workspace_ = std::make_unique<Memory>(attention_.workspace_bytes, 64);

@@ -44,13 +44,21 @@ inline mustafar_dense dense(const void* data, int64_t tokens, int64_t width) {
     return {const_cast<void*>(data), 0, tokens * width, width};
 }
 
-// Rows of none, all and any channels.
+inline bool keeps_all(const Case& c) {
+    return c.pattern == MUSTAFAR_PATTERN_ALL || c.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
+// Rows of none, all and any channels; of the mask pattern no more than a block has room for.
 inline std::vector<uint32_t> any_bitmap(const Case& c, int64_t tokens) {
     std::vector<uint32_t> bitmap(static_cast<size_t>(tokens * words(c)));
-    for (int64_t t = 0; t < tokens; ++t)
+    const int most = c.pattern == MUSTAFAR_PATTERN_MASK ? block_tokens * c.keep : block_tokens * c.head_dim;
+    int count = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+        if (t % block_tokens == 0) count = 0;
         for (int i = 0; i < c.head_dim; ++i)
-            if (t % 9 != 3 && (t % 9 == 5 || random_bits() % 3 == 0))
+            if (t % 9 != 3 && (t % 9 == 5 || random_bits() % 3 == 0) && count++ < most)
                 bitmap[static_cast<size_t>(t * words(c) + i / 32)] |= 1u << i % 32;
+    }
     return bitmap;
 }
 
@@ -78,8 +86,9 @@ struct Tokens {
         blocks.slabs = &address;
         blocks.pages = &first_page;
         const mustafar_dense tensor = dense(source.as(), tokens, c.head_dim);
-        EXPECT_OK(mustafar_compress(&context, 1, 1, tokens, &tensor,
-                                    c.layout == MUSTAFAR_LAYOUT_FIXED ? nullptr : bitmap.data(), factors, &blocks));
+        const bool needs_bitmap = c.layout == MUSTAFAR_LAYOUT_OFFSETS || c.pattern == MUSTAFAR_PATTERN_MASK;
+        EXPECT_OK(mustafar_compress(&context, 1, 1, tokens, &tensor, needs_bitmap ? bitmap.data() : nullptr, nullptr,
+                                    factors, &blocks));
     }
     Tokens(const Tokens&) = delete;
     Tokens& operator=(const Tokens&) = delete;

@@ -31,7 +31,7 @@ int32_t prune() {
     float row[64] = {};
     const mustafar_dense source{row, 64, 64, 64};
     uint32_t bitmap[2];
-    return mustafar_prune(&context, &format, 1, 1, 1, &source, bitmap);
+    return mustafar_prune(&context, &format, 1, 1, 1, &source, nullptr, bitmap);
 }
 
 void remove_variable() {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 namespace {
 
@@ -23,16 +24,17 @@ constexpr Device devices[] = {{"8.0", {108, 163 << 10, 164 << 10, false}},
 struct Case {
     const Device& device;
     AttentionFootprint footprint;
-    int64_t tiles, items;
+    AttentionWork work;
 };
 
 [[noreturn]] void stop(const Case& c, const AttentionPlan& plan, const char* what) {
-    std::fprintf(
-        stderr,
-        "heuristics.cpp: %s: %s, iteration of %lld bytes, %lld tiles, %lld items: %d warps, depth %d, %d splits, "
-        "cluster %d\n",
-        what, c.device.name, static_cast<long long>(c.footprint.iteration_bytes), static_cast<long long>(c.tiles),
-        static_cast<long long>(c.items), plan.warps, plan.ring_depth, plan.splits, plan.cluster);
+    std::fprintf(stderr,
+                 "heuristics.cpp: %s: %s, iteration of %lld bytes, %lld tiles, %lld blocks, %lld dense chunks: %d "
+                 "warps, depth %d, %d splits, "
+                 "cluster %d\n",
+                 what, c.device.name, static_cast<long long>(c.footprint.iteration_bytes),
+                 static_cast<long long>(c.work.tiles), static_cast<long long>(c.work.blocks),
+                 static_cast<long long>(c.work.dense_chunks), plan.warps, plan.ring_depth, plan.splits, plan.cluster);
     std::exit(1);
 }
 
@@ -55,7 +57,7 @@ AttentionFootprint integer_footprint(int64_t bits, bool pairs) {
 template <int N>
 AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     const AttentionDevice& limits = c.device.limits;
-    const AttentionPlan plan = plan_attention(c.footprint, limits, c.tiles, c.items, candidates);
+    const AttentionPlan plan = plan_attention(c.footprint, limits, c.work, candidates);
     const auto expect = [&](bool condition, const char* what) {
         if (!condition) stop(c, plan, what);
     };
@@ -72,57 +74,63 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
            "all warps have their memory");
     expect(plan.shared_bytes + c.footprint.fixed_bytes <= limits.shared_per_block, "the thread block fits");
     expect(plan.splits >= 1 && plan.splits <= max_splits, "1 to max_splits splits");
-    expect(plan.splits == 1 || int64_t{plan.splits - 1} * plan.warps * plan.span < c.items,
-           "no split is without items");
+    const int64_t items = (c.work.blocks + plan.span - 1) / plan.span + c.work.dense_chunks;
+    expect(plan.splits == 1 || plan.splits <= items, "no split is without items");
+    expect((plan.cluster & (plan.cluster - 1)) == 0, "clusters of 1, 2, 4 or 8");
     expect(plan.cluster >= 1 && plan.splits % plan.cluster == 0, "clusters are whole");
     expect(plan.cluster == 1 || limits.clusters, "clusters only where there are any");
-    expect(plan.splits == plan.cluster || c.tiles <= max_counted_tiles, "partial results are counted");
+    expect(plan.splits == plan.cluster || c.work.tiles <= max_counted_tiles, "partial results are counted");
     const int64_t resident =
         std::min<int64_t>(chosen->blocks_per_multiprocessor,
                           limits.shared_per_multiprocessor / (plan.shared_bytes + c.footprint.fixed_bytes));
     const int64_t slots = limits.multiprocessors * resident;
-    expect(plan.splits == 1 || c.tiles % slots != 0, "tiles that fill the device in whole waves are not split");
+    expect(plan.splits == 1 || c.work.tiles % slots != 0, "tiles that fill the device in whole waves are not split");
     return plan;
 }
 
+std::vector<AttentionWork> all_work() {
+    std::vector<AttentionWork> result;
+    for (const int64_t tiles : {int64_t{1}, int64_t{2}, int64_t{7}, int64_t{8}, int64_t{64}, int64_t{131}, int64_t{132},
+                                int64_t{133}, int64_t{512}, max_counted_tiles, max_counted_tiles + 1, int64_t{100'000}})
+        for (const int64_t blocks : {0, 1, 2, 11, 12, 13, 63, 64, 65, 258, 1026, 4098, 1 << 20})
+            for (const int64_t dense_chunks : {0, 1, 4, 6}) result.push_back({tiles, blocks, dense_chunks});
+    return result;
+}
+
 void check_grid() {
-    constexpr int64_t keeps[] = {24, 40, 64, 96, 128},
-                      counts[] = {1,      2, 7, 8, 64, 131, 132, 133, 512, max_counted_tiles, max_counted_tiles + 1,
-                                  100'000};
-    constexpr int64_t lengths[] = {1, 2, 11, 12, 13, 63, 64, 65, 258, 1026, 4098, 1 << 20};
+    constexpr int64_t keeps[] = {24, 40, 64, 96, 128};
     for (const Device& device : devices)
         for (const int64_t keep : keeps)
             for (const bool waits : {false, true})
-                for (const int64_t tiles : counts)
-                    for (const int64_t items : lengths) {
-                        const Case c{device, footprint(keep, waits), tiles, items};
-                        check_plan(c, single_tile_warps);
-                        check_plan(c, double_tile_warps);
-                    }
+                for (const AttentionWork& work : all_work()) {
+                    const Case c{device, footprint(keep, waits), work};
+                    check_plan(c, single_tile_warps);
+                    check_plan(c, double_tile_warps);
+                }
     for (const Device& device : devices)
         for (const int64_t bits : {4, 8})
             for (const bool pairs : {false, true})
-                for (const int64_t tiles : counts)
-                    for (const int64_t items : lengths) {
-                        const Case c{device, integer_footprint(bits, pairs), tiles, items};
-                        check_plan(c, light_tile_warps);
-                        check_plan(c, double_tile_warps);
-                    }
+                for (const AttentionWork& work : all_work()) {
+                    const Case c{device, integer_footprint(bits, pairs), work};
+                    check_plan(c, light_tile_warps);
+                    check_plan(c, double_tile_warps);
+                }
 }
 
 // One sequence over 8 KV heads keeps most multiprocessors busy, in one wave.
 void check_long_sequence() {
-    for (const int64_t items : {int64_t{1026}, int64_t{4098}}) {
-        const Case c{devices[2], footprint(40, false), 8, items};
+    for (const int64_t blocks : {1026, 4098}) {
+        const Case c{devices[2], footprint(40, false), {8, blocks, 4}};
         const AttentionPlan plan = check_plan(c, single_tile_warps);
-        const int64_t warps = c.tiles * plan.splits * plan.warps, all = int64_t{c.device.limits.multiprocessors} * 12;
+        const int64_t warps = c.work.tiles * plan.splits * plan.warps,
+                      all = int64_t{c.device.limits.multiprocessors} * 12;
         if (warps > all || 10 * warps < 9 * all) stop(c, plan, "nine tenths of the device's warps, in one wave");
     }
 }
 
 void check_too_large() {
-    const Case c{devices[1], {1 << 20, 0, 4352, 8704, 3072, false, false}, 8, 1026};
-    const AttentionPlan plan = plan_attention(c.footprint, c.device.limits, c.tiles, c.items, single_tile_warps);
+    const Case c{devices[1], {1 << 20, 0, 4352, 8704, 3072, false, false}, {8, 1026, 4}};
+    const AttentionPlan plan = plan_attention(c.footprint, c.device.limits, c.work, single_tile_warps);
     if (plan.warps != 0) stop(c, plan, "a block that fits nowhere has no plan");
 }
 

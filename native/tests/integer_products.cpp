@@ -58,6 +58,8 @@ void products(const Case& c, int rows) {
                 score += double{q[i]} * double{given ? given[i] : 1.0f} * value;
                 magnitude += largest * std::abs(value);
             }
+            // Rotated rows have sums of up to so many times that.
+            if (c.pattern == MUSTAFAR_PATTERN_ALL_ROTATED) magnitude *= std::sqrt(static_cast<double>(c.head_dim));
             EXPECT(agree(0.75 * score, double{weights[static_cast<size_t>(r * tokens + t)]}, rounding(c) * magnitude));
         }
     }
@@ -66,6 +68,10 @@ void products(const Case& c, int rows) {
     const Memory output(int64_t{rows} * c.head_dim * element_bytes(c.dtype));
     product.dense = dense(output.as(), 1, c.head_dim);
     product.key_factors = nullptr;
+    if (c.pattern == MUSTAFAR_PATTERN_ALL_ROTATED) {
+        EXPECT(mustafar_value_sum(&context, &product) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+        return;
+    }
     EXPECT_OK(mustafar_value_sum(&context, &product));
     for (int r = 0; r < rows; ++r) {
         double largest = 0;
@@ -251,6 +257,7 @@ void attention(const Case& keys_case, const Case& values_case, int group, int qu
             }
             scores.push_back(score * double{attention.scale});
             top = std::max(top, scores.back());
+            if (c.pattern == MUSTAFAR_PATTERN_ALL_ROTATED) magnitude *= std::sqrt(static_cast<double>(c.head_dim));
             score_error = std::max(score_error, rounding(c) * largest * magnitude * double{attention.scale});
         }
         double sum = 0;
@@ -286,7 +293,8 @@ void test(int32_t variant, int32_t dtype, int32_t head_dim) {
     std::erase_if(formats, [](const Case& c) { return c.layout != MUSTAFAR_LAYOUT_FIXED; });
     for (size_t i = 0; i < formats.size(); ++i) {
         Case keys = formats[i];
-        const Case& values = formats[(i * 5 + 3) % formats.size()];
+        Case values = formats[(i * 5 + 3) % formats.size()];
+        if (values.pattern == MUSTAFAR_PATTERN_ALL_ROTATED) values.pattern = MUSTAFAR_PATTERN_ALL;
         keys.with_factors = keys.value_format != 0 && i % 3 != 0;
         const int queries = i % 2 == 0 ? 1 : 3;
         attention(keys, values, static_cast<int>(1 + i % 8), queries, i % 4 == 3 ? 70 : 0);

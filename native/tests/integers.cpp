@@ -8,7 +8,7 @@ namespace {
 std::vector<uint8_t> block_bytes(const Case& c, const std::vector<Quantized>& tokens,
                                  const std::vector<uint32_t>& bitmap) {
     std::vector<uint8_t> bytes;
-    const bool wide = c.value_format == MUSTAFAR_VALUE_FORMAT_INT8, all = c.pattern == MUSTAFAR_PATTERN_ALL;
+    const bool wide = c.value_format == MUSTAFAR_VALUE_FORMAT_INT8, all = keeps_all(c);
     if (!all)
         for (int i = 0; i < block_tokens * words(c); ++i)
             for (int byte = 0; byte < 4; ++byte)
@@ -112,6 +112,25 @@ void tensors(const Case& c) {
     }
 }
 
+// A row that only its rotation takes beyond all numbers: integers of zero, and a scale that is none.
+void rotated_beyond_numbers(int32_t variant) {
+    const Case c{variant,
+                 MUSTAFAR_DTYPE_BF16,
+                 128,
+                 MUSTAFAR_VALUE_FORMAT_INT4,
+                 MUSTAFAR_PATTERN_ALL_ROTATED,
+                 MUSTAFAR_LAYOUT_FIXED,
+                 128,
+                 MUSTAFAR_ORDER_PLAIN,
+                 false};
+    const Memory source(128 * 2);
+    for (int i = 0; i < 128; ++i) store(source.as(), i, c.dtype, 3e38f);
+    const Tokens compressed(c, source, 1, {}, nullptr);
+    const uint8_t* const block = compressed.memory->as<uint8_t>();
+    EXPECT(std::all_of(block, block + 2048, [](uint8_t byte) { return byte == 0; }));
+    EXPECT(block[2048] == 0x00 && block[2049] == 0x7e);
+}
+
 // Factors of the whole call, of several heads and of channels without a finite largest number.
 void factors(const Case& c) {
     constexpr int64_t heads = 2, tokens = 9;
@@ -193,6 +212,11 @@ void sizes_and_refusals() {
     EXPECT(bytes(0, MUSTAFAR_PATTERN_ALL, 128) == 8192 &&
            bytes(int4, MUSTAFAR_PATTERN_UNSTRUCTURED, 39) == 512 + 624 + 64);
     EXPECT(bytes(int8, MUSTAFAR_PATTERN_ALL, 64) == -1 && bytes(3, MUSTAFAR_PATTERN_ALL, 128) == -1);
+    EXPECT(bytes(int4, MUSTAFAR_PATTERN_ALL_ROTATED, 128) == 2112 &&
+           bytes(int4, MUSTAFAR_PATTERN_ALL_ROTATED, 64) == -1 && bytes(0, MUSTAFAR_PATTERN_ALL_ROTATED, 128) == -1);
+    c.head_dim = 96;
+    EXPECT(bytes(int4, MUSTAFAR_PATTERN_ALL_ROTATED, 96) == -1);
+    c.head_dim = 128;
     // In fragment order blocks of integers are as long as in plain order; native balanced ones have codes besides.
     c.order = MUSTAFAR_ORDER_KEY_FRAGMENT;
     EXPECT(bytes(int4, MUSTAFAR_PATTERN_BALANCED_KEYS, 64) == 1600 &&
@@ -224,8 +248,9 @@ void sizes_and_refusals() {
     const auto refused = [&](int32_t status, const char* word) {
         return status == MUSTAFAR_STATUS_INVALID_ARGUMENT && std::strstr(mustafar_last_error(), word) != nullptr;
     };
-    EXPECT(refused(mustafar_compress(&context, 1, 1, block_tokens, &tensor, nullptr, ones.data(), &native.blocks),
-                   "key_factors"));
+    EXPECT(
+        refused(mustafar_compress(&context, 1, 1, block_tokens, &tensor, nullptr, nullptr, ones.data(), &native.blocks),
+                "key_factors"));
     EXPECT(refused(mustafar_decompress(&context, 1, 1, 0, block_tokens, &native.blocks, ones.data(), &tensor),
                    "key_factors"));
     EXPECT(refused(mustafar_convert(&context, 1, 1, block_tokens, &native.blocks, &integers.blocks), "value_format"));
@@ -251,6 +276,7 @@ int main() {
     sizes_and_refusals();
     for_all([](int32_t variant, int32_t dtype, int32_t head_dim) {
         worked_example(variant);
+        rotated_beyond_numbers(variant);
         int round = 0;
         for (Case c : integer_formats(variant, dtype, head_dim)) {
             c.with_factors = ++round % 2 == 0;

@@ -23,18 +23,34 @@ struct Quantized {
     std::vector<float> row;     // before it is multiplied by factors
 };
 
+// The Hadamard matrix times a row.
+inline void turn(std::vector<float>& row) {
+    for (size_t distance = 1; distance < row.size(); distance *= 2)
+        for (size_t i = 0; i < row.size(); ++i)
+            if ((i & distance) == 0) {
+                const float sum = row[i] + row[i + distance];
+                row[i + distance] = row[i] - row[i + distance];
+                row[i] = sum;
+            }
+    for (float& x : row) x *= 1.0f / std::sqrt(static_cast<float>(row.size()));
+}
+
 inline Quantized quantized(const Case& c, const std::vector<float>& row, const std::vector<bool>& kept,
                            const float* factors) {
     const float limit = c.value_format == MUSTAFAR_VALUE_FORMAT_INT8 ? 127.0f : 7.0f;
     Quantized result;
     result.row.assign(row.size(), 0.0f);
-    const bool finite = std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); });
-    float top = 0.0f;
+    const auto is_finite = [](const std::vector<float>& numbers) {
+        return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
+    };
     std::vector<float> divided(row.size());
-    for (size_t i = 0; i < row.size(); ++i) {
-        divided[i] = factors ? row[i] / factors[i] : row[i];
+    for (size_t i = 0; i < row.size(); ++i) divided[i] = factors ? row[i] / factors[i] : row[i];
+    const bool rotated = c.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+    if (rotated) turn(divided);
+    const bool finite = is_finite(row) && (!rotated || is_finite(divided));
+    float top = 0.0f;
+    for (size_t i = 0; i < row.size(); ++i)
         if (kept[i]) top = std::max(top, std::abs(divided[i]));
-    }
     const float quotient = top / limit;
     result.scale = !finite ? 0x7e00 : nearest_f16(double{quotient}) == 0x7c00 ? 0x7bff : nearest_f16(double{quotient});
     const float scale = f16_to_f32(result.scale);
@@ -44,6 +60,7 @@ inline Quantized quantized(const Case& c, const std::vector<float>& row, const s
         result.integers.push_back(static_cast<int>(q));
         result.row[i] = q * scale;
     }
+    if (rotated) turn(result.row);
     return result;
 }
 
@@ -116,6 +133,11 @@ inline std::vector<Case> integer_formats(int32_t variant, int32_t dtype, int32_t
         for (const int32_t order : {MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_KEY_QUADS, MUSTAFAR_ORDER_VALUE_QUADS}) {
             c.order = order;
             formats.push_back(c);
+        }
+        c.pattern = MUSTAFAR_PATTERN_ALL_ROTATED;
+        for (const int32_t order : {MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_KEY_QUADS}) {
+            c.order = order;
+            if (head_dim % 64 == 0) formats.push_back(c);
         }
         c.order = MUSTAFAR_ORDER_PLAIN;
         c.pattern = MUSTAFAR_PATTERN_UNSTRUCTURED;

@@ -101,7 +101,7 @@ struct Compressed {
         tensor.pages = &page;
         if (c.compressed == 0) return;
         const mustafar_dense dense = rows.dense();
-        if (mustafar_compress(&context, 1, kv_heads, c.compressed, &dense, nullptr, nullptr, &tensor) !=
+        if (mustafar_compress(&context, 1, kv_heads, c.compressed, &dense, nullptr, nullptr, nullptr, &tensor) !=
                 MUSTAFAR_STATUS_OK ||
             mustafar_decompress(&context, 1, kv_heads, 0, c.compressed, &tensor, nullptr, &dense) != MUSTAFAR_STATUS_OK)
             stop(c, "compress");

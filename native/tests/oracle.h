@@ -63,11 +63,14 @@ inline void keep_largest(std::vector<Candidate>& candidates, int count) {
     candidates.resize(static_cast<size_t>(count));
 }
 
-// The channels that the pattern of a FIXED format keeps of one head's tokens, [tokens, words].
-inline std::vector<uint32_t> pruned(const Case& c, const Memory& source, int64_t tokens) {
+// The channels that the pattern of a FIXED format keeps of one head's tokens, [tokens, words]. importance: [head_dim] or null.
+inline std::vector<uint32_t> pruned(const Case& c, const Memory& source, int64_t tokens,
+                                    const float* importance = nullptr) {
     std::vector<uint32_t> bitmap(static_cast<size_t>(tokens * words(c)));
     const auto value = [&](int64_t t, int channel) {
-        return candidate(t < tokens ? load(source.as(), t * c.head_dim + channel, c.dtype) : 0.0f, t, channel);
+        if (t >= tokens) return candidate(0.0f, t, channel);
+        const float number = load(source.as(), t * c.head_dim + channel, c.dtype);
+        return candidate(importance == nullptr ? number : number * importance[channel], t, channel);
     };
     const auto mark = [&](const std::vector<Candidate>& kept) {
         for (const Candidate& k : kept)
@@ -84,7 +87,7 @@ inline std::vector<uint32_t> pruned(const Case& c, const Memory& source, int64_t
         keep_largest(unit, 16 * c.keep / c.head_dim);
         mark(unit);
     };
-    if (c.pattern == MUSTAFAR_PATTERN_ALL || c.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED) {
+    if (keeps_all(c) || c.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED) {
         for (int64_t t = 0; t < tokens; ++t) {
             std::vector<Candidate> row;
             row.reserve(static_cast<size_t>(c.head_dim));
@@ -115,7 +118,8 @@ inline std::vector<uint32_t> pruned(const Case& c, const Memory& source, int64_t
 
 // The channels that a case keeps: what its pattern says, or any for the OFFSETS layout.
 inline std::vector<uint32_t> kept_channels(const Case& c, const Memory& source, int64_t tokens) {
-    return c.layout == MUSTAFAR_LAYOUT_FIXED ? pruned(c, source, tokens) : any_bitmap(c, tokens);
+    const bool is_mask = c.layout == MUSTAFAR_LAYOUT_OFFSETS || c.pattern == MUSTAFAR_PATTERN_MASK;
+    return is_mask ? any_bitmap(c, tokens) : pruned(c, source, tokens);
 }
 
 // ------------------------------------------------------------------------------------------------------------- storage --

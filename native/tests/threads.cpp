@@ -22,7 +22,7 @@ std::vector<uint32_t> pruned(const std::vector<float>& rows, int32_t threads) {
                                  keep};
     const mustafar_dense source{const_cast<float*>(rows.data()), heads * head_dim, head_dim, head_dim};
     std::vector<uint32_t> bitmap(heads * head_dim / 32);
-    if (mustafar_prune(&context, &format, 1, heads, 1, &source, bitmap.data()) != MUSTAFAR_STATUS_OK) {
+    if (mustafar_prune(&context, &format, 1, heads, 1, &source, nullptr, bitmap.data()) != MUSTAFAR_STATUS_OK) {
         std::fprintf(stderr, "%d threads: %s\n", threads, mustafar_last_error());
         std::exit(1);
     }

@@ -33,11 +33,22 @@ internal sealed class CommonOptions
         Description = "Prune values to a balanced pattern.",
     };
 
+    private readonly Option<string> _keySelection = CommandOption.Choice(
+        "--key-selection", "How the channels that are kept of keys are chosen.", [.. KeySelection.All.Select(selection => selection.Name)]);
+
+    private readonly Option<string> _valueSelection = CommandOption.Choice(
+        "--value-selection", "How the channels that are kept of values are chosen.", [.. ValueSelection.All.Select(selection => selection.Name)]);
+
     private readonly Option<int> _keyBits = CommandOption.Number(
         "--key-bits", "Bits of each stored number of a key: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().KeyBits);
 
     private readonly Option<int> _valueBits = CommandOption.Number(
         "--value-bits", "Bits of each stored number of a value: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().ValueBits);
+
+    private readonly Option<bool> _keyRotation = new("--key-rotation")
+    {
+        Description = "Rotate keys of 8 or 4 bits by a Hadamard matrix, with --key-sparsity 0 and a head_dim of 64, 128 or 256.",
+    };
 
     private readonly Option<string> _keyChannelScales = CommandOption.Choice(
         "--key-channel-scales", "Whether channels of 8- or 4-bit keys have scales of their own; auto: those of 4 bits.", "auto", "yes", "no");
@@ -89,8 +100,9 @@ internal sealed class CommonOptions
     {
         foreach (Option option in (Option[])
         [
-            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keyBits, _valueBits, _keyChannelScales,
-            _localWindow, _sinks, _groupSize, _eviction, _capacity, _cacheSettings, _device, _dtype, _addBos, _addEos, _threads, _json,
+            _model, _attention, _keySparsity, _valueSparsity, _balancedKeys, _balancedValues, _keySelection, _valueSelection, _keyBits, _valueBits,
+            _keyChannelScales, _keyRotation, _localWindow, _sinks, _groupSize, _eviction, _capacity, _cacheSettings, _device, _dtype, _addBos, _addEos,
+            _threads, _json,
         ])
         {
             command.Options.Add(option);
@@ -160,6 +172,12 @@ internal sealed class CommonOptions
     {
         MustafarOptions options = CacheOptions(result);
         bool? scales = YesOrNo(result.GetRequiredValue(_keyChannelScales));
+        if (options is { KeyRotation: true, KeyBits: 16 } or { KeyRotation: true, KeySparsity: > 0 })
+        {
+            throw new CommandException(
+                $"{_keyRotation.Name}: expected {_keyBits.Name} 8 or 4 and {_keySparsity.Name} 0 with it, but got {options.KeyBits} and {options.KeySparsity.ToString(CultureInfo.InvariantCulture)}.");
+        }
+
         return scales is true && options.KeyBits == 16
             ? throw new CommandException($"{_keyChannelScales.Name}: expected {_keyBits.Name} 8 or 4 with yes, since only integers have scales, but got 16.")
             : scales is bool given ? options with { KeyChannelScales = given } : options;
@@ -172,6 +190,9 @@ internal sealed class CommonOptions
             ValueSparsity = result.GetValue(_valueSparsity),
             BalancedKeys = result.GetValue(_balancedKeys),
             BalancedValues = result.GetValue(_balancedValues),
+            KeySelection = KeySelection.Named(result.GetRequiredValue(_keySelection)),
+            ValueSelection = ValueSelection.Named(result.GetRequiredValue(_valueSelection)),
+            KeyRotation = result.GetValue(_keyRotation),
             KeyBits = result.GetValue(_keyBits),
             ValueBits = result.GetValue(_valueBits),
             LocalWindow = result.GetValue(_localWindow),

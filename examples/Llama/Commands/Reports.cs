@@ -17,9 +17,12 @@ internal sealed record RunReport(
     int HeadDim,
     bool BalancedKeys,
     bool BalancedValues,
+    string KeySelection,
+    string ValueSelection,
     double KeyBits,
     double ValueBits,
     bool KeyChannelScales,
+    bool KeyRotation,
     int? LocalWindow,
     int? Sinks,
     int? GroupSize,
@@ -51,9 +54,12 @@ internal sealed record RunReport(
             headDim,
             layers.Any(layer => layer.BalancedKeys),
             layers.Any(layer => layer.BalancedValues),
+            Names(layer => layer.KeySelection.Name),
+            Names(layer => layer.ValueSelection.Name),
             Mean(layer => layer.KeyBits < 16 ? layer.KeyBits : native, native),
             Mean(layer => layer.ValueBits < 16 ? layer.ValueBits : native, native),
             layers.Any(layer => layer.KeyChannelScales),
+            layers.Any(layer => layer.KeyRotation),
             options?.LocalWindow,
             options?.SinkTokens,
             options?.GroupSize,
@@ -67,6 +73,9 @@ internal sealed record RunReport(
             },
             get_num_threads());
 
+        string Names(Func<MustafarOptions, string> name) =>
+            layers.Length == 0 ? Mustafar.KeySelection.Magnitude.Name : string.Join(", ", layers.Select(name).Distinct());
+
         double Mean(Func<MustafarOptions, double> number, int dense) => layers.Length == 0 ? dense : layers.Average(number);
     }
 
@@ -75,14 +84,14 @@ internal sealed record RunReport(
 
     private string DescribeAll() => string.Create(
         CultureInfo.InvariantCulture,
-        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(BalancedValues, ValueBits)})");
+        $"keys {KeySparsity:P1} ({KeysKept} of {HeadDim} channels kept{Stored(KeySelection, BalancedKeys, KeyBits)}{(KeyChannelScales ? " with channel scales" : "")}{(KeyRotation ? ", rotated" : "")}), values {ValueSparsity:P1} ({ValuesKept} of {HeadDim} kept{Stored(ValueSelection, BalancedValues, ValueBits)})");
 
     private string DescribeLayers() => string.Create(
         CultureInfo.InvariantCulture,
         $"{Layers!.Count} layers of their own; on average keys {KeySparsity:P1}, {KeyBits:0.#} bits, values {ValueSparsity:P1}, {ValueBits:0.#} bits");
 
-    private static string Stored(bool balanced, double bits) =>
-        (balanced ? ", balanced" : "") + (bits < 16 ? string.Create(CultureInfo.InvariantCulture, $", {bits} bits") : "");
+    private static string Stored(string selection, bool balanced, double bits) =>
+        (selection == Mustafar.KeySelection.Magnitude.Name ? "" : $", chosen {selection}") + (balanced ? ", balanced" : "") + (bits < 16 ? string.Create(CultureInfo.InvariantCulture, $", {bits} bits") : "");
 }
 
 /// <summary>What one layer's keys and values are stored as, in words.</summary>
@@ -93,9 +102,9 @@ internal sealed record LayerReport(string Keys, string Values)
         OperandCandidate.Describe(options, keys: true, headDim), OperandCandidate.Describe(options, keys: false, headDim));
 }
 
-/// <summary>What a cache occupies, in bytes.</summary>
+/// <summary>What a cache occupies, in bytes: reserved in all, the two parts of that, and what of it is in use.</summary>
 internal sealed record MemoryReport(
-    int Tokens, long CacheBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
+    int Tokens, long CacheBytes, long UsedBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
 {
     /// <summary>Describes a cache.</summary>
     public static MemoryReport Of(ModelCache cache) => Of(cache.Length, cache.Memory);
@@ -104,6 +113,7 @@ internal sealed record MemoryReport(
     public static MemoryReport Of(int tokens, KeyValueCacheMemory memory) => new(
         tokens,
         memory.TotalBytes,
+        memory.UsedBytes,
         memory.CompressedBytes,
         memory.WindowBytes,
         memory.DenseBytes,
@@ -113,5 +123,5 @@ internal sealed record MemoryReport(
     /// <summary>The memory in words.</summary>
     public override string ToString() => string.Create(
         CultureInfo.InvariantCulture,
-        $"{CacheBytes:N0} bytes for {Tokens} tokens, {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
+        $"{CacheBytes:N0} bytes reserved, {UsedBytes:N0} in use for {Tokens} tokens; reserved are {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
 }

@@ -25,7 +25,7 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
         {
             lock (_groups)
             {
-                return _groups.Aggregate(default(KeyValueCacheMemory), (sum, group) => sum + group.Memory);
+                return KeyValueCacheMemory.Sum(_groups.Select(group => group.Memory));
             }
         }
     }

@@ -83,8 +83,11 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["value_sparsity"] = options.ValueSparsity;
         json["balanced_keys"] = options.BalancedKeys;
         json["balanced_values"] = options.BalancedValues;
+        json["key_selection"] = options.KeySelection.Name;
+        json["value_selection"] = options.ValueSelection.Name;
         json["key_bits"] = options.KeyBits;
         json["value_bits"] = options.ValueBits;
         json["key_channel_scales"] = options.KeyChannelScales;
+        json["key_rotation"] = options.KeyRotation;
     }
 }

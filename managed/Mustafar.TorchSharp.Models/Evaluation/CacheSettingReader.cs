@@ -8,10 +8,11 @@ namespace Mustafar.Models.Evaluation;
 /// <summary>Reads settings of caches: from a JSON file, or each from a line of text.</summary>
 /// <remarks>
 /// A file is one JSON object. Each key is the name of a setting; its value is the name of a preset (<see cref="Presets"/>) or an object
-/// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>, <c>key_bits</c>,
-/// <c>value_bits</c>, <c>key_channel_scales</c>, <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>keep_multiple</c> and
-/// <c>sliding_window</c>, and <c>eviction</c> (<c>streaming-llm</c>, <c>snapkv</c> or <c>h2o</c>) with <c>capacity</c>, <c>recent_tokens</c>
-/// and <c>kernel_size</c> (<see cref="TokenEviction"/>):
+/// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>,
+/// <c>key_selection</c>, <c>value_selection</c>, <c>key_bits</c>, <c>value_bits</c>, <c>key_channel_scales</c>, <c>key_rotation</c>,
+/// <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>keep_multiple</c> and <c>sliding_window</c>, and <c>eviction</c>
+/// (<c>streaming-llm</c>, <c>snapkv</c> or <c>h2o</c>) with <c>capacity</c>, <c>recent_tokens</c> and <c>kernel_size</c>
+/// (<see cref="TokenEviction"/>):
 /// <code>{ "4 bits": "FourBits", "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875 } }</code>
 /// Where layers differ, <c>layers</c> is an array of a preset or an object for each, with what the setting itself does not say of all;
 /// windows and groups are common to all layers:
@@ -30,8 +31,10 @@ public static class CacheSettingReader
     [
         (nameof(MustafarOptions.KeySparsity), "key_sparsity"), (nameof(MustafarOptions.ValueSparsity), "value_sparsity"),
         (nameof(MustafarOptions.BalancedKeys), "balanced_keys"), (nameof(MustafarOptions.BalancedValues), "balanced_values"),
+        (nameof(MustafarOptions.KeySelection), "key_selection"), (nameof(MustafarOptions.ValueSelection), "value_selection"),
         (nameof(MustafarOptions.KeyBits), "key_bits"), (nameof(MustafarOptions.ValueBits), "value_bits"),
-        (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.LocalWindow), "local_window"),
+        (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.KeyRotation), "key_rotation"),
+        (nameof(MustafarOptions.LocalWindow), "local_window"),
         (nameof(MustafarOptions.SinkTokens), "sinks"), (nameof(MustafarOptions.GroupSize), "group_size"),
         (nameof(MustafarOptions.KeepMultiple), "keep_multiple"), (nameof(MustafarOptions.SlidingWindow), "sliding_window"),
     ];
@@ -199,8 +202,11 @@ public static class CacheSettingReader
             ValueSparsity = entry.FindDouble("value_sparsity", place) ?? basis.ValueSparsity,
             BalancedKeys = entry.FindBoolean("balanced_keys", place) ?? basis.BalancedKeys,
             BalancedValues = entry.FindBoolean("balanced_values", place) ?? basis.BalancedValues,
+            KeySelection = Named("key_selection", KeySelection.Named) ?? basis.KeySelection,
+            ValueSelection = Named("value_selection", ValueSelection.Named) ?? basis.ValueSelection,
             KeyBits = entry.FindInt32("key_bits", place) ?? basis.KeyBits,
             ValueBits = entry.FindInt32("value_bits", place) ?? basis.ValueBits,
+            KeyRotation = entry.FindBoolean("key_rotation", place) ?? basis.KeyRotation,
             LocalWindow = entry.FindInt32("local_window", place) ?? basis.LocalWindow,
             SinkTokens = entry.FindInt32("sinks", place) ?? basis.SinkTokens,
             GroupSize = entry.FindInt32("group_size", place) ?? basis.GroupSize,
@@ -209,6 +215,20 @@ public static class CacheSettingReader
             Eviction = EvictionSetting.Read(entry, basis.Eviction, place),
         };
         return entry.FindBoolean("key_channel_scales", place) is bool scales ? options with { KeyChannelScales = scales } : options;
+
+        T? Named<T>(string key, Func<string, T> find)
+            where T : ChannelSelection
+        {
+            try
+            {
+                return entry.FindString(key, place) is string selection ? find(selection) : null;
+            }
+            catch (ArgumentException exception)
+            {
+                string message = exception.Message.Split(" (Parameter ")[0];
+                throw new CheckpointException($"'{key}': {char.ToLowerInvariant(message[0])}{message[1..]}", place);
+            }
+        }
     }
 
     // What the options say of a value is told in terms of the key.
@@ -218,9 +238,16 @@ public static class CacheSettingReader
         {
             MustafarOptions options = make();
             options.Eviction?.Check(options);
-            return options is { KeyChannelScales: true, KeyBits: 16 }
-                ? throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place)
-                : options;
+            return options switch
+            {
+                { KeyChannelScales: true, KeyBits: 16 } =>
+                    throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place),
+                { KeyRotation: true, KeyBits: 16 } =>
+                    throw new CheckpointException("'key_rotation': expected false with 'key_bits' 16, since it is for integers.", place),
+                { KeyRotation: true, KeySparsity: > 0 } =>
+                    throw new CheckpointException("'key_rotation': expected false unless 'key_sparsity' is 0, since it levels what pruning lives off.", place),
+                _ => options,
+            };
         }
         catch (ArgumentException exception) when (exception is not ArgumentOutOfRangeException)
         {

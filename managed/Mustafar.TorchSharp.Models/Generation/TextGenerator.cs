@@ -56,14 +56,20 @@ public abstract class TextGenerator
     /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
     private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
-        using Timing timing = new(_prefill);
+        TimeSpan before = _prefill.Elapsed;
         using IDisposable mode = inference_mode();
         using DisposeScope scope = NewDisposeScope();
         int[] counts = [.. prompts.Select(prompt => prompt.Count)];
         bool padded = counts.Any(count => count != counts[0]);
-        Tensor ids = TokenIds.ToPaddedTensor(prompts, Model.Device);
-        Tensor logits = Model.NextTokenLogits(ids, Cache, padded ? counts : default, cancellationToken);
-        TokenIds.ExcludeUnused(logits, Model.Config);
+        Tensor logits;
+        using (Timing timing = new(_prefill))
+        {
+            Tensor ids = TokenIds.ToPaddedTensor(prompts, Model.Device);
+            logits = Model.NextTokenLogits(ids, Cache, padded ? counts : default, cancellationToken);
+            TokenIds.ExcludeUnused(logits, Model.Config);
+        }
+
+        GenerationMetrics.AddPrefill(counts.Sum(), _prefill.Elapsed - before);
         return logits.DetachFromDisposeScope();
     }
 
@@ -86,6 +92,7 @@ public abstract class TextGenerator
     /// <param name="scores">Overwritten with the scores after each token, batch · vocab_size.</param>
     private protected void DecodeScores(DecodeSteps steps, ModelCache cache, int[] tokens, Span<float> scores)
     {
+        TimeSpan before = _decode.Elapsed;
         using (Timing timing = new(_decode))
         using (DisposeScope scope = NewDisposeScope())
         {
@@ -95,6 +102,7 @@ public abstract class TextGenerator
 
         DecodedTokens += tokens.Length;
         Read(steps.Logits, scores, _decode);
+        GenerationMetrics.AddStep(tokens.Length, _decode.Elapsed - before);
     }
 
     /// <summary>Adds sequences that continue others.</summary>
@@ -141,6 +149,8 @@ public abstract class TextGenerator
         for (int step = 0; step < maxTokens && counts.Contains(1); step++)
         {
             cancellationToken.ThrowIfCancellationRequested();
+            TimeSpan before = _decode.Elapsed;
+            int tokens = counts.Sum();
             using (Timing timing = new(step == 0 ? _prefill : _decode))
             {
                 if (step == 0)
@@ -150,10 +160,15 @@ public abstract class TextGenerator
                 else
                 {
                     steps.Run(sequences, counts.Contains(0) ? counts : []);
-                    DecodedTokens += counts.Sum();
+                    DecodedTokens += tokens;
                 }
 
                 choice.Read(steps, counts, next);
+            }
+
+            if (step > 0)
+            {
+                GenerationMetrics.AddStep(tokens, _decode.Elapsed - before);
             }
 
             IReadOnlyList<int> positions = cache.Positions;

@@ -31,7 +31,7 @@ public sealed class LlamaDecoderLayer : nn.Module
             QueryKeyNormEps = config.QueryKeyNorm ? config.RmsNormEps : null,
         };
         input_layernorm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
-        self_attn = new MustafarAttention(attention, rotary, dtype, device);
+        self_attn = new MustafarAttention(attention, rotary, dtype, device, initialize: false);
         post_attention_layernorm = new RmsNorm(config.HiddenSize, config.RmsNormEps, dtype, device);
         mlp = new SwiGluMlp(config, dtype, device);
         RegisterComponents();

@@ -58,13 +58,14 @@ public sealed class ModelCache : IDisposable
     /// <summary>Position of each sequence's next token: how many it was given, however many of them are still stored.</summary>
     public IReadOnlyList<int> Positions => Array.ConvertAll(_sequences, Cache.PositionOf);
 
-    /// <summary>What <see cref="Cache"/> occupies, with all that forks have in it, and what these sequences would occupy dense.</summary>
+    /// <summary>What <see cref="Cache"/> occupies, with all that forks have in it, and what these sequences would occupy dense with
+    /// all tokens that they were given.</summary>
     public KeyValueCacheMemory Memory
     {
         get
         {
             ModelKeyValueCache cache = Cache;
-            long elements = Lengths.Sum(length => (long)length) * 2 * cache.NumLayers * cache.NumKvHeads * cache.HeadDim;
+            long elements = Positions.Sum(position => (long)position) * 2 * cache.NumLayers * cache.NumKvHeads * cache.HeadDim;
             return cache.Memory with { DenseBytes = elements * cache.DType.ElementSize(), Fp16Bytes = elements * 2 };
         }
     }
@@ -161,23 +162,35 @@ public sealed class ModelCache : IDisposable
 
     /// <summary>Writes the sequences to a file.</summary>
     /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
-    /// <param name="fingerprint">What tells the model apart from others.</param>
+    /// <param name="fingerprint">What identifies the model.</param>
     /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it; a file that was there before is as it was.</param>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
     /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
-    public void Save(string path, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null) =>
-        MustafarCacheFile.Save(path, Compressed(), _sequences, fingerprint, metadata);
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    public void Save(
+        string path,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default) =>
+        MustafarCacheFile.Save(path, Compressed(), _sequences, fingerprint, metadata, progress, cancellationToken);
 
     /// <summary>Restores the sequences, which must be empty, from a file.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="fingerprint">What tells the model apart from others.</param>
+    /// <param name="fingerprint">What identifies the model.</param>
+    /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it; the sequences are still empty.</param>
     /// <returns>What else is kept in the file.</returns>
     /// <exception cref="ArgumentException">A sequence is not empty.</exception>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
     /// <exception cref="IOException">There is no such file, or it is of another model, of other options, or damaged; the sequences are still
     /// empty.</exception>
-    public IReadOnlyDictionary<string, string> Load(string path, string fingerprint) =>
-        MustafarCacheFile.Load(path, Compressed(), _sequences, fingerprint);
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    public IReadOnlyDictionary<string, string> Load(
+        string path, string fingerprint, IProgress<double>? progress = null, CancellationToken cancellationToken = default) =>
+        MustafarCacheFile.Load(path, Compressed(), _sequences, fingerprint, progress, cancellationToken);
 
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
     /// <param name="length">Tokens to leave at most.</param>

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Mustafar.Native;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -5,26 +6,30 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Compressed sequences of one or more layers: the table of sequences, what each layer stores, and the step that is on.</summary>
-internal sealed class CompressedStore : IDisposable
+internal sealed class CompressedStore : IDisposable, IMeasuredCache
 {
     private readonly StepWorkspace _workspace;
     private readonly int? _maxLength;
-    private readonly long _scaleBytes; // of one slot in all layers
+    private readonly bool _isFixed; // whether nothing that is stored moves
+    private readonly long _scaleBytes; // and what selections gather, of one slot in all layers
     private readonly List<LayerStorage> _layers = [];
     private readonly TokenEvictor? _evictor;
+    private int _moves; // of what is dense
 
     /// <summary>Makes a store without sequences.</summary>
     /// <param name="shape">Heads, head_dim, dtype and device of all layers.</param>
     /// <param name="options">How each layer prunes.</param>
     /// <param name="limits">How many sequences, tokens and bytes there is room for from the start.</param>
     /// <param name="family">A store of the same options whose pages this one may share.</param>
+    /// <param name="ring">Places of the ring of dense tokens at first; as few as may be if null.</param>
     /// <exception cref="ArgumentException">Layers differ in what they must have in common.</exception>
     /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
     internal CompressedStore(
         CacheShape shape,
         IReadOnlyList<MustafarOptions> options,
         CacheLimits limits,
-        CompressedStore? family = null)
+        CompressedStore? family = null,
+        int? ring = null)
     {
         _ = TensorAccess.Context(shape.Device); // a device without a back end is refused here, not at the first token
         (Shape, Options, _maxLength) = (shape, options, limits.MaxLength);
@@ -32,13 +37,16 @@ internal sealed class CompressedStore : IDisposable
         LayerFormat[] formats = [.. options.Select(layer => new LayerFormat(shape, layer))];
         Array.ForEach(formats, format => format.CheckServed(shape));
         int slots = limits.MaxSequences ?? 1;
-        _scaleBytes = formats.Sum(format => format.KeyScaleBytes);
-        SlotBytes = (options.Count * LayerStorage.SlotBytes(shape, rules)) + _scaleBytes;
+        _scaleBytes = formats.Select((format, i) => format.KeyScaleBytes + format.StatisticsBytes(shape, options[i])).Sum();
+        _isFixed = limits.BudgetBytes is not null || limits.BudgetTokens is not null
+            || (limits.MaxLength is not null && shape.Device.type != DeviceType.CPU);
+        Ring = _isFixed ? rules.TailCapacity : ring ?? rules.RingFor(dense: 1, compressed: 0, present: 0, isExact: false);
         PagePool pool = family?.Table.Pool.AddOwner() ?? new PagePool(
             shape.NumKvHeads,
             [.. formats.Select(format => format.HeadBytes)],
             shape.Device,
-            Pages(limits, rules, formats));
+            Pages(limits, rules, formats),
+            mayMove: !_isFixed);
         try
         {
             Table = new SequenceTable(rules, pool, slots, PagesOfSlot(limits, rules) ?? pool.Limit ?? 0, shape.Device);
@@ -55,7 +63,7 @@ internal sealed class CompressedStore : IDisposable
         {
             for (int i = 0; i < options.Count; i++)
             {
-                _layers.Add(new LayerStorage(shape, options[i], formats[i], Table, i, _workspace));
+                _layers.Add(new LayerStorage(shape, options[i], formats[i], Table, i, _workspace, Ring));
             }
         }
         catch
@@ -65,6 +73,7 @@ internal sealed class CompressedStore : IDisposable
         }
 
         _evictor = rules.Eviction is null ? null : new TokenEvictor(rules.Eviction, Table, _layers);
+        MustafarMetrics.Add(this, "compressed");
     }
 
     internal CacheShape Shape { get; }
@@ -79,18 +88,19 @@ internal sealed class CompressedStore : IDisposable
     /// <summary>The step that is on.</summary>
     internal StepPlan Plan { get; private set; }
 
-    /// <summary>Bytes of the windows, sinks and channel scales of one slot in all layers.</summary>
-    internal long SlotBytes { get; }
+    /// <summary>Places of the ring of dense tokens: token t is in place t mod ring.</summary>
+    internal int Ring { get; private set; }
 
     /// <summary>What it occupies. Those that share pages count an equal part of them each.</summary>
-    internal KeyValueCacheMemory Memory
+    public KeyValueCacheMemory Memory
     {
         get
         {
             long tokens = Table.InUse.Sum(sequence => (long)sequence.Tokens) * _layers.Count;
             return new KeyValueCacheMemory(
                 CompressedBytes: Table.Pool.BytesOfOwner + Table.Bytes + (Table.Slots * _scaleBytes),
-                WindowBytes: (Table.Slots * (SlotBytes - _scaleBytes)) + (_evictor?.Bytes ?? 0),
+                WindowBytes: (Table.Slots * (SlotBytes(Ring) - _scaleBytes)) + (_evictor?.Bytes ?? 0),
+                UsedBytes: Table.Pool.UsedBytesOfOwner + Table.InUse.Sum(BytesOutsidePages) + (_evictor?.Bytes ?? 0),
                 DenseBytes: tokens * Shape.TokenBytes,
                 Fp16Bytes: tokens * 2 * Shape.NumKvHeads * Shape.HeadDim * 2);
         }
@@ -105,8 +115,8 @@ internal sealed class CompressedStore : IDisposable
             long scores = _evictor?.Bytes ?? 0;
             return new CacheUsage(
                 sequences,
-                UsedBytes: ((Table.Pool.Pages - free) * Table.Pool.PageBytes) + (sequences * SlotBytes) + scores,
-                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes) + scores,
+                UsedBytes: Table.Pool.UsedBytes + Table.InUse.Sum(BytesOutsidePages) + scores,
+                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes(Ring)) + scores,
                 FreeBytes: Table.Pool.Limit is null ? null : free * Table.Pool.PageBytes,
                 FreeTokens: Table.Pool.Limit is null ? null : (long)free * Table.Rules.GroupSize);
         }
@@ -124,6 +134,7 @@ internal sealed class CompressedStore : IDisposable
         Table.Grow(slots);
         Plan.Dispose();
         Plan = plan;
+        _moves++;
     }
 
     /// <summary>Begins a step: what it needs is known, rented and on the device, or nothing has changed.</summary>
@@ -131,8 +142,20 @@ internal sealed class CompressedStore : IDisposable
     /// <param name="tokens">Tokens of the row that has most.</param>
     /// <param name="counts">Tokens of each row; all if empty.</param>
     /// <param name="kind">What it does.</param>
-    internal void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts, StepKind kind) =>
+    internal void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts, StepKind kind)
+    {
         Table.Plan(Plan, slots, tokens, counts, kind);
+        try
+        {
+            ReserveRing(Plan.MostDense, Plan.MostCompressed);
+            Plan.FindOverwritten(Ring);
+        }
+        catch
+        {
+            Table.Rollback(Plan);
+            throw;
+        }
+    }
 
     /// <summary>Adds a step's tokens to a layer, and attends from them.</summary>
     /// <param name="layer">Which layer.</param>
@@ -159,13 +182,19 @@ internal sealed class CompressedStore : IDisposable
     /// <param name="counts">Tokens of each row; all if empty.</param>
     internal void Append(ReadOnlySpan<int> slots, Tensor keys, Tensor values, ReadOnlySpan<int> counts)
     {
+        if (_layers[0].KeyStatistics?.Queries is not null)
+        {
+            throw new InvalidOperationException(
+                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens by Forward.");
+        }
+
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
         Begin(slots, checked((int)keys.size(2)), counts, StepKind.Append);
         try
         {
-            _layers[0].Append(Plan, keys, values, isLast: true);
+            _layers[0].AppendAlone(Plan, keys, values);
         }
         catch
         {
@@ -181,10 +210,10 @@ internal sealed class CompressedStore : IDisposable
     {
         // Sinks are looked up by the host: it is the same work if they are the first slots' and each row has all of them.
         bool sinks = Table.Rules.SinkTokens > 0;
-        bool repeats = _evictor is null && !Plan.TakesSinks && Plan.Overwritten.Count == 0
+        bool repeats = _evictor is null && !Plan.TakesSinks && !_layers.Exists(layer => layer.SelectsByOperations(Plan)) && Plan.Overwritten.Count == 0
             && (!sinks || (Plan.IsUniform && Plan.IsOrdered && Plan.SinksBefore.IndexOfAnyExcept(Table.Rules.SinkTokens) < 0));
         return repeats
-            ? new StepLayout(Plan.Batch, Plan.MaxTokens, IsPadded: false, Table.AddressOf(Plan), _workspace.Address, Layers[0].Address, buffers)
+            ? new StepLayout(Plan.Batch, Plan.MaxTokens, IsPadded: false, Table.AddressOf(Plan, _moves), _workspace.Address, Layers[0].Address, buffers)
             : null;
     }
 
@@ -204,7 +233,17 @@ internal sealed class CompressedStore : IDisposable
     internal void Commit()
     {
         _layers.ForEach(layer => layer.Commit());
+        if (MustafarMetrics.CountsCompressed)
+        {
+            MustafarMetrics.AddCompressed(Plan.NewlyCompressed);
+        }
+
         Table.Commit(Plan);
+        if (!_isFixed && Table.MostCompressed <= Table.Rules.GroupSize)
+        {
+            ShrinkRing();
+        }
+
         _evictor?.Commit();
     }
 
@@ -241,6 +280,7 @@ internal sealed class CompressedStore : IDisposable
         int compressed = Table.Rules.Due(length);
         int count = compressed / Table.Rules.GroupSize;
         Table.Pool.Require(count);
+        ReserveRing(length - compressed, compressed);
         int[] pages = Table.Pool.Rent(count, held: 0, last: -1);
         try
         {
@@ -289,6 +329,13 @@ internal sealed class CompressedStore : IDisposable
         for (int i = 0; i < slots.Length; i++)
         {
             Table.Rules.CheckLength(Table[slots[i]], Math.Max(0, tokens[i] - Table.Rules.SinkTokens), names[i]);
+        }
+
+        for (int i = 0; i < slots.Length; i++)
+        {
+            int length = Math.Max(0, tokens[i] - Table.Rules.SinkTokens);
+            int compressed = Table.CompressedAt(Table[slots[i]], length);
+            ReserveRing(length - compressed, compressed);
         }
 
         List<(LayerStorage Layer, LayerStorage.Returning Tokens)> returning = [];
@@ -346,7 +393,7 @@ internal sealed class CompressedStore : IDisposable
             options[i] = Options[layers[i]];
         }
 
-        CompressedStore part = new(Shape, options, new CacheLimits { MaxSequences = Table.Slots });
+        CompressedStore part = new(Shape, options, new CacheLimits { MaxSequences = Table.Slots }, ring: Ring);
         try
         {
             foreach (int slot in slots)
@@ -385,20 +432,23 @@ internal sealed class CompressedStore : IDisposable
 
     /// <summary>Takes pages for what is in a file, and makes room for so many of one sequence.</summary>
     /// <param name="pages">How many.</param>
-    /// <param name="ofSequence">Pages of the longest sequence.</param>
+    /// <param name="compressed">Compressed tokens of the sequence that has most.</param>
+    /// <param name="dense">Dense tokens of the sequence that has most.</param>
     /// <param name="longest">Tokens of the longest sequence.</param>
     /// <exception cref="CacheBudgetException">There are not enough pages.</exception>
     /// <exception cref="CacheLimitException">A sequence is longer than the cache allows.</exception>
-    internal int[] Rent(int pages, int ofSequence, int longest)
+    internal int[] Rent(int pages, int compressed, int dense, int longest)
     {
         if (longest > _maxLength)
         {
             throw new CacheLimitException($"Expected sequences of at most {_maxLength} tokens, but one in the file has {longest}.");
         }
 
+        int ofSequence = compressed / Table.Rules.GroupSize;
         Table.Pool.Require(pages);
         Table.Reserve(ofSequence);
-        return Table.Pool.Rent(pages, held: 0, last: -1);
+        ReserveRing(dense, compressed);
+        return Table.Pool.Rent(pages, held: 0, last: -1, ofSequence);
     }
 
     /// <summary>Gives pages back that a file was to fill, and empties the sinks.</summary>
@@ -416,10 +466,69 @@ internal sealed class CompressedStore : IDisposable
     public void Dispose()
     {
         _evictor?.Dispose();
+        MustafarMetrics.Remove(this);
         _layers.ForEach(layer => layer.Dispose());
         _workspace.Dispose();
         Plan.Dispose();
         Table.Dispose();
+    }
+
+    // Bytes of the window, sinks and channel scales of one slot in all layers, with a ring of so many places.
+    private long SlotBytes(int ring) => (_layers.Count * LayerStorage.SlotBytes(Shape, ring, Table.Rules.SinkTokens)) + _scaleBytes;
+
+    // Bytes of a sequence's dense tokens, sinks and channel scales in all layers.
+    private long BytesOutsidePages(Sequence sequence) =>
+        (_layers.Count * LayerStorage.SlotBytes(Shape, sequence.Dense, sequence.Sinks)) + (sequence.Compressed > 0 ? _scaleBytes : 0);
+
+    // Makes room for sequences that will have so many dense and compressed tokens, beside the others.
+    private void ReserveRing(int dense, int compressed)
+    {
+        int wanted = Table.Rules.RingFor(
+            Math.Max(dense, Table.MostDense), Math.Max(compressed, Table.MostCompressed), Ring, isExact: Shape.Device.type == DeviceType.CPU);
+        if (wanted > Ring)
+        {
+            ResizeRing(wanted);
+        }
+    }
+
+    // Gives back what a first group left when it was compressed. Where there is no memory to do so in, things stay as they are.
+    private void ShrinkRing()
+    {
+        int wanted = Table.Rules.RingFor(Table.MostDense, Table.MostCompressed, Ring, isExact: false);
+        if (wanted < Ring)
+        {
+            try
+            {
+                ResizeRing(wanted);
+            }
+            catch (Exception error) when (error is ExternalException or OutOfMemoryException)
+            {
+            }
+        }
+    }
+
+    private void ResizeRing(int places)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        List<LayerStorage.RingTensors> rings = [];
+        try
+        {
+            _layers.ForEach(layer => rings.Add(layer.CopyRing(places)));
+        }
+        catch
+        {
+            rings.ForEach(ring => ring.Dispose());
+            throw;
+        }
+
+        for (int i = 0; i < _layers.Count; i++)
+        {
+            _layers[i].Take(rings[i]);
+        }
+
+        Ring = places;
+        _moves++;
     }
 
     // Pages that a sequence may have; null if that is not limited.
@@ -438,7 +547,8 @@ internal sealed class CompressedStore : IDisposable
             int? pagesOfSlot = PagesOfSlot(limits, rules);
             long pageBytes = (Shape.NumKvHeads * formats.Sum(format => PagePool.Aligned(format.HeadBytes)))
                 + (pagesOfSlot is null ? SequenceTable.BytesOf(slots, 1) : 0);
-            long fixedBytes = (slots * SlotBytes) + SequenceTable.BytesOf(slots, Math.Max(SequenceTable.SmallestCapacity, pagesOfSlot ?? 0))
+            long slotBytes = (formats.Length * LayerStorage.SlotBytes(Shape, rules.TailCapacity, rules.SinkTokens)) + _scaleBytes;
+            long fixedBytes = (slots * slotBytes) + SequenceTable.BytesOf(slots, Math.Max(SequenceTable.SmallestCapacity, pagesOfSlot ?? 0))
                 + StepPlan.BytesOf(slots) + NativeConstants.PagePadding;
             if (budget - fixedBytes < pageBytes)
             {

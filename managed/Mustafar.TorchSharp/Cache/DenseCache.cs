@@ -10,7 +10,7 @@ namespace Mustafar;
 /// what torch's kernels make of them.
 /// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
-public sealed class DenseCache : KeyValueCache
+public sealed class DenseCache : KeyValueCache, IMeasuredCache
 {
     private readonly int[] _slots; // of the sequences: all that there are
     private readonly int[] _lengths;
@@ -49,6 +49,8 @@ public sealed class DenseCache : KeyValueCache
         {
             _storage.Reserve(DenseStorage.CapacityFor(capacity));
         }
+
+        MustafarMetrics.Add(this, "dense");
     }
 
     /// <summary>A token sees only the last so many tokens, itself included; all if null.</summary>
@@ -150,6 +152,7 @@ public sealed class DenseCache : KeyValueCache
     {
         if (disposing)
         {
+            MustafarMetrics.Remove(this);
             _storage.Dispose();
             _decode?.Dispose();
         }

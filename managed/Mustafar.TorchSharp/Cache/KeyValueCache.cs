@@ -78,7 +78,8 @@ public abstract class KeyValueCache : IDisposable
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence (the rest is padding on the right and is not cached);
     /// all n if empty.</param>
-    /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding.</returns>
+    /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding. It has no gradient, whether the
+    /// arguments require one or not: caches are for inference.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache; the cache is unchanged, as it is whatever else
     /// fails.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>

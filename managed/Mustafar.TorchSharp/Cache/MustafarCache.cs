@@ -15,8 +15,11 @@ namespace Mustafar;
 /// <see cref="MustafarOptions.SinkTokens"/> come before all groups and do not count.
 /// </para>
 /// <para>
-/// Compressed tokens lie in pages of one group, which are written once and never moved; memory grows by slabs of 8 pages, which short
-/// sequences share.
+/// Compressed tokens lie in pages of one group. Memory grows by single pages while sequences are short, later by slabs of 8 pages, to
+/// which the first ones are moved once. The ring of dense tokens grows likewise, on the CPU token by token where it is small. With the
+/// default options a cache of 64 or more tokens on the CPU takes no more than its tokens would take dense in its data type; on CUDA, where
+/// the ring grows by 32 tokens so that graphs are rarely captured anew, this holds from 96 tokens on. A fork has slabs of 8 pages from the
+/// start.
 /// </para>
 /// <para>
 /// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. As of every
@@ -60,7 +63,7 @@ public sealed class MustafarCache : KeyValueCache
                 $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} needs a {nameof(MustafarModelCache)}, which has lengths and positions apart.");
         }
 
-        _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family);
+        _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family, family?.Ring);
         _slots = [.. Enumerable.Range(0, batchSize)];
         Array.ForEach(_slots, _store.Table.Add);
         _lengths = new SequenceLengths(_store.Table);

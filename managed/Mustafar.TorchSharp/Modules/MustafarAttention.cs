@@ -26,16 +26,29 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     private readonly nn.Module<Tensor, Tensor>? k_norm;
 #pragma warning restore IDE1006
 
-    /// <summary>Makes a layer whose weights are not initialised, for a checkpoint to fill.</summary>
+    /// <summary>Makes a layer with projections of its own.</summary>
     /// <param name="options">Sizes.</param>
     /// <param name="rotary">Positions; shared by layers, and not disposed with this one.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights; the CPU if null.</param>
+    /// <param name="initialize">Whether weights and biases are drawn as torch draws those of a new <c>Linear</c>. With false their content is
+    /// undefined, for a checkpoint to fill, which spares the time.</param>
     /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
     public MustafarAttention(
-        MustafarAttentionOptions options, RotaryEmbedding rotary, ScalarType dtype = ScalarType.Float32, Device? device = null)
+        MustafarAttentionOptions options,
+        RotaryEmbedding rotary,
+        ScalarType dtype = ScalarType.Float32,
+        Device? device = null,
+        bool initialize = true)
         : this(Checked(options, rotary), rotary, InputProjections(options, dtype, device), dtype, device)
     {
+        if (initialize)
+        {
+            foreach (nn.Module projection in (nn.Module[])[q_proj, k_proj, v_proj, o_proj])
+            {
+                Weights.Initialize((Linear)projection);
+            }
+        }
     }
 
     private MustafarAttention(

@@ -1,4 +1,3 @@
-using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -14,7 +13,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
     private readonly Parameter weight;
 #pragma warning restore IDE1006
 
-    /// <summary>Makes a layer whose weight is not initialised.</summary>
+    /// <summary>Makes a layer whose weight is one, as a new layer of torch has it.</summary>
     /// <param name="size">Elements of the last axis.</param>
     /// <param name="eps">Added to the mean square.</param>
     /// <param name="dtype">Type of the weight.</param>
@@ -28,7 +27,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
             ? eps
             : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
         Eps = eps;
-        weight = Weights.Empty([size], dtype, device);
+        weight = new Parameter(ones(size, dtype: dtype, device: device), requires_grad: false);
         RegisterComponents();
     }
 

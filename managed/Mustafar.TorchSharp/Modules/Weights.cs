@@ -60,6 +60,18 @@ public static class Weights
         return layers;
     }
 
+    /// <summary>Draws a layer's weight and bias from the numbers up to 1 / √inputs, as torch does for a new one.</summary>
+    internal static void Initialize(Linear layer)
+    {
+        using IDisposable noGrad = no_grad();
+        double most = 1 / Math.Sqrt(layer.weight.size(1));
+        _ = nn.init.uniform_(layer.weight, -most, most);
+        if (layer.bias is Parameter bias)
+        {
+            _ = nn.init.uniform_(bias, -most, most);
+        }
+    }
+
     /// <summary>The tensor that others are the parts of, if they lie one behind the other, as those of <see cref="Linears"/> do until they
     /// are converted or replaced.</summary>
     /// <param name="parts">Tensors of one type that are contiguous and differ in the size of the first axis at most.</param>

@@ -13,7 +13,7 @@ namespace Mustafar.Native;
 // enum mustafar_abi
 internal enum Abi
 {
-    Version = 4,
+    Version = 5,
 }
 
 // enum mustafar_status
@@ -79,6 +79,8 @@ internal enum Pattern
     BalancedKeys = 1,
     BalancedValues = 2,
     All = 3,
+    Mask = 4,
+    AllRotated = 5,
 }
 
 // enum mustafar_layout
@@ -267,6 +269,11 @@ internal unsafe struct NativeAppend
     public float* KeyFactors; // float* key_factors
     public NativeDense TailKeys; // mustafar_dense tail_keys
     public NativeDense TailValues; // mustafar_dense tail_values
+    public float* KeyImportance; // const float* key_importance
+    public float* ValueImportance; // const float* value_importance
+    public uint* KeyBitmap; // const uint32_t* key_bitmap
+    public uint* ValueBitmap; // const uint32_t* value_bitmap
+    public int BitmapTokens; // int32_t bitmap_tokens
 }
 
 // struct mustafar_rows
@@ -407,10 +414,10 @@ internal static unsafe partial class NativeMethods
     internal static partial int BlockBytes(NativeFormat* format, long* bytes);
 
     // int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch,
-    //     int32_t heads, int64_t tokens, const mustafar_dense* source, uint32_t* bitmap)
+    //     int32_t heads, int64_t tokens, const mustafar_dense* source, const float* importance, uint32_t* bitmap)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_prune")]
     internal static partial int Prune(NativeContext* context, NativeFormat* format, int batch, int heads, long tokens,
-        NativeDense* source, uint* bitmap);
+        NativeDense* source, float* importance, uint* bitmap);
 
     // int32_t mustafar_offsets(const mustafar_context* context, const mustafar_format* format, int32_t batch,
     //     int32_t heads, int64_t tokens, const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes)
@@ -425,11 +432,11 @@ internal static unsafe partial class NativeMethods
         long tokens, NativeDense* source, float* factors);
 
     // int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
-    //     const mustafar_dense* source, const uint32_t* bitmap, const float* key_factors,
+    //     const mustafar_dense* source, const uint32_t* bitmap, const float* importance, const float* key_factors,
     //     const mustafar_blocks* destination)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_compress")]
     internal static partial int Compress(NativeContext* context, int batch, int heads, long tokens, NativeDense* source,
-        uint* bitmap, float* keyFactors, NativeBlocks* destination);
+        uint* bitmap, float* importance, float* keyFactors, NativeBlocks* destination);
 
     // int32_t mustafar_decompress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t first,
     //     int64_t tokens, const mustafar_blocks* source, const float* key_factors, const mustafar_dense* destination)

@@ -70,6 +70,9 @@ internal static unsafe partial class TensorAccess
     /// <summary>Address of a tensor's first element; valid while the tensor is alive.</summary>
     internal static void* Pointer(Tensor tensor) => (void*)TensorData(tensor.Handle);
 
+    /// <summary>Address of the first element of a tensor of Float32, which may be absent.</summary>
+    internal static float* Floats(Tensor? tensor) => tensor is null ? null : (float*)Pointer(tensor);
+
     /// <summary>A tensor [batch, heads, tokens, head_dim] as the native library sees it. Keep the tensor alive past the call.</summary>
     internal static NativeDense Dense(Tensor tensor) => new()
     {

@@ -102,20 +102,24 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// with an infinity or a NaN becomes NaN as a whole then.</param>
     /// <param name="channelScales">Positive numbers by which the channels of keys are divided before they become integers, Float32
     /// [batch, num_kv_heads, head_dim], such as <see cref="MustafarOps.KeyChannelScales"/>; null for none.</param>
+    /// <param name="importance">What magnitudes are multiplied with before they are compared, as of
+    /// <see cref="MustafarOps.PruneMask"/>; null for ones. What is stored are the numbers as they are.</param>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or values of 16 bits are to have channel scales.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> or <paramref name="bits"/> is out of range.</exception>
     /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
     /// served.</exception>
     public static BitmapTensor Compress(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null)
+        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null,
+        Tensor? importance = null)
     {
         NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep, pattern, bits);
         CheckScales(tensor, channelScales, bits);
+        MustafarOps.CheckImportance(tensor, importance, pattern);
         long[] shape = tensor.shape;
         long bytes;
         NativeCall.Check(NativeMethods.BlockBytes(&format, &bytes));
         bytes = checked((shape[0] * shape[1] * Blocks(shape[2]) * bytes) + NativeConstants.PagePadding);
-        return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets: null, bytes), tensor, bitmap: null);
+        return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets: null, bytes), tensor, bitmap: null, importance);
     }
 
     /// <summary>Compresses the channels that a mask chooses, any number in each row.</summary>
@@ -145,7 +149,7 @@ public sealed unsafe class BitmapTensor : IDisposable
 
         NativeCall.Check(status);
         bytes.Download();
-        return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets, bytes.Span[0]), tensor, bitmap);
+        return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets, bytes.Span[0]), tensor, bitmap, importance: null);
     }
 
     /// <summary>The dense tensor [batch, num_kv_heads, tokens, head_dim], zero where a channel was pruned.</summary>
@@ -230,18 +234,20 @@ public sealed unsafe class BitmapTensor : IDisposable
 
     private static long Blocks(long tokens) => (tokens + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens;
 
-    private static BitmapTensor Filled(BitmapTensor target, Tensor source, Tensor? bitmap)
+    private static BitmapTensor Filled(BitmapTensor target, Tensor source, Tensor? bitmap, Tensor? importance)
     {
         using DisposeScope scope = NewDisposeScope();
         Tensor rows = TensorAccess.WithContiguousRows(source);
+        importance = importance?.contiguous();
         NativeContext context = TensorAccess.Context(target.Device);
         NativeBlocks blocks = target.Native;
         NativeDense dense = TensorAccess.Dense(rows);
         int status = NativeMethods.Compress(
             &context, target.BatchSize, target.NumKvHeads, target.Tokens, &dense,
-            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), target.ChannelScales, &blocks);
+            bitmap is null ? null : (uint*)TensorAccess.Pointer(bitmap), TensorAccess.Floats(importance), target.ChannelScales, &blocks);
         GC.KeepAlive(rows);
         GC.KeepAlive(bitmap);
+        GC.KeepAlive(importance);
         if (status != (int)Status.Ok)
         {
             target.Dispose();

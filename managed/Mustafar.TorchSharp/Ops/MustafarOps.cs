@@ -10,43 +10,57 @@ public static unsafe partial class MustafarOps
 {
     internal const int WordBits = 32;
 
-    /// <summary>Chooses each row's channels of largest magnitude. (Mustafar, section 3: per-token magnitude pruning.)</summary>
+    /// <summary>Chooses each row's channels of largest magnitude, or of largest magnitude times importance. (Mustafar, arXiv 2505.22913:
+    /// per-token magnitude pruning, and with an importance of Σ|q| per-token output-aware pruning.)</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
     /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
     /// larger than any number.</param>
     /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256.</param>
+    /// <param name="importance">What the magnitudes of each channel are multiplied with before they are compared, in single precision:
+    /// Float32 [batch, heads, head_dim]; null for ones.</param>
     /// <returns>Bool of the same shape, true at <paramref name="keep"/> channels of each row (balanced values: on average, tokens
     /// past the last counting as zeros).</returns>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
     /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
     /// served.</exception>
-    public static Tensor PruneMask(Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured)
+    public static Tensor PruneMask(
+        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
+    {
+        using DisposeScope scope = NewDisposeScope();
+        return UnpackMask(PruneBitmap(tensor, keep, pattern, importance), tensor.size(3)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The mask of <see cref="PruneMask"/> as bitmap words, Int32 [batch, heads, tokens, ⌈head_dim / 32⌉].</summary>
+    internal static Tensor PruneBitmap(Tensor tensor, int keep, SparsityPattern pattern, Tensor? importance = null)
     {
         NativeFormat format = Format(tensor, nameof(tensor), keep, pattern);
+        CheckImportance(tensor, importance, pattern);
         long[] shape = tensor.shape;
         long words = Words(shape[3]);
         using DisposeScope scope = NewDisposeScope();
         Tensor rows = TensorAccess.WithContiguousRows(tensor);
+        importance = importance?.contiguous();
         Tensor bitmap = empty([shape[0], shape[1], shape[2], words], dtype: ScalarType.Int32, device: tensor.device);
         NativeContext context = TensorAccess.Context(tensor.device);
         NativeDense source = TensorAccess.Dense(rows);
         NativeCall.Check(NativeMethods.Prune(
-            &context, &format, (int)shape[0], (int)shape[1], shape[2], &source, (uint*)TensorAccess.Pointer(bitmap)));
+            &context, &format, (int)shape[0], (int)shape[1], shape[2], &source, TensorAccess.Floats(importance),
+            (uint*)TensorAccess.Pointer(bitmap)));
         GC.KeepAlive(rows);
-        Tensor bits = Scalars.Range(0, WordBits, tensor.device).to(ScalarType.Int32);
-        return bitmap.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).to(ScalarType.Bool)
-            .reshape(shape[0], shape[1], shape[2], words * WordBits).narrow(3, 0, shape[3]).MoveToOuterDisposeScope();
+        GC.KeepAlive(importance);
+        return bitmap.MoveToOuterDisposeScope();
     }
 
     /// <summary>The tensor with all but the channels of <see cref="PruneMask"/> set to zero.</summary>
     /// <inheritdoc cref="PruneMask" path="/param"/>
     /// <inheritdoc cref="PruneMask" path="/exception"/>
     /// <returns>A dense tensor of the same type and shape.</returns>
-    public static Tensor Prune(Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured)
+    public static Tensor Prune(
+        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
     {
-        using Tensor mask = PruneMask(tensor, keep, pattern);
+        using Tensor mask = PruneMask(tensor, keep, pattern, importance);
         using Tensor zero = zeros(1, dtype: tensor.dtype, device: tensor.device);
         return where(mask, tensor, zero);
     }
@@ -210,6 +224,32 @@ public static unsafe partial class MustafarOps
         Tensor weights = ones(1, dtype: ScalarType.Int64, device: mask.device)
             .bitwise_left_shift(Scalars.Range(0, WordBits, mask.device));
         return (padded.reshape(shape[0], shape[1], shape[2], words, WordBits) * weights).sum(-1).to(ScalarType.Int32).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The reverse of <see cref="PackMask"/>, in the current dispose scope.</summary>
+    internal static Tensor UnpackMask(Tensor bitmap, long headDim)
+    {
+        long[] shape = bitmap.shape;
+        Tensor bits = Scalars.Range(0, WordBits, bitmap.device).to(ScalarType.Int32);
+        return bitmap.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).to(ScalarType.Bool)
+            .reshape(shape[0], shape[1], shape[2], shape[3] * WordBits).narrow(3, 0, headDim);
+    }
+
+    /// <summary>Checks the importance of a tensor's channels, Float32 [batch, heads, head_dim].</summary>
+    internal static void CheckImportance(Tensor tensor, Tensor? importance, SparsityPattern pattern)
+    {
+        if (importance is null)
+        {
+            return;
+        }
+
+        if (pattern == SparsityPattern.All)
+        {
+            throw new ArgumentException("Expected no importance with a pattern that keeps all channels.", nameof(importance));
+        }
+
+        long[] shape = tensor.shape;
+        TensorAccess.Validate(importance, nameof(importance), ScalarType.Float32, tensor.device, shape[0], shape[1], shape[3]);
     }
 
     /// <summary>Words that hold a bit for each of some elements.</summary>

@@ -78,22 +78,47 @@ internal static class BlockCheck
         {
             Pattern.BalancedKeys => HasBalancedKeys(bitmap, rowBytes, format),
             Pattern.BalancedValues => HasBalancedValues(bitmap, rowBytes, format),
+            Pattern.Mask => HasAtMost(format.Keep * NativeConstants.BlockTokens, bitmap, rowBytes, format.HeadDim),
             _ => HasRowsOf(format.Keep, bitmap, rowBytes, format.HeadDim),
         };
     }
+
+    private static bool HasAtMost(int most, ReadOnlySpan<byte> bitmap, int rowBytes, int headDim)
+    {
+        int count = 0;
+        for (; bitmap.Length > 0; bitmap = bitmap[rowBytes..])
+        {
+            ReadOnlySpan<uint> row = MemoryMarshal.Cast<byte, uint>(bitmap[..rowBytes]);
+            if (HasExcess(row, headDim))
+            {
+                return false;
+            }
+
+            count += Count(row);
+        }
+
+        return count <= most;
+    }
+
+    private static int Count(ReadOnlySpan<uint> row)
+    {
+        int count = 0;
+        foreach (uint word in row)
+        {
+            count += BitOperations.PopCount(word);
+        }
+
+        return count;
+    }
+
+    private static bool HasExcess(ReadOnlySpan<uint> row, int headDim) => headDim % 32 != 0 && row[^1] >> (headDim % 32) != 0;
 
     private static bool HasRowsOf(int keep, ReadOnlySpan<byte> bitmap, int rowBytes, int headDim)
     {
         for (; bitmap.Length > 0; bitmap = bitmap[rowBytes..])
         {
             ReadOnlySpan<uint> row = MemoryMarshal.Cast<byte, uint>(bitmap[..rowBytes]);
-            int count = 0;
-            foreach (uint word in row)
-            {
-                count += BitOperations.PopCount(word);
-            }
-
-            if (count != keep || (headDim % 32 != 0 && row[^1] >> (headDim % 32) != 0))
+            if (Count(row) != keep || HasExcess(row, headDim))
             {
                 return false;
             }

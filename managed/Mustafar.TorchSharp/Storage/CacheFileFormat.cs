@@ -62,7 +62,12 @@ internal static class CacheFileFormat
 
         if (stored.Options.KeyChannelScales)
         {
-            yield return new(Name("key_channel_scales"), ScalarType.Float32, stored.KeyScalesShape);
+            yield return new(Name("key_channel_scales"), ScalarType.Float32, stored.ChannelsShape);
+        }
+
+        foreach ((string name, _) in stored.Statistics)
+        {
+            yield return new(Name(name), ScalarType.Float32, stored.ChannelsShape);
         }
 
         string Name(string part) => TensorName(layer, part);
@@ -82,9 +87,14 @@ internal static class CacheFileFormat
             : string.Create(
                 CultureInfo.InvariantCulture,
                 $" key_bits={options.KeyBits} value_bits={options.ValueBits} key_channel_scales={Flag(options.KeyChannelScales)}");
+        // Files that were written before there was a choice have none.
+        string selections = options.KeySelection == KeySelection.Magnitude && options.ValueSelection == ValueSelection.Magnitude
+            ? ""
+            : $" key_selection={options.KeySelection.Name} value_selection={options.ValueSelection.Name}";
+        string rotation = options.KeyRotation ? " key_rotation=1" : "";
         return string.Create(
             CultureInfo.InvariantCulture,
-            $"{kept} {patterns}{bits} local_window={options.LocalWindow} group_size={options.GroupSize} sliding_window={options.SlidingWindow ?? 0} sink_tokens={options.SinkTokens}");
+            $"{kept} {patterns}{bits}{rotation} local_window={options.LocalWindow} group_size={options.GroupSize} sliding_window={options.SlidingWindow ?? 0} sink_tokens={options.SinkTokens}{selections}");
 
         static char Flag(bool value) => value ? '1' : '0';
     }

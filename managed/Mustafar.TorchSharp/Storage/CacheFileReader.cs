@@ -7,34 +7,32 @@ using Mustafar.Storage;
 namespace Mustafar;
 
 /// <summary>Checks a file that holds caches, and puts what it holds into empty ones.</summary>
-internal sealed class CacheFileReader : IDisposable
+internal sealed class CacheFileReader
 {
     private readonly string _path;
-    private readonly FileStream _stream;
+    private readonly Stream _stream;
+    private readonly FileTransfer _transfer;
     private readonly SafetensorsHeader _header;
     private readonly int _version;
 
-    /// <summary>Opens a file, and checks that it is one of caches and not damaged.</summary>
+    /// <summary>Checks that a file is one of caches and not damaged.</summary>
+    /// <param name="stream">The whole file, at its first byte; one that can seek.</param>
+    /// <param name="path">What to call it in an error.</param>
+    /// <param name="transfer">How far it has come.</param>
     /// <exception cref="MustafarCacheFileException">It is not.</exception>
-    internal CacheFileReader(string path)
+    internal CacheFileReader(Stream stream, string path, FileTransfer transfer)
     {
-        _path = path;
-        _stream = RegularFile.OpenRead(path);
+        (_path, _stream, _transfer) = (path, stream, transfer);
         try
         {
+            transfer.Begin(2 * stream.Length); // once for the checksum
             _header = SafetensorsHeader.Read(_stream);
             _version = ReadVersion();
             CheckChecksum();
         }
         catch (SafetensorsException exception)
         {
-            _stream.Dispose();
             throw Refused(exception.Message, exception);
-        }
-        catch
-        {
-            _stream.Dispose();
-            throw;
         }
     }
 
@@ -63,7 +61,10 @@ internal sealed class CacheFileReader : IDisposable
             {
                 CacheTables tables = store.Common.Tables;
                 store.Pages = store.Store.Rent(
-                    store.Common.Pages, tables.Compressed.Max() / store.Store.Table.Rules.GroupSize, tables.TotalLengths.Max());
+                    store.Common.Pages,
+                    tables.Compressed.Max(),
+                    tables.Lengths.Zip(tables.Compressed, (length, compressed) => length - compressed).Max(),
+                    tables.TotalLengths.Max());
                 for (int i = 0; i < store.Layers.Length; i++)
                 {
                     int layer = store.Layers[i];
@@ -92,8 +93,6 @@ internal sealed class CacheFileReader : IDisposable
         }
     }
 
-    public void Dispose() => _stream.Dispose();
-
     private int ReadVersion()
     {
         if (!_header.Metadata.TryGetValue(CacheFileFormat.VersionKey, out string? text))
@@ -120,7 +119,7 @@ internal sealed class CacheFileReader : IDisposable
         }
 
         string stated = Encoding.ASCII.GetString(header, digits, FileChecksum.Blank.Length);
-        string actual = FileChecksum.Compute(header, digits, _stream);
+        string actual = FileChecksum.Compute(header, digits, _stream, _transfer);
         if (stated != actual)
         {
             throw Refused($"expected SHA-256 {stated}, but its content has {actual}; the file is damaged.");
@@ -227,6 +226,12 @@ internal sealed class CacheFileReader : IDisposable
             });
         }
 
+        foreach ((string name, TorchSharp.torch.Tensor sums) in layer.Statistics)
+        {
+            Seek(index, name);
+            layer.VisitStatistics(sums, tables, fill: true, Read);
+        }
+
         void FillPages(bool keys, string part)
         {
             SafetensorsEntry entry = Seek(index, part);
@@ -248,7 +253,11 @@ internal sealed class CacheFileReader : IDisposable
         }
     }
 
-    private void Read(Span<byte> bytes) => _stream.ReadExactly(bytes);
+    private void Read(Span<byte> bytes)
+    {
+        _transfer.Advance(bytes.Length);
+        _stream.ReadExactly(bytes);
+    }
 
     private SafetensorsEntry Seek(int layer, string part)
     {

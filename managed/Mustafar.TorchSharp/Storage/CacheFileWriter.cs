@@ -1,59 +1,96 @@
 using System.Runtime.InteropServices;
+using System.Security.Cryptography;
 using System.Text;
 using Mustafar.Storage;
 
 namespace Mustafar;
 
 /// <summary>Writes caches to a file, a page at a time.</summary>
-internal static class CacheFileWriter
+/// <param name="layers">What each layer stores.</param>
+/// <param name="transfer">How far it has come.</param>
+internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTransfer transfer)
 {
-    /// <summary>Writes a whole file to an empty stream.</summary>
-    internal static void Write(
-        FileStream stream, IReadOnlyList<StoredLayer> layers, string fingerprint, IReadOnlyDictionary<string, string> metadata)
+    /// <summary>Writes a whole file to a stream, from where it stands.</summary>
+    /// <param name="stream">The stream. One that can't seek gets the checksum at once, for which everything is visited twice.</param>
+    /// <param name="fingerprint">What identifies the model.</param>
+    /// <param name="metadata">What else is to be kept.</param>
+    internal void Write(Stream stream, string fingerprint, IReadOnlyDictionary<string, string> metadata)
     {
         (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => CacheTables.Of(layer.Store, layer.Slots))];
+        CacheFileTensor[] tensors = [.. layers.SelectMany((layer, i) =>
+            CacheFileFormat.Tensors(CacheFileFormat.Version, layer, i, contents[i].Pages.Length, contents[i].Tables.PageIndices.Length))];
         byte[] header = SafetensorsHeader.Encode(
             [
                 new(FileChecksum.Key, FileChecksum.Blank),
                 .. CacheFileFormat.Describe(CacheFileFormat.Version, layers, fingerprint),
                 .. metadata.Select(item => new KeyValuePair<string, string>(CacheFileFormat.UserPrefix + item.Key, item.Value)),
             ],
-            layers
-                .SelectMany((layer, i) => CacheFileFormat.Tensors(CacheFileFormat.Version, layer, i, contents[i].Pages.Length, contents[i].Tables.PageIndices.Length))
-                .Select(tensor => (tensor.Name, tensor.DType, tensor.Shape)));
-        stream.Write(header);
-        for (int i = 0; i < layers.Count; i++)
-        {
-            Write(stream, layers[i], contents[i].Tables, contents[i].Pages);
-        }
-
+            tensors.Select(tensor => (tensor.Name, tensor.DType, tensor.Shape)));
+        long bytes = header.Length + tensors.Sum(tensor =>
+            tensor.Shape.Aggregate((long)SafetensorsTypes.Of(tensor.DType).Size, (product, size) => checked(product * size)));
         int digits = FileChecksum.Find(header);
-        stream.Position = header.Length;
-        string checksum = FileChecksum.Compute(header, digits, stream);
-        stream.Position = digits;
-        stream.Write(Encoding.ASCII.GetBytes(checksum));
+        transfer.Begin(stream.CanSeek ? bytes : 2 * bytes);
+        if (stream.CanSeek)
+        {
+            long start = stream.Position;
+            byte[] checksum = WriteAll(stream, header, contents);
+            long end = stream.Position;
+            stream.Position = start + digits;
+            stream.Write(checksum);
+            stream.Position = end;
+        }
+        else
+        {
+            WriteAll(Stream.Null, header, contents).CopyTo(header, digits);
+            _ = WriteAll(stream, header, contents);
+        }
     }
 
-    private static void Write(FileStream stream, StoredLayer layer, CacheTables tables, int[] pages)
+    // Returns the digits of the checksum of what it wrote.
+    private byte[] WriteAll(Stream stream, byte[] header, (CacheTables Tables, int[] Pages)[] contents)
+    {
+        using IncrementalHash hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        Put(header);
+        for (int i = 0; i < layers.Count; i++)
+        {
+            Write(layers[i], contents[i].Tables, contents[i].Pages, Put);
+        }
+
+        return Encoding.ASCII.GetBytes(Convert.ToHexString(hash.GetHashAndReset()));
+
+        void Put(Span<byte> part)
+        {
+            transfer.Advance(part.Length);
+            hash.AppendData(part);
+            stream.Write(part);
+        }
+    }
+
+    private static void Write(StoredLayer layer, CacheTables tables, int[] pages, LayerStorage.Visitor put)
     {
         foreach (int[] table in (int[][])[tables.Lengths, tables.Compressed, tables.Released, tables.Sinks, tables.PageIndices])
         {
-            stream.Write(MemoryMarshal.AsBytes<int>(table));
+            put(MemoryMarshal.AsBytes(table.AsSpan()));
         }
 
-        layer.Storage.VisitPages(keys: true, CacheFileFormat.Version, pages, fill: false, bytes => stream.Write(bytes));
-        layer.Storage.VisitPages(keys: false, CacheFileFormat.Version, pages, fill: false, bytes => stream.Write(bytes));
-        layer.VisitWindow(keys: true, tables, fill: false, bytes => stream.Write(bytes));
-        layer.VisitWindow(keys: false, tables, fill: false, bytes => stream.Write(bytes));
+        layer.Storage.VisitPages(keys: true, CacheFileFormat.Version, pages, fill: false, put);
+        layer.Storage.VisitPages(keys: false, CacheFileFormat.Version, pages, fill: false, put);
+        layer.VisitWindow(keys: true, tables, fill: false, put);
+        layer.VisitWindow(keys: false, tables, fill: false, put);
         if (layer.Options.SinkTokens > 0)
         {
-            layer.VisitSinks(keys: true, tables, fill: false, bytes => stream.Write(bytes));
-            layer.VisitSinks(keys: false, tables, fill: false, bytes => stream.Write(bytes));
+            layer.VisitSinks(keys: true, tables, fill: false, put);
+            layer.VisitSinks(keys: false, tables, fill: false, put);
         }
 
         if (layer.Options.KeyChannelScales)
         {
-            layer.VisitKeyScales(tables, fill: false, bytes => stream.Write(bytes));
+            layer.VisitKeyScales(tables, fill: false, put);
+        }
+
+        foreach ((_, TorchSharp.torch.Tensor sums) in layer.Statistics)
+        {
+            layer.VisitStatistics(sums, tables, fill: false, put);
         }
     }
 }

@@ -1,5 +1,6 @@
 using System.Security.Cryptography;
 using System.Text;
+using Mustafar.Storage;
 
 namespace Mustafar;
 
@@ -29,7 +30,8 @@ internal static class FileChecksum
     /// <param name="header">The bytes in front of the data.</param>
     /// <param name="digits">Where the digits stand in them.</param>
     /// <param name="data">The rest of the file.</param>
-    internal static string Compute(ReadOnlySpan<byte> header, int digits, Stream data)
+    /// <param name="transfer">How far it has come.</param>
+    internal static string Compute(ReadOnlySpan<byte> header, int digits, Stream data, FileTransfer transfer)
     {
         using IncrementalHash hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
         hash.AppendData(header[..digits]);
@@ -38,6 +40,7 @@ internal static class FileChecksum
         byte[] chunk = new byte[ChunkBytes];
         for (int count = data.Read(chunk); count > 0; count = data.Read(chunk))
         {
+            transfer.Advance(count);
             hash.AppendData(chunk, 0, count);
         }
 

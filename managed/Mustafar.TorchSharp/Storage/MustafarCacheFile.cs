@@ -1,4 +1,5 @@
 using System.Collections.ObjectModel;
+using Mustafar.Storage;
 
 namespace Mustafar;
 
@@ -8,24 +9,65 @@ namespace Mustafar;
 /// not depend on the device that the caches are on. Where the path is a symbolic link, the link stays, and the file that it points to
 /// is written. A process that is killed while it saves leaves an unfinished file <c>NAME.{32 hexadecimal digits}.tmp</c> beside the path,
 /// which the next save or load of the same path deletes. All members are safe from several threads; while a cache is saved or loaded, its
-/// own members give another thread an <see cref="InvalidOperationException"/>.
+/// own members give another thread an <see cref="InvalidOperationException"/>. Where there is an <see cref="IProgress{T}"/> it is told the
+/// share that is done, 0 to 1, in steps of a hundredth. What is cancelled leaves the file, or the caches, as they were.
 /// </remarks>
-public static class MustafarCacheFile
+public static partial class MustafarCacheFile
 {
     /// <summary>Writes caches to a file.</summary>
     /// <param name="path">The file; one that is there is replaced, once the new one is complete and on the disk.</param>
     /// <param name="layers">The cache of each layer, all of one shape, dtype, and number of tokens.</param>
-    /// <param name="fingerprint">What tells the model (its weights) apart from others; caches of one mean nothing to another.</param>
+    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>; caches of one mean nothing to
+    /// another.</param>
     /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it.</param>
     /// <exception cref="ArgumentException">There is no layer, layers differ in shape, dtype or lengths, or a value is null.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
     /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
-    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     public static void Save(
-        string path, IReadOnlyList<MustafarCache> layers, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null)
+        string path,
+        IReadOnlyList<MustafarCache> layers,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
+        SaveLayers(To(path), layers, fingerprint, metadata, new FileTransfer(progress, cancellationToken));
+    }
+
+    /// <summary>Writes caches to a stream, from where it stands, as a file has them.</summary>
+    /// <param name="stream">The stream, which stays open. In one that can seek the checksum is put in its place at the end; for another
+    /// everything is read twice.</param>
+    /// <param name="layers">The cache of each layer, all of one shape, dtype, and number of tokens.</param>
+    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>.</param>
+    /// <param name="metadata">What else is to be kept.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it; the stream then holds a part.</param>
+    /// <exception cref="ArgumentException">The stream can't be written, there is no layer, layers differ in shape, dtype or lengths, or a value
+    /// is null.</exception>
+    /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    public static void Save(
+        Stream stream,
+        IReadOnlyList<MustafarCache> layers,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default) =>
+        SaveLayers(To(stream), layers, fingerprint, metadata, new FileTransfer(progress, cancellationToken));
+
+    private static void SaveLayers(
+        Action<Action<Stream>> to,
+        IReadOnlyList<MustafarCache> layers,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata,
+        FileTransfer transfer)
+    {
         ArgumentNullException.ThrowIfNull(fingerprint);
         Validate(layers);
         using Claims claims = new(layers);
@@ -39,15 +81,18 @@ public static class MustafarCacheFile
             }
         }
 
-        Write(path, [.. layers.Select(layer => layer.Stored)], fingerprint, metadata);
+        Write(to, [.. layers.Select(layer => layer.Stored)], fingerprint, metadata, transfer);
     }
 
     /// <summary>Writes sequences of a whole model's cache to a file, of the same form as that of a cache for each layer.</summary>
     /// <param name="path">The file; one that is there is replaced, once the new one is complete and on the disk.</param>
     /// <param name="cache">The cache.</param>
     /// <param name="sequences">The sequences, each once; pages that several share are in the file once.</param>
-    /// <param name="fingerprint">What tells the model (its weights) apart from others; caches of one mean nothing to another.</param>
+    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>; caches of one mean nothing to
+    /// another.</param>
     /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it.</param>
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a value is null.</exception>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
@@ -55,14 +100,52 @@ public static class MustafarCacheFile
     /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
     /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet;
     /// or tokens of a sequence were removed, whose positions files do not have.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     public static void Save(
         string path,
         MustafarModelCache cache,
         IReadOnlyList<int> sequences,
         string fingerprint,
-        IReadOnlyDictionary<string, string>? metadata = null)
+        IReadOnlyDictionary<string, string>? metadata = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
+        SaveSequences(To(path), cache, sequences, fingerprint, metadata, new FileTransfer(progress, cancellationToken));
+    }
+
+    /// <summary>Writes sequences of a whole model's cache to a stream, from where it stands, as a file has them.</summary>
+    /// <param name="stream">The stream, which stays open. In one that can seek the checksum is put in its place at the end; for another
+    /// everything is read twice.</param>
+    /// <param name="cache">The cache.</param>
+    /// <param name="sequences">The sequences, each once; pages that several share are written once.</param>
+    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>.</param>
+    /// <param name="metadata">What else is to be kept.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it; the stream then holds a part.</param>
+    /// <exception cref="ArgumentException">The stream can't be written, there is no sequence, one occurs twice, or a value is null.</exception>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    public static void Save(
+        Stream stream,
+        MustafarModelCache cache,
+        IReadOnlyList<int> sequences,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default) =>
+        SaveSequences(To(stream), cache, sequences, fingerprint, metadata, new FileTransfer(progress, cancellationToken));
+
+    private static void SaveSequences(
+        Action<Action<Stream>> to,
+        MustafarModelCache cache,
+        IReadOnlyList<int> sequences,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata,
+        FileTransfer transfer)
+    {
         ArgumentNullException.ThrowIfNull(fingerprint);
         ArgumentNullException.ThrowIfNull(cache);
         ArgumentNullException.ThrowIfNull(sequences);
@@ -76,7 +159,7 @@ public static class MustafarCacheFile
             }
         }
 
-        Write(path, cache.Stored(sequences), fingerprint, metadata);
+        Write(to, cache.Stored(sequences), fingerprint, metadata, transfer);
     }
 
     /// <summary>Checks that caches could be saved to a file: before work whose result is to be kept there. Nothing is changed.</summary>
@@ -92,19 +175,54 @@ public static class MustafarCacheFile
     /// <summary>Restores caches from a file.</summary>
     /// <param name="path">The file.</param>
     /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
-    /// <param name="fingerprint">What tells the model apart from others, as it was given when they were saved.</param>
+    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it.</param>
     /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">There is no layer, layers differ in shape or dtype, or one is not empty.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
-    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
     /// version. The caches are still empty.</exception>
-    public static IReadOnlyDictionary<string, string> Load(string path, IReadOnlyList<MustafarCache> layers, string fingerprint)
+    public static IReadOnlyDictionary<string, string> Load(
+        string path,
+        IReadOnlyList<MustafarCache> layers,
+        string fingerprint,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
+        return LoadLayers(From(path), layers, fingerprint, new FileTransfer(progress, cancellationToken));
+    }
+
+    /// <summary>Restores caches from a stream, which holds nothing else from where it stands.</summary>
+    /// <param name="stream">The stream, which stays open. One that can't seek, or doesn't stand at its first byte, is copied to a temporary
+    /// file first.</param>
+    /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
+    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it.</param>
+    /// <returns>The metadata that they were saved with.</returns>
+    /// <exception cref="ArgumentException">The stream can't be read, there is no layer, layers differ in shape or dtype, or one is not empty.</exception>
+    /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
+    /// <exception cref="MustafarCacheFileException">It is of another model, other options or another shape, damaged, or of a newer version. The
+    /// caches are still empty.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled. The caches are still empty.</exception>
+    public static IReadOnlyDictionary<string, string> Load(
+        Stream stream,
+        IReadOnlyList<MustafarCache> layers,
+        string fingerprint,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default) =>
+        LoadLayers(From(stream, cancellationToken), layers, fingerprint, new FileTransfer(progress, cancellationToken));
+
+    private static Dictionary<string, string> LoadLayers(
+        Source from, IReadOnlyList<MustafarCache> layers, string fingerprint, FileTransfer transfer)
+    {
         ArgumentNullException.ThrowIfNull(fingerprint);
         Validate(layers);
         using Claims claims = new(layers);
@@ -116,14 +234,16 @@ public static class MustafarCacheFile
             }
         }
 
-        return Read(path, [.. layers.Select(layer => layer.Stored)], fingerprint);
+        return Read(from, [.. layers.Select(layer => layer.Stored)], fingerprint, transfer);
     }
 
     /// <summary>Restores sequences of a whole model's cache from a file, of a model's cache or of a cache for each layer.</summary>
     /// <param name="path">The file.</param>
     /// <param name="cache">A cache of the shape, dtype and options that they were saved with, on any device.</param>
     /// <param name="sequences">For each sequence in the file an empty one of the cache.</param>
-    /// <param name="fingerprint">What tells the model apart from others, as it was given when they were saved.</param>
+    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it.</param>
     /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or one is not empty.</exception>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
@@ -133,13 +253,51 @@ public static class MustafarCacheFile
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
-    /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
     /// version. The sequences are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(
-        string path, MustafarModelCache cache, IReadOnlyList<int> sequences, string fingerprint)
+        string path,
+        MustafarModelCache cache,
+        IReadOnlyList<int> sequences,
+        string fingerprint,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
+        return LoadSequences(From(path), cache, sequences, fingerprint, new FileTransfer(progress, cancellationToken));
+    }
+
+    /// <summary>Restores sequences of a whole model's cache from a stream, which holds nothing else from where it stands.</summary>
+    /// <param name="stream">The stream, which stays open. One that can't seek, or doesn't stand at its first byte, is copied to a temporary
+    /// file first.</param>
+    /// <param name="cache">A cache of the shape, dtype and options that they were saved with, on any device.</param>
+    /// <param name="sequences">For each sequence in the stream an empty one of the cache.</param>
+    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
+    /// <param name="progress">Told how far it has come; nobody if null.</param>
+    /// <param name="cancellationToken">Stops it.</param>
+    /// <returns>The metadata that they were saved with.</returns>
+    /// <exception cref="ArgumentException">The stream can't be read, there is no sequence, one occurs twice, or one is not empty.</exception>
+    /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
+    /// <exception cref="CacheBudgetException">There is less memory left than what is in the stream needs.</exception>
+    /// <exception cref="CacheLimitException">A sequence in the stream is longer than the cache allows.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
+    /// <exception cref="MustafarCacheFileException">It is of another model, other options or another shape, damaged, or of a newer version. The
+    /// sequences are still empty.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled. The sequences are still empty.</exception>
+    public static IReadOnlyDictionary<string, string> Load(
+        Stream stream,
+        MustafarModelCache cache,
+        IReadOnlyList<int> sequences,
+        string fingerprint,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default) =>
+        LoadSequences(From(stream, cancellationToken), cache, sequences, fingerprint, new FileTransfer(progress, cancellationToken));
+
+    private static Dictionary<string, string> LoadSequences(
+        Source from, MustafarModelCache cache, IReadOnlyList<int> sequences, string fingerprint, FileTransfer transfer)
+    {
         ArgumentNullException.ThrowIfNull(fingerprint);
         ArgumentNullException.ThrowIfNull(cache);
         ArgumentNullException.ThrowIfNull(sequences);
@@ -153,23 +311,27 @@ public static class MustafarCacheFile
             }
         }
 
-        return Read(path, cache.Stored(sequences), fingerprint);
+        return Read(from, cache.Stored(sequences), fingerprint, transfer);
     }
 
     /// <summary>Writes one cache to a file, as the only layer.</summary>
     /// <param name="cache">The cache.</param>
     /// <param name="path">The file; one that is there is replaced.</param>
-    /// <param name="fingerprint">What tells the model apart from others.</param>
+    /// <param name="fingerprint">What identifies the model.</param>
     public static void Save(this MustafarCache cache, string path, string fingerprint) => Save(path, [cache], fingerprint);
 
     /// <summary>Restores one empty cache from a file of one layer.</summary>
     /// <param name="cache">The cache.</param>
     /// <param name="path">The file.</param>
-    /// <param name="fingerprint">What tells the model apart from others.</param>
+    /// <param name="fingerprint">What identifies the model.</param>
     public static void Load(this MustafarCache cache, string path, string fingerprint) => Load(path, [cache], fingerprint);
 
     private static void Write(
-        string path, StoredLayer[] layers, string fingerprint, IReadOnlyDictionary<string, string>? metadata)
+        Action<Action<Stream>> to,
+        StoredLayer[] layers,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata,
+        FileTransfer transfer)
     {
         metadata ??= ReadOnlyDictionary<string, string>.Empty;
         foreach ((string key, string value) in metadata)
@@ -180,15 +342,27 @@ public static class MustafarCacheFile
             }
         }
 
-        AtomicFile.Write(path, stream => CacheFileWriter.Write(stream, layers, fingerprint, metadata));
+        to(stream => new CacheFileWriter(layers, transfer).Write(stream, fingerprint, metadata));
+        transfer.End();
     }
 
-    private static Dictionary<string, string> Read(string path, StoredLayer[] layers, string fingerprint)
+    private static Dictionary<string, string> Read(Source from, StoredLayer[] layers, string fingerprint, FileTransfer transfer)
     {
-        AtomicFile.RemoveLeftovers(path);
-        using CacheFileReader reader = new(path);
-        reader.Restore(layers, fingerprint);
-        return reader.UserMetadata;
+        (Stream stream, string name, bool isOwn) = from();
+        try
+        {
+            CacheFileReader reader = new(stream, name, transfer);
+            reader.Restore(layers, fingerprint);
+            transfer.End();
+            return reader.UserMetadata;
+        }
+        finally
+        {
+            if (isOwn)
+            {
+                stream.Dispose();
+            }
+        }
     }
 
     private static void Validate(IReadOnlyList<MustafarCache> layers)

@@ -55,7 +55,7 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------------- 1 library -- */
 
 /* The ABI this header describes. A library reporting another number must not be used with it. */
-typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 4 } mustafar_abi;
+typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 5 } mustafar_abi;
 
 typedef enum mustafar_status {
     MUSTAFAR_STATUS_OK = 0,
@@ -197,8 +197,28 @@ typedef enum mustafar_pattern {
        zeros and are never marked in a bitmap. */
     MUSTAFAR_PATTERN_BALANCED_VALUES = 2,
     /* Every channel is kept: keep is head_dim, and there is no bitmap. FIXED only. */
-    MUSTAFAR_PATTERN_ALL = 3
+    MUSTAFAR_PATTERN_ALL = 3,
+    /* Any channels, at most 32 * keep in the 32 tokens of a block together; tokens may keep different numbers. What
+       compresses takes a bitmap, as no rule chooses. FIXED only, and always in plain order. */
+    MUSTAFAR_PATTERN_MASK = 4,
+    /* As ALL, of keys in integers, with head_dim 64, 128 or 256: what is stored is the key turned by the Hadamard matrix H, where
+       H[i][j] is (-1)^popcount(i & j) / sqrt(head_dim), after it was divided by its channel scales. Queries are turned likewise
+       when they meet it, so that scores stay what they are; H is its own inverse. Sums are made in f32, from neighbouring channels to
+       halves of the row. A row whose turned numbers are not finite counts as not finite. */
+    MUSTAFAR_PATTERN_ALL_ROTATED = 5
 } mustafar_pattern;
+
+/*
+ * Choosing is apart from packing. What a pattern ranks is a channel's magnitude, or, with an importance, its score
+ * |value * importance|: the product of the value and the channel's f32 importance, rounded to f32. Scores are ordered as
+ * magnitudes are, so that equal importances choose as none does, and a channel of importance 0 is kept only where there is
+ * nothing better. A caller that chooses by itself gives a bitmap instead, laid out as by mustafar_prune. It has exactly as
+ * many bits as the pattern keeps: `keep` in each token (UNSTRUCTURED), n in each unit and at most 2 in each group
+ * (balanced; a unit of values with tokens past the last one: at most n), at most 32 * keep in each block (MASK). The CPU
+ * refuses any other with INVALID_ARGUMENT; on CUDA, which can't look at it before the work runs, it makes blocks without
+ * meaning, but nothing outside of them is touched. There a bitmap of a balanced pattern is for whole blocks of 32 tokens.
+ * Values are stored as they are in either case.
+ */
 
 /* How blocks follow each other. */
 typedef enum mustafar_layout {
@@ -300,10 +320,12 @@ typedef struct mustafar_blocks {
 
 /* ---------------------------------------------------------------------------------------------------- 3 tensors -- */
 
-/* Chooses the channels to keep. source: [batch, heads, tokens, head_dim] of format's dtype. bitmap: [batch, heads,
-   tokens, ceil(head_dim / 32)] contiguous u32, channel c in bit c % 32 of word c / 32. The format must be FIXED. */
+/* Chooses the channels to keep. source: [batch, heads, tokens, head_dim] of format's dtype. importance: [batch, heads,
+   head_dim] contiguous; null: magnitudes are ranked. bitmap: [batch, heads, tokens, ceil(head_dim / 32)] contiguous u32,
+   channel c in bit c % 32 of word c / 32. The format must be FIXED, its pattern not MASK. */
 MUSTAFAR_API int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch,
-                                    int32_t heads, int64_t tokens, const mustafar_dense* source, uint32_t* bitmap);
+                                    int32_t heads, int64_t tokens, const mustafar_dense* source,
+                                    const float* importance, uint32_t* bitmap);
 
 /* Writes the table of an OFFSETS tensor for any bitmap (laid out as by mustafar_prune): batch * heads * ceil(tokens / 32)
    + 1 entries, counting 16-byte units over all sequences and heads. *page_bytes receives the size of a slab whose one page
@@ -328,12 +350,13 @@ MUSTAFAR_API int32_t mustafar_key_factors(const mustafar_context* context, int32
                                           int32_t batch, int32_t heads, int64_t tokens, const mustafar_dense* source,
                                           float* factors);
 
-/* Compresses source into the blocks 0 ... ceil(tokens / 32) - 1 of destination. FIXED: bitmap is null and the pattern
-   chooses. OFFSETS: bitmap says what is kept and destination->offsets comes from mustafar_offsets. key_factors:
-   [batch, heads, head_dim] or null. */
+/* Compresses source into the blocks 0 ... ceil(tokens / 32) - 1 of destination. bitmap: what is kept, [batch, heads,
+   tokens, ceil(head_dim / 32)]; null: the pattern chooses, by importance ([batch, heads, head_dim]) unless that is null,
+   too. With a bitmap importance is null. MASK and OFFSETS need a bitmap; destination->offsets comes from mustafar_offsets.
+   ALL takes neither. key_factors: [batch, heads, head_dim] or null. */
 MUSTAFAR_API int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
-                                       const mustafar_dense* source, const uint32_t* bitmap, const float* key_factors,
-                                       const mustafar_blocks* destination);
+                                       const mustafar_dense* source, const uint32_t* bitmap, const float* importance,
+                                       const float* key_factors, const mustafar_blocks* destination);
 
 /* Writes tokens first ... first + tokens - 1 as dense rows, pruned channels as +0. destination's token 0 is token first.
    key_factors: those of the blocks, [batch, heads, head_dim] or null; q * scale * factor is computed in f32 from the left,
@@ -466,7 +489,8 @@ typedef struct mustafar_append {
     int32_t lookahead;        /* tokens that count for the rule but are not appended, >= 0 */
     int32_t group_size;       /* a multiple of 32 */
     int32_t local_window;     /* >= 0 */
-    int32_t tail_capacity;    /* a multiple of 32, >= round up(local_window, 32) + group_size */
+    int32_t tail_capacity;    /* >= the dense tokens of each sequence, before and after: local_window + group_size - 1
+                                 suffice for any. On CUDA a multiple of 32, of which too few overwrite each other */
     int32_t max_tokens;       /* no length is larger afterwards */
     const int32_t* sequences; /* [batch] slots, all different, 0 ... num_slots - 1; on CUDA rows of others are left out.
                                   null: 0 ... batch - 1 */
@@ -484,6 +508,14 @@ typedef struct mustafar_append {
                                  compressed when none was before, and read from then on. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
+    /* How the channels of the tokens that the call compresses are chosen, as in mustafar_compress. */
+    const float* key_importance;   /* [num_slots, num_kv_heads, head_dim]; null: magnitudes are ranked */
+    const float* value_importance; /* likewise */
+    const uint32_t* key_bitmap;    /* [batch, num_kv_heads, bitmap_tokens, ceil(head_dim / 32)]: row i of a sequence is
+                                      its token compressed + i. null: the pattern chooses */
+    const uint32_t* value_bitmap;  /* likewise */
+    int32_t bitmap_tokens;         /* at least the tokens that fall due of any sequence, if there are bitmaps; on CUDA
+                                      tokens past it take its last row */
 } mustafar_append;
 
 MUSTAFAR_API int32_t mustafar_append_tokens(const mustafar_context* context, const mustafar_append* append);

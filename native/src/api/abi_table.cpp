@@ -85,6 +85,8 @@ constexpr mustafar_abi_entry table[] = {
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_BALANCED_KEYS),
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_BALANCED_VALUES),
     ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_ALL),
+    ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_MASK),
+    ENUMERATOR(mustafar_pattern, MUSTAFAR_PATTERN_ALL_ROTATED),
 
     ENUMERATOR(mustafar_layout, MUSTAFAR_LAYOUT_FIXED),
     ENUMERATOR(mustafar_layout, MUSTAFAR_LAYOUT_OFFSETS),
@@ -192,6 +194,11 @@ constexpr mustafar_abi_entry table[] = {
     FIELD(mustafar_append, key_factors),
     FIELD(mustafar_append, tail_keys),
     FIELD(mustafar_append, tail_values),
+    FIELD(mustafar_append, key_importance),
+    FIELD(mustafar_append, value_importance),
+    FIELD(mustafar_append, key_bitmap),
+    FIELD(mustafar_append, value_bitmap),
+    FIELD(mustafar_append, bitmap_tokens),
 
     STRUCT(mustafar_rows),
     FIELD(mustafar_rows, data),

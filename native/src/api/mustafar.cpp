@@ -61,11 +61,12 @@ int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes) {
 }
 
 int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch, int32_t heads,
-                       int64_t tokens, const mustafar_dense* source, uint32_t* bitmap) {
+                       int64_t tokens, const mustafar_dense* source, const float* importance, uint32_t* bitmap) {
     return exported([&] {
-        check_prune(checked(context), format, batch, heads, tokens, source, bitmap);
+        check_prune(checked(context), format, batch, heads, tokens, source, importance, bitmap);
         ErrorText text;
-        pass_on(backend(*context).prune(*context, *format, batch, heads, tokens, *source, bitmap, text), text);
+        pass_on(backend(*context).prune(*context, *format, batch, heads, tokens, *source, importance, bitmap, text),
+                text);
     });
 }
 
@@ -91,13 +92,13 @@ int32_t mustafar_key_factors(const mustafar_context* context, int32_t dtype, int
 }
 
 int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
-                          const mustafar_dense* source, const uint32_t* bitmap, const float* key_factors,
-                          const mustafar_blocks* destination) {
+                          const mustafar_dense* source, const uint32_t* bitmap, const float* importance,
+                          const float* key_factors, const mustafar_blocks* destination) {
     return exported([&] {
-        check_compress(checked(context), batch, heads, tokens, source, bitmap, key_factors, destination);
+        check_compress(checked(context), batch, heads, tokens, source, bitmap, importance, key_factors, destination);
         ErrorText text;
-        pass_on(backend(*context).compress(*context, batch, heads, tokens, *source, bitmap, key_factors, *destination,
-                                           text),
+        pass_on(backend(*context).compress(*context, batch, heads, tokens, *source, bitmap, importance, key_factors,
+                                           *destination, text),
                 text);
     });
 }

@@ -16,14 +16,14 @@ enum class GraphCall { create_stream, destroy_stream, begin_capture, end_capture
 struct Backend {
     int32_t abi_version;  // MUSTAFAR_ABI_VERSION; first, so that a mismatch can be seen in any version
     int32_t (*prune)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
-                     const mustafar_dense& source, uint32_t* bitmap, ErrorText&);
+                     const mustafar_dense& source, const float* importance, uint32_t* bitmap, ErrorText&);
     int32_t (*offsets)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
                        const uint32_t* bitmap, uint32_t* offsets, int64_t* page_bytes, ErrorText&);
     int32_t (*key_factors)(const mustafar_context&, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
                            int64_t tokens, const mustafar_dense& source, float* factors, ErrorText&);
     int32_t (*compress)(const mustafar_context&, int32_t batch, int32_t heads, int64_t tokens,
-                        const mustafar_dense& source, const uint32_t* bitmap, const float* key_factors,
-                        const mustafar_blocks& destination, ErrorText&);
+                        const mustafar_dense& source, const uint32_t* bitmap, const float* importance,
+                        const float* key_factors, const mustafar_blocks& destination, ErrorText&);
     int32_t (*decompress)(const mustafar_context&, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
                           const mustafar_blocks& source, const float* key_factors, const mustafar_dense& destination,
                           ErrorText&);

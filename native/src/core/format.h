@@ -32,8 +32,21 @@ constexpr bool is_balanced(const mustafar_format& format) {
     return format.pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || format.pattern == MUSTAFAR_PATTERN_BALANCED_VALUES;
 }
 
+constexpr bool keeps_all(int32_t pattern) {
+    return pattern == MUSTAFAR_PATTERN_ALL || pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
 constexpr bool keeps_all(const mustafar_format& format) {
-    return format.pattern == MUSTAFAR_PATTERN_ALL;
+    return keeps_all(format.pattern);
+}
+
+constexpr bool is_rotated(const mustafar_format& format) {
+    return format.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
+// Nothing but a caller's bitmap says which channels there are.
+constexpr bool needs_bitmap(const mustafar_format& format) {
+    return format.layout == MUSTAFAR_LAYOUT_OFFSETS || format.pattern == MUSTAFAR_PATTERN_MASK;
 }
 
 constexpr bool has_integers(const mustafar_format& format) {
@@ -44,7 +57,8 @@ constexpr bool has_integers(const mustafar_format& format) {
 constexpr bool has_fragment_order(const mustafar_format& format) {
     return (format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT) &&
            format.layout == MUSTAFAR_LAYOUT_FIXED && format.dtype != MUSTAFAR_DTYPE_F32 &&
-           (format.head_dim == 64 || format.head_dim == 128) && (has_integers(format) || !keeps_all(format));
+           (format.head_dim == 64 || format.head_dim == 128) && (has_integers(format) || !keeps_all(format)) &&
+           !needs_bitmap(format);
 }
 
 // Whether a block in fragment order has positions in place of a bitmap: balanced ones, but of integers those of 2:4 alone.

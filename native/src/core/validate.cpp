@@ -8,6 +8,7 @@
 #include "core/checks.h"
 #include "core/compression_rule.h"
 #include "core/format.h"
+#include "core/hadamard.h"
 #include "core/limits.h"
 
 namespace mustafar {
@@ -32,6 +33,22 @@ void check_balanced(const char* name, const mustafar_format& format) {
              format.head_dim, format.keep);
 }
 
+void check_rotated(const char* name, const mustafar_format& format) {
+    if (!has_integers(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.format.value_format: expected integers where keys are rotated, got %d", name, format.value_format);
+    if (hadamard_factor(format.head_dim) == 0.0f)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: keys of 64, 128 and 256 channels can be rotated, got %d",
+             name, format.head_dim);
+}
+
+// Sums of rotated rows would have to be turned back.
+void check_values(const char* name, const mustafar_format& format) {
+    if (is_rotated(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.pattern: expected one of values, got %d (rotated keys)", name,
+             format.pattern);
+}
+
 // Any format that this library knows.
 void check_format(const char* name, const mustafar_format& format) {
     char text[48];
@@ -39,7 +56,7 @@ void check_format(const char* name, const mustafar_format& format) {
     check_head_dim(text, format.head_dim);
     check_dtype("format.dtype", format.dtype);
     check_range("format.value_format", format.value_format, MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_INT4);
-    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_ALL);
+    check_range("format.pattern", format.pattern, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_ALL_ROTATED);
     check_range("format.layout", format.layout, MUSTAFAR_LAYOUT_FIXED, MUSTAFAR_LAYOUT_OFFSETS);
     check_range("format.order", format.order, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_VALUE_QUADS);
     if (format.layout == MUSTAFAR_LAYOUT_FIXED)
@@ -51,6 +68,10 @@ void check_format(const char* name, const mustafar_format& format) {
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) where all channels are kept, got %d and %d",
              name, format.head_dim, format.layout, format.keep);
+    if (is_rotated(format)) check_rotated(name, format);
+    if (format.pattern == MUSTAFAR_PATTERN_MASK && format.layout != MUSTAFAR_LAYOUT_FIXED)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.layout: expected 0 (fixed) for the mask pattern, got %d",
+             name, format.layout);
 }
 
 // What a device does not serve.
@@ -189,11 +210,27 @@ void check_sequences(const mustafar_context& context, const int32_t* sequences, 
              *twice);
 }
 
-void check_masked(const void* bitmap, const mustafar_format& format) {
-    const bool fixed = format.layout == MUSTAFAR_LAYOUT_FIXED;
-    if (fixed && bitmap != nullptr)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "bitmap: expected null for the fixed layout, whose pattern chooses");
-    if (!fixed) check_aligned("bitmap", bitmap, alignof(uint32_t));
+// What chooses channels beside the pattern: a bitmap, an importance of each (slot or sequence, head), or neither. of: what
+// the names of the arguments begin with.
+void check_selection(const char* of, const void* bitmap, const float* importance, const mustafar_format& format,
+                     int64_t slots, int64_t heads) {
+    char bitmap_name[32], importance_name[32];
+    std::snprintf(bitmap_name, sizeof bitmap_name, "%sbitmap", of);
+    std::snprintf(importance_name, sizeof importance_name, "%simportance", of);
+    check_optional(bitmap_name, bitmap, alignof(uint32_t));
+    check_optional(importance_name, importance, alignof(float));
+    if (bitmap == nullptr && needs_bitmap(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s: expected a bitmap for the mask pattern and for the layout of offsets, got null", bitmap_name);
+    if (bitmap != nullptr && keeps_all(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null where all channels are kept", bitmap_name);
+    if (importance == nullptr) return;
+    if (bitmap != nullptr)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null beside a bitmap, which chooses by itself",
+             importance_name);
+    if (keeps_all(format))
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null where all channels are kept", importance_name);
+    check_factors_size(importance_name, slots, heads, format.head_dim);
 }
 
 // Tail or fresh tokens: keys and values of one extent.
@@ -205,6 +242,24 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
     check(text, keys, extent, element);
     std::snprintf(text, sizeof text, "%s_values", name);
     check(text, values, extent, element);
+}
+
+// due: tokens that a sequence has to compress, at most; on a device that is not known here.
+void check_append_selection(const mustafar_context& context, const mustafar_append& append, int64_t due) {
+    // Where nothing is ever compressed, nothing has to be said of it.
+    const bool compresses = context.device != MUSTAFAR_DEVICE_CPU ? append.keys.slab_count > 0 : due > 0;
+    if (!compresses) return;
+    check_selection("key_", append.key_bitmap, append.key_importance, append.keys.format, append.num_slots,
+                    append.num_kv_heads);
+    check_selection("value_", append.value_bitmap, append.value_importance, append.values.format, append.num_slots,
+                    append.num_kv_heads);
+    if (append.key_bitmap == nullptr && append.value_bitmap == nullptr) return;
+    check_range("bitmap_tokens (those that fall due)", append.bitmap_tokens, std::max<int64_t>(due, 1),
+                INT_MAX - block_tokens);
+    if (wide{append.batch} * append.num_kv_heads * append.bitmap_tokens * bitmap_bytes(append.keys.format.head_dim) >
+        max_span_bytes)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "bitmap_tokens: expected bitmaps within 2^56 bytes, got %d tokens",
+             append.bitmap_tokens);
 }
 
 // Counts and formats: what the workspace depends on.
@@ -225,6 +280,7 @@ void check_attention_shape(const mustafar_context& context, const mustafar_atten
     check_format("keys", attention.keys.format);
     check_format("values", attention.values.format);
     check_same_values(attention.keys.format, attention.values.format);
+    check_values("values", attention.values.format);
     check_served("keys", context, attention.keys.format);
     check_served("values", context, attention.values.format);
     check_query_rows(attention.batch, attention.num_heads, attention.num_queries);
@@ -254,7 +310,7 @@ void check_block_bytes(const mustafar_format* format, const int64_t* bytes) {
 }
 
 void check_prune(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
-                 int64_t tokens, const mustafar_dense* source, const void* bitmap) {
+                 int64_t tokens, const mustafar_dense* source, const float* importance, const void* bitmap) {
     check_format("prune", not_null("format", format));
     check_served("prune", context, *format);
     if (format->layout != MUSTAFAR_LAYOUT_FIXED)
@@ -262,7 +318,12 @@ void check_prune(const mustafar_context& context, const mustafar_format* format,
     check_shape(batch, heads, tokens);
     const Extent extent{batch, heads, tokens, format->head_dim};
     check_dense("source", not_null("source", source), extent, element_bytes(format->dtype));
-    if (!extent.empty()) check_aligned("bitmap", bitmap, alignof(uint32_t));
+    if (extent.empty()) return;
+    check_aligned("bitmap", bitmap, alignof(uint32_t));
+    if (format->pattern == MUSTAFAR_PATTERN_MASK)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.pattern: expected one that chooses channels, got %d (mask)",
+             format->pattern);
+    check_selection("", nullptr, importance, *format, batch, heads);
 }
 
 void check_offsets(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
@@ -288,14 +349,14 @@ void check_key_factors_call(int32_t dtype, int32_t head_dim, int32_t batch, int3
 }
 
 void check_compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                    const mustafar_dense* source, const void* bitmap, const float* key_factors,
+                    const mustafar_dense* source, const void* bitmap, const float* importance, const float* key_factors,
                     const mustafar_blocks* destination) {
     check_shape(batch, heads, tokens);
     check_blocks("destination", context, not_null("destination", destination), batch, heads, tokens);
     check_key_factors(key_factors, destination->format, batch, heads);
     const Extent extent{batch, heads, tokens, destination->format.head_dim};
     check_dense("source", not_null("source", source), extent, element_bytes(destination->format.dtype));
-    if (!extent.empty()) check_masked(bitmap, destination->format);
+    if (!extent.empty()) check_selection("", bitmap, importance, destination->format, batch, heads);
 }
 
 void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
@@ -341,6 +402,7 @@ void check_product(const mustafar_context& context, const mustafar_product* poin
     const Extent weights{product.tokens == 0 ? 0 : product.batch, product.num_heads, product.num_queries,
                          product.tokens};
     const bool scores = output == ProductOutput::weights;
+    if (!scores) check_values("blocks", format);
     if (scores)
         check_key_factors(product.key_factors, format, product.batch, product.num_kv_heads);
     else if (product.key_factors != nullptr)
@@ -409,10 +471,11 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     if (append.group_size % block_tokens != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "group_size: expected a multiple of %d, got %d", block_tokens,
              append.group_size);
-    const int64_t tail = divide_up(append.local_window, block_tokens) * block_tokens + append.group_size;
-    if (append.tail_capacity % block_tokens != 0 || append.tail_capacity < tail)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %lld, got %d",
-             block_tokens, (long long)tail, append.tail_capacity);
+    // On a device it is not known here how many tokens are dense, only that a multiple of 32 serves its kernels.
+    const int tail_unit = context.device == MUSTAFAR_DEVICE_CPU ? 1 : block_tokens;
+    if (append.tail_capacity < tail_unit || append.tail_capacity % tail_unit != 0)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %d, got %d", tail_unit,
+             tail_unit, append.tail_capacity);
     check_format("keys", append.keys.format);
     check_format("values", append.values.format);
     check_same_values(append.keys.format, append.values.format);
@@ -433,7 +496,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
                Extent{append.batch, append.num_kv_heads, append.num_tokens, head_dim}, element, false);
     check_pair("tail", append.tail_keys, append.tail_values,
                Extent{append.num_slots, append.num_kv_heads, append.tail_capacity, head_dim}, element, true);
-    int64_t longest = 0;
+    int64_t longest = 0, due = 0;
     if (context.device == MUSTAFAR_DEVICE_CPU)
         for (int32_t b = 0; b < append.batch; ++b) {
             const int32_t slot = slot_of(append, b), length = append.lengths[slot],
@@ -446,12 +509,18 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
                 fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "compressed: expected a multiple of group_size (%d), got %d",
                      append.group_size, compressed);
             check_range("lengths - compressed", length - compressed, 0, append.tail_capacity);
+            const int64_t after = std::max<int64_t>(
+                compressed,
+                compressed_tokens<int64_t>(length + count, append.lookahead, append.local_window, append.group_size));
+            check_range("lengths - compressed (with the new tokens)", length + count - after, 0, append.tail_capacity);
             longest = std::max(longest, length + count);
+            due = std::max(due, after - compressed);
         }
+    check_append_selection(context, append, due);
     // Only whole groups are compressed, and only tokens that are there: a table need not have room for more.
-    const int64_t due = compressed_tokens<int64_t>(longest, append.lookahead, append.local_window, append.group_size);
-    check_blocks("keys", context, append.keys, append.num_slots, append.num_kv_heads, due);
-    check_blocks("values", context, append.values, append.num_slots, append.num_kv_heads, due);
+    const int64_t end = compressed_tokens<int64_t>(longest, append.lookahead, append.local_window, append.group_size);
+    check_blocks("keys", context, append.keys, append.num_slots, append.num_kv_heads, end);
+    check_blocks("values", context, append.values, append.num_slots, append.num_kv_heads, end);
 }
 
 }  // namespace mustafar

@@ -12,11 +12,11 @@ const mustafar_context& checked(const mustafar_context* context);
 void check_limits(const mustafar_limits* limits);
 void check_block_bytes(const mustafar_format* format, const int64_t* bytes);
 void check_prune(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
-                 int64_t tokens, const mustafar_dense* source, const void* bitmap);
+                 int64_t tokens, const mustafar_dense* source, const float* importance, const void* bitmap);
 void check_offsets(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
                    int64_t tokens, const void* bitmap, const void* offsets, const void* page_bytes);
 void check_compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                    const mustafar_dense* source, const void* bitmap, const float* key_factors,
+                    const mustafar_dense* source, const void* bitmap, const float* importance, const float* key_factors,
                     const mustafar_blocks* destination);
 void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
                       const mustafar_blocks* source, const float* key_factors, const mustafar_dense* destination);

@@ -71,10 +71,19 @@ private:
                               : row_address(fresh, b, head, token - before, element_);
     }
 
-    float* factors(int32_t b, int32_t head) const {
-        if (append_.key_factors == nullptr) return nullptr;
-        return append_.key_factors +
-               (int64_t{slot_of(append_, b)} * append_.num_kv_heads + head) * append_.keys.format.head_dim;
+    // Numbers [num_slots, num_kv_heads, head_dim] of a head; null stays null.
+    template <class Float>
+    Float* of_head(Float* channels, int32_t b, int32_t head) const {
+        if (channels == nullptr) return nullptr;
+        return channels + (int64_t{slot_of(append_, b)} * append_.num_kv_heads + head) * append_.keys.format.head_dim;
+    }
+
+    // From a token on that falls due.
+    const uint32_t* bitmap(int32_t b, int32_t head, int64_t token, bool is_key) const {
+        const uint32_t* const rows = is_key ? append_.key_bitmap : append_.value_bitmap;
+        if (rows == nullptr) return nullptr;
+        const int64_t row = (int64_t{b} * append_.num_kv_heads + head) * append_.bitmap_tokens + token - compressed(b);
+        return rows + row * bitmap_words(append_.keys.format.head_dim);
     }
 
     void find_factors(int32_t b, int32_t head) const {
@@ -82,7 +91,7 @@ private:
         const mustafar_format& format = append_.keys.format;
         compute_key_factors(
             format.dtype, format.head_dim, compressed_after(b),
-            [&](int64_t token) { return row(b, head, token, true); }, factors(b, head));
+            [&](int64_t token) { return row(b, head, token, true); }, of_head(append_.key_factors, b, head));
     }
 
     // Items count through sequences, then KV heads, then due blocks, then keys and values.
@@ -95,10 +104,14 @@ private:
         const int32_t slot = slot_of(append_, b);
         const int64_t block = compressed(b) / block_tokens + rest % blocks;
         const mustafar_blocks& target = is_key ? append_.keys : append_.values;
+        const float* const importance = is_key ? append_.key_importance : append_.value_importance;
         const BlockRows rows =
             block_rows(block_tokens, [&](int t) { return row(b, head, block * block_tokens + t, is_key); });
         write_block(BlockReader(target, append_.num_kv_heads, slot, head).locate(block), target.format,
-                    kernels(context_.cpu_variant, target.format), rows, nullptr, is_key ? factors(b, head) : nullptr);
+                    kernels(context_.cpu_variant, target.format), rows,
+                    Selection{.bitmap = bitmap(b, head, block * block_tokens, is_key),
+                              .importance = of_head(importance, b, head)},
+                    is_key ? of_head(append_.key_factors, b, head) : nullptr);
     }
 
     void fill_ring(int32_t b) const {

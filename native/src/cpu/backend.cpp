@@ -14,8 +14,10 @@ const Backend& cpu_backend() {
         .abi_version = MUSTAFAR_ABI_VERSION,
         .prune =
             [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
-               int64_t tokens, const mustafar_dense& source, uint32_t* bitmap, ErrorText& error) {
-                return guarded(error, [&] { prune(context, format, batch, heads, tokens, source, bitmap); });
+               int64_t tokens, const mustafar_dense& source, const float* importance, uint32_t* bitmap,
+               ErrorText& error) {
+                return guarded(error,
+                               [&] { prune(context, format, batch, heads, tokens, source, importance, bitmap); });
             },
         .offsets =
             [](const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
@@ -31,10 +33,11 @@ const Backend& cpu_backend() {
             },
         .compress =
             [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-               const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
+               const mustafar_dense& source, const uint32_t* bitmap, const float* importance, const float* factors,
                const mustafar_blocks& destination, ErrorText& error) {
-                return guarded(error,
-                               [&] { compress(context, batch, heads, tokens, source, bitmap, factors, destination); });
+                return guarded(error, [&] {
+                    compress(context, batch, heads, tokens, source, bitmap, importance, factors, destination);
+                });
             },
         .decompress =
             [](const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,

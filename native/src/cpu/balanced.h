@@ -38,19 +38,26 @@ Rank higher(Rank a, Rank b) {
 }
 
 template <class T, bool Keys>
-void balance(const char* const* rows, int tokens, int head_dim, int kept, uint32_t* bitmap) {
+void balance(const char* const* rows, const float* importance, int tokens, int head_dim, int kept, uint32_t* bitmap) {
+    if (importance != nullptr) {
+        float scores[4][256];
+        const char* scored[4] = {};
+        for (int t = 0; t < tokens; ++t) {
+            score_row<T>(rows[t], importance, head_dim, scores[t]);
+            scored[t] = reinterpret_cast<const char*>(scores[t]);
+        }
+        return balance<F32, Keys>(scored, nullptr, tokens, head_dim, kept, bitmap);
+    }
     using Bits = typename T::Bits;
     using Rank = std::conditional_t<sizeof(Bits) == 2, int32_t, int64_t>;
     using Order = Positions<Keys>;
     constexpr Rank above_all = std::numeric_limits<Rank>::max();
-    constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
-    constexpr Bits nan = T::infinity + 1;  // all NaNs count as one value above infinity
     const int run = Keys ? head_dim / 4 : head_dim, runs = Keys ? tokens : 1, positions = run * runs;
     const int units = positions / 4;
 
     // Magnitudes in the order of their integers, unique within a unit: of equal ones the lower place ranks higher.
-    const auto ranked = [](Bits key, int m, int p) {
-        return static_cast<Rank>((Rank{key > nan ? nan : key} << 4) + 16 - 4 * m - Order::group(p));
+    const auto ranked = [](Bits bits, int m, int p) {
+        return static_cast<Rank>((Rank{Magnitude<T>::key(bits)} << 4) + 16 - 4 * m - Order::group(p));
     };
     alignas(64) Rank rank[4][most_positions];
     for (int m = 0; m < 4; ++m)
@@ -61,7 +68,7 @@ void balance(const char* const* rows, int tokens, int head_dim, int kept, uint32
                 continue;
             }
             const Bits* const row = reinterpret_cast<const Bits*>(rows[Keys ? r : m]) + (Keys ? m * run : 0);
-            for (int p = 0; p < run; ++p) out[p] = ranked(row[p] & magnitude, m, p);
+            for (int p = 0; p < run; ++p) out[p] = ranked(row[p], m, p);
         }
 
     // The two of each position that may be kept, and of the unit's eight the 8 - kept that are not.

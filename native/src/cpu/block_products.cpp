@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/hadamard.h"
 #include "cpu/dense_row.h"
 #include "cpu/integers.h"
 
@@ -72,6 +73,7 @@ void BlockProducts::prepare_query(const void* row, const float* factors, float* 
         query[c] = !finite              ? std::numeric_limits<float>::quiet_NaN()
                    : factors != nullptr ? query[c] * factors[c]
                                         : query[c];
+    if (is_rotated(format_)) hadamard(query, format_.head_dim);
     if (quads_ != nullptr)
         quads_->prepare_query(query, format_.head_dim, format_.dtype == MUSTAFAR_DTYPE_F32, prepared);
     else

@@ -8,14 +8,11 @@ namespace mustafar {
 namespace {
 
 void write_bitmap(const Block& block, const mustafar_format& format, const Kernels& kernels, const BlockRows& rows,
-                  const uint32_t* given) {
+                  const Selection& selection) {
     const size_t words = static_cast<size_t>(bitmap_words(format.head_dim)),
                  used = static_cast<size_t>(rows.tokens) * words;
     uint32_t* const bitmap = block.writable_bitmap();
-    if (given != nullptr)
-        std::memcpy(bitmap, given, used * sizeof *bitmap);
-    else
-        choose(format, kernels, rows, bitmap);
+    choose(format, kernels, rows, selection, bitmap);
     std::memset(bitmap + used, 0, (block_tokens * words - used) * sizeof *bitmap);
     if (kernels.count(bitmap, rows.tokens) > block.value_capacity)
         fail(MUSTAFAR_STATUS_CORRUPT_DATA, "bitmap: it marks more values than the block's %lld, which its offsets give",
@@ -42,8 +39,8 @@ void write_values(const Block& block, const mustafar_format& format, const Kerne
 }  // namespace
 
 void write_block(const Block& block, const mustafar_format& format, const Kernels& kernels, const BlockRows& rows,
-                 const uint32_t* given, const float* factors) {
-    if (!keeps_all(format)) write_bitmap(block, format, kernels, rows, given);
+                 const Selection& selection, const float* factors) {
+    if (!keeps_all(format)) write_bitmap(block, format, kernels, rows, selection);
     if (has_integers(format))
         write_integers(block, format, rows, factors);
     else

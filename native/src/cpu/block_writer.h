@@ -8,10 +8,9 @@
 
 namespace mustafar {
 
-// Writes the rows as the first tokens of a block. given: the bitmap rows of what is kept; null: the pattern chooses.
-// factors: the channel scales of keys, or null. Rows past the last token are empty, and the rest of the values' room is
+// Writes the rows as the first tokens of a block. factors: the channel scales of keys, or null. Rows past the last token are empty, and the rest of the values' room is
 // zero, so that equal tokens give equal bytes.
 void write_block(const Block& block, const mustafar_format& format, const Kernels& kernels, const BlockRows& rows,
-                 const uint32_t* given, const float* factors);
+                 const Selection& selection, const float* factors);
 
 }  // namespace mustafar

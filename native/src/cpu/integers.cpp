@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 
+#include "core/hadamard.h"
 #include "cpu/dense_row.h"
 #include "cpu/quads_expand.h"
 #include "cpu/row.h"
@@ -141,9 +142,13 @@ void write_integers(const Block& block, const mustafar_format& format, const Blo
         }
         float row[max_head_dim];
         widen_row(format.dtype, rows.row[t], head_dim, row);
-        const bool finite = all_finite(row, head_dim);
+        bool finite = all_finite(row, head_dim);
         if (factors != nullptr)
             for (int c = 0; c < head_dim; ++c) row[c] /= factors[c];
+        if (is_rotated(format)) {
+            hadamard(row, head_dim);
+            finite = finite && all_finite(row, head_dim);
+        }
         const int kept = keeps_all(format) ? head_dim : keep_only(row, block.bitmap + t * words, head_dim);
         // The integers of a row that is not finite stay zero.
         scales[t] = finite ? quantize(row, kept, largest_integer(format), integers + count) : nan_scale;

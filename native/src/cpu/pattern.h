@@ -20,7 +20,15 @@ BlockRows block_rows(int tokens, const Row& row) {
     return rows;
 }
 
-// Fills the bitmap rows of the block's tokens.
-void choose(const mustafar_format& format, const Kernels& kernels, const BlockRows& rows, uint32_t* bitmap);
+// What decides which channels are kept: a caller's bitmap rows of a block, or the pattern, by magnitude or by the importance of
+// each channel. What is not used is null.
+struct Selection {
+    const uint32_t* bitmap;
+    const float* importance;
+};
+
+// Fills the bitmap rows of the block's tokens; throws Error where the selection's bitmap keeps others than the format does.
+void choose(const mustafar_format& format, const Kernels& kernels, const BlockRows& rows, const Selection& selection,
+            uint32_t* bitmap);
 
 }  // namespace mustafar

@@ -26,14 +26,13 @@ namespace {  // NOLINT(cert-dcl59-cpp): see above
     return bits;
 }
 
+// Without a branch, so that a loop over channels can be vectorised.
 [[maybe_unused]] inline float f16_to_f32(uint16_t bits) {
     const uint32_t sign = uint32_t{bits} << 16 & 0x80000000u, magnitude = bits & 0x7fffu;
-    if (magnitude >= 0x7c00u) return f32_of_bits(sign | 0x7f800000u | magnitude << 13);  // infinity, NaN
-    if (magnitude < 0x0400u) {                                                           // subnormal: magnitude * 2^-24
-        const float value = static_cast<float>(magnitude) * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    return f32_of_bits(sign | ((magnitude << 13) + 0x38000000u));
+    const uint32_t subnormal = bits_of_f32(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
+    const uint32_t infinite = 0u - uint32_t{magnitude >= 0x7c00u}, tiny = 0u - uint32_t{magnitude < 0x0400u};
+    const uint32_t normal = (magnitude << 13) + 0x38000000u + (infinite & 0x38000000u);  // infinity and NaN, too
+    return f32_of_bits(sign | (subnormal & tiny) | (normal & ~tiny));
 }
 
 // To nearest, ties to even; NaN stays NaN.
@@ -104,36 +103,74 @@ struct BF16 {
     return bits;
 }
 
-/*
- * Exact selection without a sort: magnitudes are compared as the unsigned integers of their bits without the sign, so
- * the keep-th largest is found by bisection over the integers, counting how many are at least the middle.
- */
+// A row's magnitudes as integers in the same order: the bits without the sign, all NaNs as one value above infinity.
 template <class T>
-void select_row(const void* source, int head_dim, int keep, uint32_t* bitmap) {
+struct Magnitude {
     using Bits = typename T::Bits;
-    constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
-    constexpr Bits nan = T::infinity + 1;  // all NaNs count as one value above infinity
-    alignas(64) Bits keys[256];
-    const Bits* row = static_cast<const Bits*>(source);
-    for (int c = 0; c < head_dim; ++c) {
-        const Bits key = row[c] & magnitude;
-        keys[c] = key > nan ? nan : key;
+    static constexpr Bits mask = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+    static constexpr Bits nan = T::infinity + 1;
+    static Bits key(Bits bits) {
+        const Bits magnitude = bits & mask;
+        return magnitude > nan ? nan : magnitude;
     }
-    // Invariant: at least keep keys are >= low, fewer than keep are >= high.
-    uint32_t low = 0, high = uint32_t{nan} + 1;
+};
+
+// |value * importance| of a row's channels.
+template <class T>
+void score_row(const void* source, const float* importance, int head_dim, float* scores) {
+    const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
+    for (int c = 0; c < head_dim; ++c) scores[c] = T::load(row[c]) * importance[c];
+}
+
+// Keys that are at least as large as a threshold.
+[[maybe_unused]] MUSTAFAR_INLINE int count_from(const uint16_t* keys, int head_dim, uint32_t threshold) {
+    const uint16_t lowest = static_cast<uint16_t>(threshold);
+    uint16_t count = 0;
+    for (int c = 0; c < head_dim; ++c) count = static_cast<uint16_t>(count + (keys[c] >= lowest));
+    return count;
+}
+
+/*
+ * Exact selection without a sort: the keep-th largest key is found by bisection over the integers 0 ... high - 1. At least
+ * keep keys must be >= 0, fewer than keep >= high. Returns the largest threshold that at least keep keys reach, or any
+ * that exactly keep reach. The branches are worth their mispredictions: without, each turn waits for the one before.
+ */
+[[maybe_unused]] inline uint32_t bisect(const uint16_t* keys, int head_dim, int keep, uint32_t high) {
+    uint32_t low = 0;
     while (high - low > 1) {
         const uint32_t middle = low + (high - low) / 2;
-        const Bits threshold = static_cast<Bits>(middle);
-        Bits count = 0;
-        for (int c = 0; c < head_dim; ++c) count = static_cast<Bits>(count + (keys[c] >= threshold));
-        if (static_cast<int>(count) >= keep) {
+        const int count = count_from(keys, head_dim, middle);
+        if (count >= keep) {
             low = middle;
-            if (static_cast<int>(count) == keep) break;
+            if (count == keep) break;
         } else {
             high = middle;
         }
     }
-    const Bits threshold = static_cast<Bits>(low);
+    return low;
+}
+
+[[maybe_unused]] inline uint32_t threshold_of(const uint16_t* keys, int head_dim, int keep, uint32_t nan) {
+    return bisect(keys, head_dim, keep, nan + 1);
+}
+
+// The upper half of the keys first, then the lower half of those that are level with the threshold.
+[[maybe_unused]] inline uint32_t threshold_of(const uint32_t* keys, int head_dim, int keep, uint32_t nan) {
+    alignas(64) uint16_t half[256];
+    for (int c = 0; c < head_dim; ++c) half[c] = static_cast<uint16_t>(keys[c] >> 16);
+    const uint16_t upper = static_cast<uint16_t>(bisect(half, head_dim, keep, (nan >> 16) + 1));
+    const int reached = count_from(half, head_dim, upper);
+    if (reached == keep) return uint32_t{upper} << 16;
+    const int above = count_from(half, head_dim, uint32_t{upper} + 1);
+    // Keys that are not level become 0, with which bisection never compares.
+    for (int c = 0; c < head_dim; ++c) half[c] = half[c] == upper ? static_cast<uint16_t>(keys[c]) : uint16_t{0};
+    return uint32_t{upper} << 16 | bisect(half, head_dim, keep - above, 0x10000u);
+}
+
+// Bits of the keep channels of largest keys; of equal ones the lower channel.
+template <class Key>
+void mark_largest(const Key* keys, int head_dim, int keep, uint32_t nan, uint32_t* bitmap) {
+    const Key threshold = static_cast<Key>(threshold_of(keys, head_dim, keep, nan));
     int above = 0;
     const int words = (head_dim + 31) / 32;
     uint32_t ties[8];
@@ -155,6 +192,19 @@ void select_row(const void* source, int head_dim, int keep, uint32_t* bitmap) {
         bitmap[w] |= taken == equal ? ties[w] : lowest_set(ties[w], taken);
         wanted -= taken;
     }
+}
+
+template <class T>
+void select_row(const void* source, const float* importance, int head_dim, int keep, uint32_t* bitmap) {
+    if (importance != nullptr) {
+        float scores[256];
+        score_row<T>(source, importance, head_dim, scores);
+        return select_row<F32>(scores, nullptr, head_dim, keep, bitmap);
+    }
+    alignas(64) typename T::Bits keys[256];
+    const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
+    for (int c = 0; c < head_dim; ++c) keys[c] = Magnitude<T>::key(row[c]);
+    mark_largest(keys, head_dim, keep, Magnitude<T>::nan, bitmap);
 }
 
 template <class T, int W>

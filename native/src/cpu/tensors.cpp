@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/hadamard.h"
 #include "cpu/block_reader.h"
 #include "cpu/block_writer.h"
 #include "cpu/dense_row.h"
@@ -30,15 +31,9 @@ void for_blocks(const mustafar_context& context, int32_t batch, int32_t heads, i
     });
 }
 
-// Bits past head_dim in a row's last word.
-uint32_t excess_bits(int head_dim) {
-    return head_dim % 32 == 0 ? 0u : ~0u << head_dim % 32;
-}
-
-void check_bitmap_row(const uint32_t* bits, int head_dim) {
-    const uint32_t last = bits[bitmap_words(head_dim) - 1];
-    if ((last & excess_bits(head_dim)) != 0)
-        fail(MUSTAFAR_STATUS_CORRUPT_DATA, "bitmap: bits past head_dim %d are set (last word %08x)", head_dim, last);
+// Of one (sequence, head); null stays null.
+const float* of_head(const float* channels, int64_t head, const mustafar_format& format) {
+    return channels == nullptr ? nullptr : channels + head * format.head_dim;
 }
 
 // Tokens skipped ... count - 1 of a block of native values; row(t) is where token t goes.
@@ -64,6 +59,7 @@ void restore_integers(const Block& block, const mustafar_format& format, const K
     dequantize(block, format, skipped, count - skipped, rows, format.head_dim);
     for (int t = skipped; t < count; ++t) {
         float* const numbers = rows + (t - skipped) * format.head_dim;
+        if (is_rotated(format)) hadamard(numbers, format.head_dim);
         if (factors != nullptr)
             for (int c = 0; c < format.head_dim; ++c) numbers[c] *= factors[c];
         table.finish(numbers, 1.0f, format.head_dim, row(t));
@@ -73,13 +69,14 @@ void restore_integers(const Block& block, const mustafar_format& format, const K
 }  // namespace
 
 void prune(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
-           const mustafar_dense& source, uint32_t* bitmap) {
+           const mustafar_dense& source, const float* importance, uint32_t* bitmap) {
     const Kernels& table = kernels(context.cpu_variant, format);
     const int words = bitmap_words(format.head_dim), element = element_bytes(format.dtype);
     for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
-        const int64_t first = block * block_tokens;
+        const int64_t first = block * block_tokens, head = int64_t{b} * heads + h;
         choose(format, table, block_rows(count, [&](int t) { return row_address(source, b, h, first + t, element); }),
-               bitmap + ((int64_t{b} * heads + h) * tokens + first) * words);
+               Selection{.bitmap = nullptr, .importance = of_head(importance, head, format)},
+               bitmap + (head * tokens + first) * words);
     });
 }
 
@@ -105,7 +102,7 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
 }
 
 void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-              const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
+              const mustafar_dense& source, const uint32_t* bitmap, const float* importance, const float* factors,
               const mustafar_blocks& destination) {
     const mustafar_format& format = destination.format;
     const Kernels& table = kernels(context.cpu_variant, format);
@@ -113,12 +110,11 @@ void compress(const mustafar_context& context, int32_t batch, int32_t heads, int
     for_blocks(context, batch, heads, 0, tokens, [&](int32_t b, int32_t h, int64_t block, int count) {
         const int64_t head = int64_t{b} * heads + h;
         const uint32_t* given = bitmap == nullptr ? nullptr : bitmap + (head * tokens + block * block_tokens) * words;
-        if (given != nullptr)
-            for (int t = 0; t < count; ++t) check_bitmap_row(given + t * words, format.head_dim);
         const BlockRows rows =
             block_rows(count, [&](int t) { return row_address(source, b, h, block * block_tokens + t, element); });
-        write_block(BlockReader(destination, heads, b, h).locate(block), format, table, rows, given,
-                    factors == nullptr ? nullptr : factors + head * format.head_dim);
+        write_block(BlockReader(destination, heads, b, h).locate(block), format, table, rows,
+                    Selection{.bitmap = given, .importance = of_head(importance, head, format)},
+                    of_head(factors, head, format));
     });
 }
 
@@ -134,9 +130,8 @@ void decompress(const mustafar_context& context, int32_t batch, int32_t heads, i
             return row_address(destination, b, h, index * block_tokens + t - first, element);
         };
         if (has_integers(format)) {
-            const float* const own =
-                factors == nullptr ? nullptr : factors + (int64_t{b} * heads + h) * format.head_dim;
-            restore_integers(block, format, table, skipped, count, own, row);
+            restore_integers(block, format, table, skipped, count, of_head(factors, int64_t{b} * heads + h, format),
+                             row);
         } else {
             restore_values(block, format, table, skipped, count, row);
         }

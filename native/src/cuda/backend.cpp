@@ -11,8 +11,9 @@ namespace mustafar::cuda {
 namespace {
 
 int32_t prune_call(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
-                   int64_t tokens, const mustafar_dense& source, uint32_t* bitmap, ErrorText& error) {
-    return guarded(error, [&] { prune(context, format, batch, heads, tokens, source, bitmap); });
+                   int64_t tokens, const mustafar_dense& source, const float* importance, uint32_t* bitmap,
+                   ErrorText& error) {
+    return guarded(error, [&] { prune(context, format, batch, heads, tokens, source, importance, bitmap); });
 }
 
 int32_t offsets_call(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads,
@@ -26,9 +27,10 @@ int32_t key_factors_call(const mustafar_context& context, int32_t dtype, int32_t
 }
 
 int32_t compress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-                      const mustafar_dense& source, const uint32_t* bitmap, const float* factors,
-                      const mustafar_blocks& destination, ErrorText& error) {
-    return guarded(error, [&] { compress(context, batch, heads, tokens, source, bitmap, factors, destination); });
+                      const mustafar_dense& source, const uint32_t* bitmap, const float* importance,
+                      const float* factors, const mustafar_blocks& destination, ErrorText& error) {
+    return guarded(error,
+                   [&] { compress(context, batch, heads, tokens, source, bitmap, importance, factors, destination); });
 }
 
 int32_t decompress_call(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,

@@ -28,7 +28,7 @@ def compress(library, dtype):
         factors = torch.ones(8, 8, 128, device="cuda") if bits < 16 else None
         times = []
         for pages, own in zip(make_pages(8, 8, 8192, dtype, pattern, keep, bits), (factors, None)):
-            calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, own, pages.blocks()) for s in sources]
+            calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, None, own, pages.blocks()) for s in sources]
             times.append(graph_time(calls))
         print(f"compress 64x8192x128 {dtype} {pattern} keep {keep} bits {bits}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
 

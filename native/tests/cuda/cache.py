@@ -4,7 +4,7 @@ import math
 import torch
 
 import reference
-from native import (ALL, BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
+from native import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
                     Pages, dense)
 
 NAN = float("nan")
@@ -28,9 +28,9 @@ class Cache:
     cache represents: pruned where compressed, as given where dense. Everything unused is NaN."""
 
     def __init__(self, keys, values, lengths, keep_keys, keep_values, *, fragment=True, window=32, group=64, fresh=None,
-                 page_blocks=4, generator=None, mask=None, base=0, balanced=None, integers=None, bits=16, factors=False):
+                 page_blocks=4, generator=None, mask=None, base=0, balanced=None, integers=None, bits=16, factors=False, rotated=False):
         """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes so many bits, the keys with
-        channel scales where factors says so. Not balanced they are unstructured, or integers of all channels where so many are to be
+        channel scales where factors says so, and rotated where rotated does. Not balanced they are unstructured, or integers of all channels where so many are to be
         kept. balanced and bits: of both, or a pair. mask: what is kept of unstructured ones."""
         batch, heads, longest, head_dim = keys.shape
         self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
@@ -49,6 +49,8 @@ class Cache:
         bits, balanced = (pair if isinstance(pair, tuple) else (pair, pair) for pair in (bits, balanced))
         patterns = [pattern if own else ALL if integers and keep == head_dim else UNSTRUCTURED
                     for own, pattern, keep in zip(balanced, (BALANCED_KEYS, BALANCED_VALUES), (keep_keys, keep_values))]
+        if rotated:
+            patterns[0] = ALL_ROTATED
         self.key_factors = torch.full((batch, heads, head_dim), NAN, device=device) if factors else None
         if integers:  # what they stand for needs more digits
             self.keys, self.values = self.keys.float(), self.values.float()
@@ -66,13 +68,13 @@ class Cache:
                     if role == "keys" and factors:
                         own = self.key_factors[b:b + 1]
                         integers.call("key_factors", pages.format.dtype, head_dim, 1, heads, c, dense(part), own)
-                    integers.call("compress", 1, heads, c, dense(part), None, own, pages.blocks_of(b))
+                    integers.call("compress", 1, heads, c, dense(part), None, None, own, pages.blocks_of(b))
                     kept = (reference.balanced_mask(part, keep, role) if writer else
                             None if keep == head_dim else mask(part, keep))
-                    full[b, :, :c] = reference.dequantized(part, own_bits, own, kept)[0]
+                    full[b, :, :c] = reference.dequantized(part, own_bits, own, kept, rotated and role == "keys")[0]
                 elif c and writer:
                     part = full[b:b + 1, :, :c].contiguous()
-                    writer.call("compress", 1, heads, c, dense(part), None, None, pages.blocks_of(b))
+                    writer.call("compress", 1, heads, c, dense(part), None, None, None, pages.blocks_of(b))
                     full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
                 elif c:
                     part = full[b:b + 1, :, :c]

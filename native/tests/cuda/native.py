@@ -9,12 +9,12 @@ I32, I64, PTR, F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_f
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLAIN, KEY_FRAGMENT, VALUE_FRAGMENT = 0, 1, 2
 FIXED, OFFSETS = 0, 1
-UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES, ALL = 0, 1, 2, 3
+UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES, ALL, MASK, ALL_ROTATED = 0, 1, 2, 3, 4, 5
 VALUE_FORMATS = {16: 0, 8: 1, 4: 2}  # by bits
 BLOCK = 32
 PADDING = 64
 COUNTER_BYTES = 16384  # of a workspace, zero before its first use
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 
 class Context(ctypes.Structure):
@@ -53,7 +53,8 @@ class Append(ctypes.Structure):
                                    "tail_capacity", "max_tokens")] + [
         ("sequences", PTR), ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
         ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense),
-        ("tail_values", Dense)]
+        ("tail_values", Dense), ("key_importance", PTR), ("value_importance", PTR), ("key_bitmap", PTR), ("value_bitmap", PTR),
+        ("bitmap_tokens", I32)]
 
 
 class Rows(ctypes.Structure):
@@ -90,10 +91,10 @@ class _Table(ctypes.Structure):
 
 
 _ARGUMENTS = {
-    "prune": (PTR, I32, I32, I64, PTR, PTR),
+    "prune": (PTR, I32, I32, I64, PTR, PTR, PTR),
     "offsets": (PTR, I32, I32, I64, PTR, PTR, PTR),
     "key_factors": (I32, I32, I32, I32, I64, PTR, PTR),
-    "compress": (I32, I32, I64, PTR, PTR, PTR, PTR),
+    "compress": (I32, I32, I64, PTR, PTR, PTR, PTR, PTR),
     "decompress": (I32, I32, I64, I64, PTR, PTR, PTR),
     "convert": (I32, I32, I64, PTR, PTR),
     "key_scores": (PTR,),
@@ -158,7 +159,7 @@ def address(tensor):
 def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN, bits=16):
     element = torch.empty(0, dtype=dtype).element_size()
     codes = bits == 16 and pattern in (BALANCED_KEYS, BALANCED_VALUES) and order != PLAIN and element == 2 and head_dim <= 128 and 2 * keep < head_dim
-    header = 0 if pattern == ALL else 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0)
+    header = 0 if pattern in (ALL, ALL_ROTATED) else 128 * ((head_dim + 31) // 32) + (head_dim * 3 // 2 if codes else 0)
     if bits == 16:
         return header + BLOCK * keep * element
     return header + BLOCK * keep * bits // 8 + 2 * BLOCK

@@ -71,13 +71,28 @@ def value_order(head_dim, role):
     return torch.tensor([token * head_dim + channel for token, channel in places])
 
 
-def quantized(x, bits, factors=None, mask=None):
+def turned(x):
+    """The Hadamard matrix times the rows of x, with the sums in the order of the header."""
+    width, rows = x.shape[-1], x
+    distance = 1
+    while distance < width:
+        pairs = rows.reshape(*x.shape[:-1], width // (2 * distance), 2, distance)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        rows = torch.stack((a + b, a - b), -2).reshape(x.shape)
+        distance *= 2
+    return rows * torch.full((), width ** -0.5, device=x.device, dtype=torch.float32)
+
+
+def quantized(x, bits, factors=None, mask=None, rotated=False):
     """Rows [batch, heads, tokens, head_dim] as integers (int32) and f16 scales [batch, heads, tokens]; factors: [batch, heads,
     head_dim], what keys are divided by; mask: what is kept, None: everything."""
     largest = 2 ** (bits - 1) - 1
     x = x.float()
     finite = x.isfinite().all(-1)
     scaled = x if factors is None else x / factors[:, :, None]
+    if rotated:
+        scaled = turned(scaled)
+        finite &= scaled.isfinite().all(-1)
     if mask is not None:
         scaled = torch.where(mask, scaled, 0)
     scaled = torch.where(finite[..., None], scaled, 0)
@@ -88,10 +103,11 @@ def quantized(x, bits, factors=None, mask=None):
     return integers.int(), torch.where(finite, scale, torch.full_like(scale, float("nan")))
 
 
-def dequantized(x, bits, factors=None, mask=None):
+def dequantized(x, bits, factors=None, mask=None, rotated=False):
     """What integers stand for, f32; zeros where nothing is kept."""
-    integers, scale = quantized(x, bits, factors, mask)
+    integers, scale = quantized(x, bits, factors, mask, rotated)
     result = integers.float() * scale.float()[..., None]
+    result = turned(result) if rotated else result
     result = result if factors is None else result * factors[:, :, None]
     return result if mask is None else torch.where(mask, result, 0)
 

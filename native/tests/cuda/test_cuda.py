@@ -93,7 +93,7 @@ def test_compress():
         words = (head_dim + 31) // 32
         bitmap = torch.full((batch, heads, tokens, words), -1, dtype=torch.int32, device="cuda")
         library.call("prune", Format(head_dim, DTYPES[dtype], 0, 0, FIXED, PLAIN, keep), batch, heads, tokens, dense(source),
-                     bitmap)
+                     None, bitmap)
         check(torch.equal(bitmap, reference.bitmap_words(mask)), f"{case}: bitmap differs")
         padded = tokens + -tokens % BLOCK
         for order, role in ((PLAIN, "plain"), (KEY_FRAGMENT, "keys"), (VALUE_FRAGMENT, "values")):
@@ -101,7 +101,7 @@ def test_compress():
                 role = "plain"
             pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48)
             before = pages.memory.clone()
-            library.call("compress", batch, heads, tokens, dense(source), None, None, pages.blocks())
+            library.call("compress", batch, heads, tokens, dense(source), None, None, None, pages.blocks())
             places = pages.gathered(padded // BLOCK)
             if tokens % BLOCK == 0:
                 expected = reference.pack(x, mask, role)
@@ -133,12 +133,12 @@ def test_balanced():
             mask = reference.balanced_mask(x, keep, role)
             bitmap = torch.full((batch, heads, tokens, head_dim // 32), -1, dtype=torch.int32, device="cuda")
             library.call("prune", Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, PLAIN, keep), batch, heads, tokens,
-                         dense(source), bitmap)
+                         dense(source), None, bitmap)
             check(torch.equal(bitmap, reference.bitmap_words(mask)), f"{case}: bitmap differs")
             for order in (PLAIN, fragment):
                 pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48, pattern=pattern)
                 before = pages.memory.clone()
-                library.call("compress", batch, heads, tokens, dense(source), None, None, pages.blocks())
+                library.call("compress", batch, heads, tokens, dense(source), None, None, None, pages.blocks())
                 outside = torch.ones_like(pages.memory, dtype=torch.bool)
                 outside[pages.gathered((tokens + BLOCK - 1) // BLOCK).flatten()] = False
                 check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
@@ -168,7 +168,7 @@ def test_offsets():
         check(torch.equal(table.long(), expected), f"offset table differs, seed {seed}")
         check(int(size) == 16 * int(expected[-1]) + 64, f"page bytes {int(size)}")
         pages = OffsetPages(batch, heads, blocks, head_dim, dtype, table, int(size))
-        library.call("compress", batch, heads, tokens, dense(x), bitmap, None, pages.blocks())
+        library.call("compress", batch, heads, tokens, dense(x), bitmap, None, None, pages.blocks())
         out = torch.full_like(x, float("nan"))
         library.call("decompress", batch, heads, 0, tokens, pages.blocks(), None, dense(out))
         same_bits(f"offsets seed {seed}", out, torch.where(mask, x, torch.zeros_like(x)))
@@ -201,7 +201,7 @@ def test_products():
         x, y = (rows("random", (2, 2, tokens, head_dim), dtype, generator) for _ in range(2))
         pages = [Pages(2, 2, tokens, head_dim, dtype, keep, order, 3) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
         for page, tensor in zip(pages, (x, y)):
-            library.call("compress", 2, 2, tokens, dense(tensor), None, None, page.blocks())
+            library.call("compress", 2, 2, tokens, dense(tensor), None, None, None, page.blocks())
         pruned = [torch.where(reference.keep_mask(t, keep), t, torch.zeros_like(t)) for t in (x, y)]
         scores_and_sums(f"products seed {seed}", *pages, *pruned, 6, 3, generator)
 

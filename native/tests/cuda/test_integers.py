@@ -9,7 +9,7 @@ import torch
 import reference
 import test_cuda
 from cache import Cache, Call, compressed_tokens
-from native import ALL, BALANCED_KEYS, BALANCED_VALUES, BLOCK, DTYPES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Append, Pages, Product, dense
+from native import ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, DTYPES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Append, Pages, Product, dense
 from test_cuda import BF16, F16, F32, check
 
 ORDER = {"keys": KEY_FRAGMENT, "values": VALUE_FRAGMENT}
@@ -23,6 +23,7 @@ class Form(NamedTuple):
     keep: int
     balanced: bool = False
     plain: bool = False
+    rotated: bool = False  # as keys
 
     def mask(self, x, role):
         """Of what is kept; None: everything."""
@@ -32,17 +33,23 @@ class Form(NamedTuple):
 
     def pack(self, x, role, factors=None):
         mask = self.mask(x, role)
-        numbers = reference.quantized(x, self.bits, factors, mask)
+        numbers = reference.quantized(x, self.bits, factors, mask, self.rotates(role))
         if self.plain:
             return reference.pack_plain_integers(*numbers, self.bits, mask)
         pack = reference.pack_integers if mask is None or self.has_positions() else reference.pack_unstructured_integers
         return pack(*numbers, self.bits, role, mask)
 
+    def dequantized(self, x, role, factors=None):
+        return reference.dequantized(x, self.bits, factors, self.mask(x, role), self.rotates(role))
+
+    def rotates(self, role):
+        return self.rotated and role == "keys"
+
     def has_positions(self):
         return self.balanced and 2 * self.keep == self.head_dim and not self.plain
 
     def pages(self, batch, heads, tokens, role, page_blocks=2):
-        pattern = BALANCED[role] if self.balanced else ALL if self.keep == self.head_dim else UNSTRUCTURED
+        pattern = ALL_ROTATED if self.rotates(role) else BALANCED[role] if self.balanced else ALL if self.keep == self.head_dim else UNSTRUCTURED
         order = PLAIN if self.plain else ORDER[role]
         return Pages(batch, heads, tokens, self.head_dim, self.dtype, self.keep, order, page_blocks, pattern=pattern, bits=self.bits)
 
@@ -51,18 +58,21 @@ class Form(NamedTuple):
         forms = self, of_values or self
         return Cache(keys, values, lengths, *(form.keep for form in forms), integers=test_cuda.library,
                      balanced=tuple(test_cuda.library if form.balanced else None for form in forms),
-                     bits=tuple(form.bits for form in forms), fragment=not self.plain, **options)
+                     bits=tuple(form.bits for form in forms), fragment=not self.plain, rotated=self.rotated, **options)
 
 
 # Those of one row go together as keys and values.
 ROWS = [row for head_dim in (128, 64) for dtype in (F16, BF16)
-        for row in ([Form(head_dim, dtype, bits, keep, keep < head_dim) for bits in (4, 8) for keep in (head_dim, head_dim // 2)],
+        for row in ([Form(head_dim, dtype, bits, keep, keep < head_dim) for bits in (4, 8) for keep in (head_dim, head_dim // 2)] +
+                    [Form(head_dim, dtype, bits, head_dim, rotated=True) for bits in (4, 8)],
                     [Form(head_dim, dtype, 4, head_dim * 5 // 16), Form(head_dim, dtype, 8, head_dim // 2),
                      Form(head_dim, dtype, 4, head_dim * 5 // 16, True), Form(head_dim, dtype, 8, head_dim * 7 // 16, True)])]
 ROWS += [[Form(head_dim, dtype, bits, keep, balanced, True)
           for bits, keep in ((4, head_dim), (8, head_dim), (4, head_dim // 2), (8, head_dim * 3 // 8))
           for balanced in ((False, True) if head_dim % 64 == 0 and keep == head_dim // 2 else (False,))]
          for head_dim, dtype in ((80, F16), (96, BF16), (256, F16), (64, F32), (128, F32), (256, F32), (128, F16))]
+for row in ROWS:
+    row += [form._replace(rotated=True) for form in row if form.plain and form.keep == form.head_dim and form.head_dim % 64 == 0]
 FORMS = [form for row in ROWS for form in row]
 
 
@@ -74,7 +84,7 @@ def number(shape, dtype, scale=1.0):
 
 def test_blocks():
     for seed, form in enumerate(FORMS * (1 if test_cuda.SMALL else 3)):
-        head_dim, dtype, bits = form[:3]
+        head_dim, dtype = form[:2]
         torch.manual_seed(seed)
         batch, heads, tokens = 2, 3, 32 * (1 + seed % 5)
         x = number((batch, heads, tokens, head_dim), dtype, 10.0 ** (seed % 7 - 4))
@@ -84,7 +94,6 @@ def test_blocks():
         x[0, 2, 7, 9] = 65504.0 if dtype == F16 else 3e38
         x[0, 1, 8] = 1e-8
         for role in ("keys", "values"):
-            mask = form.mask(x, role)
             for with_factors in (False, True) if role == "keys" else (False,):
                 name = f"{form} {role} factors {with_factors}"
                 factors = None
@@ -93,13 +102,13 @@ def test_blocks():
                     test_cuda.library.call("key_factors", DTYPES[dtype], head_dim, batch, heads, tokens, dense(x), factors)
                     check(torch.equal(factors, reference.key_factors(x)), f"{name}: factors")
                 pages = form.pages(batch, heads, tokens, role)
-                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, factors, pages.blocks())
+                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, factors, pages.blocks())
                 expected = form.pack(x, role, factors)
                 got = pages.memory[pages.gathered(tokens // BLOCK)]
                 check(torch.equal(got, expected), f"{name}: {int((got != expected).sum())} bytes of {got.numel()} differ")
                 out = torch.full_like(x, float("nan"))
                 test_cuda.library.call("decompress", batch, heads, 0, tokens, pages.blocks(), factors, dense(out))
-                exact = reference.dequantized(x, bits, factors, mask).to(dtype)
+                exact = form.dequantized(x, role, factors).to(dtype)
                 check(torch.equal(out.nan_to_num(7.0), exact.nan_to_num(7.0)), f"{name}: decompressed")
 
 
@@ -116,7 +125,7 @@ def test_convert():
         for role in ("keys", "values"):
             fragment, plain, back = (f.pages(batch, heads, tokens, role) for f in (form, form._replace(plain=True), form))
             for pages in (fragment, plain):
-                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, pages.blocks())
+                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, None, pages.blocks())
             expected = plain.memory[plain.gathered(tokens // BLOCK)].clone()
             plain.memory.fill_(0xaa)
             test_cuda.library.call("convert", batch, heads, tokens, fragment.blocks(), plain.blocks())
@@ -129,7 +138,7 @@ def test_convert():
 
 def test_products():
     for seed, form in enumerate(FORMS):
-        head_dim, dtype, bits = form[:3]
+        head_dim, dtype = form[:2]
         torch.manual_seed(seed)
         tokens, queries = 96, 1 + seed % 5
         query, stored = torch.randn(2, 4, queries, head_dim, device="cuda").to(dtype), number((2, 2, tokens, head_dim), dtype)
@@ -138,13 +147,13 @@ def test_products():
         for role in ("keys", "values"):
             factors = reference.key_factors(stored) if role == "keys" and seed % 2 else None
             pages = form.pages(2, 2, tokens, role)
-            test_cuda.library.call("compress", 2, 2, tokens, dense(stored), None, factors, pages.blocks())
+            test_cuda.library.call("compress", 2, 2, tokens, dense(stored), None, None, factors, pages.blocks())
             out = torch.empty_like(weights if role == "keys" else query)
             arguments = (dense(query), dense(out)) if role == "keys" else (dense(out), dense(weights))
             test_cuda.library.call("key_scores" if role == "keys" else "value_sum",
                                    Product(2, 4, 2, queries, tokens, pages.blocks(), *arguments, 0.25,
                                            None if factors is None else factors.data_ptr()))
-            whole = reference.dequantized(stored, bits, factors, form.mask(stored, role)).double().repeat_interleave(2, 1)
+            whole = form.dequantized(stored, role, factors).double().repeat_interleave(2, 1)
             if role == "keys":
                 check(bool(out[1, 3, 0].isnan().all()), f"{form}: a query that is not finite makes its scores NaN")
             exact = 0.25 * (query.double() @ whole.transpose(-1, -2) if role == "keys" else weights.double() @ whole)

@@ -127,7 +127,7 @@ def test_products():
         whole = pruned.double().repeat_interleave(2, 1)
         for role, order in (("keys", KEY_FRAGMENT), ("values", VALUE_FRAGMENT)):
             pages = Pages(2, 2, tokens, head_dim, dtype, keep, order if fragment else PLAIN, 2)
-            test_cuda.library.call("compress", 2, 2, tokens, dense(stored), None, None, pages.blocks())
+            test_cuda.library.call("compress", 2, 2, tokens, dense(stored), None, None, None, pages.blocks())
             out = torch.empty_like(weights if role == "keys" else query)
             arguments = (dense(query), dense(out)) if role == "keys" else (dense(out), dense(weights))
             test_cuda.library.call("key_scores" if role == "keys" else "value_sum",

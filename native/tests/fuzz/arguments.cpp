@@ -10,6 +10,10 @@ int element_bytes(int32_t dtype) {
     return dtype == MUSTAFAR_DTYPE_F32 ? 4 : 2;
 }
 
+bool keeps_all(const mustafar_format& format) {
+    return format.pattern == MUSTAFAR_PATTERN_ALL || format.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
+}
+
 int64_t bitmap_words(int32_t head_dim) {
     return (int64_t{head_dim} + 31) / 32;
 }
@@ -66,11 +70,13 @@ mustafar_format Arguments::format(int32_t layout) {
     format.dtype = number32(MUSTAFAR_DTYPE_F32, MUSTAFAR_DTYPE_BF16);
     format.value_format = number32(MUSTAFAR_VALUE_FORMAT_NATIVE, MUSTAFAR_VALUE_FORMAT_INT4);
     // Values that no enumerator has yet are among these.
-    const int pattern = input.ConsumeIntegralInRange<int>(0, 7);
-    const bool balanced = pattern == 2 || pattern == 3, all = pattern >= 6 && layout == MUSTAFAR_LAYOUT_FIXED;
+    const int pattern = input.ConsumeIntegralInRange<int>(0, 8);
+    const bool balanced = pattern == 2 || pattern == 3, is_fixed = layout == MUSTAFAR_LAYOUT_FIXED;
+    const bool all = (pattern == 6 || pattern == 7) && is_fixed, mask = pattern == 8 && is_fixed;
     format.pattern = pattern == 1 ? number32(0, 7)
                      : balanced   ? number32(MUSTAFAR_PATTERN_BALANCED_KEYS, MUSTAFAR_PATTERN_BALANCED_VALUES)
-                     : all        ? number32(MUSTAFAR_PATTERN_ALL, MUSTAFAR_PATTERN_ALL)
+                     : all        ? (pattern == 6 ? MUSTAFAR_PATTERN_ALL : MUSTAFAR_PATTERN_ALL_ROTATED)
+                     : mask       ? MUSTAFAR_PATTERN_MASK
                                   : MUSTAFAR_PATTERN_UNSTRUCTURED;
     format.layout = mishap(32) ? number32(0, 3) : layout;
     static constexpr int32_t orders[] = {MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_PLAIN, MUSTAFAR_ORDER_KEY_QUADS,
@@ -86,6 +92,16 @@ mustafar_format Arguments::format(int32_t layout) {
 float* Arguments::key_factors(const mustafar_format& format, int64_t slots, int64_t heads) {
     const bool wanted = mishap(32) || (format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE && input.ConsumeBool());
     return wanted ? address(memory.make<float>(times(times(slots, heads), format.head_dim), true)) : nullptr;
+}
+
+float* Arguments::importance(const mustafar_format& format, int64_t slots, int64_t heads) {
+    const bool can = format.pattern < MUSTAFAR_PATTERN_ALL && input.ConsumeIntegralInRange<int>(0, 3) == 0;
+    return mishap(32) || can ? memory.make<float>(times(times(slots, heads), format.head_dim), true) : nullptr;
+}
+
+uint32_t* Arguments::bitmap(const mustafar_format& format, wide rows) {
+    const bool wanted = format.pattern == MUSTAFAR_PATTERN_MASK || input.ConsumeIntegralInRange<int>(0, 7) == 0;
+    return wanted && !mishap(32) ? memory.make<uint32_t>(times(rows, bitmap_words(format.head_dim))) : nullptr;
 }
 
 mustafar_dense Arguments::strides(int64_t heads, int64_t tokens, int64_t width) {

@@ -47,6 +47,10 @@ public:
     void slabs(mustafar_blocks& blocks, int32_t slab_pages, int32_t slab_count);
     // Channel scales, or none.
     float* key_factors(const mustafar_format& format, int64_t slots, int64_t heads);
+    // An importance of each channel of (slot, head), or none.
+    float* importance(const mustafar_format& format, int64_t slots, int64_t heads);
+    // A bitmap of so many rows, or none where the pattern can choose.
+    uint32_t* bitmap(const mustafar_format& format, wide rows);
     // Overwrites a few bytes of a buffer.
     void corrupt(void* buffer, size_t bytes);
     // The same for one of the slabs or page tables made so far.
@@ -71,6 +75,7 @@ private:
 
 int element_bytes(int32_t dtype);
 int64_t bitmap_words(int32_t head_dim);
+bool keeps_all(const mustafar_format& format);
 wide span(const mustafar_dense& dense, int64_t batch, int64_t heads, int64_t tokens, int64_t width);
 
 }  // namespace mustafar_fuzz

@@ -56,8 +56,8 @@ void shape(Arguments& from, mustafar_attention& attention) {
         attention.values.format = from.format(format.layout);
         attention.values.format.head_dim = format.head_dim;
         attention.values.format.dtype = format.dtype;
-        if (attention.values.format.pattern == MUSTAFAR_PATTERN_ALL) attention.values.format.keep = format.head_dim;
-    } else if (format.layout == MUSTAFAR_LAYOUT_FIXED && format.pattern != MUSTAFAR_PATTERN_ALL) {
+        if (keeps_all(attention.values.format)) attention.values.format.keep = format.head_dim;
+    } else if (format.layout == MUSTAFAR_LAYOUT_FIXED && !keeps_all(format)) {
         attention.values.format.keep = from.number32(1, 64);
     }
 }
@@ -65,6 +65,19 @@ void shape(Arguments& from, mustafar_attention& attention) {
 // Whether a valid call would walk so many tokens that it takes too long for a fuzzer.
 bool lengthy(const mustafar_attention& attention) {
     return largest(attention.lengths, attention.num_slots) > 4096;
+}
+
+// What chooses the channels of keys and values.
+void selection(Arguments& from, mustafar_append& append) {
+    const mustafar_format& keys = append.keys.format;
+    append.key_importance = from.address(from.importance(keys, append.num_slots, append.num_kv_heads));
+    append.value_importance =
+        from.address(from.importance(append.values.format, append.num_slots, append.num_kv_heads));
+    append.bitmap_tokens = from.mishap() ? from.number32(0, 200) : 96;
+    const wide rows = times(wide{append.batch} * append.num_kv_heads, append.bitmap_tokens);
+    if (append.key_importance == nullptr || from.mishap()) append.key_bitmap = from.address(from.bitmap(keys, rows));
+    if (append.value_importance == nullptr || from.mishap())
+        append.value_bitmap = from.address(from.bitmap(append.values.format, rows));
 }
 
 // Query, output, tail and fresh tokens, workspace.
@@ -161,6 +174,7 @@ void append(Arguments& from) {
         from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
     append.tail_values =
         from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
+    selection(from, append);
     if (from.memory.possible() && append.num_tokens <= 4096) mustafar_append_tokens(&context, &append);
 }
 
@@ -180,6 +194,7 @@ void cache(Arguments& from) {
     append.keys = from.blocks(format, append.num_slots, append.num_kv_heads, capacity);
     append.values = from.blocks(format, append.num_slots, append.num_kv_heads, capacity);
     append.key_factors = from.key_factors(format, append.num_slots, append.num_kv_heads);
+    selection(from, append);
     const int element = element_bytes(format.dtype);
     const auto tail = [&] {
         return from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);

@@ -55,9 +55,10 @@ void prune(Arguments& from) {
     const mustafar_dense source =
         from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
     uint32_t* const bitmap = from.memory.make<uint32_t>(shape.words(format));
+    const float* const importance = from.importance(format, shape.batch, shape.heads);
     if (from.memory.possible())
         mustafar_prune(from.address(&context), from.address(&format), shape.batch, shape.heads, shape.tokens,
-                       from.address(&source), from.address(bitmap));
+                       from.address(&source), from.address(importance), from.address(bitmap));
 }
 
 void compress(Arguments& from) {
@@ -68,8 +69,13 @@ void compress(Arguments& from) {
         from.dense(shape.batch, shape.heads, shape.tokens, format.head_dim, element_bytes(format.dtype));
     const mustafar_blocks blocks = from.blocks(format, shape.batch, shape.heads, shape.tokens);
     const float* const factors = from.key_factors(format, shape.batch, shape.heads);
+    const float* const importance = from.importance(format, shape.batch, shape.heads);
+    const uint32_t* const bitmap = importance != nullptr && !from.mishap()
+                                       ? nullptr
+                                       : from.bitmap(format, times(wide{shape.batch} * shape.heads, shape.tokens));
     if (!from.memory.possible()) return;
-    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, nullptr, factors, &blocks) != 0)
+    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, from.address(bitmap),
+                          from.address(importance), factors, &blocks) != 0)
         return;
     from.corrupt_blocks();
     decompress(from, context, shape, blocks, factors);
@@ -109,7 +115,8 @@ void masked(Arguments& from) {
     for (int32_t b = 0; b < shape.batch; ++b) pages[b] = 0;
     blocks.pages = pages;
     if (from.mishap()) from.corrupt(bitmap, static_cast<size_t>(shape.words(format)) * sizeof *bitmap);
-    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, factors, &blocks) != 0)
+    if (mustafar_compress(&context, shape.batch, shape.heads, shape.tokens, &source, bitmap, nullptr, factors,
+                          &blocks) != 0)
         return;
     from.corrupt_blocks();
     from.corrupt(table, static_cast<size_t>(shape.blocks() + 1) * sizeof *table);

@@ -75,10 +75,10 @@ internal sealed class NativeLoaderTests
         Refused(NativeMethods.AttentionForward(null, null), "context");
         Refused(NativeMethods.AppendTokens(&context, null), "append");
         Refused(NativeMethods.BlockBytes(&format, &bytes), "dtype");
-        Refused(NativeMethods.Prune(&context, &format, 1, 1, 1, null, null), "dtype");
+        Refused(NativeMethods.Prune(&context, &format, 1, 1, 1, null, null, null), "dtype");
         // How a call runs comes before what it works on.
         context.CpuVariant = 77;
-        Refused(NativeMethods.Prune(&context, &format, 1, 1, 1, null, null), "context.cpu_variant");
+        Refused(NativeMethods.Prune(&context, &format, 1, 1, 1, null, null, null), "context.cpu_variant");
         Refused(NativeMethods.KeyFactors(&context, 9, 128, 1, 1, 1, null, null), "context.cpu_variant");
     }
 

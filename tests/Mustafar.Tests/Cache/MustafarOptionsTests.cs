@@ -60,6 +60,21 @@ internal sealed class MustafarOptionsTests
             Throws.ArgumentException.With.Property("ParamName").EqualTo("KeyChannelScales").And.Message.Contains("KeyBits of 8 or 4"));
     }
 
+    [TestCase(16, 0, "KeyBits of 8 or 4")]
+    [TestCase(4, 0.5, "KeySparsity of 0")]
+    public void A_rotation_is_for_integers_of_which_nothing_is_pruned(int bits, double sparsity, string expected)
+    {
+        MustafarOptions options = new() { KeyRotation = true, KeyBits = bits, KeySparsity = sparsity };
+        Assert.That(
+            () => new MustafarCache(1, 1, 64, TorchSharp.torch.ScalarType.Float32, options: options),
+            Throws.ArgumentException.With.Property("ParamName").EqualTo("KeyRotation").And.Message.Contains(expected));
+    }
+
+    [Test]
+    public void A_rotation_needs_a_head_dim_that_is_a_power_of_two() => Assert.That(
+        () => new MustafarCache(1, 1, 96, TorchSharp.torch.ScalarType.Float32, options: MustafarPresets.FourBits with { KeyRotation = true }),
+        Throws.TypeOf<NotSupportedException>().With.Message.Contains("head_dim of 64, 128 or 256, but got 96"));
+
     /// <summary>What the documentation of the presets says of their bytes.</summary>
     [Test]
     public void Presets_take_the_bytes_that_they_say()

@@ -57,14 +57,54 @@ public sealed class PagePoolTests
     }
 
     [Test]
-    public void ShortSequencesShareASlab()
+    public void ShortSequencesTakeWhatTheyNeed()
     {
-        for (int i = 0; i < PagePool.MostSlabPages; i++)
+        for (int i = 1; i <= 3 * PagePool.MostSlabPages; i++)
         {
             _pool.Rent(1, 0, -1);
+            Assert.That(_pool.Bytes, Is.EqualTo(i * _pool.PageBytes));
+        }
+    }
+
+    [Test]
+    public unsafe void PagesMoveOnceWhenASequenceGetsLong([Values] bool byAnOwner)
+    {
+        List<int> pages = [];
+        for (int i = 0; i < PagePool.MostSlabPages - 1; i++)
+        {
+            pages.AddRange(_pool.Rent(1, i, pages.LastOrDefault(-1)));
+            _pool.View(pages[^1], 0).fill_(i + 1);
         }
 
-        Assert.That(_pool.Bytes, Is.EqualTo(Heads * _pool.HeadStride()));
+        _pool.Return(pages[2]);
+        Assert.That(_pool.Moves, Is.Zero);
+        if (byAnOwner)
+        {
+            _pool.AddOwner();
+        }
+        else
+        {
+            pages.AddRange(_pool.Rent(1, PagePool.MostSlabPages - 1, pages[^1]));
+        }
+
+        nint[] addresses = [.. pages.Select(page => _pool.Address(page))];
+        Assert.Multiple(() =>
+        {
+            Assert.That(_pool.Moves, Is.EqualTo(1));
+            Assert.That(_pool.Bytes, Is.EqualTo(PagePool.MostSlabPages * _pool.PageBytes));
+            for (int i = 0; i < PagePool.MostSlabPages - 1; i++)
+            {
+                if (i != 2)
+                {
+                    Assert.That(_pool.View(pages[i], 0).eq(i + 1).all().item<bool>(), $"page {i}");
+                }
+            }
+
+            Assert.That(_pool.FreePages, Is.EqualTo(byAnOwner ? 2 : 1), "what was free is free");
+        });
+        _pool.Rent(40, 0, -1);
+        Assert.That(_pool.Moves, Is.EqualTo(1));
+        Assert.That(pages.Select(page => _pool.Address(page)), Is.EqualTo(addresses));
     }
 
     [Test]

@@ -47,6 +47,26 @@ public sealed class ReadmeTests
     }
 
     [Test]
+    public void ChoiceOfChannels()
+    {
+        MustafarOptions aware = new() { KeySparsity = 0.5, KeySelection = KeySelection.OutputAware };
+        MustafarOptions own = new() { ValueSelection = ValueSelection.ByScores("squares", input => input.Tokens.square().to(ScalarType.Float32)) };
+
+        Assert.That(Generated(aware), Is.Not.EqualTo(Generated(aware with { KeySelection = KeySelection.Magnitude })));
+        Assert.That(Generated(own), Is.EqualTo(Generated(new MustafarOptions())), "squares rank as magnitudes do");
+
+        // The attention of a token over the compressed prompt.
+        static float[] Generated(MustafarOptions options)
+        {
+            manual_seed(1);
+            using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, options: options);
+            Tensor keys = randn(1, 2, 200, 64), query = randn(1, 4, 200, 64) * arange(1f, 65, dtype: ScalarType.Float32);
+            cache.Forward(query, keys, keys);
+            return [.. cache.Attend(query.narrow(2, 199, 1)).data<float>()];
+        }
+    }
+
+    [Test]
     public void FewerBits()
     {
         MustafarOptions all = MustafarPresets.FourBits;
@@ -141,12 +161,14 @@ public sealed class ReadmeTests
     public void CachesOnDisk()
     {
         using TemporaryDirectory directory = new();
-        (string path, string fingerprint) = (directory.File("cache"), "model");
+        string path = directory.File("cache");
+        using TorchSharp.Modules.Linear model = TorchSharp.torch.nn.Linear(4, 4);
         using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
         MustafarCache[] layers = [cache];
         Tensor tokens = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
         cache.Append(tokens, tokens);
 
+        string fingerprint = MustafarCacheFile.FingerprintOf(model);
         MustafarCacheFile.Save(path, layers, fingerprint, new Dictionary<string, string> { ["title"] = "first" });
 
         cache.Clear();

@@ -14,6 +14,7 @@ public sealed class CacheSettingReaderTests
             {
               "four": "FourBits",
               "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875, "local_window": 64 },
+              "aware": { "key_selection": "output-aware", "value_selection": "per-channel" },
               "half, plain scales": { "preset": "HalfInFourBits", "key_channel_scales": false, "balanced_values": true }
             }
             """);
@@ -22,6 +23,7 @@ public sealed class CacheSettingReaderTests
         [
             new("four", MustafarPresets.FourBits with { SinkTokens = 4, LocalWindow = 16 }),
             new("64 / 40", new MustafarOptions { KeySparsity = 0.5, ValueSparsity = 0.6875, SinkTokens = 4, LocalWindow = 64 }),
+            new("aware", defaults with { KeySelection = KeySelection.OutputAware, ValueSelection = ValueSelection.PerChannel }),
             new("half, plain scales", MustafarPresets.HalfInFourBits with
             {
                 KeyChannelScales = false, BalancedValues = true, SinkTokens = 4, LocalWindow = 16,
@@ -31,8 +33,12 @@ public sealed class CacheSettingReaderTests
         [
             CacheSettingReader.Parse("four: fourbits", defaults),
             CacheSettingReader.Parse("64 / 40: key_sparsity=0.5, value_sparsity=0.6875, local_window=64", defaults),
+            CacheSettingReader.Parse("aware: key_selection=output-aware, value_selection=per-channel", defaults),
             CacheSettingReader.Parse("half, plain scales: HalfInFourBits, key_channel_scales=false, balanced_values=true", defaults),
         ];
+        Assert.That(
+            CacheSettingReader.Parse("rotated: FourBits, key_rotation=true"),
+            Is.EqualTo(new CacheSetting("rotated", MustafarPresets.FourBits with { KeyRotation = true })));
         using (Assert.EnterMultipleScope())
         {
             Assert.That(CacheSettingReader.Load(directory.File("s.json"), defaults), Is.EqualTo(expected));
@@ -43,10 +49,14 @@ public sealed class CacheSettingReaderTests
 
     [TestCase("""{ "a": { "key_bit": 4 } }""", "setting 'a'", "key_bits", "'key_bit'")]
     [TestCase("""{ "a": { "key_bits": 5 } }""", "setting 'a'", "'key_bits'", "5")]
+    [TestCase("""{ "a": { "key_selection": "best" } }""", "setting 'a'", "'key_selection'", "output-aware", "'best'")]
+    [TestCase("""{ "a": { "value_selection": 3 } }""", "setting 'a'", "value_selection", "3")]
     [TestCase("""{ "a": { "key_sparsity": "half" } }""", "setting 'a'", "'key_sparsity'", "half")]
     [TestCase("""{ "a": { "value_sparsity": 1 } }""", "setting 'a'", "'value_sparsity'", "1")]
     [TestCase("""{ "a": { "sinks": -1 } }""", "setting 'a'", "'sinks'", "-1")]
     [TestCase("""{ "a": { "key_channel_scales": true } }""", "setting 'a'", "'key_channel_scales'", "key_bits")]
+    [TestCase("""{ "a": { "key_rotation": true } }""", "setting 'a'", "'key_rotation'", "key_bits")]
+    [TestCase("""{ "a": { "key_rotation": true, "key_bits": 4 } }""", "setting 'a'", "'key_rotation'", "key_sparsity")]
     [TestCase("""{ "a": "ThreeBits" }""", "setting 'a'", "FourBits", "'ThreeBits'")]
     [TestCase("""{ "a": 4 }""", "setting 'a'", "object", "4")]
     [TestCase("""{ "": "FourBits" }""", "name", "empty", "setting")]

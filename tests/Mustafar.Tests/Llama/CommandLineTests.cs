@@ -17,6 +17,7 @@ public sealed class CommandLineTests
     [TestCase("recall", "--contexts", "2", "--context", "256")]
     [TestCase("score", "--file", "{short}")]
     [TestCase("generate", "--max-tokens", "4", "--key-bits", "4", "--value-bits", "8", "--key-sparsity", "0")]
+    [TestCase("generate", "--max-tokens", "4", "--key-selection", "output-aware", "--value-selection", "per-channel")]
     [TestCase("score", "--ids-file", "{ids}", "--prefill", "3")]
     public void JsonIsOneObjectAndAllOfStandardOutput(params string[] args)
     {
@@ -357,6 +358,9 @@ public sealed class CommandLineTests
     [TestCase(1, "--key-bits: expected 16 (numbers of the cache's type, as they are), 8 or 4, but got 3.", new[] { "generate", "--key-bits", "3" })]
     [TestCase(1, "--value-bits: expected 16", new[] { "generate", "--value-bits", "0" })]
     [TestCase(1, "--key-channel-scales: expected --key-bits 8 or 4 with yes", new[] { "generate", "--key-channel-scales", "yes" })]
+    [TestCase(1, "--key-rotation: expected --key-bits 8 or 4 and --key-sparsity 0", new[] { "generate", "--key-rotation", "--key-bits", "4" })]
+    [TestCase(2, "--key-selection: expected magnitude, output-aware or structured, but got 'best'", new[] { "generate", "--key-selection", "best" })]
+    [TestCase(1, "KeySelection", new[] { "generate", "--key-selection", "structured", "--balanced-keys" })]
     [TestCase(2, "--key-channel-scales: expected auto, yes or no, but got 'on'", new[] { "generate", "--key-channel-scales", "on" })]
     [TestCase(1, "--group-size: expected a multiple of 32", new[] { "generate", "--group-size", "33" })]
     [TestCase(1, "--top-p: expected a probability of 0 to 1, but got 2.", new[] { "generate", "--top-p", "2" })]

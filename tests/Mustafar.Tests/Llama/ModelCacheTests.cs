@@ -74,7 +74,7 @@ public sealed class ModelCacheTests
         _ = Next(cache, tokens);
         KeyValueCacheMemory expected = one.Memory;
         Assert.That(cache.Memory, Is.EqualTo(new KeyValueCacheMemory(
-            cache.Memory.CompressedBytes, batchSize * expected.WindowBytes, batchSize * expected.DenseBytes, batchSize * expected.Fp16Bytes)));
+            cache.Memory.CompressedBytes, batchSize * expected.WindowBytes, batchSize * expected.UsedBytes, batchSize * expected.DenseBytes, batchSize * expected.Fp16Bytes)));
         using ModelCache fork = cache.Fork([0, 0]);
         Assert.That(fork.Memory.WindowBytes, Is.EqualTo((batchSize + 2) * expected.WindowBytes));
         Assert.That(fork.Memory.DenseBytes, Is.EqualTo(2 * expected.DenseBytes), "its own tokens");

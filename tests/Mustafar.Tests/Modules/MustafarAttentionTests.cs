@@ -136,6 +136,25 @@ public sealed class MustafarAttentionTests(string device)
         Assert.That(Weights.Joint(), Is.Null);
     }
 
+    /// <summary>A new layer computes something sensible, with no gradient even from a hidden state that asks for one.</summary>
+    [Test]
+    public void ANewLayerHasWeights([Values] bool bias)
+    {
+        using var scope = NewDisposeScope();
+        using MustafarAttention attention = new(s_options with { QkvBias = bias, OutputBias = bias, QueryKeyNormEps = 1e-6 }, _rotary);
+        double most = 1 / Math.Sqrt(s_options.HiddenSize);
+        foreach ((string name, Tensor value) in attention.state_dict())
+        {
+            float[] numbers = Oracle.Values.Of(value);
+            Assert.That(numbers, name.Contains("norm") ? Is.All.EqualTo(1) : Is.All.InRange(-most * 2, most * 2), name);
+            Assert.That(numbers.Distinct().Count(), name.Contains("norm") ? Is.EqualTo(1) : Is.GreaterThan(numbers.Length / 2), name);
+        }
+
+        using DenseCache cache = new(1, s_options.NumKvHeads, s_options.HeadDim, ScalarType.Float32);
+        Tensor output = attention.forward(randn(1, 5, s_options.HiddenSize, requires_grad: true), cache);
+        Assert.That(Oracle.Values.Of(output), Has.All.Matches<float>(float.IsFinite).And.Some.Not.Zero);
+    }
+
     [Test]
     public void NormalisesEachHeadsQueryAndKeyBeforeItsPosition()
     {

@@ -28,7 +28,7 @@ internal sealed class WithoutCudaTests
         {
             fixed (uint* bits = bitmap)
             {
-                int status = NativeMethods.Prune(&context, &format, 1, 2, 64, &dense, bits);
+                int status = NativeMethods.Prune(&context, &format, 1, 2, 64, &dense, null, bits);
                 Assert.That(() => NativeCall.Check(status), Throws.TypeOf<NotSupportedException>().With.Message.Contains("CUDA"));
             }
 

@@ -10,6 +10,9 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
 {
     private readonly Tensor?[] _keys = new Tensor?[batch];
     private readonly Tensor?[] _values = new Tensor?[batch];
+    private readonly (ReferenceSelection Keys, ReferenceSelection Values)[] _selections =
+        [.. Enumerable.Range(0, batch).Select(_ => (KeysOf(options, headDim), ValuesOf(options, headDim)))];
+
     private readonly float[]?[] _keyScales = new float[]?[batch]; // of those that have compressed tokens
     private readonly int[] _compressed = new int[batch];
     private readonly int[] _released = new int[batch]; // whole groups that a sliding window gave back
@@ -30,6 +33,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
     {
         for (int b = 0; b < batch; b++)
         {
+            Gather(b, null, keys, values, counts[b]);
             Add(b, keys, values, counts[b]);
             Compress(b, Rule(Length(b), options));
             Release(b);
@@ -47,6 +51,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         {
             // A single token is appended first; of several, none is there yet when the cache makes room for the first.
             int past = Length(b);
+            Gather(b, query, keys, values, counts[b]);
             bool single = keys.shape[2] == 1;
             Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), Others(past) / options.GroupSize * options.GroupSize));
             Add(b, keys, values, counts[b]);
@@ -94,11 +99,28 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             fork._keys[b] = _keys[parents[b]];
             fork._values[b] = _values[parents[b]];
             fork._keyScales[b] = _keyScales[parents[b]];
+            fork._selections[b] = (_selections[parents[b]].Keys.Copy(), _selections[parents[b]].Values.Copy());
             fork._compressed[b] = _compressed[parents[b]];
             fork._released[b] = _released[parents[b]];
         }
 
         return fork;
+    }
+
+    private static ReferenceSelection KeysOf(MustafarOptions options, int headDim) => new(
+        options.KeySelection, options.KeysKept(headDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : SparsityPattern.Unstructured);
+
+    private static ReferenceSelection ValuesOf(MustafarOptions options, int headDim) => new(
+        options.ValueSelection, options.ValuesKept(headDim), options.BalancedValues ? SparsityPattern.BalancedValues : SparsityPattern.Unstructured);
+
+    private void Gather(int b, Tensor? query, Tensor keys, Tensor values, int count)
+    {
+        if (_compressed[b] == 0)
+        {
+            bool isFirst = Others(Length(b)) == 0;
+            _selections[b].Keys.Add(query?[b].narrow(1, 0, count), keys[b].narrow(1, 0, count), isFirst);
+            _selections[b].Values.Add(null, values[b].narrow(1, 0, count), isFirst);
+        }
     }
 
     private int Others(int length) => Math.Max(0, length - options.SinkTokens);
@@ -141,16 +163,16 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         }
 
         _keys[b] = Stored(
-            _keys[b]!, options.KeysKept(headDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : null, options.KeyBits, _keyScales[b]);
+            _keys[b]!, options.KeysKept(headDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : null, options.KeyBits, _keyScales[b], options.KeyRotation);
         _values[b] = Stored(
-            _values[b]!, options.ValuesKept(headDim), options.BalancedValues ? SparsityPattern.BalancedValues : null, options.ValueBits, null);
+            _values[b]!, options.ValuesKept(headDim), options.BalancedValues ? SparsityPattern.BalancedValues : null, options.ValueBits, null, rotated: false);
         _compressed[b] = until;
 
-        Tensor Stored(Tensor rows, int keep, SparsityPattern? balanced, int bits, float[]? scales)
+        Tensor Stored(Tensor rows, int keep, SparsityPattern? balanced, int bits, float[]? scales, bool rotated)
         {
             Tensor copy = rows.clone(), part = rows.narrow(1, options.SinkTokens + from, until - from);
             Tensor mask = keep == headDim ? ones_like(part, dtype: ScalarType.Bool) : ReferencePruning.Mask(part, keep, balanced ?? SparsityPattern.Unstructured);
-            copy.narrow(1, options.SinkTokens + from, until - from).copy_(ReferenceIntegers.Stored(part, mask, bits, scales));
+            copy.narrow(1, options.SinkTokens + from, until - from).copy_(ReferenceIntegers.Stored(part, mask, bits, scales, rotated));
             return copy;
         }
     }

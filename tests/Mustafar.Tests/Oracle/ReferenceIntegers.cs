@@ -10,7 +10,8 @@ internal static class ReferenceIntegers
     /// <param name="mask">True where a channel was kept.</param>
     /// <param name="bits">16, 8 or 4.</param>
     /// <param name="scales">A scale for each channel of a head, [heads, head_dim] with rows [heads, tokens, head_dim]; null for none.</param>
-    internal static Tensor Stored(Tensor rows, Tensor mask, int bits, float[]? scales = null)
+    /// <param name="rotated">Whether rows are rotated after that.</param>
+    internal static Tensor Stored(Tensor rows, Tensor mask, int bits, float[]? scales = null, bool rotated = false)
     {
         if (bits == 16)
         {
@@ -24,7 +25,7 @@ internal static class ReferenceIntegers
         {
             int head = row / (headDim * tokens);
             Store(
-                numbers.AsSpan(row, headDim), kept.AsSpan(row, headDim), bits == 8 ? 127 : 7, scales is null ? [] : scales.AsSpan(head * headDim, headDim));
+                numbers.AsSpan(row, headDim), kept.AsSpan(row, headDim), bits == 8 ? 127 : 7, scales is null ? [] : scales.AsSpan(head * headDim, headDim), rotated);
         }
 
         return tensor(numbers).reshape(rows.shape).to(rows.dtype).to(rows.device);
@@ -53,7 +54,7 @@ internal static class ReferenceIntegers
         static bool Counts(double magnitude) => magnitude > 0 && double.IsFinite(magnitude);
     }
 
-    private static void Store(Span<float> row, ReadOnlySpan<bool> kept, int most, ReadOnlySpan<float> scales)
+    private static void Store(Span<float> row, ReadOnlySpan<bool> kept, int most, ReadOnlySpan<float> scales, bool rotated)
     {
         bool finite = true;
         float largest = 0;
@@ -61,7 +62,17 @@ internal static class ReferenceIntegers
         {
             finite &= float.IsFinite(row[c]);
             row[c] = !kept[c] ? 0 : scales.IsEmpty ? row[c] : row[c] / scales[c];
-            largest = Math.Max(largest, Math.Abs(row[c]));
+        }
+
+        if (rotated)
+        {
+            Rotate(row);
+        }
+
+        foreach (float number in row)
+        {
+            finite &= float.IsFinite(number);
+            largest = Math.Max(largest, Math.Abs(number));
         }
 
         Half scale = (Half)(largest / most);
@@ -69,8 +80,38 @@ internal static class ReferenceIntegers
         for (int c = 0; c < row.Length; c++)
         {
             float quotient = step == 0 ? 0 : Math.Clamp(MathF.Round(row[c] / step, MidpointRounding.ToEven), -most, most);
-            float factor = scales.IsEmpty ? 1 : scales[c];
-            row[c] = !kept[c] ? 0 : finite ? quotient * step * factor : float.NaN;
+            row[c] = quotient * step;
+        }
+
+        if (rotated)
+        {
+            Rotate(row);
+        }
+
+        for (int c = 0; c < row.Length; c++)
+        {
+            row[c] = !kept[c] ? 0 : finite ? row[c] * (scales.IsEmpty ? 1 : scales[c]) : float.NaN;
+        }
+    }
+
+    // The Hadamard matrix times a row, summed up from neighbours to halves.
+    private static void Rotate(Span<float> row)
+    {
+        for (int distance = 1; distance < row.Length; distance *= 2)
+        {
+            for (int c = 0; c < row.Length; c++)
+            {
+                if ((c & distance) == 0)
+                {
+                    (row[c], row[c + distance]) = (row[c] + row[c + distance], row[c] - row[c + distance]);
+                }
+            }
+        }
+
+        float factor = (float)(1 / Math.Sqrt(row.Length));
+        foreach (ref float number in row)
+        {
+            number *= factor;
         }
     }
 }

@@ -89,6 +89,7 @@ internal sealed class CacheFileRefusalTests(string device)
         yield return Other("key_bits", Options with { KeyBits = 8 });
         yield return Other("value_bits", Options with { ValueBits = 4 });
         yield return Other("key_channel_scales=1", Options with { KeyBits = 8, KeyChannelScales = true });
+        yield return Other("key_rotation=1", Options with { KeyBits = 8, KeySparsity = 0, KeyRotation = true });
         yield return Other("local_window", Options with { LocalWindow = 1 });
         yield return Other("group_size", Options with { GroupSize = 64 });
         yield return Other("sliding_window", Options with { SlidingWindow = null });

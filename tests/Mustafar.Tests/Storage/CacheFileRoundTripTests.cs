@@ -32,6 +32,7 @@ internal sealed class CacheFileRoundTripTests(string device)
         yield return Setup("all kept", Small with { KeySparsity = 0, ValueSparsity = 0 }, 80);
         yield return Setup("all kept, 8 bits", MustafarPresets.EightBits with { GroupSize = 64, LocalWindow = 5 }, 96);
         yield return Setup("all kept, 4 bits", MustafarPresets.FourBits with { GroupSize = 32 }, 64);
+        yield return Setup("rotated keys of 4 bits", MustafarPresets.FourBits with { GroupSize = 32, KeyRotation = true }, 128);
         yield return Setup("half kept, 4 bits, with sinks", MustafarPresets.HalfInFourBits with { GroupSize = 32, SinkTokens = 3 }, 128);
         yield return Setup("keys all kept in 8 bits, values 2:4 in 4 bits", MustafarPresets.TwoOfFourInFourBits with { KeySparsity = 0, KeyBits = 8, GroupSize = 32 }, 64);
         yield return Setup("4 bits, sliding", MustafarPresets.FourBits with { GroupSize = 32, SlidingWindow = 50, KeyChannelScales = false, ValueBits = 16 }, 64);

@@ -34,7 +34,7 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
             return basis with
             {
                 KeySparsity = sparsity, ValueSparsity = sparsity, BalancedKeys = false, BalancedValues = false,
-                KeyBits = bits, ValueBits = bits, KeyChannelScales = channelScales,
+                KeyBits = bits, ValueBits = bits, KeyChannelScales = channelScales, KeyRotation = false,
             };
         }
     }
@@ -43,6 +43,7 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
     public static MustafarOptions Unchanged(MustafarOptions basis) => basis with
     {
         KeySparsity = 0, ValueSparsity = 0, BalancedKeys = false, BalancedValues = false, KeyBits = 16, ValueBits = 16, KeyChannelScales = false,
+        KeyRotation = false, KeySelection = KeySelection.Magnitude, ValueSelection = ValueSelection.Magnitude,
     };
 
     /// <summary>Options with the keys of some, the values of others, and all else of a basis.</summary>
@@ -52,9 +53,12 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
         BalancedKeys = keys.BalancedKeys,
         KeyBits = keys.KeyBits,
         KeyChannelScales = keys.KeyChannelScales,
+        KeyRotation = keys.KeyRotation,
+        KeySelection = keys.KeySelection,
         ValueSparsity = values.ValueSparsity,
         BalancedValues = values.BalancedValues,
         ValueBits = values.ValueBits,
+        ValueSelection = values.ValueSelection,
     };
 
     /// <summary>Keys, or values, in words: 64 of 128 in 4 bits.</summary>
@@ -67,6 +71,10 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
         string pattern = balanced && kept < headDim ? " balanced" : "";
         string numbers = bits == 16 ? " as they are" : string.Create(CultureInfo.InvariantCulture, $" in {bits} bits");
         string scales = !keys || bits == 16 || options.KeyChannelScales == bits < 8 ? "" : options.KeyChannelScales ? ", channel scales" : ", no channel scales";
-        return channels + pattern + numbers + scales;
+        string selection = kept == headDim ? "" : keys ? Chosen(options.KeySelection) : Chosen(options.ValueSelection);
+        string rotation = keys && options.KeyRotation ? ", rotated" : "";
+        return channels + pattern + numbers + scales + selection + rotation;
+
+        static string Chosen(ChannelSelection selection) => selection.Name == KeySelection.Magnitude.Name ? "" : $", chosen {selection.Name}";
     }
 }

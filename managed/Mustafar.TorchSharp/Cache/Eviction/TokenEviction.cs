@@ -79,6 +79,10 @@ public sealed record TokenEviction
     public static TokenEviction HeavyHitters(int capacity, int? recentTokens = null) =>
         new(TokenEvictionMethod.AccumulatedAttention, capacity, recentTokens ?? capacity / 2, kernelSize: 1);
 
+    /// <summary>Whether tokens of a cache can be removed: what other selections gather of tokens does not follow those that are kept.</summary>
+    internal static bool GoesWith(MustafarOptions options) =>
+        options.KeySelection == KeySelection.Magnitude && options.ValueSelection == ValueSelection.Magnitude;
+
     /// <summary>Refuses options of a cache that it does not go with.</summary>
     /// <exception cref="ArgumentException">It does not.</exception>
     internal void Check(MustafarOptions options)
@@ -87,6 +91,13 @@ public sealed record TokenEviction
         {
             throw new ArgumentException(
                 $"Expected layers that see all tokens with {nameof(MustafarOptions.Eviction)}, but there is a sliding window of {window} tokens.",
+                nameof(options));
+        }
+
+        if (!GoesWith(options))
+        {
+            throw new ArgumentException(
+                $"Expected channels that are chosen by magnitude with {nameof(MustafarOptions.Eviction)}, but got '{options.KeySelection.Name}' for keys and '{options.ValueSelection.Name}' for values.",
                 nameof(options));
         }
 

@@ -39,6 +39,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     internal KeyValueCacheMemory MemoryOf(long tokens) => new(
         CompressedBytes: 0,
         WindowBytes: (long)_slots * Capacity * _shape.TokenBytes,
+        UsedBytes: tokens * _shape.TokenBytes,
         DenseBytes: tokens * _shape.TokenBytes,
         Fp16Bytes: tokens * 2 * _shape.NumKvHeads * _shape.HeadDim * 2);
 

@@ -12,10 +12,17 @@ internal sealed unsafe class LayerFormat
     internal LayerFormat(CacheShape shape, MustafarOptions options)
     {
         options.Check();
+        options.CheckSelections(shape.HeadDim);
+        options.CheckRotation(shape.HeadDim);
         Keys = Format(
-            shape, keys: true, options.KeyBits, options.KeysKept(shape.HeadDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : SparsityPattern.Unstructured);
+            shape, keys: true, options.KeyBits, options.KeysKept(shape.HeadDim), PatternOf(options.KeySelection, options.BalancedKeys ? Pattern.BalancedKeys : Pattern.Unstructured));
         Values = Format(
-            shape, keys: false, options.ValueBits, options.ValuesKept(shape.HeadDim), options.BalancedValues ? SparsityPattern.BalancedValues : SparsityPattern.Unstructured);
+            shape, keys: false, options.ValueBits, options.ValuesKept(shape.HeadDim), PatternOf(options.ValueSelection, options.BalancedValues ? Pattern.BalancedValues : Pattern.Unstructured));
+        if (options.KeyRotation)
+        {
+            Keys = Keys with { Pattern = (int)Pattern.AllRotated };
+        }
+
         PageBlocks = options.GroupSize / NativeConstants.BlockTokens;
         if (shape.Device.type != DeviceType.CPU && !IsServed(shape))
         {
@@ -46,6 +53,10 @@ internal sealed unsafe class LayerFormat
     /// <summary>Bytes of the channel scales of a sequence's keys; 0 if they have none.</summary>
     internal long KeyScaleBytes { get; }
 
+    /// <summary>Bytes of what selections gather of a sequence.</summary>
+    internal long StatisticsBytes(CacheShape shape, MustafarOptions options) =>
+        ChannelStatistics.SlotBytes(options.KeySelection, shape, Keys.Keep) + ChannelStatistics.SlotBytes(options.ValueSelection, shape, Values.Keep);
+
     /// <summary>Bytes of one block.</summary>
     internal static long BlockBytes(NativeFormat format)
     {
@@ -58,8 +69,8 @@ internal sealed unsafe class LayerFormat
     internal NativeFormat OfFile(bool keys, int version)
     {
         NativeFormat own = keys ? Keys : Values;
-        SparsityPattern pattern = own.Keep < own.HeadDim ? (SparsityPattern)own.Pattern
-            : version == CacheFileFormat.FirstVersion ? SparsityPattern.Unstructured : SparsityPattern.All;
+        Pattern pattern = own.Keep < own.HeadDim || (Pattern)own.Pattern == Pattern.AllRotated ? (Pattern)own.Pattern
+            : version == CacheFileFormat.FirstVersion ? Pattern.Unstructured : Pattern.All;
         return own with { Order = (int)Order.Plain, Pattern = (int)pattern };
     }
 
@@ -72,7 +83,7 @@ internal sealed unsafe class LayerFormat
     {
         try
         {
-            QueryWorkspace(shape);
+            NativeCall.Check(QueryWorkspace(shape));
         }
         catch (NotSupportedException exception) when (shape.Device.type != DeviceType.CPU)
         {
@@ -90,19 +101,18 @@ internal sealed unsafe class LayerFormat
 
     private bool IsServed(CacheShape shape)
     {
-        try
-        {
-            QueryWorkspace(shape);
-            return true;
-        }
-        catch (NotSupportedException)
+        int status = QueryWorkspace(shape);
+        if (status == (int)Status.Unsupported)
         {
             return false;
         }
+
+        NativeCall.Check(status);
+        return true;
     }
 
     // Attention's native checks of the formats.
-    private void QueryWorkspace(CacheShape shape)
+    private int QueryWorkspace(CacheShape shape)
     {
         NativeContext context = TensorAccess.Context(shape.Device);
         NativeAttention attention = new()
@@ -118,17 +128,19 @@ internal sealed unsafe class LayerFormat
             Values = new NativeBlocks { Format = Values, PageBlocks = PageBlocks },
         };
         long bytes;
-        NativeCall.Check(NativeMethods.AttentionWorkspace(&context, &attention, &bytes));
+        return NativeMethods.AttentionWorkspace(&context, &attention, &bytes);
     }
 
-    private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, SparsityPattern pattern)
+    private static Pattern PatternOf(ChannelSelection selection, Pattern otherwise) => selection.IsUneven ? Pattern.Mask : otherwise;
+
+    private static NativeFormat Format(CacheShape shape, bool keys, int bits, int keep, Pattern pattern)
     {
         ValueFormat values = TensorAccess.ValueFormatOf(bits);
         if (keep == shape.HeadDim)
         {
             // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
             bool hasBitmaps = values == ValueFormat.Native && shape.Device.type != DeviceType.CPU;
-            pattern = hasBitmaps ? SparsityPattern.Unstructured : SparsityPattern.All;
+            pattern = hasBitmaps ? Pattern.Unstructured : Pattern.All;
         }
 
         return new NativeFormat

@@ -54,7 +54,7 @@ internal sealed unsafe partial class LayerStorage
         using Tensor batch = rows.unsqueeze(0);
         NativeDense dense = TensorAccess.Dense(batch);
         NativeCall.Check(NativeMethods.Compress(
-            &context, 1, _shape.NumKvHeads, rows.size(1), &dense, null, ofKeys ? KeyScalesFrom(slot) : null, &blocks));
+            &context, 1, _shape.NumKvHeads, rows.size(1), &dense, null, null, ofKeys ? KeyScalesFrom(slot) : null, &blocks));
         GC.KeepAlive(batch);
     }
 }

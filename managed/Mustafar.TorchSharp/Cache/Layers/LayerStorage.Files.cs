@@ -46,29 +46,33 @@ internal sealed unsafe partial class LayerStorage
     /// <summary>Shows the rows of some slots of a tensor [slots, num_kv_heads, places, head_dim].</summary>
     /// <param name="tensor">The tensor.</param>
     /// <param name="slots">The slots.</param>
-    /// <param name="inUse">Whether a place of the b-th of them is in use; the others are zero.</param>
+    /// <param name="places">Places that the visitor sees of each slot and head.</param>
+    /// <param name="find">Where such a place of the b-th slot is in the tensor; null for one that is not in use, which the visitor sees as zeros.</param>
     /// <param name="fill">Whether the visitor writes them.</param>
     /// <param name="visit">Reads or writes a row.</param>
-    internal void VisitRows(Tensor tensor, int[] slots, Func<int, int, bool> inUse, bool fill, Visitor visit)
+    internal void VisitRows(Tensor tensor, int[] slots, int places, Func<int, int, int?> find, bool fill, Visitor visit)
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         bool isHere = _shape.Device.type == DeviceType.CPU;
-        int places = checked((int)tensor.size(2));
+        long ownPlaces = tensor.size(2);
         byte[] unused = new byte[_shape.HeadDim * TensorAccess.ElementBytes(tensor.dtype)];
         for (int b = 0; b < slots.Length; b++)
         {
             Tensor own = tensor[slots[b]];
             Tensor host = isHere ? own : fill ? empty(own.shape, dtype: own.dtype, device: CPU) : own.cpu();
-            byte* row = (byte*)TensorAccess.Pointer(host);
-            for (int i = 0; i < _shape.NumKvHeads * places; i++, row += unused.Length)
+            if (fill)
             {
-                bool used = inUse(b, i % places);
-                visit(used || fill ? new Span<byte>(row, unused.Length) : unused);
-                if (!used && fill)
-                {
-                    new Span<byte>(row, unused.Length).Clear();
-                }
+                host.zero_();
+            }
+
+            byte* rows = (byte*)TensorAccess.Pointer(host);
+            for (int i = 0; i < _shape.NumKvHeads * places; i++)
+            {
+                // What a file has in a place that is not in use goes nowhere.
+                visit(find(b, i % places) is int place
+                    ? new Span<byte>(rows + (((i / places * ownPlaces) + place) * unused.Length), unused.Length)
+                    : unused);
             }
 
             if (fill && !isHere)
@@ -108,7 +112,7 @@ internal sealed unsafe partial class LayerStorage
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        bool reorders = LayerFormat.HasIntegers(format);
+        bool reorders = format.Pattern == (keys ? Format.Keys : Format.Values).Pattern;
         torch.Device device = reorders ? _shape.Device : CPU; // of the blocks in the file's form
         long headBytes = Format.PageBlocks * LayerFormat.BlockBytes(format);
         long pageBytes = _shape.NumKvHeads * headBytes;
@@ -176,8 +180,7 @@ internal sealed unsafe partial class LayerStorage
         NativeCall.Check(NativeMethods.Convert(&context, pages, _shape.NumKvHeads, Options.GroupSize, &source, &destination));
     }
 
-    // Compressing what was expanded gives the same bits: of a row that has fewer kept channels than the rule asks for because
-    // some were zero, the same zeros are kept again.
+    // Where all channels are kept and one form has bitmaps: nothing is chosen anew.
     private void Recompress(NativeBlocks source, torch.Device from, NativeBlocks destination, torch.Device to, int pages)
     {
         Tensor dense = empty([pages, _shape.NumKvHeads, Options.GroupSize, _shape.HeadDim], dtype: _shape.DType, device: from);
@@ -187,7 +190,7 @@ internal sealed unsafe partial class LayerStorage
         dense = dense.to(to);
         rows = TensorAccess.Dense(dense);
         context = TensorAccess.Context(to);
-        NativeCall.Check(NativeMethods.Compress(&context, pages, _shape.NumKvHeads, Options.GroupSize, &rows, null, null, &destination));
+        NativeCall.Check(NativeMethods.Compress(&context, pages, _shape.NumKvHeads, Options.GroupSize, &rows, null, null, null, &destination));
         GC.KeepAlive(dense);
     }
 }

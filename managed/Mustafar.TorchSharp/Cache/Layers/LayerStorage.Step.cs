@@ -17,6 +17,7 @@ internal sealed unsafe partial class LayerStorage
     internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
     {
         Tensor output;
+        Gather(plan, query, keys, values);
         if (plan.Tokens == 1)
         {
             Append(plan, keys, values, isLast);
@@ -58,6 +59,13 @@ internal sealed unsafe partial class LayerStorage
         }
     }
 
+    /// <summary>Adds a step's tokens, which don't attend.</summary>
+    internal void AppendAlone(StepPlan plan, Tensor keys, Tensor values)
+    {
+        Gather(plan, query: null, keys, values);
+        Append(plan, keys, values, isLast: true);
+    }
+
     /// <summary>Attends to what is stored after the step, from its last tokens.</summary>
     internal Tensor AttendStored(StepPlan plan, Tensor query, double? scale) => AttendTokens(plan, query, null, null, scale);
 
@@ -68,6 +76,8 @@ internal sealed unsafe partial class LayerStorage
         _overwritten?.Keys.Dispose();
         _overwritten?.Values.Dispose();
         _overwritten = null;
+        KeyStatistics?.Commit();
+        ValueStatistics?.Commit();
     }
 
     /// <summary>Makes the ring and the sinks what they were before a step, however much of it was done.</summary>
@@ -79,6 +89,8 @@ internal sealed unsafe partial class LayerStorage
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
+        KeyStatistics?.Rollback();
+        ValueStatistics?.Rollback();
         if (_overwritten is (Tensor slots, Tensor keys, Tensor values))
         {
             _tailKeys.index_copy_(0, slots, keys);
@@ -104,6 +116,8 @@ internal sealed unsafe partial class LayerStorage
 
     private void AppendTokens(StepPlan plan, Tensor? keys, Tensor? values, int* compressed, int lookahead)
     {
+        Tensor? keyMasks = Masks(plan, ofKeys: true, keys, isEarly: lookahead > 0);
+        Tensor? valueMasks = Masks(plan, ofKeys: false, values, isEarly: lookahead > 0);
         NativeContext context = TensorAccess.Context(_shape.Device);
         NativeAppend append = new()
         {
@@ -127,10 +141,17 @@ internal sealed unsafe partial class LayerStorage
             KeyFactors = KeyScalesFrom(0),
             TailKeys = _denseTailKeys,
             TailValues = _denseTailValues,
+            KeyImportance = TensorAccess.Floats(KeyStatistics?.Importance),
+            ValueImportance = TensorAccess.Floats(ValueStatistics?.Importance),
+            KeyBitmap = keyMasks is null ? null : (uint*)TensorAccess.Pointer(keyMasks),
+            ValueBitmap = valueMasks is null ? null : (uint*)TensorAccess.Pointer(valueMasks),
+            BitmapTokens = checked((int)((keyMasks ?? valueMasks)?.size(2) ?? 0)),
         };
         int status = NativeMethods.AppendTokens(&context, &append);
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
+        GC.KeepAlive(keyMasks);
+        GC.KeepAlive(valueMasks);
         NativeCall.Check(status);
     }
 

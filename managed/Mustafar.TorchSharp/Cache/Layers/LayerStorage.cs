@@ -12,7 +12,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     private readonly SequenceTable _table;
     private readonly StepWorkspace _workspace;
     private readonly int _index;
-    private readonly int _tailCapacity;
+    private int _tailCapacity;
     private Tensor _tailKeys;
     private Tensor _tailValues;
     private NativeDense _denseTailKeys;
@@ -25,17 +25,19 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     /// <param name="table">The sequences.</param>
     /// <param name="index">Which layer of the table's pages it is.</param>
     /// <param name="workspace">The workspace of its attention.</param>
+    /// <param name="ring">Places of the ring.</param>
     internal LayerStorage(
-        CacheShape shape, MustafarOptions options, LayerFormat format, SequenceTable table, int index, StepWorkspace workspace)
+        CacheShape shape, MustafarOptions options, LayerFormat format, SequenceTable table, int index, StepWorkspace workspace, int ring)
     {
-        (_shape, Options, Format, _table, _index, _workspace) = (shape, options, format, table, index, workspace);
-        _tailCapacity = table.Rules.TailCapacity;
+        (_shape, Options, Format, _table, _index, _workspace, _tailCapacity) = (shape, options, format, table, index, workspace, ring);
         (_tailKeys, _tailValues) = shape.Allocate(table.Slots, _tailCapacity);
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
         try
         {
             Sinks = options.SinkTokens == 0 ? null : new AttentionSinks(shape, options.SinkTokens, table.Slots);
             KeyScales = NewKeyScales(table.Slots);
+            KeyStatistics = ChannelStatistics.For(options.KeySelection, shape, format.Keys.Keep, table.Slots);
+            ValueStatistics = ChannelStatistics.For(options.ValueSelection, shape, format.Values.Keep, table.Slots);
         }
         catch
         {
@@ -58,8 +60,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     internal nint Address => (nint)_denseTailKeys.Data;
 
     /// <summary>Bytes of the ring and the sinks of one slot.</summary>
-    internal static long SlotBytes(CacheShape shape, SequenceRules rules) =>
-        (rules.TailCapacity * shape.TokenBytes) + AttentionSinks.SlotBytes(shape, rules.SinkTokens);
+    internal static long SlotBytes(CacheShape shape, int ring, int sinks) => (ring * shape.TokenBytes) + AttentionSinks.SlotBytes(shape, sinks);
 
     /// <summary>Makes room for so many slots.</summary>
     internal void Grow(int slots)
@@ -69,12 +70,57 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         AttentionSinks? sinks = Sinks?.Grown(slots);
         (Tensor keys, Tensor values) = _shape.Allocate(slots, _tailCapacity);
         Tensor? scales = NewKeyScales(slots);
+        (ChannelStatistics? ofKeys, ChannelStatistics? ofValues) = (KeyStatistics?.Grown(slots), ValueStatistics?.Grown(slots));
         keys.narrow(0, 0, _tailKeys.size(0)).copy_(_tailKeys);
         values.narrow(0, 0, _tailValues.size(0)).copy_(_tailValues);
         scales?.narrow(0, 0, KeyScales!.size(0)).copy_(KeyScales);
         Dispose();
         (_tailKeys, _tailValues, KeyScales, Sinks) = (keys, values, scales, sinks);
+        (KeyStatistics, ValueStatistics) = (ofKeys, ofValues);
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
+    }
+
+    /// <summary>A copy of the ring with so many places, at least as many as a sequence has dense tokens.</summary>
+    internal RingTensors CopyRing(int places)
+    {
+        (Tensor keys, Tensor values) = _shape.Allocate(_table.Slots, places);
+        RingTensors ring = new(keys, values);
+        try
+        {
+            if (_table.MostCompressed == 0)
+            {
+                // In both, each token is in the place of its number.
+                int most = _table.MostDense;
+                keys.narrow(2, 0, most).copy_(_tailKeys.narrow(2, 0, most));
+                values.narrow(2, 0, most).copy_(_tailValues.narrow(2, 0, most));
+                return ring;
+            }
+
+            for (int slot = 0; slot < _table.Slots; slot++)
+            {
+                if (_table.Find(slot) is Sequence sequence)
+                {
+                    CopyRing(sequence, _tailKeys[slot], keys[slot]);
+                    CopyRing(sequence, _tailValues[slot], values[slot]);
+                }
+            }
+
+            return ring;
+        }
+        catch
+        {
+            ring.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Goes on with another ring of the same tokens.</summary>
+    internal void Take(RingTensors ring)
+    {
+        _tailKeys.Dispose();
+        _tailValues.Dispose();
+        (_tailKeys, _tailValues, _tailCapacity) = (ring.Keys, ring.Values, checked((int)ring.Keys.size(2)));
+        (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
     }
 
     /// <summary>Takes over what is dense of a sequence: its pages are shared by way of the table.</summary>
@@ -85,6 +131,8 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         _tailValues[slot].copy_(source._tailValues[parent]);
         KeyScales?[slot].copy_(source.KeyScales![parent]);
         Sinks?.Continue(slot, source.Sinks!, parent);
+        KeyStatistics?.Continue(slot, source.KeyStatistics!, parent);
+        ValueStatistics?.Continue(slot, source.ValueStatistics!, parent);
     }
 
     public void Dispose()
@@ -93,6 +141,19 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         _tailValues.Dispose();
         KeyScales?.Dispose();
         Sinks?.Dispose();
+        KeyStatistics?.Dispose();
+        ValueStatistics?.Dispose();
+    }
+
+    // Dense tokens of a sequence from one ring [num_kv_heads, places, head_dim] to another one, in runs: either may go round.
+    private static void CopyRing(Sequence sequence, Tensor source, Tensor destination)
+    {
+        for (long token = sequence.Compressed, run; token < sequence.Length; token += run)
+        {
+            (long from, long to) = (token % source.size(1), token % destination.size(1));
+            run = Math.Min(sequence.Length - token, Math.Min(source.size(1) - from, destination.size(1) - to));
+            destination.narrow(1, to, run).copy_(source.narrow(1, from, run));
+        }
     }
 
     private Tensor? NewKeyScales(int slots)
@@ -111,4 +172,14 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     // The compressed keys (or values) of all slots, or of those from a given one on.
     private NativeBlocks Blocks(bool keys, int firstSlot = 0) => _table.Place(
         new NativeBlocks { Format = keys ? Format.Keys : Format.Values, Base = keys ? 0 : Format.KeyBytes }, _index, firstSlot);
+
+    /// <summary>A ring of dense tokens, [slots, num_kv_heads, places, head_dim] each.</summary>
+    internal sealed record RingTensors(Tensor Keys, Tensor Values) : IDisposable
+    {
+        public void Dispose()
+        {
+            Keys.Dispose();
+            Values.Dispose();
+        }
+    }
 }

@@ -10,7 +10,7 @@ namespace Mustafar;
 /// Forking copies all tokens. With a budget it counts all of that room, which <see cref="CacheLimits.MaxSequences"/> and
 /// <see cref="CacheLimits.MaxLength"/>, where both are given, allocate at once.
 /// </remarks>
-public sealed class DenseModelCache : ModelKeyValueCache
+public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 {
     private readonly DenseStorage[] _layers;
     private int[] _lengths;
@@ -78,6 +78,8 @@ public sealed class DenseModelCache : ModelKeyValueCache
                 throw;
             }
         }
+
+        MustafarMetrics.Add(this, "dense");
     }
 
     /// <summary>For each layer how many of the last tokens one sees, itself included; null for all.</summary>
@@ -90,7 +92,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
         {
             Guard.ThrowIfDisposed();
             long tokens = _lengths.Sum(length => (long)length);
-            return _layers.Aggregate(default(KeyValueCacheMemory), (sum, layer) => sum + layer.MemoryOf(tokens));
+            return KeyValueCacheMemory.Sum(_layers.Select(layer => layer.MemoryOf(tokens)));
         }
     }
 
@@ -170,7 +172,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
     private protected override Tensor Positions() => _decode?.Positions ?? tensor(_step!.Before, device: Device);
 
     private protected override StepLayout? Layout() => _decode is null || !_step!.IsRun ? null : new StepLayout(
-        _decode.Batch, _decode.Bound, _decode.IsPadded, new TableAddresses(_decode.Address, 0, _layers[0].Capacity, 0, 0),
+        _decode.Batch, _decode.Bound, _decode.IsPadded, new TableAddresses(_decode.Address, 0, _layers[0].Capacity, Slabs: 0, SlabCount: 0, Moves: 0),
         _decode.BiasAddress, _layers[0].AddressOf(_step.Slots[0]), Buffers.Version);
 
     private protected override void Commit()
@@ -189,6 +191,7 @@ public sealed class DenseModelCache : ModelKeyValueCache
     {
         if (disposing)
         {
+            MustafarMetrics.Remove(this);
             Array.ForEach(_layers, layer => layer.Dispose());
             _decode?.Dispose();
         }

@@ -102,7 +102,8 @@ public abstract class ModelKeyValueCache : IDisposable
         return Name(slot);
     }
 
-    /// <summary>Makes room for so many sequences in all, at once and no more. Without, the room doubles whenever one has none.</summary>
+    /// <summary>Makes room for so many sequences in all, at once and no more. Without, room is made whenever one has none, for an
+    /// eighth more, so that few sequences have no more than they need.</summary>
     /// <param name="sequences">How many, the present ones included.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="sequences"/> is negative.</exception>
     /// <exception cref="CacheLimitException">They are more than <see cref="CacheLimits.MaxSequences"/>.</exception>
@@ -435,7 +436,7 @@ public abstract class ModelKeyValueCache : IDisposable
 
         if (slot >= Slots)
         {
-            Grow(2 * Slots);
+            Grow(checked(Slots + Math.Max(1, Slots / 8)));
         }
 
         return slot;

@@ -120,7 +120,8 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ArgumentException">The tensor has another type or shape, a token is not in the sequence, they are not in ascending
     /// order, or a sink is missing.</exception>
-    /// <exception cref="NotSupportedException">A layer has a sliding window, which counts tokens that are stored.</exception>
+    /// <exception cref="NotSupportedException">A layer has a sliding window, which counts tokens that are stored, or chooses channels by
+    /// something else than magnitude.</exception>
     /// <exception cref="CacheBudgetException">There are not enough pages for what is kept, beside those of all tokens; nothing has changed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
@@ -134,6 +135,12 @@ public sealed class MustafarModelCache : ModelKeyValueCache
             if (Options[layer].SlidingWindow is int window)
             {
                 throw new NotSupportedException($"Tokens can't be removed from a cache with a sliding window, which layer {layer} has: {window} tokens.");
+            }
+
+            if (!TokenEviction.GoesWith(Options[layer]))
+            {
+                throw new NotSupportedException(
+                    $"Tokens can't be removed unless channels are chosen by magnitude, but layer {layer} chooses '{Options[layer].KeySelection.Name}' for keys and '{Options[layer].ValueSelection.Name}' for values.");
             }
         }
 

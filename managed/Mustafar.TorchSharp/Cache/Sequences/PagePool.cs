@@ -7,19 +7,25 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Hands out pages of one size. They are cut from slabs that are never moved or enlarged, so what is in a page stays where it is.
-/// Several caches may own a pool and share pages; each gives back what it has before it disposes the pool, or abandons both. All
-/// members are safe from several threads.
+/// Hands out pages of one size, which are cut from slabs. Several caches may own a pool and share pages; each gives back what it has
+/// before it disposes the pool, or abandons both. All members are safe from several threads.
 /// </summary>
 /// <remarks>
+/// <para>
 /// A page is the same group of tokens in all layers: a slab has the pages of the first layer, then those of the second, and so on. In
 /// each layer the pages take turns in every KV head: those that follow each other in a slab are, head by head, one run of memory. A
 /// sequence therefore gets neighbouring pages where that costs little memory, since a processor reads long runs much faster than many
 /// short ones.
+/// </para>
+/// <para>
+/// As long as all sequences are short a pool without a limit has slabs of one page, so that they take no more than they need. When one
+/// gets longer, or a second cache owns the pool, the pages are moved to slabs of <see cref="MostSlabPages"/>; from then on they stay
+/// where they are. Pages keep their numbers.
+/// </para>
 /// </remarks>
 internal sealed unsafe class PagePool : IDisposable
 {
-    /// <summary>Pages of a slab, where the number of pages is not limited.</summary>
+    /// <summary>Pages of a slab, where the number of pages is not limited and a sequence has as many.</summary>
     internal const int MostSlabPages = 8;
 
     // A limited pool has slabs of so many pages at least, if it has as many: whichever wastes the fewest.
@@ -28,10 +34,9 @@ internal sealed unsafe class PagePool : IDisposable
     // A sequence of so many pages has slabs of its own, which it may leave unfinished; until then sequences share them.
     private const int LongSequence = 4 * MostSlabPages;
 
-    private readonly int _slabPages;
     private readonly int _heads;
     private readonly long[] _headBytes; // of a layer: from one page of a head to the next
-    private readonly long[] _layerStart; // of a layer in a slab; the last entry is the slab's end
+    private readonly long[] _layerStart; // of a layer in a slab of one page; the last entry is the page's bytes
     private readonly torch.Device _device;
     private readonly List<Tensor> _memory = [];
     private readonly List<Slab> _slabs = [];
@@ -39,6 +44,7 @@ internal sealed unsafe class PagePool : IDisposable
     private readonly Dictionary<int, int> _sharers = []; // of a page, beyond the first
     private readonly ConcurrentQueue<int[]> _abandoned = [];
     private readonly object _lock = new();
+    private int _slabPages;
     private int _freePages;
     private int _owners = 1;
 
@@ -47,15 +53,16 @@ internal sealed unsafe class PagePool : IDisposable
     /// <param name="headBytes">For each layer what a page has of one head, its keys and its values.</param>
     /// <param name="device">Where the pages are.</param>
     /// <param name="pages">How many there are at most, all allocated at once; null for as many as are needed.</param>
-    internal PagePool(int heads, ReadOnlySpan<long> headBytes, torch.Device device, int? pages = null)
+    /// <param name="mayMove">Whether pages may be moved, once, when a sequence gets long.</param>
+    internal PagePool(int heads, ReadOnlySpan<long> headBytes, torch.Device device, int? pages = null, bool mayMove = true)
     {
-        (_heads, _slabPages) = (heads, pages is int most ? SlabPagesFor(most) : MostSlabPages);
+        (_heads, _slabPages) = (heads, pages is int most ? SlabPagesFor(most) : mayMove ? 1 : MostSlabPages);
         _headBytes = new long[headBytes.Length];
         _layerStart = new long[headBytes.Length + 1];
         for (int i = 0; i < headBytes.Length; i++)
         {
             _headBytes[i] = Aligned(headBytes[i]);
-            _layerStart[i + 1] = checked(_layerStart[i] + (heads * HeadStride(i)));
+            _layerStart[i + 1] = checked(_layerStart[i] + (heads * _headBytes[i]));
         }
 
         _device = device;
@@ -67,7 +74,7 @@ internal sealed unsafe class PagePool : IDisposable
     }
 
     /// <summary>Bytes of a page in all layers.</summary>
-    internal long PageBytes => _layerStart[^1] / _slabPages;
+    internal long PageBytes => _layerStart[^1];
 
     /// <summary>Pages of a pool that doesn't grow; null of one that does.</summary>
     internal int? Limit { get; }
@@ -97,11 +104,20 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
+    /// <summary>How often pages that were handed out moved.</summary>
+    internal int Moves { get; private set; }
+
     /// <summary>Bytes of all slabs, pages in use and free ones.</summary>
     internal long Bytes { get; private set; }
 
+    /// <summary>Bytes of the pages that somebody has.</summary>
+    internal long UsedBytes => (Pages - FreePages) * PageBytes;
+
     /// <summary>An owner's equal part of <see cref="Bytes"/>.</summary>
-    internal long BytesOfOwner => Bytes / Math.Max(1, Volatile.Read(ref _owners));
+    internal long BytesOfOwner => Bytes / Owners;
+
+    /// <summary>An owner's equal part of <see cref="UsedBytes"/>.</summary>
+    internal long UsedBytesOfOwner => UsedBytes / Owners;
 
     /// <summary>Bytes of a page of one head in one layer, a page that is a part of a pool's.</summary>
     internal static long Aligned(long headBytes) =>
@@ -120,9 +136,9 @@ internal sealed unsafe class PagePool : IDisposable
                 SlabPages = _slabPages,
                 SlabCount = SlabCount,
                 PageBytes = _headBytes[layer],
-                Base = blocks.Base + _layerStart[layer],
+                Base = blocks.Base + LayerStart(layer),
                 HeadStride = HeadStride(layer),
-                SlabBytes = _layerStart[^1] + NativeConstants.PagePadding,
+                SlabBytes = SlabBytes + NativeConstants.PagePadding,
                 Slabs = _tables.Count == 0 ? null : (void**)_tables[^1].Pointer,
             };
         }
@@ -133,7 +149,7 @@ internal sealed unsafe class PagePool : IDisposable
     {
         lock (_lock)
         {
-            return _slabs[page / _slabPages].Address + (nint)(_layerStart[layer] + (page % _slabPages * _headBytes[layer]));
+            return _slabs[page / _slabPages].Address + (nint)(LayerStart(layer) + (page % _slabPages * _headBytes[layer]));
         }
     }
 
@@ -143,7 +159,7 @@ internal sealed unsafe class PagePool : IDisposable
         lock (_lock)
         {
             Slab slab = _slabs[page / _slabPages];
-            long start = slab.Start + _layerStart[layer] + (page % _slabPages * _headBytes[layer]);
+            long start = slab.Start + LayerStart(layer) + (page % _slabPages * _headBytes[layer]);
             return slab.Memory.as_strided([_heads, _headBytes[layer]], [HeadStride(layer), 1], start);
         }
     }
@@ -162,11 +178,19 @@ internal sealed unsafe class PagePool : IDisposable
     /// <param name="count">How many.</param>
     /// <param name="held">Pages that the sequence has.</param>
     /// <param name="last">The last of them; -1 if it has none.</param>
-    internal int[] Rent(int count, int held, int last)
+    /// <param name="longest">Pages that the sequence has with the new ones, or the longest one if they are for several; their sum if
+    /// null.</param>
+    /// <remarks>Addresses of pages that were asked for before are not valid any more where <see cref="Moves"/> has grown.</remarks>
+    internal int[] Rent(int count, int held, int last, int? longest = null)
     {
         lock (_lock)
         {
             TakeAbandoned();
+            if ((longest ?? held + count) >= MostSlabPages)
+            {
+                FormRuns();
+            }
+
             int[] pages = new int[count];
             int rented = 0;
             try
@@ -187,8 +211,14 @@ internal sealed unsafe class PagePool : IDisposable
     }
 
     /// <summary>Adds an owner, who is to dispose the pool too.</summary>
+    /// <remarks>Two owners may be used by two threads, and neither may move what the other reads: what has to move moves before.</remarks>
     internal PagePool AddOwner()
     {
+        lock (_lock)
+        {
+            FormRuns();
+        }
+
         Interlocked.Increment(ref _owners);
         return this;
     }
@@ -231,16 +261,85 @@ internal sealed unsafe class PagePool : IDisposable
         }
 
         _memory.ForEach(slabs => slabs.Dispose());
-        _memory.Clear();
         _tables.ForEach(table => table.Dispose());
-        _tables.Clear();
-        _slabs.Clear();
-        Bytes = 0;
+        Forget();
     }
 
     // What native code is told. A graph keeps what it was told, so that a device gets a number that new slabs rarely change: the length of
     // the table, which is filled up with the first slab.
     private int SlabCount => _device.type == DeviceType.CPU || _tables.Count == 0 ? _slabs.Count : _tables[^1].Length;
+
+    private int Owners => Math.Max(1, Volatile.Read(ref _owners));
+
+    private long SlabBytes => _slabPages * PageBytes;
+
+    // Where a layer's pages start in a slab.
+    private long LayerStart(int layer) => _slabPages * _layerStart[layer];
+
+    // Moves all pages to slabs of several, if they are not in such ones. Of the slabs of one page, what was the page behind another one
+    // by its number is then behind it in memory.
+    private void FormRuns()
+    {
+        if (Limit is not null || _slabPages == MostSlabPages)
+        {
+            return;
+        }
+
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        int pages = _slabs.Count;
+        Tensor[][] old = [.. Enumerable.Range(0, pages).Select(page => _slabs[page].IsFree(0) ? [] : Views(page))];
+        (List<Tensor> memory, List<BackendArray<nint>> tables, Slab[] slabs) = ([.. _memory], [.. _tables], [.. _slabs]);
+        (long bytes, int free) = (Bytes, _freePages);
+        Forget();
+        _slabPages = MostSlabPages;
+        try
+        {
+            if (pages > 0)
+            {
+                _ = Allocate((pages + MostSlabPages - 1) / MostSlabPages);
+            }
+        }
+        catch
+        {
+            Forget();
+            _slabPages = 1;
+            _memory.AddRange(memory);
+            _tables.AddRange(tables);
+            _slabs.AddRange(slabs);
+            (Bytes, _freePages) = (bytes, free);
+            throw;
+        }
+
+        for (int page = 0; page < pages; page++)
+        {
+            if (old[page].Length > 0)
+            {
+                _ = Take(page);
+                Tensor[] views = Views(page);
+                for (int layer = 0; layer < views.Length; layer++)
+                {
+                    views[layer].copy_(old[page][layer]);
+                }
+            }
+        }
+
+        Moves++;
+        memory.ForEach(tensor => tensor.Dispose());
+        tables.ForEach(table => table.Dispose());
+    }
+
+    // A page in all layers.
+    private Tensor[] Views(int page) => [.. Enumerable.Range(0, _headBytes.Length).Select(layer => View(page, layer))];
+
+    // Is a pool without slabs. What they were made of is somebody else's to dispose.
+    private void Forget()
+    {
+        _memory.Clear();
+        _tables.Clear();
+        _slabs.Clear();
+        (Bytes, _freePages) = (0, 0);
+    }
 
     private static int SlabPagesFor(int pages)
     {
@@ -320,7 +419,7 @@ internal sealed unsafe class PagePool : IDisposable
         using IDisposable mode = inference_mode(false);
         int first = _slabs.Count;
         _ = checked((first + count) * _slabPages); // pages are numbered in 32 bits
-        long bytes = checked(count * _layerStart[^1]);
+        long bytes = checked(count * SlabBytes);
         BackendArray<nint> table = Table(first + count);
         Tensor memory = empty([bytes + NativeConstants.PagePadding], dtype: ScalarType.Byte, device: _device).DetachFromDisposeScope();
         _memory.Add(memory);
@@ -328,7 +427,7 @@ internal sealed unsafe class PagePool : IDisposable
         _freePages += count * _slabPages;
         for (int i = 0; i < count; i++)
         {
-            _slabs.Add(new Slab(_slabPages, memory, i * _layerStart[^1]));
+            _slabs.Add(new Slab(_slabPages, memory, i * SlabBytes));
             table.Span[first + i] = _slabs[^1].Address;
         }
 

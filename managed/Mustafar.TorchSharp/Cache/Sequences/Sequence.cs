@@ -24,6 +24,9 @@ internal sealed class Sequence
     /// <summary>The pages that follow those, one for each compressed group.</summary>
     internal List<int> Pages { get; } = [];
 
+    /// <summary>Tokens that are dense, without the sinks.</summary>
+    internal int Dense => Length - Compressed;
+
     /// <summary>Tokens, sinks included.</summary>
     internal int Tokens => Sinks + Length;
 

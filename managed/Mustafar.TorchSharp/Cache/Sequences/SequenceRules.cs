@@ -50,9 +50,36 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
     /// <summary>Blocks of one KV head in a page.</summary>
     internal int PageBlocks => GroupSize / NativeConstants.BlockTokens;
 
-    /// <summary>Slots of the ring of dense tokens: the recent window, and the group that waits to be compressed.</summary>
-    internal int TailCapacity =>
-        ((LocalWindow + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens * NativeConstants.BlockTokens) + GroupSize;
+    /// <summary>Places of the ring of dense tokens that always suffice: for the recent window, and the group that waits to be compressed.</summary>
+    internal int TailCapacity => WholeBlocks(LocalWindow) + GroupSize;
+
+    /// <summary>Places that the ring needs for now, at most <see cref="TailCapacity"/>: a short sequence takes no more than if it were
+    /// dense.</summary>
+    /// <param name="dense">Dense tokens of the sequence that has most.</param>
+    /// <param name="compressed">Compressed tokens of the sequence that has most.</param>
+    /// <param name="present">Places that there are.</param>
+    /// <param name="isExact">Whether it may be enlarged often: by each token, where it is small.</param>
+    internal int RingFor(int dense, int compressed, int present, bool isExact)
+    {
+        if (compressed > GroupSize)
+        {
+            return TailCapacity; // what is saved is more than this costs
+        }
+
+        bool grows = dense > present;
+        int places = compressed > 0 ? WholeBlocks(dense + 1) // and the next token, for which it need not be enlarged at once
+            : !grows ? present
+            : !isExact || dense <= SmallRing ? WholeBlocks(dense)
+            : dense <= 2 * SmallRing ? dense
+            : WholeBlocks(dense + (dense / 8));
+        return Math.Min(places, TailCapacity);
+    }
+
+    // Tokens for which a ring is enlarged by whole blocks.
+    private const int SmallRing = 64;
+
+    private static int WholeBlocks(int tokens) =>
+        (tokens + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens * NativeConstants.BlockTokens;
 
     /// <summary>How many tokens of a sequence are compressed that is so long, and so many longer soon.</summary>
     internal int Due(int length, int lookahead = 0) =>

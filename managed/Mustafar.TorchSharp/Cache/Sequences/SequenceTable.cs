@@ -7,7 +7,7 @@ namespace Mustafar;
 /// <remarks>A table that is dropped returns its pages to those who share them when it is collected.</remarks>
 internal sealed unsafe class SequenceTable : IDisposable
 {
-    /// <summary>Pages of a sequence that there is room for at least.</summary>
+    /// <summary>Pages of a sequence that there is room for at least, once one has any.</summary>
     internal const int SmallestCapacity = 16;
 
     private readonly torch.Device _device;
@@ -18,7 +18,7 @@ internal sealed unsafe class SequenceTable : IDisposable
     /// <param name="rules">What is compressed when.</param>
     /// <param name="pool">Where pages come from; this table becomes one of its owners' and disposes it.</param>
     /// <param name="slots">Sequences that there is room for.</param>
-    /// <param name="pages">Pages of a sequence that there is room for; the table grows past it.</param>
+    /// <param name="pages">Pages of a sequence that there is room for from the start; the table grows past it.</param>
     /// <param name="device">Where the page table is.</param>
     internal SequenceTable(SequenceRules rules, PagePool pool, int slots, int pages, torch.Device device)
     {
@@ -26,7 +26,7 @@ internal sealed unsafe class SequenceTable : IDisposable
         Pool = pool;
         _device = device;
         _sequences = new Sequence?[slots];
-        _pages = new PageTable(slots, Math.Max(SmallestCapacity, pages), device);
+        _pages = new PageTable(slots, pages == 0 ? 0 : Math.Max(SmallestCapacity, pages), device);
     }
 
     ~SequenceTable()
@@ -54,6 +54,15 @@ internal sealed unsafe class SequenceTable : IDisposable
     /// <summary>The sequence in a slot.</summary>
     internal Sequence this[int slot] => _sequences[slot]!;
 
+    /// <summary>Dense tokens of the sequence that has most.</summary>
+    internal int MostDense => Most(sequence => sequence.Dense);
+
+    /// <summary>Compressed tokens of the sequence that has most.</summary>
+    internal int MostCompressed => Most(sequence => sequence.Compressed);
+
+    /// <summary>The sequence in a slot; null if it is free.</summary>
+    internal Sequence? Find(int slot) => _sequences[slot];
+
     /// <summary>Bytes of the page table for so many slots and pages of each.</summary>
     internal static long BytesOf(int slots, int pages) => (long)slots * pages * sizeof(int);
 
@@ -73,7 +82,7 @@ internal sealed unsafe class SequenceTable : IDisposable
     {
         if (pages > _pages.Capacity)
         {
-            Replace(new PageTable(Slots, Math.Max(pages, 2 * _pages.Capacity), _device));
+            Replace(new PageTable(Slots, Math.Max(Math.Max(SmallestCapacity, pages), 2 * _pages.Capacity), _device));
         }
     }
 
@@ -132,10 +141,12 @@ internal sealed unsafe class SequenceTable : IDisposable
     }
 
     /// <summary>Where a step's numbers, the page table and the table of slabs are, and how many slabs native code is told of.</summary>
-    internal TableAddresses AddressOf(StepPlan plan)
+    /// <param name="plan">The step.</param>
+    /// <param name="moves">How often what is dense has moved.</param>
+    internal TableAddresses AddressOf(StepPlan plan, int moves)
     {
         NativeBlocks blocks = Pool.Place(default);
-        return new TableAddresses(plan.Address, (nint)_pages.Pointer, _pages.Capacity, (nint)blocks.Slabs, blocks.SlabCount);
+        return new TableAddresses(plan.Address, (nint)_pages.Pointer, _pages.Capacity, (nint)blocks.Slabs, blocks.SlabCount, Pool.Moves + moves);
     }
 
     /// <summary>Brings the sequences to where a step takes them.</summary>
@@ -255,6 +266,17 @@ internal sealed unsafe class SequenceTable : IDisposable
                 plan.Add(b, Pool.Rent(count, pages.Count, pages.Count == 0 ? -1 : pages[^1]));
             }
         }
+    }
+
+    private int Most(Func<Sequence, int> number)
+    {
+        int most = 0;
+        foreach (Sequence? sequence in _sequences)
+        {
+            most = sequence is null ? most : Math.Max(most, number(sequence));
+        }
+
+        return most;
     }
 
     private void SetNewPages(StepPlan plan)

@@ -18,4 +18,5 @@ internal readonly record struct StepLayout(
 /// <param name="PageCapacity">Its entries for each sequence.</param>
 /// <param name="Slabs">The table of slabs.</param>
 /// <param name="SlabCount">How many there are.</param>
-internal readonly record struct TableAddresses(nint Plan, nint Pages, int PageCapacity, nint Slabs, int SlabCount);
+/// <param name="Moves">How often what is stored has moved, after which an address may come again that means another place.</param>
+internal readonly record struct TableAddresses(nint Plan, nint Pages, int PageCapacity, nint Slabs, int SlabCount, int Moves);

@@ -48,6 +48,27 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Tokens of the longest sequence afterwards, without its sinks.</summary>
     internal int Longest { get; private set; }
 
+    /// <summary>Dense tokens of the row that has most, before the step or after it.</summary>
+    internal int MostDense { get; private set; }
+
+    /// <summary>Compressed tokens of the row that has most after the step.</summary>
+    internal int MostCompressed { get; private set; }
+
+    /// <summary>Tokens that the step compresses, of all rows.</summary>
+    internal long NewlyCompressed
+    {
+        get
+        {
+            long tokens = 0;
+            for (int b = 0; b < Batch; b++)
+            {
+                tokens += NextCompressed(b) - Span(Part.Compressed)[Slots[b]];
+            }
+
+            return tokens;
+        }
+    }
+
     /// <summary>Whether something is compressed before the new tokens attend.</summary>
     internal bool CompressesFirst { get; private set; }
 
@@ -132,6 +153,16 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Compressed tokens of a row after the step.</summary>
     internal int NextCompressed(int row) => _nextCompressed[row];
 
+    /// <summary>The tokens of a row that are compressed before the new ones attend, or when they are appended.</summary>
+    internal (int First, int End) Due(int row, bool isEarly)
+    {
+        int slot = Slots[row], ready = Span(Part.Ready)[slot];
+        return isEarly ? (Span(Part.Compressed)[slot], ready) : (ready, _nextCompressed[row]);
+    }
+
+    /// <summary>Whether nothing of a row is compressed before the step.</summary>
+    internal bool IsUncompressed(int row) => Span(Part.Compressed)[Slots[row]] == 0;
+
     /// <summary>Tokens of a row before the step, without its sinks.</summary>
     internal int Length(int row) => Span(Part.Lengths)[Slots[row]];
 
@@ -156,7 +187,7 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Begins a plan for so many rows.</summary>
     internal void Begin(int batch, int tokens)
     {
-        (Batch, Tokens, Longest, CompressesFirst, TakesSinks) = (batch, tokens, 0, false, false);
+        (Batch, Tokens, Longest, MostDense, MostCompressed, CompressesFirst, TakesSinks) = (batch, tokens, 0, 0, 0, false, false);
         Overwritten.Clear();
         Array.Fill(_newPages, []);
     }
@@ -197,10 +228,22 @@ internal sealed unsafe class StepPlan : IDisposable
         (_counts[row], _sinksBefore[row], _sinksTaken[row], _nextCompressed[row]) = (count, sequence.Sinks, taken, next);
         Longest = Math.Max(Longest, length);
         CompressesFirst |= ready > sequence.Compressed;
+        MostCompressed = Math.Max(MostCompressed, next);
+        MostDense = Math.Max(MostDense, Math.Max(sequence.Dense, length - next));
         TakesSinks |= taken > 0;
-        if (sequence.Compressed < sequence.Length && length - sequence.Compressed > rules.TailCapacity)
+    }
+
+    /// <summary>Finds the slots in which new tokens take the place of dense ones.</summary>
+    /// <param name="ring">Places of the ring.</param>
+    internal void FindOverwritten(int ring)
+    {
+        foreach (int slot in Slots)
         {
-            Overwritten.Add(slot);
+            int compressed = Span(Part.Compressed)[slot];
+            if (compressed < Span(Part.Lengths)[slot] && Span(Part.LengthsAfter)[slot] - compressed > ring)
+            {
+                Overwritten.Add(slot);
+            }
         }
     }
 

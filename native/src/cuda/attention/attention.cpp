@@ -78,9 +78,9 @@ FragmentLauncher fragment_launcher(const mustafar_format& format) {
 }
 
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
-AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
-                        int64_t items, int tile_count) {
-    using Key = std::array<int64_t, 14>;
+AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, const AttentionWork& work,
+                        int tile_count) {
+    using Key = std::array<int64_t, 15>;
     const Key key{footprint.iteration_bytes,
                   footprint.pair_bytes,
                   footprint.output_bytes,
@@ -92,15 +92,16 @@ AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevi
                   device.shared_per_block,
                   device.shared_per_multiprocessor,
                   device.clusters,
-                  tiles,
-                  items,
+                  work.tiles,
+                  work.blocks,
+                  work.dense_chunks,
                   tile_count};
     thread_local Key last_key{};
     thread_local AttentionPlan last_plan{};
     if (key != last_key) {
-        last_plan = tile_count > 1    ? plan_attention(footprint, device, tiles, items, double_tile_warps)
-                    : footprint.light ? plan_attention(footprint, device, tiles, items, light_tile_warps)
-                                      : plan_attention(footprint, device, tiles, items, single_tile_warps);
+        last_plan = tile_count > 1    ? plan_attention(footprint, device, work, double_tile_warps)
+                    : footprint.light ? plan_attention(footprint, device, work, light_tile_warps)
+                                      : plan_attention(footprint, device, work, single_tile_warps);
         last_key = key;
     }
     return last_plan;
@@ -136,10 +137,13 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
-    const int64_t items = divide_up(seen, block_tokens) + (a.num_fresh > 0 ? 1 : 0);
+    // On average the window and half a group are dense, two thirds of what there is room for where they are alike.
+    const int64_t dense = std::min<int64_t>(seen, int64_t{a.tail_capacity} * 2 / 3);
+    const AttentionWork work{result.tiles, divide_up(seen - dense, block_tokens),
+                             divide_up(dense, chunk_tokens) + divide_up(a.num_fresh, chunk_tokens)};
     const AttentionDevice limits{device.multiprocessors, device.shared_memory_per_block,
                                  device.shared_memory_per_multiprocessor, device.compute_capability >= 90};
-    result.plan = plan_once(footprint, limits, result.tiles, items, result.tile_count);
+    result.plan = plan_once(footprint, limits, work, result.tile_count);
     if (result.plan.warps == 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
              static_cast<long long>(footprint.iteration_bytes));

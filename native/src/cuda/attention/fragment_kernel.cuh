@@ -75,6 +75,7 @@ template <class D, int Tiles, int Warps>
 struct FragmentMemory {
     uint64_t barriers[Warps][2 * max_ring_depth];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
+    float2 block_state[8 * Tiles];        // of all warps
     int last;                             // whether this thread block is the tile's last one
     typename D::Shared decoder;
     uint2 query[DenseQuery<D, Tiles>::shared_pairs];
@@ -99,22 +100,14 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 
     const uint32_t stride = p.splits * Warps, item = warp * p.splits + split;
     const int batch_row = place.row;
-    // Until the grid before this one has ended a slot, too, is a guess.
     const uint32_t span = D::light ? p.span : 1;  // 1 or 2
-    Walk walk{slot_of(p, batch_row), kv_head, item, stride, span, 0, 0};
+    Walk walk{0, kv_head, item, stride, span, 0, 0};
     Ring<D::light ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
                                 shared_address(fixed.barriers[warp]), p.ring_depth, lane);
     D::prepare(fixed.decoder, p);
     const D decoder(fixed.decoder, p, lane);
     const int g = decoder.g, t = decoder.t;
-    // What is read first comes near while the grid before this one, which may write it, still runs.
-    if (lane == 0) {
-        prefetch_l2(p.lengths + walk.slot);
-        prefetch_l2(p.compressed + walk.slot);
-    }
-    if (warp == 0) ring.prefetch_slabs();
     if (p.partials > 1 && threadIdx.x == 0) prefetch_l2(p.arrivals + tile_of_all);
-    ring.guess_first(p.table_blocks);
     wait_for_previous_grid();
     // A query in shared memory is prepared by one warp for each tile, one in registers by all.
     DenseQuery<D, Tiles> query;
@@ -131,22 +124,16 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         if (8 * n + g < rows_in_tile && prepares(n))
             D::load_part(query_row[n], p.query.row<T>(batch_row, kv_head * p.group + head, index), t, p.aligned);
     }
-    SequenceCounts counts;
+    walk.slot = slot_of(p, batch_row);
     [[maybe_unused]] std::conditional_t<D::integers, ChannelScales<D>, int> scales;
-#pragma unroll 1
-    for (;;) {
-        const int slot = slot_of(p, batch_row);
-        if constexpr (D::integers)
-            if (warp < Tiles)
-                scales.load(
-                    p.key_factors == nullptr
-                        ? nullptr
-                        : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels,
-                    t, p.factors_aligned);
-        counts = SequenceCounts(p, batch_row, walk.slot);
-        if (ring.locate_first(p.table_blocks) && slot == walk.slot) break;
-        walk.slot = slot;
-    }
+    if constexpr (D::integers)
+        if (warp < Tiles)
+            scales.load(p.key_factors == nullptr
+                            ? nullptr
+                            : p.key_factors + (static_cast<int64_t>(walk.slot) * p.num_kv_heads + kv_head) * channels,
+                        t, p.factors_aligned);
+    const SequenceCounts counts(p, batch_row, walk.slot);
+    ring.locate_first(p.table_blocks);
     const Sequence sequence(p, batch_row, walk.slot, counts);
     const int valid_rows = min(rows, sequence.queries * p.group - first_row);
     // Where a window slides, runs are single blocks.
@@ -176,7 +163,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
         if constexpr (D::integers) {
-            const int exponent = scale_query<T, D>(query_row[n], scales);
+            const int exponent = scale_query<T, D>(query_row[n], scales, p.keys.rotated(), t);
             if (t == 0) fixed.exponent[8 * n + g] = exponent;
             SharedQuery<D, Tiles> block_query;
 #pragma unroll
@@ -284,8 +271,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if constexpr (D::integers) rescale(accumulator, 1.0f / D::value_unit);
 
     // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad over all
-    // warps of the cluster. Rows are eight floats longer than their channels, so that the lanes' stores are spread over
-    // the banks.
+    // warps of the thread block, and one over those sums of the cluster. Rows are eight floats longer than their channels, so
+    // that the lanes' stores are spread over the banks.
     constexpr int row_bytes = 4 * (channels + 8);
     uint8_t* const own_output = memory + warp * p.warp_bytes;
 #pragma unroll
@@ -306,34 +293,52 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 *reinterpret_cast<float2*>(target + 16 * i) =
                     make_float2(accumulator[n][i][r], accumulator[n][i][r + 2]);
         }
-    if (p.cluster > 1)
-        cluster_barrier();
-    else
-        __syncthreads();
+    __syncthreads();
     constexpr int quads = channels / 4;
     const auto sees_token = [&](int row) {
         return row < valid_rows && sequence.last_position((first_row + row) / p.group) >= 0;
     };
-    const uint32_t states_address = shared_address(fixed.warp_state), outputs_address = shared_address(memory);
-    // The thread blocks of a cluster share the quads, a warp's worth at a time.
-    for (int e = (warp * p.cluster + cluster_rank()) * 32 + lane; e < rows_in_tile * quads;
-         e += p.cluster * Warps * 32) {
-        const int row = e / quads, quad = e % quads;
-        MergedQuad merged(std::integral_constant<int, 12>{}, row < valid_rows ? p.cluster * Warps : 0,
-                          [&](int part, float2& part_state, float4& output) {
-                              const uint32_t rank = part / Warps, w = part % Warps;
-                              part_state = load_cluster_f32x2(
-                                  cluster_address(states_address + (w * rows + row) * sizeof(float2), rank));
-                              output = load_cluster_f32x4(cluster_address(
-                                  outputs_address + w * p.warp_bytes + row * row_bytes + 16 * quad, rank));
-                          });
+    const auto store = [&](MergedQuad& merged, int row, int quad) {
         if (p.partials == 1)
             merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
+    };
+    const auto block_quad = [&](int row, int quad) {
+        return reinterpret_cast<float4*>(memory + row * row_bytes) + quad;
+    };
+    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
+        const int row = e / quads, quad = e % quads;
+        MergedQuad merged(
+            std::integral_constant<int, Warps>{}, row < valid_rows ? Warps : 0,
+            [&](int w, float2& part_state, float4& output) {
+                part_state = fixed.warp_state[w][row];
+                output = *reinterpret_cast<const float4*>(memory + w * p.warp_bytes + row * row_bytes + 16 * quad);
+            });
+        if (p.cluster == 1) {
+            store(merged, row, quad);
+            continue;
+        }
+        // In the place of the first warp's quad, which no other thread reads.
+        *block_quad(row, quad) = merged.output;
+        if (quad == 0) fixed.block_state[row] = make_float2(merged.maximum, merged.sum);
     }
-    if (p.cluster > 1) cluster_barrier_relaxed();  // until then the other block may read this one's memory
+    if (p.cluster > 1) {
+        cluster_barrier();
+        for (int e = cluster_rank() * Warps * 32 + threadIdx.x; e < rows_in_tile * quads; e += p.cluster * Warps * 32) {
+            const int row = e / quads, quad = e % quads;
+            const uint32_t state = shared_address(fixed.block_state + row),
+                           output_quad = shared_address(block_quad(row, quad));
+            MergedQuad merged(std::integral_constant<int, max_cluster>{}, p.cluster,
+                              [&](int rank, float2& part_state, float4& output) {
+                                  part_state = load_cluster_f32x2(cluster_address(state, rank));
+                                  output = load_cluster_f32x4(cluster_address(output_quad, rank));
+                              });
+            store(merged, row, quad);
+        }
+        cluster_barrier_relaxed();  // until then another block may read this one's memory
+    }
     if (p.partials == 1) return;
 
     // The barrier puts the block's stores before the arrival that announces them.

@@ -10,6 +10,7 @@
 namespace mustafar::cuda {
 
 constexpr int max_splits = 144;
+constexpr int max_cluster = 8;  // thread blocks that any device runs as one
 
 // Tiles that there are counters for in the workspace. More of them fill any device: none is split into several partial
 // results, which would have to be counted.
@@ -55,14 +56,21 @@ constexpr int64_t attention_shared_bytes(const AttentionFootprint& footprint, in
     return warps * attention_warp_bytes(footprint, ring) + footprint.padding_bytes;
 }
 
+// What an attention call has to do. Dense chunks are of 16 tokens.
+struct AttentionWork {
+    int64_t tiles;         // of query rows, in all
+    int64_t blocks;        // of the longest sequence
+    int64_t dense_chunks;  // of a sequence, about
+};
+
 // Thread blocks of a cluster. One pays where it does without the workspace, not where it only halves the parts there. Clusters of more
 // than two do not always find room on a busy device, since the groups of multiprocessors they must lie in differ in size; where half of
-// the device stays free they do.
-constexpr int cluster_of(const AttentionDevice& device, int64_t tiles, int splits) {
-    constexpr int largest = 8;  // on any device
+// its places for thread blocks (`slots`) stay free they do.
+constexpr int cluster_of(const AttentionDevice& device, int64_t slots, int64_t tiles, int splits) {
     if (!device.clusters) return 1;
     if (splits == 2) return 2;
-    return splits <= largest && 2 * tiles * splits <= device.multiprocessors ? splits : 1;
+    const bool even = (splits & (splits - 1)) == 0;  // others take longer
+    return even && splits <= max_cluster && 2 * tiles * splits <= slots ? splits : 1;
 }
 
 // The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, of light ones sixteen, with two tiles
@@ -85,13 +93,13 @@ constexpr RingShape light_ring(const AttentionFootprint& footprint, const Attent
     return {static_cast<int>(std::clamp<int64_t>(fitting / span, 1, max_ring_depth)), span};
 }
 
-// tiles: tiles of query rows in all. items: blocks and dense chunks of the longest sequence. Costs are hundredths of what a warp takes
-// for a block of the unstructured pattern. Starting and finishing a thread block takes about as long as two such blocks of all warps of
-// a multiprocessor, merging a cluster half of one, merging in the workspace one, and more for each part.
+// Costs are hundredths of what a warp takes for a block of the unstructured pattern, 2.3 ns where a multiprocessor is full (H200).
+// Starting and finishing a thread block takes about as long as two such blocks of all its warps; merging takes half of one, in the
+// workspace a little more than in a cluster, and more for each part.
 template <int N>
-AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device, int64_t tiles,
-                             int64_t items, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2000, cluster_cost = 500, merge_cost = 1200, part_cost = 30;
+AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device,
+                             const AttentionWork& work, const AttentionWarps (&candidates)[N]) {
+    constexpr int64_t start_cost = 2000, cluster_cost = 500, rank_cost = 15, merge_cost = 640, part_cost = 20;
     constexpr int64_t usual_bytes = 9216;  // of an unstructured key and value block
     const int64_t block_cost =
         footprint.light ? std::clamp<int64_t>(100 * footprint.iteration_bytes / usual_bytes, 1, 100) : 100;
@@ -116,21 +124,23 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         // Copies of single light blocks are a little too short.
         const bool short_copies = footprint.pair_bytes != 0 && ring.span == 1;
         const int64_t warp_cost = block_cost * ring.span * (short_copies ? 17 : 16) / 16;
-        const int64_t runs = (items + ring.span - 1) / ring.span;
-        for (int splits = 1; splits <= max_splits; ++splits) {
-            const int64_t waves = (tiles * splits + slots - 1) / slots;
-            // Where thread blocks are so few that they share multiprocessors with fewer others, or none, half of the time an
+        const int64_t items = std::max<int64_t>(1, (work.blocks + ring.span - 1) / ring.span + work.dense_chunks);
+        for (int splits = 1; splits <= std::min<int64_t>(max_splits, items); ++splits) {
+            const int64_t waves = (work.tiles * splits + slots - 1) / slots;
+            // Where thread blocks are so few that they share multiprocessors with fewer others, or none, a quarter of the time an
             // iteration takes is the memory's and the instructions' latency still.
             const int64_t sharing =
-                std::min(fitting, (tiles * splits + device.multiprocessors - 1) / device.multiprocessors);
-            const int64_t iteration = warp_cost * warps * (sharing + fitting) / 2;
-            const int64_t share = int64_t{splits} * warps, walk = (runs + share - 1) / share;
-            // One run more for some of the warps costs no whole iteration where all wait for the same memory.
-            const int64_t walk_cost = footprint.light ? iteration * (2 * runs + share) / (2 * share) : iteration * walk;
-            const int cluster = cluster_of(device, tiles, splits), partials = splits / cluster;
-            if (partials > 1 && tiles > max_counted_tiles) break;
+                std::min(fitting, (work.tiles * splits + device.multiprocessors - 1) / device.multiprocessors);
+            const int64_t iteration = warp_cost * warps * (3 * sharing + fitting) / 4;
+            const int64_t share = int64_t{splits} * warps, walk = (items + share - 1) / share;
+            // One item more for some of the warps costs no whole iteration where all wait for the same memory, and half of one where
+            // warps that are done leave the others the multiprocessor.
+            const int64_t even_cost = iteration * (2 * items + share) / (2 * share);
+            const int64_t walk_cost = footprint.light ? even_cost : (iteration * walk + even_cost) / 2;
+            const int cluster = cluster_of(device, slots, work.tiles, splits), partials = splits / cluster;
+            if (partials > 1 && work.tiles > max_counted_tiles) break;
             const int64_t cost = waves * (walk_cost + start_cost) +
-                                 (cluster > 1 ? cluster_cost + cluster * part_cost : 0) +
+                                 (cluster > 1 ? cluster_cost + cluster * rank_cost : 0) +
                                  (partials > 1 ? merge_cost + partials * part_cost : 0);
             if (cost < best_cost) {
                 if (!footprint.light)
@@ -144,7 +154,7 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
                         attention_warp_bytes(footprint, ring),
                         attention_shared_bytes(footprint, warps, ring)};
             }
-            if (share >= runs) break;
+            if (share >= 2 * items) break;
         }
     }
     return best;

@@ -44,7 +44,7 @@ struct IntegerDecoder : Keys::Rows {
                                            float (&accumulator)[Tiles][value_tiles][4]) const {
         if constexpr (!std::is_void_v<Values>)
             values_of<Values>(block, probability, accumulator);
-        else if (p.values.pattern == MUSTAFAR_PATTERN_ALL)
+        else if (keeps_all(p.values.pattern))
             values_of<AllIntegerValues<head_dim>>(block, probability, accumulator);
         else
             values_of<BalancedIntegerValues<head_dim>>(block, probability, accumulator);

@@ -11,7 +11,7 @@ template <class T, class Keys, class Values>
 void launch_integers(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan,
                      int tile_count) {
     const Blocks &keys = params.keys, &values = params.values;
-    const auto all = [](const Blocks& blocks) { return blocks.pattern == MUSTAFAR_PATTERN_ALL; };
+    const auto all = [](const Blocks& blocks) { return keeps_all(blocks.pattern); };
     if (all(keys) != all(values) || keys.value_bits != values.value_bits)
         launch_fragment<T, IntegerDecoder<Keys>>(scope, params, plan, tile_count);
     else if (keys.value_bits == 4)

@@ -3,6 +3,7 @@
 
 #include "cuda/attention/query.cuh"
 #include "cuda/attention/softmax.cuh"
+#include "cuda/common/hadamard.cuh"
 
 namespace mustafar::cuda {
 
@@ -30,10 +31,11 @@ struct ChannelScales {
     }
 };
 
-// A lane's part of row g as f16, times its scales and 2^-exponent, which is returned: the row's largest number is below 2 then. The
-// row lies in the four lanes of a group.
+// A lane's part of row g as f16, times its scales, rotated if the keys are, and times 2^-exponent, which is returned: the row's largest
+// number is below 2 then. The row lies in the four lanes of a group, of which this one is t.
 template <class T, class D>
-__device__ __forceinline__ int scale_query(uint32_t (&words)[D::part_words], const ChannelScales<D>& scales) {
+__device__ __forceinline__ int scale_query(uint32_t (&words)[D::part_words], const ChannelScales<D>& scales,
+                                           bool rotated, int t) {
     constexpr int count = D::part_words;
     float number[2 * count];
     float largest = 0.0f;
@@ -42,6 +44,7 @@ __device__ __forceinline__ int scale_query(uint32_t (&words)[D::part_words], con
         const float2 pair = unpack<T>(words[i]);
         number[2 * i] = pair.x * scales.of[2 * i], number[2 * i + 1] = pair.y * scales.of[2 * i + 1];
     }
+    if (rotated) rotate_quarters(number, t);
 #pragma unroll
     for (int i = 0; i < 2 * count; ++i) largest = fmaxf(largest, fabsf(number[i]));
     largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, 1));

@@ -58,8 +58,9 @@ struct MergedQuad {
             float4 part[Batch];
 #pragma unroll
             for (int i = 0; i < Batch; ++i) {
-                load(min(first + i, parts - 1), state[i], part[i]);
-                if (first + i >= parts) state[i].x = minus_infinity;
+                state[i] = make_float2(minus_infinity, 0.0f);
+                part[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+                if (first + i < parts) load(first + i, state[i], part[i]);
             }
             const float before = maximum;
 #pragma unroll

@@ -5,6 +5,8 @@
 
 namespace mustafar::cuda {
 
+constexpr int chunk_tokens = 16;  // of the dense part: their keys and values fit into a warp's registers at once
+
 struct AttentionParams {
     Blocks keys, values;
     Dense query, output;             // [batch, num_heads, num_queries, head_dim]

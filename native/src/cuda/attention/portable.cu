@@ -4,6 +4,7 @@
 #include "cuda/attention/dense_chunk.cuh"
 #include "cuda/attention/merge.cuh"
 #include "cuda/attention/portable.h"
+#include "cuda/common/hadamard.cuh"
 #include "cuda/common/plain_block.cuh"
 
 namespace mustafar::cuda {
@@ -64,6 +65,7 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
     for (int c = threadIdx.x; c < 32 * Words; c += warps * 32)
         block_query[c] = factors == nullptr || c >= head_dim ? query[c] : query[c] * factors[c];
     __syncthreads();
+    if (p.keys.rotated()) rotate_rows(block_query, 1, head_dim, head_dim);
 
     RowState<Words> state;
     const int first_seen = max(0, sequence.first_position(index)), last_seen = sequence.last_position(index);

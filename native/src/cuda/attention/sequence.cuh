@@ -7,8 +7,6 @@
 
 namespace mustafar::cuda {
 
-constexpr int chunk_tokens = 16;  // of the dense part: their keys and values fit into a warp's registers at once
-
 // The slot of a row of the batch; one that there is not is read as the last.
 __device__ __forceinline__ int slot_of(const AttentionParams& p, uint32_t row) {
     if (p.sequences == nullptr) return row;

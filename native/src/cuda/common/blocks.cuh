@@ -44,6 +44,8 @@ struct Blocks {
                  static_cast<long long>(blocks.page_bytes));
     }
 
+    __device__ __forceinline__ bool rotated() const { return pattern == MUSTAFAR_PATTERN_ALL_ROTATED; }
+
     // Blocks of a slot that the page table has entries for, as far as they can be counted.
     int64_t table_blocks() const {
         return slab_count == 0 ? 0 : std::min(page_capacity * page_blocks, int64_t{INT32_MAX});

@@ -21,11 +21,12 @@ struct ValueOrder {
     bool keys;
     Arrangement arrangement;
     uint8_t integer_bits;  // 0: native values
+    bool rotated;
 };
 
 constexpr ValueOrder value_order(const mustafar_format& format, bool keys) {
     return {has_fragment_order(format), keys, arrangement_of(format),
-            static_cast<uint8_t>(has_integers(format) ? value_bits(format) : 0)};
+            static_cast<uint8_t>(has_integers(format) ? value_bits(format) : 0), is_rotated(format)};
 }
 
 constexpr ValueOrder value_order(const mustafar_format& format) {

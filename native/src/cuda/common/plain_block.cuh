@@ -25,7 +25,7 @@ struct PlainBlock {
     __device__ __forceinline__ PlainBlock(const Blocks& blocks, int head_dim, int sequence, int head, uint32_t block,
                                           int lane)
         : bits(blocks.value_bits == 8 * sizeof(T) ? 0 : blocks.value_bits) {
-        const bool all = blocks.pattern == MUSTAFAR_PATTERN_ALL;
+        const bool all = keeps_all(blocks.pattern);
         const int bitmap = all ? 0 : 128 * Words, scale_bytes = bits == 0 ? 0 : 2 * block_tokens;
         uint32_t bytes;
         const uint8_t* const address = blocks.any(sequence, head, block, bitmap, bytes);

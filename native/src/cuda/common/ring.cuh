@@ -39,37 +39,18 @@ public:
 #endif
     }
 
-    // Page numbers of the first iterations. The grid before this one may be writing the page table still: until it has ended
-    // they are a guess. table_blocks: what both tables have entries for.
-    __device__ __forceinline__ void guess_first(uint32_t table_blocks) {
-        uint32_t key = walk_.block(lane_), value = key;
-        key_page_ = value_page_ = 0;
-        if (key >= table_blocks) return;
-        key_page_ = __ldcg(keys_.page_entry(walk_.slot, key));
-        value_page_ = __ldcg(values_.page_entry(walk_.slot, value));
-    }
-
-    // Brings the addresses of slabs into the second-level cache. For one warp of a thread block: all read the same.
-    __device__ __forceinline__ void prefetch_slabs() {
-        constexpr int per_line = 128 / sizeof(void*);
-        if (lane_ * per_line < keys_.slab_count) prefetch_l2(keys_.slabs + lane_ * per_line);
-    }
-
-    // Finds the blocks of the first iterations; `walk.count` need not be known yet. The page table and, by the guess, the
-    // slabs are read at once. False where the guess was wrong: it is right next time.
-    __device__ __forceinline__ bool locate_first(uint32_t table_blocks) {
+    // Finds the blocks of the first iterations; `walk.count` need not be known yet. Page numbers and the addresses of slabs are asked for
+    // at once: of up to 32 slabs each lane reads one, and hands it to those whose pages lie there.
+    // table_blocks: what both page tables have entries for.
+    __device__ __forceinline__ void locate_first(uint32_t table_blocks) {
         uint32_t key = walk_.block(lane_), value = key;
         const bool known = key < table_blocks;
-        const uint32_t key_page = load_if(known, keys_.page_entry(walk_.slot, key));
-        const uint32_t value_page = load_if(known, values_.page_entry(walk_.slot, value));
-        uint32_t key_in_slab = key_page_, value_in_slab = value_page_;
-        void* const key_slab = load_if(known, keys_.slabs + keys_.slab_of(key_in_slab));
-        void* const value_slab = load_if(known, values_.slabs + values_.slab_of(value_in_slab));
-        key_address_ = keys_.in_page(keys_.in_slab(key_slab, key_in_slab), walk_.head, key);
-        value_address_ = values_.in_page(values_.in_slab(value_slab, value_in_slab), walk_.head, value);
-        const bool right = key_page == key_page_ && value_page == value_page_;
-        key_page_ = key_page, value_page_ = value_page;
-        return __all_sync(full_warp, right);
+        uint32_t key_page = load_if(known, keys_.page_entry(walk_.slot, key));
+        uint32_t value_page = load_if(known, values_.page_entry(walk_.slot, value));
+        void* const key_slab = load_if(lane_ < keys_.slab_count, keys_.slabs + lane_);
+        void* const value_slab = load_if(lane_ < values_.slab_count, values_.slabs + lane_);
+        key_address_ = keys_.in_page(slab_page(keys_, key_slab, key_page), walk_.head, key);
+        value_address_ = values_.in_page(slab_page(values_, value_slab, value_page), walk_.head, value);
     }
 
     // Likewise for a walk that is known, iteration `c` and the 31 after it.
@@ -123,6 +104,12 @@ public:
     }
 
 private:
+    // own_slab: the address of the slab of the lane's number.
+    static __device__ __forceinline__ uint8_t* slab_page(const Blocks& blocks, void* own_slab, uint32_t page) {
+        const uint32_t slab = blocks.slab_of(page);
+        const auto handed = __shfl_sync(full_warp, reinterpret_cast<unsigned long long>(own_slab), slab & 31);
+        return blocks.in_slab(slab < 32 ? reinterpret_cast<void*>(handed) : blocks.slabs[slab], page);
+    }
     __device__ __forceinline__ uint32_t span() const {
         return MaxSpan == 1 ? 1 : walk_.span;
     }
@@ -196,7 +183,6 @@ private:
     const uint32_t key_stage_, stage_;
     const uint8_t* key_address_ = nullptr;
     const uint8_t* value_address_ = nullptr;
-    uint32_t key_page_, value_page_;  // guessed, of the first iterations
     int slot_ = 0;
     uint32_t parity_ = 0;
 };

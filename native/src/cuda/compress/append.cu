@@ -18,15 +18,17 @@ struct AppendParams {
     Dense fresh[2], tail[2];  // keys, values
     Blocks blocks[2];
     ValueOrder order[2];
-    const int32_t* sequences;   // or null
-    const int32_t* counts;      // or null
-    const int32_t* lengths;     // [slots]
-    const int32_t* compressed;  // [slots]
-    int32_t* new_lengths;       // [slots] or null
-    int32_t* new_compressed;    // [slots] or null
-    float* key_factors;         // [slots, heads, head_dim] or null
+    const int32_t* sequences;    // or null
+    const int32_t* counts;       // or null
+    const int32_t* lengths;      // [slots]
+    const int32_t* compressed;   // [slots]
+    int32_t* new_lengths;        // [slots] or null
+    int32_t* new_compressed;     // [slots] or null
+    float* key_factors;          // [slots, heads, head_dim] or null
+    const float* importance[2];  // [slots, heads, head_dim] or null
+    const uint32_t* bitmap[2];   // [batch, heads, bitmap_tokens, words] or null
     Divisor by_part, by_head;
-    int32_t num_slots, num_tokens, lookahead, group_size, local_window, tail_capacity;
+    int32_t num_slots, num_tokens, lookahead, group_size, local_window, tail_capacity, bitmap_tokens;
     bool aligned;
 };
 
@@ -72,7 +74,8 @@ __global__ void __launch_bounds__(512) first_key_factors(const __grid_constant__
         factors_of<HeadDim>(p.key_factors, tokens.slot, static_cast<int>(p.by_head.value()), tokens.head));
 }
 
-template <class T, int HeadDim>
+// Chosen: bitmaps or an importance say which channels are kept of keys or of values.
+template <class T, int HeadDim, bool Chosen>
 __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_constant__ AppendParams p) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
@@ -100,17 +103,27 @@ __global__ void __launch_bounds__(block_threads) append_tokens(const __grid_cons
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
     const auto compress = [&](int block) {
         const Blocks& blocks = p.blocks[which];
-        writer.load(tokens.row(block * block_tokens + writer.token()), p.aligned);
-        writer.template compress<true>(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which],
-                                       factors);
+        const int token = block * block_tokens + writer.token();
+        writer.load(tokens.row(token), p.aligned);
+        if constexpr (Chosen) {
+            const int heads = static_cast<int>(p.by_head.value());
+            const int row = min(token - tokens.compressed, p.bitmap_tokens - 1);
+            const int64_t rows = (static_cast<int64_t>(batch_row) * heads + head) * p.bitmap_tokens;
+            const uint32_t* const bitmap = p.bitmap[which];
+            const Choice choice{bitmap != nullptr, bitmap == nullptr ? nullptr : bitmap + (rows + row) * Writer::words,
+                                factors_of<HeadDim>(p.importance[which], slot, heads, head)};
+            writer.template compress_chosen<true>(choice, blocks.pattern, blocks.keep, blocks.fixed(slot, head, block),
+                                                  p.order[which], factors);
+        } else {
+            writer.template compress<true>(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which],
+                                           factors);
+        }
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;
-    if (part > 0) {
-        if (first_new + part - 1 < end) compress(first_new + part - 1);
-        return;
-    }
-    for (int block = tokens.compressed / block_tokens; block < min(first_new, end); ++block) compress(block);
+    int block = part > 0 ? first_new + part - 1 : tokens.compressed / block_tokens;
+    for (const int stop = min(part > 0 ? block + 1 : first_new, end); block < stop; ++block) compress(block);
+    if (part > 0) return;
     __syncthreads();
     const int first_dense = max(before, due);
     for (int i = threadIdx.x; i < (length - first_dense) * HeadDim; i += block_threads) {
@@ -142,6 +155,13 @@ void append(const mustafar_context& context, const mustafar_append& a) {
     p.new_lengths = a.new_lengths;
     p.new_compressed = a.new_compressed;
     p.key_factors = a.key_factors;
+    p.importance[0] = a.key_importance;
+    p.importance[1] = a.value_importance;
+    p.bitmap[0] = a.key_bitmap;
+    p.bitmap[1] = a.value_bitmap;
+    p.bitmap_tokens = a.bitmap_tokens;
+    const bool chosen = a.key_importance != nullptr || a.value_importance != nullptr || a.key_bitmap != nullptr ||
+                        a.value_bitmap != nullptr;
     p.by_part = Divisor(static_cast<uint32_t>(parts));
     p.by_head = Divisor(static_cast<uint32_t>(a.num_kv_heads));
     p.num_slots = a.num_slots;
@@ -156,16 +176,22 @@ void append(const mustafar_context& context, const mustafar_append& a) {
         (a.num_tokens == 0 || (is_vector_aligned(a.new_keys, element) && is_vector_aligned(a.new_values, element)));
     dispatch("append", a.keys.format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
-        static std::atomic<uint64_t> allowed{0};
-        const auto kernel = append_tokens<T, head_dim()>;
-        allow_shared_memory(scope, kernel, allowed, 1024);
         if (p.key_factors != nullptr && parts > 1)
             launch(scope, "append", first_key_factors<T, head_dim()>,
                    LaunchShape{int64_t{a.num_kv_heads} * a.batch, 512}, p);
-        launch(scope, "append", kernel,
-               LaunchShape{int64_t{parts} * 2 * a.num_kv_heads * a.batch, block_threads,
-                           sizeof(typename BlockWriter<T, head_dim()>::Memory), true},
-               p);
+        const auto run = [&](auto is_chosen) {
+            static std::atomic<uint64_t> allowed{0};
+            const auto kernel = append_tokens<T, head_dim(), is_chosen()>;
+            allow_shared_memory(scope, kernel, allowed, 1024);
+            launch(scope, "append", kernel,
+                   LaunchShape{int64_t{parts} * 2 * a.num_kv_heads * a.batch, block_threads,
+                               sizeof(typename BlockWriter<T, head_dim()>::Memory), true},
+                   p);
+        };
+        if (chosen)
+            run(std::true_type{});
+        else
+            run(std::false_type{});
     });
 }
 

@@ -54,10 +54,10 @@ __device__ constexpr void lowest_kept(const Rank (&rank)[unit_elements], int kep
     for (int i = 0; i < 4; ++i) lowest[i] = higher(second[i], dropped + 1);
 }
 
-// The bitmap of a block's rows, which lie `stride` elements apart. bits: [32][words], all zero. Ends without a barrier.
-template <class T, int HeadDim, class Bits>
-__device__ __forceinline__ void select_balanced(const T* rows, int stride, bool keys, int kept, Bits& bits) {
-    using Rank = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+// The bitmap of a block's rows, which lie `stride` elements apart. key(value, token, channel): what elements are ranked by.
+// bits: [32][words], all zero. Ends without a barrier.
+template <int HeadDim, class Rank, class T, class Bits, class Key>
+__device__ __forceinline__ void select_balanced(const T* rows, int stride, bool keys, int kept, Bits& bits, Key&& key) {
     for (int unit = threadIdx.x; unit < block_tokens * HeadDim / unit_elements; unit += block_threads) {
         constexpr int per_token = HeadDim / unit_elements, per_quad = HeadDim / 4;
         const int token = keys ? unit / per_token : unit / per_quad * 4;
@@ -67,8 +67,11 @@ __device__ __forceinline__ void select_balanced(const T* rows, int stride, bool 
         Rank rank[unit_elements];
 #pragma unroll
         for (int bit = 0; bit < unit_elements; ++bit)
-            rank[bit] = unit_rank(
-                static_cast<Rank>(RowPart<T, HeadDim>::key(first[(bit & 3) * group + (bit >> 2) * element])), bit);
+            rank[bit] =
+                unit_rank(static_cast<Rank>(key(first[(bit & 3) * group + (bit >> 2) * element],
+                                                keys ? token : token + (bit >> 2),
+                                                channel + (bit & 3) * group + (keys ? (bit >> 2) * element : 0))),
+                          bit);
         Rank lowest[4] = {};
         lowest_kept(rank, kept, lowest);
         uint32_t mask = 0;

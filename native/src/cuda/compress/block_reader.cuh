@@ -1,6 +1,7 @@
 // Expands one block into shared memory: the work of a thread block of 128 threads.
 #pragma once
 
+#include "cuda/common/hadamard.cuh"
 #include "cuda/compress/block_contents.cuh"
 
 namespace mustafar::cuda {
@@ -17,7 +18,7 @@ struct BlockReader {
         typename Layout::Memory layout;
     };
 
-    // Fills memory.rows, absent channels with +0. Begins and ends with a barrier.
+    // Fills memory.rows, absent channels with +0, rotated keys turned back. Begins and ends with a barrier.
     static __device__ __forceinline__ void read(Memory& memory, const Blocks& blocks, ValueOrder order, int sequence,
                                                 int head, int index) {
         const BlockContents<HeadDim> contents(blocks, order, sequence, head, index);
@@ -39,6 +40,8 @@ struct BlockReader {
             });
         }
         __syncthreads();
+        if constexpr (sizeof(T) == 4)
+            if (order.rotated) rotate_rows(memory.rows, block_tokens, Memory::stride, HeadDim);
     }
 };
 

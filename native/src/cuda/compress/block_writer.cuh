@@ -7,6 +7,14 @@
 
 namespace mustafar::cuda {
 
+// What decides which channels of a block are kept: a caller's bitmap, the pattern by an importance of the head's channels, or
+// the pattern by magnitude. The same for all threads but for their rows.
+struct Choice {
+    bool by_bitmap;
+    const uint32_t* bits;     // the bitmap's row of this thread's token; null: there is no such token
+    const float* importance;  // [head_dim] or null
+};
+
 template <class T, int HeadDim>
 class BlockWriter {
 public:
@@ -48,14 +56,36 @@ public:
         if constexpr (HeadDim % 64 == 0)
             if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
                 clear_bits();
-                select_balanced<T, HeadDim>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
-                                            balanced_kept(HeadDim, keep), memory_.layout.bits);
+                using Rank = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+                select_balanced<HeadDim, Rank>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                                               balanced_kept(HeadDim, keep), memory_.layout.bits,
+                                               [](T value, int, int) { return Part::key(value); });
                 __syncthreads();
                 marks_absent_ = true;
                 return;
             }
         part_.to_keys();
         const typename Part::Mask mask = select_channels(part_, keep, t_);
+        set_bits(present_ ? mask : typename Part::Mask{0});
+    }
+
+    // The same, ranking |value * importance|.
+    __device__ __forceinline__ void select_scores(int32_t pattern, uint32_t keep, const float* importance) {
+        if constexpr (HeadDim % 64 == 0)
+            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
+                const int present = __syncthreads_count(present_) / 4;  // tokens, each with four lanes
+                clear_bits();
+                select_balanced<HeadDim, uint64_t>(
+                    memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
+                    balanced_kept(HeadDim, keep), memory_.layout.bits, [&](T value, int token, int channel) {
+                        return token < present ? score_key(as_float(value), importance[channel]) : 0u;
+                    });
+                __syncthreads();
+                marks_absent_ = true;
+                return;
+            }
+        const typename Part::Mask mask =
+            select_channels(scores_of<T, HeadDim>(part_, importance + t_ * Part::channels), keep, t_);
         set_bits(present_ ? mask : typename Part::Mask{0});
     }
 
@@ -102,8 +132,30 @@ public:
         hide_absent();
         const int scale_start = fixed_scale_start(order, keep);
         quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
-                 scale_start);
+                 scale_start, order.rotated);
         store_integers(block, order, keep, scale_start);
+    }
+
+    // The same by any choice.
+    template <bool MayBeIntegers>
+    __device__ __forceinline__ void compress_chosen(const Choice& choice, int32_t pattern, uint32_t keep,
+                                                    uint8_t* block, ValueOrder order, const float* factors) {
+        if (choice.by_bitmap) {
+            take_bits(choice.bits);
+        } else if (choice.importance != nullptr) {
+            select_scores(pattern, keep, choice.importance);
+        } else {
+            const Part part = part_;
+            select(pattern, keep);  // makes keys of the part
+            part_ = part;
+        }
+        if (!MayBeIntegers || order.integer_bits == 0) return store(block, order, block_tokens * keep);
+        if constexpr (MayBeIntegers) {
+            hide_absent();
+            const int scale_start = fixed_scale_start(order, keep);
+            quantize(own_bits(), factors, order, scale_start, order.rotated);
+            store_integers(block, order, keep, scale_start);
+        }
     }
 
     // Writes what the bitmap has to a block with room for so many bytes behind it.
@@ -115,7 +167,7 @@ public:
         const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
         const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
         if (scale_start < header_bytes(order)) return;  // a table of offsets that has no room for this block
-        quantize(own_bits(), factors, order, scale_start);
+        quantize(own_bits(), factors, order, scale_start, false);
         store_integers(block, order, 0, scale_start);
     }
 
@@ -195,7 +247,7 @@ private:
                                                memory_.layout.bits);
         __syncthreads();
         const int scale_start = fixed_scale_start(order, keep);
-        quantize(own_bits(), factors, order, scale_start);
+        quantize(own_bits(), factors, order, scale_start, false);
         write_units(units, order);
         copy_image(block, scale_start + 2 * block_tokens);
     }
@@ -252,7 +304,7 @@ private:
     // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
     // channels. Ends with a barrier.
     __device__ __forceinline__ void quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
-                                             int scale_start) {
+                                             int scale_start, bool rotated) {
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
@@ -261,7 +313,7 @@ private:
             __syncthreads();
         }
         const QuantizedPart<T, Part::channels, typename Part::Mask> part(
-            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits);
+            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, rotated);
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];

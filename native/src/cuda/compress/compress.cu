@@ -22,10 +22,10 @@ struct Place {
     }
 };
 
-template <class T, int HeadDim>
+template <class T, int HeadDim, bool ByImportance>
 __global__ void __launch_bounds__(block_threads)
-    prune_blocks(Dense source, uint32_t* bitmap, int tokens, Divisor blocks, Divisor by_head, int heads, int pattern,
-                 int keep, bool aligned) {
+    prune_blocks(Dense source, const float* importance, uint32_t* bitmap, int tokens, Divisor blocks, Divisor by_head,
+                 int heads, int pattern, int keep, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
@@ -35,17 +35,21 @@ __global__ void __launch_bounds__(block_threads)
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
-    writer.select(pattern, keep);
+    if constexpr (ByImportance)
+        writer.select_scores(pattern, keep, factors_of<HeadDim>(importance, place.sequence, heads, place.head));
+    else
+        writer.select(pattern, keep);
     if (!present) return;
     uint32_t* const row =
         bitmap + ((static_cast<int64_t>(place.sequence) * heads + place.head) * tokens + token) * Writer::words;
     for (int j = threadIdx.x & 3; j < Writer::words; j += 4) row[j] = writer.bits()[j];
 }
 
-template <class T, int HeadDim, bool MayBeIntegers>
+// Chosen: by a bitmap or an importance.
+template <class T, int HeadDim, bool MayBeIntegers, bool Chosen>
 __global__ void __launch_bounds__(block_threads)
-    compress_blocks(Dense source, const uint32_t* bitmap, const float* factors, Blocks destination, ValueOrder order,
-                    int tokens, Divisor blocks, Divisor by_head, bool aligned) {
+    compress_blocks(Dense source, const uint32_t* bitmap, const float* importance, const float* factors,
+                    Blocks destination, ValueOrder order, int tokens, Divisor blocks, Divisor by_head, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
     extern __shared__ __align__(16) uint8_t memory[];
     Writer writer(*reinterpret_cast<typename Writer::Memory*>(memory));
@@ -58,14 +62,19 @@ __global__ void __launch_bounds__(block_threads)
     uint32_t bytes;
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const float* const own_factors = factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head);
-    if (bitmap == nullptr) {
+    if constexpr (!Chosen) {
         writer.template compress<MayBeIntegers>(destination.pattern, destination.keep, block, order, own_factors);
         return;
     }
-    writer.take_bits(
-        present ? bitmap + ((static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token) *
-                               Writer::words
-                : nullptr);
+    const int64_t row = (static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token;
+    const Choice choice{bitmap != nullptr, bitmap != nullptr && present ? bitmap + row * Writer::words : nullptr,
+                        factors_of<HeadDim>(importance, place.sequence, destination.heads, place.head)};
+    if (destination.offsets == nullptr) {
+        writer.template compress_chosen<MayBeIntegers>(choice, destination.pattern, destination.keep, block, order,
+                                                       own_factors);
+        return;
+    }
+    writer.take_bits(choice.bits);
     writer.template compress_selected<MayBeIntegers>(block, order, bytes, own_factors);
 }
 
@@ -135,45 +144,62 @@ void key_factors(const mustafar_context& context, int32_t dtype, int32_t head_di
 }
 
 void prune(const mustafar_context& context, const mustafar_format& format, int32_t batch, int32_t heads, int64_t tokens,
-           const mustafar_dense& source, uint32_t* bitmap) {
+           const mustafar_dense& source, const float* importance, uint32_t* bitmap) {
     const int64_t blocks = divide_up(tokens, block_tokens);
     if (batch == 0 || heads == 0 || tokens == 0) return;
     const DeviceScope scope(context);
     dispatch("prune", format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
-        static std::atomic<uint64_t> allowed{0};
-        const auto kernel = prune_blocks<T, head_dim()>;
-        const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
-        allow_shared_memory(scope, kernel, allowed, 1024);
-        launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true}, Dense(source),
-               bitmap, static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
-               Divisor(static_cast<uint32_t>(heads)), heads, format.pattern, format.keep,
-               is_vector_aligned(source, sizeof(T)));
+        const auto run = [&](auto by_importance) {
+            static std::atomic<uint64_t> allowed{0};
+            const auto kernel = prune_blocks<T, head_dim(), by_importance()>;
+            const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
+            allow_shared_memory(scope, kernel, allowed, 1024);
+            launch(scope, "prune", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
+                   Dense(source), importance, bitmap, static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
+                   Divisor(static_cast<uint32_t>(heads)), heads, format.pattern, format.keep,
+                   is_vector_aligned(source, sizeof(T)));
+        };
+        if (importance != nullptr)
+            run(std::true_type{});
+        else
+            run(std::false_type{});
     });
 }
 
 void compress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t tokens,
-              const mustafar_dense& source, const uint32_t* bitmap, const float* key_factors,
+              const mustafar_dense& source, const uint32_t* bitmap, const float* importance, const float* key_factors,
               const mustafar_blocks& destination) {
+    // The positions of a block stand for as many values of each unit, those of tokens past the last one included.
+    if (bitmap != nullptr && is_balanced(destination.format) && tokens % block_tokens != 0)
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "tokens: expected a multiple of %d with a bitmap of a balanced pattern on CUDA, got %lld", block_tokens,
+             static_cast<long long>(tokens));
     const int64_t blocks = divide_up(tokens, block_tokens);
     if (batch == 0 || heads == 0 || tokens == 0) return;
     const DeviceScope scope(context);
     dispatch("compress", destination.format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
-        const auto run = [&](auto may_be_integers) {
+        const auto run = [&](auto may_be_integers, auto chosen) {
             static std::atomic<uint64_t> allowed{0};
-            const auto kernel = compress_blocks<T, head_dim(), may_be_integers()>;
+            const auto kernel = compress_blocks<T, head_dim(), may_be_integers(), chosen()>;
             const size_t shared = sizeof(typename BlockWriter<T, head_dim()>::Memory);
             allow_shared_memory(scope, kernel, allowed, 1024);
             launch(scope, "compress", kernel, LaunchShape{blocks * heads * batch, block_threads, shared, true},
-                   Dense(source), bitmap, key_factors, Blocks(destination, heads), value_order(destination.format),
-                   static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
+                   Dense(source), bitmap, importance, key_factors, Blocks(destination, heads),
+                   value_order(destination.format), static_cast<int>(tokens), Divisor(static_cast<uint32_t>(blocks)),
                    Divisor(static_cast<uint32_t>(heads)), is_vector_aligned(source, sizeof(T)));
         };
+        const auto run_chosen = [&](auto may_be_integers) {
+            if (bitmap != nullptr || importance != nullptr)
+                run(may_be_integers, std::true_type{});
+            else
+                run(may_be_integers, std::false_type{});
+        };
         if (has_integers(destination.format))
-            run(std::true_type{});
+            run_chosen(std::true_type{});
         else
-            run(std::false_type{});
+            run_chosen(std::false_type{});
     });
 }
 

@@ -2,6 +2,7 @@
 // neighbouring ones for each row. The rule stands at mustafar_value_format.
 #pragma once
 
+#include "cuda/common/hadamard.cuh"
 #include "cuda/common/integers.cuh"
 #include "cuda/compress/layout.cuh"
 #include "cuda/step/values.cuh"
@@ -37,10 +38,10 @@ struct QuantizedPart {
     uint32_t word[Channels / 4];  // SignedBytes
     uint16_t scale;               // f16
 
-    // number: of the row as it comes; kept: bit c for channel c. factors: or null; of quarter t.
+    // number: of the row as it comes; kept: bit c for channel c. factors: or null; of quarter t. rotated: where all are kept.
     template <class Factors>
     __device__ __forceinline__ QuantizedPart(float (&number)[Channels], Mask kept, const Factors* factors, int t,
-                                             int bits) {
+                                             int bits, bool rotated) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
         float top = 0.0f;
         bool finite = true;
@@ -59,6 +60,11 @@ struct QuantizedPart {
                 number[c + 2] = divided<T>(number[c + 2], by.z, inverse.z);
                 number[c + 3] = divided<T>(number[c + 3], by.w, inverse.w);
             }
+        }
+        if (rotated) {
+            rotate_quarters(number, t);
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) finite &= isfinite(number[c]);
         }
 #pragma unroll
         for (int c = 0; c < Channels; ++c) top = fmaxf(top, fabsf(number[c]));

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/common/ptx.cuh"
+#include "cuda/step/values.cuh"
 
 namespace mustafar::cuda {
 
@@ -36,6 +37,21 @@ struct RowPart {
             return min(__float_as_uint(value) & 0x7fffffffu, nan_key);
     }
 };
+
+// |value * importance| as the integer by which it is ranked.
+__device__ __forceinline__ uint32_t score_key(float value, float importance) {
+    return RowPart<float, 64>::key(__fmul_rn(value, importance));
+}
+
+// The scores of a lane's channels as keys. importance: those of the lane's channels.
+template <class T, int HeadDim>
+__device__ __forceinline__ RowPart<float, HeadDim> scores_of(const RowPart<T, HeadDim>& part, const float* importance) {
+    RowPart<float, HeadDim> scores;
+#pragma unroll
+    for (int c = 0; c < RowPart<T, HeadDim>::channels; ++c)
+        scores.word[c] = score_key(as_float(reinterpret_cast<const T*>(part.word)[c]), importance[c]);
+    return scores;
+}
 
 __device__ __forceinline__ uint32_t row_sum(uint32_t value) {
     value += __shfl_xor_sync(full_warp, value, 1);
@@ -184,21 +200,25 @@ __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t ke
         const uint32_t largest = largest_below(part, high);
         if (over != 0 && under == -1) low = largest;
     } else {
+        // The upper halves of the keys first, then by halving among those that are level.
+        RowPart<__nv_bfloat16, 4 * Part::channels> upper;
+#pragma unroll
+        for (int j = 0; j < upper.words; ++j) upper.word[j] = permute(part.word[2 * j], part.word[2 * j + 1], 0x7632u);
+        uint32_t probe = low = find_threshold(upper, keep) << 16;
+        high = min(low + 0x10000u, high);
         bool found = false;
-        do {
-            const uint32_t probe = (low + high) >> 1;
+        for (;;) {
             uint32_t count = 0;
 #pragma unroll
             for (int c = 0; c < Part::channels; ++c) count += part.word[c] >= probe;
             count = row_sum(count);
             if (!found) {
-                if (count >= keep)
-                    low = probe;
-                else
-                    high = probe;
+                (count >= keep ? low : high) = probe;
                 found = count == keep || high - low <= 1;
+                probe = (low + high) >> 1;
             }
-        } while (!__all_sync(full_warp, found));
+            if (__all_sync(full_warp, found)) break;
+        }
     }
     return low;
 }

@@ -20,7 +20,8 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
         from grouped in Gen.Choose(1, 3)
         from headDim in balanced ? Gen.Elements(64, 128, 256) : Gen.Elements(64, 80, 96, 128, 256)
         from options in AnyOptions(balanced, integers)
-        select new CacheSetup(device, dtype, batch, heads, grouped, headDim, options);
+        let rotates = options.KeyRotation && headDim % 64 == 0
+        select new CacheSetup(device, dtype, batch, heads, grouped, headDim, options with { KeyRotation = rotates });
 
     /// <summary>Simpler setups of the same kind.</summary>
     internal IEnumerable<CacheSetup> Shrink() => new[]
@@ -30,7 +31,8 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
         this with { NumKvHeads = 1 },
         this with { Group = 1 },
         this with { HeadDim = 64 },
-        this with { Options = Options with { KeyBits = 16, KeyChannelScales = false } },
+        this with { Options = Options with { KeyRotation = false } },
+        this with { Options = Options with { KeyBits = 16, KeyChannelScales = false, KeyRotation = false } },
         this with { Options = Options with { ValueBits = 16 } },
         this with { Options = Options with { SlidingWindow = null } },
         this with { Options = Options with { SinkTokens = 0 } },
@@ -45,6 +47,7 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
         from keyBits in integers ? Gen.Elements(16, 8, 4) : Gen.Constant(16)
         from valueBits in integers ? Gen.Elements(16, 8, 4) : Gen.Constant(16)
         from scales in Gen.Elements(true, false)
+        from rotation in Gen.Elements(true, false)
         from localWindow in Gen.Elements(0, 1, 7, 32, 40, 300)
         from groups in Gen.Elements(1, 1, 2, 3)
         from keepMultiple in Gen.Choose(1, 8)
@@ -57,6 +60,7 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
             KeyBits = keyBits,
             ValueBits = valueBits,
             KeyChannelScales = scales && keyBits < 16,
+            KeyRotation = rotation && keyBits < 16 && keySparsity == 0,
             LocalWindow = localWindow,
             GroupSize = 32 * groups,
             KeepMultiple = keepMultiple,

@@ -1,0 +1,16 @@
+#!/usr/bin/env pwsh
+
+<#
+.SYNOPSIS
+    Measures cache settings beside the dense cache: perplexity, divergence, bytes, tasks with long contexts.
+.DESCRIPTION
+    The options are those of `llama evaluate`; --help after the model lists them.
+.PARAMETER Model
+    The folder of a Hugging Face checkpoint: config.json, safetensors and a tokenizer.
+.EXAMPLE
+    ./evaluate.ps1 ~/models/Llama-3.2-1B --output results --setting "4 bits: FourBits"
+#>
+param([string] $Model) # the options are $args: a script with attributes for them would take no piped input
+
+. (Join-Path $PSScriptRoot 'common.ps1')
+Invoke-Project 'examples/Llama' 'evaluate' $Model $args $(if ($MyInvocation.ExpectingInput) { , @($input) })

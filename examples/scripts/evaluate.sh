@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Measures cache settings beside the dense cache: perplexity, divergence, bytes, tasks with long contexts.
+#
+#   evaluate.sh MODEL [OPTION...]
+#
+# MODEL is the folder of a Hugging Face checkpoint: config.json, safetensors and a tokenizer. The options are those of
+# `llama evaluate`; --help after MODEL lists them. For example:
+#
+#   evaluate.sh ~/models/Llama-3.2-1B --output results --setting "4 bits: FourBits"
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+run examples/Llama evaluate "$@"

@@ -1,0 +1,53 @@
+using static TorchSharp.torch;
+
+namespace Mustafar;
+
+/// <summary>How the channels of values are chosen.</summary>
+public sealed class ValueSelection : ChannelSelection
+{
+    private ValueSelection(string name, SelectionRule rule, Func<SelectionInput, Tensor>? function = null)
+        : base(name, rule, function)
+    {
+    }
+
+    /// <summary>Per token by magnitude, the default: of each value the channels of largest |v|. (Mustafar, arXiv 2505.22913.)</summary>
+    /// <remarks>What a token's value adds to the output is weighted alike in all channels, so that this is output-aware already.</remarks>
+    public static ValueSelection Magnitude { get; } = new("magnitude", SelectionRule.Magnitude);
+
+    /// <summary>
+    /// Whole channels, the same of all tokens of a sequence and head: those of largest ‖v‖ over the sequence's tokens until its first ones
+    /// are compressed. (ThinK, arXiv 2407.21018, applied to values.)
+    /// </summary>
+    /// <remarks>A value that is 0 in a chosen channel keeps another channel in its place.</remarks>
+    public static ValueSelection Structured { get; } = new("structured", SelectionRule.StructuredValues);
+
+    /// <summary>
+    /// Per channel by magnitude: of each channel the tokens of largest |v| among every 32 that follow one another, ⌊32 · kept / head_dim⌋
+    /// of them. (Mustafar, arXiv 2505.22913: per-channel magnitude pruning.)
+    /// </summary>
+    /// <remarks>Tokens keep different numbers of channels, which takes the same room for each 32.</remarks>
+    public static ValueSelection PerChannel { get; } = new("per-channel", SelectionRule.PerChannel);
+
+    /// <summary>Of each value the channels for which a function gives the largest numbers.</summary>
+    /// <inheritdoc cref="KeySelection.ByScores"/>
+    public static ValueSelection ByScores(string name, Func<SelectionInput, Tensor> function)
+    {
+        ArgumentNullException.ThrowIfNull(function);
+        return new ValueSelection(name, SelectionRule.Scores, function);
+    }
+
+    /// <summary>The channels that a function chooses, any number of each value.</summary>
+    /// <inheritdoc cref="KeySelection.ByMask"/>
+    public static ValueSelection ByMask(string name, Func<SelectionInput, Tensor> function)
+    {
+        ArgumentNullException.ThrowIfNull(function);
+        return new ValueSelection(name, SelectionRule.Mask, function);
+    }
+
+    /// <summary>The selections that need no function.</summary>
+    public static IReadOnlyList<ValueSelection> All { get; } = [Magnitude, Structured, PerChannel];
+
+    /// <summary>One of <see cref="All"/>, by its name.</summary>
+    /// <exception cref="ArgumentException">There is no such selection.</exception>
+    public static ValueSelection Named(string name) => Find(name, nameof(name), All);
+}

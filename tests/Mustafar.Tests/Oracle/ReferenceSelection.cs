@@ -1,0 +1,94 @@
+using static TorchSharp.torch;
+
+namespace Mustafar.Tests.Oracle;
+
+/// <summary>Which channels of one sequence's keys or values a selection keeps, by plain loops over sorted numbers.</summary>
+internal sealed class ReferenceSelection(ChannelSelection selection, int keep, SparsityPattern pattern)
+{
+    private double[,]? _queries; // [num_kv_heads, head_dim]
+    private double[,]? _tokens;
+
+    internal ReferenceSelection Copy() => (ReferenceSelection)MemberwiseClone();
+
+    /// <summary>Takes in new tokens of a sequence of which nothing is compressed.</summary>
+    /// <param name="query">[num_heads, n, head_dim], or null.</param>
+    /// <param name="tokens">[num_kv_heads, n, head_dim].</param>
+    /// <param name="isFirst">Whether the sequence was empty.</param>
+    internal void Add(Tensor? query, Tensor tokens, bool isFirst)
+    {
+        (int heads, int count, int headDim) = ((int)tokens.shape[0], (int)tokens.shape[1], (int)tokens.shape[2]);
+        if (count == 0)
+        {
+            return;
+        }
+
+        _tokens = isFirst ? null : _tokens;
+        double[,] sums = _tokens is null ? new double[heads, headDim] : (double[,])_tokens.Clone();
+        float[] rows = Values.Of(tokens);
+        for (int i = 0; i < rows.Length; i++)
+        {
+            sums[i / (count * headDim), i % headDim] += (double)rows[i] * rows[i];
+        }
+
+        _tokens = sums;
+        if (query is not null)
+        {
+            int last = Math.Min(count, 32), group = (int)query.shape[0] / heads;
+            double[,] ofQueries = isFirst || count >= 32 || _queries is null ? new double[heads, headDim] : (double[,])_queries.Clone();
+            float[] numbers = Values.Of(query.narrow(1, count - last, last));
+            for (int i = 0; i < numbers.Length; i++)
+            {
+                double q = Math.Abs((double)numbers[i]);
+                ofQueries[i / (last * headDim) / group, i % headDim] += selection == KeySelection.OutputAware ? q : q * q;
+            }
+
+            _queries = ofQueries;
+        }
+    }
+
+    /// <summary>The mask of tokens [num_kv_heads, n, head_dim] that are compressed together, the first of which stands at `first`.</summary>
+    internal Tensor Mask(Tensor tokens, int first)
+    {
+        if (keep == tokens.shape[2])
+        {
+            return ones_like(tokens, dtype: ScalarType.Bool);
+        }
+
+        if (selection.Function is not null)
+        {
+            Tensor chosen = selection.Function(new SelectionInput(tokens, 0, first, keep));
+            return chosen.dtype == ScalarType.Bool ? chosen : ReferencePruning.Mask(chosen, keep, pattern);
+        }
+
+        return selection.Name switch
+        {
+            "magnitude" => ReferencePruning.Mask(tokens, keep, pattern),
+            "output-aware" => ReferencePruning.Mask(tokens.to(ScalarType.Float32) * Row(_queries!), keep, pattern),
+            "structured" => ReferencePruning.Mask(Row(Channels()), keep).expand(tokens.shape),
+            "per-channel" => PerChannel(tokens),
+            _ => throw new ArgumentException(selection.Name),
+        };
+    }
+
+    private static Tensor Row(double[,] channels) => tensor(channels).to(ScalarType.Float32).unsqueeze(1);
+
+    private double[,] Channels()
+    {
+        double[,] scores = (double[,])_tokens!.Clone();
+        for (int h = 0; h < scores.GetLength(0); h++)
+        {
+            for (int c = 0; c < scores.GetLength(1); c++)
+            {
+                scores[h, c] = Math.Sqrt(scores[h, c]) * (_queries is null ? 1 : Math.Sqrt(_queries[h, c]));
+            }
+        }
+
+        return scores;
+    }
+
+    private Tensor PerChannel(Tensor tokens)
+    {
+        Tensor columns = tokens.to(ScalarType.Float32).reshape(tokens.shape[0], -1, 32, tokens.shape[2]).transpose(2, 3);
+        return ReferencePruning.Mask(columns, 32 * keep / (int)tokens.shape[2]).transpose(2, 3).reshape(tokens.shape);
+    }
+}
