@@ -246,6 +246,7 @@ void test_all(int32_t variant, int32_t dtype, int32_t head_dim) {
                MUSTAFAR_ORDER_PLAIN,
                false};
         for (const int64_t tokens : {33, 76}) {
+            if (tokens == 33 && value_format != MUSTAFAR_VALUE_FORMAT_NATIVE) continue;
             c.tokens = tokens;
             for (const int32_t pattern : {MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_PATTERN_MASK})
                 for (const int32_t keep : {1, head_dim * 5 / 16, head_dim / 2 - 1}) {
@@ -276,7 +277,10 @@ int main() {
     for (int32_t variant = MUSTAFAR_CPU_VARIANT_SCALAR; variant < 32; ++variant) {
         if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
         for (const int32_t dtype : {MUSTAFAR_DTYPE_F32, MUSTAFAR_DTYPE_F16, MUSTAFAR_DTYPE_BF16})
-            for (const int32_t head_dim : {64, 80, 96, 128, 256}) test_all(variant, dtype, head_dim);
+            // Not each of one with each of the other, as in integers.h.
+            for (const int32_t head_dim : {64, 80, 96, 128, 256})
+                if (dtype == MUSTAFAR_DTYPE_F16 || head_dim == 80 || head_dim == 128)
+                    test_all(variant, dtype, head_dim);
     }
     std::puts("channels are chosen by importance and by bitmaps as they are said to be");
 }
