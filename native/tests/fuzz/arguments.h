@@ -30,7 +30,7 @@ public:
     // Sometimes null or an address that is not aligned.
     template <class T>
     T* address(T* proper) {
-        if (!mishap(64)) return proper;
+        if (!mishap(64) || proper == nullptr) return proper;
         void* const bytes = const_cast<std::remove_const_t<T>*>(proper);
         return input.ConsumeBool() ? nullptr : static_cast<T*>(static_cast<void*>(static_cast<char*>(bytes) + 1));
     }
