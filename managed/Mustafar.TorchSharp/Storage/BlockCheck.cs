@@ -18,7 +18,7 @@ internal static class BlockCheck
     /// as quantisation makes.</summary>
     internal static bool IsValid(ReadOnlySpan<byte> block, in NativeFormat format)
     {
-        bool keepsAll = format.Pattern == (int)SparsityPattern.All;
+        bool keepsAll = LayerFormat.KeepsAll(format);
         int bitmapBytes = keepsAll ? 0 : NativeConstants.BlockTokens * ((format.HeadDim + 31) / 32) * sizeof(uint);
         return (keepsAll || HasBitmap(block[..bitmapBytes], format)) && HasNumbers(block[bitmapBytes..], (ValueFormat)format.ValueFormat);
     }

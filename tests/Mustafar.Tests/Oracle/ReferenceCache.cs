@@ -162,16 +162,14 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             _keyScales[b] = options.KeyChannelScales ? ReferenceIntegers.ChannelScales(_keys[b]!.narrow(1, options.SinkTokens, until)) : null;
         }
 
-        _keys[b] = Stored(
-            _keys[b]!, options.KeysKept(headDim), options.BalancedKeys ? SparsityPattern.BalancedKeys : null, options.KeyBits, _keyScales[b], options.KeyRotation);
-        _values[b] = Stored(
-            _values[b]!, options.ValuesKept(headDim), options.BalancedValues ? SparsityPattern.BalancedValues : null, options.ValueBits, null, rotated: false);
+        _keys[b] = Stored(_keys[b]!, _selections[b].Keys, options.KeyBits, _keyScales[b], options.KeyRotation);
+        _values[b] = Stored(_values[b]!, _selections[b].Values, options.ValueBits, null, rotated: false);
         _compressed[b] = until;
 
-        Tensor Stored(Tensor rows, int keep, SparsityPattern? balanced, int bits, float[]? scales, bool rotated)
+        Tensor Stored(Tensor rows, ReferenceSelection selection, int bits, float[]? scales, bool rotated)
         {
             Tensor copy = rows.clone(), part = rows.narrow(1, options.SinkTokens + from, until - from);
-            Tensor mask = keep == headDim ? ones_like(part, dtype: ScalarType.Bool) : ReferencePruning.Mask(part, keep, balanced ?? SparsityPattern.Unstructured);
+            Tensor mask = selection.Mask(part, from);
             copy.narrow(1, options.SinkTokens + from, until - from).copy_(ReferenceIntegers.Stored(part, mask, bits, scales, rotated));
             return copy;
         }

@@ -74,6 +74,9 @@ internal sealed unsafe class LayerFormat
         return own with { Order = (int)Order.Plain, Pattern = (int)pattern };
     }
 
+    /// <summary>Whether every channel is kept, without bitmaps.</summary>
+    internal static bool KeepsAll(NativeFormat format) => (Pattern)format.Pattern is Pattern.All or Pattern.AllRotated;
+
     /// <summary>Whether values are integers.</summary>
     internal static bool HasIntegers(NativeFormat format) => format.ValueFormat != (int)ValueFormat.Native;
 

@@ -25,7 +25,7 @@ internal sealed unsafe partial class LayerStorage
     internal void VisitPages(bool keys, int version, ReadOnlySpan<int> pages, bool fill, Visitor visit)
     {
         NativeFormat own = keys ? Format.Keys : Format.Values, file = Format.OfFile(keys, version);
-        bool isPlain = _shape.Device.type == DeviceType.CPU && !(LayerFormat.HasIntegers(own) && own.Pattern == (int)SparsityPattern.All);
+        bool isPlain = _shape.Device.type == DeviceType.CPU && !(LayerFormat.HasIntegers(own) && LayerFormat.KeepsAll(own));
         if (isPlain && own.Pattern == file.Pattern && !ConvertsPages)
         {
             VisitHeads(own, Addresses(keys, pages), _table.Pool.HeadStride(_index), visit);
