@@ -268,6 +268,31 @@ void sizes_and_refusals() {
            MUSTAFAR_STATUS_UNSUPPORTED);
     EXPECT(refused(mustafar_key_factors(&context, 9, 64, 1, 1, 1, &tensor, weights.data()), "dtype"));
     EXPECT(refused(mustafar_key_factors(&context, 0, 64, INT32_MAX, INT32_MAX, 0, &tensor, weights.data()), "factors"));
+
+    // Only keys are rotated.
+    mustafar_blocks rotated = integers.blocks;
+    rotated.format.pattern = MUSTAFAR_PATTERN_ALL_ROTATED;
+    product.blocks = rotated;
+    product.key_factors = nullptr;
+    EXPECT(refused(mustafar_value_sum(&context, &product), "rotated keys"));
+    mustafar_attention attention{};
+    attention.batch = attention.num_slots = attention.num_heads = attention.num_kv_heads = attention.num_queries = 1;
+    attention.max_tokens = block_tokens;
+    attention.scale = 1.0f;
+    attention.keys = rotated;
+    attention.values = integers.blocks;
+    int64_t workspace = 0;
+    EXPECT_OK(mustafar_attention_workspace(&context, &attention, &workspace));
+    attention.values = rotated;
+    EXPECT(refused(mustafar_attention_workspace(&context, &attention, &workspace), "rotated keys"));
+    mustafar_append append{};
+    append.num_kv_heads = 1;
+    append.group_size = append.tail_capacity = append.max_tokens = block_tokens;
+    append.keys = rotated;
+    append.values = integers.blocks;
+    EXPECT_OK(mustafar_append_tokens(&context, &append));
+    append.values = rotated;
+    EXPECT(refused(mustafar_append_tokens(&context, &append), "rotated keys"));
 }
 
 }  // namespace

@@ -479,6 +479,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     check_format("keys", append.keys.format);
     check_format("values", append.values.format);
     check_same_values(append.keys.format, append.values.format);
+    check_values("values", append.values.format);
     if (append.keys.format.layout != MUSTAFAR_LAYOUT_FIXED || append.values.format.layout != MUSTAFAR_LAYOUT_FIXED)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "keys, values: expected the fixed layout (0), got %d and %d",
              append.keys.format.layout, append.values.format.layout);
