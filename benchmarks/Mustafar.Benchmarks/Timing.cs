@@ -26,7 +26,7 @@ internal static class Timing
     /// <param name="seconds">Time to spend on each.</param>
     /// <param name="calls">What to time; their tensors are freed after each call.</param>
     /// <param name="ofProcessor">Whether to measure the time that this process has the processors, in all of its threads: what other programs
-    /// take does not count then.</param>
+    /// take does not count then. Only of one thread: the system counts others by clock ticks.</param>
     internal static double[] Interleaved(double seconds, IReadOnlyList<Action> calls, bool ofProcessor = false)
     {
         Func<Action, double> once = ofProcessor ? OnceOfProcessor : Once;

@@ -5,6 +5,7 @@
 #include "cpu/avx512.h"
 #include "cpu/balanced.h"
 #include "cpu/kernel_tables.h"
+#include "cpu/select.h"
 
 namespace mustafar {
 namespace {
@@ -130,7 +131,7 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
 struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
-        .select = select_row<T>,
+        .select = select_rows<T, W>,
         .balance_keys = balance<T, true>,
         .balance_values = balance<T, false>,
         .pack = pack_vector<T, W>,

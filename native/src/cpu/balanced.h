@@ -37,27 +37,17 @@ Rank higher(Rank a, Rank b) {
     return a < b ? b : a;
 }
 
-template <class T, bool Keys>
-void balance(const char* const* rows, const float* importance, int tokens, int head_dim, int kept, uint32_t* bitmap) {
-    if (importance != nullptr) {
-        float scores[4][256];
-        const char* scored[4] = {};
-        for (int t = 0; t < tokens; ++t) {
-            score_row<T>(rows[t], importance, head_dim, scores[t]);
-            scored[t] = reinterpret_cast<const char*>(scores[t]);
-        }
-        return balance<F32, Keys>(scored, nullptr, tokens, head_dim, kept, bitmap);
-    }
-    using Bits = typename T::Bits;
-    using Rank = std::conditional_t<sizeof(Bits) == 2, int32_t, int64_t>;
+// By keys of which ranks with four more bits can be made: key(row, channel).
+template <class Rank, bool Keys, class Key>
+MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int kept, uint32_t* bitmap) {
     using Order = Positions<Keys>;
     constexpr Rank above_all = std::numeric_limits<Rank>::max();
     const int run = Keys ? head_dim / 4 : head_dim, runs = Keys ? tokens : 1, positions = run * runs;
     const int units = positions / 4;
 
-    // Magnitudes in the order of their integers, unique within a unit: of equal ones the lower place ranks higher.
-    const auto ranked = [](Bits bits, int m, int p) {
-        return static_cast<Rank>((Rank{Magnitude<T>::key(bits)} << 4) + 16 - 4 * m - Order::group(p));
+    // Keys made unique within a unit: of equal ones the lower place ranks higher.
+    const auto ranked = [](auto number, int m, int p) {
+        return static_cast<Rank>((static_cast<Rank>(number) << 4) + 16 - 4 * m - Order::group(p));
     };
     alignas(64) Rank rank[4][most_positions];
     for (int m = 0; m < 4; ++m)
@@ -67,8 +57,7 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
                 for (int p = 0; p < run; ++p) out[p] = ranked(0, m, p);
                 continue;
             }
-            const Bits* const row = reinterpret_cast<const Bits*>(rows[Keys ? r : m]) + (Keys ? m * run : 0);
-            for (int p = 0; p < run; ++p) out[p] = ranked(row[p], m, p);
+            for (int p = 0; p < run; ++p) out[p] = ranked(key(Keys ? r : m, (Keys ? m * run : 0) + p), m, p);
         }
 
     // The two of each position that may be kept, and of the unit's eight the 8 - kept that are not.
@@ -102,6 +91,37 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
             const auto bits = [&](int c) { return bits_of_16(Keys ? keep[c / run] + t * run + c % run : keep[t] + c); };
             bitmap[(t * head_dim + channel) / 32] = bits(channel) | bits(channel + 16) << 16;
         }
+}
+
+// By magnitude, or with an importance by score.
+template <class T, bool Keys>
+void balance(const char* const* rows, const float* importance, int tokens, int head_dim, int kept, uint32_t* bitmap) {
+    using Bits = typename T::Bits;
+    if (sizeof(Bits) == 2 && importance == nullptr) {
+        const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA {
+            return Magnitude<T>::key(reinterpret_cast<const Bits*>(rows[t])[c]);
+        };
+        return balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
+    }
+
+    // Keys of 31 bits, which 27 bits tell apart if all but zeros lie within some 16 octaves, as they mostly do.
+    constexpr uint32_t span = (1u << 27) - 2;
+    alignas(64) uint32_t keys[4][256];
+    uint32_t largest = span;
+    for (int t = 0; t < tokens; ++t) {
+        keys_of<T>(rows[t], importance, head_dim, keys[t]);
+        for (int c = 0; c < head_dim; ++c) largest = keys[t][c] > largest ? keys[t][c] : largest;
+    }
+    const uint32_t base = largest - span;
+    uint32_t too_small = 0;
+    for (int t = 0; t < tokens; ++t)
+        for (int c = 0; c < head_dim; ++c) too_small |= uint32_t{keys[t][c] - 1 < base};
+    if (too_small != 0) {
+        const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return keys[t][c]; };
+        return balance_by<int64_t, Keys>(key, tokens, head_dim, kept, bitmap);
+    }
+    const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return keys[t][c] > base ? keys[t][c] - base : 0; };
+    balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
 }
 
 }  // namespace

@@ -18,12 +18,13 @@ struct TokenRun {
 
 // Rows are query rows of one KV head (group * queries). A padded row has 32 * words channels.
 struct Kernels {
-    // Bits of the `keep` channels of largest magnitude, or with an importance of largest score; ties go to the lower channel.
-    void (*select)(const void* row, const float* importance, int head_dim, int keep, uint32_t* bitmap);
-    // Bits of the elements that a balanced pattern keeps, `kept` of each unit (5 ... 8), of up to four tokens' rows.
-    using Balance = void (*)(const char* const* rows, const float* importance, int tokens, int head_dim, int kept,
-                             uint32_t* bitmap);
-    Balance balance_keys, balance_values;
+    using Select = void (*)(const char* const* rows, const float* importance, int tokens, int head_dim, int keep,
+                            uint32_t* bitmap);
+    // Bits of the `keep` channels of largest magnitude of each row, or with an importance of largest score; ties go to the
+    // lower channel.
+    Select select;
+    // Bits of the elements that a balanced pattern keeps, `keep` of each unit (5 ... 8), of up to four tokens' rows.
+    Select balance_keys, balance_values;
     // Packs the row's chosen channels at values; returns how many there are. Writes nothing past them.
     int (*pack)(const void* row, const uint32_t* bitmap, void* values);
     // The reverse; reads at most MUSTAFAR_PAGE_PADDING bytes past the values. Returns how many there are.

@@ -10,6 +10,7 @@
 #include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
+#include "cpu/select.h"
 
 namespace mustafar {
 namespace {
@@ -423,7 +424,7 @@ int unpack(const void* source, const uint32_t* bitmap, int head_dim, void* targe
 struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
-        .select = select_row<T>,
+        .select = select_rows<T, W>,
         .balance_keys = balance<T, true>,
         .balance_values = balance<T, false>,
         .pack = pack<T, W>,

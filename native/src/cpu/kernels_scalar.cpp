@@ -6,6 +6,7 @@
 #include "cpu/kernel_tables.h"
 #include "cpu/kernels.h"
 #include "cpu/row.h"
+#include "cpu/select.h"
 
 namespace mustafar {
 namespace {
@@ -79,7 +80,7 @@ float softmax(float* scores, int count, float scale, float* maximum, float* sum)
 struct Tables {
     template <class T, int W>
     static constexpr Kernels of = {
-        .select = select_row<T>,
+        .select = select_rows<T, W>,
         .balance_keys = balance<T, true>,
         .balance_values = balance<T, false>,
         .pack = pack_row<T, W>,

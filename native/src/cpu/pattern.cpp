@@ -86,12 +86,11 @@ void choose(const mustafar_format& format, const Kernels& kernels, const BlockRo
         return;
     }
     if (!is_balanced(format)) {
-        for (int t = 0; t < rows.tokens; ++t)
-            kernels.select(rows.row[t], selection.importance, format.head_dim, format.keep, bitmap + t * words);
+        kernels.select(rows.row, selection.importance, rows.tokens, format.head_dim, format.keep, bitmap);
         return;
     }
     const bool keys = format.pattern == MUSTAFAR_PATTERN_BALANCED_KEYS;
-    const Kernels::Balance balance = keys ? kernels.balance_keys : kernels.balance_values;
+    const Kernels::Select balance = keys ? kernels.balance_keys : kernels.balance_values;
     for (int t = 0; t < rows.tokens; t += 4)
         balance(rows.row + t, selection.importance, std::min(4, rows.tokens - t), format.head_dim,
                 balanced_kept(format), bitmap + t * words);

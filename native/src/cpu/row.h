@@ -5,6 +5,11 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+#if defined(__F16C__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "mustafar/mustafar.h"
 
@@ -115,96 +120,39 @@ struct Magnitude {
     }
 };
 
-// |value * importance| of a row's channels.
+// Bits of value * importance, f32, of a row's channels.
 template <class T>
-void score_row(const void* source, const float* importance, int head_dim, float* scores) {
+void score_row(const void* source, const float* importance, int head_dim, uint32_t* scores) {
     const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
-    for (int c = 0; c < head_dim; ++c) scores[c] = T::load(row[c]) * importance[c];
-}
-
-// Keys that are at least as large as a threshold.
-[[maybe_unused]] MUSTAFAR_INLINE int count_from(const uint16_t* keys, int head_dim, uint32_t threshold) {
-    const uint16_t lowest = static_cast<uint16_t>(threshold);
-    uint16_t count = 0;
-    for (int c = 0; c < head_dim; ++c) count = static_cast<uint16_t>(count + (keys[c] >= lowest));
-    return count;
-}
-
-/*
- * Exact selection without a sort: the keep-th largest key is found by bisection over the integers 0 ... high - 1. At least
- * keep keys must be >= 0, fewer than keep >= high. Returns the largest threshold that at least keep keys reach, or any
- * that exactly keep reach. The branches are worth their mispredictions: without, each turn waits for the one before.
- */
-[[maybe_unused]] inline uint32_t bisect(const uint16_t* keys, int head_dim, int keep, uint32_t high) {
-    uint32_t low = 0;
-    while (high - low > 1) {
-        const uint32_t middle = low + (high - low) / 2;
-        const int count = count_from(keys, head_dim, middle);
-        if (count >= keep) {
-            low = middle;
-            if (count == keep) break;
-        } else {
-            high = middle;
+    int c = 0;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, F16>)
+        for (; c < head_dim; c += 16) {
+            const __m512 values = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + c)));
+            const __m512 products = _mm512_mul_ps(values, _mm512_loadu_ps(importance + c));
+            _mm512_storeu_si512(scores + c, _mm512_castps_si512(products));
         }
-    }
-    return low;
-}
-
-[[maybe_unused]] inline uint32_t threshold_of(const uint16_t* keys, int head_dim, int keep, uint32_t nan) {
-    return bisect(keys, head_dim, keep, nan + 1);
-}
-
-// The upper half of the keys first, then the lower half of those that are level with the threshold.
-[[maybe_unused]] inline uint32_t threshold_of(const uint32_t* keys, int head_dim, int keep, uint32_t nan) {
-    alignas(64) uint16_t half[256];
-    for (int c = 0; c < head_dim; ++c) half[c] = static_cast<uint16_t>(keys[c] >> 16);
-    const uint16_t upper = static_cast<uint16_t>(bisect(half, head_dim, keep, (nan >> 16) + 1));
-    const int reached = count_from(half, head_dim, upper);
-    if (reached == keep) return uint32_t{upper} << 16;
-    const int above = count_from(half, head_dim, uint32_t{upper} + 1);
-    // Keys that are not level become 0, with which bisection never compares.
-    for (int c = 0; c < head_dim; ++c) half[c] = half[c] == upper ? static_cast<uint16_t>(keys[c]) : uint16_t{0};
-    return uint32_t{upper} << 16 | bisect(half, head_dim, keep - above, 0x10000u);
-}
-
-// Bits of the keep channels of largest keys; of equal ones the lower channel.
-template <class Key>
-void mark_largest(const Key* keys, int head_dim, int keep, uint32_t nan, uint32_t* bitmap) {
-    const Key threshold = static_cast<Key>(threshold_of(keys, head_dim, keep, nan));
-    int above = 0;
-    const int words = (head_dim + 31) / 32;
-    uint32_t ties[8];
-    for (int w = 0; w < words; ++w) {
-        uint32_t more = 0, same = 0;
-        const int channels = head_dim - 32 * w < 32 ? head_dim - 32 * w : 32;
-        for (int i = 0; i < channels; ++i) {
-            more |= uint32_t{keys[32 * w + i] > threshold} << i;
-            same |= uint32_t{keys[32 * w + i] == threshold} << i;
+#elif defined(__F16C__)
+    if constexpr (std::is_same_v<T, F16>)
+        for (; c < head_dim; c += 8) {
+            const __m256 values = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + c)));
+            const __m256 products = _mm256_mul_ps(values, _mm256_loadu_ps(importance + c));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(scores + c), _mm256_castps_si256(products));
         }
-        bitmap[w] = more;
-        ties[w] = same;
-        above += std::popcount(more);
-    }
-    int wanted = keep - above;
-    for (int w = 0; w < words && wanted > 0; ++w) {
-        const int equal = std::popcount(ties[w]);
-        const int taken = equal < wanted ? equal : wanted;
-        bitmap[w] |= taken == equal ? ties[w] : lowest_set(ties[w], taken);
-        wanted -= taken;
-    }
+#endif
+    for (; c < head_dim; ++c) scores[c] = bits_of_f32(T::load(row[c]) * importance[c]);
 }
 
+// Keys of a row's channels in the order of their magnitudes, or with an importance of their scores; below 2^31.
 template <class T>
-void select_row(const void* source, const float* importance, int head_dim, int keep, uint32_t* bitmap) {
-    if (importance != nullptr) {
-        float scores[256];
-        score_row<T>(source, importance, head_dim, scores);
-        return select_row<F32>(scores, nullptr, head_dim, keep, bitmap);
-    }
-    alignas(64) typename T::Bits keys[256];
+void keys_of(const void* source, const float* importance, int head_dim, uint32_t* __restrict__ keys) {
     const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
-    for (int c = 0; c < head_dim; ++c) keys[c] = Magnitude<T>::key(row[c]);
-    mark_largest(keys, head_dim, keep, Magnitude<T>::nan, bitmap);
+    if (importance == nullptr) {
+        for (int c = 0; c < head_dim; ++c) keys[c] = Magnitude<T>::key(row[c]);
+        return;
+    }
+    score_row<T>(source, importance, head_dim, keys);
+    for (int c = 0; c < head_dim; ++c) keys[c] = Magnitude<F32>::key(keys[c]);
 }
 
 template <class T, int W>

@@ -1,0 +1,198 @@
+// Which channels of a row are largest. As row.h, compiled for each instruction set.
+#pragma once
+
+#include "cpu/row.h"
+
+namespace mustafar {
+namespace {
+
+// Bit i says whether keys[i] is at least a threshold, of 32 keys.
+[[maybe_unused]] MUSTAFAR_INLINE uint32_t reach(const uint16_t* keys, uint16_t threshold) {
+#if defined(__AVX512BW__)
+    return _mm512_cmpge_epu16_mask(_mm512_loadu_si512(keys), _mm512_set1_epi16(static_cast<int16_t>(threshold)));
+#elif defined(__AVX2__)
+    const __m256i lowest = _mm256_set1_epi16(static_cast<int16_t>(threshold));
+    __m256i reached[2];
+    for (int i = 0; i < 2; ++i) {
+        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys) + i);
+        reached[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(half, lowest), half);
+    }
+    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(reached[0], reached[1]), 0xd8);
+    return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
+#else
+    uint32_t reached = 0;
+    for (int i = 0; i < 32; ++i) reached |= uint32_t{keys[i] >= threshold} << i;
+    return reached;
+#endif
+}
+
+// The bits of a row's channels, W words.
+template <int W>
+struct Channels {
+    uint32_t words[W] = {};
+
+    Channels() = default;
+    explicit Channels(int head_dim) {
+        for (int w = 0; w < W; ++w) words[w] = head_dim - 32 * w >= 32 ? ~0u : (1u << (head_dim - 32 * w)) - 1;
+    }
+
+    int count() const {
+        int count = 0;
+        for (int w = 0; w < W; ++w) count += std::popcount(words[w]);
+        return count;
+    }
+    void add(const Channels& others) {
+        for (int w = 0; w < W; ++w) words[w] |= others.words[w];
+    }
+    void store(uint32_t* bitmap) const { std::memcpy(bitmap, words, sizeof words); }
+    // Keeps only the lowest so many.
+    void keep_lowest(int most) {
+        for (int w = 0; w < W; ++w) {
+            const int there = std::popcount(words[w]);
+            if (there > most) words[w] = lowest_set(words[w], most);
+            most -= there < most ? there : most;
+        }
+    }
+};
+
+// 16-bit keys of a row's channels; those of channels beyond the row are 0.
+template <int W>
+struct Keys16 {
+    alignas(64) uint16_t keys[32 * W];
+
+    // How many are at least a threshold above 0.
+    MUSTAFAR_INLINE int count_from(uint32_t threshold) const {
+#if defined(__AVX2__)
+        int count = 0;
+        for (int w = 0; w < W; ++w) count += std::popcount(reach(keys + 32 * w, static_cast<uint16_t>(threshold)));
+#else
+        const uint16_t lowest = static_cast<uint16_t>(threshold);
+        uint16_t count = 0;
+        for (const uint16_t key : keys) count = static_cast<uint16_t>(count + (key >= lowest));
+#endif
+        return count;
+    }
+
+    Channels<W> at_least(uint32_t threshold, const Channels<W>& among) const {
+        Channels<W> reached;
+        if (threshold > 0xffffu) return reached;
+        for (int w = 0; w < W; ++w)
+            reached.words[w] = reach(keys + 32 * w, static_cast<uint16_t>(threshold)) & among.words[w];
+        return reached;
+    }
+
+    // `keep` of some channels, of which at least as many reach the threshold and fewer exceed it; of equal ones the lower.
+    Channels<W> largest(uint32_t threshold, int keep, const Channels<W>& among) const {
+        Channels<W> chosen = at_least(threshold + 1, among), level = at_least(threshold, among);
+        for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
+        level.keep_lowest(keep - chosen.count());
+        chosen.add(level);
+        return chosen;
+    }
+};
+
+#if defined(__AVX2__)
+constexpr int rows_together = 4;
+#else
+constexpr int rows_together = 1;  // a count takes longer than what it waits for
+#endif
+
+/*
+ * Exact selection without a sort: for each row the largest threshold of so many bits that at least `keep` of its keys reach,
+ * or any that exactly `keep` reach, bit by bit. Each count waits for the one before, so several rows take turns.
+ */
+template <int R, int W>
+void find_thresholds(const Keys16<W>* rows, int bits, int keep, uint32_t* found) {
+    for (int r = 0; r < R; ++r) found[r] = 0;
+    for (uint32_t bit = 1u << (bits - 1); bit != 0; bit >>= 1)
+        for (int r = 0; r < R; ++r) {
+            const int count = rows[r].count_from(found[r] | bit);
+            found[r] |= count >= keep ? bit : 0;
+            if (R == 1 && count == keep) return;
+        }
+}
+
+// 31-bit keys of a row's channels.
+template <int W>
+struct Keys32 {
+    alignas(64) uint32_t keys[32 * W];
+
+    // The upper 16 of the 27 bits that tell those of the 16 octaves below the largest apart, which mostly decide.
+    void narrow(Keys16<W>* narrowed) const {
+        constexpr uint32_t octaves = 1u << 27;
+        uint32_t largest = octaves;
+        for (int c = 0; c < 32 * W; ++c) largest = keys[c] > largest ? keys[c] : largest;
+        const uint32_t base = largest - octaves + 1;
+        for (int c = 0; c < 32 * W; ++c)
+            narrowed->keys[c] = static_cast<uint16_t>(((keys[c] > base ? keys[c] : base) - base) >> 11);
+    }
+
+    // By the upper half, and by the lower half of those that are level in it.
+    Channels<W> largest(int keep, const Channels<W>& all) const {
+        Keys16<W> part;
+        uint32_t threshold;
+        for (int c = 0; c < 32 * W; ++c) part.keys[c] = static_cast<uint16_t>(keys[c] >> 16);
+        find_thresholds<1>(&part, 15, keep, &threshold);
+        Channels<W> chosen = part.at_least(threshold + 1, all), level = part.at_least(threshold, all);
+        for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
+        const int wanted = keep - chosen.count();
+        if (level.count() > wanted) {
+            const uint16_t upper = static_cast<uint16_t>(threshold);
+            for (int c = 0; c < 32 * W; ++c)
+                part.keys[c] = part.keys[c] == upper ? static_cast<uint16_t>(keys[c]) : uint16_t{0};
+            find_thresholds<1>(&part, 16, wanted, &threshold);
+            level = part.largest(threshold, wanted, level);
+        }
+        chosen.add(level);
+        return chosen;
+    }
+};
+
+// The `keep` largest of each row's channels; of equal ones the lower.
+template <int W>
+void mark_largest(const Keys16<W>* rows, int count, int keep, const Channels<W>& all, uint32_t* bitmap) {
+    uint32_t thresholds[rows_together];
+    find_thresholds<rows_together>(rows, 15, keep, thresholds);
+    for (int r = 0; r < count; ++r) rows[r].largest(thresholds[r], keep, all).store(bitmap + r * W);
+}
+
+template <int W>
+void mark_largest(const Keys32<W>* rows, int count, int keep, const Channels<W>& all, uint32_t* bitmap) {
+    if constexpr (rows_together == 1) return rows[0].largest(keep, all).store(bitmap);
+    Keys16<W> narrowed[rows_together];
+    uint32_t thresholds[rows_together];
+    for (int r = 0; r < rows_together; ++r) rows[r].narrow(&narrowed[r]);
+    find_thresholds<rows_together>(narrowed, 16, keep, thresholds);
+    for (int r = 0; r < count; ++r) {
+        const bool decided = thresholds[r] > 0 && narrowed[r].count_from(thresholds[r]) == keep;
+        (decided ? narrowed[r].largest(thresholds[r], keep, all) : rows[r].largest(keep, all)).store(bitmap + r * W);
+    }
+}
+
+// Bits of the `keep` channels of largest magnitude of each row, or with an importance of largest score.
+template <class T, int W>
+void select_rows(const char* const* rows, const float* importance, int tokens, int head_dim, int keep,
+                 uint32_t* bitmap) {
+    using Bits = typename T::Bits;
+    const Channels<W> all(head_dim);
+    const auto for_rows = [&](auto* keys, const auto& fill) MUSTAFAR_INLINE_LAMBDA {
+        for (int t = 0; t < tokens; t += rows_together) {
+            const int count = tokens - t < rows_together ? tokens - t : rows_together;
+            for (int r = 0; r < count; ++r) fill(reinterpret_cast<const Bits*>(rows[t + r]), keys[r].keys);
+            mark_largest(keys, count, keep, all, bitmap + t * W);
+        }
+    };
+    if (sizeof(Bits) == 2 && importance == nullptr) {
+        Keys16<W> keys[rows_together] = {};
+        for_rows(keys, [&](const Bits* row, uint16_t* own) MUSTAFAR_INLINE_LAMBDA {
+            for (int c = 0; c < head_dim; ++c) own[c] = static_cast<uint16_t>(Magnitude<T>::key(row[c]));
+        });
+        return;
+    }
+    Keys32<W> keys[rows_together] = {};
+    for_rows(keys, [&](const Bits* row, uint32_t* own)
+                       MUSTAFAR_INLINE_LAMBDA { keys_of<T>(row, importance, head_dim, own); });
+}
+
+}  // namespace
+}  // namespace mustafar
