@@ -35,7 +35,7 @@ internal static class BarChart
         Argument<FileInfo> source = new("csv") { Description = "A report's CSV file." };
         Option<string> column = new("--column") { Description = "The column to draw.", Required = true, HelpName = "NAME" };
         Option<string> title = new("--title") { Description = "The chart's title.", Required = true, HelpName = "TEXT" };
-        Command command = new("chart", "Draw a report's CSV file as a PNG beside it.") { source, column, title };
+        Command command = new("chart", "Draw a report's CSV file as a PNG next to it.") { source, column, title };
         command.SetAction(parsed =>
         {
             FileInfo file = parsed.GetRequiredValue(source);
