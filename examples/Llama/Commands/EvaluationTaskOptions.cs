@@ -17,7 +17,7 @@ internal sealed class EvaluationTaskOptions
         "--tasks", $"Tasks, separated by commas: {string.Join(", ", s_names)}.", s_names[0], "NAMES");
 
     private readonly Option<string> _file = CommandOption.Text(
-        "--file", "Text to predict (perplexity) and to hide notes and needles in (the other tasks).", ShippedFiles.HeldOutText, "FILE");
+        "--file", "Text to predict (perplexity) and to hide notes and needles in (recall, needle, ruler).", ShippedFiles.HeldOutText, "FILE");
 
     private readonly Option<int> _context = CommandOption.Number(
         "--context", "Tokens per window of perplexity and per context of recall.", "TOKENS", 2048);
