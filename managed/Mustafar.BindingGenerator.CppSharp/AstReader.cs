@@ -89,7 +89,7 @@ internal sealed class AstReader
             ? name
             : throw new UnsupportedDeclarationException(
                 $"an unnamed struct with the fields {string.Join(", ", declared.Fields.Select(field => field.Name))}",
-                "structs need a name of their own (typedef struct x { ... } x)");
+                "structs need a name (typedef struct x { ... } x)");
     }
 
     private List<StructField> Fields(Class declared)
@@ -119,7 +119,7 @@ internal sealed class AstReader
             || !actual.Fields.Select(field => (int)field.Offset).SequenceEqual(natural.Offsets))
         {
             throw new UnsupportedDeclarationException(
-                declared.Name, "packed and aligned structs and fields are not supported: C# lays them out as if they were not");
+                declared.Name, "packed and aligned structs and fields are not supported: C# would ignore the attribute in its layout");
         }
     }
 

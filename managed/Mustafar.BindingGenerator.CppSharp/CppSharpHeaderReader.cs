@@ -22,7 +22,7 @@ public static class CppSharpHeaderReader
             var library = new Library(Path.GetFullPath(header), scratch);
             Run(library);
             return library.Failure is null
-                ? library.Model ?? throw new BindingException($"CppSharp cannot read {header}; it has written the reason above.")
+                ? library.Model ?? throw new BindingException($"CppSharp cannot read {header}; the reason is printed above.")
                 : throw library.Failure;
         }
         finally
@@ -41,8 +41,8 @@ public static class CppSharpHeaderReader
         catch (Win32Exception exception)
         {
             throw new BindingException(
-                $"CppSharp asks a C++ compiler for its include directories and cannot run one: {exception.Message}. Put gcc on the PATH, or "
-                + "name the program alone, without arguments, in the environment variable CXX.");
+                $"CppSharp needs a C++ compiler's include directories, but cannot run a compiler: {exception.Message}. Put gcc on the PATH, or "
+                + "set the environment variable CXX to a program, without arguments.");
         }
         catch (Exception) when (library.Model is not null || library.Failure is not null)
         {
@@ -85,7 +85,7 @@ public static class CppSharpHeaderReader
                 Model = files.Any(file => file.FileName == Path.GetFileName(header))
                     ? AstReader.Read(files)
                     : throw new BindingException(
-                        $"CppSharp has parsed {header}, but shows no declaration of it; it leaves out headers below a system include directory.");
+                        $"CppSharp parsed {header} but reports no declarations; it skips headers below a system include directory.");
             }
             catch (BindingException failure)
             {

@@ -25,7 +25,7 @@ public static class GeneratorCommand
     {
         var check = new Option<bool>("--check")
         {
-            Description = "Write nothing; exit with 1 if the file in the repository is not up to date.",
+            Description = "Write nothing; exit with 1 if the file in the repository is out of date.",
         };
         var command = new RootCommand("Writes the C# imports of the native library from its C header.") { check };
         command.SetAction(parsed => Guard(
@@ -89,7 +89,7 @@ public static class GeneratorCommand
             return 0;
         }
 
-        error.WriteLine($"{OutputPath} differs from what {HeaderPath} gives, first in line {same + 1}:");
+        error.WriteLine($"{OutputPath} does not match {HeaderPath}; the first difference is in line {same + 1}:");
         error.WriteLine($"  expected: {expected.ElementAtOrDefault(same) ?? "(end of file)"}");
         error.WriteLine($"  actual:   {actual.ElementAtOrDefault(same) ?? "(end of file)"}");
         error.WriteLine("Run: dotnet run --project managed/Mustafar.BindingGenerator");

@@ -39,7 +39,7 @@ internal sealed record ChatRequest(
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens, nameof(ChatOptions.MaxOutputTokens));
         if (options.StopSequences?.Any(string.IsNullOrEmpty) ?? false)
         {
-            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected texts that are not empty.", nameof(options));
+            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected non-empty strings.", nameof(options));
         }
 
         return new ChatRequest(

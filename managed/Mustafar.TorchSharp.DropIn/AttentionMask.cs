@@ -90,7 +90,7 @@ internal sealed class AttentionMask(int? window)
         return !holds[0] ? throw Unsupported("it adds numbers to the scores of tokens that are visible")
             : !holds[1] ? throw Unsupported(columns == 1
                 ? "it hides all tokens of a sequence"
-                : "it is not causal, or padding stands elsewhere than before a conversation's first tokens, or it has a sliding window " +
+                : "it is not causal, or has padding elsewhere than before a conversation's first tokens, or has a sliding window " +
                     $"that is not in {nameof(MustafarOptions)}.{nameof(MustafarOptions.SlidingWindow)}")
             : padded;
     }
@@ -151,5 +151,5 @@ internal sealed class AttentionMask(int? window)
     }
 
     private static NotSupportedException Unsupported(string reason) =>
-        new($"The model's attention mask cannot be served by a compressed cache: {reason}.");
+        new($"A compressed cache does not support the model's attention mask: {reason}.");
 }

@@ -107,7 +107,7 @@ public sealed class MustafarAttachment : IDisposable
     /// way cannot be continued.
     /// </summary>
     /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
-    [UnconditionalSuppressMessage("Trimming", "IL2026", Justification = "Who made this object was told.")]
+    [UnconditionalSuppressMessage("Trimming", "IL2026", Justification = "The caller that made this object was warned.")]
     public void Dispose() => Alone(() =>
     {
         if (_disposed)
@@ -185,7 +185,7 @@ public sealed class MustafarAttachment : IDisposable
     {
         if (_calls.IsReadLockHeld)
         {
-            throw new InvalidOperationException("Caches cannot be freed, nor attention put back, in the middle of an attention call.");
+            throw new InvalidOperationException("Caches cannot be freed, nor attention restored, in the middle of an attention call.");
         }
 
         _calls.EnterWriteLock();

@@ -211,13 +211,13 @@ public sealed record MustafarOptions
         if (KeyRotation && KeyBits == NativeBits)
         {
             throw new ArgumentException(
-                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyRotation)}, which is for integers, but got {KeyBits}.", nameof(KeyRotation));
+                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyRotation)}, since only integers can be rotated, but got {KeyBits}.", nameof(KeyRotation));
         }
 
         if (KeyRotation && KeySparsity > 0)
         {
             throw new ArgumentException(
-                $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning lives off large channels, which it levels, but got {KeySparsity}.",
+                $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning relies on large channels, which rotation levels, but got {KeySparsity}.",
                 nameof(KeyRotation));
         }
     }
@@ -293,7 +293,7 @@ public sealed record MustafarOptions
     private static int Bits(int value, [CallerMemberName] string name = "") =>
         value is NativeBits or 8 or 4
             ? value
-            : throw new ArgumentOutOfRangeException(name, value, "Expected 16 (numbers of the cache's type, as they are), 8 or 4.");
+            : throw new ArgumentOutOfRangeException(name, value, "Expected 16 (the cache's own type, not quantised), 8 or 4.");
 
     private static double Sparsity(double value, [CallerMemberName] string name = "") =>
         value is >= 0 and < 1

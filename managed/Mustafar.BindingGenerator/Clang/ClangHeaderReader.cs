@@ -55,7 +55,7 @@ public sealed class ClangHeaderReader
                 break;
             default:
                 throw new UnsupportedDeclarationException(
-                    NameOr(node, "an unnamed declaration"), $"declarations of clang's kind {node.Kind} are not supported");
+                    NameOr(node, "an unnamed declaration"), $"declarations of clang kind {node.Kind} are not supported");
         }
     }
 
@@ -103,7 +103,7 @@ public sealed class ClangHeaderReader
         {
             throw new UnsupportedDeclarationException(
                 $"{name} with the fields {string.Join(", ", node.Children.Select(field => field.Name))}",
-                "structs need a name of their own (typedef struct x { ... } x)");
+                "structs need a name (typedef struct x { ... } x)");
         }
 
         // Known before its fields are read: they may point to the struct itself.
@@ -165,7 +165,7 @@ public sealed class ClangHeaderReader
         // clang writes the same for an enum that has no tag.
         if (!builder.Knows(node.Name))
         {
-            throw new UnsupportedDeclarationException(node.Name, "enums need a name of their own (typedef enum x { ... } x)");
+            throw new UnsupportedDeclarationException(node.Name, "enums need a name (typedef enum x { ... } x)");
         }
     }
 

@@ -53,12 +53,12 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         object input = arguments[0]!;
         if (Reflected.Get(input, "OutputAttentions") is true)
         {
-            throw new NotSupportedException("Attention on a compressed cache has no attention weights to return (OutputAttentions).");
+            throw new NotSupportedException("Attention over a compressed cache can't return attention weights (OutputAttentions).");
         }
 
         if (attention.training && Reflected.Get(attention, "_attentionDropout") is double and not 0)
         {
-            throw new NotSupportedException("Attention on a compressed cache has no dropout; call eval() on the model.");
+            throw new NotSupportedException("Attention over a compressed cache has no dropout; call eval() on the model.");
         }
 
         IDictionary<int, (Tensor, Tensor)> past = PastOf(Reflected.Get<object>(input, "Cache"));
@@ -120,7 +120,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
 
     private static IDictionary<int, (Tensor, Tensor)> PastOf(object conversation) =>
         conversation as IDictionary<int, (Tensor, Tensor)> ?? throw new NotSupportedException(
-            $"The cache {conversation.GetType()} is no dictionary from layer to keys and values, by which it would be read.");
+            $"The cache {conversation.GetType()} is not a dictionary from layers to keys and values, which is needed to read it.");
 
     private static int Start(IDictionary<int, (Tensor Keys, Tensor)> past, int layer)
     {
@@ -131,7 +131,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
 
         return !dense.Keys.IsInvalid
             ? checked((int)dense.Keys.size(-2))
-            : throw new InvalidOperationException("The conversation's compressed caches were released; begin it with a new cache.");
+            : throw new InvalidOperationException("The conversation's compressed caches were released; start it again with a new cache.");
     }
 
     private static (Tensor Query, Tensor Keys, Tensor Values) Project(nn.Module attention, Tensor hidden)

@@ -18,11 +18,11 @@ internal static class ModelWindow
             [] => options,
             [int window] when options.SlidingWindow is null || options.SlidingWindow == window => options with { SlidingWindow = window },
             [int window] => throw new ArgumentException(
-                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, as many tokens as the model shows to each, or null to " +
-                $"have it taken from the model, but got {options.SlidingWindow}.",
+                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, the number of tokens that each token sees in the model, or null to " +
+                $"take it from the model, but got {options.SlidingWindow}.",
                 nameof(options)),
             _ => throw new NotSupportedException(
-                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has one."),
+                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has only one."),
         };
     }
 }

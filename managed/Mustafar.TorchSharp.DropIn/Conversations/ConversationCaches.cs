@@ -119,8 +119,8 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
             if (keys.isnan().all().item<bool>())
             {
                 throw new InvalidOperationException(
-                    $"The model's cache has NaN in place of {step.Start} tokens: it is a copy of a conversation whose tokens are held " +
-                    "compressed, which a copy does not have. Begin with a new cache and the whole prompt.");
+                    $"The model's cache has NaN in place of {step.Start} tokens: it is a copy of a conversation whose tokens are stored " +
+                    "compressed, which a copy does not include. Start with a new cache and the whole prompt.");
             }
 
             // By itself: what the model cached of the other layers comes with their calls.
@@ -133,14 +133,14 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
         if (group is null || step.Start > group.Length)
         {
             throw new InvalidOperationException(
-                $"The call continues a conversation at token {step.Start}, of which {group?.Length ?? 0} tokens are cached: " +
+                $"The call continues a conversation at token {step.Start}, but {group?.Length ?? 0} tokens of it are cached: " +
                 "it began before attention was replaced, or its caches were released.");
         }
 
         if (step.Query.size(0) != group.BatchSize)
         {
             throw new ArgumentException(
-                $"Expected {group.BatchSize} sequences, as the conversation began with, but got {step.Query.size(0)}.");
+                $"Expected {group.BatchSize} sequences, as at the start of the conversation, but got {step.Query.size(0)}.");
         }
 
         if (step.Start < group.Length)

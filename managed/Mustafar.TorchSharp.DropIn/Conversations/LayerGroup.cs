@@ -174,7 +174,7 @@ internal sealed class LayerGroup : IDisposable
     {
         if (Array.Exists(Padding, count => count > 0))
         {
-            throw new NotSupportedException("Tokens cannot be taken back from a conversation with padding.");
+            throw new NotSupportedException("A conversation with padding cannot be rolled back.");
         }
 
         Array.ForEach(_sequences, sequence => _cache.Truncate(sequence, length));

@@ -78,7 +78,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
     {
         if (whole.IsReleased)
         {
-            throw new InvalidOperationException("The conversation was released in the middle of this step; begin it anew.");
+            throw new InvalidOperationException("The conversation was released in the middle of this step; start it again.");
         }
 
         whole.Step.Visit(this, step);

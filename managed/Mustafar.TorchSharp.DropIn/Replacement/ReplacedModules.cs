@@ -28,7 +28,7 @@ internal sealed class ReplacedModules
         {
             if (module is IReplacedModule)
             {
-                throw new InvalidOperationException("The model's attention is replaced already; dispose what replaced it first.");
+                throw new InvalidOperationException("The model's attention is already replaced; dispose that attachment first.");
             }
 
             ModuleReplacement? replacement = replacementOf(module);
@@ -40,7 +40,7 @@ internal sealed class ReplacedModules
             if (ReferenceEquals(module, model))
             {
                 throw new ArgumentException(
-                    $"{module.GetType()} is an attention module itself, which nothing holds where it could be replaced; give the model.",
+                    $"{module.GetType()} is itself an attention module, with no parent in which it could be replaced; pass the whole model.",
                     nameof(model));
             }
 
@@ -52,7 +52,7 @@ internal sealed class ReplacedModules
         if (!Of<AttentionLayer>().Any())
         {
             throw new NotSupportedException(
-                $"No registered module of {model.GetType()} is attention that an adapter reads; give an {nameof(AttentionAdapter)} for its class.");
+                $"No registered module of {model.GetType()} is attention that an adapter can read; pass an {nameof(AttentionAdapter)} for its class.");
         }
 
         try

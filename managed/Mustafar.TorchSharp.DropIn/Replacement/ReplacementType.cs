@@ -25,7 +25,7 @@ internal static class ReplacementType
         if (!RuntimeFeature.IsDynamicCodeSupported)
         {
             throw new NotSupportedException(
-                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
+                "Replacing attention generates a class at run time, which this runtime does not support (NativeAOT); " +
                 $"call {nameof(MustafarCache)} from the model's own attention instead.");
         }
     }
@@ -60,9 +60,9 @@ internal static class ReplacementType
 
     /// <summary>Why no subclass can take the place of a module's class; null if one can.</summary>
     internal static string? WhyNot(Type type) =>
-        type.IsSealed ? $"{type} is sealed: no subclass can take its place."
-        : ForwardsOf(type) is not [MethodInfo forward] ? $"{type} has {ForwardsOf(type).Length} overrides of a module's forward; expected one."
-        : forward.IsFinal ? $"{type}.forward is sealed: no subclass can take its place."
+        type.IsSealed ? $"{type} is sealed, so no subclass can replace it."
+        : ForwardsOf(type) is not [MethodInfo forward] ? $"{type} has {ForwardsOf(type).Length} overrides of forward; expected one."
+        : forward.IsFinal ? $"{type}.forward is sealed, so no subclass can override it."
         : null;
 
     private static MethodInfo ForwardOf(Type type) =>

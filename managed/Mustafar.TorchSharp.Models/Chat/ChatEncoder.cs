@@ -85,7 +85,7 @@ internal sealed class ChatEncoder
         }
 
         throw new ArgumentException(
-            "Expected messages that leave a character for private use (U+E000 to U+F8FF) free, but they have all of them.", nameof(turns));
+            "Expected messages that leave a private-use character (U+E000 to U+F8FF) unused, but they use all of them.", nameof(turns));
     }
 
     private HashSet<int> TokensIn(string chats)

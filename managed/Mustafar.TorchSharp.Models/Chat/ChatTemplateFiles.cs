@@ -15,7 +15,7 @@ internal static class ChatTemplateFiles
 {
     /// <summary>How another template is given, for messages.</summary>
     public const string HowToChoose =
-        "Another template can be given by --chat-template (ChatTemplate of the client's options): llama3, mistral, chatml, or the path of a Jinja file.";
+        "Choose another template with --chat-template (ChatTemplate in the client's options): llama3, mistral, chatml, or the path of a Jinja file.";
 
     private const string Default = "default";
     private const long LargestFile = 1 << 24;
@@ -54,7 +54,7 @@ internal static class ChatTemplateFiles
             : Path.Exists(name) ? Read(name)
             : throw new ArgumentException(
                 $"Expected {string.Join(", ", BuiltInNames)}, {(own.Count > 0 ? $"a template of the checkpoint ({names}), " : "")}"
-                + $"or the path of a Jinja file, but got '{name}', and there is no such file.",
+                + $"or the path of a Jinja file, but got '{name}', and no such file exists.",
                 nameof(name));
     }
 
@@ -117,7 +117,7 @@ internal static class ChatTemplateFiles
         }
         catch (DecoderFallbackException exception)
         {
-            throw new CheckpointException("expected a chat template in UTF-8, but there are bytes that are not.", path, inner: exception);
+            throw new CheckpointException("expected a chat template in UTF-8, but some bytes are not.", path, inner: exception);
         }
     }
 

@@ -117,7 +117,7 @@ public sealed class Conversation : IDisposable
 
         if (stopSequences?.Any(string.IsNullOrEmpty) ?? false)
         {
-            throw new ArgumentException("Expected stop sequences that are not empty.", nameof(stopSequences));
+            throw new ArgumentException("Expected non-empty stop sequences.", nameof(stopSequences));
         }
 
         List<int> prompt = _model.Encode([.. _turns, .. newTurns], TemplateVariables, cancellationToken);

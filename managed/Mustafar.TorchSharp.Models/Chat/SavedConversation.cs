@@ -28,7 +28,7 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
     {
         if (!metadata.TryGetValue(Key, out string? json))
         {
-            throw new MustafarCacheFileException("expected a saved chat, but the file holds the cache of another text.", path);
+            throw new MustafarCacheFileException("expected a saved chat, but the file holds another kind of text.", path);
         }
 
         SavedConversation saved;
@@ -44,11 +44,11 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
         if (saved.Tokens.Count != cachedTokens || saved.Tokens.Any(id => id < 0 || id >= vocabSize))
         {
             throw new MustafarCacheFileException(
-                $"expected the ids of {cachedTokens} cached tokens, from 0 to {vocabSize - 1}, but got others ({saved.Tokens.Count}).", path);
+                $"expected the ids of {cachedTokens} cached tokens, from 0 to {vocabSize - 1}, but got other values ({saved.Tokens.Count} of them).", path);
         }
 
         return !saved.Turns.Contains(null)
             ? saved
-            : throw new MustafarCacheFileException("expected turns of a role and a content, but one is null.", path);
+            : throw new MustafarCacheFileException("expected turns with a role and content, but one is null.", path);
     }
 }

@@ -34,7 +34,7 @@ internal static class TemplateVariables
         }
         catch (InvalidOperationException exception)
         {
-            throw new ArgumentException("Expected valid texts, but one has half of a surrogate pair.", nameof(json), exception);
+            throw new ArgumentException("Expected valid strings, but one has half of a surrogate pair.", nameof(json), exception);
         }
     }
 
@@ -44,7 +44,7 @@ internal static class TemplateVariables
     {
         if (name is Messages or AddGenerationPrompt)
         {
-            throw new ArgumentException($"Expected variables beside those of the chat itself, but got '{name}'.", nameof(name));
+            throw new ArgumentException($"Expected variables other than those of the chat itself, but got '{name}'.", nameof(name));
         }
 
         try

@@ -22,7 +22,7 @@ internal static class CheckpointFile
         }
         catch (UnauthorizedAccessException exception)
         {
-            throw new CheckpointException("expected a file that this user may read, but access is denied.", path, inner: exception);
+            throw new CheckpointException("expected a readable file, but access is denied.", path, inner: exception);
         }
         catch (IOException exception) when (exception is not (CheckpointException or FileNotFoundException))
         {
@@ -43,7 +43,7 @@ internal static class CheckpointFile
         using FileStream stream = OpenRead(path);
         if (stream.Length > limit)
         {
-            throw new CheckpointException($"expected at most {limit} bytes, but it has {stream.Length}; is it another file?", path);
+            throw new CheckpointException($"expected at most {limit} bytes, but it has {stream.Length}; is it the wrong file?", path);
         }
 
         byte[] bytes = new byte[stream.Length];

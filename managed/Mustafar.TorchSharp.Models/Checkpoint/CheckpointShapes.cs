@@ -22,7 +22,7 @@ internal static class CheckpointShapes
         if (!checkpoint.Names.Any(name => name.StartsWith(last, StringComparison.Ordinal)))
         {
             throw new CheckpointException(
-                $"expected weights of {config.NumLayers} layers, num_hidden_layers of config.json, but there are none of '{last}'.",
+                $"expected weights of {config.NumLayers} layers (num_hidden_layers in config.json), but there are none of '{last}'.",
                 checkpoint.Directory);
         }
 
@@ -36,7 +36,7 @@ internal static class CheckpointShapes
             if (!entry.Shape.SequenceEqual([rows, config.HiddenSize]))
             {
                 throw new CheckpointException(
-                    $"expected shape [{rows}, {config.HiddenSize}], {key} and hidden_size of config.json, but got [{string.Join(", ", entry.Shape)}].",
+                    $"expected shape [{rows}, {config.HiddenSize}] ({key} and hidden_size in config.json), but got [{string.Join(", ", entry.Shape)}].",
                     file.Path,
                     name);
             }

@@ -51,7 +51,7 @@ internal sealed class BatchSampler : IDisposable
             if (tokens[i] < 0)
             {
                 throw new ArgumentException(
-                    $"Expected scores without NaN whose largest is finite, but those of text {i} are not: the model gives no numbers.",
+                    $"Expected logits without NaN and with a finite maximum, but those of text {i} are not like that: the model produces no valid numbers.",
                     nameof(steps));
             }
 

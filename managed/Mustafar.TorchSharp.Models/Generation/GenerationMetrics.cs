@@ -25,10 +25,10 @@ public static class GenerationMetrics
     private static readonly Meter s_meter = new(MeterName, typeof(GenerationMetrics).Assembly.GetName().Version?.ToString(3));
 
     private static readonly Counter<long> s_promptTokens = s_meter.CreateCounter<long>(
-        "mustafar.generation.prompt_tokens", "{token}", "Tokens of prompts that were read.");
+        "mustafar.generation.prompt_tokens", "{token}", "Prompt tokens read.");
 
     private static readonly Counter<long> s_tokens = s_meter.CreateCounter<long>(
-        "mustafar.generation.tokens", "{token}", "Tokens that decode steps added.");
+        "mustafar.generation.tokens", "{token}", "Tokens added by decode steps.");
 
     private static readonly Histogram<double> s_prefill = s_meter.CreateHistogram<double>(
         "mustafar.generation.prefill.duration", "s", "Time to read the prompts of one call.");

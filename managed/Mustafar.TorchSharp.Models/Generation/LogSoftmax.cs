@@ -32,7 +32,7 @@ internal static class LogSoftmax
         {
             if (float.IsNaN(logits[i]))
             {
-                throw new ArgumentException($"Expected numbers as scores, but that of token {i} is NaN.", nameof(logits));
+                throw new ArgumentException($"Expected numbers as scores, but the score of token {i} is NaN.", nameof(logits));
             }
 
             if (logits[i] > logits[best])
@@ -43,6 +43,6 @@ internal static class LogSoftmax
 
         return float.IsFinite(logits[best])
             ? best
-            : throw new ArgumentException($"Expected a finite largest score, but it is {logits[best]}.", nameof(logits));
+            : throw new ArgumentException($"Expected a finite maximum score, but it is {logits[best]}.", nameof(logits));
     }
 }

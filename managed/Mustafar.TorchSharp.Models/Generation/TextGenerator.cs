@@ -46,7 +46,7 @@ public abstract class TextGenerator
     {
         if (Cache.BatchSize != 1)
         {
-            throw new ArgumentException($"Expected a cache of one sequence, whose text is continued, but got {Cache.BatchSize}.", "cache");
+            throw new ArgumentException($"Expected a cache of one sequence, but got {Cache.BatchSize}.", "cache");
         }
     }
 

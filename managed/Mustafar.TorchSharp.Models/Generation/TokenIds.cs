@@ -22,7 +22,7 @@ public static class TokenIds
 
         if (ids.Count > config.MaxPositions - alreadyCached)
         {
-            string cached = alreadyCached > 0 ? $" after the {alreadyCached} before" : "";
+            string cached = alreadyCached > 0 ? $" after the {alreadyCached} cached ones" : "";
             throw new ArgumentException(
                 $"Expected at most {config.MaxPositions - alreadyCached} tokens{cached}, since the model's context is {config.MaxPositions} "
                 + $"(max_position_embeddings), but got {ids.Count}.",

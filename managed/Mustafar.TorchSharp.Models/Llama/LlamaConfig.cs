@@ -87,8 +87,8 @@ public sealed record LlamaConfig
         if (!s_compressedHeadDims.Contains(HeadDim))
         {
             throw new UnsupportedModelException(
-                $"'head_dim' = {HeadDim} is not supported by the compressed cache, which takes {string.Join(", ", s_compressedHeadDims)}; "
-                + "a dense cache (--attention dense) takes any even one.",
+                $"'head_dim' = {HeadDim} is not supported by the compressed cache, which supports {string.Join(", ", s_compressedHeadDims)}; "
+                + "a dense cache (--attention dense) supports any even one.",
                 path);
         }
 

@@ -158,7 +158,7 @@ internal static class LlamaConfigReader
         LlamaConfig windowed = WithLayerTypes(config with { SlidingWindow = WindowOr(MistralWindow, root, path) }, root, path);
         // transformers gives all layers the window, whatever layer_types says.
         return windowed.SlidingLayers?.Contains(false) ?? false
-            ? throw new UnsupportedModelException("'layer_types' with 'full_attention' beside 'sliding_window' is not supported.", path)
+            ? throw new UnsupportedModelException("'layer_types' with 'full_attention' and a 'sliding_window' is not supported.", path)
             : windowed;
     }
 

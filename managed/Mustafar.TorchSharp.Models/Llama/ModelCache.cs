@@ -105,7 +105,7 @@ public sealed class ModelCache : IDisposable
         LlamaConfig config = model.Config;
         if (layers.Count != config.NumLayers)
         {
-            throw new ArgumentException($"Expected the options of {config.NumLayers} layers, as the model has, but got {layers.Count}.", nameof(layers));
+            throw new ArgumentException($"Expected the options of {config.NumLayers} layers, the number in the model, but got {layers.Count}.", nameof(layers));
         }
 
         MustafarOptions[] own = [.. layers.Select((options, layer) => options with { SlidingWindow = config.WindowOf(layer) ?? options.SlidingWindow })];
@@ -245,7 +245,7 @@ public sealed class ModelCache : IDisposable
     }
 
     private MustafarModelCache Compressed() => Cache as MustafarModelCache
-        ?? throw new NotSupportedException($"Only compressed caches go to a file, not a {Cache.GetType().Name}.");
+        ?? throw new NotSupportedException($"Only compressed caches can be saved or loaded, not a {Cache.GetType().Name}.");
 
     private void CheckParents(ReadOnlySpan<int> parents)
     {

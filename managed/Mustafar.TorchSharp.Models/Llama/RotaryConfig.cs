@@ -31,7 +31,7 @@ internal static class RotaryConfig
             {
                 // As in Gemma 3.
                 throw new UnsupportedModelException(
-                    $"'rope_parameters' with a set of its own for '{parameter.Name}' is not supported; expected one set for all layers.", path);
+                    $"'rope_parameters' with a separate set for '{parameter.Name}' is not supported; expected one set for all layers.", path);
             }
 
             bool isKnown = s_commonKeys.Contains(parameter.Name) || (type == Llama3 && s_llama3Keys.Contains(parameter.Name));

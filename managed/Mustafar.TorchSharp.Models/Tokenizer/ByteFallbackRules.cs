@@ -122,7 +122,7 @@ internal sealed record ByteFallbackRules(SpaceInFront InFront, bool SplitsAtSpac
         return isKnown
             ? strips
             : throw new UnsupportedModelException(
-                $"decoder [{string.Join(", ", types)}] is not supported; expected [Replace, ByteFallback, Fuse], and Strip of one space in front.",
+                $"decoder [{string.Join(", ", types)}] is not supported; expected [Replace, ByteFallback, Fuse], and Strip of one leading space.",
                 path);
     }
 

@@ -70,7 +70,7 @@ internal sealed record ByteLevelRules(
         // Without data on Unicode, .NET would leave texts as they are.
         return "e\u0301".Normalize(NormalizationForm.FormC) == "\u00E9"
             ? NormalizationForm.FormC
-            : throw new UnsupportedModelException("normalizer 'NFC' needs the Unicode data that this .NET runs without.", path);
+            : throw new UnsupportedModelException("normalizer 'NFC' needs Unicode data, which is missing in this .NET runtime.", path);
     }
 
     // Steps that split, and a ByteLevel behind them, which may split once more.
@@ -82,7 +82,7 @@ internal sealed record ByteLevelRules(
         if (types is not [.., "ByteLevel"] || types[..^1].Any(type => type is not ("Split" or "Digits")))
         {
             throw new UnsupportedModelException(
-                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected any of Split and Digits, and ByteLevel as the last.",
+                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected any number of Split and Digits, then ByteLevel.",
                 path);
         }
 

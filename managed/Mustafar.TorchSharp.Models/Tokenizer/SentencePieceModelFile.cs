@@ -63,7 +63,7 @@ internal sealed class SentencePieceModelFile
         }
         catch (InvalidProtocolBufferException exception)
         {
-            throw new CheckpointException($"expected a SentencePiece model, but it is none, or damaged.", path, inner: exception);
+            throw new CheckpointException($"expected a SentencePiece model, but the file is something else or damaged.", path, inner: exception);
         }
 
         file.RequireSupported();
@@ -119,7 +119,7 @@ internal sealed class SentencePieceModelFile
         int id = _vocabulary.Count;
         if (text.Length == 0 || !_vocabulary.TryAdd(text, id))
         {
-            throw new CheckpointException($"expected pieces that differ and are not empty, but {id} is '{text}'.", _path);
+            throw new CheckpointException($"expected distinct, non-empty pieces, but {id} is '{text}'.", _path);
         }
 
         if (type is PieceType.Control or PieceType.Unknown)
@@ -196,7 +196,7 @@ internal sealed class SentencePieceModelFile
     {
         if (_vocabulary.Count == 0)
         {
-            throw new CheckpointException("expected a SentencePiece model, but there are no pieces.", _path);
+            throw new CheckpointException("expected a SentencePiece model, but it has no pieces.", _path);
         }
 
         Refuse(_modelType != Bpe, "a model type other than BPE");

@@ -57,5 +57,5 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     private static int[] Frame(bool added, int id, SentencePieceModelFile file, string path) =>
         !added || id < 0 ? []
         : file.Controls.Any(token => token.Id == id) ? [id]
-        : throw new CheckpointException($"expected a control piece that begins or ends a text, but {id} is none.", path);
+        : throw new CheckpointException($"expected a control piece that begins or ends a text, but {id} is not one.", path);
 }

@@ -33,7 +33,7 @@ public sealed record TextFrame(bool? AddsBeginning = null, bool? AddsEnd = null)
         JsonElement? token = config?.RootElement.Find(key);
         string? text = token is { ValueKind: JsonValueKind.Object } ? token.Value.FindString("content", path)
             : config?.RootElement.FindString(key, path);
-        return text is null ? throw new CheckpointException($"expected a '{key}', the token to add or to leave out, but there is none.", path)
+        return text is null ? throw new CheckpointException($"expected a '{key}', the token to add or omit, but there is none.", path)
             : tokenizer.FindAddedToken(text)
             ?? throw new CheckpointException($"expected the '{key}' '{text}' among the tokenizer's added tokens.", path);
     }

@@ -153,7 +153,7 @@ public abstract class TextTokenizer
     /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
     public ReadOnlySpan<byte> BytesOf(int id) => _bytesOf.TryGetValue(id, out byte[]? bytes)
         ? bytes
-        : throw new ArgumentOutOfRangeException(nameof(id), id, "The tokenizer has no token of this id.");
+        : throw new ArgumentOutOfRangeException(nameof(id), id, "The tokenizer has no token with this id.");
 
     /// <summary>Has texts refused that have added tokens from a given id on, which a model may lack.</summary>
     /// <param name="vocabSize">The model's ids are below this.</param>
@@ -207,7 +207,7 @@ public abstract class TextTokenizer
         {
             throw new ArgumentException(
                 $"The text has the token '{Encoding.UTF8.GetString(BytesOf(ids[past]))}', but its id {ids[past]} is not below {_idLimit}, "
-                + "the model's vocab_size: the model has no embedding for it. Leave the token out.", parameter);
+                + "the model's vocab_size, so the model has no embedding for it. Remove the token from the text.", parameter);
         }
 
         return ids;

@@ -309,7 +309,7 @@ internal sealed class TokenizerFile
         {
             if (ByteLevelAlphabet.BytesOf(token) is null && !added.Contains(token))
             {
-                throw new CheckpointException($"expected tokens of byte-level BPE, but '{token}' stands for no bytes.", Path);
+                throw new CheckpointException($"expected tokens of byte-level BPE, but '{token}' does not stand for bytes.", Path);
             }
         }
     }

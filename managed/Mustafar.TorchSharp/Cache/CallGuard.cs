@@ -21,7 +21,7 @@ internal sealed class CallGuard(object owner)
         if (Interlocked.Exchange(ref _busy, 1) != 0)
         {
             ThrowIfDisposed();
-            throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
+            throw new InvalidOperationException("The cache is in use by another thread; use it on one thread at a time.");
         }
 
         return new Call(this);

@@ -185,7 +185,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         if (_layers[0].KeyStatistics?.Queries is not null)
         {
             throw new InvalidOperationException(
-                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens by Forward.");
+                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens with Forward.");
         }
 
         using DisposeScope scope = NewDisposeScope();
@@ -225,7 +225,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
         {
             throw new ArgumentOutOfRangeException(
-                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
+                nameof(scale), factor, "Expected a scale of the scores that is positive, and finite in single precision.");
         }
     }
 
@@ -542,7 +542,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         if (limits.BudgetBytes is long budget)
         {
             int slots = limits.MaxSequences ?? throw new ArgumentException(
-                $"Expected {nameof(CacheLimits.MaxSequences)} beside {nameof(CacheLimits.BudgetBytes)}, since each sequence has a recent window, but got none.",
+                $"Expected {nameof(CacheLimits.MaxSequences)} with {nameof(CacheLimits.BudgetBytes)}, since each sequence has a recent window, but got none.",
                 nameof(limits));
             int? pagesOfSlot = PagesOfSlot(limits, rules);
             long pageBytes = (Shape.NumKvHeads * formats.Sum(format => PagePool.Aligned(format.HeadBytes)))

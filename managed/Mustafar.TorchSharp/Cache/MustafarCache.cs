@@ -60,7 +60,7 @@ public sealed class MustafarCache : KeyValueCache
         if (options?.Eviction is not null)
         {
             throw new NotSupportedException(
-                $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} needs a {nameof(MustafarModelCache)}, which has lengths and positions apart.");
+                $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} needs a {nameof(MustafarModelCache)}, which tracks lengths and positions separately.");
         }
 
         _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family, family?.Ring);

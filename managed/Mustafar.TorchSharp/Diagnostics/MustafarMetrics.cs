@@ -25,14 +25,14 @@ public static class MustafarMetrics
     private static readonly Meter s_meter = new(MeterName, typeof(MustafarMetrics).Assembly.GetName().Version?.ToString(3));
 
     private static readonly Counter<long> s_compressed = s_meter.CreateCounter<long>(
-        "mustafar.cache.compressed_tokens", "{token}", "Tokens of sequences that were compressed.");
+        "mustafar.cache.compressed_tokens", "{token}", "Tokens that were compressed, counted once for all layers.");
 
     static MustafarMetrics()
     {
         _ = s_meter.CreateObservableUpDownCounter(
-            "mustafar.cache.reserved", () => Measure(memory => memory.TotalBytes), "By", "What caches have reserved.");
+            "mustafar.cache.reserved", () => Measure(memory => memory.TotalBytes), "By", "Memory that caches have reserved.");
         _ = s_meter.CreateObservableUpDownCounter(
-            "mustafar.cache.used", () => Measure(memory => memory.UsedBytes), "By", "What of it the cached tokens take.");
+            "mustafar.cache.used", () => Measure(memory => memory.UsedBytes), "By", "Memory that cached tokens use.");
     }
 
     /// <summary>Whether somebody wants to know how many tokens are compressed.</summary>

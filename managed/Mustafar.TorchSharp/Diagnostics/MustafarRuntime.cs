@@ -69,7 +69,7 @@ public static unsafe class MustafarRuntime
         {
             if (!torch.cuda.is_available())
             {
-                return "torch finds no CUDA device, or its build has no CUDA.";
+                return "torch finds no CUDA device, or was built without CUDA.";
             }
 
             try

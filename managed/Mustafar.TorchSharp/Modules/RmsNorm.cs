@@ -25,7 +25,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(size);
         _eps = double.IsFinite(eps) && eps >= 0
             ? eps
-            : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
+            : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number of at least 0.");
         Eps = eps;
         weight = new Parameter(ones(size, dtype: dtype, device: device), requires_grad: false);
         RegisterComponents();

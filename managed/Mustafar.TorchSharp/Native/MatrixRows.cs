@@ -45,7 +45,7 @@ internal static unsafe class MatrixRows
         (nuint otherStart, nuint otherEnd) = Range(read);
         if (start < otherEnd && otherStart < end)
         {
-            throw new ArgumentException($"Expected memory apart from {other}, but it overlaps.", name);
+            throw new ArgumentException($"Expected memory separate from {other}, but it overlaps.", name);
         }
     }
 

@@ -53,7 +53,7 @@ internal static unsafe class NativeLoader
         {
             string reason = Path.IsPathRooted(file) && !File.Exists(file) ? "no such file" : failure.Message;
             throw new DllNotFoundException(
-                $"Mustafar's native library could not be loaded. Tried {(isGiven ? $"what {PathVariable} names, " : string.Empty)}"
+                $"Mustafar's native library could not be loaded. Tried {(isGiven ? $"the path in {PathVariable}, " : string.Empty)}"
                 + $"{file}: {reason}\nAdd the package Mustafar.TorchSharp.Cpu, or Mustafar.TorchSharp.Native.{RuntimeInformation.RuntimeIdentifier} "
                 + $"of this version; or build the library with CMake and set the environment variable {PathVariable} to its file or folder.",
                 failure);

@@ -42,7 +42,7 @@ internal static unsafe partial class TensorAccess
         16 => ValueFormat.Native,
         8 => ValueFormat.Int8,
         4 => ValueFormat.Int4,
-        _ => throw new ArgumentOutOfRangeException(nameof(bits), bits, "Expected 16 bits (numbers as they are), 8 or 4."),
+        _ => throw new ArgumentOutOfRangeException(nameof(bits), bits, "Expected 16 bits (not quantised), 8 or 4."),
     };
 
     /// <summary>The device with its index, if it came without one.</summary>

@@ -169,7 +169,7 @@ internal static unsafe class TorchShim
     {
         if (status != 0)
         {
-            throw new MustafarException($"libtorch failed to run {what} (status {status}); its reason is on the standard error stream.");
+            throw new MustafarException($"libtorch failed to run {what} (status {status}); the reason is on the standard error stream.");
         }
     }
 

@@ -183,7 +183,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
     /// <exception cref="InvalidOperationException">The tensor has channel scales, which only keys have.</exception>
     public Tensor ValueSum(Tensor weights, double scale = 1) => HasChannelScales
-        ? throw new InvalidOperationException("Expected values without channel scales, but this tensor was compressed as keys with some.")
+        ? throw new InvalidOperationException("Expected values without channel scales, but this tensor was compressed as keys with channel scales.")
         : Multiply(weights, nameof(weights), asKeys: false, scale);
 
     /// <summary>Frees the storage.</summary>

@@ -33,7 +33,7 @@ public static unsafe partial class MustafarOps
         if (keyHeads == 0 || shape[1] == 0 || shape[1] % keyHeads != 0)
         {
             throw new ArgumentException(
-                $"Expected keys [{shape[0]}, heads of which {shape[1]} is a multiple, {shape[2]}, {shape[3]}], but got [{string.Join(", ", key.shape)}].",
+                $"Expected keys [{shape[0]}, a divisor of {shape[1]}, {shape[2]}, {shape[3]}], but got [{string.Join(", ", key.shape)}].",
                 nameof(heads));
         }
 
@@ -47,7 +47,7 @@ public static unsafe partial class MustafarOps
             ValidateOptional(output.Value, nameof(output.Value), query, keyShape);
             if (output.Value is null != value is null)
             {
-                throw new ArgumentException("Expected an output of the values if, and only if, there are values.", nameof(output));
+                throw new ArgumentException("Expected an output for the values if and only if there are values.", nameof(output));
             }
         }
 

@@ -139,7 +139,7 @@ public static unsafe partial class MustafarOps
             int length = lengths.IsEmpty ? checked((int)keys.Tokens) : lengths[b];
             if (length < 0 || length > keys.Tokens)
             {
-                throw new ArgumentOutOfRangeException(nameof(lengths), length, $"Sequence {b} must have 0 to {keys.Tokens} tokens.");
+                throw new ArgumentOutOfRangeException(nameof(lengths), length, $"Expected 0 to {keys.Tokens} tokens for sequence {b}.");
             }
 
             counts.Span[b] = length;

@@ -23,7 +23,7 @@ public sealed record SamplingParameters
         get => _temperature;
         init => _temperature = value >= 0 && float.IsFinite((float)value)
             ? value
-            : throw new ArgumentOutOfRangeException(nameof(Temperature), value, "Expected a finite number from 0.");
+            : throw new ArgumentOutOfRangeException(nameof(Temperature), value, "Expected a finite number of at least 0.");
     }
 
     /// <summary>Only this many of the likeliest tokens are drawn from; 0: all.</summary>
@@ -31,7 +31,7 @@ public sealed record SamplingParameters
     public int TopK
     {
         get => _topK;
-        init => _topK = value >= 0 ? value : throw new ArgumentOutOfRangeException(nameof(TopK), value, "Expected a number from 0.");
+        init => _topK = value >= 0 ? value : throw new ArgumentOutOfRangeException(nameof(TopK), value, "Expected at least 0.");
     }
 
     /// <summary>Only the fewest of the likeliest tokens that have at least this part of what top-k left of the probability.</summary>
@@ -96,7 +96,7 @@ public sealed record SamplingParameters
     };
 
     private static double Part(double value, string name) =>
-        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a probability of 0 to 1.");
+        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a probability from 0 to 1.");
 
     private static double Finite(double value, string name) =>
         float.IsFinite((float)value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");

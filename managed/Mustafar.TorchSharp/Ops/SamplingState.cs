@@ -93,7 +93,7 @@ public sealed unsafe class SamplingState : IDisposable
 
         if (Counts is null && parameters.HasPenalties)
         {
-            throw new ArgumentException("Expected no penalties, for this state was made without.", nameof(parameters));
+            throw new ArgumentException("Expected no penalties, since this state was made without them.", nameof(parameters));
         }
 
         RequireTokens(prompt, nameof(prompt));
@@ -144,7 +144,7 @@ public sealed unsafe class SamplingState : IDisposable
         {
             if (token < 0 || token >= VocabSize)
             {
-                throw new ArgumentOutOfRangeException(name, token, $"Expected tokens of 0 to {VocabSize - 1}.");
+                throw new ArgumentOutOfRangeException(name, token, $"Expected tokens from 0 to {VocabSize - 1}.");
             }
         }
     }

@@ -37,7 +37,7 @@ public static unsafe partial class MustafarOps
 
     private static float Epsilon(double eps) => eps >= 0 && float.IsFinite((float)eps)
         ? (float)eps
-        : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
+        : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number of at least 0.");
 
     /// <summary>A result of an operation: one of the caller's tensors as it is, or a new one that leaves the dispose scope.</summary>
     private static Tensor Returned(Tensor result, Tensor? given) => given ?? result.MoveToOuterDisposeScope();

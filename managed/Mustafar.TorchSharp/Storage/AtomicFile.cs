@@ -61,11 +61,11 @@ internal static class AtomicFile
         catch (UnauthorizedAccessException exception)
         {
             // The system's message names the temporary file.
-            throw new UnauthorizedAccessException($"{path}: no file may be written in '{directory}'.", exception);
+            throw new UnauthorizedAccessException($"{path}: writing in '{directory}' is not permitted.", exception);
         }
         catch (IOException exception)
         {
-            throw new IOException($"{path}: no file can be written in '{directory}'.", exception);
+            throw new IOException($"{path}: cannot write in '{directory}'.", exception);
         }
     }
 
@@ -108,7 +108,7 @@ internal static class AtomicFile
         {
             // The system's message names the temporary file.
             throw new IOException(
-                $"{target}: the file that is there can't be replaced; another process has it open, or it is read-only or another user's.",
+                $"{target}: the existing file can't be replaced; it is open in another process, read-only, or owned by another user.",
                 exception);
         }
     }

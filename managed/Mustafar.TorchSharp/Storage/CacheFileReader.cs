@@ -81,7 +81,7 @@ internal sealed class CacheFileReader
 
             if (exception is EndOfStreamException)
             {
-                throw Refused("the file ended while it was read.", exception);
+                throw Refused("the file ended while it was being read.", exception);
             }
 
             throw;
@@ -133,7 +133,7 @@ internal sealed class CacheFileReader
             string? actual = _header.Metadata.GetValueOrDefault(key);
             if (actual != expected)
             {
-                string model = key == CacheFileFormat.FingerprintKey ? " (the file is of another model)" : "";
+                string model = key == CacheFileFormat.FingerprintKey ? " (the file belongs to another model)" : "";
                 throw Refused($"expected '{expected}' as {key}, but it is {(actual is null ? "absent" : $"'{actual}'")}{model}.");
             }
         }
@@ -221,7 +221,7 @@ internal sealed class CacheFileReader
                 if (tables.Compressed[sequence] > 0 && !BlockCheck.AreChannelScales(MemoryMarshal.Cast<byte, float>(scales)))
                 {
                     throw Refused(
-                        $"tensor '{entry.Name}': expected numbers from 2^-10 to 2^10 that Float16 has, but sequence {sequence} has another one.");
+                        $"tensor '{entry.Name}': expected numbers from 2^-10 to 2^10 that Float16 can represent, but sequence {sequence} has another.");
                 }
             });
         }

@@ -76,7 +76,7 @@ public static partial class MustafarCacheFile
             if (!layers[i].Lengths.SequenceEqual(layers[0].Lengths))
             {
                 throw new ArgumentException(
-                    $"Expected layers of the same lengths [{string.Join(", ", layers[0].Lengths)}], but layer {i} has [{string.Join(", ", layers[i].Lengths)}].",
+                    $"Expected layers of equal lengths [{string.Join(", ", layers[0].Lengths)}], but layer {i} has [{string.Join(", ", layers[i].Lengths)}].",
                     nameof(layers));
             }
         }
@@ -155,7 +155,7 @@ public static partial class MustafarCacheFile
             if (cache.PositionOf(sequence) != cache.LengthOf(sequence))
             {
                 throw new NotSupportedException(
-                    $"Sequence {sequence} can't be saved: of its {cache.PositionOf(sequence)} tokens {cache.LengthOf(sequence)} are left, and files have no positions.");
+                    $"Sequence {sequence} can't be saved: only {cache.LengthOf(sequence)} of its {cache.PositionOf(sequence)} tokens are left, and files do not store positions.");
             }
         }
 
@@ -230,7 +230,7 @@ public static partial class MustafarCacheFile
         {
             if (layers[i].Length > 0)
             {
-                throw new ArgumentException($"Expected empty caches, but that of layer {i} holds {layers[i].Length} tokens.", nameof(layers));
+                throw new ArgumentException($"Expected empty caches, but layer {i} holds {layers[i].Length} tokens.", nameof(layers));
             }
         }
 
@@ -370,12 +370,12 @@ public static partial class MustafarCacheFile
         ArgumentNullException.ThrowIfNull(layers);
         if (layers.Count == 0 || layers.Contains(null))
         {
-            throw new ArgumentException("Expected the cache of at least one layer, and none that is null.", nameof(layers));
+            throw new ArgumentException("Expected the cache of at least one layer, none of them null.", nameof(layers));
         }
 
         if (layers.Distinct().Count() != layers.Count)
         {
-            throw new ArgumentException("Expected a cache of its own for each layer, but one occurs twice.", nameof(layers));
+            throw new ArgumentException("Expected a separate cache for each layer, but one occurs twice.", nameof(layers));
         }
 
         string expected = Describe(layers[0]);
@@ -383,7 +383,7 @@ public static partial class MustafarCacheFile
         {
             if (Describe(layers[i]) is string actual && actual != expected)
             {
-                throw new ArgumentException($"Expected layers alike, {expected} as the first, but layer {i} is {actual}.", nameof(layers));
+                throw new ArgumentException($"Expected layers like the first, {expected}, but layer {i} is {actual}.", nameof(layers));
             }
         }
     }

@@ -62,7 +62,7 @@ public sealed class SafetensorsHeader
                     : tensors.TryAdd(property.Name, ReadEntry(property, dataOffset));
                 if (!isNew)
                 {
-                    throw new SafetensorsException("expected each name once, but it occurs again.", property.Name);
+                    throw new SafetensorsException("expected each name once, but this one occurs twice.", property.Name);
                 }
             }
 
@@ -134,7 +134,7 @@ public sealed class SafetensorsHeader
         if (size > LargestHeader)
         {
             throw new SafetensorsException(
-                $"expected a safetensors header of at most {LargestHeader} bytes, but the file states {size}; is it another format?");
+                $"expected a safetensors header of at most {LargestHeader} bytes, but the file declares {size}; is it in another format?");
         }
 
         if ((long)size > fileSize - LengthBytes)
@@ -166,7 +166,7 @@ public sealed class SafetensorsHeader
 
             if (!metadata.TryAdd(property.Name, property.Value.GetString()!))
             {
-                throw new SafetensorsException($"expected each key of '{MetadataKey}' once, but '{property.Name}' occurs again.");
+                throw new SafetensorsException($"expected each key of '{MetadataKey}' once, but '{property.Name}' occurs twice.");
             }
         }
 
@@ -224,7 +224,7 @@ public sealed class SafetensorsHeader
             if (item.ValueKind != JsonValueKind.Number || !item.TryGetInt64(out numbers[i]) || numbers[i] < 0)
             {
                 string got = item.ValueKind == JsonValueKind.Number ? item.GetRawText() : JsonKind.Describe(item.ValueKind);
-                throw new SafetensorsException($"expected whole numbers from 0 in '{key}', but got {got}.", tensor);
+                throw new SafetensorsException($"expected whole numbers of at least 0 in '{key}', but got {got}.", tensor);
             }
         }
 

@@ -32,7 +32,7 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
         _left -= units;
         if (_left < 0)
         {
-            throw new JinjaException("it takes more steps than a chat template may.");
+            throw new JinjaException("it takes more steps than a chat template is allowed.");
         }
 
         if (_left < _nextCheck)
@@ -56,7 +56,7 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
     {
         if (length > MaxLength)
         {
-            throw new JinjaException($"a value of {length} elements is longer than a chat template may make.");
+            throw new JinjaException($"a value of {length} elements is longer than a chat template is allowed to make.");
         }
     }
 

@@ -258,7 +258,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
                 {
                     TokenKind.Name => new Attribute(value, token.Text),
                     TokenKind.Integer => new Subscript(value, Integer(token)),
-                    _ => throw new JinjaException($"expected a name behind '.', but got {token}.", token.Line),
+                    _ => throw new JinjaException($"expected a name after '.', but got {token}.", token.Line),
                 };
             }
             else if (tokens.TrySkip("["))
@@ -314,7 +314,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
             }
             else if (named.Count > 0)
             {
-                throw tokens.Error("a positional argument stands behind a named one.");
+                throw tokens.Error("a positional argument follows a named one.");
             }
             else
             {

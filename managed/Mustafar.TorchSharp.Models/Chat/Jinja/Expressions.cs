@@ -196,7 +196,7 @@ internal sealed record ArgumentList(
                 continue;
             }
 
-            JinjaDict dict = argument as JinjaDict ?? throw new JinjaException("expected a dictionary behind **.");
+            JinjaDict dict = argument as JinjaDict ?? throw new JinjaException("expected a dictionary after **.");
             foreach ((object key, object? item) in dict.Items)
             {
                 named[key as string ?? throw new JinjaException("keywords must be strings.")] = item;

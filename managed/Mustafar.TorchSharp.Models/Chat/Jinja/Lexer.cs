@@ -326,7 +326,7 @@ internal sealed class Lexer
             }
             catch (Exception exception) when (exception is FormatException or OverflowException or ArgumentException)
             {
-                throw new JinjaException($"'{_source[_at..stop]}' is no integer of 64 bits.", Line(_at));
+                throw new JinjaException($"'{_source[_at..stop]}' is not a 64-bit integer.", Line(_at));
             }
         }
 

@@ -20,7 +20,7 @@ public sealed record TokenEviction
         if (capacity <= recentTokens || recentTokens < 1)
         {
             throw new ArgumentOutOfRangeException(
-                nameof(capacity), capacity, $"Expected a capacity above the recent tokens, and those to be at least 1, but there are {recentTokens}.");
+                nameof(capacity), capacity, $"Expected a capacity above the number of recent tokens, and at least 1 of those, but got {recentTokens} recent tokens.");
         }
 
         if (kernelSize < 1 || kernelSize % 2 == 0)
@@ -97,14 +97,14 @@ public sealed record TokenEviction
         if (!GoesWith(options))
         {
             throw new ArgumentException(
-                $"Expected channels that are chosen by magnitude with {nameof(MustafarOptions.Eviction)}, but got '{options.KeySelection.Name}' for keys and '{options.ValueSelection.Name}' for values.",
+                $"Expected channels chosen by magnitude with {nameof(MustafarOptions.Eviction)}, but got '{options.KeySelection.Name}' for keys and '{options.ValueSelection.Name}' for values.",
                 nameof(options));
         }
 
         if (Capacity - RecentTokens < options.SinkTokens)
         {
             throw new ArgumentException(
-                $"Expected room for the {options.SinkTokens} attention sinks beside the recent tokens of {nameof(MustafarOptions.Eviction)}, but of {Capacity} tokens {RecentTokens} are recent ones.",
+                $"Expected room for the {options.SinkTokens} attention sinks next to the recent tokens of {nameof(MustafarOptions.Eviction)}, but {RecentTokens} of {Capacity} tokens are recent.",
                 nameof(options));
         }
     }

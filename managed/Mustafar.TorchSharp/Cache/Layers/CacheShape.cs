@@ -58,7 +58,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
         if (values.size(2) != keys.size(2))
         {
             throw new ArgumentException(
-                $"Expected values of {keys.size(2)} tokens, as many as there are keys, but got {values.size(2)}.", nameof(values));
+                $"Expected values of {keys.size(2)} tokens, as for the keys, but got {values.size(2)}.", nameof(values));
         }
     }
 
@@ -76,7 +76,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
 
         if (scale is double factor && !double.IsFinite(factor))
         {
-            throw new ArgumentOutOfRangeException(nameof(scale), factor, "The scale of the scores must be finite.");
+            throw new ArgumentOutOfRangeException(nameof(scale), factor, "Expected a finite scale of the scores.");
         }
     }
 
@@ -87,7 +87,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
         if (query.size(2) != keys.size(2))
         {
             throw new ArgumentException(
-                $"Expected one query per new token: {keys.size(2)} keys came with {query.size(2)} queries.", nameof(query));
+                $"Expected one query per new token, but got {query.size(2)} queries with {keys.size(2)} keys.", nameof(query));
         }
     }
 
@@ -110,7 +110,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
             if (counts[i] < 0 || counts[i] > tokens)
             {
                 throw new ArgumentOutOfRangeException(
-                    nameof(counts), counts[i], $"Sequence {i} must have 0 to {tokens} of the new tokens.");
+                    nameof(counts), counts[i], $"Expected 0 to {tokens} of the new tokens for sequence {i}.");
             }
         }
     }

@@ -86,7 +86,7 @@ internal sealed partial class LayerStorage
         }
 
         Tensor chosen = selection.Function!(new SelectionInput(tokens, _index, first, format.Keep))
-            ?? throw new InvalidOperationException($"Expected a tensor of the function of selection '{selection.Name}', but got null.");
+            ?? throw new InvalidOperationException($"Expected a tensor from the function of selection '{selection.Name}', but got null.");
         string name = $"selection '{selection.Name}'";
         if (selection.Rule == SelectionRule.Scores)
         {

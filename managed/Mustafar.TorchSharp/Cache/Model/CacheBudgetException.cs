@@ -28,7 +28,7 @@ public sealed class CacheBudgetException : InvalidOperationException
     /// <param name="neededBytes">Bytes that are needed.</param>
     /// <param name="freeBytes">Bytes that are free.</param>
     public CacheBudgetException(long neededBytes, long freeBytes)
-        : this($"Expected a budget of {neededBytes} more bytes, but {freeBytes} are free. Remove or shorten sequences, or make the budget larger.")
+        : this($"Expected a budget of {neededBytes} more bytes, but {freeBytes} are free. Remove or shorten sequences, or raise the budget.")
     {
         NeededBytes = neededBytes;
         FreeBytes = freeBytes;

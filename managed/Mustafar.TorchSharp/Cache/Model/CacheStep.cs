@@ -86,7 +86,7 @@ public sealed class CacheStep : IDisposable
         ThrowIfFailed();
         if (_attended[layer])
         {
-            throw new InvalidOperationException($"Layer {layer} has attended in this step already.");
+            throw new InvalidOperationException($"Layer {layer} has already attended in this step.");
         }
 
         bool isFirst = !Array.Exists(_attended, attended => attended);
@@ -122,7 +122,7 @@ public sealed class CacheStep : IDisposable
     {
         if (_current >= 0)
         {
-            throw new InvalidOperationException($"Layer {_current} failed in this step; dispose it and begin another one.");
+            throw new InvalidOperationException($"Layer {_current} failed in this step; dispose the step and begin another.");
         }
     }
 }

@@ -52,9 +52,9 @@ public sealed class DecodeGraph : IDisposable
         ArgumentNullException.ThrowIfNull(cache);
         ArgumentNullException.ThrowIfNull(step);
         (_cache, _step, _model) = (cache, step, model);
-        WhyEager = !capture ? "Capturing was not asked for."
-            : cache.Device.type != DeviceType.CUDA ? "Graphs are CUDA's."
-            : !TorchShim.HasStreams ? "This libtorch does not let a stream be chosen."
+        WhyEager = !capture ? "Capturing is turned off."
+            : cache.Device.type != DeviceType.CUDA ? "Graphs need CUDA."
+            : !TorchShim.HasStreams ? "This libtorch has no way to choose a stream."
             : null;
     }
 
@@ -84,8 +84,8 @@ public sealed class DecodeGraph : IDisposable
         if (_weights?.FindMoved() is string moved)
         {
             throw new MovedWeightsException(
-                $"Expected the model's weights where they were when steps were captured, but {moved} has moved. " +
-                $"Call {nameof(Forget)}, so that steps are captured anew.");
+                $"Expected the model's weights at the addresses they had when steps were captured, but {moved} has moved. " +
+                $"Call {nameof(Forget)} to capture steps again.");
         }
 
         using IDisposable noGrad = no_grad();

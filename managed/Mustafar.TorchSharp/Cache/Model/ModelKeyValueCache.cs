@@ -207,7 +207,7 @@ public abstract class ModelKeyValueCache : IDisposable
             if (LengthAt(slots[b]) + (long)all[b] is long length && length > Limits.MaxLength)
             {
                 throw new CacheLimitException(
-                    $"Expected sequences of at most {Limits.MaxLength} tokens, but {all[b]} more would make {length} of sequence {sequences[b]}.");
+                    $"Expected sequences of at most {Limits.MaxLength} tokens, but with {all[b]} more sequence {sequences[b]} would have {length}.");
             }
         }
 
@@ -411,7 +411,7 @@ public abstract class ModelKeyValueCache : IDisposable
         if (_step != step)
         {
             call.Dispose();
-            throw new InvalidOperationException("The step has ended; begin another one.");
+            throw new InvalidOperationException("The step has ended; begin another.");
         }
 
         return call;
@@ -431,7 +431,7 @@ public abstract class ModelKeyValueCache : IDisposable
 
         if (slot >= Limits.MaxSequences)
         {
-            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, and there are as many. Remove one first.");
+            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, which there are already. Remove one first.");
         }
 
         if (slot >= Slots)

@@ -26,7 +26,7 @@ public sealed class SequenceNotFoundException : ArgumentException
     /// <summary>Makes an exception for a number.</summary>
     /// <param name="sequence">The number.</param>
     public SequenceNotFoundException(int sequence)
-        : this($"Expected a sequence of the cache, but there is no sequence {sequence}: it was never added, or was removed.") =>
+        : this($"Expected a sequence of the cache, but there is no sequence {sequence}: it was never added, or it was removed.") =>
         Sequence = sequence;
 
     /// <summary>The number.</summary>

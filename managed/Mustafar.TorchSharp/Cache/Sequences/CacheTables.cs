@@ -115,7 +115,7 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
         long expected = Enumerable.Range(0, Lengths.Length).Sum(b => (long)PagesOf(b, groupSize));
         if (PageIndices.Length != expected)
         {
-            return $"expected {expected} indices of pages for the compressed tokens, but got {PageIndices.Length}.";
+            return $"expected {expected} page indices for the compressed tokens, but got {PageIndices.Length}.";
         }
 
         List<int> places = [];
@@ -142,6 +142,6 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
             }
         }
 
-        return places.Count == pages ? null : $"expected {places.Count} pages, those that sequences have, but got {pages}.";
+        return places.Count == pages ? null : $"expected {places.Count} pages, the number that sequences use, but got {pages}.";
     }
 }

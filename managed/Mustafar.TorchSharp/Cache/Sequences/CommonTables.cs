@@ -20,7 +20,7 @@ internal sealed record CommonTables(CacheTables Tables, IReadOnlyList<int[]> Num
         {
             if (Numbered(layers[i], common, groupSize) is not int[] own)
             {
-                problem = $"expected layers of the same compressed tokens and shared pages, but those of layer {i} differ from another's.";
+                problem = $"expected layers with the same compressed tokens and shared pages, but layer {i} differs from another.";
                 return null;
             }
 

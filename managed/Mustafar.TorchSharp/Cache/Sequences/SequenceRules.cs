@@ -26,7 +26,7 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
             if (layer.Eviction != first.Eviction)
             {
                 throw new ArgumentException(
-                    $"Expected layers of the same {nameof(MustafarOptions.Eviction)}, since they share their pages, but that of layer {i} differs from that of layer 0.",
+                    $"Expected layers of the same {nameof(MustafarOptions.Eviction)}, since they share their pages, but layer {i} differs from layer 0.",
                     nameof(layers));
             }
 

@@ -208,7 +208,7 @@ internal sealed unsafe class StepPlan : IDisposable
         if (longer > rules.MostTokens)
         {
             throw new ArgumentOutOfRangeException(
-                nameof(count), count, $"Expected sequences of at most {rules.MostTokens} tokens, but the new ones make {longer}.");
+                nameof(count), count, $"Expected sequences of at most {rules.MostTokens} tokens, but the new ones would make {longer}.");
         }
 
         int length = (int)longer;
