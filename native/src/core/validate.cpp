@@ -35,8 +35,8 @@ void check_balanced(const char* name, const mustafar_format& format) {
 
 void check_rotated(const char* name, const mustafar_format& format) {
     if (!has_integers(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s.format.value_format: expected integers where keys are rotated, got %d", name, format.value_format);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.value_format: expected integers for rotated keys, got %d",
+             name, format.value_format);
     if (hadamard_factor(format.head_dim) == 0.0f)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: keys of 64, 128 and 256 channels can be rotated, got %d",
              name, format.head_dim);
@@ -45,8 +45,8 @@ void check_rotated(const char* name, const mustafar_format& format) {
 // Sums of rotated rows would have to be turned back.
 void check_values(const char* name, const mustafar_format& format) {
     if (is_rotated(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.pattern: expected one of values, got %d (rotated keys)", name,
-             format.pattern);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.format.pattern: expected a pattern for values, got %d (rotated keys)", name, format.pattern);
 }
 
 // Any format that this library knows.
@@ -66,7 +66,7 @@ void check_format(const char* name, const mustafar_format& format) {
     if (is_balanced(format)) check_balanced(name, format);
     if (keeps_all(format) && (format.layout != MUSTAFAR_LAYOUT_FIXED || format.keep != format.head_dim))
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) where all channels are kept, got %d and %d",
+             "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) if all channels are kept, got %d and %d",
              name, format.head_dim, format.layout, format.keep);
     if (is_rotated(format)) check_rotated(name, format);
     if (format.pattern == MUSTAFAR_PATTERN_MASK && format.layout != MUSTAFAR_LAYOUT_FIXED)
@@ -79,12 +79,12 @@ void check_served(const char* name, const mustafar_context& context, const musta
     const bool fragment = format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT;
     if (context.device == MUSTAFAR_DEVICE_CPU && fragment)
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "%s.format.order: the CPU serves the plain order (0) and the orders of quads (3, 4), got %d", name,
+             "%s.format.order: the CPU supports the plain order (0) and the quad orders (3, 4), got %d", name,
              format.order);
     if (context.device == MUSTAFAR_DEVICE_CPU) return;
     if (format.order != MUSTAFAR_ORDER_PLAIN && !fragment)
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "%s.format.order: CUDA serves the plain order (0) and the fragment orders (1, 2), got %d", name,
+             "%s.format.order: CUDA supports the plain order (0) and the fragment orders (1, 2), got %d", name,
              format.order);
 }
 
@@ -187,7 +187,7 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
     }
     check_aligned("offsets", blocks.offsets, alignof(uint32_t));
     if (wide{slots} * heads * blocks.page_blocks * int{sizeof(uint32_t)} > max_span_bytes)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected a table of offsets within 2^56 bytes, got %d",
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected an offset table within 2^56 bytes, got %d",
              name, blocks.page_blocks);
     if (used > blocks.page_blocks)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d",
@@ -221,15 +221,15 @@ void check_selection(const char* of, const void* bitmap, const float* importance
     check_optional(importance_name, importance, alignof(float));
     if (bitmap == nullptr && needs_bitmap(format))
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s: expected a bitmap for the mask pattern and for the layout of offsets, got null", bitmap_name);
+             "%s: expected a bitmap for the mask pattern and for the offsets layout, got null", bitmap_name);
     if (bitmap != nullptr && keeps_all(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null where all channels are kept", bitmap_name);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null if all channels are kept", bitmap_name);
     if (importance == nullptr) return;
     if (bitmap != nullptr)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null beside a bitmap, which chooses by itself",
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null with a bitmap, which already chooses the channels",
              importance_name);
     if (keeps_all(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null where all channels are kept", importance_name);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null if all channels are kept", importance_name);
     check_factors_size(importance_name, slots, heads, format.head_dim);
 }
 
@@ -321,8 +321,8 @@ void check_prune(const mustafar_context& context, const mustafar_format* format,
     if (extent.empty()) return;
     check_aligned("bitmap", bitmap, alignof(uint32_t));
     if (format->pattern == MUSTAFAR_PATTERN_MASK)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.pattern: expected one that chooses channels, got %d (mask)",
-             format->pattern);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "format.pattern: expected a pattern that selects channels, got %d (mask)", format->pattern);
     check_selection("", nullptr, importance, *format, batch, heads);
 }
 

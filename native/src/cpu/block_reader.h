@@ -54,7 +54,7 @@ public:
             bytes = int64_t{16} * (int64_t{offset[1]} - int64_t{offset[0]});
             start += int64_t{16} * offset[0];
             if (bytes < bitmap_bytes_ + scales_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.slab_bytes)
-                fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld lies at bytes %lld ... %lld of a slab of %lld",
+                fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld is at bytes %lld ... %lld of a slab of %lld",
                      static_cast<long long>(index), static_cast<long long>(start),
                      static_cast<long long>(start + bytes), static_cast<long long>(blocks_.slab_bytes));
         }
@@ -73,7 +73,7 @@ public:
         const Block block = locate(index);
         const int count = block.bitmap == nullptr ? 0 : kernels.count(block.bitmap, tokens);
         if (count > block.value_capacity)
-            fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, it holds %lld",
+            fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, but it holds %lld",
                  static_cast<long long>(index), count, static_cast<long long>(block.value_capacity));
         return block;
     }

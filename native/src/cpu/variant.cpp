@@ -80,10 +80,10 @@ int32_t choose() {
         const int32_t* const named = std::find_if(std::begin(order), std::end(order), is_wanted);
         const bool known = named != std::end(order);
         if (known && is_available(*named)) return *named;
-        fail(
-            MUSTAFAR_STATUS_UNSUPPORTED,
-            "environment variable MUSTAFAR_CPU_VARIANT: expected auto or what this processor has (%s), got '%.40s', %s",
-            available_names().c_str(), wanted, known ? "which it lacks" : "which is no variant");
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "environment variable MUSTAFAR_CPU_VARIANT: expected auto or a variant that this processor supports (%s), "
+             "got '%.40s', %s",
+             available_names().c_str(), wanted, known ? "which it does not support" : "which is not a variant");
     }
     int32_t best = MUSTAFAR_CPU_VARIANT_SCALAR;
     for (const int32_t variant : order)
@@ -115,7 +115,8 @@ int32_t default_variant() {
 int32_t resolved_variant(int32_t variant) {
     if (variant == MUSTAFAR_CPU_VARIANT_AUTO) return default_variant();
     if (!is_available(variant))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.cpu_variant: expected what this processor has (%s), got %s",
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "context.cpu_variant: expected a variant that this processor supports (%s), got %s",
              available_names().c_str(), names[variant]);
     return variant;
 }
