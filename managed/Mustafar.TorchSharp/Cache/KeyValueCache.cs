@@ -3,14 +3,14 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// The keys and values that one attention layer has seen, and the attention over them.
+/// The keys and values that one attention layer has seen, and attention over them.
 /// </summary>
 /// <remarks>
-/// An attention module hands each step's queries, keys and values to <see cref="Forward"/> and gets the attention's output.
-/// How the past is stored (dense, or pruned and compressed) is the business of the derived class, so one module serves all.
-/// A cache is used by one thread at a time; those of this library give a second one an <see cref="InvalidOperationException"/>.
-/// <see cref="Lengths"/>, <see cref="Length"/> and <see cref="Memory"/> may be read by any thread: during a call of another one they
-/// show sequences before or after it, or some of each. <see cref="Dispose()"/> may be called by any thread, and waits for such a call.
+/// An attention module passes each step's queries, keys and values to <see cref="Forward"/> and gets the attention's output.
+/// The derived class decides how the past is stored (dense, or pruned and compressed), so one module works with all of them.
+/// Only one thread at a time may use a cache; this library's caches throw an <see cref="InvalidOperationException"/> on a second one.
+/// Any thread may read <see cref="Lengths"/>, <see cref="Length"/> and <see cref="Memory"/>: during another thread's call they show
+/// sequences before or after it, or some of each. Any thread may call <see cref="Dispose()"/>, which waits for such a call.
 /// </remarks>
 public abstract class KeyValueCache : IDisposable
 {
@@ -64,7 +64,7 @@ public abstract class KeyValueCache : IDisposable
         }
     }
 
-    /// <summary>What the cache occupies.</summary>
+    /// <summary>The memory that the cache takes.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract KeyValueCacheMemory Memory { get; }
 
