@@ -105,7 +105,7 @@ public sealed class LlamaChatClient : IChatClient
     /// range.</exception>
     /// <exception cref="UnsupportedModelException">The chat template can't be rendered for the messages.</exception>
     /// <exception cref="ObjectDisposedException">The client was disposed.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled. The model stops soon after: before its next layer.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled. The model stops soon after: before its next layer.</exception>
     public async IAsyncEnumerable<ChatResponseUpdate> GetStreamingResponseAsync(
         IEnumerable<ChatMessage> messages,
         ChatOptions? options = null,

@@ -2,7 +2,7 @@ using Mustafar.Models.Chat;
 
 namespace Mustafar.Extensions.AI;
 
-/// <summary>The caches of several chats. It is used by one thread at a time.</summary>
+/// <summary>The caches of several chats. Only one thread at a time may use it.</summary>
 /// <param name="newCache">Makes an empty cache.</param>
 /// <param name="capacity">How many are kept.</param>
 internal sealed class PromptCachePool(Func<PromptCache> newCache, int capacity) : IDisposable

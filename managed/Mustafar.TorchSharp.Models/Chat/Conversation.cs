@@ -7,7 +7,7 @@ namespace Mustafar.Models.Chat;
 /// <summary>A chat over one cache: of each exchange only what is new is read.</summary>
 /// <remarks>
 /// The chat is written down anew for each reply, as its template has it, and read from where it differs from what the cache holds: that may
-/// be within the latest reply, where the template trims it or leaves its reasoning out. It is used by one thread at a time. The cache is
+/// be within the latest reply, where the template trims it or leaves its reasoning out. Only one thread at a time may use it. The cache is
 /// disposed with it.
 /// </remarks>
 public sealed class Conversation : IDisposable

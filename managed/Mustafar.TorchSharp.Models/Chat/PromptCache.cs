@@ -4,7 +4,7 @@ using Mustafar.Models.Llama;
 namespace Mustafar.Models.Chat;
 
 /// <summary>A cache that knows which tokens it holds, so that a later prompt is read from where it differs.</summary>
-/// <remarks>It is used by one thread at a time. The cache is disposed with it.</remarks>
+/// <remarks>Only one thread at a time may use it. The cache is disposed with it.</remarks>
 public sealed class PromptCache : IDisposable
 {
     /// <summary>With fewer tokens prompts have little more in common than the marks that begin each chat.</summary>

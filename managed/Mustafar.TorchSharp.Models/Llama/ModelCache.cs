@@ -162,13 +162,13 @@ public sealed class ModelCache : IDisposable
 
     /// <summary>Writes the sequences to a file.</summary>
     /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
-    /// <param name="metadata">What else is to be kept in the file.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
+    /// <param name="metadata">Additional metadata to store in the file.</param>
     /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
     /// <param name="cancellationToken">Stops it; a file that was there before is as it was.</param>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
     /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public void Save(
         string path,
         string fingerprint,
@@ -179,7 +179,7 @@ public sealed class ModelCache : IDisposable
 
     /// <summary>Restores the sequences, which must be empty, from a file.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
     /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
     /// <param name="cancellationToken">Stops it; the sequences are still empty.</param>
     /// <returns>What else is kept in the file.</returns>
@@ -187,7 +187,7 @@ public sealed class ModelCache : IDisposable
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
     /// <exception cref="IOException">There is no such file, or it is of another model, of other options, or damaged; the sequences are still
     /// empty.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public IReadOnlyDictionary<string, string> Load(
         string path, string fingerprint, IProgress<double>? progress = null, CancellationToken cancellationToken = default) =>
         MustafarCacheFile.Load(path, Compressed(), _sequences, fingerprint, progress, cancellationToken);

@@ -23,7 +23,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     /// <param name="family">A store of the same options whose pages this one may share.</param>
     /// <param name="ring">Places of the ring of dense tokens at first; as few as may be if null.</param>
     /// <exception cref="ArgumentException">Layers differ in what they must have in common.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for one group of tokens.</exception>
     internal CompressedStore(
         CacheShape shape,
         IReadOnlyList<MustafarOptions> options,

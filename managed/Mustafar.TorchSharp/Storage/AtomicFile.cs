@@ -14,7 +14,7 @@ internal static class AtomicFile
     private const string Suffix = ".tmp";
 
     /// <summary>Writes a file beside its place, brings it to the disk, and gives it its name.</summary>
-    /// <param name="path">The file; one that is there is replaced. Of a symbolic link, the file that it points to.</param>
+    /// <param name="path">The file; an existing one is replaced. Of a symbolic link, the file that it points to.</param>
     /// <param name="write">Writes the content to a stream that can be read, too. If it fails, nothing is left behind.</param>
     /// <exception cref="IOException">What is there is not a regular file, or the file can't be written;
     /// on Windows no file can be replaced that a process has open.</exception>

@@ -12,8 +12,8 @@ internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTra
 {
     /// <summary>Writes a whole file to a stream, from where it stands.</summary>
     /// <param name="stream">The stream. One that can't seek gets the checksum at once, for which everything is visited twice.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
-    /// <param name="metadata">What else is to be kept.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
+    /// <param name="metadata">Additional metadata to store.</param>
     internal void Write(Stream stream, string fingerprint, IReadOnlyDictionary<string, string> metadata)
     {
         (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => CacheTables.Of(layer.Store, layer.Slots))];

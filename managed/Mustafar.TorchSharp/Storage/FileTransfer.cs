@@ -2,7 +2,7 @@ namespace Mustafar.Storage;
 
 /// <summary>How far reading or writing a file has come, and whether it is to go on.</summary>
 /// <param name="progress">Told the share that is done, 0 to 1, each time that it has grown by a hundredth; nobody if null.</param>
-/// <param name="cancellationToken">Stops it.</param>
+/// <param name="cancellationToken">Cancels the call.</param>
 internal sealed class FileTransfer(IProgress<double>? progress, CancellationToken cancellationToken)
 {
     private const double Step = 0.01;

@@ -26,7 +26,7 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
 
     /// <summary>Pays for work.</summary>
     /// <exception cref="JinjaException">The rendering took too long.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public void Spend(int units)
     {
         _left -= units;

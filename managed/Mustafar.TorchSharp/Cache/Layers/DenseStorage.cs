@@ -22,7 +22,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     private bool _isFinite = true;
     private bool _wasFinite = true;
 
-    /// <summary>A token sees only the last so many tokens, itself included; all if null.</summary>
+    /// <summary>A token sees only that many of the latest tokens, including itself; all if null.</summary>
     internal int? SlidingWindow => slidingWindow;
 
     /// <summary>Tokens that there is room for in each slot.</summary>

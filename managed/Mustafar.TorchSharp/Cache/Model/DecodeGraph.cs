@@ -105,7 +105,7 @@ public sealed class DecodeGraph : IDisposable
         step.Commit();
     }
 
-    /// <summary>Drops what was captured. Needed when tensors that the function uses have moved, or weights of the model.</summary>
+    /// <summary>Drops all captured steps. Needed when tensors that the function uses, or weights of the model, have moved.</summary>
     public void Forget()
     {
         foreach (Captured graph in _graphs.Values)
@@ -129,7 +129,7 @@ public sealed class DecodeGraph : IDisposable
         }
     }
 
-    // Whether the step was done by a graph.
+    // Whether a graph ran the step.
     private bool Launch(CacheStep step, StepLayout kind)
     {
         if (!_graphs.TryGetValue(kind, out Captured? graph))
@@ -162,12 +162,12 @@ public sealed class DecodeGraph : IDisposable
         {
             nint graph = _stream.Capture(() =>
             {
-                // What operators allocate and free within themselves comes from the memory beside this, which torch then does not give back to
+                // Memory that operators allocate and free internally comes from the rest of this block, which torch then does not return to
                 // the device.
                 _ = empty([AnchorBytes], dtype: ScalarType.Byte, device: _cache.Device);
                 _step(step);
             });
-            // The graph goes on writing to what was allocated while it was captured.
+            // The graph keeps writing to what was allocated during its capture.
             IDisposable[] kept = [.. scope.DisposablesView];
             scope.Detach(kept);
             Captures++;
@@ -175,7 +175,7 @@ public sealed class DecodeGraph : IDisposable
         }
         catch (Exception error) when (error is not (OutOfMemoryException or InsufficientMemoryException))
         {
-            // If the function is at fault it fails again, and says so then.
+            // If the function is at fault, it fails again in the eager run and reports it there.
             WhyEager = $"A step could not be captured: {error.Message}";
             return null;
         }

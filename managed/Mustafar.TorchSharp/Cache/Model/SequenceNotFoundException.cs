@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-/// <summary>A cache has no sequence of this number: it was never added, or was removed.</summary>
+/// <summary>A cache has no sequence with this number: it was never added, or it was removed.</summary>
 public sealed class SequenceNotFoundException : ArgumentException
 {
     /// <summary>Makes an exception with no text.</summary>
