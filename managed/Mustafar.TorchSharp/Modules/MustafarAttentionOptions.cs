@@ -1,7 +1,7 @@
 namespace Mustafar;
 
 /// <summary>Sizes of an attention layer.</summary>
-/// <remarks>It does not change, and so is safe from any thread.</remarks>
+/// <remarks>The object is immutable, so any thread may use it.</remarks>
 public sealed record MustafarAttentionOptions
 {
     /// <summary>Elements of a token's hidden state.</summary>
@@ -23,8 +23,8 @@ public sealed record MustafarAttentionOptions
     public bool OutputBias { get; init; }
 
     /// <summary>
-    /// Added to the mean square where each head's query and key are normalised (<see cref="RmsNorm"/>, children <c>q_norm</c> and
-    /// <c>k_norm</c>) before their positions are encoded, as in Qwen 3; they are not if null.
+    /// Added to the mean square when each head's query and key are normalised (<see cref="RmsNorm"/>, children <c>q_norm</c> and
+    /// <c>k_norm</c>) before their positions are encoded, as in Qwen 3; null if they are not normalised.
     /// </summary>
     public double? QueryKeyNormEps { get; init; }
 
