@@ -7,11 +7,11 @@ namespace Mustafar.Extensions.AI;
 /// <param name="capacity">How many are kept.</param>
 internal sealed class PromptCachePool(Func<PromptCache> newCache, int capacity) : IDisposable
 {
-    // The latest used last.
+    // Least recently used first.
     private readonly List<PromptCache> _caches = [];
 
-    /// <summary>The cache that serves most of a prompt: that of the same chat, or a fork of one that begins alike, which keeps its own where
-    /// there is room; else a new one, or the one that was not used for longest.</summary>
+    /// <summary>The cache that holds most of a prompt: that of the same chat, or a fork of one with the same beginning, which keeps its own
+    /// cache if there is room; otherwise a new one, or the least recently used one.</summary>
     public PromptCache For(IReadOnlyList<int> prompt)
     {
         PromptCache? best = _caches.MaxBy(cache => cache.Reusable(prompt));

@@ -5,8 +5,8 @@ namespace Mustafar.DropIn;
 
 /// <summary>One conversation of a model whose attention was replaced: the compressed caches of its layers.</summary>
 /// <remarks>
-/// It lives as long as the object that stands for it in the model, such as the model's own cache, or as this object is held, until it
-/// is released or the model disposes its own cache. All members are safe from any thread. The conversation itself runs on one thread at
+/// It lives as long as the object that identifies it in the model, such as the model's own cache, or as this object is held, until it
+/// is released or the model disposes its own cache. Any thread may use all members. The conversation itself runs on one thread at
 /// a time: a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public sealed class MustafarConversation

@@ -38,7 +38,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <returns>[batch, n, hidden_size].</returns>
     public override Tensor forward(Tensor ids, ModelCache cache) => forward(ids, cache, default);
 
-    /// <summary>Hidden states of n new tokens, of which each sequence has its own number.</summary>
+    /// <summary>Hidden states of n new tokens, with a separate number for each sequence.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join: in all layers or, if anything fails, in none.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
@@ -91,10 +91,10 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
         return hidden.MoveToOuterDisposeScope();
     }
 
-    /// <summary>What normalises the last layer's output.</summary>
+    /// <summary>Norm of the last layer's output.</summary>
     internal RmsNorm Norm => norm;
 
-    /// <summary>The vectors of tokens, and what all layers make of them in a step; not normalised yet.</summary>
+    /// <summary>Embeds tokens and applies all layers in a step; the result is not normalised yet.</summary>
     /// <param name="ids">Int64 [batch, n] of the step's sequences, in its order.</param>
     /// <param name="step">The step.</param>
     /// <param name="cancellationToken">Stops before the next layer.</param>

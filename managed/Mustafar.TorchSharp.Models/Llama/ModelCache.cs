@@ -4,8 +4,8 @@ namespace Mustafar.Models.Llama;
 
 /// <summary>A batch of sequences in a <see cref="ModelKeyValueCache"/>: the keys and values of all layers of a model.</summary>
 /// <remarks>
-/// Forks are sequences of the same cache, which is disposed with the last of them. A batch and its forks are used by one thread at a time.
-/// What forks had room for is kept for others to come.
+/// Forks are sequences of the same cache, which is disposed with the last of them. Only one thread at a time may use a batch and its forks.
+/// Room that forks needed is kept for later ones.
 /// </remarks>
 public sealed class ModelCache : IDisposable
 {
@@ -16,7 +16,7 @@ public sealed class ModelCache : IDisposable
     /// <summary>Takes over a cache, and adds sequences to it.</summary>
     /// <param name="cache">The cache.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="CacheLimitException">The cache has no room for so many; it is as it was, and not taken over.</exception>
+    /// <exception cref="CacheLimitException">The cache has no room for them; it is unchanged, and not taken over.</exception>
     public ModelCache(ModelKeyValueCache cache, int batchSize = 1)
     {
         ArgumentNullException.ThrowIfNull(cache);
@@ -55,10 +55,10 @@ public sealed class ModelCache : IDisposable
     /// <summary>Cached tokens of each sequence.</summary>
     public IReadOnlyList<int> Lengths => Array.ConvertAll(_sequences, Cache.LengthOf);
 
-    /// <summary>Position of each sequence's next token: how many it was given, however many of them are still stored.</summary>
+    /// <summary>Position of each sequence's next token: the number of tokens it was given, however many of them are still stored.</summary>
     public IReadOnlyList<int> Positions => Array.ConvertAll(_sequences, Cache.PositionOf);
 
-    /// <summary>What <see cref="Cache"/> occupies, with all that forks have in it, and what these sequences would occupy dense with
+    /// <summary>The memory of <see cref="Cache"/>, including all forks, compared with what these sequences would take in a dense cache with
     /// all tokens that they were given.</summary>
     public KeyValueCacheMemory Memory
     {
@@ -70,7 +70,7 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    /// <summary>Makes empty sequences in a dense cache for a model, with its sliding window where it has one.</summary>
+    /// <summary>Makes empty sequences in a dense cache for a model, with its sliding window if it has one.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batchSize">Number of sequences.</param>
     public static ModelCache Dense(LlamaForCausalLM model, int batchSize = 1)
@@ -83,7 +83,7 @@ public sealed class ModelCache : IDisposable
 
     /// <summary>Makes empty sequences in a cache that prunes and compresses, for a model.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="options">How it prunes; the model's sliding window, where it has one, goes before theirs.</param>
+    /// <param name="options">How it prunes; the model's sliding window, if it has one, takes precedence.</param>
     /// <param name="batchSize">Number of sequences.</param>
     public static ModelCache Mustafar(LlamaForCausalLM model, MustafarOptions options, int batchSize = 1)
     {
@@ -92,11 +92,11 @@ public sealed class ModelCache : IDisposable
         return Mustafar(model, [.. Enumerable.Repeat(options, model.Config.NumLayers)], batchSize);
     }
 
-    /// <summary>Makes empty sequences in a cache that prunes and compresses each layer in its own way, for a model.</summary>
+    /// <summary>Makes empty sequences in a cache for a model, with separate options for each layer.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="layers">How each layer prunes; the model's sliding window, where it has one, goes before theirs.</param>
+    /// <param name="layers">How each layer prunes; the model's sliding window, if it has one, takes precedence.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="ArgumentException">They are of another number of layers, or layers differ in what they must have in common:
+    /// <exception cref="ArgumentException">The number of layers differs, or layers differ in options that must be the same:
     /// <see cref="MustafarModelCache"/>.</exception>
     public static ModelCache Mustafar(LlamaForCausalLM model, IReadOnlyList<MustafarOptions> layers, int batchSize = 1)
     {
@@ -116,7 +116,7 @@ public sealed class ModelCache : IDisposable
     /// <param name="parents">For each new sequence the one of these that it continues; one may occur several times.</param>
     /// <returns>The new sequences, for the caller to dispose. Compressed pages are shared.</returns>
     /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of these.</exception>
-    /// <exception cref="CacheLimitException">The cache has no room for so many; it is as it was.</exception>
+    /// <exception cref="CacheLimitException">The cache has no room for them; it is unchanged.</exception>
     public ModelCache Fork(ReadOnlySpan<int> parents)
     {
         CheckParents(parents);
@@ -129,8 +129,9 @@ public sealed class ModelCache : IDisposable
         return new ModelCache(_shared, ForksOf(sequences));
     }
 
-    /// <summary>Makes the batch one of sequences that continue these, as <see cref="Fork"/> does, in place of these.</summary>
-    /// <remarks>The first that continues a sequence takes it over, so that no more are copied, and are there at once, than need be.</remarks>
+    /// <summary>Replaces the sequences of the batch by sequences that continue them, like <see cref="Fork"/>.</summary>
+    /// <remarks>The first one that continues a sequence takes it over, so that no more are copied, or exist at once, than
+    /// necessary.</remarks>
     /// <param name="parents">For each sequence from now on the present one that it continues; one may occur several times.</param>
     /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of these.</exception>
     /// <exception cref="CacheLimitException">The cache has no room for so many; only those without continuation are gone.</exception>
