@@ -7,14 +7,14 @@ namespace Mustafar.Extensions.AI;
 /// <summary>Defaults for what a request doesn't set.</summary>
 /// <param name="ModelId">Name of the model; none if null.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
-/// <param name="MaxTokens">Tokens to generate at most.</param>
+/// <param name="MaxTokens">Maximum number of tokens to generate.</param>
 internal sealed record ChatRequestDefaults(string? ModelId, SamplingParameters Sampling, int MaxTokens);
 
 /// <summary>A caller's request in the model's terms. What the model can't do is refused, never ignored.</summary>
 /// <param name="Turns">The chat.</param>
 /// <param name="TemplateVariables">Further variables for the chat template.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
-/// <param name="MaxTokens">Tokens to generate at most.</param>
+/// <param name="MaxTokens">Maximum number of tokens to generate.</param>
 /// <param name="StopSequences">Texts that end the reply.</param>
 internal sealed record ChatRequest(
     IReadOnlyList<ChatTurn> Turns,

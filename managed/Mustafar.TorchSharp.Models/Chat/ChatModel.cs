@@ -31,7 +31,7 @@ public sealed class ChatModel
     /// <remarks>The texts of special tokens in a message are text: they don't become tokens.</remarks>
     /// <param name="turns">The chat.</param>
     /// <param name="variables">Further variables for the template: see <see cref="ChatTemplate.Render"/>.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <exception cref="ArgumentException">The template refuses the turns or a variable, or the model has no room for the chat.</exception>
     /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
     /// <exception cref="OperationCanceledException">It was stopped.</exception>

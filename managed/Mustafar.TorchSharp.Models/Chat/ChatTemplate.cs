@@ -56,7 +56,7 @@ public sealed class ChatTemplate
     /// <param name="addGenerationPrompt">Whether the beginning of the model's reply follows.</param>
     /// <param name="variables">Further variables for the template, such as <c>enable_thinking</c>: texts, numbers, true and false, null,
     /// JSON, lists and dictionaries.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <exception cref="ArgumentException">The template refuses the turns, or a variable is of another type or is one that the chat
     /// itself gives.</exception>
     /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>

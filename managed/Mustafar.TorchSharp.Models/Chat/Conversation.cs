@@ -95,7 +95,7 @@ public sealed class Conversation : IDisposable
     /// <summary>Adds turns to the chat, and the model's reply.</summary>
     /// <param name="newTurns">What was said since the latest reply.</param>
     /// <param name="sampler">Chooses tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
     /// <param name="stopSequences">Texts that end the reply and are left out of it; none if null.</param>
     /// <param name="cancellationToken">Stops before the next token: what was said until then stays said, as when reading stops. Before the
     /// first it stops within the new turns, which are not said then.</param>

@@ -68,9 +68,9 @@ public sealed class PromptCache : IDisposable
     /// <summary>Continues a text. Of the prompt only what the cache doesn't hold is read; what else it holds is forgotten.</summary>
     /// <param name="prompt">The whole text, at least one token.</param>
     /// <param name="sampler">Chooses tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
     /// <param name="stopTokens">Tokens that end the text.</param>
-    /// <param name="cancellationToken">Stops before the next token. While the prompt is read it stops before the next layer; the cache
+    /// <param name="cancellationToken">Cancels before the next token. While the prompt is read it stops before the next layer; the cache
     /// then holds what was reused.</param>
     /// <returns>The tokens, each as soon as it is known. They are generated as they are read, and nothing is forgotten before.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model.</exception>

@@ -35,8 +35,8 @@ internal sealed class Reply(ChatModel model, PromptCache cache, IReadOnlyList<in
 
     /// <summary>Generates it.</summary>
     /// <param name="sampler">Chooses tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most.</param>
-    /// <param name="cancellationToken">Stops before the next token.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
+    /// <param name="cancellationToken">Cancels before the next token.</param>
     /// <returns>Its parts, each as soon as it is known.</returns>
     public IEnumerable<string> Read(Sampler sampler, int maxTokens, CancellationToken cancellationToken)
     {

@@ -1,6 +1,6 @@
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>A checkpoint is sound, but it asks for something that is not implemented here.</summary>
+/// <summary>A checkpoint is sound, but it needs a feature that is not implemented here.</summary>
 public sealed class UnsupportedModelException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>

@@ -52,7 +52,7 @@ public abstract class TextGenerator
 
     /// <summary>Adds prompts to the texts in <see cref="Cache"/>.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
-    /// <param name="cancellationToken">Stops before the next layer of the model; nothing of the prompts is cached then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer of the model; nothing of the prompts is cached then.</param>
     /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
     private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {

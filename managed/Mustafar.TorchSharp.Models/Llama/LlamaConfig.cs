@@ -24,7 +24,7 @@ public sealed record LlamaConfig
     /// <summary>Number of query heads.</summary>
     public required int NumHeads { get; init; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public required int NumKvHeads { get; init; }
 
     /// <summary>Elements of one head.</summary>

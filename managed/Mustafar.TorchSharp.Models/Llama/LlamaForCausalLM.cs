@@ -58,7 +58,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor Hidden(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default) =>
@@ -77,7 +77,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>Logits [batch, vocab_size] in the type of the weights; without meaning for a sequence that got no token.</returns>
     public Tensor NextTokenLogits(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default)

@@ -42,7 +42,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join: in all layers or, if anything fails, in none.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts, CancellationToken cancellationToken = default)
     {
@@ -79,7 +79,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="cache">The sequences.</param>
     /// <param name="rows">Which of them.</param>
     /// <param name="counts">How many of the n tokens belong to each; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>[rows, n, hidden_size].</returns>
     internal Tensor HiddenOf(Tensor ids, ModelCache cache, Range rows, ReadOnlySpan<int> counts, CancellationToken cancellationToken)
     {
@@ -97,7 +97,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <summary>Embeds tokens and applies all layers in a step; the result is not normalised yet.</summary>
     /// <param name="ids">Int64 [batch, n] of the step's sequences, in its order.</param>
     /// <param name="step">The step.</param>
-    /// <param name="cancellationToken">Stops before the next layer.</param>
+    /// <param name="cancellationToken">Cancels before the next layer.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     internal Tensor Apply(Tensor ids, CacheStep step, CancellationToken cancellationToken = default)
     {

@@ -100,7 +100,7 @@ public abstract class TextTokenizer
     /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
     /// <remarks>An added token is recognised within a part only, and by its very letters: not in what a normalizer makes of others.</remarks>
     /// <param name="parts">The parts. Half surrogate pairs count as U+FFFD.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <exception cref="OperationCanceledException">It was stopped.</exception>
     /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
     public List<int> Encode(IReadOnlyList<string> parts, CancellationToken cancellationToken = default)
@@ -176,7 +176,7 @@ public abstract class TextTokenizer
     /// <param name="isFirst">Whether it begins the whole text.</param>
     /// <param name="findsNormalized">Whether added tokens are found in what the normalizer makes of the text.</param>
     /// <param name="ids">Where to add.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     private protected abstract void EncodePlain(
         string text, bool isFirst, bool findsNormalized, List<int> ids, CancellationToken cancellationToken);
 

@@ -20,7 +20,7 @@ public sealed class DenseCache : KeyValueCache, IMeasuredCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>

@@ -16,7 +16,7 @@ public abstract class KeyValueCache : IDisposable
 {
     /// <summary>Describes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads; a divisor of the number of query heads.</param>
+    /// <param name="numKvHeads">Number of KV heads; a divisor of the number of query heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live.</param>
@@ -33,7 +33,7 @@ public abstract class KeyValueCache : IDisposable
     /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;
 
     /// <summary>Elements of one head's key, and of its value.</summary>
@@ -71,8 +71,8 @@ public abstract class KeyValueCache : IDisposable
     /// <summary>
     /// Adds n new tokens and returns their attention: each sees all earlier tokens of its sequence and itself.
     /// </summary>
-    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).
-    /// Positions must already be encoded, in the keys as well.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads KV head h / (num_heads / num_kv_heads). Positions must
+    /// already be encoded, in the keys as well.</param>
     /// <param name="keys">Keys of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>

@@ -37,7 +37,7 @@ public sealed class MustafarCache : KeyValueCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
@@ -135,7 +135,7 @@ public sealed class MustafarCache : KeyValueCache
     }
 
     /// <summary>Attention of queries at the last n cached tokens: query i of n sees the tokens up to its own.</summary>
-    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads KV head h / (num_heads / num_kv_heads).</param>
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
     /// <returns>Output [batch, num_heads, n, head_dim]; zero where a query sees no token, as in an empty sequence.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache.</exception>

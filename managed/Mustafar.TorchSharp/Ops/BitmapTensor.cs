@@ -62,7 +62,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public int NumKvHeads { get; }
 
     /// <summary>Number of tokens of each sequence.</summary>

@@ -92,8 +92,8 @@ public static unsafe partial class MustafarOps
     /// <summary>
     /// Attention over compressed keys and values: softmax(scale · Q Kᵀ) V in one pass, with f32 accumulation.
     /// </summary>
-    /// <param name="query">[batch, num_heads, queries, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads). The
-    /// queries are the last tokens: query i sees the tokens up to length − queries + i.</param>
+    /// <param name="query">[batch, num_heads, queries, head_dim]; head h reads KV head h / (num_heads / num_kv_heads). The queries are the
+    /// last tokens: query i sees the tokens up to length − queries + i.</param>
     /// <param name="keys">Compressed keys [batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="values">Compressed values of the same shape.</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>

@@ -1,7 +1,7 @@
 namespace Mustafar;
 
 /// <summary>
-/// A file can't be used: it is damaged, incomplete, of another kind, or asks for something that is not implemented. What reads files of
+/// A file can't be used: it is damaged, incomplete, of another kind, or needs a feature that is not implemented. What reads files of
 /// unknown origin catches this one type; missing files and those that the system doesn't let through have the exceptions of .NET.
 /// </summary>
 public abstract class UnusableFileException : IOException

@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>What the layers of a cache have in common.</summary>
-/// <param name="NumKvHeads">Number of key/value heads.</param>
+/// <param name="NumKvHeads">Number of KV heads.</param>
 /// <param name="HeadDim">Elements of one head's key, and of its value.</param>
 /// <param name="DType">Type of keys, values and queries.</param>
 /// <param name="Device">Where keys and values live.</param>
@@ -71,7 +71,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
         if (query.size(1) == 0 || query.size(1) % NumKvHeads != 0)
         {
             throw new ArgumentException(
-                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {query.size(1)}.", nameof(query));
+                $"Expected a multiple of {NumKvHeads} query heads, the number of KV heads, but got {query.size(1)}.", nameof(query));
         }
 
         if (scale is double factor && !double.IsFinite(factor))

@@ -7,9 +7,9 @@ namespace Mustafar;
 // What expands compressed tokens: attention of long query blocks, and shortening.
 internal sealed unsafe partial class LayerStorage
 {
-    // Compressed tokens that are dense at one time. For products in single precision the scores count too. On CUDA a segment of 8 key/value
-    // heads of 128 takes 64 MiB: fewer segments are fewer operators to launch, which is what a few new tokens cost. On the CPU it stays near
-    // the cores.
+    // Compressed tokens that are dense at one time. For products in single precision the scores count too. On CUDA a segment of 8 KV heads
+    // of 128 takes 64 MiB: fewer segments are fewer operators to launch, which is what a few new tokens cost. On the CPU it stays near the
+    // cores.
     private const int ProductTokens = 1024;
     private const int CpuFusedTokens = 2048;
     private const int CudaFusedTokens = 16384;

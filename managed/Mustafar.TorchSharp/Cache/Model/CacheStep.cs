@@ -49,8 +49,8 @@ public sealed class CacheStep : IDisposable
 
     /// <summary>Adds the new tokens to a layer and returns their attention: each sees all earlier tokens of its sequence and itself.</summary>
     /// <param name="layer">The layer, from 0; each attends once in a step, in any order.</param>
-    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).
-    /// Positions must already be encoded, in the keys as well.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads KV head h / (num_heads / num_kv_heads). Positions must
+    /// already be encoded, in the keys as well.</param>
     /// <param name="keys">Keys of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>

@@ -18,7 +18,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 
     /// <summary>Makes a cache without sequences.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
@@ -41,7 +41,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 
     /// <summary>Makes a cache without sequences, for layers that see different numbers of tokens.</summary>
     /// <param name="slidingWindows">For each layer, how many of the latest tokens a token sees, including itself; all if null.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>

@@ -45,7 +45,7 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <summary>Number of layers.</summary>
     public int NumLayers { get; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;
 
     /// <summary>Elements of one head's key, and of its value.</summary>

@@ -20,7 +20,7 @@ public sealed class MustafarModelCache : ModelKeyValueCache
 
     /// <summary>Makes a cache without sequences, for layers that are alike.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
@@ -45,7 +45,7 @@ public sealed class MustafarModelCache : ModelKeyValueCache
 
     /// <summary>Makes a cache without sequences, for layers that differ.</summary>
     /// <param name="layers">Sparsity, bits, recent window and group of each layer.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>

@@ -7,8 +7,8 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Hands out pages of one size, which are cut from slabs. Several caches may own a pool and share pages; each gives back what it has
-/// before it disposes the pool, or abandons both. All members are safe from several threads.
+/// Hands out pages of one size, which are cut from slabs. Several caches may own a pool and share pages; each gives back what it has before
+/// it disposes the pool, or abandons both. Several threads may use all members.
 /// </summary>
 /// <remarks>
 /// <para>
