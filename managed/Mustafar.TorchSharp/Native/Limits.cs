@@ -20,10 +20,9 @@ internal static unsafe class Limits
     internal static int MostBalanced => Asked.Value.MostBalanced;
 
     /// <summary>Maximum number of tokens of a group.</summary>
-    /// <summary>Maximum number of tokens of the recent window.</summary>
     internal static int MaxGroupSize => Asked.Value.MaxGroupSize;
 
-    /// <summary>Tokens of the recent window, at most.</summary>
+    /// <summary>Maximum number of tokens of the recent window.</summary>
     internal static int MaxLocalWindow => Asked.Value.MaxLocalWindow;
 
     /// <summary>Whether there are kernels for this head_dim.</summary>

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What the layers of a cache have in common.</summary>
+/// <summary>The properties that the layers of a cache have in common.</summary>
 /// <param name="NumKvHeads">Number of KV heads.</param>
 /// <param name="HeadDim">Elements of one head's key, and of its value.</param>
 /// <param name="DType">Type of keys, values and queries.</param>

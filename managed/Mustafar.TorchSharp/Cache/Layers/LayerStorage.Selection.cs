@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// Which channels are kept, where magnitudes alone don't say it.
+// Selecting channels if magnitudes alone don't decide.
 internal sealed partial class LayerStorage
 {
     /// <summary>What the selection of keys gathers; null if it gathers nothing.</summary>
