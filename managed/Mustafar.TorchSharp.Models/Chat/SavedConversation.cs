@@ -2,8 +2,8 @@ using System.Text.Json;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>What a file keeps of a chat beside the cache.</summary>
-/// <param name="Turns">What was said.</param>
+/// <summary>The part of a saved chat that is not in the cache.</summary>
+/// <param name="Turns">The turns.</param>
 /// <param name="Tokens">Ids of the tokens that the cache holds.</param>
 internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnlyList<int> Tokens)
 {
@@ -18,12 +18,12 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
     /// <summary>The chat as metadata of a file.</summary>
     public Dictionary<string, string> ToMetadata() => new() { [Key] = JsonSerializer.Serialize(this, s_json) };
 
-    /// <summary>The chat that a file's metadata hold.</summary>
+    /// <summary>The chat in a file's metadata.</summary>
     /// <param name="metadata">The metadata.</param>
     /// <param name="path">The file.</param>
     /// <param name="vocabSize">Ids are below this.</param>
     /// <param name="cachedTokens">Tokens in the file's cache.</param>
-    /// <exception cref="MustafarCacheFileException">They hold none, or one that doesn't fit.</exception>
+    /// <exception cref="MustafarCacheFileException">They hold no chat, or one that doesn't fit.</exception>
     public static SavedConversation FromMetadata(IReadOnlyDictionary<string, string> metadata, string path, int vocabSize, int cachedTokens)
     {
         if (!metadata.TryGetValue(Key, out string? json))

@@ -1,14 +1,14 @@
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>Tells what was given in place of the directory of a checkpoint.</summary>
+/// <summary>Checks the directory of a checkpoint, and identifies what was given in its place.</summary>
 internal static class CheckpointDirectory
 {
     private const string Config = "config.json";
     private const string Expected = $"expected a directory with {Config}, safetensors and a tokenizer, as on the Hugging Face Hub";
 
     /// <summary>Checks that a path is a directory with a config.json.</summary>
-    /// <exception cref="DirectoryNotFoundException">There is nothing.</exception>
-    /// <exception cref="CheckpointException">It is something else; the message says what, and what to give instead.</exception>
+    /// <exception cref="DirectoryNotFoundException">The path does not exist.</exception>
+    /// <exception cref="CheckpointException">It is something else; the message says what, and what to pass instead.</exception>
     public static void Check(string path)
     {
         if (File.Exists(path))

@@ -14,14 +14,14 @@ public sealed class SafetensorsCheckpoint : IDisposable
 
     private SafetensorsCheckpoint(string directory) => Directory = directory;
 
-    /// <summary>Where the files are.</summary>
+    /// <summary>Directory of the files.</summary>
     public string Directory { get; }
 
     /// <summary>Names of all tensors.</summary>
     public IReadOnlyCollection<string> Names => _fileOf.Keys;
 
     /// <summary>Opens the weights in a directory and checks that all files and tensors are there.</summary>
-    /// <param name="directory">Where model.safetensors, or model.safetensors.index.json and its shards are.</param>
+    /// <param name="directory">The directory with model.safetensors, or with model.safetensors.index.json and its shards.</param>
     /// <exception cref="DirectoryNotFoundException">There is no such directory.</exception>
     /// <exception cref="FileNotFoundException">The weights, or one of the shards, are missing.</exception>
     /// <exception cref="CheckpointException">A file is damaged, or a tensor is missing from its shard.</exception>
@@ -59,7 +59,7 @@ public sealed class SafetensorsCheckpoint : IDisposable
         }
     }
 
-    /// <summary>The file and the place of a tensor, or null if there is no such tensor.</summary>
+    /// <summary>The file and the entry of a tensor, or null if there is no such tensor.</summary>
     public (SafetensorsFile File, SafetensorsEntry Entry)? Find(string name) =>
         _fileOf.TryGetValue(name, out SafetensorsFile? file) ? (file, file.Entries[name]) : null;
 

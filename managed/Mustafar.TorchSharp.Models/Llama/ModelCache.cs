@@ -134,7 +134,7 @@ public sealed class ModelCache : IDisposable
     /// necessary.</remarks>
     /// <param name="parents">For each sequence from now on the present one that it continues; one may occur several times.</param>
     /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of these.</exception>
-    /// <exception cref="CacheLimitException">The cache has no room for so many; only those without continuation are gone.</exception>
+    /// <exception cref="CacheLimitException">The cache has no room for them; only sequences without a continuation are gone.</exception>
     public void Reorder(ReadOnlySpan<int> parents)
     {
         CheckParents(parents);
@@ -162,13 +162,13 @@ public sealed class ModelCache : IDisposable
     }
 
     /// <summary>Writes the sequences to a file.</summary>
-    /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
+    /// <param name="path">The file; an existing one is replaced once the new one is complete.</param>
     /// <param name="fingerprint">Text that identifies the model.</param>
     /// <param name="metadata">Additional metadata to store in the file.</param>
-    /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it; a file that was there before is as it was.</param>
+    /// <param name="progress">Receives the completed share, 0 to 1; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call; an existing file is unchanged.</param>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
-    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
+    /// <exception cref="IOException">The file can't be written; an existing one is unchanged.</exception>
     /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public void Save(
         string path,
@@ -181,23 +181,23 @@ public sealed class ModelCache : IDisposable
     /// <summary>Restores the sequences, which must be empty, from a file.</summary>
     /// <param name="path">The file.</param>
     /// <param name="fingerprint">Text that identifies the model.</param>
-    /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it; the sequences are still empty.</param>
-    /// <returns>What else is kept in the file.</returns>
+    /// <param name="progress">Receives the completed share, 0 to 1; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call; the sequences are still empty.</param>
+    /// <returns>The additional metadata in the file.</returns>
     /// <exception cref="ArgumentException">A sequence is not empty.</exception>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
-    /// <exception cref="IOException">There is no such file, or it is of another model, of other options, or damaged; the sequences are still
-    /// empty.</exception>
+    /// <exception cref="IOException">There is no such file, or it belongs to another model, has other options, or is damaged; the sequences
+    /// are still empty.</exception>
     /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public IReadOnlyDictionary<string, string> Load(
         string path, string fingerprint, IProgress<double>? progress = null, CancellationToken cancellationToken = default) =>
         MustafarCacheFile.Load(path, Compressed(), _sequences, fingerprint, progress, cancellationToken);
 
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
-    /// <param name="length">Tokens to leave at most.</param>
+    /// <param name="length">Maximum number of tokens that remain.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="length"/> is negative.</exception>
-    /// <exception cref="InvalidOperationException">Tokens that a sequence's next one would see fell out of every layer's sliding window;
-    /// the sequences before it are shortened.</exception>
+    /// <exception cref="InvalidOperationException">Tokens that a sequence's next one would see have left every layer's sliding window;
+    /// the sequences before it are already shortened.</exception>
     public void Truncate(int length)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(length);
@@ -210,10 +210,10 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    /// <summary>Forgets all tokens.</summary>
+    /// <summary>Drops all tokens.</summary>
     public void Clear() => Truncate(0);
 
-    /// <summary>Takes the sequences out of the cache, and disposes it with the last ones.</summary>
+    /// <summary>Removes the sequences from the cache, and disposes it with the last ones.</summary>
     public void Dispose()
     {
         if (_disposed)
@@ -286,7 +286,7 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    // A cache, and how many batches of it there are.
+    // A cache, and its number of batches.
     private sealed class Shared(ModelKeyValueCache cache)
     {
         public ModelKeyValueCache Cache => cache;

@@ -3,7 +3,8 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>What a tokenizer.model (SentencePiece's ModelProto) says. What would change ids and isn't implemented is refused.</summary>
+/// <summary>The content of a tokenizer.model (SentencePiece's ModelProto). What would change ids and isn't implemented is
+/// refused.</summary>
 internal sealed class SentencePieceModelFile
 {
     private const int Bpe = 2;
@@ -36,13 +37,13 @@ internal sealed class SentencePieceModelFile
     /// <summary>Ids of all pieces.</summary>
     public IReadOnlyDictionary<string, int> Vocabulary => _vocabulary;
 
-    /// <summary>Pieces that no text is cut into, such as the one that begins a text.</summary>
+    /// <summary>Pieces that never result from a text, such as the beginning token.</summary>
     public IReadOnlyList<AddedToken> Controls => _controls;
 
-    /// <summary>Pieces that a text is merged into; of two, the one of higher score is made first.</summary>
+    /// <summary>Pieces that a text is merged into; of two, the one with the higher score is made first.</summary>
     public IReadOnlyDictionary<string, (int Id, float Score)> Texts => _texts;
 
-    /// <summary>Whether a space is put in front of a text.</summary>
+    /// <summary>Whether a space is put before a text.</summary>
     public bool AddsSpaceInFront { get; private set; } = true;
 
     /// <summary>The piece that begins a text; negative if there is none.</summary>

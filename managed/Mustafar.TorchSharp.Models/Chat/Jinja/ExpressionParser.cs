@@ -8,7 +8,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
 {
     private static readonly HashSet<string> s_comparisons = ["==", "!=", "<", "<=", ">", ">=", "in"];
 
-    /// <summary>Fails where the parser's own calls are nested too deeply.</summary>
+    /// <summary>Fails if the parser's own calls are nested too deeply.</summary>
     public static void RequireStack(TokenReader tokens)
     {
         if (!RuntimeHelpers.TryEnsureSufficientExecutionStack())
@@ -17,7 +17,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
         }
     }
 
-    /// <summary>Reads an expression, or several with commas, which are a tuple.</summary>
+    /// <summary>Reads an expression, or several separated by commas, which form a tuple.</summary>
     public Expression Tuple(bool allowsConditional = true)
     {
         Expression first = allowsConditional ? Expression() : Or();
@@ -49,7 +49,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
         return value;
     }
 
-    /// <summary>Reads filters behind a value.</summary>
+    /// <summary>Reads filters after a value.</summary>
     /// <param name="value">The value; a block's text if null, whose first filter has no bar.</param>
     public Filter FilterChain(Expression? value)
     {
