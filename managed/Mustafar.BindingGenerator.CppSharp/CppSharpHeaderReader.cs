@@ -9,13 +9,13 @@ namespace Mustafar.BindingGenerator.Reader;
 /// <summary>Builds the model of a header from CppSharp's syntax tree.</summary>
 public static class CppSharpHeaderReader
 {
-    /// <summary>Reads a header and the headers beside it that it includes; system headers are left out.</summary>
+    /// <summary>Reads a header and the headers next to it that it includes; system headers are skipped.</summary>
     /// <param name="header">The header's path.</param>
     /// <exception cref="UnsupportedDeclarationException">The header holds something that the bindings cannot express.</exception>
     /// <exception cref="BindingException">CppSharp fails.</exception>
     public static HeaderModel Read(string header)
     {
-        // CppSharp may go on to write files of its own. They are not wanted.
+        // CppSharp may go on to write files of its own, which are not wanted.
         string scratch = Directory.CreateTempSubdirectory("mustafar-cppsharp-").FullName;
         try
         {
@@ -35,7 +35,7 @@ public static class CppSharpHeaderReader
     {
         try
         {
-            // What it returns, in versions where it returns anything, is of its own bindings. The model says whether the header was read.
+            // Its result, in versions that return one, concerns its own bindings. The model shows whether the header was read.
             ConsoleDriver.Run(library);
         }
         catch (Win32Exception exception)
@@ -46,7 +46,7 @@ public static class CppSharpHeaderReader
         }
         catch (Exception) when (library.Model is not null || library.Failure is not null)
         {
-            // From what CppSharp goes on to do with types that it cannot bind; the header was read.
+            // From what CppSharp goes on to do with types that it cannot bind; the header has been read.
         }
     }
 
@@ -54,7 +54,7 @@ public static class CppSharpHeaderReader
     {
         public HeaderModel? Model { get; private set; }
 
-        // Kept until the driver has returned: it is not ours to unwind.
+        // Kept until the driver has returned, since it must not be unwound here.
         public BindingException? Failure { get; private set; }
 
         public void Setup(Driver driver)

@@ -4,7 +4,7 @@ using Mustafar.BindingGenerator.Model;
 
 namespace Mustafar.BindingGenerator;
 
-/// <summary>The command line: writes the imports, or checks that the file in the repository is what it would write.</summary>
+/// <summary>The command line: writes the imports, or checks that the file in the repository is up to date.</summary>
 public static class GeneratorCommand
 {
     /// <summary>The C header, from the repository's root.</summary>
@@ -78,7 +78,7 @@ public static class GeneratorCommand
     private static int Check(Func<string, HeaderModel> read, string root, TextWriter output, TextWriter error)
     {
         string path = Path.Combine(root, OutputPath);
-        // A checkout may have turned the line ends into the platform's own.
+        // A checkout may have converted line ends to the platform's.
         string committed = File.Exists(path) ? File.ReadAllText(path).ReplaceLineEndings("\n") : "";
         string[] expected = Generate(read, root).Split('\n');
         string[] actual = committed.Split('\n');

@@ -4,8 +4,8 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>The result of the compressed cache for an <see cref="AttentionStep"/>.</summary>
-/// <remarks>Use it on the thread of the call and until its end; <see cref="LengthOnly"/> may also be used in <see
-/// cref="OnUndo"/>.</remarks>
+/// <remarks>Use it on the thread of the call and until its end; <see cref="LengthOnly"/> may also be used in
+/// <see cref="OnUndo"/>.</remarks>
 public sealed class AttentionResult
 {
     private readonly MustafarConversation _conversation;

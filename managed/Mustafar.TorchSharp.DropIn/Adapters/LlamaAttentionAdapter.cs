@@ -5,8 +5,8 @@ namespace Mustafar.DropIn;
 
 /// <summary>Reads <c>LlamaAttention</c> of llm-sharp, and its fused variant.</summary>
 /// <remarks>
-/// <c>Tensor forward(Tensor x, Tensor? mask, IRotary? rotary, IKvCache? cache)</c>. Each layer has a cache of its own, which stands
-/// for the conversation and tells the model its size; keys and values in it are [batch, n, num_kv_heads, head_dim].
+/// <c>Tensor forward(Tensor x, Tensor? mask, IRotary? rotary, IKvCache? cache)</c>. Each layer has its own cache, which identifies
+/// the conversation and gives the model its size; keys and values in it are [batch, n, num_kv_heads, head_dim].
 /// </remarks>
 internal sealed class LlamaAttentionAdapter : AttentionAdapter
 {

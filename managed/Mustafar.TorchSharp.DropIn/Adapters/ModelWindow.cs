@@ -5,9 +5,9 @@ namespace Mustafar.DropIn;
 /// <summary>The sliding window of a model's configuration.</summary>
 internal static class ModelWindow
 {
-    /// <summary>Options with the window that a model's modules tell, if they tell one.</summary>
+    /// <summary>Options with the window that a model's modules have, if they have one.</summary>
     /// <exception cref="ArgumentException">The options have another window.</exception>
-    /// <exception cref="NotSupportedException">The modules tell several.</exception>
+    /// <exception cref="NotSupportedException">The modules have several.</exception>
     internal static MustafarOptions Taken(
         MustafarOptions options, IEnumerable<nn.Module> modules, IReadOnlyList<AttentionAdapter> adapters)
     {

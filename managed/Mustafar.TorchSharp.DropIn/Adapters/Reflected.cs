@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Reads objects of classes that this library does not refer to, by the names of their members.</summary>
+/// <summary>Reads objects of classes that this library does not reference, by the names of their members.</summary>
 internal static class Reflected
 {
     private const BindingFlags Members = BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic;
@@ -13,7 +13,7 @@ internal static class Reflected
     private static readonly ConcurrentDictionary<(Type, int), ConstructorInfo> Constructors = new();
     private static readonly ConcurrentDictionary<Type, MethodInfo?> Forwards = new();
 
-    /// <summary>The value of a field or property, of whatever visibility; null if there is none of this name.</summary>
+    /// <summary>The value of a field or property of any visibility; null if there is none of this name.</summary>
     internal static object? Get(object target, string name) => Find(target.GetType(), name) switch
     {
         FieldInfo field => field.GetValue(target),
@@ -21,7 +21,7 @@ internal static class Reflected
         _ => null,
     };
 
-    /// <summary>The value of a field or property that must be there and be of the type.</summary>
+    /// <summary>The value of a required field or property of a given type.</summary>
     /// <exception cref="NotSupportedException">It is not there, or of another type.</exception>
     internal static T Get<T>(object target, string name) => Get(target, name) is T value
         ? value

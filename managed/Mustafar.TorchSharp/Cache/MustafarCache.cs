@@ -161,8 +161,8 @@ public sealed class MustafarCache : KeyValueCache
     /// <inheritdoc/>
     /// <remarks>
     /// Groups that are no longer compressible return to the recent window with the values they were stored with: what was pruned stays
-    /// pruned. With a sliding window, tokens that have left it are gone; a sequence can always drop at least <see
-    /// cref="MustafarOptions.GroupSize"/> tokens, and can always be emptied.
+    /// pruned. With a sliding window, tokens that have left it are gone; a sequence can always drop at least
+    /// <see cref="MustafarOptions.GroupSize"/> tokens, and can always be emptied.
     /// </remarks>
     /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see have left
     /// the sliding window.</exception>

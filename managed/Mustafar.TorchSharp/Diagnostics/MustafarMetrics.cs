@@ -7,11 +7,11 @@ namespace Mustafar;
 /// <remarks>
 /// <list type="table">
 /// <listheader><term>instrument of <see cref="MeterName"/></term><description>meaning</description></listheader>
-/// <item><term><c>mustafar.cache.reserved</c> (bytes)</term><description>Memory that all caches have reserved, <see
-/// cref="KeyValueCacheMemory.TotalBytes"/>.
+/// <item><term><c>mustafar.cache.reserved</c> (bytes)</term><description>Memory that all caches have reserved,
+/// <see cref="KeyValueCacheMemory.TotalBytes"/>.
 /// Tag <c>cache.kind</c>: <c>compressed</c> or <c>dense</c>.</description></item>
-/// <item><term><c>mustafar.cache.used</c> (bytes)</term><description>The part of it that their tokens use, <see
-/// cref="KeyValueCacheMemory.UsedBytes"/>,
+/// <item><term><c>mustafar.cache.used</c> (bytes)</term><description>The part of it that their tokens use,
+/// <see cref="KeyValueCacheMemory.UsedBytes"/>,
 /// with the same tag.</description></item>
 /// <item><term><c>mustafar.cache.compressed_tokens</c> (tokens)</term><description>Tokens that were compressed, counted once
 /// for all layers of a cache.</description></item>
