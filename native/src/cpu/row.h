@@ -1,4 +1,4 @@
-// Portable work on one token's row. Each instruction set's source file includes this and so compiles it for itself:
+// Portable work on one token's row. Each instruction set's source file includes this and so compiles its own copy:
 // everything is in an unnamed namespace, since code built for one instruction set must never be linked into another's.
 #pragma once
 
@@ -103,7 +103,8 @@ struct BF16 {
     return bits;
 }
 
-// A row's magnitudes as integers in the same order: the bits without the sign, all NaNs as one value above infinity.
+// A row's magnitudes as integers in the same order: the bits without the sign, with all NaNs as one value above
+// infinity.
 template <class T>
 struct Magnitude {
     using Bits = typename T::Bits;
@@ -131,9 +132,10 @@ void score_row(const void* source, const float* importance, int head_dim, float*
 }
 
 /*
- * Exact selection without a sort: the keep-th largest key is found by bisection over the integers 0 ... high - 1. At least
+ * Exact selection without a sort: bisection over the integers 0 ... high - 1 finds the keep-th largest key. At least
  * keep keys must be >= 0, fewer than keep >= high. Returns the largest threshold that at least keep keys reach, or any
- * that exactly keep reach. The branches are worth their mispredictions: without, each turn waits for the one before.
+ * that exactly keep reach. The branches are worth their mispredictions: without them, each iteration waits for the
+ * last.
  */
 [[maybe_unused]] inline uint32_t bisect(const uint16_t* keys, int head_dim, int keep, uint32_t high) {
     uint32_t low = 0;
@@ -154,7 +156,7 @@ void score_row(const void* source, const float* importance, int head_dim, float*
     return bisect(keys, head_dim, keep, nan + 1);
 }
 
-// The upper half of the keys first, then the lower half of those that are level with the threshold.
+// The upper half of the keys first, then the lower half of those that equal the threshold there.
 [[maybe_unused]] inline uint32_t threshold_of(const uint32_t* keys, int head_dim, int keep, uint32_t nan) {
     alignas(64) uint16_t half[256];
     for (int c = 0; c < head_dim; ++c) half[c] = static_cast<uint16_t>(keys[c] >> 16);
@@ -162,12 +164,12 @@ void score_row(const void* source, const float* importance, int head_dim, float*
     const int reached = count_from(half, head_dim, upper);
     if (reached == keep) return uint32_t{upper} << 16;
     const int above = count_from(half, head_dim, uint32_t{upper} + 1);
-    // Keys that are not level become 0, with which bisection never compares.
+    // Keys that are not equal there become 0, with which bisection never compares.
     for (int c = 0; c < head_dim; ++c) half[c] = half[c] == upper ? static_cast<uint16_t>(keys[c]) : uint16_t{0};
     return uint32_t{upper} << 16 | bisect(half, head_dim, keep - above, 0x10000u);
 }
 
-// Bits of the keep channels of largest keys; of equal ones the lower channel.
+// Bits of the keep channels with the largest keys; among equal keys the lower channel.
 template <class Key>
 void mark_largest(const Key* keys, int head_dim, int keep, uint32_t nan, uint32_t* bitmap) {
     const Key threshold = static_cast<Key>(threshold_of(keys, head_dim, keep, nan));
