@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>One shape to measure.</summary>
+/// <summary>A shape to measure.</summary>
 internal sealed record Shape(int Batch, int NumHeads, int NumKvHeads, int Tokens)
 {
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Batch},{NumHeads},{NumKvHeads},{Tokens}");
@@ -23,7 +23,7 @@ internal sealed record Settings(
     IReadOnlyList<Shape> Shapes, IReadOnlyList<int> Groups, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<Kept> Keeps, int HeadDim, Device Device, int Threads,
     double Seconds, DirectoryInfo? Output);
 
-/// <summary>The options that all benchmarks share.</summary>
+/// <summary>Options common to all benchmarks.</summary>
 internal sealed class BenchmarkOptions
 {
     private readonly Option<Shape[]> _shapes = new("--shapes")
@@ -98,7 +98,7 @@ internal sealed class BenchmarkOptions
 
     internal Option<DirectoryInfo?> Output => _output;
 
-    /// <summary>A command that measures shapes, or with <paramref name="grid"/> those of a grid of its own.</summary>
+    /// <summary>A command that measures given shapes, or with <paramref name="grid"/> those of its own grid.</summary>
     internal Command Command(string name, string description, Action<Settings> run, bool grid = false)
     {
         Command command = new(name, description) { grid ? _groups : _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
@@ -163,7 +163,7 @@ internal sealed class BenchmarkOptions
         return CPU;
     }
 
-    // The cache's options would round a number that they cannot keep exactly.
+    // The cache's options would round a number that they can't keep exactly.
     private static bool IsPossible(Kept keep, int headDim) => keep.Balanced
         ? headDim is 64 or 128 or 256 && keep.Channels * 16 % headDim == 0 && keep.Channels * 16 / headDim is >= 5 and <= 8
         : keep.Channels <= headDim;

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.DropIn;
 
-/// <summary>The command that measures a foreign model with its own attention and with replaced attention.</summary>
+/// <summary>The command that measures another library's model with its own attention and with replaced attention.</summary>
 internal static class DropInCommand
 {
     internal static Command Create(BenchmarkOptions shared)
