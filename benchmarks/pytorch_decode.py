@@ -1,12 +1,12 @@
-"""The dense decode step of a Llama model in PyTorch, the opponent of `benchmarks decode`: static cache, grouped heads as they are
-(enable_gqa), greedy sampling, the whole step in a CUDA graph, with eager operators and with torch.compile.
+"""The dense decode step of a Llama model in PyTorch, for comparison with `benchmarks decode`: static cache, grouped heads without
+repeating keys and values (enable_gqa), greedy sampling, and the whole step in a CUDA graph, with eager operators and with torch.compile.
 
     python3 pytorch_decode.py [--batch 1 8 32 64] [--context 2048 8192 32768] [--layers 32 --hidden 4096 --intermediate 14336
         --heads 32 --kv-heads 8 --vocab 128256] [--backends cudnn flash] [--modes eager compiled] [--csv FILE]
 
-Milliseconds of a step, medians of 30: of the replay by device events around it, and by the wall clock from its launch until the tokens
-are on the host, as `benchmarks decode` measures. Weights are random; the cache is full, as that of the last
-step of a generation into a cache of that size: every step attends to all `context` places.
+Times are milliseconds per step, medians of 30, measured as in `benchmarks decode`: the replay by device events around it, and by the
+wall clock from its launch until the tokens are on the host. Weights are random. The cache is full, as in the last step of a generation
+into a cache of that size: every step attends to all `context` places.
 """
 import argparse
 import csv

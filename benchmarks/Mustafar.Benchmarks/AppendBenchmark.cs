@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>A decode step's bookkeeping: one token added to each sequence, against the attention of that step.</summary>
+/// <summary>Appending one token to each sequence of a cache, compared with the attention of the same decode step.</summary>
 internal static class AppendBenchmark
 {
     internal static void Run(Settings settings)

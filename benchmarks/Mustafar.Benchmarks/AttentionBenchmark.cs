@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>A decode step over a filled cache, against torch's dense forms and against our own kernels on dense tokens.</summary>
+/// <summary>A decode step over a filled cache, compared with dense attention in torch and with our own kernels on dense tokens.</summary>
 internal static class AttentionBenchmark
 {
     internal static void Run(Settings settings)

@@ -5,7 +5,7 @@ using ScottPlot;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>Ratios as bars beside a line at 1.</summary>
+/// <summary>Ratios as bars, with a line at 1.</summary>
 internal static class BarChart
 {
     internal static void Write(string path, string title, IReadOnlyList<(string Label, double Value)> bars)
@@ -29,13 +29,13 @@ internal static class BarChart
 
     internal static string Label(object shape, object dtype, object keep) => $"{shape} {dtype} keep {keep}";
 
-    /// <summary>Draws a column of a report that another machine wrote, which may have no fonts.</summary>
+    /// <summary>Draws a column of a report written on another machine, which may have no fonts.</summary>
     internal static Command Command()
     {
         Argument<FileInfo> source = new("csv") { Description = "A report's CSV file." };
         Option<string> column = new("--column") { Description = "The column to draw.", Required = true, HelpName = "NAME" };
         Option<string> title = new("--title") { Description = "The chart's title.", Required = true, HelpName = "TEXT" };
-        Command command = new("chart", "Draw a report's CSV file as a PNG beside it.") { source, column, title };
+        Command command = new("chart", "Draw a report's CSV file as a PNG next to it.") { source, column, title };
         command.SetAction(parsed =>
         {
             FileInfo file = parsed.GetRequiredValue(source);
@@ -49,7 +49,7 @@ internal static class BarChart
             }
 
             List<(string, double)> bars = [];
-            // Every report begins with shape, dtype and what is kept.
+            // Every report starts with the shape, the dtype and what is kept.
             while (rows.ReadFields() is string[] cells)
             {
                 bars.Add((Label(cells[0], cells[1], cells[2]), double.Parse(cells[index], CultureInfo.InvariantCulture)));

@@ -6,13 +6,13 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>One shape to measure.</summary>
+/// <summary>A shape to measure.</summary>
 internal sealed record Shape(int Batch, int NumHeads, int NumKvHeads, int Tokens)
 {
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Batch},{NumHeads},{NumKvHeads},{Tokens}");
 }
 
-/// <summary>How many channels are kept of keys and values, by which patterns, and in how many bits (16: as they are).</summary>
+/// <summary>How many channels of keys and values are kept, by which patterns, and in how many bits (16: not quantised).</summary>
 internal sealed record Kept(int Channels, bool Balanced, int Bits = 16)
 {
     public override string ToString() => $"{Channels}{(Balanced ? " balanced" : "")}{(Bits < 16 ? $" {Bits} bits" : "")}";
@@ -23,12 +23,12 @@ internal sealed record Settings(
     IReadOnlyList<Shape> Shapes, IReadOnlyList<int> Groups, IReadOnlyList<ScalarType> DTypes, IReadOnlyList<Kept> Keeps, int HeadDim, Device Device, int Threads,
     double Seconds, DirectoryInfo? Output);
 
-/// <summary>The options that all benchmarks share.</summary>
+/// <summary>Options common to all benchmarks.</summary>
 internal sealed class BenchmarkOptions
 {
     private readonly Option<Shape[]> _shapes = new("--shapes")
     {
-        Description = "Shapes to measure, each batch,num_heads,num_kv_heads,tokens.",
+        Description = "Shapes to measure, each as batch,num_heads,num_kv_heads,tokens.",
         HelpName = "B,H,KV,T",
         AllowMultipleArgumentsPerToken = true,
         CustomParser = result => [.. result.Tokens.Select(token => ParseShape(token.Value, result))],
@@ -37,7 +37,7 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<int[]> _groups = new("--groups")
     {
-        Description = "Query heads for each KV head.",
+        Description = "Query heads per KV head.",
         HelpName = "N",
         AllowMultipleArgumentsPerToken = true,
         DefaultValueFactory = _ => [8],
@@ -53,7 +53,7 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<Kept[]> _keeps = new("--keep")
     {
-        Description = "Channels kept of each key and value; with a b before the number, by balanced patterns; with :8 or :4 behind it, in so many bits. As many as --head-dim: all.",
+        Description = "Channels kept of each key and value; a leading b means balanced patterns, a trailing :8 or :4 the bits. The value of --head-dim keeps all.",
         HelpName = "[b]N[:BITS]",
         AllowMultipleArgumentsPerToken = true,
         CustomParser = result => [.. result.Tokens.Select(token => ParseKept(token.Value, result))],
@@ -72,7 +72,7 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<string?> _model = new("--model")
     {
-        Description = "Folder of a Hugging Face checkpoint whose heads and head_dim are measured, in place of those of --shapes and --head-dim.",
+        Description = "Folder of a Hugging Face checkpoint whose heads and head_dim replace those of --shapes and --head-dim.",
         HelpName = "DIR",
     };
 
@@ -84,11 +84,11 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<double> _seconds = new("--seconds")
     {
-        Description = "Time to spend on each figure.",
+        Description = "Time to spend on each measurement.",
         DefaultValueFactory = _ => 1.0,
     };
 
-    private readonly Option<DirectoryInfo?> _output = new("--output") { Description = "Folder for CSV, Markdown and a chart.", HelpName = "DIR" };
+    private readonly Option<DirectoryInfo?> _output = new("--output") { Description = "Folder for results as CSV, Markdown and a chart.", HelpName = "DIR" };
 
     internal Option<Kept[]> Keep => _keeps;
 
@@ -98,7 +98,7 @@ internal sealed class BenchmarkOptions
 
     internal Option<DirectoryInfo?> Output => _output;
 
-    /// <summary>A command that measures shapes, or with <paramref name="grid"/> those of a grid of its own.</summary>
+    /// <summary>A command that measures given shapes, or with <paramref name="grid"/> those of its own grid.</summary>
     internal Command Command(string name, string description, Action<Settings> run, bool grid = false)
     {
         Command command = new(name, description) { grid ? _groups : _shapes, _dtypes, _keeps, _headDim, _device, _threads, _seconds, _output };
@@ -132,7 +132,7 @@ internal sealed class BenchmarkOptions
             if (settings.Keeps.FirstOrDefault(keep => !IsPossible(keep, settings.HeadDim)) is Kept impossible)
             {
                 Console.Error.WriteLine(
-                    $"Expected --keep of at most {settings.HeadDim}, the head_dim, or b and 5 to 8 sixteenths of it, but got {impossible}.");
+                    $"Expected --keep of at most {settings.HeadDim}, the head_dim, or b with 5 to 8 sixteenths of it, but got {impossible}.");
                 return 1;
             }
 
@@ -163,7 +163,7 @@ internal sealed class BenchmarkOptions
         return CPU;
     }
 
-    // The cache's options round what they cannot keep exactly.
+    // The cache's options would round a number that they can't keep exactly.
     private static bool IsPossible(Kept keep, int headDim) => keep.Balanced
         ? headDim is 64 or 128 or 256 && keep.Channels * 16 % headDim == 0 && keep.Channels * 16 / headDim is >= 5 and <= 8
         : keep.Channels <= headDim;
@@ -178,7 +178,7 @@ internal sealed class BenchmarkOptions
             return new Kept(channels, balanced, bits);
         }
 
-        result.AddError($"Expected a number of channels, or b and a number, and maybe :8 or :4, but got '{text}'.");
+        result.AddError($"Expected a number of channels with an optional leading b and an optional trailing :8 or :4, but got '{text}'.");
         return new Kept(1, false);
     }
 

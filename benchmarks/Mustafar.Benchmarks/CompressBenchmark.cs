@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>Pruning and compressing a prompt's keys and values, against copying them and against the prompt's own attention.</summary>
+/// <summary>Pruning and compressing a prompt's keys and values, compared with copying them and with the prompt's attention.</summary>
 internal static class CompressBenchmark
 {
     internal static void Run(Settings settings)
@@ -47,7 +47,7 @@ internal static class CompressBenchmark
         report.Write(settings.Output, $"Prune and compress: time over a plain copy, {settings.Threads} CPU threads");
     }
 
-    // Compressing keys by magnitude times an importance of each channel, over compressing them by magnitude.
+    // Compressing keys by magnitude times an importance per channel, relative to compressing them by magnitude.
     private static double ByImportance(Settings settings, Tensor keys, Kept keep)
     {
         MustafarOptions options = Data.Options(keep, settings.HeadDim);

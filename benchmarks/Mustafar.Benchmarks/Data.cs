@@ -2,10 +2,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>What the benchmarks compute on.</summary>
+/// <summary>The benchmarks' data.</summary>
 internal static class Data
 {
-    /// <summary>Normally distributed, the same in each run.</summary>
+    /// <summary>Normally distributed numbers, the same in each run.</summary>
     internal static (Tensor Query, Tensor Keys, Tensor Values) Random(Settings settings, Shape shape, ScalarType dtype, int queries = 1)
     {
         manual_seed(1);
@@ -13,7 +13,7 @@ internal static class Data
         return (New(shape.NumHeads, queries), New(shape.NumKvHeads, shape.Tokens), New(shape.NumKvHeads, shape.Tokens));
     }
 
-    /// <summary>A cache that has these tokens.</summary>
+    /// <summary>A cache that holds given tokens.</summary>
     internal static MustafarCache Filled(Tensor keys, Tensor values, MustafarOptions options)
     {
         MustafarCache cache = Empty(keys, options);
@@ -21,18 +21,18 @@ internal static class Data
         return cache;
     }
 
-    /// <summary>A cache for such tokens.</summary>
+    /// <summary>An empty cache for such tokens.</summary>
     internal static MustafarCache Empty(Tensor keys, MustafarOptions options) =>
         new((int)keys.shape[0], (int)keys.shape[1], (int)keys.shape[3], keys.dtype, keys.device, options);
 
-    /// <summary>What a step has to read: the compressed pages, and the dense tokens as far as the window is filled.</summary>
+    /// <summary>The bytes a step must read: the compressed pages, and the dense tokens as far as the window is filled.</summary>
     internal static double BytesRead(MustafarCache cache)
     {
         double dense = cache.Lengths.Zip(cache.CompressedLengths, (length, compressed) => length - compressed).Sum();
         return cache.Memory.CompressedBytes + (2 * dense * cache.NumKvHeads * cache.HeadDim * (cache.DType == ScalarType.Float32 ? 4 : 2));
     }
 
-    /// <summary>Options that keep so many channels in so many bits; keys of 4 bits with channel scales.</summary>
+    /// <summary>Options that keep a given number of channels in a given number of bits; 4-bit keys have channel scales.</summary>
     internal static MustafarOptions Options(Kept keep, int headDim) => new()
     {
         KeySparsity = (headDim - keep.Channels) / (double)headDim,

@@ -4,8 +4,8 @@ using static TorchSharp.torch;
 namespace Mustafar.Benchmarks;
 
 /// <summary>
-/// The ways to compute a decode step densely with torch. The query heads of a group are folded into the query axis, so that no form
-/// repeats keys and values.
+/// The ways to compute a dense decode step with torch. The query heads of a group are folded into the query axis, so that no form repeats
+/// keys and values.
 /// </summary>
 internal sealed class DenseForms : IDisposable
 {

@@ -6,7 +6,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>What a device's memory is used for: on CUDA by all processes, torch's stock for later included; on the CPU by this one.</summary>
+/// <summary>Memory of a device that is in use. On CUDA by all processes, including what torch keeps for later; on the CPU by this
+/// process.</summary>
 internal static class DeviceMemory
 {
     private const long MoreThanThereIs = 1L << 46; // bytes
@@ -23,12 +24,12 @@ internal static class DeviceMemory
         return process.WorkingSet64;
     }
 
-    /// <summary>The most bytes that were in use since <see cref="Restart"/>, up to the same constant.</summary>
+    /// <summary>The most bytes in use since <see cref="Restart"/>, up to the same constant.</summary>
     internal static long Peak(Device device)
     {
         if (device.type == DeviceType.CUDA)
         {
-            return Used(device); // by itself torch gives nothing back
+            return Used(device); // torch gives nothing back by itself
         }
 
         using Process process = Process.GetCurrentProcess();
@@ -40,14 +41,14 @@ internal static class DeviceMemory
         ? CudaRuntime.FreeMemory(Math.Max(0, device.index))
         : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 2;
 
-    /// <summary>Gives back what torch keeps for later, and forgets the peak.</summary>
+    /// <summary>Frees what torch keeps for later, and resets the peak.</summary>
     internal static void Restart(Device device)
     {
         if (device.type == DeviceType.CUDA)
         {
             try
             {
-                // TorchSharp has no name for it; torch does it when memory runs out.
+                // TorchSharp doesn't expose it; torch does it when memory runs out.
                 empty([MoreThanThereIs], dtype: ScalarType.Byte, device: device).Dispose();
             }
             catch (ExternalException)

@@ -6,8 +6,8 @@ using static TorchSharp.torch;
 namespace Mustafar.Benchmarks;
 
 /// <summary>
-/// How much faster a decode step is than the fastest dense form of torch, from thin and short work to long: a row for each number of
-/// KV heads of all sequences, a column for each length.
+/// How much faster a decode step is than torch's fastest dense form, from small and short work to large and long: one row for each number
+/// of KV heads of all sequences, one column for each length.
 /// </summary>
 internal static class GridBenchmark
 {
@@ -31,7 +31,7 @@ internal static class GridBenchmark
                 {
                     for (int t = 0; t < Lengths.Length; t++)
                     {
-                        // No more than 8 heads in one sequence.
+                        // At most 8 heads in one sequence.
                         int batch = Math.Max(1, Heads[h] / 8), heads = Heads[h] / batch;
                         Shape shape = new(batch, group * heads, heads, Lengths[t]);
                         double[] measured = timing is null ? OnCpu(settings, shape, dtype) : OnCuda(settings, shape, dtype, timing);
@@ -78,7 +78,7 @@ internal static class GridBenchmark
         }
     }
 
-    // The lower of the ratios of calls in a graph and of calls that find nothing in the GPU's cache.
+    // The lower of the two ratios: of calls in a graph, and of calls with nothing in the GPU's cache.
     private static double[] OnCuda(Settings settings, Shape shape, ScalarType dtype, CudaTiming timing)
     {
         using var scope = NewDisposeScope();

@@ -7,14 +7,14 @@ using Mustafar.Benchmarks.Onnx;
 using TorchSharp;
 
 BenchmarkOptions options = new();
-RootCommand root = new("Measures Mustafar's operations against dense attention of torch, in one process on this machine.");
+RootCommand root = new("Compares Mustafar's operations with torch's dense attention, in one process on this machine.");
 root.Subcommands.Add(options.Command("attention", "One decode step of attention over a filled cache.", OnDevice(AttentionBenchmark.Run, CudaAttentionBenchmark.Run)));
-root.Subcommands.Add(options.Command("onnx", "One decode step on the CPU beside ONNX Runtime's over caches of 32, 8 and 4 bits, in processor time; that is faster with ORT_GQA_DISABLE_FLASH_ATTENTION=1 in the environment.", OnnxBenchmark.Run));
-root.Subcommands.Add(options.Command("grid", "One decode step from thin and short work to long, as ratios to dense attention.", GridBenchmark.Run, grid: true));
+root.Subcommands.Add(options.Command("onnx", "One decode step on the CPU, compared with ONNX Runtime's over caches of 32, 8 and 4 bits, in processor time. ONNX Runtime is faster with ORT_GQA_DISABLE_FLASH_ATTENTION=1 in the environment.", OnnxBenchmark.Run));
+root.Subcommands.Add(options.Command("grid", "One decode step for few to many KV heads and short to long contexts, as ratios to dense attention.", GridBenchmark.Run, grid: true));
 root.Subcommands.Add(options.Command("variants", "One decode step with each of the CPU's instruction set variants.", VariantBenchmark.Run));
 root.Subcommands.Add(options.Command("compress", "Pruning and compressing a prompt.", OnDevice(CompressBenchmark.Run, CudaCompressBenchmark.Prompt)));
 root.Subcommands.Add(options.Command("append", "Adding one token to each sequence.", OnDevice(AppendBenchmark.Run, CudaCompressBenchmark.Append)));
-root.Subcommands.Add(options.Command("step", "The operations of a decode step beside attention, on the CPU.", StepBenchmark.Run));
+root.Subcommands.Add(options.Command("step", "The other operations of a decode step, on the CPU.", StepBenchmark.Run));
 root.Subcommands.Add(DecodeCommand.Create(options));
 root.Subcommands.Add(DropInCommand.Create(options));
 root.Subcommands.Add(BarChart.Command());

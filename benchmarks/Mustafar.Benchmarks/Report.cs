@@ -4,7 +4,7 @@ using Spectre.Console;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>A table of results, on the console and in files.</summary>
+/// <summary>A table of results, printed and written to files.</summary>
 internal sealed class Report(string name, params string[] columns)
 {
     private const int WidestTable = 180;
@@ -18,7 +18,8 @@ internal sealed class Report(string name, params string[] columns)
     /// <summary>Adds a bar to the chart.</summary>
     internal void AddBar(string label, double value) => _bars.Add((label, value));
 
-    /// <summary>Prints the table and, if there is a folder, writes NAME.csv, NAME.md and, if it has a title, the chart NAME.png into it.</summary>
+    /// <summary>Prints the table. If a folder is given, also writes NAME.csv, NAME.md and, with a title, the chart NAME.png into
+    /// it.</summary>
     internal void Write(DirectoryInfo? folder, string? chartTitle = null)
     {
         Table table = new();

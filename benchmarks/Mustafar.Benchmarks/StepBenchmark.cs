@@ -2,8 +2,9 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>The operations of a decode step beside attention, against torch's, at a model's sizes.</summary>
-/// <remarks>hidden_size is num_heads · head_dim of a shape, intermediate_size 3.5 times that, the position its number of tokens.</remarks>
+/// <summary>The operations of a decode step other than attention, compared with torch's, at a model's sizes.</summary>
+/// <remarks>For a given shape, hidden_size is num_heads · head_dim, intermediate_size 3.5 times that, and the position its number of
+/// tokens.</remarks>
 internal static class StepBenchmark
 {
     private const int VocabSize = 128_256;
@@ -81,7 +82,7 @@ internal static class StepBenchmark
             ("down_proj", width, hidden), ("lm_head", hidden, VocabSize)])
         {
             using var scope = NewDisposeScope();
-            // As many copies as do not fit into a cache of 256 MiB, as the weights of a model's layers do not.
+            // So many copies that they don't fit into a cache of 256 MiB, like the weights of a model's layers.
             long bytes = inFeatures * outFeatures * empty(0, dtype: dtype).element_size();
             Tensor[] weights = [.. Enumerable.Range(0, (int)((256 << 20) / bytes) + 1)
                 .Select(_ => full(outFeatures, inFeatures, 0.01, dtype: dtype, device: settings.Device))];

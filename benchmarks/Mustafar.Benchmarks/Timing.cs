@@ -20,13 +20,13 @@ internal static class Timing
     }
 
     /// <summary>
-    /// Lower quartiles of the times of several calls in microseconds, made in turns: what else the machine does meets all of them, and
-    /// spoils few of the times that count.
+    /// Lower quartiles of the times of several calls in microseconds, made in turns. Other load on the machine then affects all of them,
+    /// and few of the times that count.
     /// </summary>
     /// <param name="seconds">Time to spend on each.</param>
     /// <param name="calls">What to time; their tensors are freed after each call.</param>
-    /// <param name="ofProcessor">Whether to measure the time that this process has the processors, in all of its threads: what other programs
-    /// take does not count then. Only of one thread: the system counts others by clock ticks.</param>
+    /// <param name="ofProcessor">Whether to measure the CPU time of this process, over all its threads, which leaves out what other
+    /// programs take. With one thread only: the system counts the time of others in clock ticks.</param>
     internal static double[] Interleaved(double seconds, IReadOnlyList<Action> calls, bool ofProcessor = false)
     {
         Func<Action, double> once = ofProcessor ? OnceOfProcessor : Once;
@@ -48,10 +48,10 @@ internal static class Timing
         return [.. times.Select(own => own.Order().ElementAt(own.Count / 4))];
     }
 
-    /// <summary>The shorter of two times of a long call in microseconds.</summary>
+    /// <summary>The shorter of two times of a long call, in microseconds.</summary>
     internal static double BestOfTwo(Action call) => Spend(0, call, fewestCalls: 2).Min();
 
-    /// <summary>Rate in GB/s at which torch reads a large tensor with all its threads, the best of several passes.</summary>
+    /// <summary>Rate in GB/s at which torch reads a large tensor with all threads: the best of several passes.</summary>
     internal static double ReadBandwidth()
     {
         using var scope = NewDisposeScope();

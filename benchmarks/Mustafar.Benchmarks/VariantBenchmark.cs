@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks;
 
-/// <summary>A decode step with each instruction set variant that the processor has, in turns, against torch's dense forms.</summary>
+/// <summary>A decode step with each instruction set variant that the CPU supports, in turns, compared with torch's dense forms.</summary>
 internal static class VariantBenchmark
 {
     internal static void Run(Settings settings)

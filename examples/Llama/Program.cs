@@ -3,7 +3,7 @@ using Mustafar.Examples.Llama.Commands;
 
 if (OperatingSystem.IsWindows())
 {
-    // Its consoles and pipes otherwise have a code page of the system's language, which lacks most characters.
+    // By default its consoles and pipes use a code page of the system's language, which lacks most characters.
     Console.OutputEncoding = Console.InputEncoding = new UTF8Encoding(encoderShouldEmitUTF8Identifier: false);
 }
 

@@ -1,4 +1,4 @@
-// The cache in a model of one's own: one layer of attention with random weights, whose keys and values are pruned and compressed.
+// The cache in a model of your own: one attention layer with random weights, whose keys and values are pruned and compressed.
 using Mustafar;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -11,18 +11,18 @@ using Embedding embedding = nn.Embedding(Vocabulary, Hidden);
 using Linear query = nn.Linear(Hidden, Heads * HeadDim), key = nn.Linear(Hidden, KvHeads * HeadDim), value = nn.Linear(Hidden, KvHeads * HeadDim);
 using Linear output = nn.Linear(Hidden, Hidden), logits = nn.Linear(Hidden, Vocabulary);
 
-// A cache for each layer, of one sequence or of a batch.
+// One cache per layer, for one sequence or a batch.
 MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
 using MustafarCache cache = new(batchSize: 1, KvHeads, HeadDim, ScalarType.Float32, CPU, options);
 
-// A prompt of 2000 tokens, then each token that was chosen.
+// A prompt of 2000 tokens, then one chosen token at a time.
 Tensor tokens = randint(0, Vocabulary, [1, 2000], dtype: ScalarType.Int64);
 for (int step = 0; step < 100; step++)
 {
     using DisposeScope scope = NewDisposeScope();
     Tensor hidden = embedding.forward(tokens);
 
-    // Queries and keys of a model with rotary positions are rotated first, from position cache.Length on.
+    // A model with rotary positions rotates queries and keys first, starting at position cache.Length.
     Tensor attended = cache.Forward(
         Split(query.forward(hidden), Heads), Split(key.forward(hidden), KvHeads), Split(value.forward(hidden), KvHeads));
 

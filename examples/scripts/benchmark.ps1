@@ -2,7 +2,7 @@
 
 <#
 .SYNOPSIS
-    Times one decode step of attention with the heads and head_dim of a checkpoint, beside dense attention of torch.
+    Times one decode step of attention with the heads and head_dim of a checkpoint, against torch's dense attention.
 .DESCRIPTION
     The options are those of `Mustafar.Benchmarks attention`; --help after the model lists them.
 .PARAMETER Model

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Times one decode step of attention with the heads and head_dim of a checkpoint, beside dense attention of torch.
+# Times one decode step of attention with the heads and head_dim of a checkpoint, against torch's dense attention.
 #
 #   benchmark.sh MODEL [OPTION...]
 #

@@ -2,7 +2,7 @@
 
 <#
 .SYNOPSIS
-    Chats in the terminal on a compressed cache; the checkpoint needs a chat template.
+    Chats in the terminal with a compressed cache; the checkpoint needs a chat template.
 .DESCRIPTION
     The options are those of `llama chat`; --help after the model lists them.
 .PARAMETER Model

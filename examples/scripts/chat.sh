@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Chats in the terminal on a compressed cache; the checkpoint needs a chat template.
+# Chats in the terminal with a compressed cache; the checkpoint needs a chat template.
 #
 #   chat.sh MODEL [OPTION...]
 #

@@ -1,5 +1,5 @@
-# What the scripts beside this file share: they run a project of this repository on a checkpoint.
-# DOTNET_RUN_OPTIONS has options for dotnet run, such as --no-build.
+# Shared by the scripts in this folder, which run a project of this repository on a checkpoint.
+# DOTNET_RUN_OPTIONS: options for dotnet run, such as --no-build.
 
 # The text at the top of a script, without the comment signs.
 usage() { sed -n '2,/^$/ s/^# \{0,1\}//p' "$0"; }

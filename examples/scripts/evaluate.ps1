@@ -2,7 +2,7 @@
 
 <#
 .SYNOPSIS
-    Measures cache settings beside the dense cache: perplexity, divergence, bytes, tasks with long contexts.
+    Compares cache settings with the dense cache: perplexity, divergence, bytes, long-context tasks.
 .DESCRIPTION
     The options are those of `llama evaluate`; --help after the model lists them.
 .PARAMETER Model

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures cache settings beside the dense cache: perplexity, divergence, bytes, tasks with long contexts.
+# Compares cache settings with the dense cache: perplexity, divergence, bytes, long-context tasks.
 #
 #   evaluate.sh MODEL [OPTION...]
 #

@@ -2,7 +2,7 @@
 
 <#
 .SYNOPSIS
-    Continues a prompt on a compressed cache.
+    Continues a prompt with a compressed cache.
 .DESCRIPTION
     The options are those of `llama generate`; --help after the model lists them.
 .PARAMETER Model

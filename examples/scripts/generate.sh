@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Continues a prompt on a compressed cache.
+# Continues a prompt with a compressed cache.
 #
 #   generate.sh MODEL [OPTION...]
 #

@@ -5,7 +5,8 @@ using StructLayout = Mustafar.BindingGenerator.Model.StructLayout;
 
 namespace Mustafar.BindingGenerator.Reader;
 
-/// <summary>Turns CppSharp's declarations into the model. CppSharp sorts them by kind, so the places in the file give their order.</summary>
+/// <summary>Turns CppSharp's declarations into the model. CppSharp sorts them by kind, so their positions in the file give the
+/// order.</summary>
 internal sealed class AstReader
 {
     private readonly HeaderBuilder builder = new();
@@ -58,7 +59,7 @@ internal sealed class AstReader
         where T : Declaration =>
         units.SelectMany(unit => declarations(unit).OrderBy(FirstLine));
 
-    // What is declared first and defined later stands where it is declared.
+    // What is declared first and defined later keeps the place of its declaration.
     private static int FirstLine(Declaration declared) =>
         declared.Redeclarations.Select(other => other.LineNumberStart).Append(declared.LineNumberStart).Min();
 
@@ -74,7 +75,7 @@ internal sealed class AstReader
     private static string TagName(Declaration declared) =>
         declared.Name is { Length: > 0 } name && name.All(letter => char.IsAsciiLetterOrDigit(letter) || letter == '_') ? name : "";
 
-    // The parser hands over the bits of a value as an unsigned number. In a type other than int one that fits an int is not negative.
+    // The parser returns the bits of a value as an unsigned number. In a type other than int, one that fits an int is not negative.
     private static long Value(Enumeration declared, Enumeration.Item item) =>
         declared.BuiltinType.Type is PrimitiveType.Int ? unchecked((int)item.Value) : (long)Math.Min(item.Value, long.MaxValue);
 
@@ -89,7 +90,7 @@ internal sealed class AstReader
             ? name
             : throw new UnsupportedDeclarationException(
                 $"an unnamed struct with the fields {string.Join(", ", declared.Fields.Select(field => field.Name))}",
-                "structs need a name of their own (typedef struct x { ... } x)");
+                "structs need a name (typedef struct x { ... } x)");
     }
 
     private List<StructField> Fields(Class declared)
@@ -109,7 +110,7 @@ internal sealed class AstReader
         return fields;
     }
 
-    // CppSharp tells nothing of packing and alignment but what they do.
+    // CppSharp only shows the effect of packing and alignment.
     private void CheckLayout(Class declared, List<StructField> fields)
     {
         StructLayout natural = StructLayout.Of(fields, name => layouts[name]);
@@ -119,13 +120,13 @@ internal sealed class AstReader
             || !actual.Fields.Select(field => (int)field.Offset).SequenceEqual(natural.Offsets))
         {
             throw new UnsupportedDeclarationException(
-                declared.Name, "packed and aligned structs and fields are not supported: C# lays them out as if they were not");
+                declared.Name, "packed and aligned structs and fields are not supported: C# would ignore the attribute in its layout");
         }
     }
 
     private FunctionDeclaration Function(Function declared)
     {
-        // The only trace of "static": the mangled name of what no other file sees.
+        // The only trace of "static": the mangled name of a function that no other file sees.
         if (declared.IsInline || declared.Mangled.StartsWith("_ZL", StringComparison.Ordinal))
         {
             throw new UnsupportedDeclarationException(declared.Name, "static and inline functions are not exported by a library");
@@ -180,7 +181,7 @@ internal sealed class AstReader
         };
     }
 
-    // What C writes for the types that have no typedef; a name that is none is refused as such.
+    // C's names for types without a typedef; any other name is rejected.
     private static string Keyword(PrimitiveType type) => type switch
     {
         PrimitiveType.Void => "void",

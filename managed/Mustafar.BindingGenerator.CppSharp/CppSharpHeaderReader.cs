@@ -9,20 +9,20 @@ namespace Mustafar.BindingGenerator.Reader;
 /// <summary>Builds the model of a header from CppSharp's syntax tree.</summary>
 public static class CppSharpHeaderReader
 {
-    /// <summary>Reads a header and the headers beside it that it includes; system headers are left out.</summary>
+    /// <summary>Reads a header and the headers next to it that it includes; system headers are skipped.</summary>
     /// <param name="header">The header's path.</param>
     /// <exception cref="UnsupportedDeclarationException">The header holds something that the bindings cannot express.</exception>
     /// <exception cref="BindingException">CppSharp fails.</exception>
     public static HeaderModel Read(string header)
     {
-        // CppSharp may go on to write files of its own. They are not wanted.
+        // CppSharp may go on to write files of its own, which are not wanted.
         string scratch = Directory.CreateTempSubdirectory("mustafar-cppsharp-").FullName;
         try
         {
             var library = new Library(Path.GetFullPath(header), scratch);
             Run(library);
             return library.Failure is null
-                ? library.Model ?? throw new BindingException($"CppSharp cannot read {header}; it has written the reason above.")
+                ? library.Model ?? throw new BindingException($"CppSharp cannot read {header}; the reason is printed above.")
                 : throw library.Failure;
         }
         finally
@@ -35,18 +35,18 @@ public static class CppSharpHeaderReader
     {
         try
         {
-            // What it returns, in versions where it returns anything, is of its own bindings. The model says whether the header was read.
+            // Its result, in versions that return one, concerns its own bindings. The model shows whether the header was read.
             ConsoleDriver.Run(library);
         }
         catch (Win32Exception exception)
         {
             throw new BindingException(
-                $"CppSharp asks a C++ compiler for its include directories and cannot run one: {exception.Message}. Put gcc on the PATH, or "
-                + "name the program alone, without arguments, in the environment variable CXX.");
+                $"CppSharp needs a C++ compiler's include directories, but cannot run a compiler: {exception.Message}. Put gcc on the PATH, or "
+                + "set the environment variable CXX to a program, without arguments.");
         }
         catch (Exception) when (library.Model is not null || library.Failure is not null)
         {
-            // From what CppSharp goes on to do with types that it cannot bind; the header was read.
+            // From what CppSharp goes on to do with types that it cannot bind; the header has been read.
         }
     }
 
@@ -54,7 +54,7 @@ public static class CppSharpHeaderReader
     {
         public HeaderModel? Model { get; private set; }
 
-        // Kept until the driver has returned: it is not ours to unwind.
+        // Kept until the driver has returned, since it must not be unwound here.
         public BindingException? Failure { get; private set; }
 
         public void Setup(Driver driver)
@@ -85,7 +85,7 @@ public static class CppSharpHeaderReader
                 Model = files.Any(file => file.FileName == Path.GetFileName(header))
                     ? AstReader.Read(files)
                     : throw new BindingException(
-                        $"CppSharp has parsed {header}, but shows no declaration of it; it leaves out headers below a system include directory.");
+                        $"CppSharp parsed {header} but reports no declarations; it skips headers below a system include directory.");
             }
             catch (BindingException failure)
             {

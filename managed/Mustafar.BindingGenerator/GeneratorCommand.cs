@@ -4,7 +4,7 @@ using Mustafar.BindingGenerator.Model;
 
 namespace Mustafar.BindingGenerator;
 
-/// <summary>The command line: writes the imports, or checks that the file in the repository is what it would write.</summary>
+/// <summary>The command line: writes the imports, or checks that the file in the repository is up to date.</summary>
 public static class GeneratorCommand
 {
     /// <summary>The C header, from the repository's root.</summary>
@@ -25,7 +25,7 @@ public static class GeneratorCommand
     {
         var check = new Option<bool>("--check")
         {
-            Description = "Write nothing; exit with 1 if the file in the repository is not up to date.",
+            Description = "Write nothing; exit with 1 if the file in the repository is out of date.",
         };
         var command = new RootCommand("Writes the C# imports of the native library from its C header.") { check };
         command.SetAction(parsed => Guard(
@@ -78,7 +78,7 @@ public static class GeneratorCommand
     private static int Check(Func<string, HeaderModel> read, string root, TextWriter output, TextWriter error)
     {
         string path = Path.Combine(root, OutputPath);
-        // A checkout may have turned the line ends into the platform's own.
+        // A checkout may have converted line ends to the platform's.
         string committed = File.Exists(path) ? File.ReadAllText(path).ReplaceLineEndings("\n") : "";
         string[] expected = Generate(read, root).Split('\n');
         string[] actual = committed.Split('\n');
@@ -89,7 +89,7 @@ public static class GeneratorCommand
             return 0;
         }
 
-        error.WriteLine($"{OutputPath} differs from what {HeaderPath} gives, first in line {same + 1}:");
+        error.WriteLine($"{OutputPath} does not match {HeaderPath}; the first difference is in line {same + 1}:");
         error.WriteLine($"  expected: {expected.ElementAtOrDefault(same) ?? "(end of file)"}");
         error.WriteLine($"  actual:   {actual.ElementAtOrDefault(same) ?? "(end of file)"}");
         error.WriteLine("Run: dotnet run --project managed/Mustafar.BindingGenerator");

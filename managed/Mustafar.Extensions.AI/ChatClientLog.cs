@@ -3,7 +3,7 @@ using Mustafar.Models.Chat;
 
 namespace Mustafar.Extensions.AI;
 
-/// <summary>What a <see cref="LlamaChatClient"/> writes to its log. No message holds what is said in a chat.</summary>
+/// <summary>The log messages of a <see cref="LlamaChatClient"/>. None contains what is said in a chat.</summary>
 internal static partial class ChatClientLog
 {
     [LoggerMessage(1, LogLevel.Information, "Loaded {Directory} in {Seconds:F1} s: {DType} on {Device}, {Cache} caches.")]

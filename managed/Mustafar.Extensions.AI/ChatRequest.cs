@@ -4,17 +4,17 @@ using Mustafar.Models.Chat;
 
 namespace Mustafar.Extensions.AI;
 
-/// <summary>What counts where a request doesn't say.</summary>
+/// <summary>Defaults for what a request doesn't set.</summary>
 /// <param name="ModelId">Name of the model; none if null.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
-/// <param name="MaxTokens">Tokens to generate at most.</param>
+/// <param name="MaxTokens">Maximum number of tokens to generate.</param>
 internal sealed record ChatRequestDefaults(string? ModelId, SamplingParameters Sampling, int MaxTokens);
 
-/// <summary>What a caller asks for, in the terms of the model. What the model can't do is refused, never ignored.</summary>
+/// <summary>A caller's request in the model's terms. What the model can't do is refused, never ignored.</summary>
 /// <param name="Turns">The chat.</param>
 /// <param name="TemplateVariables">Further variables for the chat template.</param>
 /// <param name="Sampling">How tokens are chosen.</param>
-/// <param name="MaxTokens">Tokens to generate at most.</param>
+/// <param name="MaxTokens">Maximum number of tokens to generate.</param>
 /// <param name="StopSequences">Texts that end the reply.</param>
 internal sealed record ChatRequest(
     IReadOnlyList<ChatTurn> Turns,
@@ -28,7 +28,7 @@ internal sealed record ChatRequest(
     /// <summary>Reads messages and options.</summary>
     /// <param name="messages">The chat.</param>
     /// <param name="options">The options; none if null.</param>
-    /// <param name="defaults">What counts where the options don't say.</param>
+    /// <param name="defaults">Defaults for what the options don't set.</param>
     /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
     public static ChatRequest Read(IEnumerable<ChatMessage> messages, ChatOptions? options, ChatRequestDefaults defaults)
@@ -39,7 +39,7 @@ internal sealed record ChatRequest(
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxTokens, nameof(ChatOptions.MaxOutputTokens));
         if (options.StopSequences?.Any(string.IsNullOrEmpty) ?? false)
         {
-            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected texts that are not empty.", nameof(options));
+            throw new ArgumentException($"{nameof(ChatOptions.StopSequences)}: expected non-empty strings.", nameof(options));
         }
 
         return new ChatRequest(
@@ -95,7 +95,7 @@ internal sealed record ChatRequest(
 
         try
         {
-            // Whatever holds them: a dictionary, JSON, an object with properties.
+            // Whatever type holds them: a dictionary, JSON, an object with properties.
             return Models.Chat.TemplateVariables.FromJson(JsonSerializer.SerializeToElement(value));
         }
         catch (Exception exception) when (exception is ArgumentException or NotSupportedException or JsonException or InvalidOperationException)

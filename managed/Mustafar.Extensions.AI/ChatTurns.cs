@@ -8,8 +8,8 @@ internal static class ChatTurns
 {
     /// <summary>Reads messages.</summary>
     /// <param name="messages">The chat.</param>
-    /// <param name="instructions">What the system says first; nothing if null or empty.</param>
-    /// <param name="format">The form of the reply, which the model is asked for.</param>
+    /// <param name="instructions">System message at the start; none if null or empty.</param>
+    /// <param name="format">The format of the reply, which the model is asked for.</param>
     /// <exception cref="NotSupportedException">A message has what the model can't read.</exception>
     /// <exception cref="ArgumentException">There are no messages, or one is null.</exception>
     public static List<ChatTurn> Read(IEnumerable<ChatMessage> messages, string? instructions, ChatResponseFormat? format)
@@ -20,7 +20,7 @@ internal static class ChatTurns
         {
             ChatTurn turn = Turn(message, $"{nameof(messages)}[{count++}]", nameof(messages));
 
-            // All that the system says first is one turn: many templates have room for one.
+            // The leading system messages form one turn: many templates only have room for one.
             if (turn.Role == ChatRoles.System && turns is [{ Role: ChatRoles.System } system])
             {
                 turns[0] = system with { Content = $"{system.Content}\n\n{turn.Content}" };
@@ -65,7 +65,7 @@ internal static class ChatTurns
                     reasoning += part.Text;
                     break;
                 case UsageContent or ErrorContent:
-                    // What a former reply took or failed by, which nobody said.
+                    // Usage or an error of an earlier reply, which are not part of the conversation.
                     break;
                 case null:
                     throw new ArgumentException($"Expected contents, but {name}.{nameof(ChatMessage.Contents)}[{i}] is null.", parameter);
@@ -77,7 +77,7 @@ internal static class ChatTurns
         return new ChatTurn(RoleOf(message.Role), text, string.IsNullOrEmpty(reasoning) ? null : reasoning);
     }
 
-    // Roles are equal in any case, but not to a template.
+    // Roles are compared without case, but a template distinguishes it.
     private static string RoleOf(ChatRole role) =>
         role == ChatRole.System ? ChatRoles.System
         : role == ChatRole.User ? ChatRoles.User

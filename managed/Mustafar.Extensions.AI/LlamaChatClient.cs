@@ -14,23 +14,23 @@ namespace Mustafar.Extensions.AI;
 /// <summary>A local model of the Llama family as an <see cref="IChatClient"/>, on pruned and compressed caches.</summary>
 /// <remarks>
 /// <para>
-/// Each request is written down whole, as the chat template has it, and read from where it differs from what a cache holds of a former one:
-/// <see cref="LlamaChatClientOptions.PrefixCaching"/> tells what that changes. A request that is refused changes no cache.
+/// Each request is rendered as a whole by the chat template. What a cache still holds from an earlier request, up to the first token that
+/// differs, is not read again: see <see cref="LlamaChatClientOptions.PrefixCaching"/>. A refused request changes no cache.
 /// </para>
 /// <para>
-/// Temperature, top-p, top-k, penalties, seed, stop sequences, longest reply and instructions are served. Where a request gives no
-/// temperature, top-p or top-k, that of the checkpoint's generation_config.json counts; without one, or without its <c>do_sample</c>, the
-/// likeliest token is taken. A response format of JSON, with its schema, is asked for in the last message of the user; nothing enforces it.
-/// Variables for the chat template, such as <c>enable_thinking</c>, are given as <c>AdditionalProperties["chat_template_kwargs"]</c>. Tools,
-/// options of reasoning and other additional properties are refused.
+/// Temperature, top-p, top-k, penalties, seed, stop sequences, maximum output tokens and instructions are supported. If a request gives no
+/// temperature, top-p or top-k, those of the checkpoint's generation_config.json apply; without that file, or without its <c>do_sample</c>,
+/// decoding is greedy. For a JSON response format, the user's last message asks for JSON and its schema; nothing enforces them. Variables
+/// for the chat template, such as <c>enable_thinking</c>, are given as <c>AdditionalProperties["chat_template_kwargs"]</c>. Tools,
+/// reasoning options and other additional properties are refused.
 /// </para>
 /// <para>
-/// It can be used by several threads; the model works on one request at a time, on a thread of its own. A reply is generated whether it is
-/// read or not, until it ends, is cancelled, or its stream is disposed.
+/// Several threads may use it. The model works on one request at a time, on its own thread. A reply is generated whether or not it is
+/// read, until it ends, is cancelled, or its stream is disposed.
 /// </para>
 /// <para>
-/// <see cref="LlamaChatClientOptions.LoggerFactory"/> takes a log; tokens and times are measured by the meters of
-/// <see cref="GenerationMetrics"/> and <see cref="MustafarMetrics"/>.
+/// <see cref="LlamaChatClientOptions.LoggerFactory"/> takes a log; the meters of <see cref="GenerationMetrics"/> and
+/// <see cref="MustafarMetrics"/> measure tokens and times.
 /// </para>
 /// </remarks>
 public sealed class LlamaChatClient : IChatClient
@@ -45,8 +45,8 @@ public sealed class LlamaChatClient : IChatClient
     private volatile bool _disposed;
 
     /// <summary>Takes over a loaded model.</summary>
-    /// <param name="model">Who replies.</param>
-    /// <param name="sampling">How tokens are chosen where a request doesn't say.</param>
+    /// <param name="model">The model that replies.</param>
+    /// <param name="sampling">How tokens are chosen if a request doesn't say.</param>
     /// <param name="options">How to run it.</param>
     /// <param name="newCache">Makes an empty cache.</param>
     internal LlamaChatClient(ChatModel model, SamplingParameters sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
@@ -65,9 +65,9 @@ public sealed class LlamaChatClient : IChatClient
     /// <param name="directory">A Hugging Face checkpoint: config.json, safetensors, tokenizer.json or tokenizer.model.</param>
     /// <param name="options">How to run it; the defaults if null.</param>
     /// <exception cref="IOException">A file is missing or damaged.</exception>
-    /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented, or has no chat template, or one
+    /// <exception cref="UnsupportedModelException">The checkpoint needs a feature that is not implemented, or has no chat template, or one
     /// that can't be rendered.</exception>
-    /// <exception cref="ArgumentException">There is no chat template as the options name it.</exception>
+    /// <exception cref="ArgumentException">The chat template that the options name does not exist.</exception>
     public static LlamaChatClient Load(string directory, LlamaChatClientOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(directory);
@@ -93,19 +93,19 @@ public sealed class LlamaChatClient : IChatClient
     }
 
     /// <inheritdoc/>
-    /// <remarks>All exceptions are those of the task: see <see cref="GetStreamingResponseAsync"/>.</remarks>
+    /// <remarks>All exceptions are thrown by the task: see <see cref="GetStreamingResponseAsync"/>.</remarks>
     public Task<ChatResponse> GetResponseAsync(
         IEnumerable<ChatMessage> messages, ChatOptions? options = null, CancellationToken cancellationToken = default) =>
         GetStreamingResponseAsync(messages, options, cancellationToken).ToChatResponseAsync(cancellationToken);
 
     /// <inheritdoc/>
-    /// <remarks>All exceptions are thrown as the stream is read.</remarks>
+    /// <remarks>All exceptions are thrown while the stream is read.</remarks>
     /// <exception cref="NotSupportedException">A message or an option needs what the model can't do.</exception>
     /// <exception cref="ArgumentException">The chat template doesn't accept the messages, they don't fit into the model, or an option is out of
     /// range.</exception>
     /// <exception cref="UnsupportedModelException">The chat template can't be rendered for the messages.</exception>
     /// <exception cref="ObjectDisposedException">The client was disposed.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled. The model stops soon after: before its next layer.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled. The model stops soon after: before its next layer.</exception>
     public async IAsyncEnumerable<ChatResponseUpdate> GetStreamingResponseAsync(
         IEnumerable<ChatMessage> messages,
         ChatOptions? options = null,
@@ -130,7 +130,7 @@ public sealed class LlamaChatClient : IChatClient
         }
         finally
         {
-            // Where it is read no further. The model is not waited for.
+            // When the caller stops reading. The model is not waited for.
             await stop.CancelAsync().ConfigureAwait(false);
         }
     }
@@ -146,14 +146,14 @@ public sealed class LlamaChatClient : IChatClient
             : null;
     }
 
-    /// <summary>Frees the model and the caches. A request in progress goes on to its end, and they are freed then.</summary>
+    /// <summary>Frees the model and the caches. A request in progress continues to its end, and they are freed then.</summary>
     public void Dispose()
     {
         _disposed = true;
         FreeIfDisposed();
     }
 
-    // Whoever disposes may be the one who reads a reply, so nobody is waited for: the last to be done frees.
+    // The thread that disposes may be the one that reads a reply, so nothing is waited for: the last one to finish frees.
     private void FreeIfDisposed()
     {
         if (_disposed && _turn.Wait(0))
@@ -170,7 +170,7 @@ public sealed class LlamaChatClient : IChatClient
         string id = Guid.NewGuid().ToString("N");
         try
         {
-            // Before any cache is chosen, so that a request that is refused costs no other its cache.
+            // Before any cache is chosen, so that a refused request costs no other chat its cache.
             List<int> prompt = Encode(request, "messages", cancellationToken);
             await _turn.WaitAsync(cancellationToken).ConfigureAwait(false);
             try
@@ -186,7 +186,7 @@ public sealed class LlamaChatClient : IChatClient
         }
         catch (OperationCanceledException) when (cancellationToken.IsCancellationRequested)
         {
-            // Whoever reads knows by the token of their own.
+            // The caller knows from their own token.
             ChatClientLog.Cancelled(_logger, id);
         }
         catch (Exception exception) when (exception is ArgumentException or UnsupportedModelException or ObjectDisposedException)
@@ -203,7 +203,7 @@ public sealed class LlamaChatClient : IChatClient
         updates.TryComplete(error);
     }
 
-    // Errors are told in terms of the caller's parameter.
+    // Errors name the caller's parameter.
     private List<int> Encode(ChatRequest request, string parameter, CancellationToken cancellationToken)
     {
         try

@@ -2,16 +2,16 @@ using Mustafar.Models.Chat;
 
 namespace Mustafar.Extensions.AI;
 
-/// <summary>The caches of several chats. It is used by one thread at a time.</summary>
+/// <summary>The caches of several chats. Only one thread at a time may use it.</summary>
 /// <param name="newCache">Makes an empty cache.</param>
 /// <param name="capacity">How many are kept.</param>
 internal sealed class PromptCachePool(Func<PromptCache> newCache, int capacity) : IDisposable
 {
-    // The latest used last.
+    // Least recently used first.
     private readonly List<PromptCache> _caches = [];
 
-    /// <summary>The cache that serves most of a prompt: that of the same chat, or a fork of one that begins alike, which keeps its own where
-    /// there is room; else a new one, or the one that was not used for longest.</summary>
+    /// <summary>The cache that holds most of a prompt: that of the same chat, or a fork of one with the same beginning, which keeps its own
+    /// cache if there is room; otherwise a new one, or the least recently used one.</summary>
     public PromptCache For(IReadOnlyList<int> prompt)
     {
         PromptCache? best = _caches.MaxBy(cache => cache.Reusable(prompt));

@@ -3,8 +3,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Reads additive attention masks: which are causal, with padding on the left of some sequences or without.</summary>
-/// <param name="window">How many of the last tokens the cache shows to a query; what a mask says of older ones is of no account.</param>
+/// <summary>Reads additive attention masks: which ones are causal, with or without padding on the left of some sequences.</summary>
+/// <param name="window">How many of the latest tokens the cache shows to a query; what a mask says about older ones is ignored.</param>
 internal sealed class AttentionMask(int? window)
 {
     private const long BlockElements = 8 << 20; // one byte each in several temporaries
@@ -12,12 +12,12 @@ internal sealed class AttentionMask(int? window)
     private static readonly Scalar Hidden = -1e4;
 
     /// <summary>Finds the padding on the left of each sequence, and checks that the mask is causal otherwise.</summary>
-    /// <param name="known">What was read in this step already.</param>
+    /// <param name="known">What has already been read in this step.</param>
     /// <param name="step">New tokens and their mask.</param>
-    /// <param name="start">Tokens before them.</param>
-    /// <param name="padding">Padding of each sequence as known from before; all zero where the conversation begins.</param>
-    /// <returns>Padding of each sequence, that of the new tokens included where the conversation begins. It stays hidden, whatever later
-    /// masks say of it.</returns>
+    /// <param name="start">Number of tokens before them.</param>
+    /// <param name="padding">Known padding of each sequence; all zero at the start of a conversation.</param>
+    /// <returns>Padding of each sequence, including that of the new tokens at the start of a conversation. It stays hidden, whatever later
+    /// masks say about it.</returns>
     /// <exception cref="NotSupportedException">The mask is not causal, or pads elsewhere than before a conversation's first
     /// tokens.</exception>
     internal int[] Read(ConversationStep known, AttentionStep step, int start, int[] padding)
@@ -41,7 +41,7 @@ internal sealed class AttentionMask(int? window)
         return read;
     }
 
-    // [batch or 1, n, columns] with columns = start + n, or 1 where only the part of a single new token is given.
+    // [batch or 1, n, columns] with columns = start + n, or 1 if only the part of a single new token is given.
     private static Tensor Shaped(Tensor mask, AttentionStep step, int start, int tokens)
     {
         long batch = step.Query.size(0);
@@ -64,7 +64,7 @@ internal sealed class AttentionMask(int? window)
 
     private int[] Read(Tensor mask, int start, int tokens, int[] padding)
     {
-        // Of a single token most masks show everything, which one look tells.
+        // For a single token most masks show everything, which one check finds out.
         if (tokens == 1 && !mask.any().item<bool>())
         {
             return padding;
@@ -74,7 +74,7 @@ internal sealed class AttentionMask(int? window)
         int[] padded = start == 0 && columns > 1 ? HiddenColumns(mask, padding.Length) : padding;
         Tensor first = tensor(padded.Select(count => (long)count).ToArray(), device: mask.device).reshape(-1, 1, 1);
         Tensor column = Scalars.Range(0, columns, mask.device).reshape(1, 1, -1), row = Scalars.Range(start, tokens, mask.device).reshape(1, -1, 1);
-        // In blocks of rows, for a prompt's mask may take much of the device's memory.
+        // In blocks of rows, since a prompt's mask may take much of the device's memory.
         long block = Math.Max(1, BlockElements / (mask.size(0) * columns));
         List<Tensor> additive = [], causal = [];
         for (long begin = 0; begin < tokens; begin += block)
@@ -90,12 +90,12 @@ internal sealed class AttentionMask(int? window)
         return !holds[0] ? throw Unsupported("it adds numbers to the scores of tokens that are visible")
             : !holds[1] ? throw Unsupported(columns == 1
                 ? "it hides all tokens of a sequence"
-                : "it is not causal, or padding stands elsewhere than before a conversation's first tokens, or it has a sliding window " +
+                : "it is not causal, or has padding elsewhere than before a conversation's first tokens, or has a sliding window " +
                     $"that is not in {nameof(MustafarOptions)}.{nameof(MustafarOptions.SlidingWindow)}")
             : padded;
     }
 
-    // Whether some rows show what the cache shows to them. visible: [batch or 1, rows, columns].
+    // Whether some rows agree with what the cache shows to them. visible: [batch or 1, rows, columns].
     private Tensor Fits(Tensor visible, Tensor column, Tensor row, Tensor first, int start, int tokens)
     {
         if (visible.size(2) == 1)
@@ -104,7 +104,7 @@ internal sealed class AttentionMask(int? window)
         }
 
         Tensor expected = column.le(row).logical_and(column.ge(first));
-        // What a padding token sees matters to nobody, and padding of before is not cached.
+        // What a padding token sees does not matter, and earlier padding is not cached.
         Tensor fits = visible.eq(expected).logical_or(row.lt(first));
         if (start > 0)
         {
@@ -118,7 +118,7 @@ internal sealed class AttentionMask(int? window)
             GC.KeepAlive(past);
             if (tokens == 1 && start >= tokensSeen)
             {
-                // Microsoft.ML.GenAI hides everything from a token once its past is longer than the window, which says nothing.
+                // Microsoft.ML.GenAI hides everything from a token once its past is longer than the window, which has no meaning.
                 fits = fits.logical_or(visible.any(-1, keepdim: true).logical_not());
             }
         }
@@ -126,7 +126,7 @@ internal sealed class AttentionMask(int? window)
         return fits.all();
     }
 
-    // Whether a column is padding tells the last row that would see it otherwise.
+    // The last row that would otherwise see a column tells whether it is padding.
     private int[] HiddenColumns(Tensor mask, int batch)
     {
         long columns = mask.size(2);
@@ -151,5 +151,5 @@ internal sealed class AttentionMask(int? window)
     }
 
     private static NotSupportedException Unsupported(string reason) =>
-        new($"The model's attention mask cannot be served by a compressed cache: {reason}.");
+        new($"A compressed cache does not support the model's attention mask: {reason}.");
 }

@@ -4,19 +4,19 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// A model whose attention runs on compressed caches. Disposing it puts the model's own attention back.
+/// A model whose attention runs on compressed caches. Disposing it restores the model's own attention.
 /// </summary>
 /// <remarks>
 /// <para>
 /// The compressed caches of a conversation are freed by <see cref="Release"/> or <see cref="ReleaseAll"/>, with this object, when the
-/// object that stands for the conversation is collected, or after the model's own cache was disposed: as soon as another conversation
-/// begins, or <see cref="Conversations"/> or <see cref="Memory"/> is read.
+/// object that identifies the conversation is collected, or after the model's own cache was disposed. The latter two take effect when
+/// another conversation begins, or when <see cref="Conversations"/> or <see cref="Memory"/> is read.
 /// </para>
 /// <para>
-/// All members are safe from any thread. Conversations may run on several threads, each of them on one at a time, if the model itself
-/// may. Calls of a model that keeps the cache of the current call in a field, as those of Microsoft.ML.GenAI do, wait for one another.
-/// <see cref="Release"/>, <see cref="ReleaseAll"/> and <see cref="Dispose"/> wait for the attention calls that are under way; a
-/// generation that goes on afterwards with what was freed gets an <see cref="InvalidOperationException"/>.
+/// Any thread may use all members. If the model allows it, conversations may run on several threads, each of them on one at a time.
+/// Calls of a model that keeps the cache of the current call in a field, like those of Microsoft.ML.GenAI, run one after another.
+/// <see cref="Release"/>, <see cref="ReleaseAll"/> and <see cref="Dispose"/> wait for attention calls in progress. A
+/// generation that continues afterwards with what was freed gets an <see cref="InvalidOperationException"/>.
 /// </para>
 /// </remarks>
 public sealed class MustafarAttachment : IDisposable
@@ -25,7 +25,7 @@ public sealed class MustafarAttachment : IDisposable
     private readonly ConversationList _conversations;
     private bool _disposed;
 
-    // What the model computes by replaced modules reads; what frees caches or exchanges modules writes, and so waits for it.
+    // Calls of replaced modules are readers; freeing caches and exchanging modules are writers, which wait for the readers.
     private readonly ReaderWriterLockSlim _calls = new(LockRecursionPolicy.SupportsRecursion);
 
     [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
@@ -38,7 +38,7 @@ public sealed class MustafarAttachment : IDisposable
         Options = ModelWindow.Taken(options, modules, adapters);
         Mask = new AttentionMask(Options.SlidingWindow);
         _conversations = new ConversationList(this);
-        // A thread that runs the model meanwhile waits in the first module that it finds exchanged.
+        // A thread that runs the model meanwhile waits in the first replaced module that it reaches.
         _calls.EnterWriteLock();
         try
         {
@@ -58,19 +58,19 @@ public sealed class MustafarAttachment : IDisposable
         LinearLayers = _modules.Of<LinearLayer>().Count();
     }
 
-    /// <summary>How keys and values are pruned and stored, with the model's sliding window where its configuration has one.</summary>
+    /// <summary>How keys and values are pruned and stored, with the model's sliding window if its configuration has one.</summary>
     public MustafarOptions Options { get; }
 
     /// <summary>Number of attention layers that were replaced.</summary>
     public int Layers { get; }
 
-    /// <summary>Number of linear layers that run in the data type of their weights, those with quantised weights included.</summary>
+    /// <summary>Number of linear layers that run in the data type of their weights, including those with quantised weights.</summary>
     public int LinearLayers { get; }
 
     /// <summary>The conversations that hold tokens, the oldest first.</summary>
     public IReadOnlyList<MustafarConversation> Conversations => _conversations.Present;
 
-    /// <summary>What the compressed caches of all conversations occupy.</summary>
+    /// <summary>The memory of the compressed caches of all conversations.</summary>
     public KeyValueCacheMemory Memory =>
         KeyValueCacheMemory.Sum(Conversations.Select(conversation => conversation.Memory));
 
@@ -78,9 +78,9 @@ public sealed class MustafarAttachment : IDisposable
 
     internal LayerPartition Partition { get; } = new();
 
-    /// <summary>The conversation that an object stands for.</summary>
-    /// <param name="conversation">The object, for most models their own cache; where each layer has a cache of its own (llm-sharp), any
-    /// of them; the attention module of Torchsharp-llama.</param>
+    /// <summary>The conversation that an object identifies.</summary>
+    /// <param name="conversation">The object: for most models their own cache; if each layer has its own cache (llm-sharp), any
+    /// of them; for Torchsharp-llama the attention module.</param>
     /// <returns>The conversation, or null if it has no tokens here.</returns>
     public MustafarConversation? Find(object conversation)
     {
@@ -88,8 +88,8 @@ public sealed class MustafarAttachment : IDisposable
         return _conversations.Find(conversation) is { BatchSize: > 0 } found ? found : null;
     }
 
-    /// <summary>Frees the compressed caches of one conversation. It cannot be continued, only begun anew.</summary>
-    /// <param name="conversation">The object that stands for it, as in <see cref="Find"/>, or the conversation itself.</param>
+    /// <summary>Frees the compressed caches of one conversation. It cannot be continued, only started again.</summary>
+    /// <param name="conversation">The object that identifies it, as in <see cref="Find"/>, or the conversation itself.</param>
     /// <returns>Whether it had caches here.</returns>
     /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
     public bool Release(object conversation)
@@ -98,16 +98,16 @@ public sealed class MustafarAttachment : IDisposable
         return (conversation as MustafarConversation ?? _conversations.Find(conversation))?.Release() ?? false;
     }
 
-    /// <summary>Frees the compressed caches of all conversations. They cannot be continued, only begun anew.</summary>
+    /// <summary>Frees the compressed caches of all conversations. They cannot be continued, only started again.</summary>
     /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
     public void ReleaseAll() => Alone(_conversations.FreeAll);
 
     /// <summary>
-    /// Puts the model's own attention back, the same objects in the same places, and frees all caches. Conversations that are under
-    /// way cannot be continued.
+    /// Restores the model's own attention, the same objects in the same places, and frees all caches. Active conversations
+    /// cannot be continued.
     /// </summary>
     /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
-    [UnconditionalSuppressMessage("Trimming", "IL2026", Justification = "Who made this object was told.")]
+    [UnconditionalSuppressMessage("Trimming", "IL2026", Justification = "The caller that made this object was warned.")]
     public void Dispose() => Alone(() =>
     {
         if (_disposed)
@@ -115,13 +115,13 @@ public sealed class MustafarAttachment : IDisposable
             return;
         }
 
-        // First the caches: from then on the model's own attention fails on what is left of these conversations.
+        // The caches first: from then on, the model's own attention fails on the remains of these conversations.
         _disposed = true;
         _conversations.FreeAll();
         _modules.PutBack();
     });
 
-    /// <summary>Begins a call of a replaced module, which keeps caches from being freed and modules from being put back.</summary>
+    /// <summary>Begins a call of a replaced module, which delays the freeing of caches and the restoring of modules.</summary>
     /// <returns>Whether modules are still replaced; if not, there is no call to end.</returns>
     internal bool TryEnter()
     {
@@ -180,12 +180,12 @@ public sealed class MustafarAttachment : IDisposable
         return adapters.Any(one => one.TakesTurns(module)) ? new ModelTurns(module) : null;
     }
 
-    // With no call of a replaced module under way.
+    // While no call of a replaced module is in progress.
     private void Alone(Action action)
     {
         if (_calls.IsReadLockHeld)
         {
-            throw new InvalidOperationException("Caches cannot be freed, nor attention put back, in the middle of an attention call.");
+            throw new InvalidOperationException("Caches cannot be freed, nor attention restored, in the middle of an attention call.");
         }
 
         _calls.EnterWriteLock();

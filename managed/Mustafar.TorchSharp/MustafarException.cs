@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-/// <summary>The native library failed in a way that no argument explains: a device error, or a library that doesn't fit.</summary>
+/// <summary>The native library failed for a reason other than its arguments: a device error, or an incompatible library.</summary>
 public sealed class MustafarException : Exception
 {
     /// <summary>Makes an exception with no text.</summary>

@@ -5,11 +5,11 @@ namespace Mustafar;
 
 /// <summary>How a <see cref="MustafarCache"/> prunes and stores keys and values.</summary>
 /// <remarks>
-/// The method is Mustafar (NeurIPS 2025, arXiv 2505.22913, section 3): of each token's key and value vector only the channels of
-/// largest magnitude are kept; the most recent tokens stay dense. Values prune further than keys: 0.5 for keys and 0.7 for values
-/// costs little on most models. What is kept can be stored in fewer bits, with pruning or without: <see cref="MustafarPresets"/> has
-/// combinations whose bytes and quality were measured. Limits are those of the native library, which is loaded when the first window, group or balanced pattern
-/// is checked. Objects do not change, and so are safe from any thread.
+/// The method is Mustafar (NeurIPS 2025, arXiv 2505.22913, section 3): each token's key and value vector keeps only its channels of
+/// largest magnitude, and the most recent tokens stay dense. Values tolerate more pruning than keys: 0.5 for keys and 0.7 for values
+/// costs little on most models. Kept channels can be stored in fewer bits, with or without pruning; <see cref="MustafarPresets"/> has
+/// combinations with measured size and quality. Limits are those of the native library, which is loaded when the first window, group or
+/// balanced pattern is checked. Objects are immutable, so any thread may use them.
 /// </remarks>
 public sealed record MustafarOptions
 {
@@ -29,7 +29,7 @@ public sealed record MustafarOptions
     private readonly KeySelection _keySelection = KeySelection.Magnitude;
     private readonly ValueSelection _valueSelection = ValueSelection.Magnitude;
 
-    /// <summary>Share of each key's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
+    /// <summary>Share of each key's channels to prune, 0 to less than 1. 0 keeps all, whatever the pattern. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double KeySparsity
     {
@@ -37,7 +37,7 @@ public sealed record MustafarOptions
         init => _keySparsity = Sparsity(value);
     }
 
-    /// <summary>Share of each value's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
+    /// <summary>Share of each value's channels to prune, 0 to less than 1. 0 keeps all, whatever the pattern. Default 0.7.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double ValueSparsity
     {
@@ -46,8 +46,8 @@ public sealed record MustafarOptions
     }
 
     /// <summary>
-    /// Bits of each stored number of a key: 8 or 4 for integers with a scale for each token and head, or 16, the default, for numbers of
-    /// the cache's type, as they are (in a cache of Float32 they have 32 bits).
+    /// Bits per stored number of a key: 8 or 4 for integers with a scale per token and head, or 16, the default, for unquantised numbers of
+    /// the cache's type (32 bits in a cache of Float32).
     /// </summary>
     /// <remarks>A token with an infinity or a NaN in any channel becomes NaN as a whole when it is stored in integers.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not 16, 8 or 4.</exception>
@@ -57,7 +57,7 @@ public sealed record MustafarOptions
         init => _keyBits = Bits(value);
     }
 
-    /// <summary>Bits of each stored number of a value, as <see cref="KeyBits"/>. Default 16.</summary>
+    /// <summary>Bits per stored number of a value, like <see cref="KeyBits"/>. Default 16.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not 16, 8 or 4.</exception>
     public int ValueBits
     {
@@ -66,12 +66,12 @@ public sealed record MustafarOptions
     }
 
     /// <summary>
-    /// Whether each channel of a sequence's keys has a scale of its own, by which they are divided before they become integers and the
-    /// query is multiplied. By default if <see cref="KeyBits"/> is below 8.
+    /// Whether each channel of a sequence's keys has its own scale. Keys are divided by it before they become integers, and the query is
+    /// multiplied by it. By default true if <see cref="KeyBits"/> is below 8.
     /// </summary>
     /// <remarks>
-    /// Large models have a few key channels that are large in all tokens; 4-bit keys are useless there without such scales. They are
-    /// taken from the tokens of a sequence's first compression (<c>docs/format.md</c>), kept from then on, and cost 4 bytes for each
+    /// In large models a few key channels are large in all tokens; without channel scales, 4-bit keys are useless there. The scales are
+    /// computed from the tokens of a sequence's first compression (<c>docs/format.md</c>) and kept from then on. They cost 4 bytes per
     /// channel of a sequence. Keys of 16 bits have no scales.
     /// </remarks>
     public bool KeyChannelScales
@@ -81,18 +81,18 @@ public sealed record MustafarOptions
     }
 
     /// <summary>
-    /// Whether keys of 8 or 4 bits are rotated before they become integers: multiplied by a Hadamard matrix, as queries are when they meet
-    /// them, so that scores stay what they are. Default false.
+    /// Whether 8- or 4-bit keys are rotated before they become integers: multiplied by a Hadamard matrix. Queries are multiplied by it when
+    /// they meet such keys, so scores do not change. Default false.
     /// </summary>
     /// <remarks>
     /// A rotation spreads what is large in a few channels over all of them (QuaRot, Ashkboos et al., NeurIPS 2024, arXiv 2404.00456). It
-    /// comes after the channel scales, which it does not replace: of the shipped checkpoint all in 4 bits has a perplexity of 3.586 with it and
-    /// 3.592 without (dense 3.569). It needs everything kept (<see cref="KeySparsity"/> 0), since pruning
-    /// lives off large channels, and a head_dim of 64, 128 or 256.
+    /// comes after the channel scales and does not replace them: with all channels in 4 bits, the shipped checkpoint has a perplexity of
+    /// 3.586 with rotation and 3.592 without (dense 3.569). It needs <see cref="KeySparsity"/> 0, since pruning relies on large channels,
+    /// and a head_dim of 64, 128 or 256.
     /// </remarks>
     public bool KeyRotation { get; init; }
 
-    /// <summary>Number of most recent tokens that are never compressed. Default 32.</summary>
+    /// <summary>Size of the recent window: the most recent tokens, which are never compressed. Default 32.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or larger than 2^24.</exception>
     public int LocalWindow
     {
@@ -102,7 +102,7 @@ public sealed record MustafarOptions
             : throw new ArgumentOutOfRangeException(nameof(LocalWindow), value, $"Expected 0 to {Limits.MaxLocalWindow} tokens.");
     }
 
-    /// <summary>Tokens that are compressed at a time, a multiple of 32; also the size of a page. Default 64.</summary>
+    /// <summary>Number of tokens that are compressed together, a multiple of 32; also the size of a page. Default 64.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not a positive multiple of 32, at most 2^20.</exception>
     public int GroupSize
     {
@@ -127,18 +127,18 @@ public sealed record MustafarOptions
 
     /// <summary>Whether keys are pruned to a balanced pattern instead of each token's largest channels. Default false.</summary>
     /// <remarks>
-    /// Of every 16 elements 5, 6, 7 or 8 are kept, at most 2 of every 4, as sparse tensor cores read them
-    /// (<see cref="SparsityPattern"/>): faster on GPUs, at somewhat more loss for the same number of channels. Sparsity is 0.5 to
-    /// 0.6875 then; what prunes more is rounded to that, and what prunes less, but for 0, is refused. head_dim is 64, 128 or 256, and
-    /// <see cref="KeepMultiple"/> is not used. <see cref="GroupSize"/> and all else are as without.
+    /// Of every 16 elements 5, 6, 7 or 8 are kept, and at most 2 of every 4, as sparse tensor cores read them
+    /// (<see cref="SparsityPattern"/>). GPUs read such patterns faster, at somewhat more loss for the same number of channels. The sparsity
+    /// must then be 0, or from 0.5 to 0.6875: a higher one is rounded to that, and a lower one is refused. head_dim is 64, 128 or 256.
+    /// <see cref="KeepMultiple"/> is not used. All other options work as usual.
     /// </remarks>
     public bool BalancedKeys { get; init; }
 
-    /// <summary>Whether values are pruned to a balanced pattern, as <see cref="BalancedKeys"/>. Default false.</summary>
-    /// <remarks>Caches of Float16 and BFloat16 on CUDA prune keys and values to balanced patterns both or neither.</remarks>
+    /// <summary>Whether values are pruned to a balanced pattern, like <see cref="BalancedKeys"/>. Default false.</summary>
+    /// <remarks>Caches of Float16 and BFloat16 on CUDA need balanced patterns for both keys and values, or for neither.</remarks>
     public bool BalancedValues { get; init; }
 
-    /// <summary>How the channels that are kept of keys are chosen. Default <see cref="KeySelection.Magnitude"/>.</summary>
+    /// <summary>How the kept channels of keys are chosen. Default <see cref="KeySelection.Magnitude"/>.</summary>
     /// <exception cref="ArgumentNullException">The value is null.</exception>
     public KeySelection KeySelection
     {
@@ -146,7 +146,7 @@ public sealed record MustafarOptions
         init => _keySelection = value ?? throw new ArgumentNullException(nameof(KeySelection));
     }
 
-    /// <summary>How the channels that are kept of values are chosen. Default <see cref="ValueSelection.Magnitude"/>.</summary>
+    /// <summary>How the kept channels of values are chosen. Default <see cref="ValueSelection.Magnitude"/>.</summary>
     /// <exception cref="ArgumentNullException">The value is null.</exception>
     public ValueSelection ValueSelection
     {
@@ -155,10 +155,10 @@ public sealed record MustafarOptions
     }
 
     /// <summary>
-    /// A token sees only the last so many tokens, itself included (token i sees j with i − window &lt; j ≤ i, as in Mistral's models),
-    /// and the <see cref="SinkTokens"/>; null, the default, for all.
+    /// How many of the latest tokens a token sees, including itself (token i sees j with i − window &lt; j ≤ i, as in Mistral's models),
+    /// in addition to the <see cref="SinkTokens"/>; null, the default, for all.
     /// </summary>
-    /// <remarks>Pages of tokens that no coming query sees are used again, so that endless generation takes a bounded number of them.</remarks>
+    /// <remarks>Pages that no future query sees are reused, so endless generation needs a bounded number of them.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int? SlidingWindow
     {
@@ -169,10 +169,10 @@ public sealed record MustafarOptions
     }
 
     /// <summary>
-    /// Number of first tokens of each sequence that are never pruned and that every later token sees, also past
-    /// <see cref="SlidingWindow"/>: attention sinks (Xiao et al., ICLR 2024, arXiv 2309.17453; four there). Default 0.
+    /// Number of attention sinks: first tokens of each sequence that are never pruned and that every later token sees, even outside the
+    /// <see cref="SlidingWindow"/> (Xiao et al., ICLR 2024, arXiv 2309.17453, which uses four). Default 0.
     /// </summary>
-    /// <remarks>Positions are those that were encoded; they are not shifted as tokens fall out of the window.</remarks>
+    /// <remarks>Positions stay as encoded; they are not shifted when tokens leave the window.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or larger than 2^24.</exception>
     public int SinkTokens
     {
@@ -182,7 +182,8 @@ public sealed record MustafarOptions
             : throw new ArgumentOutOfRangeException(nameof(SinkTokens), value, $"Expected 0 to {Limits.MaxLocalWindow} tokens.");
     }
 
-    /// <summary>Which tokens the cache of a model (<see cref="MustafarModelCache"/>) removes as sequences grow; null, the default, for none.</summary>
+    /// <summary>Which tokens a model's cache (<see cref="MustafarModelCache"/>) removes as sequences grow; null, the default, for
+    /// none.</summary>
     public TokenEviction? Eviction { get; init; }
 
     /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
@@ -197,7 +198,7 @@ public sealed record MustafarOptions
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
     public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity, BalancedValues);
 
-    /// <summary>Refuses options that contradict each other.</summary>
+    /// <summary>Checks that the options don't contradict each other.</summary>
     /// <exception cref="ArgumentException">They do.</exception>
     internal void Check()
     {
@@ -211,19 +212,19 @@ public sealed record MustafarOptions
         if (KeyRotation && KeyBits == NativeBits)
         {
             throw new ArgumentException(
-                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyRotation)}, which is for integers, but got {KeyBits}.", nameof(KeyRotation));
+                $"Expected {nameof(KeyBits)} of 8 or 4 with {nameof(KeyRotation)}, since only integers can be rotated, but got {KeyBits}.", nameof(KeyRotation));
         }
 
         if (KeyRotation && KeySparsity > 0)
         {
             throw new ArgumentException(
-                $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning lives off large channels, which it levels, but got {KeySparsity}.",
+                $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning relies on large channels, which rotation levels, but got {KeySparsity}.",
                 nameof(KeyRotation));
         }
     }
 
-    /// <summary>Refuses a rotation that there is not for a head_dim.</summary>
-    /// <exception cref="NotSupportedException">It is one.</exception>
+    /// <summary>Checks that a rotation exists for a head_dim.</summary>
+    /// <exception cref="NotSupportedException">It does not.</exception>
     internal void CheckRotation(int headDim)
     {
         if (KeyRotation && headDim is not (64 or 128 or 256))
@@ -232,7 +233,7 @@ public sealed record MustafarOptions
         }
     }
 
-    /// <summary>Refuses ways to choose channels that contradict other options.</summary>
+    /// <summary>Checks that the selections don't contradict other options.</summary>
     /// <exception cref="ArgumentException">They do.</exception>
     internal void CheckSelections(int headDim)
     {
@@ -293,7 +294,7 @@ public sealed record MustafarOptions
     private static int Bits(int value, [CallerMemberName] string name = "") =>
         value is NativeBits or 8 or 4
             ? value
-            : throw new ArgumentOutOfRangeException(name, value, "Expected 16 (numbers of the cache's type, as they are), 8 or 4.");
+            : throw new ArgumentOutOfRangeException(name, value, "Expected 16 (the cache's own type, not quantised), 8 or 4.");
 
     private static double Sparsity(double value, [CallerMemberName] string name = "") =>
         value is >= 0 and < 1

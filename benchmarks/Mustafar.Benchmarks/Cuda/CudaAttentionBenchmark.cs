@@ -2,9 +2,9 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Cuda;
 
-/// <summary>A decode step over a filled cache on a GPU, against torch's implementations of dense attention.</summary>
+/// <summary>A decode step over a filled cache on a GPU, compared with torch's implementations of dense attention.</summary>
 /// <remarks>
-/// Dense attention gets the query heads of a group as rows of one query, so that it reads keys and values once, as ours does.
+/// Dense attention gets the query heads of a group as rows of one query, so that it reads keys and values once, as our kernels do.
 /// </remarks>
 internal static class CudaAttentionBenchmark
 {
@@ -68,7 +68,7 @@ internal static class CudaAttentionBenchmark
         }
     }
 
-    /// <summary>Times of each back end, infinite where it does not serve the shape.</summary>
+    /// <summary>Times of each back end; infinite where it doesn't support the shape.</summary>
     internal static (double[] Graph, double[] Cold) Dense(Tensor query, Tensor keys, Tensor values, CudaTiming timing)
     {
         using var scope = NewDisposeScope();

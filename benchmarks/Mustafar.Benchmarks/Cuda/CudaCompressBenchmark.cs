@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Cuda;
 
-/// <summary>Pruning and compressing on a GPU: whole prompts, and a token for each sequence.</summary>
+/// <summary>Pruning and compressing on a GPU: whole prompts, and one token of each sequence.</summary>
 internal static class CudaCompressBenchmark
 {
     internal static void Prompt(Settings settings)
@@ -68,7 +68,7 @@ internal static class CudaCompressBenchmark
         using MustafarCache cache = Data.Filled(keys, values, options);
         double attention = timing.Cold(() => cache.Attend(query));
 
-        // One at a time, with the stream empty before each.
+        // One at a time, each on an empty stream.
         List<double> plain = [], due = [];
         for (int step = 0; step < 8 * options.GroupSize; step++)
         {
@@ -77,7 +77,7 @@ internal static class CudaCompressBenchmark
             (cache.CompressedLengths[0] == compressed ? plain : due).Add(time);
         }
 
-        // What the calls cost the thread that makes them, while the GPU has something to do.
+        // How long the calls keep the calling thread busy while the GPU has work.
         const int hostSteps = 200;
         timing.Wait();
         Stopwatch host = Stopwatch.StartNew();

@@ -3,7 +3,7 @@ using TorchSharp;
 
 namespace Mustafar.Benchmarks.Cuda;
 
-/// <summary>What TorchSharp has no name for: streams, events and graphs of the CUDA runtime that libtorch has loaded.</summary>
+/// <summary>What TorchSharp doesn't expose: streams, events and graphs of the CUDA runtime that libtorch has loaded.</summary>
 internal static unsafe class CudaRuntime
 {
     private const uint NonBlocking = 1;
@@ -12,7 +12,7 @@ internal static unsafe class CudaRuntime
     private static readonly nint Library = Load("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll");
     private static readonly nint Torch = Load("libtorch_cuda.so", "torch_cuda.dll");
 
-    /// <summary>Bytes of a device's memory that nobody has, nor torch for later.</summary>
+    /// <summary>Bytes of a device's memory that no process has allocated and torch doesn't keep for later.</summary>
     internal static long FreeMemory(int device)
     {
         Check(((delegate* unmanaged<int, int>)Function(Library, "cudaSetDevice"))(device));
@@ -21,10 +21,10 @@ internal static unsafe class CudaRuntime
         return (long)free;
     }
 
-    /// <summary>What a device calls itself.</summary>
+    /// <summary>The name of a device.</summary>
     internal static string DeviceName(int device)
     {
-        // The name is the first member of cudaDeviceProp, which later versions make longer.
+        // The name is the first member of cudaDeviceProp, which is longer in later versions.
         const int structLength = 8192;
         byte* properties = stackalloc byte[structLength];
         Check(((delegate* unmanaged<byte*, int, int>)Function(Library, "cudaGetDeviceProperties"))(properties, device));
@@ -41,7 +41,7 @@ internal static unsafe class CudaRuntime
     internal static void Synchronize(nint stream) =>
         Check(((delegate* unmanaged<nint, int>)Function(Library, "cudaStreamSynchronize"))(stream));
 
-    /// <summary>Makes a stream torch's current one for this thread; the result gives it back.</summary>
+    /// <summary>Makes a stream torch's current one on this thread; disposing the result restores the former one.</summary>
     internal static nint EnterStream(nint stream, int device)
     {
         nint guard;
@@ -55,7 +55,7 @@ internal static unsafe class CudaRuntime
     internal static void BeginCapture(nint stream) =>
         Check(((delegate* unmanaged<nint, int, int>)Function(Library, "cudaStreamBeginCapture"))(stream, RelaxedCapture));
 
-    /// <summary>What was captured, ready to be launched.</summary>
+    /// <summary>What was captured, ready to launch.</summary>
     internal static nint EndCapture(nint stream)
     {
         nint graph, executable;
@@ -65,7 +65,7 @@ internal static unsafe class CudaRuntime
         return executable;
     }
 
-    /// <summary>Ends a capture that failed; what was captured is dropped.</summary>
+    /// <summary>Ends a failed capture and drops what was captured.</summary>
     internal static void AbandonCapture(nint stream)
     {
         nint graph;
@@ -91,7 +91,7 @@ internal static unsafe class CudaRuntime
     internal static void Record(nint created, nint stream) =>
         Check(((delegate* unmanaged<nint, nint, int>)Function(Library, "cudaEventRecord"))(created, stream));
 
-    /// <summary>Microseconds between two events of which the second has happened.</summary>
+    /// <summary>Microseconds between two events, the second of which has happened.</summary>
     internal static double Elapsed(nint first, nint second)
     {
         float milliseconds;
@@ -100,12 +100,12 @@ internal static unsafe class CudaRuntime
         return milliseconds * 1e3;
     }
 
-    /// <summary>Whether torch may choose one of its implementations of scaled_dot_product_attention.</summary>
+    /// <summary>Sets whether torch may choose one of its implementations of scaled_dot_product_attention.</summary>
     /// <param name="name">Flash, MemEfficient, CuDNN or Math.</param>
-    /// <param name="enabled">The choice.</param>
+    /// <param name="enabled">Whether it may.</param>
     internal static void AllowSdpa(string name, bool enabled)
     {
-        // A C++ interface, of which TorchSharp wraps only a part. These are its names in libtorch for Linux.
+        // A C++ interface that TorchSharp wraps only in part. These are its symbols in libtorch for Linux.
         nint cpu = Load("libtorch_cpu.so");
         nint context = ((delegate* unmanaged<nint>)Function(cpu, "_ZN2at13globalContextEv"))();
         string method = $"setSDPUse{name}";

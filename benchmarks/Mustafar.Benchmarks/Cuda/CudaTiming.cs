@@ -3,10 +3,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Cuda;
 
-/// <summary>Times work on a GPU by its own clock, medians in microseconds.</summary>
+/// <summary>Times work on a GPU by the GPU's clock: medians in microseconds.</summary>
 internal sealed class CudaTiming : IDisposable
 {
-    /// <summary>Buffers that a graph walks through are larger than this together, so that none is found in the cache again.</summary>
+    /// <summary>The buffers a graph goes through are larger than this in total, so that none is still in the cache.</summary>
     internal const double RotatedBytes = 250e6;
 
     private const int FewestCallsOfGraph = 32; // so that starting the graph does not show
@@ -27,10 +27,10 @@ internal sealed class CudaTiming : IDisposable
         _flush = empty(256 << 20, dtype: ScalarType.Byte, device: device).DetachFromDisposeScope();
     }
 
-    /// <summary>Copies of something of that many bytes to rotate over.</summary>
+    /// <summary>How many copies of something of so many bytes to rotate over.</summary>
     internal static int Copies(double bytes) => (int)Math.Max(1, Math.Ceiling(RotatedBytes / bytes));
 
-    /// <summary>Time of one call in replays of a CUDA graph of all of them in turn.</summary>
+    /// <summary>Time of one call, from replays of a CUDA graph that makes all of them in turn.</summary>
     internal double Graph(IReadOnlyList<Func<Tensor>> calls)
     {
         int rounds = (FewestCallsOfGraph + calls.Count - 1) / calls.Count;
@@ -62,7 +62,7 @@ internal sealed class CudaTiming : IDisposable
         return time;
     }
 
-    /// <summary>Time of a single call that finds nothing in the cache.</summary>
+    /// <summary>Time of a single call with nothing in the cache.</summary>
     internal double Cold(Func<Tensor> call, Action? before = null)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -74,7 +74,7 @@ internal sealed class CudaTiming : IDisposable
         });
     }
 
-    /// <summary>Time of a single call that cannot be repeated; it finds nothing in the cache.</summary>
+    /// <summary>Time of a single call that can't be repeated, with nothing in the cache.</summary>
     internal double Once(Action call) => Median(1, call, Occupy);
 
     /// <summary>Waits until the GPU has done all work.</summary>
@@ -96,7 +96,7 @@ internal sealed class CudaTiming : IDisposable
         _flush.Dispose();
     }
 
-    // Clears the cache, and keeps the GPU busy until the host has queued what is to be timed.
+    // Clears the cache, and keeps the GPU busy until the host has queued what is timed.
     private void Occupy()
     {
         for (int i = 0; i < FillsBefore; i++)

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Decode;
 
-/// <summary>The model whose steps are measured: a checkpoint, or random weights that are made on the device.</summary>
+/// <summary>The model whose steps are measured: a checkpoint, or random weights made on the device.</summary>
 internal static class BenchmarkModel
 {
     internal static LlamaForCausalLM Load(DecodeSettings settings) => settings.Model is DirectoryInfo folder

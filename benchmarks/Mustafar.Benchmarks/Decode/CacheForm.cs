@@ -4,18 +4,18 @@ using static TorchSharp.torch;
 namespace Mustafar.Benchmarks.Decode;
 
 /// <summary>A kind of cache to measure.</summary>
-/// <param name="Name">What to call it.</param>
-/// <param name="Options">How it prunes; dense if null.</param>
+/// <param name="Name">Its name in the results.</param>
+/// <param name="Options">How it is pruned; dense if null.</param>
 internal sealed record CacheForm(string Name, MustafarOptions? Options)
 {
-    /// <summary>Bytes of a sequence.</summary>
+    /// <summary>Bytes of one sequence.</summary>
     internal long BytesOf(LlamaForCausalLM model, int context)
     {
         using ModelKeyValueCache one = Make(model, 1, context);
         return one.Usage.ReservedBytes;
     }
 
-    /// <summary>Sequences with room for the context of each, all but some tokens of which are there.</summary>
+    /// <summary>Sequences with room for the whole context, filled except for some tokens.</summary>
     internal ModelCache Filled(LlamaForCausalLM model, int batch, int context, int missing)
     {
         ModelCache filled = new(Make(model, batch, context), batch);
@@ -45,7 +45,7 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
         }
     }
 
-    /// <summary>An empty cache with room for the sequences and the context of each.</summary>
+    /// <summary>An empty cache with room for the whole context of each sequence.</summary>
     internal ModelKeyValueCache Make(LlamaForCausalLM model, int batch, int context)
     {
         LlamaConfig config = model.Config;

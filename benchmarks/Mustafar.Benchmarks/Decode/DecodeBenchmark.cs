@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Decode;
 
-/// <summary>Whole decode steps with greedy sampling, of dense and of compressed caches.</summary>
+/// <summary>Whole decode steps with greedy sampling, with dense and compressed caches.</summary>
 internal static class DecodeBenchmark
 {
     private const long Spare = 3L << 30; // bytes that a largest batch leaves free: logits, buffers, a prompt's temporaries
@@ -19,7 +19,7 @@ internal static class DecodeBenchmark
         string where = settings.Device.type == DeviceType.CUDA ? CudaRuntime.DeviceName(Math.Max(0, model.Device.index)) : $"{settings.Threads} CPU threads";
         Console.WriteLine($"{where}, {settings.DType}, {model.Config.NumLayers} layers, hidden_size {model.Config.HiddenSize}");
         CacheForm[] forms = [new("dense", null), .. settings.Keeps.Select(keep => new CacheForm($"keep {keep}", Data.Options(keep, model.Config.HeadDim)))];
-        // Now, for afterwards torch keeps what caches have had.
+        // Measured now, since torch keeps the memory of caches later.
         StepMeasurement measurement = new(settings, model, DeviceMemory.Used(model.Device));
         long free = DeviceMemory.Free(model.Device) - Spare;
         DecodeReport report = new();
@@ -42,7 +42,7 @@ internal static class DecodeBenchmark
 
         report.Write(settings.Output, where);
 
-        // Null if it does not fit.
+        // Null if it doesn't fit.
         DecodeFigures? Row(Dictionary<int, DecodeFigures?> rows, CacheForm form, int batch, int context)
         {
             if (rows.TryGetValue(batch, out DecodeFigures? figures))
@@ -62,7 +62,7 @@ internal static class DecodeBenchmark
             return rows[batch] = figures;
         }
 
-        // The estimate leaves out what steps need beside the cache, where that is more than what is spared for it.
+        // The estimate leaves out what steps need beside the cache, in case that is more than the share left free for it.
         void Largest(Dictionary<int, DecodeFigures?> rows, CacheForm form, int context)
         {
             for (long batch = free / form.BytesOf(model, context); batch > 0; batch -= 1 + (batch / 16))

@@ -8,13 +8,13 @@ internal static class DecodeCommand
 {
     internal static Command Create(BenchmarkOptions shared)
     {
-        Option<DirectoryInfo?> model = new("--model") { Description = "Folder of a checkpoint; random weights of the sizes below without.", HelpName = "DIR" };
+        Option<DirectoryInfo?> model = new("--model") { Description = "Folder of a checkpoint; without it, random weights of the sizes below.", HelpName = "DIR" };
         ModelSizeOptions sizes = new(layers: 32, vocab: 128_256);
         Option<int[]> batches = ModelSizeOptions.Sizes("--batch", "Numbers of sequences.", [1, 8, 32, 64]);
         Option<int[]> contexts = ModelSizeOptions.Sizes("--context", "Tokens of each sequence.", [2048, 8192, 32768]);
-        Option<bool> largest = new("--largest") { Description = "Measure the largest number of sequences that fits into the device's memory, too, and compare it with the largest dense one." };
+        Option<bool> largest = new("--largest") { Description = "Also measure the largest number of sequences that fits into the device's memory, and compare it with the largest dense batch." };
         Option<int> steps = ModelSizeOptions.Size("--steps", "Steps of each figure.", 30);
-        Option<bool> eager = new("--eager") { Description = "Run steps as they are, without CUDA graphs." };
+        Option<bool> eager = new("--eager") { Description = "Run steps eagerly, without CUDA graphs." };
         Option<ScalarType> dtype = new("--dtype") { Description = "float32, float16 or bfloat16.", DefaultValueFactory = _ => ScalarType.BFloat16 };
         Command command = new("decode", "Whole decode steps of a model, sampling included, with dense and compressed caches.")
         {
@@ -31,7 +31,7 @@ internal static class DecodeCommand
             int added = Math.Max(2 * (StepMeasurement.WarmUp + parsed.GetRequiredValue(steps)), StepMeasurement.ManyTokens);
             if (parsed.GetRequiredValue(contexts).Min() <= added)
             {
-                Console.Error.WriteLine($"Expected --context of more than {added} tokens, those that the steps add, but got {parsed.GetRequiredValue(contexts).Min()}.");
+                Console.Error.WriteLine($"Expected --context of more than the {added} tokens that the steps add, but got {parsed.GetRequiredValue(contexts).Min()}.");
                 return 1;
             }
 

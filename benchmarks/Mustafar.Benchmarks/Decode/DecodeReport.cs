@@ -1,7 +1,7 @@
 namespace Mustafar.Benchmarks.Decode;
 
-/// <summary>Tables of whole decode steps: each row beside the dense cache's of the same batch, and the largest batches beside the largest
-/// dense one.</summary>
+/// <summary>Tables of whole decode steps: each row is compared with the dense cache at the same batch size, and the largest batches with
+/// the largest dense one.</summary>
 internal sealed class DecodeReport
 {
     private readonly Report _steps = new(
@@ -12,7 +12,7 @@ internal sealed class DecodeReport
     private readonly Dictionary<(int Batch, int Context), DecodeFigures> _dense = [];
     private readonly Dictionary<int, (int Batch, double Rate)> _largestDense = []; // by context
 
-    /// <summary>Adds what was measured; null if it did not fit. Of each batch and context, that of the dense cache is the first.</summary>
+    /// <summary>Adds a measurement; null if it didn't fit. For each batch and context, the dense cache comes first.</summary>
     internal void Add(CacheForm form, int batch, int context, DecodeFigures? figures)
     {
         if (figures is null)
@@ -43,7 +43,7 @@ internal sealed class DecodeReport
         }
     }
 
-    /// <summary>Adds the largest number of sequences that fits, that of the dense cache first.</summary>
+    /// <summary>Adds the largest number of sequences that fits; the dense cache's comes first.</summary>
     internal void AddLargest(CacheForm form, int batch, int context, DecodeFigures figures)
     {
         double rate = figures.Rate(batch);
@@ -52,7 +52,7 @@ internal sealed class DecodeReport
             _largestDense[context] = (batch, rate);
         }
 
-        // Without a dense cache of one sequence that fits there is nothing to compare with.
+        // If not even one sequence fits with a dense cache, there is nothing to compare with.
         (double? sequences, double? rates) = _largestDense.TryGetValue(context, out (int Batch, double Rate) dense)
             ? (batch / (double)dense.Batch, rate / dense.Rate)
             : ((double?)null, (double?)null);
@@ -61,7 +61,7 @@ internal sealed class DecodeReport
             $"{context} {form.Name}: at most {batch} sequences, {sequences:F2} times dense; {rate:F0} tokens/s, {rates:F2} times dense");
     }
 
-    /// <summary>Prints the tables and, if there is a folder, writes them and the chart into it.</summary>
+    /// <summary>Prints the tables. If a folder is given, also writes them and the chart into it.</summary>
     internal void Write(DirectoryInfo? folder, string where)
     {
         _steps.Write(folder, $"Decode steps: the dense cache's time over the compressed one's, {where}");

@@ -3,7 +3,7 @@ using System.Diagnostics.CodeAnalysis;
 
 namespace Mustafar.Benchmarks.Decode;
 
-/// <summary>The options that say how large a model of random weights is.</summary>
+/// <summary>Options for the size of a model of random weights.</summary>
 internal sealed class ModelSizeOptions(int layers, int vocab)
 {
     private readonly Option<int> _layers = Size("--layers", "Layers.", layers);
@@ -21,7 +21,7 @@ internal sealed class ModelSizeOptions(int layers, int vocab)
         }
     }
 
-    /// <summary>The sizes that were given; says on the console what is wrong if there are none of the kind.</summary>
+    /// <summary>The given sizes; if they are not valid, says on the console what is wrong.</summary>
     internal bool TryRead(ParseResult parsed, [NotNullWhen(true)] out ModelSizes? sizes)
     {
         int width = parsed.GetRequiredValue(_hidden);

@@ -7,8 +7,8 @@ namespace Mustafar.Benchmarks.Decode;
 
 /// <summary>Measures the steps of one cache.</summary>
 /// <remarks>
-/// The cache is filled with random keys and values, so that it reaches the context with the last step. Its parts are measured on the same
-/// cache in steps of their own.
+/// The cache is filled with random keys and values so that it reaches the context with the last step. The parts of a step are measured
+/// separately, on the same cache.
 /// </remarks>
 /// <param name="settings">What is measured, and how often.</param>
 /// <param name="model">The model.</param>
@@ -63,7 +63,7 @@ internal sealed class StepMeasurement(DecodeSettings settings, LlamaForCausalLM 
         return time;
     }
 
-    // From the new tokens to the one that is chosen after them.
+    // From the new tokens to the token chosen after them.
     private double Many(ModelCache cache, int context)
     {
         using IDisposable mode = inference_mode();
@@ -75,7 +75,7 @@ internal sealed class StepMeasurement(DecodeSettings settings, LlamaForCausalLM 
             before: () => cache.Truncate(context - ManyTokens)).Total;
     }
 
-    // The layers' attention alone, over the same cache.
+    // Only the layers' attention, over the same cache.
     private double Attention(ModelKeyValueCache cache, int[] sequences)
     {
         using var scope = NewDisposeScope();

@@ -8,11 +8,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.DropIn;
 
-/// <summary>A model of Microsoft.ML.GenAI's classes, written anew, with random weights: as it is, and with <c>UseMustafar</c>.</summary>
+/// <summary>A model like Microsoft.ML.GenAI's, rewritten here, with random weights: as it is, and with <c>UseMustafar</c>.</summary>
 /// <remarks>
-/// A step is the time from the last tokens on the device to the next ones on the host, its mask as the package makes it. The model's own
-/// cache is filled with random keys and values; compressed ones by prompts of a few thousand tokens at a time, as the model's masks allow.
-/// host: the time in which a step keeps the calling thread busy before it can wait.
+/// A step is the time from the last tokens on the device to the next ones on the host, with its mask made as the package makes it. The
+/// model's own cache is filled with random keys and values; compressed ones are filled by prompts of a few thousand tokens at a time, as
+/// the model's masks allow. "host" is the time for which a step keeps the calling thread busy before the thread can wait.
 /// </remarks>
 internal static class DropInBenchmark
 {
@@ -23,11 +23,11 @@ internal static class DropInBenchmark
     internal static void Run(DropInSettings settings)
     {
         set_num_threads(settings.Threads);
-        // The model is as its package makes it, without a word of devices: what it makes goes to the default one.
+        // The model is made as its package makes it, which never names a device: its tensors go to the default one.
         set_default_device(settings.Device);
         using var noGrad = no_grad();
         manual_seed(0);
-        zeros(1).cpu().Dispose(); // what a device needs by itself is there from now on
+        zeros(1).cpu().Dispose(); // the memory that a device needs in any case is allocated from here on
         long baseline = DeviceMemory.Used(settings.Device);
         using LlamaForCausalLM model = new(
             settings.Sizes.Heads, settings.Sizes.KvHeads, dtype: settings.DType,
@@ -50,7 +50,7 @@ internal static class DropInBenchmark
             ($"keep {settings.Keep}", pruned, false), ($"keep {settings.Keep}, linear", pruned, true),
             ("sparsity 0", everything, false), ("sparsity 0, linear", everything, true),
         ];
-        // Until the runtime has compiled for good what each form calls: on a GPU the host's time counts.
+        // Until the runtime has compiled everything with full optimisation: on a GPU the host's time counts.
         foreach ((_, MustafarOptions? options, bool linear) in onDevice ? forms : [])
         {
             Steps(settings with { Steps = CompiledAfter }, model, options, linear, batch: 1, context: WarmUp + CompiledAfter + 1);
@@ -149,8 +149,8 @@ internal static class DropInBenchmark
         }
     }
 
-    // One prompt in one forward: what torch took from the device for it, of which it gives nothing back by itself, beside the weights. What
-    // else the device loads meanwhile, kernels and their workspaces, counts too.
+    // One prompt in one forward. Counts what torch took from the device, which it doesn't give back by itself, without the weights. What
+    // else the device loads meanwhile, such as kernels and their workspaces, counts too.
     private static void Prompt(DropInSettings settings, LlamaForCausalLM model, MustafarOptions options, long baseline)
     {
         Report report = new("dropin-prompt", "tokens", "attention", "first ms", "second ms", "peak MiB", "cache MiB", "peak - cache MiB");
@@ -183,7 +183,7 @@ internal static class DropInBenchmark
     private static Tensor Ids(DropInSettings settings, int batch, int tokens) =>
         randint(0, settings.Sizes.Vocab, [batch, tokens], dtype: ScalarType.Int64);
 
-    // [1, 1, n, columns] in the model's type, made in place: it is the largest of a long prompt's tensors.
+    // [1, 1, n, columns] in the model's type, made in place: it is the largest tensor of a long prompt.
     private static Tensor Mask(DropInSettings settings, int tokens, int columns) =>
         full([tokens, columns], finfo(settings.DType).min, dtype: settings.DType).triu_(columns - tokens + 1).unsqueeze(0).unsqueeze(0);
 

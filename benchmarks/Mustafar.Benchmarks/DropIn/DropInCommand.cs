@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.DropIn;
 
-/// <summary>The command that measures a foreign model with its own attention and with replaced attention.</summary>
+/// <summary>The command that measures another library's model with its own attention and with replaced attention.</summary>
 internal static class DropInCommand
 {
     internal static Command Create(BenchmarkOptions shared)
@@ -14,7 +14,7 @@ internal static class DropInCommand
         Option<int[]> contexts = ModelSizeOptions.Sizes("--context", "Tokens of each sequence.", [2048, 8192]);
         Option<int> prompt = new("--prompt")
         {
-            Description = "Tokens of one prompt whose time and memory are measured before all else; 0 for none.",
+            Description = "Tokens of a prompt whose time and memory are measured first; 0 for none.",
             DefaultValueFactory = _ => 0,
         };
         Option<int> steps = ModelSizeOptions.Size("--steps", "Steps of each figure.", 30);
@@ -35,7 +35,7 @@ internal static class DropInCommand
             int added = DropInBenchmark.WarmUp + parsed.GetRequiredValue(steps);
             if (parsed.GetRequiredValue(contexts).Min() <= added)
             {
-                Console.Error.WriteLine($"Expected --context of more than {added} tokens, those that the steps add, but got {parsed.GetRequiredValue(contexts).Min()}.");
+                Console.Error.WriteLine($"Expected --context of more than the {added} tokens that the steps add, but got {parsed.GetRequiredValue(contexts).Min()}.");
                 return 1;
             }
 

@@ -4,8 +4,8 @@ using static TorchSharp.torch;
 namespace Mustafar.Benchmarks.Onnx;
 
 /// <summary>
-/// A decode step by ONNX Runtime's GroupQueryAttention on the CPU, over a cache of Float32 or of 8- or 4-bit integers with a scale for each
-/// channel. The cache is updated in its place.
+/// A decode step by ONNX Runtime's GroupQueryAttention on the CPU, over a cache of Float32 or of 8- or 4-bit integers with a scale per
+/// channel. The cache is updated in place.
 /// </summary>
 internal sealed class OnnxAttention : IDisposable
 {
@@ -17,9 +17,9 @@ internal sealed class OnnxAttention : IDisposable
     private readonly float[] _output;
     private readonly long[] _outputShape;
 
-    /// <summary>A step whose query stands at the last of the tokens.</summary>
+    /// <summary>A step whose query has the position of the last token.</summary>
     /// <param name="query">[batch, num_heads, 1, head_dim].</param>
-    /// <param name="keys">[batch, num_kv_heads, tokens, head_dim], and so <paramref name="values"/>.</param>
+    /// <param name="keys">[batch, num_kv_heads, tokens, head_dim]; <paramref name="values"/> have the same shape.</param>
     /// <param name="values">The values.</param>
     /// <param name="bits">32, 8 or 4.</param>
     /// <param name="threads">Threads of the session.</param>
@@ -51,7 +51,7 @@ internal sealed class OnnxAttention : IDisposable
         OnnxModel.Value[] outputs =
             [new("output", OnnxModel.Float, batch, 1, heads * headDim), new("present_key", cacheType, cacheShape), new("present_value", cacheType, cacheShape)];
         using SessionOptions options = new() { IntraOpNumThreads = threads, InterOpNumThreads = 1 };
-        // Threads that spin after a step would take the time of what is measured next.
+        // Threads that spin after a step would take time from what is measured next.
         options.AddSessionConfigEntry("session.intra_op.allow_spinning", "0");
         _session = new InferenceSession(OnnxModel.Of("GroupQueryAttention", inputs, outputs, attributes), options);
 
@@ -78,7 +78,7 @@ internal sealed class OnnxAttention : IDisposable
         _session.Dispose();
     }
 
-    // The same memory goes in and comes out.
+    // The same memory is input and output.
     private void AddCache(string name, string scaleName, Tensor rows, int bits, long[] shape)
     {
         rows = rows.to(ScalarType.Float32);
@@ -102,7 +102,7 @@ internal sealed class OnnxAttention : IDisposable
         _outputs[$"present_{name}"] = cache;
     }
 
-    // Two neighbouring channels a byte, the first one low.
+    // Two neighbouring channels per byte, the first in the low bits.
     private static byte[] Packed(byte[] numbers)
     {
         byte[] packed = new byte[numbers.Length / 2];

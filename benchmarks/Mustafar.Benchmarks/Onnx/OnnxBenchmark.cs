@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Benchmarks.Onnx;
 
-/// <summary>A decode step over a filled cache beside that of ONNX Runtime over caches of Float32 and of 8- and 4-bit integers.</summary>
+/// <summary>A decode step over a filled cache, compared with ONNX Runtime's over caches of Float32 and of 8- and 4-bit integers.</summary>
 internal static class OnnxBenchmark
 {
     private static readonly int[] s_bits = [32, 8, 4];
@@ -30,7 +30,7 @@ internal static class OnnxBenchmark
     {
         using var scope = NewDisposeScope();
         (Tensor query, Tensor keys, Tensor values) = Data.Random(settings, shape, dtype);
-        // Scores of some size: an output that is a mean of everything would hide what is wrong.
+        // Scores that differ enough: an output that is the mean of all values would hide errors.
         query = query.mul(4);
         List<(string Form, Action Step, Func<Tensor> Output)> forms = [];
         List<IDisposable> held = [];

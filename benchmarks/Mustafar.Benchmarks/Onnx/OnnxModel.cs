@@ -2,19 +2,19 @@ using Google.Protobuf;
 
 namespace Mustafar.Benchmarks.Onnx;
 
-/// <summary>Writes an ONNX model of one node: the messages of onnx.proto, field by field.</summary>
+/// <summary>Writes an ONNX model with a single node: the messages of onnx.proto, field by field.</summary>
 internal static class OnnxModel
 {
-    /// <summary>A tensor that goes in or comes out.</summary>
+    /// <summary>An input or output tensor.</summary>
     internal sealed record Value(string Name, int ElementType, params long[] Shape);
 
     internal const int Float = 1, UInt8 = 2, Int8 = 3, Int32 = 6;
 
     /// <summary>The model's bytes.</summary>
-    /// <param name="operation">The operator of the domain com.microsoft.</param>
+    /// <param name="operation">An operator of the domain com.microsoft.</param>
     /// <param name="inputs">Its inputs in order; null for one that is left out.</param>
     /// <param name="outputs">Its outputs in order.</param>
-    /// <param name="attributes">Its attributes, long or string.</param>
+    /// <param name="attributes">Its attributes, each a long or a string.</param>
     internal static byte[] Of(string operation, Value?[] inputs, Value[] outputs, (string Name, object Value)[] attributes)
     {
         byte[] node = Message(stream =>

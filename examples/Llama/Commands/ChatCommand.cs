@@ -7,14 +7,14 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A chat, a line of input per turn, over one cache.</summary>
+/// <summary>A chat over one cache; each line of input is a turn.</summary>
 internal sealed class ChatCommand : LlamaCommand
 {
     private readonly CommandInput _input;
-    private readonly Option<string?> _system = new("--system") { Description = "What the system says first.", HelpName = "TEXT" };
+    private readonly Option<string?> _system = new("--system") { Description = "System message at the start of the chat.", HelpName = "TEXT" };
     private readonly Option<string?> _template = new("--chat-template")
     {
-        Description = $"How a chat is written down, in place of the checkpoint's default chat template: {string.Join(", ", ChatTemplate.BuiltInNames)}, "
+        Description = $"Chat template to use instead of the checkpoint's default: {string.Join(", ", ChatTemplate.BuiltInNames)}, "
             + "a named template of the checkpoint, or a Jinja file.",
         HelpName = "NAME|FILE",
     };
@@ -25,13 +25,13 @@ internal sealed class ChatCommand : LlamaCommand
         HelpName = "JSON",
     };
 
-    private readonly Option<string?> _load = new("--load") { Description = "Go on with a chat that --save wrote.", HelpName = "FILE" };
-    private readonly Option<string?> _save = new("--save") { Description = "Write the chat and its compressed cache to a file at its end.", HelpName = "FILE" };
+    private readonly Option<string?> _load = new("--load") { Description = "Continue a chat that --save wrote.", HelpName = "FILE" };
+    private readonly Option<string?> _save = new("--save") { Description = "When the chat ends, write it and its compressed cache to a file.", HelpName = "FILE" };
 
     private readonly GenerationOptions _generation = new(maxTokens: 512);
 
     public ChatCommand(CommandInput input)
-        : base("chat", $"Chat: each line of input is a turn. {ChatLoop.Reset} begins anew, {ChatLoop.Exit} or Ctrl-C ends.")
+        : base("chat", $"Chat: each line of input is a turn. {ChatLoop.Reset} starts a new chat; {ChatLoop.Exit} or Ctrl-C quits.")
     {
         _input = input;
         Add([_system, _template, _variables, _load, _save, .. _generation.All]);
@@ -68,7 +68,7 @@ internal sealed class ChatCommand : LlamaCommand
         }
         finally
         {
-            // However the chat ended. One that was interrupted before its first word replaces no other.
+            // However the chat ended. An empty chat that was interrupted does not replace a saved one.
             if (save is not null && !(output.Interrupted.IsCancellationRequested && conversation.Turns.Count == 0))
             {
                 Save(conversation, save);
@@ -117,7 +117,7 @@ internal sealed class ChatCommand : LlamaCommand
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            throw new CommandException($"--save: the chat could not be written to {path}: {exception.Message}");
+            throw new CommandException($"--save: could not write the chat to {path}: {exception.Message}");
         }
     }
 

@@ -5,15 +5,15 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Reads turns and writes replies until the input ends. An error in a turn is told, and the chat goes on.</summary>
+/// <summary>Reads turns and writes replies until the input ends. An error in a turn is reported, and the chat continues.</summary>
 /// <param name="conversation">The chat so far.</param>
-/// <param name="opening">Turns in front of the first of a new chat.</param>
-/// <param name="sampling">How tokens are chosen; each reply has a seed of its own.</param>
-/// <param name="maxTokens">Tokens of a reply at most.</param>
-/// <param name="context">Tokens that the model can take.</param>
+/// <param name="opening">Turns before the first one of a new chat.</param>
+/// <param name="sampling">How tokens are chosen; each reply has its own seed.</param>
+/// <param name="maxTokens">Maximum number of tokens of a reply.</param>
+/// <param name="context">Context length of the model.</param>
 internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, SamplingParameters sampling, int maxTokens, int context)
 {
-    /// <summary>The line that begins a new chat.</summary>
+    /// <summary>The line that starts a new chat.</summary>
     public const string Reset = "/reset";
 
     /// <summary>The line that ends the program.</summary>
@@ -41,7 +41,7 @@ internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, Sa
         }
     }
 
-    // Null where there is nothing more to reply to.
+    // Null when there is nothing left to reply to.
     private static string? Ask(CommandInput input, ConsoleOutput output)
     {
         if (input.ShowsPrompts)
@@ -82,11 +82,11 @@ internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, Sa
         }
         catch (OperationCanceledException)
         {
-            // What was said until then is kept; the next line is not asked for.
+            // What was said until then is kept; no further line is read.
         }
         catch (Exception exception)
         {
-            // The border of a turn: whatever went wrong in it, what was said before is still there.
+            // The boundary of a turn: whatever went wrong in it, what was said before is kept.
             error = ErrorMessage.Of(exception);
         }
 
@@ -105,8 +105,8 @@ internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, Sa
             _exchanges.Add(new ChatExchange(line, reply.ToString(), cachedBefore, 0, 0, "error", error));
             output.Message(string.Create(
                 CultureInfo.InvariantCulture,
-                $"error: turn {_exchanges.Count}: {error} The chat goes on, with {conversation.CachedTokens} of {context} tokens of context in use; ")
-                + $"a shorter line may fit, and {Reset} begins a new chat with all of it.");
+                $"error: turn {_exchanges.Count}: {error} The chat continues with {conversation.CachedTokens} of {context} tokens of context in use; ")
+                + $"a shorter line may fit, and {Reset} starts a new chat.");
         }
     }
 
@@ -118,7 +118,7 @@ internal sealed class ChatLoop(Conversation conversation, ChatTurn[] opening, Sa
     };
 }
 
-/// <summary>A line of the user's and what came of it.</summary>
+/// <summary>A line of the user and its outcome.</summary>
 /// <param name="User">The line.</param>
 /// <param name="Assistant">The reply, or as much of it as there is.</param>
 /// <param name="CachedTokens">Tokens that were in the cache before.</param>

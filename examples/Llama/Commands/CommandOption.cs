@@ -5,7 +5,7 @@ using System.Numerics;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Makes options. Numbers are read alike in every language: with a point, and without separators of thousands.</summary>
+/// <summary>Makes options. Numbers have the same format in every locale: a decimal point and no thousands separators.</summary>
 internal static class CommandOption
 {
     /// <summary>An option for a number.</summary>
@@ -26,7 +26,7 @@ internal static class CommandOption
         return option;
     }
 
-    /// <summary>An option for a number that has none where it isn't given.</summary>
+    /// <summary>An option for a number, without a default.</summary>
     /// <param name="name">Its name, with dashes.</param>
     /// <param name="description">What it does.</param>
     /// <param name="helpName">What stands for its value in the help.</param>
@@ -50,10 +50,10 @@ internal static class CommandOption
         DefaultValueFactory = _ => value,
     };
 
-    /// <summary>An option for one of a few words.</summary>
+    /// <summary>An option that takes one of several words.</summary>
     /// <param name="name">Its name, with dashes.</param>
     /// <param name="description">What it does.</param>
-    /// <param name="words">The words, the one that counts where the option isn't given first.</param>
+    /// <param name="words">The words; the first is the default.</param>
     public static Option<string> Choice(string name, string description, params IReadOnlyList<string> words) => new(name)
     {
         Description = description,
@@ -71,7 +71,7 @@ internal static class CommandOption
         },
     };
 
-    /// <summary>A value that must be above 0.</summary>
+    /// <summary>Checks that a value is above 0.</summary>
     /// <param name="name">Its option.</param>
     /// <param name="value">The value.</param>
     /// <exception cref="CommandException">It is not.</exception>
@@ -79,9 +79,9 @@ internal static class CommandOption
         where T : struct, INumber<T> =>
         value > T.Zero ? value : throw new CommandException($"{name}: expected a number above 0, but got {value}.");
 
-    /// <summary>Makes an object of options' values; what it says of a value that is out of range is told in terms of the option.</summary>
+    /// <summary>Makes an object from options' values. An error about a value that is out of range names the option.</summary>
     /// <param name="make">Makes it.</param>
-    /// <param name="options">For properties of the object the options that they come from.</param>
+    /// <param name="options">The options that properties of the object come from.</param>
     /// <exception cref="CommandException">A value is out of range.</exception>
     public static T Made<T>(Func<T> make, params ReadOnlySpan<(string Property, Option Option)> options)
     {
@@ -117,7 +117,7 @@ internal static class CommandOption
         }
 
         string expected = isWhole ? "a whole number" : "a number such as 0.5";
-        string hint = !isWhole && text.Contains(',') ? "; write a point, not a comma" : "";
+        string hint = !isWhole && text.Contains(',') ? "; use a decimal point, not a comma" : "";
         result.AddError($"{name}: expected {expected}, but got '{text}'{hint}.");
         return null;
     }

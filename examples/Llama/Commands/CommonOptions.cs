@@ -8,20 +8,20 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Options that all commands have.</summary>
+/// <summary>Options common to all commands.</summary>
 internal sealed class CommonOptions
 {
     private readonly Option<string> _model = CommandOption.Text(
         "--model", "Directory of a Hugging Face checkpoint.", ShippedFiles.Model, "DIR");
 
     private readonly Option<string> _attention = CommandOption.Choice(
-        "--attention", "Whether attention reads a pruned and compressed cache, or a dense one.", "mustafar", "dense");
+        "--attention", "Whether attention reads a compressed (mustafar) or a dense cache.", "mustafar", "dense");
 
     private readonly Option<double> _keySparsity = CommandOption.Number(
-        "--key-sparsity", "Share of each key's channels that is pruned; 0 keeps everything.", "0..1", new MustafarOptions().KeySparsity);
+        "--key-sparsity", "Share of each key's channels to prune; 0 keeps all.", "0..1", new MustafarOptions().KeySparsity);
 
     private readonly Option<double> _valueSparsity = CommandOption.Number(
-        "--value-sparsity", "Share of each value's channels that is pruned; 0 keeps everything.", "0..1", new MustafarOptions().ValueSparsity);
+        "--value-sparsity", "Share of each value's channels to prune; 0 keeps all.", "0..1", new MustafarOptions().ValueSparsity);
 
     private readonly Option<bool> _balancedKeys = new("--balanced-keys")
     {
@@ -34,31 +34,31 @@ internal sealed class CommonOptions
     };
 
     private readonly Option<string> _keySelection = CommandOption.Choice(
-        "--key-selection", "How the channels that are kept of keys are chosen.", [.. KeySelection.All.Select(selection => selection.Name)]);
+        "--key-selection", "How the kept channels of keys are chosen.", [.. KeySelection.All.Select(selection => selection.Name)]);
 
     private readonly Option<string> _valueSelection = CommandOption.Choice(
-        "--value-selection", "How the channels that are kept of values are chosen.", [.. ValueSelection.All.Select(selection => selection.Name)]);
+        "--value-selection", "How the kept channels of values are chosen.", [.. ValueSelection.All.Select(selection => selection.Name)]);
 
     private readonly Option<int> _keyBits = CommandOption.Number(
-        "--key-bits", "Bits of each stored number of a key: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().KeyBits);
+        "--key-bits", "Bits per stored number of a key: 16 (not quantised), 8 or 4.", "BITS", new MustafarOptions().KeyBits);
 
     private readonly Option<int> _valueBits = CommandOption.Number(
-        "--value-bits", "Bits of each stored number of a value: 16 (as it is), 8 or 4.", "BITS", new MustafarOptions().ValueBits);
+        "--value-bits", "Bits per stored number of a value: 16 (not quantised), 8 or 4.", "BITS", new MustafarOptions().ValueBits);
 
     private readonly Option<bool> _keyRotation = new("--key-rotation")
     {
-        Description = "Rotate keys of 8 or 4 bits by a Hadamard matrix, with --key-sparsity 0 and a head_dim of 64, 128 or 256.",
+        Description = "Rotate 8- or 4-bit keys by a Hadamard matrix; needs --key-sparsity 0 and a head_dim of 64, 128 or 256.",
     };
 
     private readonly Option<string> _keyChannelScales = CommandOption.Choice(
-        "--key-channel-scales", "Whether channels of 8- or 4-bit keys have scales of their own; auto: those of 4 bits.", "auto", "yes", "no");
+        "--key-channel-scales", "Whether 8- or 4-bit keys have channel scales; auto: only 4-bit keys.", "auto", "yes", "no");
 
     private readonly Option<int> _localWindow = CommandOption.Number(
-        "--local-window", "Latest tokens that always stay dense.", "TOKENS", new MustafarOptions().LocalWindow);
+        "--local-window", "Size of the recent window, whose tokens stay dense.", "TOKENS", new MustafarOptions().LocalWindow);
 
     private readonly Option<int> _sinks = CommandOption.Number(
         "--sinks",
-        "First tokens that always stay dense, and that all later ones see past a sliding window (attention sinks).",
+        "Attention sinks: first tokens that stay dense and stay visible outside a sliding window.",
         "TOKENS",
         new MustafarOptions().SinkTokens);
 
@@ -66,36 +66,36 @@ internal sealed class CommonOptions
         "--group-size", "Tokens that are compressed together, a multiple of 32.", "TOKENS", new MustafarOptions().GroupSize);
 
     private readonly Option<string> _eviction = CommandOption.Choice(
-        "--eviction", "How tokens are chosen that stay in a cache of --capacity tokens.", ["none", .. EvictionSetting.Methods]);
+        "--eviction", "Which tokens stay in a cache of --capacity tokens.", ["none", .. EvictionSetting.Methods]);
 
     private readonly Option<int?> _capacity = CommandOption.Number<int>(
-        "--capacity", "Tokens that a sequence keeps in the cache, with --eviction.", "TOKENS");
+        "--capacity", "Tokens that a sequence keeps in the cache; needs --eviction.", "TOKENS");
 
     private readonly Option<string?> _cacheSettings = new("--cache-settings")
     {
-        Description = "A JSON file with one cache setting, such as recommend writes, for all layers or for each; other options say what it leaves out.",
+        Description = "JSON file with one cache setting, for all layers or for each, as recommend writes it; the other options set what it leaves out.",
         HelpName = "FILE",
     };
 
     private readonly Option<string> _device = CommandOption.Text("--device", "cpu, cuda or cuda:N.", "cpu", "DEVICE");
 
     private readonly Option<string> _dtype = CommandOption.Choice(
-        "--dtype", "Type of the weights and of the cache; auto is the checkpoint's.", "auto", "float32", "float16", "bfloat16");
+        "--dtype", "Data type of the weights and the cache; auto: the checkpoint's.", "auto", "float32", "float16", "bfloat16");
 
     private readonly Option<string> _addBos = CommandOption.Choice(
-        "--add-bos", "Whether a text gets the token that begins it (bos_token); auto: as the tokenizer's files say.", "auto", "yes", "no");
+        "--add-bos", "Whether to put bos_token before a text; auto: as the tokenizer's files say.", "auto", "yes", "no");
 
     private readonly Option<string> _addEos = CommandOption.Choice(
-        "--add-eos", "Whether a text gets the token that ends it (eos_token); auto: as the tokenizer's files say.", "auto", "yes", "no");
+        "--add-eos", "Whether to put eos_token after a text; auto: as the tokenizer's files say.", "auto", "yes", "no");
 
-    private readonly Option<int?> _threads = CommandOption.Number<int>("--threads", "CPU threads; all cores if not given.", "N");
+    private readonly Option<int?> _threads = CommandOption.Number<int>("--threads", "CPU threads; default: all cores.", "N");
 
     private readonly Option<bool> _json = new("--json")
     {
-        Description = "Print one JSON object on standard output, and everything else on standard error.",
+        Description = "Print one JSON object to standard output, and everything else to standard error.",
     };
 
-    /// <summary>Gives a command these options.</summary>
+    /// <summary>Adds these options to a command.</summary>
     public void AddTo(Command command)
     {
         foreach (Option option in (Option[])
@@ -109,14 +109,14 @@ internal sealed class CommonOptions
         }
     }
 
-    /// <summary>Whether a file says how the cache prunes and stores.</summary>
+    /// <summary>Whether a file configures the cache.</summary>
     public bool HasCacheFile(ParseResult result) => result.GetValue(_cacheSettings) is not null;
 
-    /// <summary>Whether the result is to be JSON.</summary>
+    /// <summary>Whether to print the result as JSON.</summary>
     public bool WantsJson(ParseResult result) => result.GetValue(_json);
 
     /// <summary>The options' values.</summary>
-    /// <exception cref="CommandException">A value is not one that can be used.</exception>
+    /// <exception cref="CommandException">A value is not valid.</exception>
     public CommonSettings Read(ParseResult result)
     {
         int? threads = result.GetValue(_threads);

@@ -14,7 +14,7 @@ internal sealed class CompareCommand : LlamaCommand
 
     private readonly Option<string?> _promptFile = new("--prompt-file")
     {
-        Description = $"File with the text to continue, - for standard input; if not given, the first {TokensOfShippedText} tokens of the shipped text.",
+        Description = $"File with the text to continue; - for standard input. Default: the first {TokensOfShippedText} tokens of the shipped text.",
         HelpName = "FILE",
     };
 
@@ -51,10 +51,10 @@ internal sealed class CompareCommand : LlamaCommand
         Print(dense);
         Print(mustafar);
         output.WriteLine(divergence is null
-            ? "KL divergence  not measured: no token was decoded after the prompt's"
+            ? "KL divergence  not measured: fewer than two tokens were generated"
             : string.Create(
                 CultureInfo.InvariantCulture,
-                $"KL divergence  {divergence:F6} nats a token, mean of {denseTokens.Count - 1}; the same likeliest token at {agreement:P1}"));
+                $"KL divergence  {divergence:F6} nats per token, mean of {denseTokens.Count - 1}; same likeliest token at {agreement:P1}"));
         output.WriteLine($"same text      first {same} tokens of {denseTokens.Count}");
         output.WriteLine($"sparsity       {run.DescribeSparsity()}");
         output.WriteJson(new Result(run, prompt.Count, dense, mustafar, divergence, agreement, same));
@@ -98,8 +98,8 @@ internal sealed class CompareCommand : LlamaCommand
         return (side, tokens);
     }
 
-    // Both caches are led along the dense continuation. The prediction of its first token comes from the prompt, which is dense in both,
-    // so it is left out of the mean.
+    // Both caches follow the dense continuation. Its first token is predicted from the prompt, which is dense in both, so that
+    // prediction is left out of the mean.
     private static (double? Divergence, double? Agreement) Diverge(
         ModelSession session, List<int> prompt, List<int> continuation, ConsoleOutput output)
     {

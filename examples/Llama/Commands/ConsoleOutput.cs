@@ -5,7 +5,7 @@ using Spectre.Console;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Where a command's words go: its result to one writer, and messages and progress to another.</summary>
+/// <summary>The output of a command: its result goes to one writer, messages and progress to another.</summary>
 internal sealed class ConsoleOutput
 {
     private static readonly JsonSerializerOptions s_json = new()
@@ -25,7 +25,7 @@ internal sealed class ConsoleOutput
     /// <param name="messages">Standard error.</param>
     /// <param name="json">Whether the result is one JSON object.</param>
     /// <param name="showProgress">Whether the messages are read from a terminal, where progress can be drawn.</param>
-    /// <param name="interrupted">Set when the user wants the command to end; whoever reports progress is stopped by it.</param>
+    /// <param name="interrupted">Cancelled when the user wants the command to end; reporting progress then throws.</param>
     public ConsoleOutput(TextWriter result, TextWriter messages, bool json, bool showProgress, CancellationToken interrupted = default)
     {
         Interrupted = interrupted;
@@ -38,17 +38,17 @@ internal sealed class ConsoleOutput
     /// <summary>Whether the result is one JSON object.</summary>
     public bool IsJson { get; }
 
-    /// <summary>Set when the user wants the command to end.</summary>
+    /// <summary>Cancelled when the user wants the command to end.</summary>
     public CancellationToken Interrupted { get; }
 
-    /// <summary>A message beside the result, on a line of its own.</summary>
+    /// <summary>Writes a message on a separate line.</summary>
     public void Message(string text)
     {
         EndLine();
         _messages.WriteLine(text);
     }
 
-    /// <summary>Ends a line of the result that has been begun, if one has.</summary>
+    /// <summary>Ends the current line of the result, if one was started.</summary>
     public void EndLine()
     {
         if (_lineIsOpen)
@@ -57,7 +57,7 @@ internal sealed class ConsoleOutput
         }
     }
 
-    /// <summary>Part of a result for people; nothing if the result is JSON.</summary>
+    /// <summary>Writes part of a human-readable result; nothing if the result is JSON.</summary>
     public void Write(string text)
     {
         if (!IsJson)
@@ -68,10 +68,10 @@ internal sealed class ConsoleOutput
         }
     }
 
-    /// <summary>A line of a result for people; nothing if the result is JSON.</summary>
+    /// <summary>Writes a line of a human-readable result; nothing if the result is JSON.</summary>
     public void WriteLine(string text = "") => Write(text + Environment.NewLine);
 
-    /// <summary>The result as JSON; nothing if it is for people.</summary>
+    /// <summary>Writes the result as JSON; nothing if it is human-readable.</summary>
     public void WriteJson<T>(T result)
         where T : notnull
     {

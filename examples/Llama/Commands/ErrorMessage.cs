@@ -3,18 +3,18 @@ using System.Text.RegularExpressions;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Errors as the program tells them: in one line, in terms of the command line.</summary>
+/// <summary>Errors as the program reports them: in one line, in terms of the command line.</summary>
 internal static partial class ErrorMessage
 {
     private const int Longest = 1000;
 
-    // A typing error is this many letters off at most.
+    // A typing error differs by at most this many letters.
     private const int LargestDistance = 2;
 
-    /// <summary>What an exception says.</summary>
+    /// <summary>The message of an exception.</summary>
     public static string Of(Exception exception)
     {
-        // Parameters are names of the source code; the value is told on a second line.
+        // Parameter names belong to the source code; .NET puts the value on a second line.
         string message = exception is ArgumentException ? ParameterNote().Replace(exception.Message, "") : exception.Message;
         return OneLine(exception is ArgumentOutOfRangeException { ActualValue: object value }
             ? $"{message.TrimEnd('.')}, but got {value}."
@@ -24,7 +24,7 @@ internal static partial class ErrorMessage
     /// <summary>A text on one line, shortened if it is very long.</summary>
     public static string OneLine(string text)
     {
-        // Messages of torch go on with a stack trace.
+        // torch's messages end with a stack trace.
         string line = Whitespace().Replace(text.Split("\nException raised from", 2)[0], " ").Trim();
         return line.Length > Longest ? line[..Longest] + "…" : line;
     }
@@ -42,12 +42,12 @@ internal static partial class ErrorMessage
         if (command.Subcommands.Count > 0)
         {
             string[] commands = [.. command.Subcommands.Select(item => item.Name)];
-            return $"'{unknown}' is not a command{Meant(unknown, commands)}; there are {string.Join(", ", commands)}.";
+            return $"'{unknown}' is not a command{Meant(unknown, commands)}; the commands are {string.Join(", ", commands)}.";
         }
 
         return unknown.StartsWith('-')
             ? $"{command.Name} has no option '{unknown}'{Meant(unknown, command.Options.Select(item => item.Name))}."
-            : $"{command.Name}: expected an option, but got '{unknown}'; a text with spaces needs quotes.";
+            : $"{command.Name}: expected an option, but got '{unknown}'; text with spaces needs quotes.";
     }
 
     private static string Meant(string word, IEnumerable<string> known)

@@ -5,33 +5,33 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Measures cache settings beside the dense cache, keeps each result, and goes on where a former run ended.</summary>
+/// <summary>Compares cache settings with the dense cache, keeps each result, and resumes an earlier run.</summary>
 internal sealed class EvaluateCommand : LlamaCommand
 {
     private readonly Option<string> _output = new("--output")
     {
-        Description = "Directory of the results; a second run goes on with what is there.",
+        Description = "Directory for the results; a second run resumes from what is there.",
         HelpName = "DIR",
         Required = true,
     };
 
     private readonly Option<string[]> _setting = new("--setting")
     {
-        Description = "A setting to measure: NAME: PRESET, or NAME: key_sparsity=0.5, value_bits=4; may be repeated. "
-            + $"Presets: {string.Join(", ", CacheSettingReader.Presets.Keys)}. Without any, what the other options of the cache say.",
+        Description = "Setting to measure: NAME: PRESET, or NAME: key_sparsity=0.5, value_bits=4; may be repeated. "
+            + $"Presets: {string.Join(", ", CacheSettingReader.Presets.Keys)}. Default: the setting given by the other cache options.",
         HelpName = "TEXT",
     };
 
     private readonly Option<string?> _settings = new("--settings")
     {
-        Description = "A JSON file of settings: { \"NAME\": \"PRESET\", \"NAME\": { \"key_sparsity\": 0.5 } }.",
+        Description = "JSON file of settings: { \"NAME\": \"PRESET\", \"NAME\": { \"key_sparsity\": 0.5 } }.",
         HelpName = "FILE",
     };
 
     private readonly EvaluationTaskOptions _tasks = new();
 
     public EvaluateCommand()
-        : base("evaluate", "Measure cache settings beside the dense cache: perplexity, divergence, bytes, tasks with long contexts.")
+        : base("evaluate", "Compare cache settings with the dense cache: perplexity, divergence, bytes, long-context tasks.")
     {
         Add([_output, _setting, _settings, .. _tasks.All]);
     }
@@ -45,7 +45,7 @@ internal sealed class EvaluateCommand : LlamaCommand
         LlamaConfig model = LlamaConfig.Load(config);
         foreach (CacheSetting cache in caches)
         {
-            // Before the weights, which may take minutes.
+            // Checked before the weights are loaded, which may take minutes.
             cache.CheckFits(model, config);
         }
 
@@ -65,7 +65,7 @@ internal sealed class EvaluateCommand : LlamaCommand
         output.WriteJson(report.ToJson());
     }
 
-    // A bar for each unit, and what it found on a line that stays.
+    // A progress bar for each unit, then its result on a line that stays.
     private static List<EvaluationUnit> Measure(
         EvaluationRun run, IReadOnlyList<EvaluationTask> tasks, IReadOnlyList<CacheSetting> caches, ConsoleOutput output)
     {
@@ -85,7 +85,7 @@ internal sealed class EvaluateCommand : LlamaCommand
                 return units.MoveNext() ? units.Current : throw new InvalidOperationException("The run ended early.");
             }));
             string numbers = string.Join(", ", task.Metrics.Select(metric => Text(done[^1], metric)));
-            string time = !measured ? "from a former run" : done.Count == run.Units ? EvaluationFollower.Time(TimeSpan.FromSeconds(done[^1].Seconds))
+            string time = !measured ? "from an earlier run" : done.Count == run.Units ? EvaluationFollower.Time(TimeSpan.FromSeconds(done[^1].Seconds))
                 : $"{EvaluationFollower.Time(TimeSpan.FromSeconds(done[^1].Seconds))}; about {EvaluationFollower.Time(left ?? TimeSpan.Zero)} left";
             output.Message($"{title}: {numbers} ({time})");
         }

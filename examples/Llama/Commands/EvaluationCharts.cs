@@ -5,13 +5,13 @@ using ScottPlot;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>The results of an evaluation as pictures.</summary>
+/// <summary>Charts of the results of an evaluation.</summary>
 internal static class EvaluationCharts
 {
     private const int Width = 1000;
     private const int Height = 640;
 
-    /// <summary>Draws what the results have: quality against bytes, and a map of needles for each setting.</summary>
+    /// <summary>Draws the results: quality against bytes, and a map of needles for each setting.</summary>
     /// <param name="report">The results.</param>
     /// <param name="directory">Where PNG files are written; those of the same names are replaced.</param>
     /// <returns>What could not be drawn, and why: a machine may have no fonts, and results matter more.</returns>
@@ -61,7 +61,7 @@ internal static class EvaluationCharts
         plot.SavePng(path, Width, Height);
     }
 
-    // What the model finds the likeliest, which tells more of a small model than what it writes. Depth goes downwards.
+    // What the model finds likeliest, which says more about a small model than what it writes. Depth increases downwards.
     private static void WriteNeedles(EvaluationUnit unit, NeedleTask task, string path)
     {
         JsonNode groups = unit.Result.Details!["groups"]!;

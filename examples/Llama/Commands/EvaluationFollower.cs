@@ -3,10 +3,10 @@ using Mustafar.Models.Evaluation;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Is told how far an evaluation is, on the thread that measures.</summary>
+/// <summary>Follows the progress of an evaluation, on the thread that measures.</summary>
 internal sealed class EvaluationFollower(Action<EvaluationProgress> follow) : IProgress<EvaluationProgress>
 {
-    /// <summary>A time in words: seconds, minutes or hours.</summary>
+    /// <summary>A time as text, in seconds, minutes or hours.</summary>
     public static string Time(TimeSpan time) => time.TotalMinutes < 1.5
         ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalSeconds:F0} s")
         : time.TotalHours < 2

@@ -6,7 +6,7 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Options that say what <c>evaluate</c> measures.</summary>
+/// <summary>Options that choose what <c>evaluate</c> measures.</summary>
 internal sealed class EvaluationTaskOptions
 {
     private const string NoTemplate = "none";
@@ -14,35 +14,35 @@ internal sealed class EvaluationTaskOptions
     private static readonly string[] s_names = ["perplexity", "recall", "needle", "ruler", "longbench", "longbench-v2"];
 
     private readonly Option<string> _tasks = CommandOption.Text(
-        "--tasks", $"What to measure, separated by commas: {string.Join(", ", s_names)}.", s_names[0], "NAMES");
+        "--tasks", $"Tasks, separated by commas: {string.Join(", ", s_names)}.", s_names[0], "NAMES");
 
     private readonly Option<string> _file = CommandOption.Text(
-        "--file", "Text to predict, and to hide things in.", ShippedFiles.HeldOutText, "FILE");
+        "--file", "Text to predict (perplexity) and to hide notes and needles in (recall, needle, ruler).", ShippedFiles.HeldOutText, "FILE");
 
     private readonly Option<int> _context = CommandOption.Number(
-        "--context", "Tokens of a window of the text, and of a context of recall.", "TOKENS", 2048);
+        "--context", "Tokens per window of perplexity and per context of recall.", "TOKENS", 2048);
 
     private readonly Option<int> _prefill = CommandOption.Number(
-        "--prefill", "perplexity: tokens of a window that are its prompt.", "TOKENS", 512);
+        "--prefill", "perplexity: how many tokens of a window are its prompt.", "TOKENS", 512);
 
-    private readonly Option<int?> _windows = CommandOption.Number<int>("--windows", "perplexity: windows to measure; all if not given.", "N");
+    private readonly Option<int?> _windows = CommandOption.Number<int>("--windows", "perplexity: windows to measure; default: all.", "N");
 
     private readonly Option<string> _lengths = CommandOption.Text(
-        "--lengths", "needle, ruler: tokens of the contexts, separated by commas.", "512,1024,2048", "TOKENS");
+        "--lengths", "needle, ruler: context lengths in tokens, separated by commas.", "512,1024,2048", "TOKENS");
 
     private readonly Option<int> _depths = CommandOption.Number(
-        "--depths", "needle: places from the beginning to the end of a context.", "N", 5);
+        "--depths", "needle: number of positions, from the beginning to the end of a context.", "N", 5);
 
     private readonly Option<int?> _samples = CommandOption.Number<int>(
         "--samples",
-        "Samples: contexts of recall (100 if not given), of each length and depth of needle (4), of each length of ruler (20), of each data set "
+        "Samples: contexts of recall (default: 100), per length and depth of needle (4), per length of ruler (20), per data set "
             + "of longbench and of longbench-v2 (all).",
         "N");
 
-    private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers of recall, needle and ruler.", "S", 0);
+    private readonly Option<int> _seed = CommandOption.Number("--seed", "Random seed of recall, needle and ruler.", "S", 0);
 
     private readonly Option<int> _batch = CommandOption.Number(
-        "--batch", "Sequences that are decoded side by side; longbench and longbench-v2 decode one at a time.", "N", 11);
+        "--batch", "Sequences decoded as one batch; longbench and longbench-v2 decode one at a time.", "N", 11);
 
     private readonly Option<string?> _longBench = new("--longbench")
     {
@@ -58,16 +58,16 @@ internal sealed class EvaluationTaskOptions
 
     private readonly Option<string?> _datasets = new("--datasets")
     {
-        Description = "longbench: data sets, separated by commas; if not given, all English and code ones that are there.",
+        Description = "longbench: data sets, separated by commas; default: all English and code data sets in the folder.",
         HelpName = "NAMES",
     };
 
     private readonly Option<int?> _promptTokens = CommandOption.Number<int>(
-        "--max-prompt-tokens", "longbench, longbench-v2: tokens that are left of longer prompts; what the model's context allows if not given.", "TOKENS");
+        "--max-prompt-tokens", "longbench, longbench-v2: length to which longer prompts are cut; default: what the model's context allows.", "TOKENS");
 
     private readonly Option<string?> _chatTemplate = new("--chat-template")
     {
-        Description = "longbench, longbench-v2: a chat template by name or file, or none; the checkpoint's own if not given.",
+        Description = "longbench, longbench-v2: a chat template by name or file, or none; default: the checkpoint's own.",
         HelpName = "NAME",
     };
 
@@ -78,7 +78,7 @@ internal sealed class EvaluationTaskOptions
         _promptTokens, _chatTemplate,
     ];
 
-    /// <summary>Checks what can be checked before the model is loaded.</summary>
+    /// <summary>Does the checks that are possible before the model is loaded.</summary>
     /// <exception cref="CommandException">A value is not one that can be used.</exception>
     public void Check(ParseResult arguments)
     {
@@ -105,7 +105,7 @@ internal sealed class EvaluationTaskOptions
         {
             if (Names(arguments).Contains(name) && arguments.GetValue(option) is null)
             {
-                throw new CommandException($"{option.Name}: expected the {what}, since {_tasks.Name} asks for it, but it is not given.");
+                throw new CommandException($"{option.Name}: expected the {what}, which {_tasks.Name} needs, but it is not given.");
             }
         }
     }
@@ -159,7 +159,7 @@ internal sealed class EvaluationTaskOptions
         string[] datasets = arguments.GetValue(_datasets) is string names ? Words(names) : [.. folder.Available];
         if (datasets.Length == 0)
         {
-            throw new CommandException($"{directory}: expected data sets such as {LongBenchFolder.Datasets[0]}.jsonl, here or in data, but there are none.");
+            throw new CommandException($"{directory}: expected data sets such as {LongBenchFolder.Datasets[0]}.jsonl, here or in the folder data, but found none.");
         }
 
         ChatTemplate? template = Template(arguments, language);

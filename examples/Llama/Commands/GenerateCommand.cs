@@ -7,30 +7,30 @@ using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Continues a prompt, or several side by side, or one several times.</summary>
+/// <summary>Continues a prompt, or several as one batch, or one several times.</summary>
 internal sealed class GenerateCommand : LlamaCommand
 {
     private const string DefaultPrompt = "def fibonacci(n):\n    \"\"\"Return the first n Fibonacci numbers.\"\"\"\n";
 
     private readonly Option<string[]> _prompts = new("--prompt")
     {
-        Description = "Text to continue; given several times, the texts are continued side by side.",
+        Description = "Text to continue; if repeated, the texts are continued as one batch.",
         HelpName = "TEXT",
     };
 
-    private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue, - for standard input.", HelpName = "FILE" };
+    private readonly Option<string?> _promptFile = new("--prompt-file") { Description = "File with the text to continue; - for standard input.", HelpName = "FILE" };
 
-    private readonly Option<string?> _load = new("--load") { Description = "Go on with the text of a file that --save wrote.", HelpName = "FILE" };
+    private readonly Option<string?> _load = new("--load") { Description = "Continue the text in a file that --save wrote.", HelpName = "FILE" };
     private readonly Option<string?> _save = new("--save") { Description = "Write the text and its compressed cache to a file.", HelpName = "FILE" };
 
     private readonly GenerationOptions _generation = new(maxTokens: 256);
     private readonly HypothesisOptions _hypotheses = new();
-    private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Go on after a token that ends a text." };
+    private readonly Option<bool> _ignoreStop = new("--ignore-eos") { Description = "Continue after a token that ends a text." };
 
     private readonly CommandInput _input;
 
     public GenerateCommand(CommandInput input)
-        : base("generate", "Continue a prompt, and report speed and cache size. Without --prompt or --prompt-file a text that is piped in.")
+        : base("generate", "Continue a prompt, and report speed and cache size. Without --prompt or --prompt-file, the prompt is read from a pipe.")
     {
         _input = input;
         Add([_prompts, _promptFile, _load, _save, .. _generation.All, _ignoreStop, .. _hypotheses.All]);
@@ -101,7 +101,7 @@ internal sealed class GenerateCommand : LlamaCommand
             }
         }
 
-        // Of a prompt that was interrupted nothing is cached.
+        // An interrupted prompt leaves nothing in the cache.
         if (save is not null && texts[0].Tokens > 0)
         {
             (Continuation text, int cached) = (texts[0], before?.CachedTokens ?? 0);
@@ -113,7 +113,7 @@ internal sealed class GenerateCommand : LlamaCommand
         output.Interrupted.ThrowIfCancellationRequested();
     }
 
-    // What was generated before is printed, and saved.
+    // What was generated so far is printed and saved.
     private static IEnumerable<SequenceToken> UntilInterrupted(IEnumerable<SequenceToken> tokens)
     {
         using IEnumerator<SequenceToken> enumerator = tokens.GetEnumerator();
@@ -189,7 +189,7 @@ internal sealed class GenerateCommand : LlamaCommand
 
         public string Prompt => prompt;
 
-        // What the text so far left to be read comes first; nothing begins anew.
+        // Ids of the text so far that are not cached come first; it is a continuation, so no special tokens are added.
         public List<int> PromptIds { get; } = [.. before ?? [], .. tokenizer.Encode(prompt, addSpecialTokens: before is null)];
 
         public string Text => _text.ToString();

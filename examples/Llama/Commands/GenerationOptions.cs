@@ -5,35 +5,35 @@ using Mustafar.Models.Generation;
 namespace Mustafar.Examples.Llama.Commands;
 
 /// <summary>Options of commands that generate text.</summary>
-/// <param name="maxTokens">Tokens to generate where the command line doesn't say.</param>
+/// <param name="maxTokens">Default of --max-tokens.</param>
 internal sealed class GenerationOptions(int maxTokens)
 {
-    private const string Default = "If not given, as the checkpoint's generation_config.json says.";
+    private const string Default = "Default: the checkpoint's generation_config.json.";
 
     private readonly Option<double?> _temperature = CommandOption.Number<double>(
-        "--temperature", $"Divides the scores before a token is drawn; 0 takes the likeliest. {Default}", "T");
+        "--temperature", $"Sampling temperature; 0 decodes greedily. {Default}", "T");
 
     private readonly Option<int?> _topK = CommandOption.Number<int>(
-        "--top-k", $"Draw from the K likeliest tokens; 0 from all. {Default}", "K");
+        "--top-k", $"Sample from the K likeliest tokens; 0: from all. {Default}", "K");
 
     private readonly Option<double?> _topP = CommandOption.Number<double>(
-        "--top-p", $"Draw from the fewest of the likeliest tokens that have this probability together. {Default}", "P");
+        "--top-p", $"Sample from the smallest set of likeliest tokens whose probabilities sum to P. {Default}", "P");
 
     private readonly Option<double?> _minP = CommandOption.Number<double>(
-        "--min-p", $"Draw from the tokens that have at least this part of the likeliest one's probability. {Default}", "P");
+        "--min-p", $"Sample from tokens with at least P times the probability of the likeliest. {Default}", "P");
 
     private readonly Option<double?> _repetitionPenalty = CommandOption.Number<double>(
-        "--repetition-penalty", $"Divides the scores above 0 of tokens that the text has, and multiplies the others. {Default}", "X");
+        "--repetition-penalty", $"Penalty on tokens already in the text: divides their positive logits and multiplies their negative ones. {Default}", "X");
 
     private readonly Option<double> _frequencyPenalty = CommandOption.Number(
-        "--frequency-penalty", "Taken from a token's score for each time that it was generated before.", "X", 0.0);
+        "--frequency-penalty", "Subtracted from a token's logit for each time it was generated before.", "X", 0.0);
 
     private readonly Option<double> _presencePenalty = CommandOption.Number(
-        "--presence-penalty", "Taken from a token's score if it was generated before.", "X", 0.0);
+        "--presence-penalty", "Subtracted from a token's logit if it was generated before.", "X", 0.0);
 
-    private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers.", "S", 0);
+    private readonly Option<int> _seed = CommandOption.Number("--seed", "Random seed.", "S", 0);
 
-    /// <summary>Tokens to generate at most.</summary>
+    /// <summary>Maximum number of tokens to generate.</summary>
     public Option<int> MaxTokens { get; } = NewMaxTokens(maxTokens);
 
     /// <summary>All of them.</summary>
@@ -41,18 +41,18 @@ internal sealed class GenerationOptions(int maxTokens)
 
     private Option[] Choosing => [_temperature, _topK, _topP, _minP, _repetitionPenalty, _frequencyPenalty, _presencePenalty, _seed];
 
-    /// <summary>The option of commands that always take the likeliest token.</summary>
+    /// <summary>The option for commands that decode greedily.</summary>
     public static Option<int> NewMaxTokens(int maxTokens) =>
-        CommandOption.Number("--max-tokens", "Tokens to generate at most.", "N", maxTokens);
+        CommandOption.Number("--max-tokens", "Maximum number of tokens to generate.", "N", maxTokens);
 
-    /// <summary>Names of the options on the command line that say how tokens are drawn.</summary>
+    /// <summary>Names of the sampling options that are on the command line.</summary>
     public IReadOnlyList<string> GivenSampling(ParseResult arguments) =>
         [.. Choosing.Where(option => arguments.GetResult(option) is { Implicit: false }).Select(option => option.Name)];
 
-    /// <summary>How tokens are to be chosen: as the command line says, and where it doesn't, the checkpoint.</summary>
+    /// <summary>How to choose tokens: from the command line, with the checkpoint's settings as defaults.</summary>
     /// <param name="arguments">The command line.</param>
     /// <param name="model">Directory of the checkpoint.</param>
-    /// <param name="output">Told of settings of the checkpoint that are not implemented.</param>
+    /// <param name="output">Receives a warning about settings of the checkpoint that are not implemented.</param>
     /// <exception cref="CommandException">A value is out of range.</exception>
     /// <exception cref="CheckpointException">generation_config.json is not valid.</exception>
     public SamplingParameters Sampling(ParseResult arguments, string model, ConsoleOutput output)

@@ -3,30 +3,30 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Options for several continuations of one prompt, of which the best are printed.</summary>
+/// <summary>Options for generating several continuations of one prompt and printing the best.</summary>
 internal sealed class HypothesisOptions
 {
     private readonly Option<int?> _bestOf = CommandOption.Number<int>(
-        "--best-of", "Draw N continuations side by side, and print the one with the highest mean log-probability of its tokens.", "N");
+        "--best-of", "Sample N continuations and print the one whose tokens have the highest mean log-probability.", "N");
 
     private readonly Option<int?> _beams = CommandOption.Number<int>(
-        "--beams", "Search for the likeliest continuation with N beams; nothing is drawn.", "N");
+        "--beams", "Beam search with N beams, without sampling.", "N");
 
     private readonly Option<double?> _lengthPenalty = CommandOption.Number<double>(
-        "--length-penalty", "With --beams, the power of the length in a score, log-probability / tokens^P; 1 if not given.", "P");
+        "--length-penalty", "With --beams: a score is log-probability / tokens^P; default: 1.", "P");
 
     private readonly Option<int?> _nBest = CommandOption.Number<int>(
-        "--n-best", "With --best-of or --beams, print the N best continuations, each with its score; 1 if not given.", "N");
+        "--n-best", "With --best-of or --beams: print the N best continuations with their scores; default: 1.", "N");
 
     /// <summary>All of them.</summary>
     public IEnumerable<Option> All => [_bestOf, _beams, _lengthPenalty, _nBest];
 
-    /// <summary>What the command line asks for; null for one continuation of each prompt.</summary>
+    /// <summary>The values on the command line; null for one continuation of each prompt.</summary>
     /// <param name="arguments">The command line.</param>
     /// <param name="prompts">Number of prompts.</param>
-    /// <param name="generation">Options that say how tokens are drawn.</param>
-    /// <param name="sampling">How they are drawn.</param>
-    /// <exception cref="CommandException">A value is not one that can be used, or an option doesn't go with the others.</exception>
+    /// <param name="generation">The sampling options.</param>
+    /// <param name="sampling">Their values.</param>
+    /// <exception cref="CommandException">A value is not valid, or an option does not go with the others.</exception>
     public HypothesisSettings? Read(ParseResult arguments, int prompts, GenerationOptions generation, SamplingParameters sampling)
     {
         int? bestOf = Positive(arguments, _bestOf);
@@ -40,12 +40,12 @@ internal sealed class HypothesisOptions
 
         if (lengthPenalty is not null && beams is null)
         {
-            throw new CommandException("--length-penalty: only --beams has one.");
+            throw new CommandException("--length-penalty: needs --beams.");
         }
 
         if ((bestOf ?? beams) is not int count)
         {
-            return nBest is null ? null : throw new CommandException("--n-best: only --best-of and --beams have several continuations.");
+            return nBest is null ? null : throw new CommandException("--n-best: needs --best-of or --beams.");
         }
 
         string name = beams is null ? _bestOf.Name : _beams.Name;
@@ -56,17 +56,17 @@ internal sealed class HypothesisOptions
 
         if (nBest > count)
         {
-            throw new CommandException($"--n-best: expected at most {count}, as many as {name} gives, but got {nBest}.");
+            throw new CommandException($"--n-best: expected at most {count}, the value of {name}, but got {nBest}.");
         }
 
         if (beams is not null && generation.GivenSampling(arguments) is [string given, ..])
         {
-            throw new CommandException($"{given}: a beam search draws nothing, so it can't be used with --beams.");
+            throw new CommandException($"{given}: a beam search does not sample, so this can't be used with --beams.");
         }
 
         if (bestOf > 1 && sampling.Temperature == 0)
         {
-            throw new CommandException("--best-of: expected a --temperature above 0, without which all continuations are the same.");
+            throw new CommandException("--best-of: expected a --temperature above 0; at 0 all continuations would be the same.");
         }
 
         return new HypothesisSettings(
@@ -83,8 +83,8 @@ internal sealed class HypothesisOptions
         arguments.GetValue(option) is int value ? CommandOption.Positive(option.Name, value) : null;
 }
 
-/// <summary>How several continuations of one prompt are made; by drawing, or by a beam search.</summary>
-/// <param name="BestOf">How tokens are drawn, for each continuation; null for a beam search.</param>
-/// <param name="Beams">How to search; null to draw.</param>
+/// <summary>How to generate several continuations of one prompt: by sampling or by beam search.</summary>
+/// <param name="BestOf">How to sample each continuation; null for a beam search.</param>
+/// <param name="Beams">How to search; null to sample.</param>
 /// <param name="Count">Continuations to print.</param>
 internal sealed record HypothesisSettings(SamplingParameters[]? BestOf, BeamSearchOptions? Beams, int Count);

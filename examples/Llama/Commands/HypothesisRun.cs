@@ -5,12 +5,12 @@ using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Makes several continuations of one prompt, and reports the best.</summary>
+/// <summary>Generates several continuations of one prompt and reports the best.</summary>
 /// <param name="session">The model.</param>
 /// <param name="settings">How to make them.</param>
-/// <param name="maxTokens">Tokens of a continuation at most.</param>
+/// <param name="maxTokens">Maximum number of tokens of a continuation.</param>
 /// <param name="stopTokens">Tokens that end one.</param>
-/// <param name="output">Where the report goes.</param>
+/// <param name="output">Receives the report.</param>
 internal sealed class HypothesisRun(
     ModelSession session, HypothesisSettings settings, int maxTokens, IReadOnlySet<int> stopTokens, ConsoleOutput output)
 {

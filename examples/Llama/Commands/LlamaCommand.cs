@@ -3,7 +3,7 @@ using System.Numerics;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A command of the program, with the options that all have.</summary>
+/// <summary>A command of the program, with the options common to all commands.</summary>
 internal abstract class LlamaCommand : Command
 {
     private readonly CommonOptions _common = new();
@@ -20,7 +20,7 @@ internal abstract class LlamaCommand : Command
     /// <param name="result">Standard output.</param>
     /// <param name="messages">Standard error.</param>
     /// <param name="showProgress">Whether standard error is a terminal.</param>
-    /// <param name="interrupted">Set when the user wants it to end.</param>
+    /// <param name="interrupted">Cancelled when the user wants the command to end.</param>
     /// <exception cref="OperationCanceledException">It was ended.</exception>
     public void Run(ParseResult arguments, TextWriter result, TextWriter messages, bool showProgress, CancellationToken interrupted)
     {
@@ -31,19 +31,19 @@ internal abstract class LlamaCommand : Command
         }
         catch
         {
-            // The message begins on a line of its own, wherever the text broke off.
+            // The message starts on a new line, wherever the text stopped.
             output.EndLine();
             throw;
         }
     }
 
-    /// <summary>Whether a file says how the cache prunes and stores.</summary>
+    /// <summary>Whether a file configures the cache.</summary>
     protected bool HasCacheFile(ParseResult arguments) => _common.HasCacheFile(arguments);
 
     /// <summary>Runs the command.</summary>
     protected abstract void Run(ParseResult arguments, CommonSettings settings, ConsoleOutput output);
 
-    /// <summary>Gives the command its own options.</summary>
+    /// <summary>Adds the command's own options.</summary>
     protected void Add(params IEnumerable<Option> options)
     {
         foreach (Option option in options)
@@ -52,11 +52,11 @@ internal abstract class LlamaCommand : Command
         }
     }
 
-    /// <summary>Checks files of caches before any work is done that could not be kept: before the model is loaded.</summary>
+    /// <summary>Checks cache files before the model is loaded, so that no work is lost.</summary>
     /// <param name="settings">The kind of cache.</param>
-    /// <param name="load">The file to go on from, if one is given.</param>
+    /// <param name="load">The file to continue from, if one is given.</param>
     /// <param name="save">The file to write, if one is given.</param>
-    /// <exception cref="CommandException">The cache is dense, which no file holds, or a file can't be read or written.</exception>
+    /// <exception cref="CommandException">The cache is dense, which can't be saved, or a file can't be read or written.</exception>
     protected static void CheckFiles(CommonSettings settings, string? load, string? save)
     {
         if (settings.Attention == AttentionKind.Dense && (load ?? save) is not null)
@@ -99,7 +99,7 @@ internal abstract class LlamaCommand : Command
         }
     }
 
-    /// <summary>The value of an option that must be above 0.</summary>
+    /// <summary>The value of an option, which must be above 0.</summary>
     /// <exception cref="CommandException">It is not.</exception>
     protected static T Positive<T>(ParseResult arguments, Option<T> option)
         where T : struct, INumber<T> => CommandOption.Positive(option.Name, arguments.GetValue(option));

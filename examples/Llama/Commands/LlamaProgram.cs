@@ -12,14 +12,14 @@ public static class LlamaProgram
     private const int WrongUsage = 2;
     private const int Interrupted = 130; // as shells have it: 128 + SIGINT
 
-    // What a command may take to end after Ctrl-C or SIGTERM, which writes a cache to the disk at most.
+    // How long a command may take to end after Ctrl-C or SIGTERM; at most it writes a cache to disk.
     private static readonly TimeSpan s_timeToEnd = TimeSpan.FromMinutes(1);
 
     /// <summary>Runs a command line.</summary>
     /// <param name="args">Its words.</param>
-    /// <param name="input">Where a chat's lines, and prompts that are not on the command line, come from.</param>
-    /// <param name="output">Where results go.</param>
-    /// <param name="error">Where messages go.</param>
+    /// <param name="input">Source of a chat's lines and of prompts that are not on the command line.</param>
+    /// <param name="output">Receives results.</param>
+    /// <param name="error">Receives messages.</param>
     /// <param name="showProgress">Whether <paramref name="error"/> is a terminal, where progress can be drawn.</param>
     /// <param name="inputIsTerminal">Whether <paramref name="input"/> is a terminal.</param>
     /// <param name="outputIsTerminal">Whether <paramref name="output"/> is a terminal.</param>
@@ -42,7 +42,7 @@ public static class LlamaProgram
         (CultureInfo culture, CultureInfo uiCulture) = (CultureInfo.CurrentCulture, CultureInfo.CurrentUICulture);
         try
         {
-            // Numbers are read and written alike wherever the program runs, and all messages are of one language.
+            // Numbers have the same format in every locale, and all messages are in one language.
             CultureInfo.CurrentCulture = CultureInfo.CurrentUICulture = CultureInfo.InvariantCulture;
             return Run(args, new CommandInput(input, inputIsTerminal, outputIsTerminal), output, error, showProgress, cancellationToken);
         }
@@ -55,14 +55,14 @@ public static class LlamaProgram
     private static int Run(
         IReadOnlyList<string> args, CommandInput input, TextWriter output, TextWriter error, bool showProgress, CancellationToken cancellationToken)
     {
-        RootCommand root = new("A Llama whose attention reads a pruned, bitmap-compressed key/value cache.");
+        RootCommand root = new("Runs Llama models whose attention reads a pruned and compressed KV cache.");
         foreach (LlamaCommand command in (LlamaCommand[])
         [
             new GenerateCommand(input), new ChatCommand(input), new CompareCommand(input), new PerplexityCommand(), new RecallCommand(),
             new ScoreCommand(), new EvaluateCommand(), new RecommendCommand(),
         ])
         {
-            // On a thread of its own, since signals are waited for on this one.
+            // On another thread, since this one waits for signals.
             command.SetAction((arguments, interrupted) => Task.Run(
                 () =>
                 {
@@ -96,7 +96,7 @@ public static class LlamaProgram
         }
         catch (Exception exception)
         {
-            // The border of the program: whatever went wrong is told in a line.
+            // The boundary of the program: whatever went wrong is reported in one line.
             error.WriteLine($"error: {ErrorMessage.Of(exception)}");
             return Failure;
         }

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A loaded checkpoint, and the kind of cache that the command line asks for.</summary>
+/// <summary>A loaded checkpoint and the cache that the command line configures.</summary>
 internal sealed class ModelSession : IDisposable
 {
     private ModelSession(CommonSettings settings, LanguageModel language)
@@ -14,7 +14,7 @@ internal sealed class ModelSession : IDisposable
         Language = language;
     }
 
-    /// <summary>What the command line asks for.</summary>
+    /// <summary>The values on the command line.</summary>
     public CommonSettings Settings { get; }
 
     /// <summary>The checkpoint.</summary>
@@ -30,8 +30,8 @@ internal sealed class ModelSession : IDisposable
     public IReadOnlySet<int> StopTokens => Language.StopTokens;
 
     /// <summary>Loads a checkpoint.</summary>
-    /// <param name="settings">What the command line asks for.</param>
-    /// <param name="output">Told of tensors that are not used.</param>
+    /// <param name="settings">The values on the command line.</param>
+    /// <param name="output">Receives a warning about tensors that are not used.</param>
     /// <param name="withTokenizer">Whether the tokenizer is needed.</param>
     public static ModelSession Load(CommonSettings settings, ConsoleOutput output, bool withTokenizer = true)
     {
@@ -42,7 +42,7 @@ internal sealed class ModelSession : IDisposable
 
         if (settings.Attention == AttentionKind.Mustafar)
         {
-            // Before the weights, which may take minutes.
+            // Checked before the weights are loaded, which may take minutes.
             string config = Path.Combine(settings.Model, "config.json");
             settings.Cache.CheckFits(LlamaConfig.Load(config), config);
         }
@@ -57,14 +57,14 @@ internal sealed class ModelSession : IDisposable
         return new ModelSession(settings, language);
     }
 
-    /// <summary>Makes the empty cache that the command line asks for.</summary>
+    /// <summary>Makes the empty cache that the command line configures.</summary>
     /// <param name="batchSize">Number of sequences.</param>
     public ModelCache NewCache(int batchSize = 1) => NewCache(Settings.Attention, batchSize);
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="attention">Its kind.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="CommandException">It is dense, and the command line asks for attention sinks past a sliding window.</exception>
+    /// <exception cref="CommandException">It is dense, and the command line sets attention sinks with a sliding window.</exception>
     public ModelCache NewCache(AttentionKind attention, int batchSize = 1)
     {
         if (attention == AttentionKind.Mustafar)
@@ -72,12 +72,12 @@ internal sealed class ModelSession : IDisposable
             return Settings.Cache.NewCache(Model, batchSize);
         }
 
-        // Without a sliding window dense attention sees the first tokens anyway.
+        // Without a sliding window, dense attention sees the first tokens anyway.
         bool hasWindow = Enumerable.Range(0, Model.Config.NumLayers).Any(layer => Model.Config.WindowOf(layer) is not null);
         return Settings.Options.SinkTokens > 0 && hasWindow
             ? throw new CommandException(
-                $"--sinks: dense attention has no attention sinks, which the model's sliding window of {Model.Config.SlidingWindow} tokens "
-                + "makes a difference for.")
+                $"--sinks: dense attention has no attention sinks, and with the model's sliding window of {Model.Config.SlidingWindow} tokens "
+                + "that makes a difference.")
             : ModelCache.Dense(Model, batchSize);
     }
 

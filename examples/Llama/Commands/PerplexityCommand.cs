@@ -10,22 +10,22 @@ using static TorchSharp.torch;
 namespace Mustafar.Examples.Llama.Commands;
 
 /// <summary>
-/// Measures perplexity by decoding: of each window of a text, a prefix is the prompt, and the rest is decoded token by token with the
-/// true tokens, so that every prediction reads the cache as it is at decode.
+/// Measures perplexity by decoding. A prefix of each window of a text is the prompt; the rest is decoded token by token with the true
+/// tokens, so that every prediction reads the cache as in decode.
 /// </summary>
 internal sealed class PerplexityCommand : LlamaCommand
 {
     private readonly Option<string> _file = CommandOption.Text("--file", "Text to predict.", ShippedFiles.HeldOutText, "FILE");
 
     private readonly Option<int> _context = CommandOption.Number(
-        "--context", "Tokens of a window, the one that begins a text included.", "TOKENS", 2048);
+        "--context", "Tokens per window, including bos_token.", "TOKENS", 2048);
 
     private readonly Option<int> _prefill = CommandOption.Number(
-        "--prefill", "Tokens of a window that are its prompt.", "TOKENS", 512);
+        "--prefill", "How many tokens of a window are its prompt.", "TOKENS", 512);
 
-    private readonly Option<int?> _windows = CommandOption.Number<int>("--windows", "Windows to measure; all if not given.", "N");
+    private readonly Option<int?> _windows = CommandOption.Number<int>("--windows", "Windows to measure; default: all.", "N");
 
-    private readonly Option<int> _batch = CommandOption.Number("--batch", "Windows that are decoded side by side.", "N", 11);
+    private readonly Option<int> _batch = CommandOption.Number("--batch", "Windows decoded as one batch.", "N", 11);
 
     public PerplexityCommand()
         : base("perplexity", "Measure perplexity on a text, decoding token by token through the cache.")
@@ -92,7 +92,7 @@ internal sealed class PerplexityCommand : LlamaCommand
             CultureInfo.InvariantCulture,
             $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {WindowsText(count)})"));
         output.WriteLine(string.Create(
-            CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {WindowsText(Math.Min(batch, count))} side by side"));
+            CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {WindowsText(Math.Min(batch, count))} per batch"));
         output.WriteLine($"cache       {memory}");
         output.WriteLine($"sparsity    {run.DescribeSparsity()}");
         output.WriteJson(new Result(run, file, context, prefill, count, nll.Length, mean, Math.Exp(mean), means, tokensPerSecond, memory));

@@ -5,18 +5,18 @@ using Mustafar.Models.Evaluation;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Measures how often a note in a long context is recalled digit by digit.</summary>
+/// <summary>Measures how often every digit of a note in a long context is recalled.</summary>
 internal sealed class RecallCommand : LlamaCommand
 {
-    private readonly Option<string> _file = CommandOption.Text("--file", "Code to hide the notes in.", ShippedFiles.HeldOutText, "FILE");
+    private readonly Option<string> _file = CommandOption.Text("--file", "Text to hide the notes in.", ShippedFiles.HeldOutText, "FILE");
 
-    private readonly Option<int> _contexts = CommandOption.Number("--contexts", "Contexts to ask about.", "N", 100);
+    private readonly Option<int> _contexts = CommandOption.Number("--contexts", "Number of contexts.", "N", 100);
 
-    private readonly Option<int> _context = CommandOption.Number("--context", "Tokens of a context.", "TOKENS", 2048);
+    private readonly Option<int> _context = CommandOption.Number("--context", "Tokens per context.", "TOKENS", 2048);
 
-    private readonly Option<int> _seed = CommandOption.Number("--seed", "Start of the random numbers that draw the contexts.", "S", 0);
+    private readonly Option<int> _seed = CommandOption.Number("--seed", "Random seed of the contexts.", "S", 0);
 
-    private readonly Option<int> _batch = CommandOption.Number("--batch", "Contexts that are decoded side by side.", "N", 10);
+    private readonly Option<int> _batch = CommandOption.Number("--batch", "Contexts decoded as one batch.", "N", 10);
 
     public RecallCommand()
         : base("recall", "Measure how often a note in a long context is recalled.")

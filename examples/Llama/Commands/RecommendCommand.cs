@@ -6,54 +6,54 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Finds the cache setting of the least loss, or of the fewest bytes, with formats of its own for each layer.</summary>
+/// <summary>Finds the cache setting with the least loss, or the fewest bytes, choosing formats layer by layer.</summary>
 internal sealed class RecommendCommand : LlamaCommand
 {
     private readonly Option<string> _output = new("--output")
     {
-        Description = $"Directory of the recommendation and of what is measured for it; {CacheRecommendation.SettingFile} is for --cache-settings. A second run goes on with what is there.",
+        Description = $"Directory for the measurements and the recommendation; pass its {CacheRecommendation.SettingFile} to --cache-settings. A second run resumes from what is there.",
         HelpName = "DIR",
         Required = true,
     };
 
     private readonly Option<double?> _bytes = CommandOption.Number<double>(
-        "--bytes", "Bytes of compressed tokens at most, relative to dense fp16; of the settings within it the one that loses the least.", "RATIO");
+        "--bytes", "Memory target: at most this many bytes of compressed tokens, relative to dense fp16, with the least loss.", "RATIO");
 
     private readonly Option<double?> _perplexity = CommandOption.Number<double>(
-        "--perplexity", "Perplexity at most, relative to that of the dense cache, such as 1.01; of the settings within it the one of the fewest bytes.", "RATIO");
+        "--perplexity", "Quality target: at most this perplexity, relative to the dense cache, such as 1.01, with the fewest bytes.", "RATIO");
 
     private readonly Option<string> _file = CommandOption.Text(
-        "--file", "Text to measure on, like what the model is for: the first half to search, the second to check.", ShippedFiles.HeldOutText, "FILE");
+        "--file", "Text to measure on, similar to the model's use: the first half for the search, the second for the check.", ShippedFiles.HeldOutText, "FILE");
 
     private readonly Option<string?> _checkFile = new("--check-file")
     {
-        Description = "Another text to check on; then all of the first one is for the search.",
+        Description = "Another text for the check; then all of --file is used for the search.",
         HelpName = "FILE",
     };
 
-    private readonly Option<int> _context = CommandOption.Number("--context", "Tokens of a window of the text.", "TOKENS", 2048);
+    private readonly Option<int> _context = CommandOption.Number("--context", "Tokens per window of the text.", "TOKENS", 2048);
 
-    private readonly Option<int> _prefill = CommandOption.Number("--prefill", "Tokens of a window that are its prompt.", "TOKENS", 512);
+    private readonly Option<int> _prefill = CommandOption.Number("--prefill", "How many tokens of a window are its prompt.", "TOKENS", 512);
 
     private readonly Option<int> _windows = CommandOption.Number(
-        "--windows", "Windows to search on, all of them side by side: more take longer and say more.", "N", 4);
+        "--windows", "Windows for the search, decoded as one batch; more take longer and are more accurate.", "N", 4);
 
-    private readonly Option<int?> _checkWindows = CommandOption.Number<int>("--check-windows", "Windows to check on; all if not given.", "N");
+    private readonly Option<int?> _checkWindows = CommandOption.Number<int>("--check-windows", "Windows for the check; default: all.", "N");
 
-    private readonly Option<int> _batch = CommandOption.Number("--batch", "Windows that are decoded side by side in the check.", "N", 11);
+    private readonly Option<int> _batch = CommandOption.Number("--batch", "Windows decoded as one batch in the check.", "N", 11);
 
     private readonly Option<int> _step = CommandOption.Number(
-        "--step", "Tokens that are decoded at once in the search, 1 to 8; the check decodes them one by one.", "N", 8);
+        "--step", "Tokens decoded at once in the search, 1 to 8; the check decodes them one by one.", "N", 8);
 
     private readonly Option<string?> _candidates = new("--candidates")
     {
-        Description = "A JSON file of settings, as for evaluate, whose keys and values are tried in each layer, apart from each other; "
-            + "if not given, 8 and 4 bits with several numbers of channels.",
+        Description = "JSON file of settings, as for evaluate, whose key and value formats are tried separately in each layer; "
+            + "default: 8 and 4 bits with several numbers of channels.",
         HelpName = "FILE",
     };
 
     public RecommendCommand()
-        : base("recommend", "Find by measurement which cache setting, layer by layer, keeps to a number of bytes or to a quality.")
+        : base("recommend", "Find by measurement the cache setting, layer by layer, that meets a memory or a quality target.")
     {
         Add(_output, _bytes, _perplexity, _file, _checkFile, _context, _prefill, _windows, _checkWindows, _batch, _step, _candidates);
     }
@@ -82,7 +82,7 @@ internal sealed class RecommendCommand : LlamaCommand
         LlamaConfig model = LlamaConfig.Load(config);
         foreach (MustafarOptions options in candidates ?? [settings.Options])
         {
-            // Before the weights, which may take minutes.
+            // Checked before the weights are loaded, which may take minutes.
             model.CheckCompressible(options, config);
         }
 
@@ -102,7 +102,7 @@ internal sealed class RecommendCommand : LlamaCommand
         output.WriteJson(recommendation.ToJson());
     }
 
-    // A line for each measurement, and a bar that goes on over all runs.
+    // A line for each measurement, and one progress bar over all runs.
     private static CacheRecommendation Recommend(CacheRecommender recommender, RecommendationBudget budget, ConsoleOutput output)
     {
         (CacheSetting, EvaluationTask)? told = null;
@@ -153,7 +153,7 @@ internal sealed class RecommendCommand : LlamaCommand
         {
             yield return setting.Layers is null
                 ? setting.Options!
-                : throw new CommandException($"{_candidates.Name}: {file}: expected settings of all layers, but '{setting.Name}' has layers of its own.");
+                : throw new CommandException($"{_candidates.Name}: {file}: expected settings for all layers, but '{setting.Name}' has one for each.");
         }
     }
 

@@ -4,7 +4,7 @@ using ScottPlot;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A recommended cache setting as a picture: what each format loses in each layer, and which was taken.</summary>
+/// <summary>Chart of a recommended cache setting: what each format loses in each layer, and which was chosen.</summary>
 internal static class RecommendationChart
 {
     private const int Width = 1200;

@@ -5,8 +5,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>What a run was made with. A sparsity is the share of a head's channels that was pruned in fact,
-/// bits are those of a stored number. Where layers differ, these are means over them, and what any has counts as true.</summary>
+/// <summary>The settings of a run. Sparsity is the share of a head's channels that was actually pruned; bits are per stored number.
+/// If layers differ, numbers are means over them, and a flag is true if it is true for any layer.</summary>
 internal sealed record RunReport(
     string Model,
     string Attention,
@@ -79,7 +79,7 @@ internal sealed record RunReport(
         double Mean(Func<MustafarOptions, double> number, int dense) => layers.Length == 0 ? dense : layers.Average(number);
     }
 
-    /// <summary>The sparsity in words.</summary>
+    /// <summary>The sparsity as text.</summary>
     public string DescribeSparsity() => (Layers is null ? DescribeAll() : DescribeLayers()) + (Sinks > 0 ? $", first {Sinks} tokens dense" : "");
 
     private string DescribeAll() => string.Create(
@@ -88,13 +88,13 @@ internal sealed record RunReport(
 
     private string DescribeLayers() => string.Create(
         CultureInfo.InvariantCulture,
-        $"{Layers!.Count} layers of their own; on average keys {KeySparsity:P1}, {KeyBits:0.#} bits, values {ValueSparsity:P1}, {ValueBits:0.#} bits");
+        $"{Layers!.Count} layers with separate settings; on average keys {KeySparsity:P1}, {KeyBits:0.#} bits, values {ValueSparsity:P1}, {ValueBits:0.#} bits");
 
     private static string Stored(string selection, bool balanced, double bits) =>
         (selection == Mustafar.KeySelection.Magnitude.Name ? "" : $", chosen {selection}") + (balanced ? ", balanced" : "") + (bits < 16 ? string.Create(CultureInfo.InvariantCulture, $", {bits} bits") : "");
 }
 
-/// <summary>What one layer's keys and values are stored as, in words.</summary>
+/// <summary>The formats of one layer's keys and values, as text.</summary>
 internal sealed record LayerReport(string Keys, string Values)
 {
     /// <summary>Describes a layer.</summary>
@@ -102,7 +102,7 @@ internal sealed record LayerReport(string Keys, string Values)
         OperandCandidate.Describe(options, keys: true, headDim), OperandCandidate.Describe(options, keys: false, headDim));
 }
 
-/// <summary>What a cache occupies, in bytes: reserved in all, the two parts of that, and what of it is in use.</summary>
+/// <summary>The memory of a cache, in bytes: reserved in total and in its two parts, and how much of it is in use.</summary>
 internal sealed record MemoryReport(
     int Tokens, long CacheBytes, long UsedBytes, long CompressedBytes, long WindowBytes, long DenseBytes, long DenseFp16Bytes, double RatioToFp16)
 {
@@ -120,8 +120,8 @@ internal sealed record MemoryReport(
         memory.Fp16Bytes,
         Math.Round(memory.RatioToFp16, 4));
 
-    /// <summary>The memory in words.</summary>
+    /// <summary>The memory as text.</summary>
     public override string ToString() => string.Create(
         CultureInfo.InvariantCulture,
-        $"{CacheBytes:N0} bytes reserved, {UsedBytes:N0} in use for {Tokens} tokens; reserved are {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
+        $"{CacheBytes:N0} bytes reserved ({UsedBytes:N0} in use) for {Tokens} tokens, {RatioToFp16:P1} of {DenseFp16Bytes:N0} in dense fp16");
 }

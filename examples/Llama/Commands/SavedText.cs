@@ -4,7 +4,7 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>A text whose cache is in a file.</summary>
+/// <summary>A text restored from a file with its cache.</summary>
 /// <param name="Text">The text.</param>
 /// <param name="Uncached">Ids at its end that the cache doesn't hold yet.</param>
 /// <param name="CachedTokens">Tokens that it holds.</param>
@@ -15,7 +15,7 @@ internal sealed record SavedText(string Text, IReadOnlyList<int> Uncached, int C
     private const string UncachedKey = "uncached";
 
     /// <summary>Restores an empty cache of one sequence.</summary>
-    /// <exception cref="MustafarCacheFileException">The file is of another model or other options, damaged, or of a chat.</exception>
+    /// <exception cref="MustafarCacheFileException">The file belongs to another model, has other options, is damaged, or holds a chat.</exception>
     public static SavedText Load(string path, ModelSession session, ModelCache cache)
     {
         Stopwatch watch = Stopwatch.StartNew();
@@ -41,11 +41,11 @@ internal sealed record SavedText(string Text, IReadOnlyList<int> Uncached, int C
     /// <param name="session">The model.</param>
     /// <param name="cache">The cache.</param>
     /// <param name="text">The text.</param>
-    /// <param name="latest">Its latest ids, those that are not cached among them.</param>
+    /// <param name="latest">Its latest ids, including those that are not cached.</param>
     /// <param name="tokens">How many tokens it has.</param>
     public static void Save(string path, ModelSession session, ModelCache cache, string text, IReadOnlyList<int> latest, int tokens)
     {
-        // Of a token that ended the text there is no trace in it.
+        // A token that ended the text is not part of it.
         IEnumerable<int> uncached = latest.TakeLast(tokens - cache.Length).Where(id => !session.StopTokens.Contains(id));
         cache.Save(path, session.Language.Fingerprint, new Dictionary<string, string>
         {

@@ -16,14 +16,14 @@ internal sealed class ScoreCommand : LlamaCommand
 
     private readonly Option<string?> _idsFile = new("--ids-file")
     {
-        Description = "Token ids to score as they are: numbers, separated by spaces, commas or lines; a JSON array will do.",
+        Description = "Token ids to score: numbers separated by spaces, commas or line breaks, or a JSON array.",
         HelpName = "FILE",
     };
 
     private readonly Option<int?> _prefill = CommandOption.Number<int>(
         "--prefill",
-        "Tokens that are taken at once before decoding starts. If not given, all with a dense cache, where it makes no "
-            + "difference, and 1 with a compressed one, so that every prediction reads the cache as it is at decode.",
+        "Tokens read at once before decoding starts. Default: all with a dense cache, where it makes no "
+            + "difference, and 1 with a compressed one, so that every prediction reads the cache as in decode.",
         "TOKENS");
 
     public ScoreCommand()

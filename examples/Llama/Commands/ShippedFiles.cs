@@ -1,6 +1,6 @@
 namespace Mustafar.Examples.Llama.Commands;
 
-/// <summary>Files that lie beside the program.</summary>
+/// <summary>Files that ship with the program.</summary>
 internal static class ShippedFiles
 {
     /// <summary>A small trained model.</summary>
@@ -33,14 +33,14 @@ internal static class ShippedFiles
         }
     }
 
-    /// <summary>Reads a text file of several documents, with a form feed on a line of its own between them, as one text.</summary>
+    /// <summary>Reads a text file of several documents, separated by lines with a form feed, as one text.</summary>
     /// <exception cref="CommandException">There is no such file.</exception>
     public static string ReadDocuments(string path) => ReadText(path).Replace("\n\f\n", "\n", StringComparison.Ordinal);
 
-    /// <summary>Makes something of a text; what it says of the text names the file.</summary>
+    /// <summary>Makes something from a text; an error about the text names the file.</summary>
     /// <param name="path">The file that the text came from.</param>
-    /// <param name="make">Makes it; an exception of a parameter <c>text</c> is of the text.</param>
-    /// <exception cref="CommandException">The text doesn't do.</exception>
+    /// <param name="make">Makes it; an exception for a parameter <c>text</c> is about the text.</param>
+    /// <exception cref="CommandException">The text is not usable.</exception>
     public static T OfText<T>(string path, Func<T> make)
     {
         try

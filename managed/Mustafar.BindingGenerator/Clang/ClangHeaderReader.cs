@@ -12,10 +12,10 @@ public sealed class ClangHeaderReader
 
     private ClangHeaderReader() => types = new ClangTypeParser(builder);
 
-    /// <summary>Reads a header and the headers beside it that it includes; system headers are left out.</summary>
+    /// <summary>Reads a header and the headers next to it that it includes; system headers are skipped.</summary>
     /// <param name="clang">The parser to use.</param>
     /// <param name="header">The header's path.</param>
-    /// <exception cref="UnsupportedDeclarationException">The header holds something that the bindings cannot express.</exception>
+    /// <exception cref="UnsupportedDeclarationException">The header has something that the bindings cannot express.</exception>
     /// <exception cref="BindingException">clang fails.</exception>
     public static HeaderModel Read(ClangTool clang, string header)
     {
@@ -55,7 +55,7 @@ public sealed class ClangHeaderReader
                 break;
             default:
                 throw new UnsupportedDeclarationException(
-                    NameOr(node, "an unnamed declaration"), $"declarations of clang's kind {node.Kind} are not supported");
+                    NameOr(node, "an unnamed declaration"), $"declarations of clang kind {node.Kind} are not supported");
         }
     }
 
@@ -78,7 +78,7 @@ public sealed class ClangHeaderReader
     {
         foreach (ClangNode child in node.Children)
         {
-            // The evaluated constant may stand below a cast.
+            // The evaluated constant may be below a cast.
             long? value = child.Kind == "ConstantExpr"
                 ? long.Parse(child.Text("value"), CultureInfo.InvariantCulture)
                 : ConstantValue(child);
@@ -103,7 +103,7 @@ public sealed class ClangHeaderReader
         {
             throw new UnsupportedDeclarationException(
                 $"{name} with the fields {string.Join(", ", node.Children.Select(field => field.Name))}",
-                "structs need a name of their own (typedef struct x { ... } x)");
+                "structs need a name (typedef struct x { ... } x)");
         }
 
         // Known before its fields are read: they may point to the struct itself.
@@ -140,7 +140,7 @@ public sealed class ClangHeaderReader
         return fields;
     }
 
-    // Packing and alignment would make the layout another one than C# gives the same fields.
+    // Packing and alignment would make the layout differ from the one that C# gives the same fields.
     private static void RefuseAttributes(ClangNode node, string declaration)
     {
         string? attribute = node.Children.Select(child => child.Kind)
@@ -162,10 +162,10 @@ public sealed class ClangHeaderReader
                 : $"a typedef may only name a struct or enum of the same name, not {node.TypeText}");
         }
 
-        // clang writes the same for an enum that has no tag.
+        // clang writes the same for an enum without a tag.
         if (!builder.Knows(node.Name))
         {
-            throw new UnsupportedDeclarationException(node.Name, "enums need a name of their own (typedef enum x { ... } x)");
+            throw new UnsupportedDeclarationException(node.Name, "enums need a name (typedef enum x { ... } x)");
         }
     }
 
@@ -182,7 +182,7 @@ public sealed class ClangHeaderReader
             throw new UnsupportedDeclarationException(name, "variable arguments are not supported");
         }
 
-        // The return type is what stands before the parameter list; one that is itself a function pointer encloses it.
+        // The return type is the part before the parameter list; one that is itself a function pointer encloses it.
         string type = node.TypeText;
         if (type.EndsWith("()", StringComparison.Ordinal))
         {

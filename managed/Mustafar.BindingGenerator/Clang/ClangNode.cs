@@ -21,7 +21,7 @@ internal readonly struct ClangNode(JsonElement json)
     public bool Flag(string property) => json.TryGetProperty(property, out JsonElement value) && value.GetBoolean();
 
     /// <summary>
-    /// The file of each declaration at the top of a translation unit. clang writes a file's name only where it differs
+    /// The file of each declaration at the top of a translation unit. clang only writes a file's name if it differs
     /// from the one written last, anywhere in the tree, so the whole tree is walked in order.
     /// </summary>
     public static IEnumerable<(string File, ClangNode Declaration)> TopLevel(JsonElement translationUnit)
@@ -46,7 +46,7 @@ internal readonly struct ClangNode(JsonElement json)
 
     private static string LastFile(JsonProperty property, string file)
     {
-        // The place of an #include is written in full and does not take part in the omission.
+        // The location of an #include is always complete and does not take part in the omission.
         if (property.NameEquals("includedFrom"))
         {
             return file;

@@ -16,7 +16,7 @@ internal sealed partial class ClangTypeParser(HeaderBuilder header)
         {
             throw new UnsupportedDeclarationException(declaration, text.Contains("(*")
                 ? $"function pointers are not supported (type {text})"
-                : $"unnamed types are not supported (type {text}); give the type a name of its own");
+                : $"unnamed types are not supported (type {text}); give the type a name");
         }
 
         if (text.Contains('['))

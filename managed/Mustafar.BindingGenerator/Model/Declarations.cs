@@ -1,9 +1,9 @@
 namespace Mustafar.BindingGenerator.Model;
 
-/// <summary>What a C header declares, in its order. It knows nothing of the parser that read it.</summary>
+/// <summary>What a C header declares, in its order. It does not depend on the parser that read it.</summary>
 /// <param name="Enums">Named enums.</param>
 /// <param name="Constants">Members of unnamed enums.</param>
-/// <param name="Structs">Structs, opaque ones included.</param>
+/// <param name="Structs">Structs, including opaque ones.</param>
 /// <param name="Functions">Exported functions.</param>
 public sealed record HeaderModel(
     IReadOnlyList<EnumDeclaration> Enums,
@@ -35,7 +35,7 @@ public sealed record FunctionParameter
     public FunctionParameter(string name, HeaderType type)
     {
         Name = name;
-        // A parameter's own const is no part of the function's type: callers cannot tell.
+        // A parameter's own const is not part of the function's type: callers cannot tell.
         Type = type with { IsConst = false };
     }
 

@@ -1,6 +1,6 @@
 namespace Mustafar.BindingGenerator.Model;
 
-/// <summary>Collects what a reader finds in a header, in its order, and refuses what the bindings cannot express.</summary>
+/// <summary>Collects what a reader finds in a header, in its order, and rejects what the bindings cannot express.</summary>
 public sealed class HeaderBuilder
 {
     private readonly List<EnumDeclaration> enums = [];
@@ -30,7 +30,7 @@ public sealed class HeaderBuilder
         }
     }
 
-    /// <summary>Makes a struct's name known; it is opaque until it is defined.</summary>
+    /// <summary>Registers a struct's name; it is opaque until it is defined.</summary>
     public void DeclareStruct(string name)
     {
         if (!structs.Exists(known => known.Name == name))
@@ -62,11 +62,11 @@ public sealed class HeaderBuilder
         }
     }
 
-    /// <summary>Whether the name is that of a known struct or enum, or of a scalar.</summary>
+    /// <summary>Whether the name is that of a registered struct or enum, or of a scalar.</summary>
     public bool Knows(string name) =>
         Scalar.Find(name) is not null || structs.Exists(known => known.Name == name) || enums.Exists(known => known.Name == name);
 
-    /// <summary>The type with this name: a scalar, or a struct or enum that is known by now.</summary>
+    /// <summary>The type with this name: a scalar, or a struct or enum registered so far.</summary>
     /// <param name="name">The name, without <c>struct</c> or <c>enum</c>.</param>
     /// <param name="isConst">Whether it is const.</param>
     /// <param name="text">The whole type, for the message of an exception.</param>

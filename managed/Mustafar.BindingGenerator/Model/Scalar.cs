@@ -4,7 +4,7 @@ namespace Mustafar.BindingGenerator.Model;
 
 /// <summary>
 /// A scalar type with the same size wherever the library runs, and its C# counterpart. <c>long</c>, <c>bool</c> and
-/// the like are left out on purpose: their size or their values depend on the compiler.
+/// the like are excluded on purpose: their size or their values depend on the compiler.
 /// </summary>
 public sealed record Scalar
 {

@@ -1,6 +1,6 @@
 namespace Mustafar.BindingGenerator.Model;
 
-/// <summary>Where C# puts the fields of a struct, and a C compiler if it is told nothing else.</summary>
+/// <summary>Where C# puts the fields of a struct, and a C compiler does by default.</summary>
 /// <param name="Offsets">Bytes at which the fields start.</param>
 /// <param name="Bytes">Size in bytes.</param>
 /// <param name="Alignment">Alignment in bytes.</param>

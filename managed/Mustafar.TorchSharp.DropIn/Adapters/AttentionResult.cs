@@ -3,8 +3,9 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>What the compressed cache gave for an <see cref="AttentionStep"/>.</summary>
-/// <remarks>It is used on the thread of the call, and until its end; <see cref="LengthOnly"/> in <see cref="OnUndo"/>, too.</remarks>
+/// <summary>The result of the compressed cache for an <see cref="AttentionStep"/>.</summary>
+/// <remarks>Use it on the thread of the call and until its end; <see cref="LengthOnly"/> may also be used in
+/// <see cref="OnUndo"/>.</remarks>
 public sealed class AttentionResult
 {
     private readonly MustafarConversation _conversation;
@@ -24,22 +25,22 @@ public sealed class AttentionResult
     /// <summary>The heads' outputs [batch, n, num_heads · head_dim], for the output projection; zero at padding.</summary>
     public Tensor Output { get; }
 
-    /// <summary>Number of tokens of the conversation now, padding included.</summary>
+    /// <summary>Number of tokens of the conversation now, including padding.</summary>
     public int Length { get; }
 
     /// <summary>
-    /// A tensor for the model's own cache, from which it reads the conversation's length: it has the shape asked for and the memory of
-    /// one element, NaN. The next one of the same layer and conversation replaces it; it is disposed with the conversation. Once the
+    /// A tensor for the model's own cache, from which it reads the conversation's length: it has the requested shape and the memory of
+    /// one element, NaN. The next one of the same layer and conversation replaces it; it is disposed with the conversation. If the
     /// model disposes it, as with its own cache, the conversation is released, at the latest when another begins or they are listed.
     /// </summary>
     /// <param name="shape">The shape that the model's own keys or values would have.</param>
     public Tensor LengthOnly(params long[] shape) => _layer.LengthOnly(shape, _dtype, _device);
 
     /// <summary>
-    /// Says how the model's own cache goes back to where it was before this step: the step is undone in all layers if one of the later
+    /// Registers how to restore the model's own cache to its state before this step: the step is undone in all layers if one of the later
     /// ones fails, or if the model begins it again.
     /// </summary>
-    /// <param name="restore">Is given the number of tokens that are left, padding included. It may use <see cref="LengthOnly"/>.</param>
+    /// <param name="restore">Receives the number of tokens that remain, including padding. It may use <see cref="LengthOnly"/>.</param>
     public void OnUndo(Action<int> restore)
     {
         ArgumentNullException.ThrowIfNull(restore);
@@ -47,7 +48,7 @@ public sealed class AttentionResult
     }
 
     /// <summary>
-    /// Releases the conversation once a dispose scope is disposed, such as one that the model's own cache keeps; at the latest when
+    /// Releases the conversation once a dispose scope is disposed, such as one in the model's own cache; at the latest when
     /// another conversation begins or they are listed.
     /// </summary>
     /// <param name="scope">The scope.</param>

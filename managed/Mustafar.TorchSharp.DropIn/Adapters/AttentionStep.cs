@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>New tokens of one conversation in one attention layer, as an <see cref="AttentionAdapter"/> reads them from a call.</summary>
-/// <remarks>It does not change; its tensors belong to the thread of the call.</remarks>
+/// <remarks>The object is immutable; its tensors belong to the thread of the call.</remarks>
 public sealed class AttentionStep
 {
     /// <summary>Queries [batch, num_heads, n, head_dim], positions encoded.</summary>
@@ -16,15 +16,15 @@ public sealed class AttentionStep
     public required Tensor Values { get; init; }
 
     /// <summary>
-    /// Number of tokens before the new ones, padding included. 0 starts the conversation anew; less than what is cached takes the
-    /// tokens from there on back.
+    /// Number of tokens before the new ones, including padding. 0 starts the conversation again; less than what is cached drops the
+    /// tokens from there on.
     /// </summary>
     public required int Start { get; init; }
 
     /// <summary>
-    /// What is added to the scores, [batch or 1, 1, n, Start + n] or [n, Start + n]: 0 where a query may look, −10⁴ or less where not.
+    /// Added to the scores, [batch or 1, 1, n, Start + n] or [n, Start + n]: 0 for tokens that a query sees, −10⁴ or less for others.
     /// It is causal; tokens that it hides before a conversation's first ones are padding, and stay hidden. Null for a single token. A
-    /// tensor that several layers of a step hand over is read once, so it is not written to between them.
+    /// tensor that several layers of a step pass is read once, so it must not be written to between them.
     /// </summary>
     public Tensor? Mask { get; init; }
 

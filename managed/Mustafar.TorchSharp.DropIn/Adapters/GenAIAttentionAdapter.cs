@@ -6,8 +6,8 @@ namespace Mustafar.DropIn;
 
 /// <summary>Reads <c>Attention</c> of Microsoft.ML.GenAI.Core, the attention of its LLaMA, Mistral and Phi-3 models.</summary>
 /// <remarks>
-/// <c>AttentionOutput forward(AttentionInput)</c>; the first versions have a <c>Phi3Attention</c> of the same members for Phi-3. The
-/// input's cache stands for the conversation; it is a dictionary from layer to keys and values, in which the model finds the length.
+/// <c>AttentionOutput forward(AttentionInput)</c>; the first versions have a <c>Phi3Attention</c> with the same members for Phi-3. The
+/// input's cache identifies the conversation; it is a dictionary from layers to keys and values, from which the model reads the length.
 /// The models keep the cache of the current call in a field.
 /// </remarks>
 internal sealed class GenAIAttentionAdapter : AttentionAdapter
@@ -31,7 +31,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
     public override bool TakesTurns(nn.Module candidate) =>
         !candidate.GetType().IsSealed && Reflected.ForwardParameters(candidate).Length == 1 && KeepsCache(candidate.GetType());
 
-    // The masks show the window and one token more.
+    // The masks show the window plus one token.
     public override int? SlidingWindowOf(nn.Module candidate)
     {
         Type type = candidate.GetType();
@@ -53,12 +53,12 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         object input = arguments[0]!;
         if (Reflected.Get(input, "OutputAttentions") is true)
         {
-            throw new NotSupportedException("Attention on a compressed cache has no attention weights to return (OutputAttentions).");
+            throw new NotSupportedException("Attention over a compressed cache can't return attention weights (OutputAttentions).");
         }
 
         if (attention.training && Reflected.Get(attention, "_attentionDropout") is double and not 0)
         {
-            throw new NotSupportedException("Attention on a compressed cache has no dropout; call eval() on the model.");
+            throw new NotSupportedException("Attention over a compressed cache has no dropout; call eval() on the model.");
         }
 
         IDictionary<int, (Tensor, Tensor)> past = PastOf(Reflected.Get<object>(input, "Cache"));
@@ -89,7 +89,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         Tensor hidden = Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "o_proj").forward(result.Output);
         if (past.TryGetValue(layer, out (Tensor Keys, Tensor Values) dense) && !AttentionResult.IsLengthOnly(dense.Keys))
         {
-            // Taken over at this step; the model's own update disposes what it replaces, too.
+            // Taken over in this step; the model's own update also disposes what it replaces.
             dense.Keys.Dispose();
             dense.Values.Dispose();
         }
@@ -120,7 +120,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
 
     private static IDictionary<int, (Tensor, Tensor)> PastOf(object conversation) =>
         conversation as IDictionary<int, (Tensor, Tensor)> ?? throw new NotSupportedException(
-            $"The cache {conversation.GetType()} is no dictionary from layer to keys and values, by which it would be read.");
+            $"The cache {conversation.GetType()} is not a dictionary from layers to keys and values, which is needed to read it.");
 
     private static int Start(IDictionary<int, (Tensor Keys, Tensor)> past, int layer)
     {
@@ -131,7 +131,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
 
         return !dense.Keys.IsInvalid
             ? checked((int)dense.Keys.size(-2))
-            : throw new InvalidOperationException("The conversation's compressed caches were released; begin it with a new cache.");
+            : throw new InvalidOperationException("The conversation's compressed caches were released; start it again with a new cache.");
     }
 
     private static (Tensor Query, Tensor Keys, Tensor Values) Project(nn.Module attention, Tensor hidden)
@@ -158,7 +158,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             projected.reshape(hidden.size(0), hidden.size(1), heads, headDim).transpose(1, 2);
     }
 
-    // Newer versions compute cosines and sines once for all layers and hand them over; older ones have a module in each layer.
+    // Newer versions compute cosines and sines once for all layers and pass them; older ones have a module in each layer.
     private static (Tensor Cos, Tensor Sin) Positions(nn.Module attention, object input, Tensor values, int start)
     {
         object? embeddings = Reflected.Get(input, "PositionalEmbeddings");

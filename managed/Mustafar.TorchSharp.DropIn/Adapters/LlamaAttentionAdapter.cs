@@ -5,8 +5,8 @@ namespace Mustafar.DropIn;
 
 /// <summary>Reads <c>LlamaAttention</c> of llm-sharp, and its fused variant.</summary>
 /// <remarks>
-/// <c>Tensor forward(Tensor x, Tensor? mask, IRotary? rotary, IKvCache? cache)</c>. Each layer has a cache of its own, which stands
-/// for the conversation and tells the model its size; keys and values in it are [batch, n, num_kv_heads, head_dim].
+/// <c>Tensor forward(Tensor x, Tensor? mask, IRotary? rotary, IKvCache? cache)</c>. Each layer has its own cache, which identifies
+/// the conversation and gives the model its size; keys and values in it are [batch, n, num_kv_heads, head_dim].
 /// </remarks>
 internal sealed class LlamaAttentionAdapter : AttentionAdapter
 {
@@ -33,7 +33,7 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
         object conversation = arguments[3]!;
         if (attention.training && Reflected.Get(Reflected.Get<object>(attention, "dropout"), "p") is double and not 0)
         {
-            throw new NotSupportedException("Attention on a compressed cache has no dropout; call eval() on the model.");
+            throw new NotSupportedException("Attention over a compressed cache has no dropout; call eval() on the model.");
         }
 
         Tensor x = (Tensor)arguments[0]!;
@@ -87,14 +87,14 @@ internal sealed class LlamaAttentionAdapter : AttentionAdapter
             if (!Reflected.TrySet(conversation, "k_cache", length) || !Reflected.TrySet(conversation, "v_cache", length)
                 || (SizeOf(conversation) != tokens && !Reflected.TrySet(conversation, "size", (long)tokens)))
             {
-                throw new NotSupportedException($"The cache {conversation.GetType()} has no k_cache, v_cache and size that could be set.");
+                throw new NotSupportedException($"The cache {conversation.GetType()} has no settable k_cache, v_cache and size.");
             }
         }
     }
 
     private static int Start(object conversation) =>
         Reflected.Get(conversation, "k_cache") is Tensor { IsInvalid: true }
-            ? throw new InvalidOperationException("The conversation's compressed caches were released; begin it with new ones.")
+            ? throw new InvalidOperationException("The conversation's compressed caches were released; start it again with new caches.")
             : SizeOf(conversation);
 
     private static int SizeOf(object conversation) => Reflected.GetCount(conversation, "size");

@@ -5,9 +5,9 @@ namespace Mustafar.DropIn;
 /// <summary>The sliding window of a model's configuration.</summary>
 internal static class ModelWindow
 {
-    /// <summary>Options with the window that a model's modules tell, if they tell one.</summary>
+    /// <summary>Options with the window that a model's modules have, if they have one.</summary>
     /// <exception cref="ArgumentException">The options have another window.</exception>
-    /// <exception cref="NotSupportedException">The modules tell several.</exception>
+    /// <exception cref="NotSupportedException">The modules have several.</exception>
     internal static MustafarOptions Taken(
         MustafarOptions options, IEnumerable<nn.Module> modules, IReadOnlyList<AttentionAdapter> adapters)
     {
@@ -18,11 +18,11 @@ internal static class ModelWindow
             [] => options,
             [int window] when options.SlidingWindow is null || options.SlidingWindow == window => options with { SlidingWindow = window },
             [int window] => throw new ArgumentException(
-                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, as many tokens as the model shows to each, or null to " +
-                $"have it taken from the model, but got {options.SlidingWindow}.",
+                $"Expected {nameof(MustafarOptions.SlidingWindow)} to be {window}, the number of tokens that each token sees in the model, or null to " +
+                $"take it from the model, but got {options.SlidingWindow}.",
                 nameof(options)),
             _ => throw new NotSupportedException(
-                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has one."),
+                $"The model's layers have different sliding windows ({string.Join(", ", windows)} tokens); a compressed cache has only one."),
         };
     }
 }

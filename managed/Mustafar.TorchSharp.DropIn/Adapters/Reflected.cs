@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Reads objects of classes that this library does not refer to, by the names of their members.</summary>
+/// <summary>Reads objects of classes that this library does not reference, by the names of their members.</summary>
 internal static class Reflected
 {
     private const BindingFlags Members = BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic;
@@ -13,7 +13,7 @@ internal static class Reflected
     private static readonly ConcurrentDictionary<(Type, int), ConstructorInfo> Constructors = new();
     private static readonly ConcurrentDictionary<Type, MethodInfo?> Forwards = new();
 
-    /// <summary>The value of a field or property, of whatever visibility; null if there is none of this name.</summary>
+    /// <summary>The value of a field or property of any visibility; null if there is none of this name.</summary>
     internal static object? Get(object target, string name) => Find(target.GetType(), name) switch
     {
         FieldInfo field => field.GetValue(target),
@@ -21,11 +21,11 @@ internal static class Reflected
         _ => null,
     };
 
-    /// <summary>The value of a field or property that must be there and be of the type.</summary>
+    /// <summary>The value of a required field or property of a given type.</summary>
     /// <exception cref="NotSupportedException">It is not there, or of another type.</exception>
     internal static T Get<T>(object target, string name) => Get(target, name) is T value
         ? value
-        : throw new NotSupportedException($"{target.GetType()} has no {name} of type {typeof(T)}, by which it would be read.");
+        : throw new NotSupportedException($"{target.GetType()} has no {name} of type {typeof(T)}, which is needed to read it.");
 
     /// <summary>A whole number held in an int or a long.</summary>
     /// <exception cref="NotSupportedException">There is none of this name.</exception>
@@ -33,7 +33,7 @@ internal static class Reflected
     {
         int number => number,
         long number => checked((int)number),
-        _ => throw new NotSupportedException($"{target.GetType()} has no number {name}, by which it would be read."),
+        _ => throw new NotSupportedException($"{target.GetType()} has no number {name}, which is needed to read it."),
     };
 
     /// <summary>Sets a field or property, of whatever visibility.</summary>
@@ -60,14 +60,14 @@ internal static class Reflected
         ConstructorInfo constructor = Constructors.GetOrAdd((type, arguments.Length), static key =>
             key.Item1.GetConstructors(Members).Where(one => one.GetParameters().Length == key.Item2).ToArray() is [ConstructorInfo only]
                 ? only
-                : throw new NotSupportedException($"{key.Item1} has no single constructor of {key.Item2} parameters, by which it would be made."));
+                : throw new NotSupportedException($"{key.Item1} has no single constructor of {key.Item2} parameters, which is needed to create it."));
         return constructor.Invoke(BindingFlags.DoNotWrapExceptions, binder: null, arguments, culture: null);
     }
 
     /// <summary>The forward that a module's class overrides.</summary>
     /// <exception cref="NotSupportedException">There is not exactly one.</exception>
     internal static MethodInfo ForwardOf(Type type) =>
-        Forward(type) ?? throw new NotSupportedException($"{type} has no single forward, by which it would be called.");
+        Forward(type) ?? throw new NotSupportedException($"{type} has no single forward, which is needed to call it.");
 
     /// <summary>Whether a type or a base has a field or property of this name.</summary>
     internal static bool Has(Type type, string name) => Find(type, name) is not null;

@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Rotary positions as models hand them to their attention.</summary>
+/// <summary>Rotary positions in the forms that models pass to their attention.</summary>
 internal static class Rotary
 {
     [ThreadStatic]
@@ -12,7 +12,7 @@ internal static class Rotary
     [ThreadStatic]
     private static (int Batch, int Tokens, bool OfEach, DeviceType, int) t_shape;
 
-    /// <summary>Turns channel i together with channel i + head_dim / 2, in place and computed in f32.</summary>
+    /// <summary>Rotates channel i together with channel i + head_dim / 2, in place and computed in f32.</summary>
     /// <param name="query">[batch, num_heads, n, head_dim].</param>
     /// <param name="keys">[batch, num_kv_heads, n, head_dim].</param>
     /// <param name="cos">Cosines [batch or 1, n, head_dim], whose halves are the same.</param>
@@ -28,7 +28,7 @@ internal static class Rotary
     private static Tensor Table(Tensor halves) =>
         halves.narrow(-1, 0, halves.size(-1) / 2).to(ScalarType.Float32).contiguous().reshape(-1, halves.size(-1) / 2);
 
-    // Which row of the tables each token reads, Int32 [batch, n]: the same in all layers, and in all steps of one token.
+    // The row of the tables for each token, Int32 [batch, n]: the same in all layers, and in all steps of one token.
     private static Tensor Rows(int batch, int tokens, bool ofEach, Device device)
     {
         if (t_rows is not null && t_shape == (batch, tokens, ofEach, device.type, device.index))
@@ -38,7 +38,7 @@ internal static class Rotary
 
         using IDisposable mode = inference_mode(false);
         using DisposeScope scope = NewDisposeScope();
-        // Counted on the device: an upload would wait for it.
+        // Computed on the device: an upload would wait for it.
         Tensor counted = ones(ofEach ? batch * tokens : tokens, dtype: ScalarType.Int32, device: device).cumsum(0, ScalarType.Int32).sub_(Scalars.One);
         t_rows?.Dispose();
         t_rows = (ofEach ? counted.reshape(batch, tokens) : counted.expand(batch, tokens).contiguous()).DetachFromDisposeScope();

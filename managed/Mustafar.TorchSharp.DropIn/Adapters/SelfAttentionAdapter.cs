@@ -51,7 +51,7 @@ internal sealed class SelfAttentionAdapter : AttentionAdapter
     public override object? Complete(nn.Module attention, IReadOnlyList<object?> arguments, AttentionResult result) =>
         Reflected.Get<nn.Module<Tensor, Tensor>>(attention, "wo").forward(result.Output).MoveToOuterDisposeScope();
 
-    // Tokens beyond its size are not stored: there the model's own attention fails.
+    // Tokens beyond its size are not stored: the model's own attention fails there.
     private static void Store(nn.Module attention, string cache, Tensor tokens, int start)
     {
         (long batch, long count) = (tokens.size(0), tokens.size(1));

@@ -3,13 +3,13 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// The caches of a conversation: one for all layers of the model, as long as they have keys of one shape and go through each step
+/// The caches of a conversation: one for all layers of the model, as long as they have keys of one shape and take part in each step
 /// together.
 /// </summary>
 /// <remarks>
-/// Models tell neither which layers there are in a step nor that one failed between two of them. So a step is open until its last layer
-/// has attended. What the next call shows decides over an open step: if a layer that has attended begins at the same token again, the step
-/// is undone; if it goes on after it, the model does without the other layers, which are parted from it then.
+/// Models report neither which layers take part in a step nor that one failed between two of them. So a step is open until its last layer
+/// has attended, and the next call decides about an open step. If a layer that has attended begins at the same token again, the step
+/// is undone. If it continues after it, the model skips the other layers, which are then split off.
 /// </remarks>
 internal sealed class ConversationCaches(LayerPartition partition, AttentionMask mask, MustafarOptions options)
 {
@@ -18,7 +18,7 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
     /// <summary>The groups of layers that share a cache.</summary>
     internal IReadOnlyList<LayerGroup> Groups => _groups;
 
-    /// <summary>What they occupy; safe from any thread.</summary>
+    /// <summary>Their memory. Any thread may read it.</summary>
     internal KeyValueCacheMemory Memory
     {
         get
@@ -41,8 +41,8 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
 
     /// <summary>Adds a layer's new tokens and attends from them.</summary>
     /// <param name="layer">The layer.</param>
-    /// <param name="part">How the model counts its tokens.</param>
-    /// <param name="known">What masks were read as in this step of the model.</param>
+    /// <param name="part">The model's count of its tokens.</param>
+    /// <param name="known">What has been read from masks in this step of the model.</param>
     /// <param name="step">The tokens.</param>
     /// <returns>Attention [batch, num_heads, n, head_dim]; zero at padding.</returns>
     internal Tensor Attend(AttentionLayer layer, ConversationLayer part, ConversationStep known, AttentionStep step)
@@ -81,7 +81,7 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
         }
     }
 
-    // Ends an open step that a call shows to be over; gives the layer's group then, null if it has no tokens.
+    // Ends an open step if a call shows that it is over; returns the layer's group then, null if it has no tokens.
     private LayerGroup? Leave(LayerGroup group, AttentionLayer layer, AttentionStep step)
     {
         if (group.HasAttended(layer) && step.Start <= group.Start)
@@ -111,7 +111,7 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
         return begun;
     }
 
-    // Brings the layer's group to the step's start.
+    // Moves the layer's group to the step's start.
     private LayerGroup Continue(LayerGroup? group, AttentionLayer layer, AttentionStep step)
     {
         if (group is null or { Length: 0 } && step.Past is (Tensor keys, Tensor values))
@@ -119,11 +119,11 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
             if (keys.isnan().all().item<bool>())
             {
                 throw new InvalidOperationException(
-                    $"The model's cache has NaN in place of {step.Start} tokens: it is a copy of a conversation whose tokens are held " +
-                    "compressed, which a copy does not have. Begin with a new cache and the whole prompt.");
+                    $"The model's cache has NaN in place of {step.Start} tokens: it is a copy of a conversation whose tokens are stored " +
+                    "compressed, which a copy does not include. Start with a new cache and the whole prompt.");
             }
 
-            // By itself: what the model cached of the other layers comes with their calls.
+            // This layer only: what the model cached of the other layers comes with their calls.
             LayerGroup taken = new([layer], step.Keys, options);
             Replace(group, taken);
             taken.TakeOver(keys, values);
@@ -133,14 +133,14 @@ internal sealed class ConversationCaches(LayerPartition partition, AttentionMask
         if (group is null || step.Start > group.Length)
         {
             throw new InvalidOperationException(
-                $"The call continues a conversation at token {step.Start}, of which {group?.Length ?? 0} tokens are cached: " +
+                $"The call continues a conversation at token {step.Start}, but {group?.Length ?? 0} tokens of it are cached: " +
                 "it began before attention was replaced, or its caches were released.");
         }
 
         if (step.Query.size(0) != group.BatchSize)
         {
             throw new ArgumentException(
-                $"Expected {group.BatchSize} sequences, as the conversation began with, but got {step.Query.size(0)}.");
+                $"Expected {group.BatchSize} sequences, as at the start of the conversation, but got {step.Query.size(0)}.");
         }
 
         if (step.Start < group.Length)

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>How the model counts one attention layer's tokens of one conversation, and what it holds in place of keys and values.</summary>
+/// <summary>The model's count of one attention layer's tokens of one conversation, and what replaces its keys and values.</summary>
 internal sealed class ConversationLayer : IDisposable
 {
     private static readonly Scalar NaN = double.NaN;
@@ -17,7 +17,7 @@ internal sealed class ConversationLayer : IDisposable
     /// <summary>Number of sequences; 0 before the first token.</summary>
     internal int BatchSize { get; private set; }
 
-    /// <summary>Tokens that the model counts, padding included.</summary>
+    /// <summary>Number of tokens that the model counts, including padding.</summary>
     internal int Length { get; private set; }
 
     /// <summary>Whether a tensor was made by <see cref="LengthOnly"/>, and so holds no keys or values.</summary>
@@ -26,7 +26,7 @@ internal sealed class ConversationLayer : IDisposable
     /// <summary>Whether the model disposed the tensor that <see cref="LengthOnly"/> made, as it disposes its own cache.</summary>
     internal bool IsAbandoned => _lengthOnly is { IsInvalid: true };
 
-    /// <summary>Notes that the layer has done a step.</summary>
+    /// <summary>Records that the layer has done a step.</summary>
     internal void Attended(int length, int batchSize)
     {
         (Length, BatchSize) = (length, batchSize);
@@ -36,7 +36,7 @@ internal sealed class ConversationLayer : IDisposable
     /// <summary>See <see cref="AttentionResult.OnUndo"/>.</summary>
     internal void OnUndo(Action<int> restore) => _undo.Add(restore);
 
-    /// <summary>Goes back to where it was before a step that is undone.</summary>
+    /// <summary>Returns to the state before a step that is undone.</summary>
     internal void Undo(int length)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -68,14 +68,14 @@ internal sealed class ConversationLayer : IDisposable
     {
         (Length, BatchSize) = (0, 0);
         _undo.Clear();
-        // Left in the model's own cache, it would be taken for keys and values; without its native tensor, it fails where it is used.
+        // In the model's own cache it would be taken for keys and values; without its native tensor, it fails where it is used.
         Retire(_lengthOnly);
         _lengthOnly = null;
         _element?.Dispose();
         _element = null;
     }
 
-    // Not freed before the next collection: another thread may be asking it for its shape.
+    // Freed at the next collection at the earliest: another thread may be reading its shape.
     private static void Retire(Tensor? tensor)
     {
         if (tensor is { IsInvalid: false })

@@ -2,7 +2,7 @@ using System.Runtime.CompilerServices;
 
 namespace Mustafar.DropIn;
 
-/// <summary>The conversations of a model, and which object stands for which. Safe from any thread.</summary>
+/// <summary>The conversations of a model, and the objects that identify them. Any thread may use it.</summary>
 internal sealed class ConversationList(MustafarAttachment attachment)
 {
     private readonly ConditionalWeakTable<object, MustafarConversation> _byObject = new();
@@ -38,15 +38,15 @@ internal sealed class ConversationList(MustafarAttachment attachment)
         }
     }
 
-    /// <summary>The conversation that an object stands for, whether it holds tokens or not; null if there is none.</summary>
+    /// <summary>The conversation that an object identifies, whether or not it holds tokens; null if there is none.</summary>
     internal MustafarConversation? Find(object key) => _byObject.TryGetValue(key, out MustafarConversation? found) ? found : null;
 
     /// <summary>The conversation of a layer's call.</summary>
-    /// <param name="key">The object that stands for it.</param>
+    /// <param name="key">The object that identifies it.</param>
     /// <param name="layer">The layer.</param>
     /// <param name="perLayer">See <see cref="AttentionAdapter.HasConversationPerLayer"/>.</param>
-    /// <param name="joined">Whether it is that of the thread's latest call, which the object was not known to belong to; that remains to
-    /// be confirmed by the tokens.</param>
+    /// <param name="joined">Whether it is that of the thread's latest call, which the object was not known to belong to; the tokens have
+    /// yet to confirm that.</param>
     internal MustafarConversation Of(object key, AttentionLayer layer, bool perLayer, out bool joined)
     {
         MustafarConversation? conversation;
@@ -80,7 +80,7 @@ internal sealed class ConversationList(MustafarAttachment attachment)
         }
     }
 
-    /// <summary>Frees the caches of all; no attention call is under way.</summary>
+    /// <summary>Frees the caches of all; no attention call may be in progress.</summary>
     internal void FreeAll()
     {
         lock (_all)
@@ -94,7 +94,7 @@ internal sealed class ConversationList(MustafarAttachment attachment)
         }
     }
 
-    // Of a step that was not through when its conversation was released, too: its other layers must not begin a new one.
+    // Including a step that was not finished when its conversation was released: its other layers must not begin a new one.
     private MustafarConversation? LatestWithout(AttentionLayer layer) =>
         Latest is MustafarConversation latest && latest.IsOf(attachment) && latest.Lacks(layer) && !latest.Step.Visited(layer) ? latest : null;
 

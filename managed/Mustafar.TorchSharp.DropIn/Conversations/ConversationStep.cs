@@ -2,11 +2,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>The step of a conversation that is under way: the layers that it went through, and the masks that they were given.</summary>
+/// <summary>The current step of a conversation: the layers that have been called, and the masks that they were given.</summary>
 /// <remarks>
-/// A step is over as soon as one of its layers is called again. A model hands the same mask to many layers, and reading one takes a
-/// synchronisation with the device; so what was read is remembered for the step. The next one reads its masks anew, for they may have
-/// been written to in place.
+/// A step is over as soon as one of its layers is called again. A model passes the same mask to many layers, and reading one needs a
+/// synchronisation with the device, so the result is kept for the step. The next step reads its masks again, since they may have
+/// been written in place.
 /// </remarks>
 internal sealed class ConversationStep
 {
@@ -16,7 +16,7 @@ internal sealed class ConversationStep
     private readonly List<Reading> _readings = [];
     private (int Start, long Batch, long Tokens) _tokens;
 
-    /// <summary>Notes a layer's call, which may be the first of a new step.</summary>
+    /// <summary>Records a layer's call, which may be the first of a new step.</summary>
     /// <param name="layer">The layer.</param>
     /// <param name="step">What it was called with.</param>
     internal void Visit(AttentionLayer layer, AttentionStep step)
@@ -37,12 +37,12 @@ internal sealed class ConversationStep
     /// <summary>Whether another layer's call has the tokens of this step.</summary>
     internal bool HasTokensOf(AttentionStep step) => _tokens == TokensOf(step);
 
-    /// <summary>What a mask was read as in this step; null if it was not.</summary>
+    /// <summary>What was read from a mask in this step; null if it was not read.</summary>
     internal int[]? Find(Tensor mask, int start, int[] before) => _readings.Find(reading =>
         reading.Mask.TryGetTarget(out Tensor? read) && ReferenceEquals(read, mask)
         && reading.Start == start && reading.Before.AsSpan().SequenceEqual(before))?.Padding;
 
-    /// <summary>Remembers what a mask was read as.</summary>
+    /// <summary>Keeps what was read from a mask.</summary>
     internal void Add(Tensor mask, int start, int[] before, int[] padding) =>
         _readings.Add(new Reading(new WeakReference<Tensor>(mask), start, before, padding));
 

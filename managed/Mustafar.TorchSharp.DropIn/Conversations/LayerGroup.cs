@@ -22,7 +22,7 @@ internal sealed class LayerGroup : IDisposable
     /// <param name="layers">The layers.</param>
     /// <param name="keys">Keys of one of them [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="options">How they are pruned and stored.</param>
-    /// <exception cref="NotSupportedException">A cache does not hold such keys.</exception>
+    /// <exception cref="NotSupportedException">A cache does not support such keys.</exception>
     internal LayerGroup(IReadOnlyList<AttentionLayer> layers, Tensor keys, MustafarOptions options)
         : this(layers, keys.size(0), Cache(layers.Count, keys, options))
     {
@@ -41,14 +41,14 @@ internal sealed class LayerGroup : IDisposable
         Padding = new int[batch];
     }
 
-    /// <summary>Takes its weight off the garbage collector.</summary>
+    /// <summary>Removes its weight from the garbage collector.</summary>
     ~LayerGroup() => Weigh(0);
 
     internal IReadOnlyCollection<AttentionLayer> Layers => _indices.Keys;
 
     internal int BatchSize => _sequences.Length;
 
-    /// <summary>Tokens of the steps that all layers have done, as the model counts them: with padding.</summary>
+    /// <summary>Number of tokens of the steps that all layers have done, as the model counts them, including padding.</summary>
     internal int Length { get; private set; }
 
     /// <summary>How many of each sequence's first tokens are padding, which is not cached.</summary>
@@ -57,10 +57,10 @@ internal sealed class LayerGroup : IDisposable
     /// <summary>The step that some of the layers have done; null between steps.</summary>
     internal CacheStep? Step { get; private set; }
 
-    /// <summary>Tokens before the step under way.</summary>
+    /// <summary>Number of tokens before the current step.</summary>
     internal int Start { get; private set; }
 
-    /// <summary>What the cache occupies; safe from any thread.</summary>
+    /// <summary>The memory of the cache. Any thread may read it.</summary>
     internal KeyValueCacheMemory Memory
     {
         get
@@ -74,20 +74,21 @@ internal sealed class LayerGroup : IDisposable
 
     internal bool Has(AttentionLayer layer) => _indices.ContainsKey(layer);
 
-    /// <summary>Whether a layer has attended in the step under way.</summary>
+    /// <summary>Whether a layer has attended in the current step.</summary>
     internal bool HasAttended(AttentionLayer layer) => _attended.ContainsKey(layer);
 
-    /// <summary>Whether the step under way is the one that a layer is called for.</summary>
+    /// <summary>Whether the current step is the one that a layer is called for.</summary>
     /// <param name="layer">The layer.</param>
-    /// <param name="step">What it is called with.</param>
-    /// <param name="padding">The padding that its mask tells.</param>
+    /// <param name="step">The step that it is called with.</param>
+    /// <param name="padding">The padding in its mask.</param>
     internal bool Awaits(AttentionLayer layer, AttentionStep step, ReadOnlySpan<int> padding) =>
         Step is not null && !HasAttended(layer) && step.Start == Start && step.Keys.size(2) == Step.Tokens && step.Keys.size(0) == BatchSize
         && (step.Start > 0 || KeyShape.Of(step.Keys) == new KeyShape(
             _cache.NumKvHeads, _cache.HeadDim, _cache.DType, _cache.Device.type, _cache.Device.index))
         && padding.SequenceEqual(_stepPadding);
 
-    /// <summary>Begins a step: what it needs of the cache is there for all layers, or nothing has changed.</summary>
+    /// <summary>Begins a step. Afterwards everything it needs from the cache is there for all layers; if that fails, nothing has
+    /// changed.</summary>
     /// <param name="start">Tokens before it.</param>
     /// <param name="tokens">Tokens of each sequence.</param>
     /// <param name="padding">How many of each sequence's tokens are padding: of the new ones if there are none before.</param>
@@ -102,14 +103,14 @@ internal sealed class LayerGroup : IDisposable
         }
     }
 
-    /// <summary>A layer's part of the step under way.</summary>
+    /// <summary>A layer's part of the current step.</summary>
     /// <returns>Attention [batch, num_heads, n, head_dim]; zero at padding.</returns>
     internal Tensor Attend(AttentionLayer layer, ConversationLayer part, AttentionStep step)
     {
         Tensor output;
         if (_turns is (Tensor left, Tensor back))
         {
-            // The cache has padding on the right: each sequence is turned left by its padding, the output back.
+            // The cache has padding on the right: each sequence is rotated left by its padding, and the output back.
             output = TokenTurn.Apply(Step!.Attend(_indices[layer], Turned(step.Query), Turned(step.Keys), Turned(step.Values), step.Scale), back);
 
             Tensor Turned(Tensor tensor) => TokenTurn.Apply(tensor, left);
@@ -131,7 +132,7 @@ internal sealed class LayerGroup : IDisposable
         return output;
     }
 
-    /// <summary>Undoes the step under way, in the model's own cache too.</summary>
+    /// <summary>Undoes the current step, in the model's own cache too.</summary>
     internal void Undo()
     {
         if (Step is not CacheStep step)
@@ -145,8 +146,10 @@ internal sealed class LayerGroup : IDisposable
         Array.ForEach(parts, part => part.Undo(Start));
     }
 
-    /// <summary>Ends a step that only some layers have done: they keep its tokens, and the others go on without, as two groups.</summary>
-    /// <returns>The group of those that have attended, in place of this one, and that of the others; null if those have no tokens.</returns>
+    /// <summary>Ends a step that only some layers have done: they keep its tokens, and the others continue without them, as two
+    /// groups.</summary>
+    /// <returns>The group of those that have attended, in place of this one, and that of the others; null if those have no
+    /// tokens.</returns>
     internal (LayerGroup Attended, LayerGroup? Others) Part()
     {
         CacheStep step = Step!;
@@ -174,14 +177,14 @@ internal sealed class LayerGroup : IDisposable
     {
         if (Array.Exists(Padding, count => count > 0))
         {
-            throw new NotSupportedException("Tokens cannot be taken back from a conversation with padding.");
+            throw new NotSupportedException("A conversation with padding cannot be rolled back.");
         }
 
         Array.ForEach(_sequences, sequence => _cache.Truncate(sequence, length));
         Length = length;
     }
 
-    /// <summary>Adds tokens to the only layer that the model cached by itself.</summary>
+    /// <summary>Adds tokens that the model cached by itself to the single layer.</summary>
     internal void TakeOver(Tensor keys, Tensor values)
     {
         _cache.Append(_sequences, keys, values);
@@ -242,8 +245,8 @@ internal sealed class LayerGroup : IDisposable
         _turns = null;
     }
 
-    // Tells the garbage collector how much memory there is to free here. A model's own cache is a small object to it, so that else
-    // conversations that nobody disposes, as pipelines leave them, would wait for some other need for a collection.
+    // Tells the garbage collector how much memory can be freed here. It sees a model's own cache as a small object, so that otherwise
+    // conversations that nobody disposes, as in pipelines, would wait for another reason to collect.
     private void Weigh(long bytes)
     {
         if (bytes > _weight)

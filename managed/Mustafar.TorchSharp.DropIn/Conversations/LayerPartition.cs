@@ -1,8 +1,8 @@
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// Which attention layers of a model are expected to go through their steps together: all, until a step shows that some do not. Safe
-/// from any thread.
+/// Which attention layers of a model are expected to take part in the same steps: all, until a step shows that some do not. Any
+/// thread may use it.
 /// </summary>
 internal sealed class LayerPartition
 {
@@ -10,10 +10,10 @@ internal sealed class LayerPartition
     private readonly List<Member> _members = [];
     private int _parts;
 
-    /// <summary>Adds a layer, in the order of the model's.</summary>
+    /// <summary>Adds a layer, in the model's order.</summary>
     internal void Add(AttentionLayer layer) => _members.Add(new Member(layer));
 
-    /// <summary>Notes what keys a layer has.</summary>
+    /// <summary>Records the keys of a layer.</summary>
     internal void Note(AttentionLayer layer, KeyShape shape)
     {
         lock (_lock)
@@ -22,7 +22,7 @@ internal sealed class LayerPartition
         }
     }
 
-    /// <summary>The layers that go with one of which the keys are known, itself among them: those of other shapes do not.</summary>
+    /// <summary>The layers that go together with one whose keys are known, including itself: those of other shapes do not.</summary>
     internal AttentionLayer[] With(AttentionLayer layer)
     {
         lock (_lock)
@@ -35,7 +35,7 @@ internal sealed class LayerPartition
         }
     }
 
-    /// <summary>Notes that some layers have done a step without the others.</summary>
+    /// <summary>Records that some layers have done a step without the others.</summary>
     internal void Separate(IReadOnlyCollection<AttentionLayer> layers)
     {
         lock (_lock)

@@ -5,8 +5,8 @@ namespace Mustafar.DropIn;
 
 /// <summary>One conversation of a model whose attention was replaced: the compressed caches of its layers.</summary>
 /// <remarks>
-/// It lives as long as the object that stands for it in the model, such as the model's own cache, or as this object is held, until it
-/// is released or the model disposes its own cache. All members are safe from any thread. The conversation itself runs on one thread at
+/// It lives as long as the object that identifies it in the model, such as the model's own cache, or as this object is held, until it
+/// is released or the model disposes its own cache. Any thread may use all members. The conversation itself runs on one thread at
 /// a time: a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public sealed class MustafarConversation
@@ -26,7 +26,7 @@ public sealed class MustafarConversation
         Caches = new ConversationCaches(attachment.Partition, attachment.Mask, attachment.Options);
     }
 
-    /// <summary>A name to tell conversations apart, free to choose; "conversation 1" and so on at first.</summary>
+    /// <summary>A name to distinguish conversations, which you may set; initially "conversation 1" and so on.</summary>
     /// <exception cref="ArgumentNullException">The value is null.</exception>
     public string Name
     {
@@ -34,7 +34,7 @@ public sealed class MustafarConversation
         set => Volatile.Write(ref _name, value ?? throw new ArgumentNullException(nameof(value)));
     }
 
-    /// <summary>Tokens of each sequence that all layers hold, padding included; 0 once it is released.</summary>
+    /// <summary>Number of tokens of each sequence that all layers hold, including padding; 0 once it is released.</summary>
     public int Length
     {
         get
@@ -58,26 +58,26 @@ public sealed class MustafarConversation
         }
     }
 
-    /// <summary>What the compressed caches of all layers occupy, in bytes.</summary>
+    /// <summary>The memory of the compressed caches of all layers, in bytes.</summary>
     public KeyValueCacheMemory Memory => Caches.Memory;
 
     /// <summary>Whether the caches were freed.</summary>
     public bool IsReleased => _released;
 
-    /// <summary>The step under way.</summary>
+    /// <summary>The current step.</summary>
     internal ConversationStep Step { get; } = new();
 
     /// <summary>The compressed keys and values.</summary>
     internal ConversationCaches Caches { get; }
 
-    /// <summary>Frees the compressed caches. The conversation cannot be continued, only begun anew, as another one.</summary>
-    /// <remarks>Waits for the attention calls that are under way; a generation that goes on afterwards gets an
+    /// <summary>Frees the compressed caches. The conversation cannot be continued, only started again, as another one.</summary>
+    /// <remarks>Waits for attention calls in progress; a generation that continues afterwards gets an
     /// <see cref="InvalidOperationException"/>.</remarks>
     /// <returns>Whether there were any to free.</returns>
     /// <exception cref="InvalidOperationException">Called by an <see cref="AttentionAdapter"/> during an attention call.</exception>
     public bool Release() => _attachment.Free(this);
 
-    /// <summary>Whether the model disposed its own cache, without which the conversation cannot go on.</summary>
+    /// <summary>Whether the model disposed its own cache, without which the conversation cannot continue.</summary>
     internal bool IsAbandoned
     {
         get
@@ -95,12 +95,12 @@ public sealed class MustafarConversation
         if (_scope is null || !_scope.TryGetTarget(out DisposeScope? known) || known != scope)
         {
             _scope = new WeakReference<DisposeScope>(scope);
-            // Its end is the scope's. It is not touched here again, for a scope belongs to the thread that uses it.
+            // The scope ends it. It is not used here again, since a scope belongs to the thread that uses it.
             _inScope = empty(0).MoveToOtherDisposeScope(scope);
         }
     }
 
-    /// <summary>Frees the caches once the model has disposed its own, unless a thread is in a call all the same.</summary>
+    /// <summary>Frees the caches once the model has disposed its own, unless a thread is still in a call.</summary>
     internal void FreeIfIdle()
     {
         if (TryEnter())
@@ -153,7 +153,7 @@ public sealed class MustafarConversation
 
     private bool TryEnter() => Interlocked.Exchange(ref _busy, 1) == 0;
 
-    /// <summary>Frees the caches; no attention call is under way.</summary>
+    /// <summary>Frees the caches; no attention call may be in progress.</summary>
     internal void Free()
     {
         lock (_layers)

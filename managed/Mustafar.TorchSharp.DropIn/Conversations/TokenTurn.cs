@@ -3,10 +3,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Turns each sequence of [batch, heads, n, head_dim] left by a number of tokens of its own.</summary>
+/// <summary>Rotates each sequence of [batch, heads, n, head_dim] left by its own number of tokens.</summary>
 internal static class TokenTurn
 {
-    /// <summary>What <see cref="Apply"/> needs to turn sequence b by counts[b] tokens, Int64 [batch, 1, n, 1]; not in any scope.</summary>
+    /// <summary>What <see cref="Apply"/> needs to rotate sequence b by counts[b] tokens, Int64 [batch, 1, n, 1]; not in any
+    /// scope.</summary>
     internal static Tensor By(int[] counts, int tokens, Device device)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -19,6 +20,6 @@ internal static class TokenTurn
         return tensor(source, device: device).reshape(counts.Length, 1, tokens, 1).DetachFromDisposeScope();
     }
 
-    /// <summary>The turned tensor.</summary>
+    /// <summary>The rotated tensor.</summary>
     internal static Tensor Apply(Tensor tensor, Tensor turn) => tensor.gather(2, turn.expand(tensor.Sizes()));
 }

@@ -3,16 +3,16 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>What stands behind one replaced attention module: it answers the calls of forward.</summary>
+/// <summary>The implementation of one replaced attention module: it handles the calls of forward.</summary>
 internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapter, MustafarAttachment attachment)
     : ModuleReplacement(original)
 {
-    /// <summary>The projections of queries, keys and values as one product; null if they are not taken so.</summary>
+    /// <summary>The projections of queries, keys and values as one product; null if they are separate.</summary>
     internal JointLinear? Projections { get; set; }
 
     internal override object? Forward(IReplacedModule module, object?[] arguments)
     {
-        // Also where the class's own forward runs: what is exchanged, weights among it, waits for it.
+        // Also when the class's own forward runs: exchanging modules or weights waits for it.
         if (!attachment.TryEnter())
         {
             return module.CallOriginal(arguments);
@@ -41,7 +41,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
             using IDisposable noGrad = no_grad();
             using DisposeScope scope = NewDisposeScope();
             AttentionResult result;
-            // What a prompt was projected to is freed before its output is.
+            // The projections of a prompt are freed before its output is made.
             using (DisposeScope reading = NewDisposeScope())
             {
                 AttentionStep step = adapter.Read(attention, arguments);
@@ -60,7 +60,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
         }
         catch
         {
-            // All layers or none. A step that this call is not part of may be one that the model is through with.
+            // All layers or none. A step that this call is not part of may be one that the model has finished.
             if (conversation.Caches.OpenStep(this) != earlier)
             {
                 conversation.Caches.Undo(this);
@@ -78,7 +78,7 @@ internal sealed class AttentionLayer(nn.Module original, AttentionAdapter adapte
     {
         if (whole.IsReleased)
         {
-            throw new InvalidOperationException("The conversation was released in the middle of this step; begin it anew.");
+            throw new InvalidOperationException("The conversation was released in the middle of this step; start it again.");
         }
 
         whole.Step.Visit(this, step);

@@ -1,9 +1,9 @@
 namespace Mustafar.DropIn;
 
-/// <summary>What every emitted subclass of a module's class implements.</summary>
+/// <summary>Implemented by every emitted subclass of a module's class.</summary>
 internal interface IReplacedModule
 {
-    /// <summary>Where its calls go.</summary>
+    /// <summary>The target of its calls.</summary>
     ModuleReplacement Replacement { get; set; }
 
     /// <summary>Runs the forward of the class that it derives from.</summary>

@@ -5,12 +5,12 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// Linear layers over one input whose weights lie one behind the other in one tensor, of which they are views, so that one product gives
+/// Linear layers over one input whose weights are views of one tensor and adjacent in memory, so that one product computes
 /// all their outputs.
 /// </summary>
 /// <remarks>
-/// The weights stay the same <see cref="Tensor"/> objects: loading into them in place reaches the product. A conversion or a
-/// quantisation gives a layer another weight; then there is no joint product any more.
+/// The weights stay the same <see cref="Tensor"/> objects: loading into them in place affects the product. A conversion or a
+/// quantisation replaces a layer's weight, which ends the joint product.
 /// </remarks>
 internal sealed class JointLinear : IDisposable
 {
@@ -28,7 +28,8 @@ internal sealed class JointLinear : IDisposable
     }
 
     /// <summary>Puts the weights of layers that run in the data type of their weights into one tensor.</summary>
-    /// <returns>Null if the layers are others, have weights of different types, devices or input sizes, or only some have a bias.</returns>
+    /// <returns>Null if the layers are of another kind, have weights of different types, devices or input sizes, or only some have a
+    /// bias.</returns>
     internal static JointLinear? TryMake(params nn.Module?[] layers)
     {
         nn.Module[] all = [.. layers.OfType<nn.Module>().Where(layer => layer is IReplacedModule { Replacement: LinearLayer })];
@@ -44,12 +45,12 @@ internal sealed class JointLinear : IDisposable
         return fit && (biases == 0 || biases == all.Length) ? new JointLinear(all) : null;
     }
 
-    /// <summary>The outputs of all layers [.., sum of their sizes], one behind the other; null if a layer has another weight now.</summary>
+    /// <summary>The concatenated outputs of all layers [.., sum of their sizes]; null if a layer has another weight now.</summary>
     internal Tensor? Project(Tensor input) => Lies(Weights(_layers), _weight) && Lies(Biases(_layers), _bias)
         ? nn.functional.linear(input.to(_weight.dtype), _weight, _bias).to(input.dtype)
         : null;
 
-    /// <summary>Gives the weights memory of their own again.</summary>
+    /// <summary>Gives each weight separate memory again.</summary>
     public void Dispose()
     {
         using IDisposable noGrad = no_grad();
@@ -88,7 +89,7 @@ internal sealed class JointLinear : IDisposable
         }
     }
 
-    // The memory that it had is not freed before the next collection: a thread that runs the model's own attention may be reading it.
+    // Its former memory is freed at the next collection at the earliest: a thread that runs the model's own attention may be reading it.
     private static void SetMemory(Tensor part, Tensor memory)
     {
         part.alias().DetachFromDisposeScope();

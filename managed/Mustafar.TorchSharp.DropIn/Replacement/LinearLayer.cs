@@ -5,8 +5,8 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// What stands behind a linear layer of Microsoft.ML.GenAI (<c>GenAILinear</c>, <c>QuantizedLinear</c>), which converts its weights to
-/// Float32 at every call: it multiplies in the data type of the weights.
+/// The implementation of a linear layer of Microsoft.ML.GenAI (<c>GenAILinear</c>, <c>QuantizedLinear</c>), which converts its weights to
+/// Float32 at every call: this one multiplies in the data type of the weights.
 /// </summary>
 internal sealed class LinearLayer(nn.Module original, MustafarAttachment attachment) : ModuleReplacement(original)
 {
@@ -22,7 +22,7 @@ internal sealed class LinearLayer(nn.Module original, MustafarAttachment attachm
             && input.ParameterType == typeof(Tensor);
     }
 
-    /// <summary>The weight [outputs, inputs]; null if it is quantised, for then the layer has other buffers in its place.</summary>
+    /// <summary>The weight [outputs, inputs]; null if it is quantised, since the layer has other buffers in its place then.</summary>
     internal static Tensor? WeightOf(nn.Module linear) =>
         Reflected.Get(linear, "weight") is Tensor { IsInvalid: false } weight && weight.is_floating_point() ? weight : null;
 

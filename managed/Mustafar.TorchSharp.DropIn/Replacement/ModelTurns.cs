@@ -3,8 +3,8 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// What stands behind a module that keeps the cache of the current call in a field: its calls wait for one another, for a second
-/// thread would exchange the cache in the middle of the first one's call.
+/// The implementation of a module that keeps the cache of the current call in a field: its calls run one after another, since a second
+/// thread would replace the cache in the middle of the first one's call.
 /// </summary>
 internal sealed class ModelTurns(nn.Module original) : ModuleReplacement(original)
 {

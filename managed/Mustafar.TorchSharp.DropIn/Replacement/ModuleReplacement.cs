@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>What stands behind one replaced module: it answers the calls of its forward.</summary>
+/// <summary>The implementation of one replaced module: it handles the calls of its forward.</summary>
 internal abstract class ModuleReplacement(nn.Module original)
 {
     /// <summary>The module that was replaced.</summary>
@@ -16,7 +16,7 @@ internal abstract class ModuleReplacement(nn.Module original)
         return original;
     }
 
-    /// <summary>Takes over the fields that a conversion replaced.</summary>
+    /// <summary>Copies the fields that a conversion replaced.</summary>
     internal static void AfterConversion(IReplacedModule module)
     {
         nn.Module original = module.Replacement.Original;

@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Finds modules in a model, and exchanges them wherever the model holds them.</summary>
+/// <summary>Finds modules in a model, and replaces them wherever the model holds them.</summary>
 internal static class ModuleTree
 {
     /// <summary>The model and all registered modules below it, each once.</summary>
@@ -29,12 +29,12 @@ internal static class ModuleTree
     }
 
     /// <summary>
-    /// Puts <c>exchange[m]</c> in the place of every module m: among registered children (names and order stay), in fields of any
-    /// visibility, and in the lists, arrays and dictionaries that fields hold.
+    /// Puts <c>exchange[m]</c> in the place of every module m: among registered children (keeping names and order), in fields of any
+    /// visibility, and in the lists, arrays and dictionaries in fields.
     /// </summary>
     internal static void Exchange(nn.Module root, IReadOnlyDictionary<nn.Module, nn.Module> exchange)
     {
-        // The tree is walked before it changes. What is exchanged itself may hold others, in fields of the object that takes its place.
+        // The tree is walked before it changes. A replaced module may hold others, in fields of the object that replaces it.
         foreach (nn.Module holder in All(root))
         {
             ExchangeIn(holder, exchange);
@@ -74,7 +74,7 @@ internal static class ModuleTree
         }
     }
 
-    // In its place: taken out and registered again, it would be missing for a moment for a thread that goes through the children.
+    // In place: removed and registered again, it would be missing for a moment for a thread that walks the children.
     private static void ExchangeChildren(nn.Module holder, IReadOnlyDictionary<nn.Module, nn.Module> exchange)
     {
         OrderedDict<string, nn.Module> children = Reflected.Get<OrderedDict<string, nn.Module>>(holder, "_internal_submodules");
@@ -120,7 +120,7 @@ internal static class ModuleTree
         }
     }
 
-    // Spares the elements of large arrays of numbers being boxed.
+    // Avoids boxing the elements of large arrays of numbers.
     private static bool MayHoldModules(object collection)
     {
         Type type = collection.GetType();

@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>The modules of a model that stand in for its own, and how its own come back.</summary>
+/// <summary>The replaced modules of a model, and how to restore its own.</summary>
 internal sealed class ReplacedModules
 {
     private static readonly string[] Projections = ["q_proj", "k_proj", "v_proj"];
@@ -11,13 +11,13 @@ internal sealed class ReplacedModules
     private readonly nn.Module _model;
     private readonly Dictionary<nn.Module, nn.Module> _originals = new(ReferenceEqualityComparer.Instance); // by what replaces them
 
-    /// <summary>Exchanges modules of a model.</summary>
+    /// <summary>Replaces modules of a model.</summary>
     /// <param name="model">The model.</param>
     /// <param name="modules">All of its modules.</param>
-    /// <param name="replacementOf">What is to stand behind a module; null if it stays.</param>
-    /// <exception cref="ArgumentException">The model itself would have to be exchanged.</exception>
-    /// <exception cref="InvalidOperationException">The model's attention is replaced already.</exception>
-    /// <exception cref="NotSupportedException">No module is attention, or a class to replace is sealed. The model is as it was.</exception>
+    /// <param name="replacementOf">The implementation that replaces a module; null if it stays.</param>
+    /// <exception cref="ArgumentException">The model itself would have to be replaced.</exception>
+    /// <exception cref="InvalidOperationException">The model's attention is already replaced.</exception>
+    /// <exception cref="NotSupportedException">No module is attention, or a class to replace is sealed. The model is unchanged.</exception>
     [RequiresDynamicCode("Emits a subclass of the model's attention class.")]
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     internal ReplacedModules(nn.Module model, IReadOnlyList<nn.Module> modules, Func<nn.Module, ModuleReplacement?> replacementOf)
@@ -28,7 +28,7 @@ internal sealed class ReplacedModules
         {
             if (module is IReplacedModule)
             {
-                throw new InvalidOperationException("The model's attention is replaced already; dispose what replaced it first.");
+                throw new InvalidOperationException("The model's attention is already replaced; dispose that attachment first.");
             }
 
             ModuleReplacement? replacement = replacementOf(module);
@@ -40,7 +40,7 @@ internal sealed class ReplacedModules
             if (ReferenceEquals(module, model))
             {
                 throw new ArgumentException(
-                    $"{module.GetType()} is an attention module itself, which nothing holds where it could be replaced; give the model.",
+                    $"{module.GetType()} is itself an attention module, with no parent in which it could be replaced; pass the whole model.",
                     nameof(model));
             }
 
@@ -52,7 +52,7 @@ internal sealed class ReplacedModules
         if (!Of<AttentionLayer>().Any())
         {
             throw new NotSupportedException(
-                $"No registered module of {model.GetType()} is attention that an adapter reads; give an {nameof(AttentionAdapter)} for its class.");
+                $"No registered module of {model.GetType()} is attention that an adapter can read; pass an {nameof(AttentionAdapter)} for its class.");
         }
 
         try
@@ -68,25 +68,25 @@ internal sealed class ReplacedModules
         }
     }
 
-    /// <summary>The replacements of a kind, in the model's order.</summary>
+    /// <summary>The replacements of one kind, in the model's order.</summary>
     internal IEnumerable<T> Of<T>()
         where T : ModuleReplacement => _originals.Keys.Select(module => ((IReplacedModule)module).Replacement).OfType<T>();
 
-    /// <summary>Puts the model's own modules back, the same objects in the same places.</summary>
+    /// <summary>Restores the model's own modules, the same objects in the same places.</summary>
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     internal void PutBack()
     {
         SeparateProjections();
         foreach ((nn.Module replacement, nn.Module original) in _originals)
         {
-            // What was assigned to the module's fields in the meantime stays.
+            // What was assigned to the module's fields in the meantime is kept.
             FieldCopy.Copy(original.GetType(), replacement, original);
         }
 
         ModuleTree.Exchange(_model, _originals);
     }
 
-    // Where linear layers run in the data type of their weights; with the others' conversions the product would be another.
+    // If linear layers run in the data type of their weights; with the others' conversions the product would differ.
     private void JoinProjections()
     {
         foreach (nn.Module module in _originals.Keys)

@@ -6,11 +6,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar.DropIn;
 
-/// <summary>Emits, for a module's class, the subclass whose objects stand in for its own.</summary>
+/// <summary>Emits, for a module's class, the subclass whose objects replace its own.</summary>
 /// <remarks>
-/// Models call their modules through fields of the module's own type, often internal, and hooks do not run on <c>forward</c>. So a
-/// replacement must be of that type and override <c>forward</c>. It is made without running a constructor and shares every field's value
-/// with the object that it replaces, the handle of the native module among them.
+/// Models call their modules through fields of the module's own type, which is often internal, and hooks do not run on <c>forward</c>. So a
+/// replacement must be of that type and override <c>forward</c>. It is created without running a constructor and shares every field's value
+/// with the object that it replaces, including the handle of the native module.
 /// </remarks>
 [RequiresDynamicCode("Emits a subclass of the module's class.")]
 [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
@@ -18,19 +18,20 @@ internal static class ReplacementType
 {
     private static readonly ConditionalWeakTable<Type, Type> Emitted = new();
 
-    /// <summary>Refuses a runtime that emits no code; asked first, for it may have trimmed what adapters look for.</summary>
+    /// <summary>Checks that the runtime can emit code. Called first, since such a runtime may also have trimmed what adapters look
+    /// for.</summary>
     /// <exception cref="NotSupportedException">The runtime emits no code.</exception>
     internal static void ThrowIfRuntimeEmitsNoCode()
     {
         if (!RuntimeFeature.IsDynamicCodeSupported)
         {
             throw new NotSupportedException(
-                "Replacing attention in place emits a class at run time, which this runtime does not do (NativeAOT); " +
+                "Replacing attention generates a class at run time, which this runtime does not support (NativeAOT); " +
                 $"call {nameof(MustafarCache)} from the model's own attention instead.");
         }
     }
 
-    /// <summary>Makes an object that can take the place of the original.</summary>
+    /// <summary>Makes an object that can replace the original.</summary>
     /// <exception cref="NotSupportedException">No subclass can be made of its class.</exception>
     [SuppressMessage("Usage", "CA1816", Justification = "The native module belongs to the original, whose finaliser frees it.")]
     internal static nn.Module Replace(ModuleReplacement replacement)
@@ -58,11 +59,11 @@ internal static class ReplacementType
         }
     }
 
-    /// <summary>Why no subclass can take the place of a module's class; null if one can.</summary>
+    /// <summary>Why no subclass can replace a module's class; null if one can.</summary>
     internal static string? WhyNot(Type type) =>
-        type.IsSealed ? $"{type} is sealed: no subclass can take its place."
-        : ForwardsOf(type) is not [MethodInfo forward] ? $"{type} has {ForwardsOf(type).Length} overrides of a module's forward; expected one."
-        : forward.IsFinal ? $"{type}.forward is sealed: no subclass can take its place."
+        type.IsSealed ? $"{type} is sealed, so no subclass can replace it."
+        : ForwardsOf(type) is not [MethodInfo forward] ? $"{type} has {ForwardsOf(type).Length} overrides of forward; expected one."
+        : forward.IsFinal ? $"{type}.forward is sealed, so no subclass can override it."
         : null;
 
     private static MethodInfo ForwardOf(Type type) =>

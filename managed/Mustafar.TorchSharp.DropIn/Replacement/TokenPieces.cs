@@ -6,12 +6,12 @@ using static TorchSharp.torch;
 namespace Mustafar.DropIn;
 
 /// <summary>
-/// What stands behind a module that computes each token by itself, and whose temporaries of a long prompt are many times its output: it
-/// runs over some tokens at a time. Of Microsoft.ML.GenAI these are the feed-forward modules and the norms, which compute in f32.
+/// The implementation of a module that computes each token independently and whose temporaries for a long prompt are many times its output:
+/// it runs over some tokens at a time. In Microsoft.ML.GenAI these are the feed-forward modules and the norms, which compute in f32.
 /// </summary>
 internal sealed class TokenPieces(nn.Module original) : ModuleReplacement(original)
 {
-    // Each class, and the member by which it is known.
+    // Each class, with the member that identifies it.
     private static readonly Dictionary<string, string> Members = new()
     {
         ["LlamaMLP"] = "down_proj",
@@ -19,10 +19,10 @@ internal sealed class TokenPieces(nn.Module original) : ModuleReplacement(origin
         ["RMSNorm"] = "weight",
     };
 
-    /// <summary>Tokens at a time, of all sequences: enough for products to be as fast as for more.</summary>
+    /// <summary>Number of tokens at a time, over all sequences: enough for products to be as fast as with more.</summary>
     internal int Most { get; set; } = 2048;
 
-    /// <summary>Whether a module is such a one, by the names of its class and members, of which a class can be derived.</summary>
+    /// <summary>Whether a module is such a one, by the names of its class and members, and its class can be derived from.</summary>
     [RequiresDynamicCode("Asks whether a subclass can be emitted.")]
     [RequiresUnreferencedCode("Reads the model's fields by reflection.")]
     internal static bool Matches(nn.Module candidate)

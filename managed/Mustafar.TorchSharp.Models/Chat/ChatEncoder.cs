@@ -5,20 +5,20 @@ using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>Chats as ids: what the template writes, in which no message can forge a mark.</summary>
+/// <summary>Encodes chats as ids: the template's output, in which no message can forge a marker of turns.</summary>
 /// <remarks>
-/// The texts of special tokens, and of those that the template sets around turns, are text in a message: they don't become tokens. So a
-/// user can't end a turn and begin another. Other added tokens count, such as those of calls of tools, and in what the assistant said those
+/// Inside a message, special tokens and those that the template puts around turns are plain text: they don't become tokens. So a user can't
+/// end a turn and begin another. Other added tokens keep their meaning, such as those of tool calls; in the assistant's turns, so do those
 /// that it generated itself.
 /// </remarks>
 internal sealed class ChatEncoder
 {
-    // For private use. One that no message has is put into texts of tokens before the template sees them, behind the first letter. What the
-    // template writes is cut there, and no token goes across a cut, however the template takes a message apart.
+    // A private-use character that occurs in no message is inserted into the texts of tokens, after the first letter, before the template
+    // sees them. The template's output is cut there, and no token spans a cut, however the template takes a message apart.
     private const char FirstMark = '\uE000';
     private const char LastMark = '\uF8FF';
 
-    // Not in any template.
+    // Occurs in no template.
     private const string Sample = "Zq7";
 
     private readonly TextTokenizer _tokenizer;
@@ -26,7 +26,7 @@ internal sealed class ChatEncoder
     private readonly Regex? _tokensOfTurns;
     private readonly Regex? _specialTokens;
 
-    /// <summary>Takes a template for a tokenizer.</summary>
+    /// <summary>Combines a template with a tokenizer.</summary>
     /// <exception cref="UnsupportedModelException">The template can't be rendered, or the tokenizer lacks a token of it.</exception>
     public ChatEncoder(TextTokenizer tokenizer, ChatTemplate template)
     {
@@ -51,13 +51,14 @@ internal sealed class ChatEncoder
         EndOfReply = FindEndOfReply([user, assistant]);
     }
 
-    /// <summary>The token that the template writes behind a reply, or null if there is none.</summary>
+    /// <summary>The token that the template writes after a reply, or null if there is none.</summary>
     public int? EndOfReply { get; }
 
     /// <summary>The ids of a chat and of the beginning of the model's reply.</summary>
     /// <param name="turns">The chat.</param>
-    /// <param name="variables">Further variables for the template. They are not of users: texts of tokens in them become tokens.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
+    /// <param name="variables">Further variables for the template. They don't come from users: texts of tokens in them become
+    /// tokens.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <exception cref="ArgumentException">The template refuses the turns or a variable.</exception>
     /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
     public List<int> Encode(
@@ -85,7 +86,7 @@ internal sealed class ChatEncoder
         }
 
         throw new ArgumentException(
-            "Expected messages that leave a character for private use (U+E000 to U+F8FF) free, but they have all of them.", nameof(turns));
+            "Expected messages that leave a private-use character (U+E000 to U+F8FF) unused, but they use all of them.", nameof(turns));
     }
 
     private HashSet<int> TokensIn(string chats)
@@ -96,18 +97,18 @@ internal sealed class ChatEncoder
         }
         catch (ArgumentException exception)
         {
-            // A token of the tokenizer that the model doesn't have.
+            // A token of the tokenizer that the model lacks.
             string message = exception.Message.Split(" (Parameter ")[0];
             throw new UnsupportedModelException(
                 $"the chat template does not fit the model. {message} {ChatTemplateFiles.HowToChoose}", _template.Origin, exception);
         }
     }
 
-    // White space is no mark of a turn, and a single letter can't be cut.
+    // White space does not mark a turn, and a single letter can't be cut.
     private static Regex? AnyOf(IEnumerable<AddedToken> tokens) => TextTokenizer.AnyOf(
         tokens.Select(token => token.Content).Where(text => !string.IsNullOrWhiteSpace(text) && text.EnumerateRunes().Count() > 1));
 
-    // Of tokens that overlap each is cut.
+    // Overlapping tokens are all cut.
     private string Marked(string text, string role, char mark)
     {
         Regex? tokens = role == ChatRoles.Assistant ? _specialTokens : _tokensOfTurns;
@@ -123,7 +124,7 @@ internal sealed class ChatEncoder
         return marked.Append(text, start, text.Length - start).ToString();
     }
 
-    // Nothing where the template has no notion of such a chat. What it can't render at all is told at once.
+    // Empty if the template does not support such a chat. A template that can't be rendered at all is reported at once.
     private string Probe(IReadOnlyList<ChatTurn> turns, bool addGenerationPrompt = true, bool mustRender = false)
     {
         try
@@ -136,7 +137,7 @@ internal sealed class ChatEncoder
         }
     }
 
-    // What follows the reply, once white space is left out.
+    // What follows the reply, apart from white space.
     private int? FindEndOfReply(ChatTurn[] chat)
     {
         string text = Probe(chat, addGenerationPrompt: false);

@@ -3,7 +3,7 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>How a model wants a chat written down: the checkpoint's program in Jinja, rendered as transformers renders it.</summary>
+/// <summary>The format of a model's chats: the checkpoint's Jinja template, rendered as in transformers.</summary>
 public sealed class ChatTemplate
 {
     private readonly JinjaTemplate _template;
@@ -25,16 +25,16 @@ public sealed class ChatTemplate
         }
     }
 
-    /// <summary>Names of the templates that are built in.</summary>
+    /// <summary>Names of the built-in templates.</summary>
     public static IReadOnlyCollection<string> BuiltInNames => ChatTemplateFiles.BuiltInNames;
 
-    /// <summary>Where it comes from: a file, or a built-in template's name.</summary>
+    /// <summary>Its origin: a file, or a built-in template's name.</summary>
     public string Origin { get; }
 
     /// <summary>The program.</summary>
     internal string Text { get; }
 
-    /// <summary>Tokens without which it can't be used.</summary>
+    /// <summary>Tokens that it needs.</summary>
     internal IReadOnlyList<string> RequiredTokens { get; }
 
     /// <summary>Reads a template: the checkpoint's own from chat_template.jinja, additional_chat_templates or tokenizer_config.json, or
@@ -51,16 +51,16 @@ public sealed class ChatTemplate
         return new ChatTemplate(ChatTemplateFiles.Find(directory, name), SpecialTokenVariables.Read(directory));
     }
 
-    /// <summary>Writes a chat down.</summary>
+    /// <summary>Renders a chat.</summary>
     /// <param name="turns">The chat.</param>
     /// <param name="addGenerationPrompt">Whether the beginning of the model's reply follows.</param>
-    /// <param name="variables">Further variables for the template, such as <c>enable_thinking</c>: texts, numbers, true and false, null,
+    /// <param name="variables">Further variables for the template, such as <c>enable_thinking</c>: strings, numbers, true and false, null,
     /// JSON, lists and dictionaries.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
-    /// <exception cref="ArgumentException">The template refuses the turns, or a variable is of another type or is one that the chat
-    /// itself gives.</exception>
+    /// <param name="cancellationToken">Cancels the call.</param>
+    /// <exception cref="ArgumentException">The template refuses the turns, or a variable has another type or is one that the chat
+    /// itself sets.</exception>
     /// <exception cref="UnsupportedModelException">The template can't be rendered.</exception>
-    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public string Render(
         IReadOnlyList<ChatTurn> turns,
         bool addGenerationPrompt = true,

@@ -5,22 +5,22 @@ using Mustafar.Models.Checkpoint;
 namespace Mustafar.Models.Chat;
 
 /// <summary>A chat template's text.</summary>
-/// <param name="Origin">Where it comes from, for messages.</param>
+/// <param name="Origin">Its origin, for messages.</param>
 /// <param name="Text">A program in Jinja.</param>
-/// <param name="RequiredTokens">Tokens without which it can't be used.</param>
+/// <param name="RequiredTokens">Tokens that it needs.</param>
 internal sealed record ChatTemplateText(string Origin, string Text, IReadOnlyList<string> RequiredTokens);
 
-/// <summary>Finds the chat templates of a checkpoint, as transformers does, and those that are built in.</summary>
+/// <summary>Finds the chat templates of a checkpoint, as transformers does, and the built-in ones.</summary>
 internal static class ChatTemplateFiles
 {
-    /// <summary>How another template is given, for messages.</summary>
+    /// <summary>How to choose another template, for messages.</summary>
     public const string HowToChoose =
-        "Another template can be given by --chat-template (ChatTemplate of the client's options): llama3, mistral, chatml, or the path of a Jinja file.";
+        "Choose another template with --chat-template (ChatTemplate in the client's options): llama3, mistral, chatml, or the path of a Jinja file.";
 
     private const string Default = "default";
     private const long LargestFile = 1 << 24;
 
-    // With the tokens that they are made of: a tokenizer that lacks one would write it in letters.
+    // With the tokens that they use: a tokenizer that lacks one would spell it out.
     private static readonly Dictionary<string, string[]> s_builtIn = new()
     {
         ["llama3"] = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
@@ -28,7 +28,7 @@ internal static class ChatTemplateFiles
         ["chatml"] = ["<|im_start|>", "<|im_end|>"],
     };
 
-    /// <summary>Names of the templates that are built in.</summary>
+    /// <summary>Names of the built-in templates.</summary>
     public static IReadOnlyCollection<string> BuiltInNames => s_builtIn.Keys;
 
     /// <summary>Finds a template.</summary>
@@ -54,11 +54,11 @@ internal static class ChatTemplateFiles
             : Path.Exists(name) ? Read(name)
             : throw new ArgumentException(
                 $"Expected {string.Join(", ", BuiltInNames)}, {(own.Count > 0 ? $"a template of the checkpoint ({names}), " : "")}"
-                + $"or the path of a Jinja file, but got '{name}', and there is no such file.",
+                + $"or the path of a Jinja file, but got '{name}', and no such file exists.",
                 nameof(name));
     }
 
-    // Files replace what tokenizer_config.json has.
+    // Files override tokenizer_config.json.
     private static Dictionary<string, ChatTemplateText> OfCheckpoint(string directory)
     {
         Dictionary<string, ChatTemplateText> found = [];
@@ -117,7 +117,7 @@ internal static class ChatTemplateFiles
         }
         catch (DecoderFallbackException exception)
         {
-            throw new CheckpointException("expected a chat template in UTF-8, but there are bytes that are not.", path, inner: exception);
+            throw new CheckpointException("expected a chat template in UTF-8, but some bytes are not.", path, inner: exception);
         }
     }
 

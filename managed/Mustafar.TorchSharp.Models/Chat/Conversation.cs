@@ -4,11 +4,11 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>A chat over one cache: of each exchange only what is new is read.</summary>
+/// <summary>A chat over one cache: only what is new in each exchange is read.</summary>
 /// <remarks>
-/// The chat is written down anew for each reply, as its template has it, and read from where it differs from what the cache holds: that may
-/// be within the latest reply, where the template trims it or leaves its reasoning out. It is used by one thread at a time. The cache is
-/// disposed with it.
+/// For each reply the template renders the whole chat, which is read from the first token that differs from the cache. That may be within
+/// the latest reply, if the template trims it or omits its reasoning. Only one thread at a time may use it. Disposing it disposes the
+/// cache.
 /// </remarks>
 public sealed class Conversation : IDisposable
 {
@@ -17,9 +17,9 @@ public sealed class Conversation : IDisposable
     private readonly List<ChatTurn> _turns;
 
     /// <summary>Begins a chat.</summary>
-    /// <param name="model">Who replies.</param>
+    /// <param name="model">The model that replies.</param>
     /// <param name="cache">Its empty cache, of batch size 1.</param>
-    /// <exception cref="ArgumentException">The cache is not empty, or of another batch size.</exception>
+    /// <exception cref="ArgumentException">The cache is not empty, or has a different batch size.</exception>
     public Conversation(ChatModel model, ModelCache cache)
         : this(model, new PromptCache((model ?? throw new ArgumentNullException(nameof(model))).Language.Model, cache), [])
     {
@@ -35,28 +35,28 @@ public sealed class Conversation : IDisposable
     /// <summary>Further variables for the template: see <see cref="ChatTemplate.Render"/>; none if null.</summary>
     public IReadOnlyDictionary<string, object?>? TemplateVariables { get; init; }
 
-    /// <summary>What was said so far.</summary>
+    /// <summary>The turns so far.</summary>
     public IReadOnlyList<ChatTurn> Turns => _turns;
 
-    /// <summary>Tokens in the cache.</summary>
+    /// <summary>Number of tokens in the cache.</summary>
     public int CachedTokens => _cache.Ids.Count;
 
-    /// <summary>What the cache occupies.</summary>
+    /// <summary>The memory of the cache.</summary>
     public KeyValueCacheMemory Memory => _cache.Cache.Memory;
 
-    /// <summary>What the latest reply took.</summary>
+    /// <summary>The usage of the latest reply.</summary>
     public ReplyUsage LastUsage { get; private set; }
 
-    /// <summary>Goes on with a chat that was saved.</summary>
+    /// <summary>Continues a saved chat.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="model">Who replies: the model that it was saved with. With another template more of it is read anew.</param>
+    /// <param name="model">The model that it was saved with. With another template, more of it is read again.</param>
     /// <param name="cache">Its empty compressed cache, of batch size 1 and with the options that it was saved with.</param>
     /// <param name="templateVariables">See <see cref="TemplateVariables"/>.</param>
     /// <exception cref="ArgumentException">The cache is not empty.</exception>
-    /// <exception cref="NotSupportedException">It is not a compressed one.</exception>
+    /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="MustafarCacheFileException">The file is of another model or other options, damaged, or of no chat. The cache is
-    /// empty then.</exception>
+    /// <exception cref="MustafarCacheFileException">The file belongs to another model, has other options, is damaged, or holds no chat. The
+    /// cache is empty then.</exception>
     public static Conversation Load(
         string path, ChatModel model, ModelCache cache, IReadOnlyDictionary<string, object?>? templateVariables = null)
     {
@@ -78,14 +78,14 @@ public sealed class Conversation : IDisposable
         }
     }
 
-    /// <summary>Writes the chat and its cache to a file, from which <see cref="Load"/> goes on.</summary>
-    /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
+    /// <summary>Writes the chat and its cache to a file, from which <see cref="Load"/> continues.</summary>
+    /// <param name="path">The file; an existing one is replaced once the new one is complete.</param>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
-    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
+    /// <exception cref="IOException">The file can't be written; an existing one is unchanged.</exception>
     public void Save(string path) =>
         _cache.Cache.Save(path, _model.Language.Fingerprint, new SavedConversation(_turns, _cache.Ids).ToMetadata());
 
-    /// <summary>Forgets all turns.</summary>
+    /// <summary>Drops all turns.</summary>
     public void Reset()
     {
         _cache.Clear();
@@ -93,12 +93,12 @@ public sealed class Conversation : IDisposable
     }
 
     /// <summary>Adds turns to the chat, and the model's reply.</summary>
-    /// <param name="newTurns">What was said since the latest reply.</param>
+    /// <param name="newTurns">The turns since the latest reply.</param>
     /// <param name="sampler">Chooses tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most.</param>
-    /// <param name="stopSequences">Texts that end the reply and are left out of it; none if null.</param>
-    /// <param name="cancellationToken">Stops before the next token: what was said until then stays said, as when reading stops. Before the
-    /// first it stops within the new turns, which are not said then.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
+    /// <param name="stopSequences">Texts that end the reply and are not part of it; none if null.</param>
+    /// <param name="cancellationToken">Cancels before the next token: the reply so far is kept, as when reading stops. Before the
+    /// first token it cancels within the new turns, which are then not added.</param>
     /// <returns>The parts of the reply, each as soon as it is known. They are generated as they are read.</returns>
     /// <exception cref="ArgumentException">The template does not accept the turns, or they don't fit into the model.</exception>
     public IEnumerable<string> Reply(
@@ -117,7 +117,7 @@ public sealed class Conversation : IDisposable
 
         if (stopSequences?.Any(string.IsNullOrEmpty) ?? false)
         {
-            throw new ArgumentException("Expected stop sequences that are not empty.", nameof(stopSequences));
+            throw new ArgumentException("Expected non-empty stop sequences.", nameof(stopSequences));
         }
 
         List<int> prompt = _model.Encode([.. _turns, .. newTurns], TemplateVariables, cancellationToken);

@@ -3,25 +3,25 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>A cache that knows which tokens it holds, so that a later prompt is read from where it differs.</summary>
-/// <remarks>It is used by one thread at a time. The cache is disposed with it.</remarks>
+/// <summary>A cache that knows which tokens it holds, so that a later prompt is only read from the first token that differs.</summary>
+/// <remarks>Only one thread at a time may use it. Disposing it disposes the cache.</remarks>
 public sealed class PromptCache : IDisposable
 {
-    /// <summary>With fewer tokens prompts have little more in common than the marks that begin each chat.</summary>
+    /// <summary>With fewer tokens in common, prompts share little more than the markers that begin each chat.</summary>
     internal const int LeastTokens = 32;
 
     private readonly LlamaForCausalLM _model;
     private readonly ModelCache _cache;
     private List<int> _ids;
 
-    // Whether tokens were compressed since the cache was empty: also where they were taken back into the dense window.
+    // Whether tokens were compressed since the cache was empty, even if they have returned to the recent window.
     private bool _isPruned;
 
     /// <summary>Takes over a cache.</summary>
     /// <param name="model">The model.</param>
     /// <param name="cache">Its cache, of batch size 1.</param>
     /// <param name="ids">The tokens that it holds; none if null.</param>
-    /// <exception cref="ArgumentException">The cache holds another number of tokens, or is of another batch size.</exception>
+    /// <exception cref="ArgumentException">The cache holds another number of tokens, or has a different batch size.</exception>
     public PromptCache(LlamaForCausalLM model, ModelCache cache, IReadOnlyList<int>? ids = null)
     {
         ArgumentNullException.ThrowIfNull(model);
@@ -44,13 +44,13 @@ public sealed class PromptCache : IDisposable
     /// <summary>The cache.</summary>
     public ModelCache Cache => _cache;
 
-    /// <summary>Tokens of the latest prompt that were not read, since the cache held them.</summary>
+    /// <summary>Number of tokens of the latest prompt that were not read, since the cache held them.</summary>
     public int ReusedTokens { get; private set; }
 
     /// <summary>How many of a prompt's first tokens need not be read.</summary>
     /// <remarks>
-    /// Those that the cache holds too, but for the last of the prompt. A few tokens of a compressed cache are not worth it: a chat would
-    /// depend on what another has pruned of the marks that begin both.
+    /// Those that the cache holds too, except the last one of the prompt. A few tokens of a compressed cache are not reused: a chat would
+    /// depend on what another one pruned from the markers that begin both.
     /// </remarks>
     public int Reusable(IReadOnlyList<int> prompt)
     {
@@ -65,14 +65,14 @@ public sealed class PromptCache : IDisposable
         return common >= LeastTokens || !_isPruned ? common : 0;
     }
 
-    /// <summary>Continues a text. Of the prompt only what the cache doesn't hold is read; what else it holds is forgotten.</summary>
+    /// <summary>Continues a text. Only what the cache doesn't hold of the prompt is read; the rest of the cache is dropped.</summary>
     /// <param name="prompt">The whole text, at least one token.</param>
     /// <param name="sampler">Chooses tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
     /// <param name="stopTokens">Tokens that end the text.</param>
-    /// <param name="cancellationToken">Stops before the next token. While the prompt is read it stops before the next layer; the cache
+    /// <param name="cancellationToken">Cancels before the next token. While the prompt is read it cancels before the next layer; the cache
     /// then holds what was reused.</param>
-    /// <returns>The tokens, each as soon as it is known. They are generated as they are read, and nothing is forgotten before.</returns>
+    /// <returns>The tokens, each as soon as it is known. They are generated as they are read, and nothing is dropped before.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model.</exception>
     public IEnumerable<int> Generate(
         IReadOnlyList<int> prompt, Sampler sampler, int maxTokens, IReadOnlySet<int> stopTokens, CancellationToken cancellationToken = default)
@@ -81,7 +81,7 @@ public sealed class PromptCache : IDisposable
         return Run(prompt, sampler, maxTokens, stopTokens, cancellationToken);
     }
 
-    /// <summary>Makes a cache that holds the first tokens of this one, for another text that begins alike.</summary>
+    /// <summary>Makes a cache that holds the first tokens of this one, for another text with the same beginning.</summary>
     /// <param name="tokens">How many.</param>
     public PromptCache Fork(int tokens)
     {
@@ -90,7 +90,7 @@ public sealed class PromptCache : IDisposable
         return fork;
     }
 
-    /// <summary>Forgets all tokens.</summary>
+    /// <summary>Drops all tokens.</summary>
     public void Clear()
     {
         _cache.Clear();
@@ -121,7 +121,7 @@ public sealed class PromptCache : IDisposable
         }
         finally
         {
-            // Also where reading stopped in between, or generating failed.
+            // Also if reading stopped in between, or generating failed.
             _ids = ids[.._cache.Positions[0]];
             _isPruned |= HasCompressed();
         }
@@ -133,7 +133,7 @@ public sealed class PromptCache : IDisposable
     {
         try
         {
-            // Of a cache that evicted tokens fewer are stored.
+            // A cache that evicted tokens stores fewer of them.
             int stored = _cache.Length - (_ids.Count - length);
             if (length > 0 && stored > 0)
             {
@@ -144,7 +144,7 @@ public sealed class PromptCache : IDisposable
         }
         catch (InvalidOperationException)
         {
-            // Tokens that the next one would see fell out of the sliding window or were evicted: all is to be read again.
+            // Tokens that the next one would see have left the sliding window or were evicted: everything must be read again.
         }
 
         Clear();

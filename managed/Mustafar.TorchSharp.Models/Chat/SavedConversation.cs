@@ -2,8 +2,8 @@ using System.Text.Json;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>What a file keeps of a chat beside the cache.</summary>
-/// <param name="Turns">What was said.</param>
+/// <summary>The part of a saved chat that is not in the cache.</summary>
+/// <param name="Turns">The turns.</param>
 /// <param name="Tokens">Ids of the tokens that the cache holds.</param>
 internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnlyList<int> Tokens)
 {
@@ -18,17 +18,17 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
     /// <summary>The chat as metadata of a file.</summary>
     public Dictionary<string, string> ToMetadata() => new() { [Key] = JsonSerializer.Serialize(this, s_json) };
 
-    /// <summary>The chat that a file's metadata hold.</summary>
+    /// <summary>The chat in a file's metadata.</summary>
     /// <param name="metadata">The metadata.</param>
     /// <param name="path">The file.</param>
     /// <param name="vocabSize">Ids are below this.</param>
     /// <param name="cachedTokens">Tokens in the file's cache.</param>
-    /// <exception cref="MustafarCacheFileException">They hold none, or one that doesn't fit.</exception>
+    /// <exception cref="MustafarCacheFileException">They hold no chat, or one that doesn't fit.</exception>
     public static SavedConversation FromMetadata(IReadOnlyDictionary<string, string> metadata, string path, int vocabSize, int cachedTokens)
     {
         if (!metadata.TryGetValue(Key, out string? json))
         {
-            throw new MustafarCacheFileException("expected a saved chat, but the file holds the cache of another text.", path);
+            throw new MustafarCacheFileException("expected a saved chat, but the file holds another kind of text.", path);
         }
 
         SavedConversation saved;
@@ -44,11 +44,11 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
         if (saved.Tokens.Count != cachedTokens || saved.Tokens.Any(id => id < 0 || id >= vocabSize))
         {
             throw new MustafarCacheFileException(
-                $"expected the ids of {cachedTokens} cached tokens, from 0 to {vocabSize - 1}, but got others ({saved.Tokens.Count}).", path);
+                $"expected the ids of {cachedTokens} cached tokens, from 0 to {vocabSize - 1}, but got other values ({saved.Tokens.Count} of them).", path);
         }
 
         return !saved.Turns.Contains(null)
             ? saved
-            : throw new MustafarCacheFileException("expected turns of a role and a content, but one is null.", path);
+            : throw new MustafarCacheFileException("expected turns with a role and content, but one is null.", path);
     }
 }

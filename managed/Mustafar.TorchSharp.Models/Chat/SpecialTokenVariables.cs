@@ -4,7 +4,7 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>The variables <c>bos_token</c>, <c>eos_token</c> and so on that a chat template gets from the files beside the tokenizer.</summary>
+/// <summary>The variables <c>bos_token</c>, <c>eos_token</c> and so on for a chat template, from the files of the tokenizer.</summary>
 internal static class SpecialTokenVariables
 {
     private const string Additional = "additional_special_tokens";
@@ -12,7 +12,7 @@ internal static class SpecialTokenVariables
     private static readonly string[] s_names =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-    // What the tokenizer classes of transformers have where no file says otherwise.
+    // Defaults of the tokenizer classes of transformers, if no file has them.
     private static readonly Dictionary<string, (string Name, string Token)[]> s_defaults = new()
     {
         ["LlamaTokenizer"] = [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
@@ -59,7 +59,7 @@ internal static class SpecialTokenVariables
         return variables;
     }
 
-    // A text, or an object that describes the token.
+    // A string, or an object that describes the token.
     private static string ContentOf(JsonElement token, string key, string path) =>
         token.ValueKind == JsonValueKind.String ? token.GetString()!
         : token.FindString("content", path)

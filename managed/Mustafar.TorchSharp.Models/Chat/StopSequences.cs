@@ -2,7 +2,7 @@ using System.Text;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>Ends a streamed text where one of several sequences appears in it.</summary>
+/// <summary>Ends a streamed text when one of several sequences appears in it.</summary>
 /// <param name="sequences">The sequences, none empty.</param>
 internal sealed class StopSequences(IReadOnlyList<string> sequences)
 {
@@ -12,7 +12,8 @@ internal sealed class StopSequences(IReadOnlyList<string> sequences)
     public bool IsFound { get; private set; }
 
     /// <summary>Takes the next part of the text.</summary>
-    /// <returns>What can't be part of a sequence: all before the first one, and until one appears nothing that may begin one.</returns>
+    /// <returns>What can't be part of a sequence: everything before the first sequence, or, until one appears, before what may begin
+    /// one.</returns>
     public string Append(string part)
     {
         if (IsFound)

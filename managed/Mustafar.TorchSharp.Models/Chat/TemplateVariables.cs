@@ -3,17 +3,17 @@ using Mustafar.Models.Chat.Jinja;
 
 namespace Mustafar.Models.Chat;
 
-/// <summary>Variables for a chat template beside the chat itself.</summary>
+/// <summary>Variables for a chat template other than those of the chat itself.</summary>
 internal static class TemplateVariables
 {
     /// <summary>The variable with the turns.</summary>
     public const string Messages = "messages";
 
-    /// <summary>The variable that tells whether the beginning of the model's reply follows.</summary>
+    /// <summary>The variable that says whether the beginning of the model's reply follows.</summary>
     public const string AddGenerationPrompt = "add_generation_prompt";
 
     /// <summary>Reads the variables of a JSON object.</summary>
-    /// <exception cref="ArgumentException">It is none, has a text that is not valid, or a variable that the chat itself gives.</exception>
+    /// <exception cref="ArgumentException">It is not an object, has an invalid string, or sets a variable of the chat itself.</exception>
     public static Dictionary<string, object?> FromJson(JsonElement json)
     {
         if (json.ValueKind != JsonValueKind.Object)
@@ -34,17 +34,17 @@ internal static class TemplateVariables
         }
         catch (InvalidOperationException exception)
         {
-            throw new ArgumentException("Expected valid texts, but one has half of a surrogate pair.", nameof(json), exception);
+            throw new ArgumentException("Expected valid strings, but one has half of a surrogate pair.", nameof(json), exception);
         }
     }
 
     /// <summary>A variable's value for the template.</summary>
-    /// <exception cref="ArgumentException">It is of a type that templates don't have, or the chat itself gives it.</exception>
+    /// <exception cref="ArgumentException">Templates don't have its type, or the chat itself sets it.</exception>
     public static object? ValueOf(string name, object? value)
     {
         if (name is Messages or AddGenerationPrompt)
         {
-            throw new ArgumentException($"Expected variables beside those of the chat itself, but got '{name}'.", nameof(name));
+            throw new ArgumentException($"Expected variables other than those of the chat itself, but got '{name}'.", nameof(name));
         }
 
         try
@@ -53,7 +53,7 @@ internal static class TemplateVariables
         }
         catch (Exception exception) when (exception is ArgumentException or InvalidOperationException)
         {
-            // The latter is of JSON with half of a surrogate pair.
+            // The latter comes from JSON with half of a surrogate pair.
             string message = exception.Message.Split(" (Parameter ")[0];
             throw new ArgumentException($"The chat template's variable '{name}': {message}", nameof(value), exception);
         }

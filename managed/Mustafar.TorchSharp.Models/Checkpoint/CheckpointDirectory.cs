@@ -1,14 +1,14 @@
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>Tells what was given in place of the directory of a checkpoint.</summary>
+/// <summary>Checks the directory of a checkpoint, and identifies what was given in its place.</summary>
 internal static class CheckpointDirectory
 {
     private const string Config = "config.json";
-    private const string Expected = $"expected a directory with {Config}, safetensors and a tokenizer, as the Hugging Face Hub has them";
+    private const string Expected = $"expected a directory with {Config}, safetensors and a tokenizer, as on the Hugging Face Hub";
 
     /// <summary>Checks that a path is a directory with a config.json.</summary>
-    /// <exception cref="DirectoryNotFoundException">There is nothing.</exception>
-    /// <exception cref="CheckpointException">It is something else; the message says what, and what to give instead.</exception>
+    /// <exception cref="DirectoryNotFoundException">The path does not exist.</exception>
+    /// <exception cref="CheckpointException">It is something else; the message says what, and what to pass instead.</exception>
     public static void Check(string path)
     {
         if (File.Exists(path))
@@ -30,7 +30,7 @@ internal static class CheckpointDirectory
     private static string OfFile(string path) => Path.GetExtension(path).ToLowerInvariant() switch
     {
         ".gguf" => $"this is a GGUF file, which is not supported; {Expected}.",
-        ".safetensors" or ".json" => $"{Expected}, but this is one of its files; give the directory, '{Path.GetDirectoryName(Path.GetFullPath(path))}'.",
+        ".safetensors" or ".json" => $"{Expected}, but this is one of its files; pass the directory, '{Path.GetDirectoryName(Path.GetFullPath(path))}'.",
         _ => $"{Expected}, but this is a file.",
     };
 
@@ -43,7 +43,7 @@ internal static class CheckpointDirectory
             string? inside = Directory.EnumerateDirectories(snapshots).OrderByDescending(Directory.GetLastWriteTimeUtc)
                 .FirstOrDefault(snapshot => Path.Exists(Path.Combine(snapshot, Config)));
             return "this is a folder of the Hugging Face cache; the checkpoints are below it"
-                + (inside is null ? $", in '{snapshots}', but none there is complete." : $": give '{inside}'.");
+                + (inside is null ? $", in '{snapshots}', but none there is complete." : $": pass '{inside}'.");
         }
 
         if (First(path, "*.gguf") is string gguf)
@@ -63,5 +63,5 @@ internal static class CheckpointDirectory
         path.Split('/') is [{ Length: > 0 } organisation, { Length: > 0 }] && organisation[0] is not ('.' or '~') && !Directory.Exists(organisation);
 
     private static string HubHint(string name) =>
-        $"; if this is a model of the Hugging Face Hub, download it first (hf download {name} --local-dir DIR) and give DIR";
+        $"; if this is a model on the Hugging Face Hub, download it first (hf download {name} --local-dir DIR) and pass DIR";
 }

@@ -8,7 +8,7 @@ public sealed class CheckpointException : UnusableFileException
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What was expected, and what came.</param>
     /// <param name="file">The file at fault.</param>
-    /// <param name="tensor">The tensor at fault, if one is.</param>
+    /// <param name="tensor">The tensor at fault, if there is one.</param>
     /// <param name="inner">The cause, if another exception is.</param>
     public CheckpointException(string message, string file, string? tensor = null, Exception? inner = null)
         : base(tensor is null ? $"{file}: {message}" : $"{file}: tensor '{tensor}': {message}", inner)
@@ -17,7 +17,7 @@ public sealed class CheckpointException : UnusableFileException
         Tensor = tensor;
     }
 
-    /// <summary>Tells which file is not valid.</summary>
+    /// <summary>Makes an exception that names the invalid file.</summary>
     internal CheckpointException(SafetensorsException cause, string file)
         : base($"{file}: {cause.Message}", cause)
     {

@@ -1,6 +1,6 @@
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>Opens files of a checkpoint: regular ones, and not Git LFS pointers.</summary>
+/// <summary>Opens files of a checkpoint, which must be regular files and not Git LFS pointers.</summary>
 internal static class CheckpointFile
 {
     /// <summary>Opens a file for reading.</summary>
@@ -8,7 +8,7 @@ internal static class CheckpointFile
     /// <exception cref="CheckpointException">It is not a regular file, can't be read, or is a Git LFS pointer.</exception>
     public static FileStream OpenRead(string path)
     {
-        // True of pipes and devices too, so that they get a message of their own.
+        // Also true for pipes and devices, so that they get their own message.
         if (!File.Exists(path) && !Directory.Exists(path))
         {
             throw new FileNotFoundException($"{path}: the file doesn't exist.", path);
@@ -22,7 +22,7 @@ internal static class CheckpointFile
         }
         catch (UnauthorizedAccessException exception)
         {
-            throw new CheckpointException("expected a file that this user may read, but access is denied.", path, inner: exception);
+            throw new CheckpointException("expected a readable file, but access is denied.", path, inner: exception);
         }
         catch (IOException exception) when (exception is not (CheckpointException or FileNotFoundException))
         {
@@ -35,7 +35,7 @@ internal static class CheckpointFile
 
     /// <summary>Reads a whole file.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="limit">Bytes that it has at most; less than what an array can hold.</param>
+    /// <param name="limit">Maximum number of bytes; less than what an array can hold.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="CheckpointException">It is larger, not a regular file, can't be read, or is a Git LFS pointer.</exception>
     public static byte[] ReadAllBytes(string path, long limit)
@@ -43,7 +43,7 @@ internal static class CheckpointFile
         using FileStream stream = OpenRead(path);
         if (stream.Length > limit)
         {
-            throw new CheckpointException($"expected at most {limit} bytes, but it has {stream.Length}; is it another file?", path);
+            throw new CheckpointException($"expected at most {limit} bytes, but it has {stream.Length}; is it the wrong file?", path);
         }
 
         byte[] bytes = new byte[stream.Length];

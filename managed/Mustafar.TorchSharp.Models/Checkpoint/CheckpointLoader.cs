@@ -8,16 +8,16 @@ namespace Mustafar.Models.Checkpoint;
 /// <summary>Fills a module's parameters from a checkpoint.</summary>
 public static class CheckpointLoader
 {
-    // Bounds the staging buffer of conversions, and keeps a span's length within an int.
+    // Limits the staging buffer of conversions, and keeps a span's length within an int.
     private const long ChunkBytes = 64L << 20;
 
     private const int NamesInMessage = 5;
 
-    /// <summary>Copies every parameter of a module from the tensor of its name, converting type and device.</summary>
+    /// <summary>Copies every parameter of a module from the tensor of the same name, converting type and device.</summary>
     /// <param name="module">The module; its parameters are overwritten.</param>
     /// <param name="checkpoint">The weights.</param>
-    /// <param name="progress">Told the share of bytes that is loaded, 0 to 1.</param>
-    /// <param name="cancellationToken">Stops between tensors.</param>
+    /// <param name="progress">Receives the share of bytes loaded, 0 to 1.</param>
+    /// <param name="cancellationToken">Cancels between tensors.</param>
     /// <returns>Names of the checkpoint's tensors that the module doesn't use.</returns>
     /// <exception cref="CheckpointException">A tensor is missing, or its shape or type is not the parameter's.</exception>
     public static IReadOnlyList<string> Load(
@@ -38,7 +38,7 @@ public static class CheckpointLoader
         return checkpoint.Names.Where(name => !used.Contains(name)).Order(StringComparer.Ordinal).ToList();
     }
 
-    // Everything is checked before anything is written, so that a wrong checkpoint leaves the module as it was.
+    // Everything is checked before anything is written, so that a wrong checkpoint leaves the module unchanged.
     private static List<(Parameter Parameter, SafetensorsFile File, SafetensorsEntry Entry)> Match(
         nn.Module module, SafetensorsCheckpoint checkpoint)
     {

@@ -3,13 +3,13 @@ using Mustafar.Storage;
 
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>Whether config.json and the weights are of one size.</summary>
+/// <summary>Checks that the sizes in config.json match the weights.</summary>
 /// <remarks>
-/// Checked before a model is made: a wrong number in config.json would otherwise ask for any amount of memory before it is found out.
+/// Checked before a model is made: otherwise a wrong number in config.json could request any amount of memory before it is noticed.
 /// </remarks>
 internal static class CheckpointShapes
 {
-    /// <summary>Checks the tensors that show the sizes of config.json; those that are missing are told with all others when loading.</summary>
+    /// <summary>Checks the tensors that show the sizes of config.json; missing ones are reported with all others when loading.</summary>
     /// <exception cref="CheckpointException">A tensor has another shape, or the checkpoint has fewer layers.</exception>
     public static void Check(LlamaConfig config, SafetensorsCheckpoint checkpoint)
     {
@@ -22,7 +22,7 @@ internal static class CheckpointShapes
         if (!checkpoint.Names.Any(name => name.StartsWith(last, StringComparison.Ordinal)))
         {
             throw new CheckpointException(
-                $"expected weights of {config.NumLayers} layers, num_hidden_layers of config.json, but there are none of '{last}'.",
+                $"expected weights of {config.NumLayers} layers (num_hidden_layers in config.json), but there are none of '{last}'.",
                 checkpoint.Directory);
         }
 
@@ -36,7 +36,7 @@ internal static class CheckpointShapes
             if (!entry.Shape.SequenceEqual([rows, config.HiddenSize]))
             {
                 throw new CheckpointException(
-                    $"expected shape [{rows}, {config.HiddenSize}], {key} and hidden_size of config.json, but got [{string.Join(", ", entry.Shape)}].",
+                    $"expected shape [{rows}, {config.HiddenSize}] ({key} and hidden_size in config.json), but got [{string.Join(", ", entry.Shape)}].",
                     file.Path,
                     name);
             }

@@ -29,8 +29,8 @@ internal static class JsonFile
         LfsPointer.ThrowIfPointer(text.Span, path);
         if (!Utf8.IsValid(text.Span))
         {
-            // The parser doesn't look: it fails where such a text is read, as an error of the program.
-            throw new CheckpointException("expected UTF-8, but there are bytes that are not.", path);
+            // The parser doesn't check: it fails where such a string is read, as an error of the program.
+            throw new CheckpointException("expected UTF-8, but some bytes are not.", path);
         }
 
         text = text.Span.StartsWith(Encoding.UTF8.Preamble) ? text[Encoding.UTF8.Preamble.Length..] : text;

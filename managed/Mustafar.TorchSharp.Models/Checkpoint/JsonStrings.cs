@@ -3,7 +3,7 @@ using System.Text.Json;
 
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>Finds strings of a JSON text that no .NET string can be read from: half a surrogate pair, escaped as \ud800.</summary>
+/// <summary>Finds strings of a JSON text that can't become .NET strings: half a surrogate pair, escaped as \ud800.</summary>
 internal static class JsonStrings
 {
     private const int CharactersInMessage = 60;

@@ -1,6 +1,6 @@
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>A Git LFS pointer: the few lines that stand in place of a large file that Git has not downloaded.</summary>
+/// <summary>A Git LFS pointer: the few lines that stand for a large file that Git has not downloaded.</summary>
 internal static class LfsPointer
 {
     private static ReadOnlySpan<byte> Signature => "version https://git-lfs.github.com/spec/"u8;

@@ -4,7 +4,7 @@ using Mustafar.Storage;
 
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>Tells the checkpoints of models apart, so that what one model computed is not taken for another's.</summary>
+/// <summary>Identifies checkpoints, so that one model's results are not used with another.</summary>
 internal static class ModelFingerprint
 {
     private const int WholeBytes = 4 << 20;
@@ -13,8 +13,8 @@ internal static class ModelFingerprint
 
     /// <summary>
     /// The SHA-256, in hexadecimal, of config.json, of the names, types and shapes of all tensors, and of their bytes: all bytes of a
-    /// tensor of up to 4 MiB, and of a larger one 256 samples of 4 KiB, evenly spread. A change that misses all samples, such as one row
-    /// of a large tensor edited by hand, is not seen. How the tensors are spread over files makes no difference.
+    /// tensor of up to 4 MiB, and 256 evenly spread samples of 4 KiB of a larger one. A change that misses all samples, such as one row
+    /// of a large tensor edited by hand, is not detected. The distribution of tensors over files makes no difference.
     /// </summary>
     /// <param name="config">Path of config.json.</param>
     /// <param name="checkpoint">The weights.</param>

@@ -14,14 +14,14 @@ public sealed class SafetensorsCheckpoint : IDisposable
 
     private SafetensorsCheckpoint(string directory) => Directory = directory;
 
-    /// <summary>Where the files are.</summary>
+    /// <summary>Directory of the files.</summary>
     public string Directory { get; }
 
     /// <summary>Names of all tensors.</summary>
     public IReadOnlyCollection<string> Names => _fileOf.Keys;
 
     /// <summary>Opens the weights in a directory and checks that all files and tensors are there.</summary>
-    /// <param name="directory">Where model.safetensors, or model.safetensors.index.json and its shards are.</param>
+    /// <param name="directory">The directory with model.safetensors, or with model.safetensors.index.json and its shards.</param>
     /// <exception cref="DirectoryNotFoundException">There is no such directory.</exception>
     /// <exception cref="FileNotFoundException">The weights, or one of the shards, are missing.</exception>
     /// <exception cref="CheckpointException">A file is damaged, or a tensor is missing from its shard.</exception>
@@ -59,7 +59,7 @@ public sealed class SafetensorsCheckpoint : IDisposable
         }
     }
 
-    /// <summary>The file and the place of a tensor, or null if there is no such tensor.</summary>
+    /// <summary>The file and the entry of a tensor, or null if there is no such tensor.</summary>
     public (SafetensorsFile File, SafetensorsEntry Entry)? Find(string name) =>
         _fileOf.TryGetValue(name, out SafetensorsFile? file) ? (file, file.Entries[name]) : null;
 
@@ -79,7 +79,7 @@ public sealed class SafetensorsCheckpoint : IDisposable
         return Path.GetExtension(other) switch
         {
             null or "" => "neither exists",
-            ".safetensors" => $"there is '{other}': weights in one file are to be named {SingleFile}, those in several need {IndexFile}",
+            ".safetensors" => $"there is '{other}': name weights in a single file {SingleFile}; weights in several files need {IndexFile}",
             _ => $"there is '{other}', whose format is not supported; convert it to safetensors",
         };
     }
@@ -112,12 +112,12 @@ public sealed class SafetensorsCheckpoint : IDisposable
 
             if (!shard.Entries.ContainsKey(weight.Name))
             {
-                throw new CheckpointException($"{IndexFile} says that it is in this shard, but it is not.", shard.Path, weight.Name);
+                throw new CheckpointException($"{IndexFile} puts it in this shard, but it is not there.", shard.Path, weight.Name);
             }
 
             if (!_fileOf.TryAdd(weight.Name, shard))
             {
-                throw new CheckpointException("expected each name once, but it occurs again.", index, weight.Name);
+                throw new CheckpointException("expected each name once, but this one occurs twice.", index, weight.Name);
             }
         }
     }
@@ -126,7 +126,7 @@ public sealed class SafetensorsCheckpoint : IDisposable
     {
         if (name.Length == 0 || name != Path.GetFileName(name))
         {
-            throw new CheckpointException($"expected the name of a file next to it as shard, but got '{name}'.", index);
+            throw new CheckpointException($"expected the name of a file in the same directory as shard, but got '{name}'.", index);
         }
 
         string path = Path.Combine(Directory, name);

@@ -3,7 +3,7 @@ using Mustafar.Storage;
 
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>A safetensors file, mapped into memory: only what is read is brought in from disk.</summary>
+/// <summary>A safetensors file, mapped into memory: only what is accessed is read from disk.</summary>
 public sealed unsafe class SafetensorsFile : IDisposable
 {
     private readonly MemoryMappedFile _file;
@@ -44,7 +44,7 @@ public sealed unsafe class SafetensorsFile : IDisposable
 
     /// <summary>Part of a tensor's data.</summary>
     /// <param name="entry">One of <see cref="Entries"/>.</param>
-    /// <param name="start">First byte, counted from the tensor's first.</param>
+    /// <param name="start">First byte, relative to the tensor's first.</param>
     /// <param name="count">Number of bytes.</param>
     /// <returns>A view that is valid until the file is disposed.</returns>
     /// <exception cref="ArgumentOutOfRangeException">The part is not inside the tensor.</exception>

@@ -1,15 +1,15 @@
 namespace Mustafar.Models.Checkpoint;
 
-/// <summary>A checkpoint is sound, but it asks for something that is not implemented here.</summary>
+/// <summary>A checkpoint is valid, but needs a feature that is not implemented here.</summary>
 public sealed class UnsupportedModelException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>
-    /// <param name="message">What the checkpoint asks for, and what is supported.</param>
-    /// <param name="file">The file that asks for it.</param>
+    /// <param name="message">What the checkpoint needs, and what is supported.</param>
+    /// <param name="file">The file that needs it.</param>
     /// <param name="inner">The cause, if another exception is.</param>
     public UnsupportedModelException(string message, string file, Exception? inner = null)
         : base($"{file}: {message}", inner) => File = file;
 
-    /// <summary>The file that asks for it.</summary>
+    /// <summary>The file that needs it.</summary>
     public string File { get; }
 }

@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>How the tokens of texts are chosen that are continued side by side, where the model's scores are: only tokens leave the
+/// <summary>Chooses the tokens of a batch of texts on the device of the model's scores, so that only tokens leave the
 /// device.</summary>
 internal sealed class BatchSampler : IDisposable
 {
@@ -11,10 +11,10 @@ internal sealed class BatchSampler : IDisposable
     private readonly SamplingState _state;
     private readonly float[]? _logProbabilities;
 
-    /// <summary>Goes on where samplers are.</summary>
-    /// <param name="samplers">For each text, how its tokens are chosen. Told which were.</param>
-    /// <param name="model">The model whose scores there will be.</param>
-    /// <param name="logProbabilities">Receives the logarithms of the chosen tokens' probabilities; not wanted if null.</param>
+    /// <summary>Continues from the state of samplers.</summary>
+    /// <param name="samplers">For each text, how its tokens are chosen; they record the chosen tokens.</param>
+    /// <param name="model">The model that computes the scores.</param>
+    /// <param name="logProbabilities">Receives the logarithms of the chosen tokens' probabilities; not computed if null.</param>
     public BatchSampler(IReadOnlyList<Sampler> samplers, LlamaForCausalLM model, float[]? logProbabilities)
     {
         _samplers = samplers;
@@ -27,14 +27,14 @@ internal sealed class BatchSampler : IDisposable
         }
     }
 
-    /// <summary>What is known of the texts where their tokens are chosen.</summary>
+    /// <summary>The state of the texts on the device where their tokens are chosen.</summary>
     public SamplingState State => _state;
 
-    /// <summary>Takes over the tokens that were chosen in a step, of which <see cref="State"/> knows.</summary>
-    /// <param name="steps">Where they are.</param>
-    /// <param name="counts">For each text 1, or 0 if it has ended: its token is meaningless.</param>
+    /// <summary>Reads the tokens that were chosen in a step with <see cref="State"/>.</summary>
+    /// <param name="steps">The source of the tokens.</param>
+    /// <param name="counts">For each text 1, or 0 if it has ended: its token has no meaning.</param>
     /// <param name="tokens">Overwritten with the tokens.</param>
-    /// <exception cref="ArgumentException">Scores of a text included NaN, or had no finite largest one.</exception>
+    /// <exception cref="ArgumentException">Scores of a text included NaN, or had no finite maximum.</exception>
     public void Read(DecodeSteps steps, int[] counts, int[] tokens)
     {
         using TorchSharp.DisposeScope scope = NewDisposeScope();
@@ -51,7 +51,7 @@ internal sealed class BatchSampler : IDisposable
             if (tokens[i] < 0)
             {
                 throw new ArgumentException(
-                    $"Expected scores without NaN whose largest is finite, but those of text {i} are not: the model gives no numbers.",
+                    $"Expected logits without NaN and with a finite maximum, but those of text {i} are not like that: the model produces no valid numbers.",
                     nameof(steps));
             }
 

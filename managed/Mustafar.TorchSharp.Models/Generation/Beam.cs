@@ -1,6 +1,6 @@
 namespace Mustafar.Models.Generation;
 
-/// <summary>A continuation that a beam search follows: another one and a token.</summary>
+/// <summary>A continuation in a beam search: another continuation plus a token.</summary>
 internal sealed class Beam
 {
     private readonly Beam? _previous;
@@ -14,10 +14,10 @@ internal sealed class Beam
         Length = previous is null ? 0 : previous.Length + 1;
     }
 
-    /// <summary>The continuation without tokens.</summary>
+    /// <summary>The empty continuation.</summary>
     public static Beam Empty { get; } = new(null, 0, -1, 0);
 
-    /// <summary>Which of the beams of the step before it continues.</summary>
+    /// <summary>Index of the beam of the previous step that it continues.</summary>
     public int Parent { get; }
 
     /// <summary>Its last token.</summary>
@@ -44,8 +44,8 @@ internal sealed class Beam
         }
     }
 
-    /// <summary>This and a token.</summary>
-    /// <param name="parent">Which of the beams this is.</param>
+    /// <summary>This continuation plus a token.</summary>
+    /// <param name="parent">Index of this beam.</param>
     /// <param name="token">The token.</param>
     /// <param name="logProbability">Natural logarithm of the token's probability.</param>
     public Beam With(int parent, int token, double logProbability) => new(this, parent, token, LogProbability + logProbability);

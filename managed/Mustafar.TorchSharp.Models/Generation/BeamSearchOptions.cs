@@ -1,12 +1,12 @@
 namespace Mustafar.Models.Generation;
 
-/// <summary>How continuations are searched for.</summary>
+/// <summary>Options of a beam search.</summary>
 public sealed record BeamSearchOptions
 {
     private readonly int _beams = 4;
     private readonly double _lengthPenalty = 1;
 
-    /// <summary>Continuations that are followed side by side, and at most found. Default 4.</summary>
+    /// <summary>Number of beams, and maximum number of continuations found. Default 4.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int Beams
     {
@@ -15,8 +15,8 @@ public sealed record BeamSearchOptions
     }
 
     /// <summary>
-    /// A continuation's score is its log-probability over its number of tokens to this power: 0 compares log-probabilities, 1, the default,
-    /// their means; larger values prefer longer continuations.
+    /// A continuation's score is its log-probability divided by its number of tokens to this power: 0 compares log-probabilities, 1, the
+    /// default, their means; larger values prefer longer continuations.
     /// </summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
     public double LengthPenalty

@@ -1,6 +1,6 @@
 namespace Mustafar.Models.Generation;
 
-/// <summary>Chooses the beams of each step, and keeps the best continuations that have ended: a beam search without its model.</summary>
+/// <summary>Chooses the beams of each step, and keeps the best finished continuations: a beam search without its model.</summary>
 /// <param name="options">How to search.</param>
 /// <param name="stopTokens">Tokens that end a continuation.</param>
 internal sealed class BeamSelection(BeamSearchOptions options, IReadOnlySet<int> stopTokens)
@@ -8,19 +8,19 @@ internal sealed class BeamSelection(BeamSearchOptions options, IReadOnlySet<int>
     private readonly List<Hypothesis> _ended = [];
     private readonly LargestNumbers _largest = new();
 
-    /// <summary>The beams to go on with, the likeliest first; at first the empty continuation.</summary>
+    /// <summary>The beams that continue, the likeliest first; at first the empty continuation.</summary>
     public IReadOnlyList<Beam> Running { get; private set; } = [Beam.Empty];
 
-    /// <summary>The best continuations that have ended, the best first.</summary>
+    /// <summary>The best finished continuations, the best first.</summary>
     public IReadOnlyList<Hypothesis> Ended => _ended;
 
-    /// <summary>Whether nothing better is expected.</summary>
+    /// <summary>Whether the search has ended.</summary>
     public bool IsDone { get; private set; }
 
-    /// <summary>Takes the scores after <see cref="Running"/>, and chooses the beams of the next step.</summary>
+    /// <summary>Takes the scores after <see cref="Running"/> and chooses the beams of the next step.</summary>
     /// <param name="logits">The scores, beams · vocab_size.</param>
     /// <param name="isLast">Whether continuations end at this token, whatever it is.</param>
-    /// <exception cref="ArgumentException">A score is NaN, or the largest of a beam is not finite.</exception>
+    /// <exception cref="ArgumentException">A score is NaN, or the maximum of a beam is not finite.</exception>
     public void Advance(ReadOnlySpan<float> logits, bool isLast)
     {
         List<Beam> next = [];
@@ -44,7 +44,7 @@ internal sealed class BeamSelection(BeamSearchOptions options, IReadOnlySet<int>
         IsDone = Running.Count == 0 || (_ended.Count == options.Beams && !IsPromising(Running[0]));
     }
 
-    // More than the beams, so that enough go on if the best of them end: of each beam's tokens only stop tokens do.
+    // More than the beams, so that enough remain if the best of them end: among each beam's tokens only stop tokens end one.
     private IEnumerable<Beam> Candidates(ReadOnlySpan<float> logits)
     {
         int vocabSize = logits.Length / Running.Count;
@@ -56,7 +56,7 @@ internal sealed class BeamSelection(BeamSearchOptions options, IReadOnlySet<int>
             double logSumExp = LogSoftmax.LogSumExp(scores);
             foreach (int token in _largest.Of(scores, count))
             {
-                // What is impossible is no continuation.
+                // An impossible token is no continuation.
                 if (!float.IsNegativeInfinity(scores[token]))
                 {
                     candidates.Add(Running[i].With(i, token, scores[token] - logSumExp));
@@ -64,11 +64,11 @@ internal sealed class BeamSelection(BeamSearchOptions options, IReadOnlySet<int>
             }
         }
 
-        // Stable: among equals the likelier beam's, then the lower token.
+        // Stable: among equals the one of the likelier beam, then the lower token.
         return candidates.OrderByDescending(candidate => candidate.LogProbability).Take(count);
     }
 
-    // As if a beam could end here: a longer one has a lower log-probability, and may have a better score only for its length.
+    // As if a beam could end here: a longer one has a lower log-probability, and can only score better through its length.
     private bool IsPromising(Beam beam) => options.Score(beam.LogProbability, beam.Length) > _ended[^1].Score;
 
     private void Add(Hypothesis hypothesis)

@@ -3,30 +3,31 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>Draws several continuations of one text side by side, and orders them by how likely the model finds them.</summary>
+/// <summary>Samples several continuations of one text in one batch, and orders them by how likely the model finds them.</summary>
 /// <remarks>
-/// The prompt is read once. The continuations are decoded on forks of its sequence, which share the compressed pages. The cache that
-/// was given ends with the prompt, as if nothing had been continued.
+/// The prompt is read once. The continuations are decoded on forks of its sequence, which share the compressed pages. Afterwards the given
+/// cache ends with the prompt, as if nothing had been continued.
 /// </remarks>
 public sealed class BestOf : TextGenerator
 {
     /// <summary>Makes a generator.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Its cache, of batch size 1; what it holds is the text so far.</param>
-    /// <exception cref="ArgumentException">The cache is of another batch size.</exception>
+    /// <param name="cache">Its cache, of batch size 1; it holds the text so far.</param>
+    /// <exception cref="ArgumentException">The cache has a different batch size.</exception>
     public BestOf(LlamaForCausalLM model, ModelCache cache)
         : base(model, cache)
     {
         RequireOneSequence();
     }
 
-    /// <summary>Continues a text several times, each until a stop token, the number of tokens asked for, or the model's longest text.</summary>
+    /// <summary>Continues a text several times, each until a stop token, the maximum number of tokens, or the model's context
+    /// length.</summary>
     /// <param name="prompt">Ids to add to the text first, at least one.</param>
-    /// <param name="samplers">For each continuation, what chooses its tokens; one that draws must not be shared.</param>
-    /// <param name="maxTokens">Tokens to generate at most for each.</param>
-    /// <param name="stopTokens">Tokens that end a continuation; the one that does belongs to it.</param>
-    /// <param name="advanced">Told the number of tokens of the longest continuation so far, whenever it grows.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
+    /// <param name="samplers">For each continuation, how to choose its tokens; samplers must not be shared.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate for each.</param>
+    /// <param name="stopTokens">Tokens that end a continuation, of which they are part.</param>
+    /// <param name="advanced">Receives the number of tokens of the longest continuation so far, whenever it grows.</param>
+    /// <param name="cancellationToken">Cancels before the next step, or while the prompt is read; nothing of it is cached then.</param>
     /// <returns>The continuations, by their score: the mean log-probability of their tokens. Among equals, in order of the samplers.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or there are
     /// no samplers.</exception>

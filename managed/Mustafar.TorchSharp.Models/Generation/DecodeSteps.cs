@@ -3,9 +3,9 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>Steps of one token for sequences of a cache, from the last token of each to the scores of the next or, with sampling, to the
-/// next token itself. On CUDA a step is one graph (<see cref="DecodeGraph"/>).</summary>
-/// <remarks>It is used by one thread at a time, and for one number of sequences at a time.</remarks>
+/// <summary>Runs steps of one token for sequences of a cache, from the last token of each to the scores of the next or, with sampling, to
+/// the next token itself. On CUDA a step is one graph (<see cref="DecodeGraph"/>).</summary>
+/// <remarks>Only one thread at a time may use it, for a fixed number of sequences.</remarks>
 public sealed class DecodeSteps : IDisposable
 {
     private readonly LlamaForCausalLM _model;
@@ -13,12 +13,12 @@ public sealed class DecodeSteps : IDisposable
     private readonly SamplingState? _sampling;
     private readonly Tensor? _unused;
 
-    /// <summary>Makes what runs steps.</summary>
+    /// <summary>Makes a runner of steps.</summary>
     /// <param name="model">The model.</param>
     /// <param name="cache">The cache of its sequences.</param>
-    /// <param name="batchSize">Sequences of a step.</param>
-    /// <param name="sampling">How the next tokens are chosen, of as many sequences; they are not if null.</param>
-    /// <param name="logProbabilities">Whether the logarithms of the chosen tokens' probabilities are wanted.</param>
+    /// <param name="batchSize">Number of sequences in a step.</param>
+    /// <param name="sampling">State for sampling the next tokens of that many sequences; null if none are chosen.</param>
+    /// <param name="logProbabilities">Whether to compute the logarithms of the chosen tokens' probabilities.</param>
     /// <param name="capture">Whether steps may become graphs.</param>
     public DecodeSteps(
         LlamaForCausalLM model, ModelKeyValueCache cache, int batchSize, SamplingState? sampling = null, bool logProbabilities = false, bool capture = true)
@@ -43,16 +43,16 @@ public sealed class DecodeSteps : IDisposable
     /// <summary>Scores of the next tokens after a step, [batch, vocab_size] in the type of the weights.</summary>
     public Tensor Logits { get; }
 
-    /// <summary>Float32 [batch]: logarithms of the chosen tokens' probabilities, if they are wanted.</summary>
+    /// <summary>Float32 [batch]: logarithms of the chosen tokens' probabilities, if they are computed.</summary>
     public Tensor? LogProbabilities { get; }
 
-    /// <summary>What runs the steps.</summary>
+    /// <summary>Runs the steps.</summary>
     public DecodeGraph Graph => _graph;
 
     /// <summary>Adds <see cref="Tokens"/> to sequences.</summary>
     /// <param name="sequences">Their numbers in the cache.</param>
-    /// <param name="counts">For each 1, or 0 for one that is left out; all 1 if empty.</param>
-    /// <exception cref="MovedWeightsException">Steps were captured, and the model's weights have moved since.</exception>
+    /// <param name="counts">For each sequence 1, or 0 for one that is skipped; all 1 if empty.</param>
+    /// <exception cref="MovedWeightsException">The model's weights have moved since steps were captured.</exception>
     public void Run(ReadOnlySpan<int> sequences, ReadOnlySpan<int> counts = default)
     {
         using IDisposable noGrad = no_grad();

@@ -4,26 +4,26 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>What a checkpoint's generation_config.json says of how text is generated.</summary>
-/// <param name="Sampling">How tokens are chosen where the caller doesn't say.</param>
-/// <param name="Ignored">Settings that would change what is chosen and are not implemented, each as <c>'key' = value</c>.</param>
-/// <param name="EosTokenIds">Tokens that end a text; none where the file doesn't say.</param>
+/// <summary>The generation settings in a checkpoint's generation_config.json.</summary>
+/// <param name="Sampling">How tokens are chosen if the caller doesn't say.</param>
+/// <param name="Ignored">Settings that would change which tokens are chosen but are not implemented, each as <c>'key' = value</c>.</param>
+/// <param name="EosTokenIds">Tokens that end a text; none if the file doesn't list any.</param>
 public sealed record GenerationConfig(SamplingParameters Sampling, IReadOnlyList<string> Ignored, IReadOnlyList<int> EosTokenIds)
 {
-    // Where the file has do_sample, and not these: the defaults of transformers.
+    // The defaults of transformers, if the file has do_sample but not these.
     private const double DefaultTemperature = 1;
     private const int DefaultTopK = 50;
 
-    // Other keys that change which tokens are chosen, each with the value that doesn't.
+    // Other keys that change which tokens are chosen, each with the value that has no effect.
     private static readonly (string Key, double Neutral)[] s_others =
     [
         ("typical_p", 1), ("epsilon_cutoff", 0), ("eta_cutoff", 0), ("no_repeat_ngram_size", 0), ("encoder_repetition_penalty", 1), ("num_beams", 1),
         ("penalty_alpha", 0), ("guidance_scale", 1),
     ];
 
-    /// <summary>Reads generation_config.json of a checkpoint, as transformers does: the repetition penalty always counts, temperature,
-    /// top-k, top-p and min-p with <c>do_sample</c>.</summary>
-    /// <param name="directory">The checkpoint; without the file, the likeliest token is taken.</param>
+    /// <summary>Reads generation_config.json of a checkpoint as transformers does: the repetition penalty always applies; temperature,
+    /// top-k, top-p and min-p only with <c>do_sample</c>.</summary>
+    /// <param name="directory">The checkpoint; without the file, decoding is greedy.</param>
     /// <exception cref="CheckpointException">The file is not valid.</exception>
     public static GenerationConfig Load(string directory)
     {

@@ -2,16 +2,17 @@ using System.Diagnostics.Metrics;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>What generation reports to a <see cref="Meter"/>, beside the caches' <see cref="MustafarMetrics"/>.</summary>
+/// <summary>Metrics of generation, in addition to the caches' <see cref="MustafarMetrics"/>.</summary>
 /// <remarks>
 /// <list type="table">
 /// <listheader><term>instrument of <see cref="MeterName"/></term><description>meaning</description></listheader>
-/// <item><term><c>mustafar.generation.prompt_tokens</c> (tokens)</term><description>Tokens of prompts that were read; not those that a cache
+/// <item><term><c>mustafar.generation.prompt_tokens</c> (tokens)</term><description>Prompt tokens read, without those that a cache
 /// already held.</description></item>
-/// <item><term><c>mustafar.generation.tokens</c> (tokens)</term><description>Tokens that decode steps added, of all sequences.</description></item>
+/// <item><term><c>mustafar.generation.tokens</c> (tokens)</term><description>Tokens added by decode steps, over all
+/// sequences.</description></item>
 /// <item><term><c>mustafar.generation.prefill.duration</c> (seconds)</term><description>Time to read the prompts of one call.</description></item>
-/// <item><term><c>mustafar.generation.step.duration</c> (seconds)</term><description>Time of a decode step, choosing its tokens
-/// included. Tag <c>batch</c>: tokens of the step.</description></item>
+/// <item><term><c>mustafar.generation.step.duration</c> (seconds)</term><description>Time of a decode step, including the choice of its
+/// tokens. Tag <c>batch</c>: tokens of the step.</description></item>
 /// <item><term><c>mustafar.generation.rate</c> (tokens per second)</term><description>Tokens per second of a decode step, of all sequences
 /// together.</description></item>
 /// </list>
@@ -25,10 +26,10 @@ public static class GenerationMetrics
     private static readonly Meter s_meter = new(MeterName, typeof(GenerationMetrics).Assembly.GetName().Version?.ToString(3));
 
     private static readonly Counter<long> s_promptTokens = s_meter.CreateCounter<long>(
-        "mustafar.generation.prompt_tokens", "{token}", "Tokens of prompts that were read.");
+        "mustafar.generation.prompt_tokens", "{token}", "Prompt tokens read.");
 
     private static readonly Counter<long> s_tokens = s_meter.CreateCounter<long>(
-        "mustafar.generation.tokens", "{token}", "Tokens that decode steps added.");
+        "mustafar.generation.tokens", "{token}", "Tokens added by decode steps.");
 
     private static readonly Histogram<double> s_prefill = s_meter.CreateHistogram<double>(
         "mustafar.generation.prefill.duration", "s", "Time to read the prompts of one call.");

@@ -8,10 +8,10 @@ namespace Mustafar.Models.Generation;
 /// <summary>A loaded checkpoint: the model, its tokenizer and the tokens that end a text.</summary>
 public sealed class LanguageModel : IDisposable
 {
-    // A rotary table that older checkpoints carry; it follows from the config.
+    // A rotary table in older checkpoints, which follows from the config.
     private const string DerivedSuffix = ".rotary_emb.inv_freq";
 
-    // Of a model whose head is its embedding, some checkpoints hold both.
+    // If the head is the embedding, some checkpoints contain both.
     private const string Head = "lm_head.weight";
 
     private readonly TextTokenizer? _tokenizer;
@@ -32,34 +32,34 @@ public sealed class LanguageModel : IDisposable
         UnusedTensors = unused;
     }
 
-    /// <summary>Where the checkpoint lies.</summary>
+    /// <summary>Directory of the checkpoint.</summary>
     public string Directory { get; }
 
-    /// <summary>What tells the checkpoint apart from those of other models: <see cref="ModelFingerprint"/>.</summary>
+    /// <summary>Identifies the checkpoint: <see cref="ModelFingerprint"/>.</summary>
     public string Fingerprint { get; }
 
     /// <summary>The model.</summary>
     public LlamaForCausalLM Model { get; }
 
     /// <summary>Its tokenizer.</summary>
-    /// <exception cref="InvalidOperationException">It was loaded without.</exception>
+    /// <exception cref="InvalidOperationException">The model was loaded without it.</exception>
     public TextTokenizer Tokenizer => _tokenizer ?? throw new InvalidOperationException("The model was loaded without its tokenizer.");
 
     /// <summary>Tokens that end a text.</summary>
     public IReadOnlySet<int> StopTokens { get; }
 
-    /// <summary>Tensors of the checkpoint that the model doesn't know; usually a sign that it is of another kind.</summary>
+    /// <summary>Tensors of the checkpoint that the model doesn't use; usually a sign that it is of another kind.</summary>
     public IReadOnlyList<string> UnusedTensors { get; }
 
     /// <summary>Loads a checkpoint.</summary>
     /// <param name="directory">A Hugging Face checkpoint: config.json, safetensors, tokenizer.json or tokenizer.model.</param>
     /// <param name="dtype">Type of the weights and of the caches; the checkpoint's if null.</param>
-    /// <param name="device">Where the model runs; the CPU if null.</param>
-    /// <param name="progress">Told the share of bytes that is loaded, 0 to 1.</param>
-    /// <param name="frame">Whether a text gets the tokens that begin and end it; what the tokenizer's files say if null.</param>
-    /// <param name="withTokenizer">Whether the tokenizer is read; without, the model takes and gives ids alone.</param>
+    /// <param name="device">Device of the model; the CPU if null.</param>
+    /// <param name="progress">Receives the share of bytes loaded, 0 to 1.</param>
+    /// <param name="frame">Whether bos_token and eos_token are added to a text; as the tokenizer's files say if null.</param>
+    /// <param name="withTokenizer">Whether to read the tokenizer; without it, the model only takes and returns ids.</param>
     /// <exception cref="IOException">A file is missing or damaged.</exception>
-    /// <exception cref="UnsupportedModelException">The checkpoint asks for something that is not implemented.</exception>
+    /// <exception cref="UnsupportedModelException">The checkpoint needs a feature that is not implemented.</exception>
     public static LanguageModel Load(
         string directory,
         ScalarType? dtype = null,
@@ -79,7 +79,7 @@ public sealed class LanguageModel : IDisposable
         CheckpointShapes.Check(config, checkpoint);
         if (tokenizer is not null)
         {
-            // A token that ends a text has none: it is never written.
+            // A token that ends a text has no text itself: it is never written.
             config = config with
             {
                 UnusedTokenIds = [.. Enumerable.Range(0, config.VocabSize).Where(id => !tokenizer.HasToken(id) && !stopTokens.Contains(id))],

@@ -3,7 +3,7 @@ using System.Numerics;
 namespace Mustafar.Models.Generation;
 
 /// <summary>Finds the largest of many numbers.</summary>
-/// <remarks>What it needs is kept from call to call.</remarks>
+/// <remarks>Its buffers are kept from call to call.</remarks>
 internal sealed class LargestNumbers
 {
     private readonly PriorityQueue<int, (double Number, int Order)> _queue = new();

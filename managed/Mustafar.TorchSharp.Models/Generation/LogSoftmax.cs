@@ -3,9 +3,9 @@ namespace Mustafar.Models.Generation;
 /// <summary>Logarithms of probabilities, in double precision.</summary>
 internal static class LogSoftmax
 {
-    /// <summary>ln Σ exp(score): a token's score less this is the logarithm of its probability.</summary>
+    /// <summary>ln Σ exp(score): a token's score minus this is the logarithm of its probability.</summary>
     /// <param name="logits">A score for each token of the vocabulary.</param>
-    /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
+    /// <exception cref="ArgumentException">There are no scores, one is NaN, or the maximum is not finite.</exception>
     public static double LogSumExp(ReadOnlySpan<float> logits)
     {
         double largest = logits[Likeliest(logits)];
@@ -19,7 +19,7 @@ internal static class LogSoftmax
     }
 
     /// <summary>The token of the largest score, the lowest id among equals.</summary>
-    /// <exception cref="ArgumentException">There are no scores, one is NaN, or the largest is not finite.</exception>
+    /// <exception cref="ArgumentException">There are no scores, one is NaN, or the maximum is not finite.</exception>
     private static int Likeliest(ReadOnlySpan<float> logits)
     {
         if (logits.IsEmpty)
@@ -32,7 +32,7 @@ internal static class LogSoftmax
         {
             if (float.IsNaN(logits[i]))
             {
-                throw new ArgumentException($"Expected numbers as scores, but that of token {i} is NaN.", nameof(logits));
+                throw new ArgumentException($"Expected numbers as scores, but the score of token {i} is NaN.", nameof(logits));
             }
 
             if (logits[i] > logits[best])
@@ -43,6 +43,6 @@ internal static class LogSoftmax
 
         return float.IsFinite(logits[best])
             ? best
-            : throw new ArgumentException($"Expected a finite largest score, but it is {logits[best]}.", nameof(logits));
+            : throw new ArgumentException($"Expected a finite maximum score, but it is {logits[best]}.", nameof(logits));
     }
 }

@@ -2,14 +2,14 @@ using System.Runtime.InteropServices;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>How a text's tokens are chosen, and which were.</summary>
-/// <remarks>Used for one text: where it is continued, the draws and the penalties go on.</remarks>
+/// <summary>How a text's tokens are chosen, and which ones were.</summary>
+/// <remarks>Belongs to one text: when the text is continued, draws and penalties continue too.</remarks>
 public sealed class Sampler
 {
     private readonly List<int> _prompt = [];
     private readonly List<int> _chosen = [];
 
-    /// <summary>Makes a sampler of a text of which nothing has been chosen.</summary>
+    /// <summary>Makes a sampler of a text without chosen tokens.</summary>
     /// <param name="parameters">How to choose.</param>
     public Sampler(SamplingParameters parameters)
     {
@@ -19,13 +19,13 @@ public sealed class Sampler
 
     internal SamplingParameters Parameters { get; }
 
-    /// <summary>Tokens of the text that were not chosen; some may be there twice.</summary>
+    /// <summary>Tokens of the text that were not chosen; some may occur twice.</summary>
     internal ReadOnlySpan<int> Prompt => CollectionsMarshal.AsSpan(_prompt);
 
     /// <summary>Tokens that were chosen.</summary>
     internal ReadOnlySpan<int> Chosen => CollectionsMarshal.AsSpan(_chosen);
 
-    /// <summary>Tells of tokens that the text has without its being asked, which the repetition penalty counts.</summary>
+    /// <summary>Adds tokens that the text has but did not choose, for the repetition penalty.</summary>
     internal void AddPrompt(IEnumerable<int> tokens) => _prompt.AddRange(tokens);
 
     internal void Add(int token) => _chosen.Add(token);

@@ -2,11 +2,11 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>Continuations of a text, and what they were made with.</summary>
+/// <summary>Continuations of a text, and the memory that they took.</summary>
 /// <param name="Hypotheses">The continuations, the best first.</param>
 /// <param name="CachedTokens">Tokens of the longest sequence in the cache.</param>
-/// <param name="Memory">What the cache occupied at the end, with the text and the continuations, which share pages. The dense bytes to
-/// compare with are those of the continuations, each with the text before it.</param>
+/// <param name="Memory">The memory of the cache at the end, with the text and the continuations, which share pages. The dense bytes for
+/// comparison are those of the continuations, each with the text before it.</param>
 public sealed record SearchResult(IReadOnlyList<Hypothesis> Hypotheses, int CachedTokens, KeyValueCacheMemory Memory)
 {
     /// <summary>Describes continuations.</summary>

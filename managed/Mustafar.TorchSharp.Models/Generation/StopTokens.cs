@@ -6,7 +6,7 @@ namespace Mustafar.Models.Generation;
 /// <summary>Tokens that end a text.</summary>
 public static class StopTokens
 {
-    /// <summary>Reads them from a checkpoint: those of generation_config.json, or where it names none, of config.json.</summary>
+    /// <summary>Reads them from a checkpoint: those of generation_config.json or, if it names none, of config.json.</summary>
     /// <param name="directory">The checkpoint.</param>
     /// <param name="config">Its config.json.</param>
     /// <exception cref="CheckpointException">generation_config.json is not valid.</exception>

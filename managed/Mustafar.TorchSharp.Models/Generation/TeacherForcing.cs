@@ -7,11 +7,11 @@ namespace Mustafar.Models.Generation;
 /// <summary>Measures how well a model predicts given texts while it decodes them token by token.</summary>
 public static class TeacherForcing
 {
-    // Positions whose logits are held at once.
+    // Number of positions whose logits are in memory at once.
     private const int HeadChunk = 256;
 
     /// <summary>
-    /// Negative log likelihoods of tokens: the first <paramref name="prefill"/> tokens are taken at once, as a prompt, and the rest one
+    /// Negative log likelihoods of tokens: the first <paramref name="prefill"/> tokens are read at once, as a prompt, and the rest one
     /// by one through the cache.
     /// </summary>
     /// <param name="model">The model.</param>
@@ -19,7 +19,7 @@ public static class TeacherForcing
     /// <param name="ids">Int64 [batch, n] with n ≥ 2.</param>
     /// <param name="prefill">1 to n; to n − 1 if the prompt is not scored.</param>
     /// <param name="includePrompt">Whether to score the tokens of the prompt too.</param>
-    /// <param name="advanced">Told the number of tokens done, after the prompt and after each token.</param>
+    /// <param name="advanced">Receives the number of tokens done, after the prompt and after each token.</param>
     /// <returns>Float64, in nats: [batch, n − 1] for tokens 1 … n − 1 with the prompt, else [batch, n − prefill] for the rest.
     /// Each token is predicted from the position before it.</returns>
     public static Tensor NegativeLogLikelihoods(
@@ -66,7 +66,7 @@ public static class TeacherForcing
         return nll.to(ScalarType.Float64).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Kullback-Leibler divergence of next-token distributions: what q loses where p is the truth.</summary>
+    /// <summary>Kullback-Leibler divergence of next-token distributions: the loss of q if p is the truth.</summary>
     /// <param name="p">Scores [.., vocab_size].</param>
     /// <param name="q">Scores [.., vocab_size].</param>
     /// <returns>Float64 [..], in nats.</returns>
@@ -80,14 +80,14 @@ public static class TeacherForcing
         return (logP.exp() * (logP - logQ)).sum(-1).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Takes the tokens of texts from a given one on through the cache, some at a time.</summary>
+    /// <summary>Runs the tokens of texts through the cache from a given one on, some at a time.</summary>
     /// <param name="model">The model.</param>
     /// <param name="cache">As many sequences, which hold the tokens before.</param>
     /// <param name="ids">Int64 [batch, n].</param>
-    /// <param name="first">The first token to take, 1 to n.</param>
-    /// <param name="step">Tokens that are taken at once: they see each other as they come, and those before as the cache stores them.</param>
-    /// <param name="visit">Gets the number of a token and the scores [batch, count, vocab_size] of it and of those that follow it, in a dispose scope of
-    /// their own.</param>
+    /// <param name="first">The first token to run, 1 to n.</param>
+    /// <param name="step">Number of tokens per step: they see each other unpruned, and earlier ones as the cache stores them.</param>
+    /// <param name="visit">Receives the index of a token and the scores [batch, count, vocab_size] of it and of those that follow it, in a
+    /// separate dispose scope.</param>
     /// <param name="cancellationToken">Stops between steps.</param>
     internal static void Decode(
         LlamaForCausalLM model, ModelCache cache, Tensor ids, int first, int step, Action<int, Tensor> visit, CancellationToken cancellationToken = default)

@@ -5,12 +5,12 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>A token of one of several texts that are continued side by side.</summary>
+/// <summary>A token of one of several texts that are continued in one batch.</summary>
 /// <param name="Sequence">Which text.</param>
 /// <param name="Token">Its next token.</param>
 public readonly record struct SequenceToken(int Sequence, int Token);
 
-/// <summary>What all ways to continue texts share: steps of a model over a cache, and the time that it takes for them.</summary>
+/// <summary>Base of all ways to continue texts: steps of a model over a cache, and the time that they take.</summary>
 public abstract class TextGenerator
 {
     private readonly Stopwatch _prefill = new();
@@ -24,13 +24,13 @@ public abstract class TextGenerator
         Cache = cache;
     }
 
-    /// <summary>Time that prompts took, up to the choice of the first token after them.</summary>
+    /// <summary>Time for prompts, up to the choice of the first token after them.</summary>
     public TimeSpan PrefillTime => _prefill.Elapsed;
 
-    /// <summary>Time that steps of one token took, choosing the tokens included, and forks.</summary>
+    /// <summary>Time for steps of one token, including the choice of tokens, and for forks.</summary>
     public TimeSpan DecodeTime => _decode.Elapsed;
 
-    /// <summary>Tokens that the model took in steps of one token, of all texts.</summary>
+    /// <summary>Number of tokens that the model read in steps of one token, over all texts.</summary>
     public int DecodedTokens { get; private set; }
 
     /// <summary><see cref="DecodedTokens"/> per second of <see cref="DecodeTime"/>; 0 before the first.</summary>
@@ -40,19 +40,19 @@ public abstract class TextGenerator
 
     private protected ModelCache Cache { get; }
 
-    /// <summary>Checks that <see cref="Cache"/> is of one text.</summary>
+    /// <summary>Checks that <see cref="Cache"/> holds one text.</summary>
     /// <exception cref="ArgumentException">It is not.</exception>
     private protected void RequireOneSequence()
     {
         if (Cache.BatchSize != 1)
         {
-            throw new ArgumentException($"Expected a cache of one sequence, whose text is continued, but got {Cache.BatchSize}.", "cache");
+            throw new ArgumentException($"Expected a cache of one sequence, but got {Cache.BatchSize}.", "cache");
         }
     }
 
     /// <summary>Adds prompts to the texts in <see cref="Cache"/>.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
-    /// <param name="cancellationToken">Stops before the next layer of the model; nothing of the prompts is cached then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer of the model; nothing of the prompts is cached then.</param>
     /// <returns>The scores after each prompt, [batch, vocab_size]. The caller disposes them.</returns>
     private protected Tensor Prefill(IReadOnlyList<IReadOnlyList<int>> prompts, CancellationToken cancellationToken)
     {
@@ -73,7 +73,7 @@ public abstract class TextGenerator
         return logits.DetachFromDisposeScope();
     }
 
-    /// <summary><see cref="Prefill"/> whose scores are copied from the model's device.</summary>
+    /// <summary>Like <see cref="Prefill"/>, with the scores copied from the model's device.</summary>
     /// <param name="prompts">Ids for each sequence, which may differ in number.</param>
     /// <param name="cancellationToken">As there.</param>
     /// <returns>batch · vocab_size numbers.</returns>
@@ -86,7 +86,7 @@ public abstract class TextGenerator
     }
 
     /// <summary>Adds a token to texts.</summary>
-    /// <param name="steps">What runs steps of so many texts.</param>
+    /// <param name="steps">Runs steps of that many texts.</param>
     /// <param name="cache">The texts so far.</param>
     /// <param name="tokens">For each sequence its token.</param>
     /// <param name="scores">Overwritten with the scores after each token, batch · vocab_size.</param>
@@ -112,22 +112,23 @@ public abstract class TextGenerator
         return cache.Fork(parents);
     }
 
-    /// <summary>Makes sequences those that continue them.</summary>
+    /// <summary>Replaces sequences by ones that continue them.</summary>
     private protected void Reorder(ModelCache cache, int[] parents)
     {
         using Timing timing = new(_decode);
         cache.Reorder(parents);
     }
 
-    /// <summary>Continues texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text.</summary>
+    /// <summary>Continues texts in one batch, each until a stop token, the maximum number of tokens, or the model's context
+    /// length.</summary>
     /// <param name="cache">The texts so far.</param>
     /// <param name="logits">The scores after each text, [batch, vocab_size]; disposed.</param>
-    /// <param name="samplers">For each text, what chooses its tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most for each text.</param>
+    /// <param name="samplers">For each text, how to choose its tokens.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate for each text.</param>
     /// <param name="stopTokens">Tokens that end a text.</param>
-    /// <param name="logProbabilities">Overwritten at each step with the logarithms of the tokens' probabilities, one for each text; not
-    /// wanted if null.</param>
-    /// <param name="cancellationToken">Stops before the next step.</param>
+    /// <param name="logProbabilities">Overwritten at each step with the logarithms of the tokens' probabilities, one per text; not
+    /// computed if null.</param>
+    /// <param name="cancellationToken">Cancels before the next step.</param>
     /// <returns>The tokens, those of one step in order of the sequences.</returns>
     private protected IEnumerable<SequenceToken> Continue(
         ModelCache cache,
@@ -183,7 +184,7 @@ public abstract class TextGenerator
         }
     }
 
-    // Where the device works by itself, this waits for it.
+    // On a device that works asynchronously, this waits for it.
     private static void Read(Tensor logits, Span<float> scores, Stopwatch watch)
     {
         using Timing timing = new(watch);
@@ -191,7 +192,7 @@ public abstract class TextGenerator
         logits.to(ScalarType.Float32).cpu().contiguous().data<float>().CopyTo(scores);
     }
 
-    // Runs a stopwatch until it is disposed, by an exception too.
+    // Runs a stopwatch until it is disposed, even by an exception.
     private readonly struct Timing : IDisposable
     {
         private readonly Stopwatch _watch;

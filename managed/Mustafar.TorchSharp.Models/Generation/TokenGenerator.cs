@@ -3,26 +3,26 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>Continues texts token by token, and measures how long the model takes for it.</summary>
+/// <summary>Continues texts token by token, and measures how long the model takes.</summary>
 public sealed class TokenGenerator : TextGenerator
 {
     /// <summary>Makes a generator.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">Its cache; what it holds is the texts so far.</param>
+    /// <param name="cache">Its cache; it holds the texts so far.</param>
     public TokenGenerator(LlamaForCausalLM model, ModelCache cache)
         : base(model, cache)
     {
     }
 
-    /// <summary>Continues a text until a stop token, the number of tokens asked for, or the model's longest text.</summary>
+    /// <summary>Continues a text until a stop token, the maximum number of tokens, or the model's context length.</summary>
     /// <param name="prompt">Ids to add to the text first, at least one.</param>
     /// <param name="sampler">Chooses tokens.</param>
-    /// <param name="maxTokens">Tokens to generate at most.</param>
-    /// <param name="stopTokens">Tokens that end the text; the one that does is generated, but not cached.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
+    /// <param name="stopTokens">Tokens that end the text; they are generated, but not cached.</param>
+    /// <param name="cancellationToken">Cancels before the next step, or while a prompt is read; nothing of it is cached then.</param>
     /// <returns>The tokens, each as soon as it is known.</returns>
     /// <exception cref="ArgumentException">The prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or the
-    /// cache is not of one sequence.</exception>
+    /// cache has more than one sequence.</exception>
     public IEnumerable<int> Generate(
         IReadOnlyList<int> prompt,
         Sampler sampler,
@@ -32,17 +32,17 @@ public sealed class TokenGenerator : TextGenerator
         Generate([prompt], [sampler], maxTokens, stopTokens, cancellationToken).Select(item => item.Token);
 
     /// <summary>
-    /// Continues several texts side by side, each until a stop token, the number of tokens asked for, or the model's longest text. The
+    /// Continues several texts in one batch, each until a stop token, the maximum number of tokens, or the model's context length. The
     /// prompts may have different lengths; no padding is cached.
     /// </summary>
     /// <param name="prompts">For each sequence of the cache, ids to add to its text first, at least one.</param>
-    /// <param name="samplers">For each sequence, what chooses its tokens; one that draws must not be shared.</param>
-    /// <param name="maxTokens">Tokens to generate at most for each text.</param>
-    /// <param name="stopTokens">Tokens that end a text; the one that does is generated, but not cached.</param>
-    /// <param name="cancellationToken">Stops before the next step, or within a prompt, of which nothing is cached then.</param>
+    /// <param name="samplers">For each sequence, how to choose its tokens; samplers must not be shared.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate for each text.</param>
+    /// <param name="stopTokens">Tokens that end a text; they are generated, but not cached.</param>
+    /// <param name="cancellationToken">Cancels before the next step, or while a prompt is read; nothing of it is cached then.</param>
     /// <returns>The tokens, those of one step in order of the sequences.</returns>
-    /// <exception cref="ArgumentException">A prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or there are
-    /// not as many prompts and samplers as the cache has sequences.</exception>
+    /// <exception cref="ArgumentException">A prompt is empty, has ids out of the vocabulary, or doesn't fit into the model; or the number
+    /// of prompts or samplers differs from the cache's number of sequences.</exception>
     public IEnumerable<SequenceToken> Generate(
         IReadOnlyList<IReadOnlyList<int>> prompts,
         IReadOnlyList<Sampler> samplers,

@@ -3,13 +3,13 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Generation;
 
-/// <summary>Token ids on their way to a model.</summary>
+/// <summary>Token ids as input of a model.</summary>
 public static class TokenIds
 {
     /// <summary>Checks that a model can take ids.</summary>
     /// <param name="ids">The ids, at least one.</param>
     /// <param name="config">The model.</param>
-    /// <param name="alreadyCached">Number of tokens that the model has taken before.</param>
+    /// <param name="alreadyCached">Number of tokens that the model has read before.</param>
     /// <exception cref="ArgumentException">There are none or too many of them, or one is not in the vocabulary.</exception>
     public static void Check(IReadOnlyList<int> ids, LlamaConfig config, int alreadyCached = 0)
     {
@@ -22,7 +22,7 @@ public static class TokenIds
 
         if (ids.Count > config.MaxPositions - alreadyCached)
         {
-            string cached = alreadyCached > 0 ? $" after the {alreadyCached} before" : "";
+            string cached = alreadyCached > 0 ? $" after the {alreadyCached} cached ones" : "";
             throw new ArgumentException(
                 $"Expected at most {config.MaxPositions - alreadyCached} tokens{cached}, since the model's context is {config.MaxPositions} "
                 + $"(max_position_embeddings), but got {ids.Count}.",
@@ -38,7 +38,7 @@ public static class TokenIds
         }
     }
 
-    /// <summary>Makes the scores of ids that stand for nothing −∞, so that they are never chosen.</summary>
+    /// <summary>Sets the scores of ids without a token to −∞, so that they are never chosen.</summary>
     /// <param name="logits">[.., vocab_size]; overwritten.</param>
     /// <param name="config">The model.</param>
     /// <returns>The scores.</returns>
@@ -55,8 +55,8 @@ public static class TokenIds
         return logits.index_fill_(-1, unused, double.NegativeInfinity);
     }
 
-    /// <summary>Sequences of any lengths as a tensor, with zeros behind the shorter ones.</summary>
-    /// <returns>Int64 [batch, n] with the longest's n.</returns>
+    /// <summary>Sequences of any lengths as a tensor, with zeros after the shorter ones.</summary>
+    /// <returns>Int64 [batch, n], where n is the greatest length.</returns>
     public static Tensor ToPaddedTensor(IReadOnlyList<IReadOnlyList<int>> sequences, Device device)
     {
         ArgumentNullException.ThrowIfNull(sequences);

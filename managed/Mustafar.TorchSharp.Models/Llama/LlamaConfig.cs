@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Llama;
 
-/// <summary>What a model of the Llama family is made of.</summary>
+/// <summary>The architecture of a model of the Llama family.</summary>
 public sealed record LlamaConfig
 {
     private static readonly int[] s_compressedHeadDims = [64, 80, 96, 128, 256];
@@ -15,7 +15,7 @@ public sealed record LlamaConfig
     /// <summary>Elements of a token's hidden state.</summary>
     public required int HiddenSize { get; init; }
 
-    /// <summary>Elements between the two steps of the MLP.</summary>
+    /// <summary>Elements of the MLP's intermediate state.</summary>
     public required int IntermediateSize { get; init; }
 
     /// <summary>Number of decoder layers.</summary>
@@ -24,7 +24,7 @@ public sealed record LlamaConfig
     /// <summary>Number of query heads.</summary>
     public required int NumHeads { get; init; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public required int NumKvHeads { get; init; }
 
     /// <summary>Elements of one head.</summary>
@@ -36,7 +36,7 @@ public sealed record LlamaConfig
     /// <summary>Rotary positions.</summary>
     public required RotaryOptions Rotary { get; init; }
 
-    /// <summary>Longest sequence that the model was made for.</summary>
+    /// <summary>Maximum context length of the model.</summary>
     public required int MaxPositions { get; init; }
 
     /// <summary>Whether the output head is the token embedding.</summary>
@@ -56,10 +56,11 @@ public sealed record LlamaConfig
     /// </summary>
     public bool QueryKeyNorm { get; init; }
 
-    /// <summary>Latest tokens that a layer with a sliding window sees, the current one included; no layer has one if null.</summary>
+    /// <summary>Number of latest tokens that a layer with a sliding window sees, including the current one; no layer has a window if
+    /// null.</summary>
     public int? SlidingWindow { get; init; }
 
-    /// <summary>For each layer, whether it has the sliding window; if null, all have it where there is one.</summary>
+    /// <summary>For each layer, whether it has the sliding window; if null, all layers have it, if there is one.</summary>
     public IReadOnlyList<bool>? SlidingLayers { get; init; }
 
     /// <summary>Type of the checkpoint's weights.</summary>
@@ -69,15 +70,15 @@ public sealed record LlamaConfig
     public IReadOnlyList<int> EosTokenIds { get; init; } = [];
 
     /// <summary>
-    /// Ids below <see cref="VocabSize"/> that stand for nothing, as where the embedding is padded to a round size: never generated.
+    /// Ids below <see cref="VocabSize"/> without a token, for example if the embedding is padded to a round size: never generated.
     /// </summary>
     public IReadOnlyList<int> UnusedTokenIds { get; init; } = [];
 
-    /// <summary>Latest tokens that a layer sees, the current one included; all if null.</summary>
+    /// <summary>Number of latest tokens that a layer sees, including the current one; all if null.</summary>
     /// <param name="layer">0 to <see cref="NumLayers"/> − 1.</param>
     public int? WindowOf(int layer) => SlidingLayers is null || SlidingLayers[layer] ? SlidingWindow : null;
 
-    /// <summary>Checks that a compressed cache can hold keys and values of this model: before its weights are read.</summary>
+    /// <summary>Checks that a compressed cache can hold keys and values of this model, before its weights are read.</summary>
     /// <param name="options">How the cache prunes.</param>
     /// <param name="path">The config.json that this was read from.</param>
     /// <exception cref="UnsupportedModelException">It can't: its head_dim is not supported, at all or with these options.</exception>
@@ -87,8 +88,8 @@ public sealed record LlamaConfig
         if (!s_compressedHeadDims.Contains(HeadDim))
         {
             throw new UnsupportedModelException(
-                $"'head_dim' = {HeadDim} is not supported by the compressed cache, which takes {string.Join(", ", s_compressedHeadDims)}; "
-                + "a dense cache (--attention dense) takes any even one.",
+                $"'head_dim' = {HeadDim} is not supported by the compressed cache, which supports {string.Join(", ", s_compressedHeadDims)}; "
+                + "a dense cache (--attention dense) supports any even one.",
                 path);
         }
 
@@ -106,7 +107,7 @@ public sealed record LlamaConfig
     /// <param name="path">The file.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="CheckpointException">A value is missing or not valid.</exception>
-    /// <exception cref="UnsupportedModelException">The model asks for something that is not implemented.</exception>
+    /// <exception cref="UnsupportedModelException">The model needs a feature that is not implemented.</exception>
     public static LlamaConfig Load(string path)
     {
         using JsonDocument document = JsonFile.Open(path);

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Llama;
 
-/// <summary>Reads config.json. What would change the model's numbers and isn't implemented is refused, never ignored.</summary>
+/// <summary>Reads config.json. Anything that would change the model's numbers and isn't implemented is refused, never ignored.</summary>
 internal static class LlamaConfigReader
 {
     private const int MistralWindow = 4096;
@@ -12,7 +12,7 @@ internal static class LlamaConfigReader
     private const int QwenFirstWindowedLayer = 28;
     private const int Qwen3HeadDim = 128;
 
-    // What transformers has for each architecture: which parts it adds, and what a config that leaves something out means.
+    // What transformers defines for each architecture: the parts that it adds, and the defaults of its config.
     private static readonly Family[] s_families =
     [
         new("LlamaForCausalLM", "llama", WithLlamaBiases, KvHeadsDefaultToHeads: true),
@@ -21,7 +21,7 @@ internal static class LlamaConfigReader
         new("Qwen3ForCausalLM", "qwen3", WithQwen3Parts, HeadDim: Qwen3HeadDim),
     ];
 
-    // Keys of related models that change the computation, each with the test of a value that does not.
+    // Keys of related models that change the computation, each with a test for values that don't.
     private static readonly Dictionary<string, Func<JsonElement, bool>> s_neutralValues = new()
     {
         ["partial_rotary_factor"] = value => value.IsNumber(1),
@@ -96,7 +96,7 @@ internal static class LlamaConfigReader
         return family.Complete(config, root, path);
     }
 
-    /// <summary>A key that holds one token id or a list of them; none if it is absent.</summary>
+    /// <summary>The value of a key that holds one token id or a list of them; none if it is absent.</summary>
     public static IReadOnlyList<int> TokenIds(JsonElement root, string key, string path)
     {
         if (root.Find(key) is not JsonElement value)
@@ -116,7 +116,7 @@ internal static class LlamaConfigReader
         string what;
         if (root.Find("architectures") is not JsonElement list)
         {
-            // Some tools leave the list out; the type of the model is then the only word on it.
+            // Some tools leave the list out; then only the model type says what it is.
             string type = root.FindString("model_type", path) ?? throw new CheckpointException("expected 'architectures' or 'model_type'.", path);
             family = s_families.FirstOrDefault(item => item.ModelType == type);
             what = $"model type '{type}'";
@@ -158,7 +158,7 @@ internal static class LlamaConfigReader
         LlamaConfig windowed = WithLayerTypes(config with { SlidingWindow = WindowOr(MistralWindow, root, path) }, root, path);
         // transformers gives all layers the window, whatever layer_types says.
         return windowed.SlidingLayers?.Contains(false) ?? false
-            ? throw new UnsupportedModelException("'layer_types' with 'full_attention' beside 'sliding_window' is not supported.", path)
+            ? throw new UnsupportedModelException("'layer_types' with 'full_attention' and a 'sliding_window' is not supported.", path)
             : windowed;
     }
 
@@ -168,7 +168,7 @@ internal static class LlamaConfigReader
         return WithQwenWindow(config with { QueryKeyNorm = true, QkvBias = attentionBias, AttentionOutputBias = attentionBias }, root, path);
     }
 
-    // Qwen's window is off unless use_sliding_window says otherwise; layer_types says which layers have it, else max_window_layers.
+    // Qwen's window is off unless use_sliding_window turns it on; layer_types says which layers have it, otherwise max_window_layers.
     private static LlamaConfig WithQwenWindow(LlamaConfig config, JsonElement root, string path)
     {
         RequireNoBias(root, "mlp_bias", path);
@@ -189,7 +189,7 @@ internal static class LlamaConfigReader
             path);
     }
 
-    // transformers has a default where the key is absent; null is a model without a window.
+    // transformers has a default if the key is absent; null means a model without a window.
     private static int? WindowOr(int absent, JsonElement root, string path) =>
         !root.TryGetProperty("sliding_window", out JsonElement value) ? absent
         : value.ValueKind == JsonValueKind.Null ? null
@@ -273,7 +273,7 @@ internal static class LlamaConfigReader
             : throw new CheckpointException($"expected a finite '{key}' of at least 0, but it is {root.Find(key)!.Value.Quote()}.", path);
     }
 
-    // What layers have of their own is listed before the weights can tell how many there are.
+    // Per-layer settings are listed before the weights can tell how many layers there are.
     private static int NumLayers(JsonElement root, string path)
     {
         const int most = 10_000;
@@ -291,9 +291,9 @@ internal static class LlamaConfigReader
 
     /// <param name="Architecture">Its name in <c>architectures</c>.</param>
     /// <param name="ModelType">Its name as <c>model_type</c>.</param>
-    /// <param name="Complete">Adds what this architecture has beyond the others.</param>
-    /// <param name="HeadDim">Size of a head where the config says none; hidden_size / num_attention_heads if null.</param>
-    /// <param name="KvHeadsDefaultToHeads">Whether <c>num_key_value_heads</c> may be left out.</param>
+    /// <param name="Complete">Adds what this architecture has in addition to the others.</param>
+    /// <param name="HeadDim">Default head_dim; hidden_size / num_attention_heads if null.</param>
+    /// <param name="KvHeadsDefaultToHeads">Whether <c>num_key_value_heads</c> is optional.</param>
     private sealed record Family(
         string Architecture,
         string ModelType,

@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Llama;
 
-/// <summary>One layer: attention and MLP, each behind a norm and added to its input.</summary>
+/// <summary>One layer: attention and MLP, each with a norm before it and added to its input.</summary>
 public sealed class LlamaDecoderLayer : nn.Module
 {
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
@@ -40,7 +40,7 @@ public sealed class LlamaDecoderLayer : nn.Module
     /// <summary>Computes the layer for the new tokens of a step, in place.</summary>
     /// <param name="hidden">[batch, n, hidden_size], contiguous.</param>
     /// <param name="step">The step.</param>
-    /// <param name="layer">Which layer of the cache is this one's.</param>
+    /// <param name="layer">The layer's index in the cache.</param>
     public void Apply(Tensor hidden, CacheStep step, int layer)
     {
         self_attn.AddTo(hidden, input_layernorm, step, layer);

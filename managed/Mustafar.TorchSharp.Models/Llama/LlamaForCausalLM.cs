@@ -6,10 +6,11 @@ using static TorchSharp.torch;
 namespace Mustafar.Models.Llama;
 
 /// <summary>A language model of the Llama family: the decoder and its head.</summary>
-/// <remarks>Several threads may run it at once, each with a cache of its own, while none converts, loads or disposes it.</remarks>
+/// <remarks>Several threads may run it at once, each with its own cache, as long as none converts, loads or disposes it.</remarks>
 public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 {
-    // Tokens that go through the model at once, unless one sequence has more. Of Llama-3-8B's sizes, the gate and up projections of so many are 0.9 GB.
+    // Maximum number of tokens that go through the model at once, unless one sequence has more. With Llama-3-8B's sizes, their gate and up
+    // projections take 0.9 GB.
     private const long MostTokens = 16384;
 
 #pragma warning disable IDE1006 // the fields' names are the keys of the state dictionary
@@ -18,7 +19,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 #pragma warning restore IDE1006
 
     /// <summary>Makes a model whose weights are not initialised, for a checkpoint to fill.</summary>
-    /// <param name="config">What it is made of.</param>
+    /// <param name="config">Its architecture.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights; the CPU if null.</param>
     public LlamaForCausalLM(LlamaConfig config, ScalarType dtype, Device? device = null)
@@ -34,7 +35,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         eval();
     }
 
-    /// <summary>What the model is made of.</summary>
+    /// <summary>The model's architecture.</summary>
     public LlamaConfig Config { get; }
 
     /// <summary>Type of the weights and of the cache.</summary>
@@ -57,7 +58,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor Hidden(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default) =>
@@ -70,14 +71,14 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
 
     /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
     /// <remarks>
-    /// Prompts of many tokens together go through the model a few sequences at a time, so that what it needs beside the cache stays bounded,
-    /// and each prompt is read as a whole.
+    /// If prompts have many tokens in total, a few sequences at a time go through the model. That bounds the memory needed in addition to
+    /// the cache; each prompt is still read as a whole.
     /// </remarks>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
-    /// <returns>Logits [batch, vocab_size] in the type of the weights; meaningless for a sequence that got no token.</returns>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
+    /// <returns>Logits [batch, vocab_size] in the type of the weights; without meaning for a sequence that got no token.</returns>
     public Tensor NextTokenLogits(
         Tensor ids, ModelCache cache, ReadOnlySpan<int> counts = default, CancellationToken cancellationToken = default)
     {
@@ -97,7 +98,7 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
         }
         catch
         {
-            // Those that were first have the tokens already.
+            // The earlier sequences already have their tokens.
             for (int b = 0; b < first; b++)
             {
                 cache.Cache.Truncate(cache.Sequences[b], before[b]);
@@ -130,7 +131,8 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     }
 
     /// <summary>Scores of the next token after a step of one token.</summary>
-    /// <param name="tokens">Int64 [batch], of the step's sequences, in its order. A negative one, of a sequence that gets none, counts as 0.</param>
+    /// <param name="tokens">Int64 [batch], of the step's sequences, in its order. A negative one, of a sequence without a token, counts as
+    /// 0.</param>
     /// <param name="step">The step.</param>
     /// <param name="logits">Receives the scores, [batch, vocab_size] in the type of the weights.</param>
     internal void Decode(Tensor tokens, CacheStep step, Tensor logits)

@@ -38,11 +38,11 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <returns>[batch, n, hidden_size].</returns>
     public override Tensor forward(Tensor ids, ModelCache cache) => forward(ids, cache, default);
 
-    /// <summary>Hidden states of n new tokens, of which each sequence has its own number.</summary>
+    /// <summary>Hidden states of n new tokens, with a separate number for each sequence.</summary>
     /// <param name="ids">Int64 [batch, n].</param>
     /// <param name="cache">The sequences, which the tokens join: in all layers or, if anything fails, in none.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     public Tensor forward(Tensor ids, ModelCache cache, ReadOnlySpan<int> counts, CancellationToken cancellationToken = default)
     {
@@ -79,7 +79,7 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="cache">The sequences.</param>
     /// <param name="rows">Which of them.</param>
     /// <param name="counts">How many of the n tokens belong to each; all if empty.</param>
-    /// <param name="cancellationToken">Stops before the next layer; no token has joined then.</param>
+    /// <param name="cancellationToken">Cancels before the next layer; no token has been added then.</param>
     /// <returns>[rows, n, hidden_size].</returns>
     internal Tensor HiddenOf(Tensor ids, ModelCache cache, Range rows, ReadOnlySpan<int> counts, CancellationToken cancellationToken)
     {
@@ -91,13 +91,13 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
         return hidden.MoveToOuterDisposeScope();
     }
 
-    /// <summary>What normalises the last layer's output.</summary>
+    /// <summary>Norm of the last layer's output.</summary>
     internal RmsNorm Norm => norm;
 
-    /// <summary>The vectors of tokens, and what all layers make of them in a step; not normalised yet.</summary>
+    /// <summary>Embeds tokens and applies all layers in a step; the result is not normalised yet.</summary>
     /// <param name="ids">Int64 [batch, n] of the step's sequences, in its order.</param>
     /// <param name="step">The step.</param>
-    /// <param name="cancellationToken">Stops before the next layer.</param>
+    /// <param name="cancellationToken">Cancels before the next layer.</param>
     /// <returns>[batch, n, hidden_size].</returns>
     internal Tensor Apply(Tensor ids, CacheStep step, CancellationToken cancellationToken = default)
     {

@@ -4,8 +4,8 @@ namespace Mustafar.Models.Llama;
 
 /// <summary>A batch of sequences in a <see cref="ModelKeyValueCache"/>: the keys and values of all layers of a model.</summary>
 /// <remarks>
-/// Forks are sequences of the same cache, which is disposed with the last of them. A batch and its forks are used by one thread at a time.
-/// What forks had room for is kept for others to come.
+/// Forks are sequences of the same cache, which is disposed with the last of them. Only one thread at a time may use a batch and its forks.
+/// Room that forks needed is kept for later ones.
 /// </remarks>
 public sealed class ModelCache : IDisposable
 {
@@ -16,7 +16,7 @@ public sealed class ModelCache : IDisposable
     /// <summary>Takes over a cache, and adds sequences to it.</summary>
     /// <param name="cache">The cache.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="CacheLimitException">The cache has no room for so many; it is as it was, and not taken over.</exception>
+    /// <exception cref="CacheLimitException">The cache has no room for them; it is unchanged, and not taken over.</exception>
     public ModelCache(ModelKeyValueCache cache, int batchSize = 1)
     {
         ArgumentNullException.ThrowIfNull(cache);
@@ -55,10 +55,10 @@ public sealed class ModelCache : IDisposable
     /// <summary>Cached tokens of each sequence.</summary>
     public IReadOnlyList<int> Lengths => Array.ConvertAll(_sequences, Cache.LengthOf);
 
-    /// <summary>Position of each sequence's next token: how many it was given, however many of them are still stored.</summary>
+    /// <summary>Position of each sequence's next token: the number of tokens it was given, however many of them are still stored.</summary>
     public IReadOnlyList<int> Positions => Array.ConvertAll(_sequences, Cache.PositionOf);
 
-    /// <summary>What <see cref="Cache"/> occupies, with all that forks have in it, and what these sequences would occupy dense with
+    /// <summary>The memory of <see cref="Cache"/>, including all forks, compared with what these sequences would take in a dense cache with
     /// all tokens that they were given.</summary>
     public KeyValueCacheMemory Memory
     {
@@ -70,7 +70,7 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    /// <summary>Makes empty sequences in a dense cache for a model, with its sliding window where it has one.</summary>
+    /// <summary>Makes empty sequences in a dense cache for a model, with its sliding window if it has one.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batchSize">Number of sequences.</param>
     public static ModelCache Dense(LlamaForCausalLM model, int batchSize = 1)
@@ -83,7 +83,7 @@ public sealed class ModelCache : IDisposable
 
     /// <summary>Makes empty sequences in a cache that prunes and compresses, for a model.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="options">How it prunes; the model's sliding window, where it has one, goes before theirs.</param>
+    /// <param name="options">How it prunes; the model's sliding window, if it has one, takes precedence.</param>
     /// <param name="batchSize">Number of sequences.</param>
     public static ModelCache Mustafar(LlamaForCausalLM model, MustafarOptions options, int batchSize = 1)
     {
@@ -92,11 +92,11 @@ public sealed class ModelCache : IDisposable
         return Mustafar(model, [.. Enumerable.Repeat(options, model.Config.NumLayers)], batchSize);
     }
 
-    /// <summary>Makes empty sequences in a cache that prunes and compresses each layer in its own way, for a model.</summary>
+    /// <summary>Makes empty sequences in a cache for a model, with separate options for each layer.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="layers">How each layer prunes; the model's sliding window, where it has one, goes before theirs.</param>
+    /// <param name="layers">How each layer prunes; the model's sliding window, if it has one, takes precedence.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="ArgumentException">They are of another number of layers, or layers differ in what they must have in common:
+    /// <exception cref="ArgumentException">The number of layers differs, or layers differ in options that must be the same:
     /// <see cref="MustafarModelCache"/>.</exception>
     public static ModelCache Mustafar(LlamaForCausalLM model, IReadOnlyList<MustafarOptions> layers, int batchSize = 1)
     {
@@ -105,7 +105,7 @@ public sealed class ModelCache : IDisposable
         LlamaConfig config = model.Config;
         if (layers.Count != config.NumLayers)
         {
-            throw new ArgumentException($"Expected the options of {config.NumLayers} layers, as the model has, but got {layers.Count}.", nameof(layers));
+            throw new ArgumentException($"Expected the options of {config.NumLayers} layers, the number in the model, but got {layers.Count}.", nameof(layers));
         }
 
         MustafarOptions[] own = [.. layers.Select((options, layer) => options with { SlidingWindow = config.WindowOf(layer) ?? options.SlidingWindow })];
@@ -116,7 +116,7 @@ public sealed class ModelCache : IDisposable
     /// <param name="parents">For each new sequence the one of these that it continues; one may occur several times.</param>
     /// <returns>The new sequences, for the caller to dispose. Compressed pages are shared.</returns>
     /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of these.</exception>
-    /// <exception cref="CacheLimitException">The cache has no room for so many; it is as it was.</exception>
+    /// <exception cref="CacheLimitException">The cache has no room for them; it is unchanged.</exception>
     public ModelCache Fork(ReadOnlySpan<int> parents)
     {
         CheckParents(parents);
@@ -129,11 +129,12 @@ public sealed class ModelCache : IDisposable
         return new ModelCache(_shared, ForksOf(sequences));
     }
 
-    /// <summary>Makes the batch one of sequences that continue these, as <see cref="Fork"/> does, in place of these.</summary>
-    /// <remarks>The first that continues a sequence takes it over, so that no more are copied, and are there at once, than need be.</remarks>
+    /// <summary>Replaces the sequences of the batch by sequences that continue them, like <see cref="Fork"/>.</summary>
+    /// <remarks>The first one that continues a sequence takes it over, so that no more are copied, or exist at once, than
+    /// necessary.</remarks>
     /// <param name="parents">For each sequence from now on the present one that it continues; one may occur several times.</param>
     /// <exception cref="ArgumentException">There are no parents, or one is not a sequence of these.</exception>
-    /// <exception cref="CacheLimitException">The cache has no room for so many; only those without continuation are gone.</exception>
+    /// <exception cref="CacheLimitException">The cache has no room for them; only sequences without a continuation are gone.</exception>
     public void Reorder(ReadOnlySpan<int> parents)
     {
         CheckParents(parents);
@@ -161,14 +162,14 @@ public sealed class ModelCache : IDisposable
     }
 
     /// <summary>Writes the sequences to a file.</summary>
-    /// <param name="path">The file; one that is there is replaced once the new one is complete.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
-    /// <param name="metadata">What else is to be kept in the file.</param>
-    /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it; a file that was there before is as it was.</param>
+    /// <param name="path">The file; an existing one is replaced once the new one is complete.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
+    /// <param name="metadata">Additional metadata to store in the file.</param>
+    /// <param name="progress">Receives the completed share, 0 to 1; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call; an existing file is unchanged.</param>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
-    /// <exception cref="IOException">The file can't be written; one that was there before is as it was.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="IOException">The file can't be written; an existing one is unchanged.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public void Save(
         string path,
         string fingerprint,
@@ -179,24 +180,24 @@ public sealed class ModelCache : IDisposable
 
     /// <summary>Restores the sequences, which must be empty, from a file.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
-    /// <param name="progress">Told the share that is done, 0 to 1; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it; the sequences are still empty.</param>
-    /// <returns>What else is kept in the file.</returns>
+    /// <param name="fingerprint">Text that identifies the model.</param>
+    /// <param name="progress">Receives the completed share, 0 to 1; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call; the sequences are still empty.</param>
+    /// <returns>The additional metadata in the file.</returns>
     /// <exception cref="ArgumentException">A sequence is not empty.</exception>
     /// <exception cref="NotSupportedException">The cache is not a compressed one.</exception>
-    /// <exception cref="IOException">There is no such file, or it is of another model, of other options, or damaged; the sequences are still
-    /// empty.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="IOException">There is no such file, or it belongs to another model, has other options, or is damaged; the sequences
+    /// are still empty.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public IReadOnlyDictionary<string, string> Load(
         string path, string fingerprint, IProgress<double>? progress = null, CancellationToken cancellationToken = default) =>
         MustafarCacheFile.Load(path, Compressed(), _sequences, fingerprint, progress, cancellationToken);
 
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
-    /// <param name="length">Tokens to leave at most.</param>
+    /// <param name="length">Maximum number of tokens that remain.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="length"/> is negative.</exception>
-    /// <exception cref="InvalidOperationException">Tokens that a sequence's next one would see fell out of every layer's sliding window;
-    /// the sequences before it are shortened.</exception>
+    /// <exception cref="InvalidOperationException">Tokens that a sequence's next one would see have left every layer's sliding window;
+    /// the sequences before it are already shortened.</exception>
     public void Truncate(int length)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(length);
@@ -209,10 +210,10 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    /// <summary>Forgets all tokens.</summary>
+    /// <summary>Drops all tokens.</summary>
     public void Clear() => Truncate(0);
 
-    /// <summary>Takes the sequences out of the cache, and disposes it with the last ones.</summary>
+    /// <summary>Removes the sequences from the cache, and disposes it with the last ones.</summary>
     public void Dispose()
     {
         if (_disposed)
@@ -245,7 +246,7 @@ public sealed class ModelCache : IDisposable
     }
 
     private MustafarModelCache Compressed() => Cache as MustafarModelCache
-        ?? throw new NotSupportedException($"Only compressed caches go to a file, not a {Cache.GetType().Name}.");
+        ?? throw new NotSupportedException($"Only compressed caches can be saved or loaded, not a {Cache.GetType().Name}.");
 
     private void CheckParents(ReadOnlySpan<int> parents)
     {
@@ -285,7 +286,7 @@ public sealed class ModelCache : IDisposable
         }
     }
 
-    // A cache, and how many batches of it there are.
+    // A cache, and its number of batches.
     private sealed class Shared(ModelKeyValueCache cache)
     {
         public ModelKeyValueCache Cache => cache;

@@ -3,7 +3,7 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Llama;
 
-/// <summary>Reads what config.json says of rotary positions.</summary>
+/// <summary>Reads the rotary positions in config.json.</summary>
 internal static class RotaryConfig
 {
     private const string Llama3 = "llama3";
@@ -13,8 +13,8 @@ internal static class RotaryConfig
     private static readonly string[] s_llama3Keys = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
 
     /// <summary>
-    /// Reads both forms: transformers 5 has all of it in <c>rope_parameters</c>; 4 has <c>rope_theta</c>, and <c>rope_scaling</c> for
-    /// anything but plain positions.
+    /// Reads both forms: transformers 5 has everything in <c>rope_parameters</c>; transformers 4 has <c>rope_theta</c>, and
+    /// <c>rope_scaling</c> for anything but plain positions.
     /// </summary>
     public static RotaryOptions Read(JsonElement root, int headDim, string path)
     {
@@ -31,7 +31,7 @@ internal static class RotaryConfig
             {
                 // As in Gemma 3.
                 throw new UnsupportedModelException(
-                    $"'rope_parameters' with a set of its own for '{parameter.Name}' is not supported; expected one set for all layers.", path);
+                    $"'rope_parameters' with a separate set for '{parameter.Name}' is not supported; expected one set for all layers.", path);
             }
 
             bool isKnown = s_commonKeys.Contains(parameter.Name) || (type == Llama3 && s_llama3Keys.Contains(parameter.Name));

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Llama;
 
-/// <summary>A vector per token of the vocabulary; the output head too, where the two are tied.</summary>
+/// <summary>A vector per token of the vocabulary; also the output head, if the two are tied.</summary>
 public sealed class TokenEmbedding : nn.Module<Tensor, Tensor>
 {
 #pragma warning disable IDE1006 // the field's name is the key of the state dictionary

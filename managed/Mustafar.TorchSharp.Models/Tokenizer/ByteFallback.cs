@@ -7,7 +7,7 @@ namespace Mustafar.Models.Tokenizer;
 /// <summary>The conventions of SentencePiece vocabularies with byte fallback: ▁ is a space, and &lt;0x41&gt; is a byte.</summary>
 internal static class ByteFallback
 {
-    /// <summary>What stands for a space.</summary>
+    /// <summary>The character that stands for a space.</summary>
     public const char Space = '▁';
 
     /// <summary>The ids of all bytes, for characters that the vocabulary lacks; -1 for bytes that it lacks too.</summary>
@@ -33,9 +33,9 @@ internal static class ByteFallback
             : throw new CheckpointException($"expected a token for every byte, but '{Token(missing)}' is not in the vocabulary.", path);
     }
 
-    /// <summary>What each id stands for.</summary>
+    /// <summary>The bytes that each id stands for.</summary>
     /// <param name="vocabulary">All tokens.</param>
-    /// <param name="byteIds">Of <see cref="Ids"/>.</param>
+    /// <param name="byteIds">The result of <see cref="Ids"/>.</param>
     public static Dictionary<int, byte[]> Bytes(IReadOnlyDictionary<string, int> vocabulary, ReadOnlySpan<int> byteIds)
     {
         Dictionary<int, byte[]> bytesOf = [];

@@ -3,26 +3,26 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>Where a tokenizer of SentencePiece's kind puts a space in front of a text.</summary>
+/// <summary>Where a SentencePiece-style tokenizer puts a space before a text.</summary>
 internal enum SpaceInFront
 {
     /// <summary>Nowhere.</summary>
     Never,
 
-    /// <summary>In front of the whole text, unless one is there.</summary>
+    /// <summary>Before the whole text, unless one is there.</summary>
     First,
 
-    /// <summary>In front of each part between added tokens, unless one is there.</summary>
+    /// <summary>Before each part between added tokens, unless one is there.</summary>
     EachWithout,
 
-    /// <summary>In front of each part between added tokens.</summary>
+    /// <summary>Before each part between added tokens.</summary>
     Each,
 }
 
-/// <summary>What a tokenizer.json of BPE with byte fallback says beside vocabulary and merges.</summary>
+/// <summary>The rules in a tokenizer.json of BPE with byte fallback, apart from vocabulary and merges.</summary>
 /// <param name="InFront">Where a space is added.</param>
 /// <param name="SplitsAtSpaces">Whether merges stay within words; a word begins with its space.</param>
-/// <param name="DropsFirstSpace">Whether a space that begins a decoded text is left out.</param>
+/// <param name="DropsFirstSpace">Whether a leading space of a decoded text is omitted.</param>
 internal sealed record ByteFallbackRules(SpaceInFront InFront, bool SplitsAtSpaces, bool DropsFirstSpace)
 {
     private static readonly string s_space = ByteFallback.Space.ToString();
@@ -122,7 +122,7 @@ internal sealed record ByteFallbackRules(SpaceInFront InFront, bool SplitsAtSpac
         return isKnown
             ? strips
             : throw new UnsupportedModelException(
-                $"decoder [{string.Join(", ", types)}] is not supported; expected [Replace, ByteFallback, Fuse], and Strip of one space in front.",
+                $"decoder [{string.Join(", ", types)}] is not supported; expected [Replace, ByteFallback, Fuse], and Strip of one leading space.",
                 path);
     }
 

@@ -1,7 +1,7 @@
 namespace Mustafar.Models.Tokenizer;
 
 /// <summary>
-/// BPE over characters, with bytes for those that the vocabulary lacks, as in the tokenizer.json of Llama 2 and Mistral.
+/// BPE over characters, with bytes for characters that the vocabulary lacks, as in the tokenizer.json of Llama 2 and Mistral.
 /// </summary>
 internal sealed class ByteFallbackTokenizer : TextTokenizer
 {

@@ -5,15 +5,15 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>What a tokenizer.json of byte-level BPE says beside vocabulary and merges.</summary>
-/// <param name="Splitters">Cut a text into pieces, each the pieces of the one before.</param>
-/// <param name="AddPrefixSpace">Whether a piece gets a space in front if it has none.</param>
-/// <param name="ByteLevelSplitter">Cuts these pieces once more; null if nothing does.</param>
-/// <param name="Normalization">Unicode form that a text is brought to first; none if null.</param>
+/// <summary>The rules in a tokenizer.json of byte-level BPE, apart from vocabulary and merges.</summary>
+/// <param name="Splitters">Split a text into pieces, each one the pieces of the one before.</param>
+/// <param name="AddPrefixSpace">Whether a piece without a leading space gets one.</param>
+/// <param name="ByteLevelSplitter">Splits these pieces once more; null for none.</param>
+/// <param name="Normalization">Unicode form to which a text is converted first; none if null.</param>
 internal sealed record ByteLevelRules(
     IReadOnlyList<PieceSplitter> Splitters, bool AddPrefixSpace, PieceSplitter? ByteLevelSplitter, NormalizationForm? Normalization)
 {
-    // The expression that a ByteLevel pre-tokenizer has built in (GPT-2's).
+    // The built-in expression of a ByteLevel pre-tokenizer (GPT-2's).
     private const string ByteLevelPattern = @"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
     /// <summary>Reads them from the root object.</summary>
@@ -67,13 +67,13 @@ internal sealed record ByteLevelRules(
             throw new UnsupportedModelException($"normalizer [{string.Join(", ", types)}] is not supported; expected NFC or none.", path);
         }
 
-        // Without data on Unicode, .NET would leave texts as they are.
+        // Without Unicode data, .NET would leave texts unchanged.
         return "e\u0301".Normalize(NormalizationForm.FormC) == "\u00E9"
             ? NormalizationForm.FormC
-            : throw new UnsupportedModelException("normalizer 'NFC' needs the Unicode data that this .NET runs without.", path);
+            : throw new UnsupportedModelException("normalizer 'NFC' needs Unicode data, which is missing in this .NET runtime.", path);
     }
 
-    // Steps that split, and a ByteLevel behind them, which may split once more.
+    // Steps that split, followed by a ByteLevel, which may split once more.
     private static (List<SplitRule> Rules, bool AddPrefixSpace, bool UsesRegex) ReadPreTokenizer(JsonElement root, string path)
     {
         root.Require("pre_tokenizer", JsonValueKind.Object, path);
@@ -82,7 +82,7 @@ internal sealed record ByteLevelRules(
         if (types is not [.., "ByteLevel"] || types[..^1].Any(type => type is not ("Split" or "Digits")))
         {
             throw new UnsupportedModelException(
-                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected any of Split and Digits, and ByteLevel as the last.",
+                $"pre-tokenizer [{string.Join(", ", types)}] is not supported; expected any number of Split and Digits, then ByteLevel.",
                 path);
         }
 

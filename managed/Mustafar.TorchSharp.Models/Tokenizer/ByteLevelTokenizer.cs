@@ -3,7 +3,7 @@ using System.Text;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>Byte-level BPE, as in GPT-2, Llama 3 and Qwen: a text is cut into pieces, and the bytes of each piece are merged.</summary>
+/// <summary>Byte-level BPE, as in GPT-2, Llama 3 and Qwen: a text is split into pieces, and the bytes of each piece are merged.</summary>
 internal sealed class ByteLevelTokenizer : TextTokenizer
 {
     private readonly TokenizerFile _file;
@@ -62,7 +62,7 @@ internal sealed class ByteLevelTokenizer : TextTokenizer
         }
     }
 
-    // .NET refuses the noncharacter U+FFFE, with which nothing composes.
+    // .NET rejects the noncharacter U+FFFE, which combines with nothing.
     private string Normalize(string text) => _rules.Normalization is NormalizationForm form
         ? string.Join('\uFFFE', text.Split('\uFFFE').Select(part => part.Normalize(form)))
         : text;

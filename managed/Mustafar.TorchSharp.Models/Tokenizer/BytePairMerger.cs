@@ -1,16 +1,16 @@
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>Merges neighbouring tokens by byte-pair encoding: always the pair of lowest rank, the leftmost of several.</summary>
+/// <summary>Merges neighbouring tokens by byte-pair encoding: always the pair of lowest rank, and the leftmost of several.</summary>
 /// <remarks>
-/// Costs n log n for n tokens: tokens are a linked list, possible merges a heap. Microsoft.ML.Tokenizers takes n² for a long word and
-/// can't be cancelled; Tokenizers.DotNet, which wraps Hugging Face's library, can't be cancelled either, has no parts of a text
-/// in which added tokens don't count, and runs on its author's platforms only. The tests compare with it.
+/// Takes n log n time for n tokens: tokens are a linked list, possible merges a heap. Microsoft.ML.Tokenizers takes n² for a long word and
+/// can't be cancelled. Tokenizers.DotNet, which wraps Hugging Face's library, can't be cancelled either, has no parts of a text in which
+/// added tokens are not recognised, and only runs on its author's platforms. The tests compare with it.
 /// </remarks>
 internal sealed class BytePairMerger
 {
     private const int CancellationInterval = 4096;
 
-    // In place of a token that its left neighbour has taken in.
+    // Marks a token that its left neighbour has absorbed.
     private const int Taken = -1;
 
     private readonly Dictionary<(int Left, int Right), (int Rank, int Id)> _merges;
@@ -20,8 +20,8 @@ internal sealed class BytePairMerger
     public BytePairMerger(Dictionary<(int Left, int Right), (int Rank, int Id)> merges) => _merges = merges;
 
     /// <summary>Merges tokens as far as possible.</summary>
-    /// <param name="tokens">What to merge; overwritten.</param>
-    /// <param name="ids">Where the result is added.</param>
+    /// <param name="tokens">The tokens to merge; overwritten.</param>
+    /// <param name="ids">Receives the result.</param>
     /// <param name="cancellationToken">Stops between merges.</param>
     public void Merge(Span<int> tokens, List<int> ids, CancellationToken cancellationToken)
     {

@@ -3,7 +3,7 @@ using System.Text;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>BPE over characters, with the bytes of those that the vocabulary lacks.</summary>
+/// <summary>BPE over characters, with bytes for characters that the vocabulary lacks.</summary>
 internal sealed class CharacterMerger
 {
     private readonly Dictionary<Rune, int> _characters = [];
@@ -13,11 +13,11 @@ internal sealed class CharacterMerger
     private readonly UnknownToken _unknown;
 
     /// <summary>Makes a merger.</summary>
-    /// <param name="tokens">Tokens of text: a text is merged from those that are one character.</param>
-    /// <param name="unlisted">Characters that are no token but can be merged into one, and an id for each that no token has.</param>
-    /// <param name="byteIds">The ids of all bytes; -1 for those that have none.</param>
+    /// <param name="tokens">Tokens of text: a text is merged from those that are a single character.</param>
+    /// <param name="unlisted">Characters that are no token but can be merged into one, each with an otherwise unused id.</param>
+    /// <param name="byteIds">The ids of all bytes; -1 for bytes without one.</param>
     /// <param name="merger">Merges ids of both kinds.</param>
-    /// <param name="unknown">What stands for characters of which a byte has no id.</param>
+    /// <param name="unknown">Stands for characters with a byte that has no id.</param>
     public CharacterMerger(
         IEnumerable<KeyValuePair<string, int>> tokens,
         IEnumerable<KeyValuePair<Rune, int>> unlisted,
@@ -46,8 +46,8 @@ internal sealed class CharacterMerger
 
     /// <summary>Adds the ids of a text.</summary>
     /// <param name="text">The text, without half surrogate pairs.</param>
-    /// <param name="ids">Where to add.</param>
-    /// <param name="cancellationToken">Stops between merges.</param>
+    /// <param name="ids">Receives the ids.</param>
+    /// <param name="cancellationToken">Cancels between merges.</param>
     public void Encode(ReadOnlySpan<char> text, List<int> ids, CancellationToken cancellationToken)
     {
         List<int> symbols = new(text.Length);

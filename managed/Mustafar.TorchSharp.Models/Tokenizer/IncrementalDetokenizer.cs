@@ -2,7 +2,8 @@ using System.Text;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>Turns ids into text as they come. A character whose bytes are spread over several tokens comes out once it is whole.</summary>
+/// <summary>Turns ids into text one by one. A character whose bytes are spread over several tokens is returned once it is
+/// complete.</summary>
 public sealed class IncrementalDetokenizer
 {
     private readonly TextTokenizer _tokenizer;
@@ -13,8 +14,8 @@ public sealed class IncrementalDetokenizer
 
     /// <summary>Starts a text.</summary>
     /// <param name="tokenizer">The tokenizer of the ids.</param>
-    /// <param name="skipSpecialTokens">Whether to leave out special tokens.</param>
-    /// <param name="continuesText">Whether the ids follow others, so that a space in front is part of the text.</param>
+    /// <param name="skipSpecialTokens">Whether to omit special tokens.</param>
+    /// <param name="continuesText">Whether the ids follow others, so that a leading space is part of the text.</param>
     public IncrementalDetokenizer(TextTokenizer tokenizer, bool skipSpecialTokens = true, bool continuesText = false)
     {
         ArgumentNullException.ThrowIfNull(tokenizer);
@@ -24,7 +25,7 @@ public sealed class IncrementalDetokenizer
     }
 
     /// <summary>Takes the next id.</summary>
-    /// <returns>The characters that are whole with it; often none.</returns>
+    /// <returns>The characters that it completes; often none.</returns>
     /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
     public string Append(int id)
     {
@@ -39,8 +40,8 @@ public sealed class IncrementalDetokenizer
         return Decode(dropsSpace ? bytes[1..] : bytes, flush: false);
     }
 
-    /// <summary>Ends the text, after which another may begin.</summary>
-    /// <returns>U+FFFD if a character was left unfinished, else nothing.</returns>
+    /// <summary>Ends the text; another may follow.</summary>
+    /// <returns>U+FFFD if a character is incomplete, otherwise nothing.</returns>
     public string Finish()
     {
         _begun = false;

@@ -2,15 +2,15 @@ using System.Text.RegularExpressions;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>Added tokens that are found in normalised text, each as the normalizer writes it.</summary>
+/// <summary>Added tokens that are found in normalised text, each in the form that the normalizer gives it.</summary>
 internal sealed class NormalizedTokens
 {
     private readonly Dictionary<string, int> _ids = [];
     private readonly Regex? _pattern;
 
-    /// <summary>Takes those of a tokenizer.</summary>
+    /// <summary>Collects those of a tokenizer.</summary>
     /// <param name="addedTokens">All added tokens.</param>
-    /// <param name="normalize">What the normalizer makes of a text.</param>
+    /// <param name="normalize">Applies the normalizer to a text.</param>
     public NormalizedTokens(IEnumerable<AddedToken> addedTokens, Func<string, string> normalize)
     {
         foreach (AddedToken token in addedTokens.Where(token => token.IsNormalized))
@@ -21,11 +21,11 @@ internal sealed class NormalizedTokens
         _pattern = TextTokenizer.AnyOf(_ids.Keys);
     }
 
-    /// <summary>Adds the ids of the tokens in a text, and has what stands between them encoded.</summary>
+    /// <summary>Adds the ids of the tokens in a text, and encodes the parts between them.</summary>
     /// <param name="text">Normalised text.</param>
-    /// <param name="areFound">Whether there are such tokens; without, the text is one part.</param>
-    /// <param name="ids">Where to add.</param>
-    /// <param name="encode">Adds the ids of a part that is not empty.</param>
+    /// <param name="areFound">Whether to look for such tokens; if not, the text is one part.</param>
+    /// <param name="ids">Receives the ids.</param>
+    /// <param name="encode">Adds the ids of a non-empty part.</param>
     public void Encode(string text, bool areFound, List<int> ids, Action<string> encode)
     {
         int end = 0;

@@ -3,10 +3,10 @@ using System.Text.RegularExpressions;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>Cuts a text into the pieces within which a tokenizer merges, by the regular expression of its file.</summary>
+/// <summary>Splits a text into the pieces within which a tokenizer merges, by the regular expression of its file.</summary>
 /// <remarks>
-/// .NET matches UTF-16 units, the expression means whole characters. So it is matched against a copy in which a character outside the
-/// Basic Multilingual Plane is replaced by one unit of the same general category, and the matches are carried back.
+/// .NET matches UTF-16 units, but the expression means whole characters. So it is matched against a copy in which each character outside
+/// the Basic Multilingual Plane is replaced by one unit of the same general category, and the matches are mapped back.
 /// </remarks>
 internal sealed class PieceSplitter
 {
@@ -28,8 +28,8 @@ internal sealed class PieceSplitter
 
     /// <summary>The pieces of a text, in order. None is empty.</summary>
     /// <param name="text">The text.</param>
-    /// <param name="cancellationToken">Stops between pieces.</param>
-    /// <exception cref="TimeoutException">One piece takes too long: the expression backtracks without end in this text.</exception>
+    /// <param name="cancellationToken">Cancels between pieces.</param>
+    /// <exception cref="TimeoutException">One piece takes too long: the expression backtracks excessively in this text.</exception>
     public List<Range> Split(string text, CancellationToken cancellationToken = default)
     {
         try
@@ -44,7 +44,7 @@ internal sealed class PieceSplitter
         }
     }
 
-    // Without backtracking no expression explodes, but one that looks ahead, as most do, can't be matched so.
+    // Without backtracking no expression explodes, but one with lookahead, as most have, can't be matched that way.
     private static Regex MakeRegex(string pattern)
     {
         try
@@ -83,7 +83,7 @@ internal sealed class PieceSplitter
         }
     }
 
-    // What the behavior makes of matches and of what lies between them.
+    // Applies the behavior to matches and to what is between them.
     private IEnumerable<Part> Joined(List<Part> parts)
     {
         switch (_rule.Behavior)
@@ -129,7 +129,7 @@ internal sealed class PieceSplitter
         }
     }
 
-    // origins[i] is where unit i of the result begins in the text.
+    // origins[i] is the index in the text of unit i of the result.
     private static string ReplacePairs(string text, out int[] origins)
     {
         char[] units = new char[text.Length];
@@ -151,7 +151,7 @@ internal sealed class PieceSplitter
 
     private readonly record struct Part(int Start, int End, bool IsMatch);
 
-    // Above Latin-1, so that no expression names a stand-in itself.
+    // Above Latin-1, so that no expression names such a unit itself.
     private static char[] FindStandIns()
     {
         char[] standIns = new char[Enum.GetValues<UnicodeCategory>().Length];

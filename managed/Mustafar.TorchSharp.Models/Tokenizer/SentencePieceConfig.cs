@@ -5,16 +5,16 @@ using Mustafar.Models.Checkpoint;
 namespace Mustafar.Models.Tokenizer;
 
 /// <summary>
-/// What the files beside a tokenizer.model say: tokenizer_config.json, and added_tokens.json as older checkpoints have it.
+/// The settings in the files next to a tokenizer.model: tokenizer_config.json, and added_tokens.json of older checkpoints.
 /// </summary>
-/// <param name="Begins">Whether a text gets the token that begins it.</param>
-/// <param name="Ends">Whether a text gets the token that ends it.</param>
-/// <param name="IsLegacy">Whether a space goes in front of each part between added tokens, not of the whole text alone.</param>
-/// <param name="AddedTokens">Tokens beside the control pieces that are found in a text before anything else.</param>
+/// <param name="Begins">Whether the beginning token is added to a text.</param>
+/// <param name="Ends">Whether the end token is added to a text.</param>
+/// <param name="IsLegacy">Whether a space is put before each part between added tokens, not only before the whole text.</param>
+/// <param name="AddedTokens">Tokens, in addition to the control pieces, that are found in a text before anything else.</param>
 internal sealed record SentencePieceConfig(bool Begins, bool Ends, bool IsLegacy, IReadOnlyList<AddedToken> AddedTokens)
 {
-    /// <summary>Reads the files; each may be missing.</summary>
-    /// <param name="directory">Where the tokenizer.model lies.</param>
+    /// <summary>Reads the files; each is optional.</summary>
+    /// <param name="directory">The directory of the tokenizer.model.</param>
     /// <param name="model">The tokenizer.model.</param>
     /// <exception cref="CheckpointException">A file is damaged, or gives an id or a text to another token than the model.</exception>
     /// <exception cref="UnsupportedModelException">An added token is of a kind that is not implemented.</exception>
@@ -56,7 +56,7 @@ internal sealed record SentencePieceConfig(bool Begins, bool Ends, bool IsLegacy
             root.FindBoolean("legacy", path) ?? true,
             [.. added.Values]);
 
-        // Of a token that both files have, the later one knows more.
+        // If both files have a token, the later one has more information.
         void Add(AddedToken token, string file)
         {
             bool fits = model.Vocabulary.TryGetValue(token.Content, out int known)

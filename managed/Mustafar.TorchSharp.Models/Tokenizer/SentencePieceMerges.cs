@@ -2,15 +2,15 @@ using System.Text;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>The merges of a tokenizer.model, which has none written down: any two pieces that make a third, by its score.</summary>
+/// <summary>The merges of a tokenizer.model, which lists none: any two pieces that make a third, ranked by its score.</summary>
 internal static class SentencePieceMerges
 {
-    /// <summary>Makes what merges a text.</summary>
+    /// <summary>Makes the merger of a text.</summary>
     /// <param name="file">The tokenizer.model.</param>
     /// <param name="byteIds">The ids of all bytes.</param>
     public static CharacterMerger Make(SentencePieceModelFile file, int[] byteIds)
     {
-        // A character that is no piece by itself can still be part of one.
+        // A character that is not a piece by itself can still be part of one.
         Dictionary<Rune, int> unlisted = [];
         foreach (Rune rune in file.Texts.Keys.SelectMany(text => text.EnumerateRunes()))
         {

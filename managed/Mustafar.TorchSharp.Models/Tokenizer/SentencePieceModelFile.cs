@@ -3,7 +3,8 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>What a tokenizer.model (SentencePiece's ModelProto) says. What would change ids and isn't implemented is refused.</summary>
+/// <summary>The content of a tokenizer.model (SentencePiece's ModelProto). What would change ids and isn't implemented is
+/// refused.</summary>
 internal sealed class SentencePieceModelFile
 {
     private const int Bpe = 2;
@@ -36,13 +37,13 @@ internal sealed class SentencePieceModelFile
     /// <summary>Ids of all pieces.</summary>
     public IReadOnlyDictionary<string, int> Vocabulary => _vocabulary;
 
-    /// <summary>Pieces that no text is cut into, such as the one that begins a text.</summary>
+    /// <summary>Pieces that never result from a text, such as the beginning token.</summary>
     public IReadOnlyList<AddedToken> Controls => _controls;
 
-    /// <summary>Pieces that a text is merged into; of two, the one of higher score is made first.</summary>
+    /// <summary>Pieces that a text is merged into; of two, the one with the higher score is made first.</summary>
     public IReadOnlyDictionary<string, (int Id, float Score)> Texts => _texts;
 
-    /// <summary>Whether a space is put in front of a text.</summary>
+    /// <summary>Whether a space is put before a text.</summary>
     public bool AddsSpaceInFront { get; private set; } = true;
 
     /// <summary>The piece that begins a text; negative if there is none.</summary>
@@ -63,7 +64,7 @@ internal sealed class SentencePieceModelFile
         }
         catch (InvalidProtocolBufferException exception)
         {
-            throw new CheckpointException($"expected a SentencePiece model, but it is none, or damaged.", path, inner: exception);
+            throw new CheckpointException($"expected a SentencePiece model, but the file is something else or damaged.", path, inner: exception);
         }
 
         file.RequireSupported();
@@ -119,7 +120,7 @@ internal sealed class SentencePieceModelFile
         int id = _vocabulary.Count;
         if (text.Length == 0 || !_vocabulary.TryAdd(text, id))
         {
-            throw new CheckpointException($"expected pieces that differ and are not empty, but {id} is '{text}'.", _path);
+            throw new CheckpointException($"expected distinct, non-empty pieces, but {id} is '{text}'.", _path);
         }
 
         if (type is PieceType.Control or PieceType.Unknown)
@@ -196,7 +197,7 @@ internal sealed class SentencePieceModelFile
     {
         if (_vocabulary.Count == 0)
         {
-            throw new CheckpointException("expected a SentencePiece model, but there are no pieces.", _path);
+            throw new CheckpointException("expected a SentencePiece model, but it has no pieces.", _path);
         }
 
         Refuse(_modelType != Bpe, "a model type other than BPE");

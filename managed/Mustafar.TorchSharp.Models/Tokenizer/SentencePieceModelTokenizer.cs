@@ -4,8 +4,8 @@ namespace Mustafar.Models.Tokenizer;
 
 /// <summary>SentencePiece's BPE with byte fallback, as in the tokenizer.model of Llama 2 and Mistral.</summary>
 /// <remarks>
-/// <see cref="SentencePieceConfig"/> says what other files add: tokens, whether a text gets the tokens that begin and end it, and whether
-/// a space goes in front of each part between added tokens ("legacy", the default) or of the whole text alone.
+/// <see cref="SentencePieceConfig"/> has the additions of other files: tokens, whether beginning and end tokens are added to a text, and
+/// whether a space is put before each part between added tokens ("legacy", the default) or only before the whole text.
 /// </remarks>
 internal sealed class SentencePieceModelTokenizer : TextTokenizer
 {
@@ -29,7 +29,7 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     public override bool DropsFirstSpace => _spaceInFront;
 
     /// <summary>Reads a tokenizer.model.</summary>
-    /// <exception cref="CheckpointException">It, or a file beside it, is damaged.</exception>
+    /// <exception cref="CheckpointException">It, or a file next to it, is damaged.</exception>
     /// <exception cref="UnsupportedModelException">It is of a kind that is not implemented.</exception>
     public static SentencePieceModelTokenizer Load(string path)
     {
@@ -57,5 +57,5 @@ internal sealed class SentencePieceModelTokenizer : TextTokenizer
     private static int[] Frame(bool added, int id, SentencePieceModelFile file, string path) =>
         !added || id < 0 ? []
         : file.Controls.Any(token => token.Id == id) ? [id]
-        : throw new CheckpointException($"expected a control piece that begins or ends a text, but {id} is none.", path);
+        : throw new CheckpointException($"expected a control piece that begins or ends a text, but {id} is not one.", path);
 }

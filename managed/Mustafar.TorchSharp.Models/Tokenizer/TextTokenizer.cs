@@ -6,8 +6,8 @@ namespace Mustafar.Models.Tokenizer;
 
 /// <summary>Turns text into a model's tokens and back.</summary>
 /// <remarks>
-/// Added tokens are found first; the text between them is encoded as the derived class knows. What a file asks for and is not
-/// implemented is refused when the file is read, so that no text gets wrong ids.
+/// Added tokens are found first; the derived class encodes the text between them. Features of a file that are not implemented are
+/// refused when the file is read, so that no text gets wrong ids.
 /// </remarks>
 public abstract class TextTokenizer
 {
@@ -36,10 +36,10 @@ public abstract class TextTokenizer
         _patternInParts = AnyOf(addedTokens.Select(token => token.Content));
     }
 
-    /// <summary>Ids that stand in front of an encoded text, such as the one that begins a text.</summary>
+    /// <summary>Ids before an encoded text, such as a beginning token.</summary>
     public IReadOnlyList<int> Prefix { get; private set; }
 
-    /// <summary>Whether a space that begins a decoded text is the tokenizer's own, and left out.</summary>
+    /// <summary>Whether a leading space of a decoded text was added by the tokenizer, and is omitted.</summary>
     public abstract bool DropsFirstSpace { get; }
 
     /// <summary>One more than the largest id.</summary>
@@ -48,17 +48,17 @@ public abstract class TextTokenizer
     /// <summary>Tokens that are found in a text before anything else.</summary>
     internal IReadOnlyCollection<AddedToken> AddedTokens => _addedByText.Values;
 
-    /// <summary>Ids that stand behind an encoded text.</summary>
+    /// <summary>Ids after an encoded text.</summary>
     public IReadOnlyList<int> Suffix { get; private set; }
 
-    /// <summary>Reads the tokenizer of a checkpoint: its tokenizer.json, or where there is none, its tokenizer.model.</summary>
+    /// <summary>Reads the tokenizer of a checkpoint: its tokenizer.json or, if there is none, its tokenizer.model.</summary>
     /// <remarks>
-    /// What stands around a text is what tokenizer.json's post-processor says, as in transformers 5. transformers 4 lets
-    /// <c>add_bos_token</c> and <c>add_eos_token</c> of tokenizer_config.json overrule it for Llama's tokenizer classes. Beside a
-    /// tokenizer.model they are followed. <paramref name="frame"/> overrules both.
+    /// tokenizer.json's post-processor decides what is added around a text, as in transformers 5. (In transformers 4,
+    /// <c>add_bos_token</c> and <c>add_eos_token</c> of tokenizer_config.json override it for Llama's tokenizer classes.) With a
+    /// tokenizer.model those two decide. <paramref name="frame"/> overrides both.
     /// </remarks>
     /// <param name="directory">The checkpoint.</param>
-    /// <param name="frame">Whether a text gets the tokens that begin and end it; what the files say if null.</param>
+    /// <param name="frame">Whether bos_token and eos_token are added to a text; what the files say if null.</param>
     /// <exception cref="FileNotFoundException">It has neither.</exception>
     /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
     /// <exception cref="UnsupportedModelException">A part is of a kind that is not implemented.</exception>
@@ -85,9 +85,9 @@ public abstract class TextTokenizer
 
     /// <summary>The ids of a text.</summary>
     /// <param name="text">Any text; added tokens in it are recognised. Half surrogate pairs count as U+FFFD.</param>
-    /// <param name="addSpecialTokens">Whether to add what the tokenizer puts in front of and behind a text.</param>
-    /// <param name="cancellationToken">Stops the work, which takes time in proportion to n log n of the text's length.</param>
-    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <param name="addSpecialTokens">Whether to add what the tokenizer puts before and after a text.</param>
+    /// <param name="cancellationToken">Cancels the call, which takes time in proportion to n log n of the text's length.</param>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
     public List<int> Encode(string text, bool addSpecialTokens = true, CancellationToken cancellationToken = default)
     {
@@ -97,11 +97,11 @@ public abstract class TextTokenizer
         return addSpecialTokens ? [.. Prefix, .. ids, .. Suffix] : ids;
     }
 
-    /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer puts around a text.</summary>
-    /// <remarks>An added token is recognised within a part only, and by its very letters: not in what a normalizer makes of others.</remarks>
+    /// <summary>The ids of a text of several parts, encoded as one, without what the tokenizer adds around a text.</summary>
+    /// <remarks>An added token is only recognised within one part and by its exact letters, not in a normalizer's result.</remarks>
     /// <param name="parts">The parts. Half surrogate pairs count as U+FFFD.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
-    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <param name="cancellationToken">Cancels the call.</param>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     /// <exception cref="TimeoutException">The tokenizer's regular expression takes too long for this text.</exception>
     public List<int> Encode(IReadOnlyList<string> parts, CancellationToken cancellationToken = default)
     {
@@ -125,7 +125,7 @@ public abstract class TextTokenizer
 
     /// <summary>The text of ids. Bytes that are not UTF-8 become U+FFFD.</summary>
     /// <param name="ids">Ids of the vocabulary.</param>
-    /// <param name="skipSpecialTokens">Whether to leave out special tokens.</param>
+    /// <param name="skipSpecialTokens">Whether to omit special tokens.</param>
     /// <exception cref="ArgumentOutOfRangeException">An id is not in the vocabulary.</exception>
     public string Decode(IEnumerable<int> ids, bool skipSpecialTokens = true)
     {
@@ -140,10 +140,10 @@ public abstract class TextTokenizer
         return text.Append(detokenizer.Finish()).ToString();
     }
 
-    /// <summary>The id of an added token, or null if there is none of this text.</summary>
+    /// <summary>The id of an added token, or null if there is none with this text.</summary>
     public int? FindAddedToken(string text) => _addedByText.TryGetValue(text, out AddedToken? token) ? token.Id : null;
 
-    /// <summary>Whether an id is a special token, which is left out of decoded text.</summary>
+    /// <summary>Whether an id is a special token, which is omitted from decoded text.</summary>
     public bool IsSpecial(int id) => _special.Contains(id);
 
     /// <summary>Whether an id is in the vocabulary.</summary>
@@ -153,12 +153,12 @@ public abstract class TextTokenizer
     /// <exception cref="ArgumentOutOfRangeException">The id is not in the vocabulary.</exception>
     public ReadOnlySpan<byte> BytesOf(int id) => _bytesOf.TryGetValue(id, out byte[]? bytes)
         ? bytes
-        : throw new ArgumentOutOfRangeException(nameof(id), id, "The tokenizer has no token of this id.");
+        : throw new ArgumentOutOfRangeException(nameof(id), id, "The tokenizer has no token with this id.");
 
-    /// <summary>Has texts refused that have added tokens from a given id on, which a model may lack.</summary>
+    /// <summary>Makes the tokenizer refuse texts with added tokens from a given id on, which a model may lack.</summary>
     /// <param name="vocabSize">The model's ids are below this.</param>
     /// <param name="directory">The checkpoint.</param>
-    /// <exception cref="CheckpointException">Other tokens are past it, or those that stand around a text.</exception>
+    /// <exception cref="CheckpointException">Other tokens have such ids, or tokens that are added around a text.</exception>
     internal void LimitIds(int vocabSize, string directory)
     {
         HashSet<int> added = [.. _addedByText.Values.Select(token => token.Id)];
@@ -174,16 +174,16 @@ public abstract class TextTokenizer
     /// <summary>Adds the ids of a text without added tokens.</summary>
     /// <param name="text">The text, not empty.</param>
     /// <param name="isFirst">Whether it begins the whole text.</param>
-    /// <param name="findsNormalized">Whether added tokens are found in what the normalizer makes of the text.</param>
-    /// <param name="ids">Where to add.</param>
-    /// <param name="cancellationToken">Stops the work.</param>
+    /// <param name="findsNormalized">Whether to look for added tokens in the normalised text.</param>
+    /// <param name="ids">Receives the ids.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     private protected abstract void EncodePlain(
         string text, bool isFirst, bool findsNormalized, List<int> ids, CancellationToken cancellationToken);
 
     /// <summary>An expression that matches any of several texts, or null if there are none.</summary>
     internal static Regex? AnyOf(IEnumerable<string> texts)
     {
-        // Of two that begin at one place, the longer wins.
+        // Of two that begin at the same index, the longer wins.
         string[] longestFirst = [.. texts.OrderByDescending(text => text.Length).Select(Regex.Escape)];
         return longestFirst.Length == 0
             ? null
@@ -207,7 +207,7 @@ public abstract class TextTokenizer
         {
             throw new ArgumentException(
                 $"The text has the token '{Encoding.UTF8.GetString(BytesOf(ids[past]))}', but its id {ids[past]} is not below {_idLimit}, "
-                + "the model's vocab_size: the model has no embedding for it. Leave the token out.", parameter);
+                + "the model's vocab_size, so the model has no embedding for it. Remove the token from the text.", parameter);
         }
 
         return ids;

@@ -5,7 +5,7 @@ using Mustafar.Storage;
 namespace Mustafar.Models.Tokenizer;
 
 /// <summary>
-/// What a tokenizer.json of BPE says of tokens and of the frame of a text. What would change ids and isn't implemented is refused, never
+/// The tokens and the frame of a text in a tokenizer.json of BPE. What would change ids and isn't implemented is refused, never
 /// ignored.
 /// </summary>
 internal sealed class TokenizerFile
@@ -22,19 +22,19 @@ internal sealed class TokenizerFile
     /// <summary>Whether a piece that is a token as a whole is never merged from parts.</summary>
     public required bool IgnoreMerges { get; init; }
 
-    /// <summary>What stands for what the vocabulary lacks.</summary>
+    /// <summary>Stands for what the vocabulary lacks.</summary>
     public required UnknownToken Unknown { get; init; }
 
     /// <summary>Tokens that are found in a text before anything else.</summary>
     public required IReadOnlyList<AddedToken> AddedTokens { get; init; }
 
-    /// <summary>Ids in front of a text.</summary>
+    /// <summary>Ids before a text.</summary>
     public required IReadOnlyList<int> Prefix { get; init; }
 
-    /// <summary>Ids behind a text.</summary>
+    /// <summary>Ids after a text.</summary>
     public required IReadOnlyList<int> Suffix { get; init; }
 
-    /// <summary>Reads a file. The truncation and padding that it was saved with are left out, as transformers does unless told.</summary>
+    /// <summary>Reads a file. Its saved truncation and padding are ignored, as in transformers by default.</summary>
     /// <param name="path">A tokenizer.json.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="CheckpointException">A part is missing or not valid.</exception>
@@ -69,7 +69,7 @@ internal sealed class TokenizerFile
         return new ByteLevelTokenizer(file, rules);
     }
 
-    /// <summary>What merges tokens. Of a pair that is listed twice, the later rank counts, as in Hugging Face's library.</summary>
+    /// <summary>The merger of tokens. If a pair is listed twice, the later rank counts, as in Hugging Face's library.</summary>
     public BytePairMerger MakeMerger()
     {
         Dictionary<(int, int), (int, int)> merges = new(Merges.Count);
@@ -88,7 +88,7 @@ internal sealed class TokenizerFile
     /// <summary>The steps of a part: those of a Sequence, the part itself, or none if it is absent.</summary>
     /// <param name="root">The root object.</param>
     /// <param name="part">Its key.</param>
-    /// <param name="list">Where a Sequence has its steps.</param>
+    /// <param name="list">Key of a Sequence's steps.</param>
     /// <param name="path">The file.</param>
     public static JsonElement[] Steps(JsonElement root, string part, string list, string path) => root.Find(part) is not JsonElement value
         ? []
@@ -96,7 +96,7 @@ internal sealed class TokenizerFile
 
     /// <summary>An added token as tokenizer files describe it.</summary>
     /// <exception cref="CheckpointException">It has no text.</exception>
-    /// <exception cref="UnsupportedModelException">It takes what stands beside it, or is found in whole words only.</exception>
+    /// <exception cref="UnsupportedModelException">It absorbs neighbouring text, or is only found as a whole word.</exception>
     public static AddedToken ReadAddedToken(JsonElement token, int id, string path)
     {
         string? content = token.FindString("content", path);
@@ -225,7 +225,7 @@ internal sealed class TokenizerFile
         {
             switch (TypeOf(step))
             {
-                // Adjusts offsets into the text, which are not used here.
+                // Only adjusts offsets into the text, which are not used here.
                 case "ByteLevel":
                     break;
                 case "TemplateProcessing" when !hasTemplate:
@@ -309,12 +309,12 @@ internal sealed class TokenizerFile
         {
             if (ByteLevelAlphabet.BytesOf(token) is null && !added.Contains(token))
             {
-                throw new CheckpointException($"expected tokens of byte-level BPE, but '{token}' stands for no bytes.", Path);
+                throw new CheckpointException($"expected tokens of byte-level BPE, but '{token}' does not stand for bytes.", Path);
             }
         }
     }
 
-    // Bytes stand for characters that have no token, which are left out of merging.
+    // Bytes stand for characters without a token, which are not merged.
     private void RequireCharacterTokens()
     {
         if (IgnoreMerges)

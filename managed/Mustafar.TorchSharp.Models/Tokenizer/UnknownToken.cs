@@ -3,9 +3,9 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Tokenizer;
 
-/// <summary>What stands for characters or bytes that a vocabulary lacks.</summary>
-/// <param name="Id">The token's id; null if they are left out.</param>
-/// <param name="IsFused">Whether one token stands for several that follow each other.</param>
+/// <summary>Stands for characters or bytes that a vocabulary lacks.</summary>
+/// <param name="Id">The token's id; null if they are omitted.</param>
+/// <param name="IsFused">Whether one token stands for several consecutive ones.</param>
 internal sealed record UnknownToken(int? Id, bool IsFused)
 {
     /// <summary>Reads it from the model of a tokenizer.json.</summary>
@@ -19,10 +19,10 @@ internal sealed record UnknownToken(int? Id, bool IsFused)
     }
 
     /// <summary>Starts the symbols of a piece, to be merged.</summary>
-    /// <param name="symbols">Where they go.</param>
+    /// <param name="symbols">Receives them.</param>
     public Run Start(List<int> symbols) => new(this, symbols);
 
-    /// <summary>Symbols of one piece. As in Hugging Face's library, an unknown one waits for the next that is known.</summary>
+    /// <summary>Symbols of one piece. As in Hugging Face's library, an unknown one waits for the next known one.</summary>
     internal struct Run(UnknownToken unknown, List<int> symbols)
     {
         private bool _waits;

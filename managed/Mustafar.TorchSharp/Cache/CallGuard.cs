@@ -21,14 +21,14 @@ internal sealed class CallGuard(object owner)
         if (Interlocked.Exchange(ref _busy, 1) != 0)
         {
             ThrowIfDisposed();
-            throw new InvalidOperationException("The cache is in use by another thread; a cache serves one thread at a time.");
+            throw new InvalidOperationException("The cache is in use by another thread; use it on one thread at a time.");
         }
 
         return new Call(this);
     }
 
-    /// <summary>Lets no call in any more, and waits for one that another thread is in.</summary>
-    /// <returns>Whether this is the first time, so that the caller is to free what there is.</returns>
+    /// <summary>Admits no further call, and waits for one in progress on another thread.</summary>
+    /// <returns>Whether this is the first time, so that the caller must free the storage.</returns>
     internal bool Close()
     {
         if (Interlocked.Exchange(ref _disposed, 1) != 0)

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Compressed sequences of one or more layers: the table of sequences, what each layer stores, and the step that is on.</summary>
+/// <summary>Compressed sequences of one or more layers: the table of sequences, what each layer stores, and the current step.</summary>
 internal sealed class CompressedStore : IDisposable, IMeasuredCache
 {
     private readonly StepWorkspace _workspace;
@@ -19,11 +19,11 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     /// <summary>Makes a store without sequences.</summary>
     /// <param name="shape">Heads, head_dim, dtype and device of all layers.</param>
     /// <param name="options">How each layer prunes.</param>
-    /// <param name="limits">How many sequences, tokens and bytes there is room for from the start.</param>
-    /// <param name="family">A store of the same options whose pages this one may share.</param>
-    /// <param name="ring">Places of the ring of dense tokens at first; as few as may be if null.</param>
-    /// <exception cref="ArgumentException">Layers differ in what they must have in common.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    /// <param name="limits">Numbers of sequences, tokens and bytes that there is room for from the start.</param>
+    /// <param name="family">A store with the same options whose pages this one may share.</param>
+    /// <param name="ring">Initial number of places in the ring of dense tokens; as few as possible if null.</param>
+    /// <exception cref="ArgumentException">Layers differ in options that must be the same.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for one group of tokens.</exception>
     internal CompressedStore(
         CacheShape shape,
         IReadOnlyList<MustafarOptions> options,
@@ -85,13 +85,13 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
 
     internal IReadOnlyList<LayerStorage> Layers => _layers;
 
-    /// <summary>The step that is on.</summary>
+    /// <summary>The current step.</summary>
     internal StepPlan Plan { get; private set; }
 
-    /// <summary>Places of the ring of dense tokens: token t is in place t mod ring.</summary>
+    /// <summary>Number of places in the ring of dense tokens: token t is in place t mod ring.</summary>
     internal int Ring { get; private set; }
 
-    /// <summary>What it occupies. Those that share pages count an equal part of them each.</summary>
+    /// <summary>Its memory. Stores that share pages count an equal share of them each.</summary>
     public KeyValueCacheMemory Memory
     {
         get
@@ -106,7 +106,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>What is in use and what is free.</summary>
+    /// <summary>Used and free memory.</summary>
     internal CacheUsage Usage
     {
         get
@@ -122,7 +122,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>Makes room for so many sequences: what is dense is copied, what is compressed stays where it is.</summary>
+    /// <summary>Makes room for that many sequences: dense data is copied, compressed data stays in place.</summary>
     internal void Grow(int slots)
     {
         StepPlan plan = new(slots, Shape.Device);
@@ -137,7 +137,8 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         _moves++;
     }
 
-    /// <summary>Begins a step: what it needs is known, rented and on the device, or nothing has changed.</summary>
+    /// <summary>Begins a step. Afterwards everything it needs is known, rented and on the device; if that fails, nothing has
+    /// changed.</summary>
     /// <param name="slots">The slot of each row.</param>
     /// <param name="tokens">Tokens of the row that has most.</param>
     /// <param name="counts">Tokens of each row; all if empty.</param>
@@ -163,7 +164,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    /// <param name="isLast">Whether nothing can fail after it that has to be undone.</param>
+    /// <param name="isLast">Whether nothing that can fail follows, so that nothing has to be undone.</param>
     internal Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
     {
         using IDisposable noGrad = no_grad();
@@ -175,7 +176,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         return output.MoveToOuterDisposeScope();
     }
 
-    /// <summary>Adds tokens to the only layer, without attention, or nothing if it fails.</summary>
+    /// <summary>Adds tokens to the single layer, without attention; if it fails, nothing has changed.</summary>
     /// <param name="slots">The slot of each row.</param>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
@@ -185,7 +186,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         if (_layers[0].KeyStatistics?.Queries is not null)
         {
             throw new InvalidOperationException(
-                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens by Forward.");
+                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens with Forward.");
         }
 
         using DisposeScope scope = NewDisposeScope();
@@ -205,10 +206,10 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         Commit();
     }
 
-    /// <summary>On what a step of one token depends, apart from what device memory holds; null if it does work that others don't.</summary>
+    /// <summary>What a step of one token depends on, other than the content of device memory; null if it does special work.</summary>
     internal StepLayout? Layout(int buffers)
     {
-        // Sinks are looked up by the host: it is the same work if they are the first slots' and each row has all of them.
+        // The host looks sinks up: the work is the same if they belong to the first slots and each row has all of them.
         bool sinks = Table.Rules.SinkTokens > 0;
         bool repeats = _evictor is null && !Plan.TakesSinks && !_layers.Exists(layer => layer.SelectsByOperations(Plan)) && Plan.Overwritten.Count == 0
             && (!sinks || (Plan.IsUniform && Plan.IsOrdered && Plan.SinksBefore.IndexOfAnyExcept(Table.Rules.SinkTokens) < 0));
@@ -217,19 +218,19 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
             : null;
     }
 
-    /// <summary>Checks a factor of the scores: single precision, in which the library computes, may not hold what double precision does,
-    /// and that must show before a token is added.</summary>
-    /// <exception cref="ArgumentOutOfRangeException">It does not.</exception>
+    /// <summary>Checks a scale of the scores: the library computes in single precision, which may not hold a double, and that must be found
+    /// before a token is added.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">It can't hold it.</exception>
     internal static void CheckScale(double? scale)
     {
         if (scale is double factor && !((float)factor is > 0 and < float.PositiveInfinity))
         {
             throw new ArgumentOutOfRangeException(
-                nameof(scale), factor, "The scale of the scores must be positive, and finite in single precision.");
+                nameof(scale), factor, "Expected a scale of the scores that is positive, and finite in single precision.");
         }
     }
 
-    /// <summary>Ends a step for good.</summary>
+    /// <summary>Commits a step.</summary>
     internal void Commit()
     {
         _layers.ForEach(layer => layer.Commit());
@@ -247,9 +248,9 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         _evictor?.Commit();
     }
 
-    /// <summary>Removes the tokens that the options let go of from the sequences of the step that was the last. Each has all of its tokens
-    /// or those that are kept.</summary>
-    /// <exception cref="CacheBudgetException">There are not enough pages for those that are kept, beside those of all.</exception>
+    /// <summary>Removes the tokens that the options give up from the sequences of the last step. Each one then has either all of its tokens
+    /// or the kept ones.</summary>
+    /// <exception cref="CacheBudgetException">There are not enough pages for the kept tokens in addition to all present ones.</exception>
     internal void Evict()
     {
         using IDisposable noGrad = no_grad();
@@ -263,12 +264,12 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>Leaves a sequence some of its tokens. All that can fail comes before the first change.</summary>
+    /// <summary>Reduces a sequence to some of its tokens. Everything that can fail comes before the first change.</summary>
     /// <param name="slot">Its slot.</param>
-    /// <param name="tokens">The tokens that are left in each layer and KV head, in ascending order and with all sinks, Int64 [num_layers,
+    /// <param name="tokens">The tokens that remain in each layer and KV head, in ascending order and with all sinks, Int64 [num_layers,
     /// num_kv_heads, count].</param>
     /// <param name="latest">How many of them are the latest ones, without a gap.</param>
-    /// <exception cref="CacheBudgetException">There are not enough pages for them, beside those of all tokens.</exception>
+    /// <exception cref="CacheBudgetException">There are not enough pages for them in addition to all present tokens.</exception>
     internal void Keep(int slot, Tensor tokens, int latest)
     {
         using IDisposable noGrad = no_grad();
@@ -304,7 +305,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         Table.Keep(slot, length, compressed, latest, pages);
     }
 
-    /// <summary>Undoes a step.</summary>
+    /// <summary>Rolls a step back.</summary>
     internal void Rollback()
     {
         _evictor?.Rollback();
@@ -318,10 +319,10 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>Shortens sequences. All that can fail comes before the first change.</summary>
+    /// <summary>Shortens sequences. Everything that can fail comes before the first change.</summary>
     /// <param name="slots">Their slots.</param>
-    /// <param name="tokens">Tokens to leave of each, at most as many as it has.</param>
-    /// <param name="names">What to call each in an error.</param>
+    /// <param name="tokens">Tokens that remain of each, at most as many as it has.</param>
+    /// <param name="names">The name of each in an error.</param>
     internal void Shorten(ReadOnlySpan<int> slots, ReadOnlySpan<int> tokens, ReadOnlySpan<int> names)
     {
         using IDisposable noGrad = no_grad();
@@ -365,7 +366,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>Puts a sequence in a free slot that continues one of this store or of one that shares its pages.</summary>
+    /// <summary>Adds a sequence in a free slot that continues one of this store or of a store that shares its pages.</summary>
     internal void Continue(int slot, CompressedStore source, int parent)
     {
         using IDisposable noGrad = no_grad();
@@ -381,7 +382,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>Some of the layers as a store of their own, whose sequences stand in the same slots as those here before a step that is on.</summary>
+    /// <summary>Some of the layers as a separate store, with the sequences in the same slots as they were before a current step.</summary>
     /// <param name="layers">The layers.</param>
     /// <param name="slots">The slots of all sequences.</param>
     internal CompressedStore Extract(ReadOnlySpan<int> layers, ReadOnlySpan<int> slots)
@@ -420,7 +421,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    /// <summary>Takes a sequence out.</summary>
+    /// <summary>Removes a sequence.</summary>
     internal void Remove(int slot)
     {
         using IDisposable noGrad = no_grad();
@@ -430,8 +431,8 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         Table.Remove(slot);
     }
 
-    /// <summary>Takes pages for what is in a file, and makes room for so many of one sequence.</summary>
-    /// <param name="pages">How many.</param>
+    /// <summary>Rents pages for the content of a file, and makes room for the pages of one sequence.</summary>
+    /// <param name="pages">Number of pages.</param>
     /// <param name="compressed">Compressed tokens of the sequence that has most.</param>
     /// <param name="dense">Dense tokens of the sequence that has most.</param>
     /// <param name="longest">Tokens of the longest sequence.</param>
@@ -451,7 +452,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         return Table.Pool.Rent(pages, held: 0, last: -1, ofSequence);
     }
 
-    /// <summary>Gives pages back that a file was to fill, and empties the sinks.</summary>
+    /// <summary>Returns pages that a file should have filled, and empties the sinks.</summary>
     internal void Discard(int[] slots, int[] pages)
     {
         Array.ForEach(pages, Table.Pool.Return);
@@ -473,14 +474,14 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         Table.Dispose();
     }
 
-    // Bytes of the window, sinks and channel scales of one slot in all layers, with a ring of so many places.
+    // Bytes of the recent window, sinks and channel scales of one slot in all layers, with a ring of that many places.
     private long SlotBytes(int ring) => (_layers.Count * LayerStorage.SlotBytes(Shape, ring, Table.Rules.SinkTokens)) + _scaleBytes;
 
     // Bytes of a sequence's dense tokens, sinks and channel scales in all layers.
     private long BytesOutsidePages(Sequence sequence) =>
         (_layers.Count * LayerStorage.SlotBytes(Shape, sequence.Dense, sequence.Sinks)) + (sequence.Compressed > 0 ? _scaleBytes : 0);
 
-    // Makes room for sequences that will have so many dense and compressed tokens, beside the others.
+    // Makes room for sequences that will have that many dense and compressed tokens, in addition to the others.
     private void ReserveRing(int dense, int compressed)
     {
         int wanted = Table.Rules.RingFor(
@@ -491,7 +492,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         }
     }
 
-    // Gives back what a first group left when it was compressed. Where there is no memory to do so in, things stay as they are.
+    // Returns what a first group left when it was compressed. If there is no memory to do so, nothing changes.
     private void ShrinkRing()
     {
         int wanted = Table.Rules.RingFor(Table.MostDense, Table.MostCompressed, Ring, isExact: false);
@@ -531,18 +532,18 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         _moves++;
     }
 
-    // Pages that a sequence may have; null if that is not limited.
+    // Maximum number of pages of a sequence; null if unlimited.
     private static int? PagesOfSlot(CacheLimits limits, SequenceRules rules) =>
         limits.MaxLength is int length ? (int)((length + (long)rules.GroupSize - 1) / rules.GroupSize) : null;
 
-    // Pages that a budget allows; null without one.
+    // Number of pages that a budget allows; null without one.
     private int? Pages(CacheLimits limits, SequenceRules rules, LayerFormat[] formats)
     {
         long? pages = limits.BudgetTokens is long tokens ? ((tokens - 1) / rules.GroupSize) + 1 : null;
         if (limits.BudgetBytes is long budget)
         {
             int slots = limits.MaxSequences ?? throw new ArgumentException(
-                $"Expected {nameof(CacheLimits.MaxSequences)} beside {nameof(CacheLimits.BudgetBytes)}, since each sequence has a recent window, but got none.",
+                $"Expected {nameof(CacheLimits.MaxSequences)} with {nameof(CacheLimits.BudgetBytes)}, since each sequence has a recent window, but got none.",
                 nameof(limits));
             int? pagesOfSlot = PagesOfSlot(limits, rules);
             long pageBytes = (Shape.NumKvHeads * formats.Sum(format => PagePool.Aligned(format.HeadBytes)))

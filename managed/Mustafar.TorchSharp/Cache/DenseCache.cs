@@ -4,11 +4,11 @@ namespace Mustafar;
 
 /// <summary>A cache that keeps all keys and values dense: the baseline of <see cref="KeyValueCache"/>, with torch's attention.</summary>
 /// <remarks>
-/// Keys and values lie in one block of [batch, num_kv_heads, capacity, head_dim] each, which grows by an eighth when it is full.
-/// They are never repeated for the query heads of a group: at decode the group is folded into the query axis.
-/// NaN and infinity give on the CPU what weights exp(s − max s) / sum, written out over the tokens that a query sees, give; on CUDA
-/// what torch's kernels make of them.
-/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>.
+/// Keys and values are blocks of [batch, num_kv_heads, capacity, head_dim], which grow by an eighth when they are full.
+/// They are never repeated for the query heads of a KV head: at decode those heads are folded into the query axis.
+/// On the CPU, NaN and infinity propagate as with weights exp(s − max s) / sum, written out over the tokens that a query sees; on CUDA
+/// as in torch's kernels.
+/// Only one thread at a time may use a cache; a second one gets an <see cref="InvalidOperationException"/>.
 /// </remarks>
 public sealed class DenseCache : KeyValueCache, IMeasuredCache
 {
@@ -20,12 +20,12 @@ public sealed class DenseCache : KeyValueCache, IMeasuredCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="capacity">Tokens to allocate for at first; the cache grows past it by itself.</param>
-    /// <param name="slidingWindow">A token sees only the last so many tokens, itself included; all if null. Those that it doesn't see
+    /// <param name="capacity">Tokens to allocate for at first; the cache grows past it automatically.</param>
+    /// <param name="slidingWindow">How many of the latest tokens a token sees, including itself; all if null. Tokens outside the window
     /// stay in the cache, but are not read.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size or <paramref name="slidingWindow"/> is not positive, or
     /// <paramref name="capacity"/> is negative.</exception>
@@ -53,7 +53,7 @@ public sealed class DenseCache : KeyValueCache, IMeasuredCache
         MustafarMetrics.Add(this, "dense");
     }
 
-    /// <summary>A token sees only the last so many tokens, itself included; all if null.</summary>
+    /// <summary>How many of the latest tokens a token sees, including itself; all if null.</summary>
     public int? SlidingWindow => _storage.SlidingWindow;
 
     /// <inheritdoc/>

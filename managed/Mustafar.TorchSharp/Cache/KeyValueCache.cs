@@ -3,20 +3,20 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// The keys and values that one attention layer has seen, and the attention over them.
+/// The keys and values that one attention layer has seen, and attention over them.
 /// </summary>
 /// <remarks>
-/// An attention module hands each step's queries, keys and values to <see cref="Forward"/> and gets the attention's output.
-/// How the past is stored (dense, or pruned and compressed) is the business of the derived class, so one module serves all.
-/// A cache is used by one thread at a time; those of this library give a second one an <see cref="InvalidOperationException"/>.
-/// <see cref="Lengths"/>, <see cref="Length"/> and <see cref="Memory"/> may be read by any thread: during a call of another one they
-/// show sequences before or after it, or some of each. <see cref="Dispose()"/> may be called by any thread, and waits for such a call.
+/// An attention module passes each step's queries, keys and values to <see cref="Forward"/> and gets the attention's output.
+/// The derived class decides how the past is stored (dense, or pruned and compressed), so one module works with all of them.
+/// Only one thread at a time may use a cache; this library's caches throw an <see cref="InvalidOperationException"/> on a second one.
+/// Any thread may read <see cref="Lengths"/>, <see cref="Length"/> and <see cref="Memory"/>: during another thread's call they show
+/// sequences before or after it, or some of each. Any thread may call <see cref="Dispose()"/>, which waits for such a call.
 /// </remarks>
 public abstract class KeyValueCache : IDisposable
 {
     /// <summary>Describes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads; a divisor of the number of query heads.</param>
+    /// <param name="numKvHeads">Number of KV heads; a divisor of the number of query heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live.</param>
@@ -33,7 +33,7 @@ public abstract class KeyValueCache : IDisposable
     /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;
 
     /// <summary>Elements of one head's key, and of its value.</summary>
@@ -64,15 +64,15 @@ public abstract class KeyValueCache : IDisposable
         }
     }
 
-    /// <summary>What the cache occupies.</summary>
+    /// <summary>The memory that the cache takes.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract KeyValueCacheMemory Memory { get; }
 
     /// <summary>
     /// Adds n new tokens and returns their attention: each sees all earlier tokens of its sequence and itself.
     /// </summary>
-    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).
-    /// Positions must already be encoded, in the keys as well.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads KV head h / (num_heads / num_kv_heads). Positions must
+    /// already be encoded, in the keys as well.</param>
     /// <param name="keys">Keys of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>

@@ -2,16 +2,17 @@ using System.Globalization;
 
 namespace Mustafar;
 
-/// <summary>What a <see cref="KeyValueCache"/> occupies, in bytes, and what the same tokens would occupy dense.</summary>
-/// <param name="CompressedBytes">Pages of compressed tokens: bitmaps, packed values, scales, offsets, and pages that are free for tokens to come.</param>
-/// <param name="WindowBytes">Storage of tokens that are held dense, with its reserve for tokens to come.</param>
-/// <param name="UsedBytes">The part of both that the cached tokens take: their pages, dense tokens, sinks and channel scales, without what is
-/// reserved for tokens to come.</param>
+/// <summary>The memory of a <see cref="KeyValueCache"/> in bytes, and what the same tokens would take in a dense cache.</summary>
+/// <param name="CompressedBytes">Pages of compressed tokens: bitmaps, packed values, scales, offsets, and free pages for later
+/// tokens.</param>
+/// <param name="WindowBytes">Storage of dense tokens, including the reserve for later tokens.</param>
+/// <param name="UsedBytes">The part of both that the cached tokens take: their pages, dense tokens, sinks and channel scales, without the
+/// reserve for later tokens.</param>
 /// <param name="DenseBytes">Keys and values of the cached tokens in the cache's data type, with no reserve.</param>
 /// <param name="Fp16Bytes">Keys and values of the cached tokens at two bytes per element, with no reserve.</param>
 public readonly record struct KeyValueCacheMemory(long CompressedBytes, long WindowBytes, long UsedBytes, long DenseBytes, long Fp16Bytes)
 {
-    /// <summary>Everything that the cache has reserved: <see cref="CompressedBytes"/> + <see cref="WindowBytes"/>.</summary>
+    /// <summary>All memory that the cache has reserved: <see cref="CompressedBytes"/> + <see cref="WindowBytes"/>.</summary>
     public long TotalBytes => CompressedBytes + WindowBytes;
 
     /// <summary><see cref="TotalBytes"/> over <see cref="DenseBytes"/>; 0 for an empty cache.</summary>
@@ -28,8 +29,8 @@ public readonly record struct KeyValueCacheMemory(long CompressedBytes, long Win
         left.DenseBytes + right.DenseBytes,
         left.Fp16Bytes + right.Fp16Bytes);
 
-    /// <summary>The sum of caches, such as the layers of one model; nothing of none.</summary>
-    /// <param name="parts">What each occupies.</param>
+    /// <summary>The sum of caches, such as the layers of one model; zero for none.</summary>
+    /// <param name="parts">The memory of each.</param>
     /// <exception cref="ArgumentNullException"><paramref name="parts"/> is null.</exception>
     public static KeyValueCacheMemory Sum(IEnumerable<KeyValueCacheMemory> parts)
     {
@@ -37,7 +38,7 @@ public readonly record struct KeyValueCacheMemory(long CompressedBytes, long Win
         return parts.Aggregate(default(KeyValueCacheMemory), (sum, part) => sum + part);
     }
 
-    /// <summary>The numbers in words, in English whatever the culture: "10,027,488 bytes reserved (9,437,184 compressed, 590,304 dense),
+    /// <summary>The numbers as English text, whatever the culture: "10,027,488 bytes reserved (9,437,184 compressed, 590,304 dense),
     /// 9,240,000 in use; 40.5 % of 24,741,888 in dense fp16".</summary>
     public override string ToString() => string.Create(
         CultureInfo.InvariantCulture,

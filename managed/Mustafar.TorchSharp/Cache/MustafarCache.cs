@@ -6,25 +6,24 @@ namespace Mustafar;
 
 /// <summary>
 /// The keys and values of one attention layer, pruned per token by magnitude and compressed to a bitmap and packed values, with a
-/// dense window of the most recent tokens. Attention is computed on the compressed form directly.
+/// dense recent window. Attention runs directly on the compressed form.
 /// </summary>
 /// <remarks>
 /// <para>
-/// With n tokens in a sequence the first ⌊(n − <see cref="MustafarOptions.LocalWindow"/>) / <see cref="MustafarOptions.GroupSize"/>⌋
-/// groups are compressed, the others dense. (Mustafar, NeurIPS 2025, arXiv 2505.22913, sections 3 and 4.)
-/// <see cref="MustafarOptions.SinkTokens"/> come before all groups and do not count.
+/// With n tokens in a sequence, the first ⌊(n − <see cref="MustafarOptions.LocalWindow"/>) / <see cref="MustafarOptions.GroupSize"/>⌋
+/// groups are compressed and the other tokens dense. (Mustafar, NeurIPS 2025, arXiv 2505.22913, sections 3 and 4.)
+/// <see cref="MustafarOptions.SinkTokens"/> come before all groups and are not counted.
 /// </para>
 /// <para>
-/// Compressed tokens lie in pages of one group. Memory grows by single pages while sequences are short, later by slabs of 8 pages, to
-/// which the first ones are moved once. The ring of dense tokens grows likewise, on the CPU token by token where it is small. With the
-/// default options a cache of 64 or more tokens on the CPU takes no more than its tokens would take dense in its data type; on CUDA, where
-/// the ring grows by 32 tokens so that graphs are rarely captured anew, this holds from 96 tokens on. A fork has slabs of 8 pages from the
-/// start.
+/// Compressed tokens are stored in pages of one group. Memory grows page by page while sequences are short, later by slabs of 8 pages, to
+/// which the first pages are moved once. The ring of dense tokens grows in the same way, on the CPU token by token while it is small. With
+/// the default options, a cache of 64 or more tokens on the CPU takes no more than a dense cache of its data type. On CUDA the ring grows
+/// by 32 tokens, so that graphs are rarely captured again; there this holds from 96 tokens on. A fork has slabs of 8 pages from the start.
 /// </para>
 /// <para>
-/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. As of every
-/// <see cref="KeyValueCache"/>, sizes and <see cref="KeyValueCache.Dispose()"/> are safe from any thread. Forks are caches of their own:
-/// each may be used by another thread.
+/// Only one thread at a time may use a cache; a second one gets an <see cref="InvalidOperationException"/>. As with every
+/// <see cref="KeyValueCache"/>, any thread may read sizes and call <see cref="KeyValueCache.Dispose()"/>. Forks are separate caches:
+/// each may be used on another thread.
 /// </para>
 /// <para>
 /// A cache that is dropped without <see cref="KeyValueCache.Dispose()"/> returns its pages to its forks when it is collected.
@@ -38,14 +37,15 @@ public sealed class MustafarCache : KeyValueCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="options">Sparsity, bits, window and group; the defaults if null.</param>
+    /// <param name="options">Sparsity, bits, recent window and group; the defaults if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not supported, or not with these patterns and
+    /// bits.</exception>
     public MustafarCache(
         int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
         : this(batchSize, numKvHeads, headDim, dtype, device, options, family: null)
@@ -60,7 +60,7 @@ public sealed class MustafarCache : KeyValueCache
         if (options?.Eviction is not null)
         {
             throw new NotSupportedException(
-                $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} needs a {nameof(MustafarModelCache)}, which has lengths and positions apart.");
+                $"{nameof(MustafarOptions)}.{nameof(MustafarOptions.Eviction)} needs a {nameof(MustafarModelCache)}, which tracks lengths and positions separately.");
         }
 
         _store = new CompressedStore(Shape, [options ?? new MustafarOptions()], new CacheLimits { MaxSequences = batchSize }, family, family?.Ring);
@@ -69,17 +69,17 @@ public sealed class MustafarCache : KeyValueCache
         _lengths = new SequenceLengths(_store.Table);
     }
 
-    /// <summary>Sparsity, bits, window and group.</summary>
+    /// <summary>Sparsity, bits, recent window and group.</summary>
     public MustafarOptions Options => Layer.Options;
 
     /// <inheritdoc/>
     public override IReadOnlyList<int> Lengths => _lengths;
 
-    /// <summary>How many of each sequence's first tokens are compressed, not counting the <see cref="MustafarOptions.SinkTokens"/>.</summary>
+    /// <summary>How many of each sequence's first tokens are compressed, not counting its attention sinks.</summary>
     public IReadOnlyList<int> CompressedLengths => [.. _store.Table.InUse.Select(sequence => sequence.Compressed)];
 
     /// <inheritdoc/>
-    /// <remarks>Forks share one pool of pages; each counts an equal part of it, so that their sum is what they occupy together.</remarks>
+    /// <remarks>Forks share one pool of pages. Each counts an equal part of it, so that their sum is what they take together.</remarks>
     public override KeyValueCacheMemory Memory
     {
         get
@@ -91,9 +91,9 @@ public sealed class MustafarCache : KeyValueCache
 
     /// <inheritdoc/>
     /// <remarks>
-    /// The new tokens see each other dense and the past as it is stored. Before they attend, whatever is due once the first of them has
-    /// joined is compressed; afterwards, whatever is due at the final length. For one token this is <see cref="Append"/> followed by
-    /// <see cref="Attend"/>; for a prompt it is dense attention, then compression.
+    /// The new tokens attend densely to each other, and to the past as it is stored. Before that, the groups that become compressible with
+    /// the first new token are compressed; afterwards, those that are compressible at the final length. For one token this equals
+    /// <see cref="Append"/> followed by <see cref="Attend"/>; for a prompt it is dense attention, then compression.
     /// </remarks>
     /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public override Tensor Forward(
@@ -118,7 +118,8 @@ public sealed class MustafarCache : KeyValueCache
         return output;
     }
 
-    /// <summary>Adds new tokens and compresses what falls due. Nothing that is compressed already is read or moved.</summary>
+    /// <summary>Adds new tokens and compresses the groups that have left the recent window. Compressed tokens are neither read nor
+    /// moved.</summary>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim], positions encoded.</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="counts">How many of the n tokens belong to each sequence (the rest is padding on the right); all n if empty.</param>
@@ -133,14 +134,14 @@ public sealed class MustafarCache : KeyValueCache
         _store.Append(_slots, keys, values, counts);
     }
 
-    /// <summary>Attention of queries that stand at the last n cached tokens: query i of n sees the tokens up to its own.</summary>
-    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).</param>
+    /// <summary>Attention of queries at the last n cached tokens: query i of n sees the tokens up to its own.</summary>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads KV head h / (num_heads / num_kv_heads).</param>
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
     /// <returns>Output [batch, num_heads, n, head_dim]; zero where a query sees no token, as in an empty sequence.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
-    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the first query would see fell out
-    /// of the sliding window.</exception>
+    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the first query would see have left
+    /// the sliding window.</exception>
     public Tensor Attend(Tensor query, double? scale = null)
     {
         ThrowIfDisposed();
@@ -159,11 +160,11 @@ public sealed class MustafarCache : KeyValueCache
 
     /// <inheritdoc/>
     /// <remarks>
-    /// Groups that are no longer due to be compressed return to the dense window as they were stored: what was pruned stays pruned.
-    /// With a sliding window, tokens that fell out of it are gone: a sequence can go back by <see cref="MustafarOptions.GroupSize"/>
-    /// tokens at least, and to 0.
+    /// Groups that are no longer compressible return to the recent window with the values they were stored with: what was pruned stays
+    /// pruned. With a sliding window, tokens that have left it are gone; a sequence can always drop at least
+    /// <see cref="MustafarOptions.GroupSize"/> tokens, and can always be emptied.
     /// </remarks>
-    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see fell out of
+    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see have left
     /// the sliding window.</exception>
     public override void Truncate(int length)
     {
@@ -187,7 +188,7 @@ public sealed class MustafarCache : KeyValueCache
     /// <param name="lengths">Tokens to leave, 0 to the sequence's length, for each sequence.</param>
     /// <exception cref="ArgumentException">There is not one length for each sequence, or one is out of range.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
-    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see fell out of
+    /// <exception cref="InvalidOperationException">Another thread is using the cache, or tokens that the next one would see have left
     /// the sliding window.</exception>
     public void Truncate(ReadOnlySpan<int> lengths)
     {
@@ -210,13 +211,13 @@ public sealed class MustafarCache : KeyValueCache
     }
 
     /// <inheritdoc/>
-    /// <remarks>The pages are kept for the tokens to come.</remarks>
+    /// <remarks>The pages are kept for later tokens.</remarks>
     public override void Clear() => Truncate(0);
 
     /// <inheritdoc/>
     /// <remarks>
-    /// Pages are shared, and only the dense window is copied: a page is full when it is written and never changes. Forks may be used by
-    /// different threads, on a CUDA device as long as they use one stream.
+    /// Pages are shared and only the recent window is copied: a page is full when it is written and never changes. Forks may be used on
+    /// different threads; on a CUDA device they must use one stream.
     /// </remarks>
     /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public override MustafarCache Fork(ReadOnlySpan<int> parents)
@@ -244,7 +245,7 @@ public sealed class MustafarCache : KeyValueCache
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {
-        // A cache that is dropped leaves its pages to the finalizer of its table.
+        // The finalizer of the table releases the pages of a cache that was dropped.
         if (disposing)
         {
             _store.Dispose();
@@ -258,7 +259,7 @@ public sealed class MustafarCache : KeyValueCache
         set => Layer.ConvertsPages = value;
     }
 
-    /// <summary>The only layer's part of a file.</summary>
+    /// <summary>The single layer, as stored in a file.</summary>
     internal StoredLayer Stored => new(_store, 0, _slots);
 
     /// <summary>Keeps other threads out until it is disposed.</summary>

@@ -3,18 +3,20 @@ using System.Runtime.CompilerServices;
 
 namespace Mustafar;
 
-/// <summary>What caches report to <see cref="Meter"/>s, for OpenTelemetry, <c>dotnet-counters</c> or a <see cref="MeterListener"/>.</summary>
+/// <summary>Metrics of caches, for OpenTelemetry, <c>dotnet-counters</c> or a <see cref="MeterListener"/>.</summary>
 /// <remarks>
 /// <list type="table">
 /// <listheader><term>instrument of <see cref="MeterName"/></term><description>meaning</description></listheader>
-/// <item><term><c>mustafar.cache.reserved</c> (bytes)</term><description>What all caches have reserved, <see cref="KeyValueCacheMemory.TotalBytes"/>.
+/// <item><term><c>mustafar.cache.reserved</c> (bytes)</term><description>Memory that all caches have reserved,
+/// <see cref="KeyValueCacheMemory.TotalBytes"/>.
 /// Tag <c>cache.kind</c>: <c>compressed</c> or <c>dense</c>.</description></item>
-/// <item><term><c>mustafar.cache.used</c> (bytes)</term><description>What of it their tokens take, <see cref="KeyValueCacheMemory.UsedBytes"/>,
+/// <item><term><c>mustafar.cache.used</c> (bytes)</term><description>The part of it that their tokens use,
+/// <see cref="KeyValueCacheMemory.UsedBytes"/>,
 /// with the same tag.</description></item>
-/// <item><term><c>mustafar.cache.compressed_tokens</c> (tokens)</term><description>Tokens of sequences that were compressed, counted once
+/// <item><term><c>mustafar.cache.compressed_tokens</c> (tokens)</term><description>Tokens that were compressed, counted once
 /// for all layers of a cache.</description></item>
 /// </list>
-/// Nothing is computed while nobody listens. Caches that were dropped without being disposed are left out once they are collected.
+/// Nothing is computed while nobody listens. Caches that were dropped without being disposed are excluded once they are collected.
 /// </remarks>
 public static class MustafarMetrics
 {
@@ -25,17 +27,17 @@ public static class MustafarMetrics
     private static readonly Meter s_meter = new(MeterName, typeof(MustafarMetrics).Assembly.GetName().Version?.ToString(3));
 
     private static readonly Counter<long> s_compressed = s_meter.CreateCounter<long>(
-        "mustafar.cache.compressed_tokens", "{token}", "Tokens of sequences that were compressed.");
+        "mustafar.cache.compressed_tokens", "{token}", "Tokens that were compressed, counted once for all layers.");
 
     static MustafarMetrics()
     {
         _ = s_meter.CreateObservableUpDownCounter(
-            "mustafar.cache.reserved", () => Measure(memory => memory.TotalBytes), "By", "What caches have reserved.");
+            "mustafar.cache.reserved", () => Measure(memory => memory.TotalBytes), "By", "Memory that caches have reserved.");
         _ = s_meter.CreateObservableUpDownCounter(
-            "mustafar.cache.used", () => Measure(memory => memory.UsedBytes), "By", "What of it the cached tokens take.");
+            "mustafar.cache.used", () => Measure(memory => memory.UsedBytes), "By", "Memory that cached tokens use.");
     }
 
-    /// <summary>Whether somebody wants to know how many tokens are compressed.</summary>
+    /// <summary>Whether anybody listens to the number of compressed tokens.</summary>
     internal static bool CountsCompressed => s_compressed.Enabled;
 
     /// <summary>Counts tokens that were compressed.</summary>
@@ -50,7 +52,7 @@ public static class MustafarMetrics
     /// <summary>Measures a cache from now on, until it is removed or collected.</summary>
     internal static void Add(IMeasuredCache cache, string kind) => s_caches.Add(cache, kind);
 
-    /// <summary>Measures a cache no more.</summary>
+    /// <summary>Stops measuring a cache.</summary>
     internal static void Remove(IMeasuredCache cache) => s_caches.Remove(cache);
 
     private static IEnumerable<Measurement<long>> Measure(Func<KeyValueCacheMemory, long> bytes)
@@ -75,6 +77,6 @@ public static class MustafarMetrics
 /// <summary>A cache whose memory is measured.</summary>
 internal interface IMeasuredCache
 {
-    /// <summary>What it occupies. Asked for by any thread.</summary>
+    /// <summary>Its memory. Read by any thread.</summary>
     KeyValueCacheMemory Memory { get; }
 }

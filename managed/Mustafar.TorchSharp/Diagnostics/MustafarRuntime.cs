@@ -5,8 +5,8 @@ using TorchSharp;
 
 namespace Mustafar;
 
-/// <summary>What runs here: versions, instruction sets, devices. For logs, bug reports and choices at startup.</summary>
-/// <remarks>The members that ask the native library load it; their exceptions are those of loading.</remarks>
+/// <summary>Versions, instruction sets and devices in use. For logs, bug reports and decisions at startup.</summary>
+/// <remarks>Members that need the native library load it and throw the exceptions of loading.</remarks>
 /// <example>
 /// <code>
 /// Console.WriteLine(MustafarRuntime.Describe());
@@ -15,7 +15,7 @@ namespace Mustafar;
 /// </example>
 public static unsafe class MustafarRuntime
 {
-    // The names that MUSTAFAR_CPU_VARIANT takes.
+    // The names that MUSTAFAR_CPU_VARIANT accepts.
     private static readonly (CpuVariant Variant, string Name)[] s_variants =
     [
         (Native.CpuVariant.Scalar, "scalar"),
@@ -33,13 +33,13 @@ public static unsafe class MustafarRuntime
         ?? "unknown";
 
     /// <summary>Version of the native library that was loaded.</summary>
-    /// <exception cref="DllNotFoundException">There is none; the message lists where it was looked for.</exception>
+    /// <exception cref="DllNotFoundException">There is none; the message lists where it was searched for.</exception>
     public static string NativeVersion => Marshal.PtrToStringUTF8((nint)NativeMethods.Version()) ?? string.Empty;
 
-    /// <summary>The instruction set that CPU calls use: the fastest that the processor has, or the one that the environment variable
+    /// <summary>The instruction set that CPU calls use: the fastest that the processor supports, or the one that the environment variable
     /// <c>MUSTAFAR_CPU_VARIANT</c> names.</summary>
     /// <exception cref="DllNotFoundException">There is no native library.</exception>
-    /// <exception cref="NotSupportedException">The environment variable names one that the processor does not have.</exception>
+    /// <exception cref="NotSupportedException">The environment variable names one that the processor does not support.</exception>
     public static string CpuVariant
     {
         get
@@ -51,7 +51,8 @@ public static unsafe class MustafarRuntime
         }
     }
 
-    /// <summary>All instruction sets that the processor has, the simplest first: the values that <c>MUSTAFAR_CPU_VARIANT</c> may have here.</summary>
+    /// <summary>All instruction sets that the processor supports, simplest first: the possible values of <c>MUSTAFAR_CPU_VARIANT</c>
+    /// here.</summary>
     /// <exception cref="DllNotFoundException">There is no native library.</exception>
     public static IReadOnlyList<string> CpuVariants
     {
@@ -62,14 +63,14 @@ public static unsafe class MustafarRuntime
         }
     }
 
-    /// <summary>Why caches and operations take no CUDA tensors here; null if they do.</summary>
+    /// <summary>Why caches and operations don't support CUDA tensors here; null if they do.</summary>
     public static string? WhyNoCuda
     {
         get
         {
             if (!torch.cuda.is_available())
             {
-                return "torch finds no CUDA device, or its build has no CUDA.";
+                return "torch finds no CUDA device, or was built without CUDA.";
             }
 
             try
@@ -85,7 +86,7 @@ public static unsafe class MustafarRuntime
         }
     }
 
-    /// <summary>All of this in one line of English.</summary>
+    /// <summary>All of this in one line of English text.</summary>
     /// <exception cref="DllNotFoundException">There is no native library.</exception>
     public static string Describe() =>
         $"Mustafar.TorchSharp {Version} with native library {NativeVersion} on {RuntimeInformation.RuntimeIdentifier}, CPU {CpuVariant} (of {string.Join(", ", CpuVariants)}), CUDA {(WhyNoCuda is string why ? $"no: {why}" : "yes")}";

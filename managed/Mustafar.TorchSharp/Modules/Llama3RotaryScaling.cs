@@ -3,13 +3,13 @@ using System.Runtime.CompilerServices;
 namespace Mustafar;
 
 /// <summary>
-/// The stretching of rotary wavelengths of Llama 3.1 and later (<c>rope_type</c> "llama3"): long wavelengths are stretched by
-/// <see cref="Factor"/>, short ones are left as they are, and those between change over from one to the other.
+/// The scaling of rotary wavelengths in Llama 3.1 and later (<c>rope_type</c> "llama3"): long wavelengths are stretched by
+/// <see cref="Factor"/>, short ones are unchanged, and those in between are interpolated.
 /// </summary>
 /// <remarks>
-/// What counts is how many turns a pair of channels makes within <see cref="OriginalMaxPositions"/>: fewer than
-/// <see cref="LowFrequencyFactor"/> is long, more than <see cref="HighFrequencyFactor"/> is short. It does not change, and so is safe
-/// from any thread.
+/// What counts is how many turns a pair of channels makes within <see cref="OriginalMaxPositions"/>: a wavelength with fewer turns than
+/// <see cref="LowFrequencyFactor"/> is long, one with more than <see cref="HighFrequencyFactor"/> is short. The object is immutable, so any
+/// thread may use it.
 /// </remarks>
 public sealed record Llama3RotaryScaling
 {
@@ -18,7 +18,7 @@ public sealed record Llama3RotaryScaling
     private readonly double _highFrequencyFactor = 4;
     private readonly int _originalMaxPositions = 8192;
 
-    /// <summary>By how much long wavelengths are stretched. Default 8.</summary>
+    /// <summary>Factor by which long wavelengths are stretched. Default 8.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not a positive finite number.</exception>
     public double Factor
     {
@@ -42,7 +42,7 @@ public sealed record Llama3RotaryScaling
         init => _highFrequencyFactor = Positive(value);
     }
 
-    /// <summary>Longest text of pre-training, in tokens. Default 8192.</summary>
+    /// <summary>Context length of pre-training, in tokens. Default 8192.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int OriginalMaxPositions
     {
@@ -52,7 +52,7 @@ public sealed record Llama3RotaryScaling
             : throw new ArgumentOutOfRangeException(nameof(OriginalMaxPositions), value, "Expected a positive number of tokens.");
     }
 
-    /// <summary>The angle per position that a pair of channels gets.</summary>
+    /// <summary>The scaled angle per position of a pair of channels.</summary>
     /// <param name="angle">Its angle per position without scaling, in radians.</param>
     internal double Scale(double angle)
     {

@@ -5,21 +5,21 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// The layer with what stands around it, as a step of a model computes it.
+// The layer together with the operations around it, as a step of a model computes it.
 public sealed partial class MustafarAttention
 {
     /// <summary>hidden += attention(norm(hidden)), for the new tokens of a step.</summary>
     /// <remarks>
-    /// With few operations and, of a step of one token, no memory but <see cref="CacheStep.Buffers"/>, so that a
-    /// <see cref="DecodeGraph"/> can repeat it. q, k and v are one product where their weights lie together
-    /// (<see cref="Weights.Linears"/>). Projections that are no <see cref="Linear"/> are called as they are.
+    /// Uses few operations and, in a step of one token, no memory other than <see cref="CacheStep.Buffers"/>, so a
+    /// <see cref="DecodeGraph"/> can repeat it. q, k and v are one product if their weights are adjacent in memory
+    /// (<see cref="Weights.Linears"/>). Projections that are not a <see cref="Linear"/> are called as modules.
     /// </remarks>
     /// <param name="hidden">Hidden states [batch, n, hidden_size] of the step's sequences, contiguous; changed in place.</param>
-    /// <param name="norm">What normalises the layer's input.</param>
+    /// <param name="norm">Norm of the layer's input.</param>
     /// <param name="step">The step.</param>
-    /// <param name="layer">Which layer of the cache is this one's.</param>
+    /// <param name="layer">The layer's index in the cache.</param>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
-    /// <exception cref="InvalidOperationException">The layer has attended already, another one failed, or the step has ended.</exception>
+    /// <exception cref="InvalidOperationException">The layer has already attended, another one failed, or the step has ended.</exception>
     public void AddTo(Tensor hidden, RmsNorm norm, CacheStep step, int layer)
     {
         ArgumentNullException.ThrowIfNull(hidden);

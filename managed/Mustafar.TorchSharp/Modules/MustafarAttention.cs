@@ -6,13 +6,13 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Self-attention of a decoder layer: projections and rotary positions, around whatever cache it is given.
+/// Self-attention of a decoder layer: projections and rotary positions, around any cache.
 /// </summary>
 /// <remarks>
-/// A <see cref="DenseCache"/> makes it ordinary attention, a cache that prunes and compresses makes it Mustafar's. The children
-/// <c>q_proj</c>, <c>k_proj</c>, <c>v_proj</c> and <c>o_proj</c>, and <c>q_norm</c> and <c>k_norm</c> where heads are normalised, carry
-/// the names of Hugging Face checkpoints. It is for inference: no gradient passes the cache. Several threads may call <c>forward</c> at
-/// once, each with a cache of its own, while none converts, loads or disposes the module.
+/// With a <see cref="DenseCache"/> it is ordinary attention, with a cache that prunes and compresses it is Mustafar's. The children
+/// <c>q_proj</c>, <c>k_proj</c>, <c>v_proj</c> and <c>o_proj</c>, and <c>q_norm</c> and <c>k_norm</c> if heads are normalised, have
+/// the names of Hugging Face checkpoints. It is for inference: no gradient flows through the cache. Several threads may call <c>forward</c>
+/// at once, each with its own cache, as long as none converts, loads or disposes the module.
 /// </remarks>
 public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
 {
@@ -26,13 +26,13 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     private readonly nn.Module<Tensor, Tensor>? k_norm;
 #pragma warning restore IDE1006
 
-    /// <summary>Makes a layer with projections of its own.</summary>
+    /// <summary>Makes a layer with its own projections.</summary>
     /// <param name="options">Sizes.</param>
-    /// <param name="rotary">Positions; shared by layers, and not disposed with this one.</param>
+    /// <param name="rotary">Positions; may be shared by layers, and is not disposed with this one.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights; the CPU if null.</param>
-    /// <param name="initialize">Whether weights and biases are drawn as torch draws those of a new <c>Linear</c>. With false their content is
-    /// undefined, for a checkpoint to fill, which spares the time.</param>
+    /// <param name="initialize">Whether weights and biases are initialised like those of a new torch <c>Linear</c>. If false, their content
+    /// is undefined until a checkpoint fills it, which saves time.</param>
     /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
     public MustafarAttention(
         MustafarAttentionOptions options,
@@ -65,9 +65,9 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     {
     }
 
-    /// <summary>Makes a layer of given projections.</summary>
+    /// <summary>Makes a layer from given projections.</summary>
     /// <param name="options">Sizes; its bias flags and <see cref="MustafarAttentionOptions.QueryKeyNormEps"/> are not used.</param>
-    /// <param name="rotary">Positions; shared by layers, and not disposed with this one.</param>
+    /// <param name="rotary">Positions; may be shared by layers, and is not disposed with this one.</param>
     /// <param name="queryProjection">[.., hidden_size] to [.., num_heads · head_dim].</param>
     /// <param name="keyProjection">[.., hidden_size] to [.., num_kv_heads · head_dim].</param>
     /// <param name="valueProjection">[.., hidden_size] to [.., num_kv_heads · head_dim].</param>
@@ -111,11 +111,11 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
     public override Tensor forward(Tensor hidden, KeyValueCache cache) => forward(hidden, cache, default);
 
-    /// <summary>Attends n new tokens, of which each sequence has its own number.</summary>
+    /// <summary>Attends n new tokens, with a separate number for each sequence.</summary>
     /// <param name="hidden">Hidden states [batch, n, hidden_size]; positions follow the cache's lengths.</param>
     /// <param name="cache">This layer's cache.</param>
     /// <param name="counts">How many of the n tokens belong to each sequence; the rest is padding on the right. All n if empty.</param>
-    /// <returns>Hidden states [batch, n, hidden_size]; meaningless at padding.</returns>
+    /// <returns>Hidden states [batch, n, hidden_size]; without meaning at padding.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
     public Tensor forward(Tensor hidden, KeyValueCache cache, ReadOnlySpan<int> counts)
     {
@@ -131,10 +131,10 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     /// <summary>Attends the new tokens of a step to themselves and to the cached ones, and adds them to one layer of the cache.</summary>
     /// <param name="hidden">Hidden states [batch, n, hidden_size] of the step's sequences, in its order.</param>
     /// <param name="step">The step.</param>
-    /// <param name="layer">Which layer of the cache is this one's.</param>
-    /// <returns>Hidden states [batch, n, hidden_size]; meaningless at padding.</returns>
+    /// <param name="layer">The layer's index in the cache.</param>
+    /// <returns>Hidden states [batch, n, hidden_size]; without meaning at padding.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
-    /// <exception cref="InvalidOperationException">The layer has attended already, another one failed, or the step has ended.</exception>
+    /// <exception cref="InvalidOperationException">The layer has already attended, another one failed, or the step has ended.</exception>
     public Tensor forward(Tensor hidden, CacheStep step, int layer)
     {
         ArgumentNullException.ThrowIfNull(hidden);

@@ -1,7 +1,7 @@
 namespace Mustafar;
 
 /// <summary>Sizes of an attention layer.</summary>
-/// <remarks>It does not change, and so is safe from any thread.</remarks>
+/// <remarks>The object is immutable, so any thread may use it.</remarks>
 public sealed record MustafarAttentionOptions
 {
     /// <summary>Elements of a token's hidden state.</summary>
@@ -10,7 +10,7 @@ public sealed record MustafarAttentionOptions
     /// <summary>Number of query heads.</summary>
     public required int NumHeads { get; init; }
 
-    /// <summary>Number of key/value heads, a divisor of <see cref="NumHeads"/>: fewer than query heads is grouped-query attention.</summary>
+    /// <summary>Number of KV heads, a divisor of <see cref="NumHeads"/>: fewer than query heads is grouped-query attention.</summary>
     public required int NumKvHeads { get; init; }
 
     /// <summary>Elements of one head; hidden_size / num_heads in many models, but not in all.</summary>
@@ -23,8 +23,8 @@ public sealed record MustafarAttentionOptions
     public bool OutputBias { get; init; }
 
     /// <summary>
-    /// Added to the mean square where each head's query and key are normalised (<see cref="RmsNorm"/>, children <c>q_norm</c> and
-    /// <c>k_norm</c>) before their positions are encoded, as in Qwen 3; they are not if null.
+    /// Added to the mean square when each head's query and key are normalised (<see cref="RmsNorm"/>, children <c>q_norm</c> and
+    /// <c>k_norm</c>) before their positions are encoded, as in Qwen 3; null if they are not normalised.
     /// </summary>
     public double? QueryKeyNormEps { get; init; }
 
@@ -33,7 +33,7 @@ public sealed record MustafarAttentionOptions
 
     /// <summary>Checks that the sizes fit together.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
-    /// <exception cref="ArgumentException">The query heads are not a multiple of the key/value heads.</exception>
+    /// <exception cref="ArgumentException">The query heads are not a multiple of the KV heads.</exception>
     internal void Validate()
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(HiddenSize);
@@ -43,7 +43,7 @@ public sealed record MustafarAttentionOptions
         if (NumHeads % NumKvHeads != 0)
         {
             throw new ArgumentException(
-                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {NumHeads}.", nameof(NumHeads));
+                $"Expected a multiple of {NumKvHeads} query heads, the number of KV heads, but got {NumHeads}.", nameof(NumHeads));
         }
     }
 }

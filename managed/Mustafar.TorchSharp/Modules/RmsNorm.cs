@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>Root-mean-square layer normalisation (arXiv 1910.07467), computed in float32.</summary>
-/// <remarks>Several threads may call <see cref="forward"/> at once, while none converts, loads or disposes the module.</remarks>
+/// <remarks>Several threads may call <see cref="forward"/> at once, as long as none converts, loads or disposes the module.</remarks>
 public sealed class RmsNorm : nn.Module<Tensor, Tensor>
 {
     private readonly Scalar _eps;
@@ -13,7 +13,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
     private readonly Parameter weight;
 #pragma warning restore IDE1006
 
-    /// <summary>Makes a layer whose weight is one, as a new layer of torch has it.</summary>
+    /// <summary>Makes a layer whose weight is all ones, like a new torch layer.</summary>
     /// <param name="size">Elements of the last axis.</param>
     /// <param name="eps">Added to the mean square.</param>
     /// <param name="dtype">Type of the weight.</param>
@@ -25,7 +25,7 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(size);
         _eps = double.IsFinite(eps) && eps >= 0
             ? eps
-            : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
+            : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number of at least 0.");
         Eps = eps;
         weight = new Parameter(ones(size, dtype: dtype, device: device), requires_grad: false);
         RegisterComponents();

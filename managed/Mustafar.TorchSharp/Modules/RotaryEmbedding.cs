@@ -7,9 +7,9 @@ namespace Mustafar;
 /// Rotary position embedding (RoFormer, arXiv 2104.09864) in the rotate-half convention of Hugging Face checkpoints.
 /// </summary>
 /// <remarks>
-/// Cosines and sines are computed once per device and data type, grow with the longest position asked for, and are shared by all
-/// layers that hold this object. It has no parameters. All members are safe from several threads; <see cref="Dispose"/> waits for calls
-/// that are under way.
+/// Cosines and sines are computed once per device and data type, grow with the longest position requested, and are shared by all
+/// layers that hold this object. It has no parameters. Several threads may call all members; <see cref="Dispose"/> waits for calls
+/// in progress.
 /// </remarks>
 public sealed class RotaryEmbedding : IDisposable
 {
@@ -34,10 +34,10 @@ public sealed class RotaryEmbedding : IDisposable
     /// <summary>Channels and wavelengths.</summary>
     public RotaryOptions Options { get; }
 
-    /// <summary>Turns queries and keys to their positions.</summary>
+    /// <summary>Rotates queries and keys to their positions.</summary>
     /// <param name="query">Queries [batch, n, num_heads, head_dim].</param>
     /// <param name="key">Keys [batch, n, num_kv_heads, head_dim], of the same type and device.</param>
-    /// <param name="starts">Position of each sequence's first token, one per sequence; the n tokens follow one another.</param>
+    /// <param name="starts">Position of each sequence's first token, one per sequence; the n tokens are consecutive.</param>
     /// <returns>New tensors of the same shapes.</returns>
     /// <exception cref="ArgumentException">A shape or the number of positions doesn't fit.</exception>
     /// <exception cref="ObjectDisposedException">The embedding was disposed.</exception>
@@ -89,7 +89,7 @@ public sealed class RotaryEmbedding : IDisposable
         }
     }
 
-    /// <summary>By what angles <see cref="MustafarOps.Rotate"/> turns on a device. It belongs to this object.</summary>
+    /// <summary>The angles by which <see cref="MustafarOps.Rotate"/> rotates on a device. They belong to this object.</summary>
     /// <param name="device">The device of the heads.</param>
     /// <exception cref="ObjectDisposedException">The embedding was disposed.</exception>
     public RotaryAngles AnglesOn(Device device)
@@ -113,7 +113,7 @@ public sealed class RotaryEmbedding : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        // A call that begins from here on gets no table.
+        // A call that begins after this gets no table.
         _disposed = true;
         Interlocked.MemoryBarrier();
         SpinWait.SpinUntil(() => Volatile.Read(ref _calls) == 0);
@@ -177,7 +177,7 @@ public sealed class RotaryEmbedding : IDisposable
                 return table;
             }
 
-            // A table that is outgrown isn't disposed: another thread may be reading it. The garbage collector frees it.
+            // A table that is replaced by a larger one isn't disposed: another thread may be reading it. The garbage collector frees it.
             uint rounded = System.Numerics.BitOperations.RoundUpToPowerOf2((uint)Math.Max(positions, SmallestTable));
             table = Table.Compute(Options, (int)Math.Min(rounded, int.MaxValue), like.dtype, like.device);
             _tables[key] = table;
@@ -199,7 +199,7 @@ public sealed class RotaryEmbedding : IDisposable
             using Tensor anglesPerPosition = tensor(options.AnglesPerPosition(), device: CPU);
             for (int first = 0; first < positions; first += SmallestTable)
             {
-                // A part at a time: in float64, a long table as a whole would take many times its own memory.
+                // In parts: as a whole, a long table in float64 would take many times its final memory.
                 using DisposeScope scope = NewDisposeScope();
                 int count = Math.Min(SmallestTable, positions - first);
                 Tensor angles = outer(Scalars.Range(first, count, CPU).to(ScalarType.Float64), anglesPerPosition).unsqueeze(1);

@@ -8,12 +8,12 @@ namespace Mustafar.Modules;
 
 /// <summary>
 /// Makes parameters and layers without initialising them, for a checkpoint to fill: drawing random numbers for weights that are
-/// replaced at once would take most of the time of loading a model.
+/// replaced immediately would take most of the time of loading a model.
 /// </summary>
-/// <remarks>All members are safe from several threads.</remarks>
+/// <remarks>Several threads may call all members.</remarks>
 public static class Weights
 {
-    /// <summary>A parameter of undefined content that takes no gradient.</summary>
+    /// <summary>A parameter of undefined content that needs no gradient.</summary>
     /// <param name="shape">Its shape.</param>
     /// <param name="dtype">Its type.</param>
     /// <param name="device">Its device; the CPU if null.</param>
@@ -31,7 +31,7 @@ public static class Weights
         return Linear(inputs, outputs, Empty([outputs, inputs], dtype, device), bias ? Empty([outputs], dtype, device) : null);
     }
 
-    /// <summary>Linear layers over one input, whose weights and biases, of undefined content, lie one behind the other: one product gives
+    /// <summary>Linear layers over one input, whose weights and biases, of undefined content, are adjacent in memory: one product computes
     /// the outputs of all.</summary>
     /// <param name="inputs">Elements of their input.</param>
     /// <param name="outputs">Elements of the output of each.</param>
@@ -60,7 +60,7 @@ public static class Weights
         return layers;
     }
 
-    /// <summary>Draws a layer's weight and bias from the numbers up to 1 / √inputs, as torch does for a new one.</summary>
+    /// <summary>Initialises a layer's weight and bias with numbers up to 1 / √inputs, like torch does for a new layer.</summary>
     internal static void Initialize(Linear layer)
     {
         using IDisposable noGrad = no_grad();
@@ -72,10 +72,10 @@ public static class Weights
         }
     }
 
-    /// <summary>The tensor that others are the parts of, if they lie one behind the other, as those of <see cref="Linears"/> do until they
+    /// <summary>The tensor that contains others as parts, if they are adjacent in memory, as those of <see cref="Linears"/> are until they
     /// are converted or replaced.</summary>
-    /// <param name="parts">Tensors of one type that are contiguous and differ in the size of the first axis at most.</param>
-    /// <returns>A view of all of them, in the current dispose scope; null if they don't lie so.</returns>
+    /// <param name="parts">Contiguous tensors of one type that may differ only in the size of the first axis.</param>
+    /// <returns>A view of all of them, in the current dispose scope; null if they are not adjacent.</returns>
     public static unsafe Tensor? Joint(params ReadOnlySpan<Tensor> parts)
     {
         if (parts.IsEmpty)
@@ -105,7 +105,7 @@ public static class Weights
         }
         catch (ExternalException)
         {
-            // Neighbours by chance: the memory of the first ends before that of the last.
+            // Adjacent by chance: the memory of the first ends before that of the last.
             return null;
         }
     }

@@ -5,7 +5,8 @@ using static TorchSharp.torch;
 namespace Mustafar.Native;
 
 /// <summary>A small array that native code reads or writes: lengths, page numbers, addresses of slabs.</summary>
-/// <remarks>It lies where the back end can read it. <see cref="Span"/> is that memory on the CPU, and the host's copy for a device.</remarks>
+/// <remarks>It is in memory that the back end can read. <see cref="Span"/> is that memory on the CPU, and the host's copy for a
+/// device.</remarks>
 internal sealed unsafe class BackendArray<T> : IDisposable
     where T : unmanaged
 {
@@ -18,7 +19,7 @@ internal sealed unsafe class BackendArray<T> : IDisposable
     {
         using IDisposable mode = inference_mode(false);
         Length = length;
-        // An address is needed even for no items.
+        // An address is needed even for an empty array.
         ScalarType dtype = sizeof(T) == sizeof(long) ? ScalarType.Int64 : ScalarType.Int32;
         _host = zeros([Math.Max(1, length)], dtype: dtype, device: CPU).DetachFromDisposeScope();
         _items = (T*)TensorAccess.Pointer(_host);
@@ -39,18 +40,19 @@ internal sealed unsafe class BackendArray<T> : IDisposable
     /// <summary>Address of the first item for native code; valid while this object is reachable and not disposed.</summary>
     internal T* Pointer { get; }
 
-    /// <summary>The items where native code reads them, Int32 or Int64 [length].</summary>
+    /// <summary>The items in the memory that native code reads, Int32 or Int64 [length].</summary>
     internal Tensor Tensor => _onDevice ?? _host;
 
-    /// <summary>Brings what <see cref="Span"/> holds to the device, in the order of its stream.</summary>
+    /// <summary>Copies the content of <see cref="Span"/> to the device, in the order of its stream.</summary>
     internal void Upload()
     {
         using IDisposable noGrad = no_grad();
-        // From pageable memory: the driver has taken the bytes when the call returns, and nothing waits for the device.
+        // From pageable memory: the driver has copied the bytes when the call returns, and nothing waits for the device.
         _onDevice?.copy_(_host, nonBlocking: true);
     }
 
-    /// <summary>As <see cref="Upload"/>, but does nothing if it was this that brought the same items before: for arrays that only the host writes.</summary>
+    /// <summary>Like <see cref="Upload"/>, but skips items that the previous call already copied: for arrays that only the host
+    /// writes.</summary>
     internal void UploadChanged()
     {
         if (_onDevice is null || (_uploaded is not null && MemoryMarshal.AsBytes(Span).SequenceEqual(MemoryMarshal.AsBytes<T>(_uploaded))))
@@ -63,7 +65,7 @@ internal sealed unsafe class BackendArray<T> : IDisposable
         Span.CopyTo(_uploaded);
     }
 
-    /// <summary>Brings what the device holds to <see cref="Span"/>, waiting for it.</summary>
+    /// <summary>Copies the device's content to <see cref="Span"/>, waiting for it.</summary>
     internal void Download()
     {
         using IDisposable noGrad = no_grad();

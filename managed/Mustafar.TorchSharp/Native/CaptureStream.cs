@@ -3,11 +3,11 @@ using TorchSharp;
 
 namespace Mustafar.Native;
 
-/// <summary>A stream of a CUDA device on which graphs are captured and nothing else is queued.</summary>
+/// <summary>A stream of a CUDA device that is only used to capture graphs.</summary>
 /// <remarks>
-/// What torch's operators allocate while they are captured comes from memory that torch keeps for this stream, and what they free
-/// returns to it: the next capture may use it again, which is right as long as launches follow one another, but nobody else does.
-/// Streams are used again, since libraries keep workspaces for each that they have seen.
+/// During a capture, torch's operators allocate from memory that torch keeps for this stream, and what they free returns to it. The next
+/// capture may reuse it, which is right as long as launches follow one another, but nobody else may. Streams are reused, since libraries
+/// keep workspaces for each stream that they have seen.
 /// </remarks>
 internal sealed unsafe class CaptureStream : IDisposable
 {
@@ -42,7 +42,7 @@ internal sealed unsafe class CaptureStream : IDisposable
         }
         catch
         {
-            // Whatever went wrong with the capture itself, the action's own error says it better.
+            // Whatever went wrong with the capture itself, the action's own error explains it better.
             _ = NativeMethods.CaptureEnd(&context, null);
             throw;
         }

@@ -18,7 +18,7 @@ internal static unsafe class MatrixRows
         return rows;
     }
 
-    /// <summary>A tensor that is read. One without such rows is replaced by a copy in the current dispose scope.</summary>
+    /// <summary>A tensor that is read. If its rows don't fit, it is replaced by a copy in the current dispose scope.</summary>
     internal static NativeRows Read(ref Tensor tensor)
     {
         if (!TryStride(tensor, out long stride))
@@ -30,22 +30,22 @@ internal static unsafe class MatrixRows
         return new NativeRows { Data = TensorAccess.Pointer(tensor), RowStride = stride };
     }
 
-    /// <summary>A tensor that is written, or that a kernel reads before a copy of it would be there.</summary>
-    /// <exception cref="ArgumentException">It has no such rows.</exception>
+    /// <summary>A tensor that is written, or that a kernel reads before a copy of it would be ready.</summary>
+    /// <exception cref="ArgumentException">Its rows don't fit.</exception>
     internal static NativeRows AsItIs(Tensor tensor, string name) => TryStride(tensor, out long stride)
         ? new NativeRows { Data = TensorAccess.Pointer(tensor), RowStride = stride }
         : throw new ArgumentException(
             $"Expected rows of contiguous elements a constant distance apart, but got strides [{string.Join(", ", tensor.stride())}] of shape [{string.Join(", ", tensor.shape)}].",
             name);
 
-    /// <summary>Checks that what is written shares no memory with what is read.</summary>
+    /// <summary>Checks that written memory does not overlap memory that is read.</summary>
     internal static void Apart(Tensor written, string name, Tensor read, string other)
     {
         (nuint start, nuint end) = Range(written);
         (nuint otherStart, nuint otherEnd) = Range(read);
         if (start < otherEnd && otherStart < end)
         {
-            throw new ArgumentException($"Expected memory apart from {other}, but it overlaps.", name);
+            throw new ArgumentException($"Expected memory separate from {other}, but it overlaps.", name);
         }
     }
 
@@ -76,7 +76,7 @@ internal static unsafe class MatrixRows
             return false;
         }
 
-        // Axes of several rows, the inner ones first: each goes on where the one within it ends.
+        // Axes of several rows, inner ones first: each continues where the one inside it ends.
         long rows = 1;
         for (int d = shape.Length - 2; d >= 0; d--)
         {

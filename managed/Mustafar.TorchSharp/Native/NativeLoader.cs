@@ -3,10 +3,10 @@ using System.Runtime.InteropServices;
 
 namespace Mustafar.Native;
 
-/// <summary>Finds and loads libmustafar, once, and checks that it is the one these bindings were made for.</summary>
+/// <summary>Finds and loads libmustafar, once, and checks that these bindings were made for it.</summary>
 /// <remarks>
-/// .NET searches: the packages and the folder of the application, what a single file was unpacked to, and, through the load context of
-/// this assembly, where a plug-in's or a notebook's packages are.
+/// .NET searches the packages and the folder of the application, the folder that a single-file application was unpacked to and, through the
+/// load context of this assembly, the packages of a plug-in or a notebook.
 /// </remarks>
 internal static unsafe class NativeLoader
 {
@@ -29,12 +29,13 @@ internal static unsafe class NativeLoader
     internal static string FileName =>
         OperatingSystem.IsWindows() ? "mustafar.dll" : OperatingSystem.IsMacOS() ? "libmustafar.dylib" : "libmustafar.so";
 
-    /// <summary>Loads the CUDA library from its own package; libmustafar itself looks beside itself, and for what is loaded already.</summary>
-    /// <returns>Whether it was found. libmustafar tells why not, once it is called.</returns>
+    /// <summary>Loads the CUDA library from its own package; libmustafar itself only looks in its own folder and among loaded
+    /// libraries.</summary>
+    /// <returns>Whether it was found. If not, libmustafar reports the reason when it is called.</returns>
     internal static bool LoadCuda() => CudaLibrary.Value;
 
     /// <summary>Loads the library.</summary>
-    /// <param name="path">Its file or folder; where .NET finds it if null or empty.</param>
+    /// <param name="path">Its file or folder; .NET's own search if null or empty.</param>
     /// <exception cref="DllNotFoundException">It could not be loaded; the message says what was tried and what to do.</exception>
     /// <exception cref="MustafarException">The library has another ABI version.</exception>
     internal static nint Load(string? path)
@@ -53,7 +54,7 @@ internal static unsafe class NativeLoader
         {
             string reason = Path.IsPathRooted(file) && !File.Exists(file) ? "no such file" : failure.Message;
             throw new DllNotFoundException(
-                $"Mustafar's native library could not be loaded. Tried {(isGiven ? $"what {PathVariable} names, " : string.Empty)}"
+                $"Mustafar's native library could not be loaded. Tried {(isGiven ? $"the path in {PathVariable}, " : string.Empty)}"
                 + $"{file}: {reason}\nAdd the package Mustafar.TorchSharp.Cpu, or Mustafar.TorchSharp.Native.{RuntimeInformation.RuntimeIdentifier} "
                 + $"of this version; or build the library with CMake and set the environment variable {PathVariable} to its file or folder.",
                 failure);

@@ -4,10 +4,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Native;
 
-/// <summary>What the native library needs to know of tensors.</summary>
+/// <summary>What the native library needs to know about tensors.</summary>
 internal static unsafe partial class TensorAccess
 {
-    /// <summary>A variant that replaces the automatic choice, for tests of each; null in products.</summary>
+    /// <summary>A variant that replaces the automatic choice, so that tests can cover each; null in production.</summary>
     internal static CpuVariant? ForcedVariant { get; set; }
 
     /// <summary>Where and how a call on tensors of this device runs. It follows torch's number of threads.</summary>
@@ -30,22 +30,22 @@ internal static unsafe partial class TensorAccess
         return new NativeContext { Device = (int)Device.Cuda, DeviceIndex = index, Stream = TorchShim.CurrentStream(index) };
     }
 
-    /// <summary>The order in which a device's kernels read keys or values. Formats that have no such order are in plain order.</summary>
+    /// <summary>The order in which a device's kernels read keys or values. Formats without such an order are in plain order.</summary>
     internal static Order OrderFor(torch.Device device, bool keys) => device.type == DeviceType.CPU
         ? keys ? Order.KeyQuads : Order.ValueQuads
         : keys ? Order.KeyFragment : Order.ValueFragment;
 
-    /// <summary>How values of so many bits are stored.</summary>
-    /// <exception cref="ArgumentOutOfRangeException">There are none of so many bits.</exception>
+    /// <summary>How values with this number of bits are stored.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such format.</exception>
     internal static ValueFormat ValueFormatOf(int bits) => bits switch
     {
         16 => ValueFormat.Native,
         8 => ValueFormat.Int8,
         4 => ValueFormat.Int4,
-        _ => throw new ArgumentOutOfRangeException(nameof(bits), bits, "Expected 16 bits (numbers as they are), 8 or 4."),
+        _ => throw new ArgumentOutOfRangeException(nameof(bits), bits, "Expected 16 bits (not quantised), 8 or 4."),
     };
 
-    /// <summary>The device with its index, if it came without one.</summary>
+    /// <summary>The device with its index, even if it came without one.</summary>
     internal static torch.Device Resolve(torch.Device device)
     {
         if (device.type != DeviceType.CUDA || device.index >= 0)
@@ -70,7 +70,7 @@ internal static unsafe partial class TensorAccess
     /// <summary>Address of a tensor's first element; valid while the tensor is alive.</summary>
     internal static void* Pointer(Tensor tensor) => (void*)TensorData(tensor.Handle);
 
-    /// <summary>Address of the first element of a tensor of Float32, which may be absent.</summary>
+    /// <summary>Address of the first element of an optional Float32 tensor.</summary>
     internal static float* Floats(Tensor? tensor) => tensor is null ? null : (float*)Pointer(tensor);
 
     /// <summary>A tensor [batch, heads, tokens, head_dim] as the native library sees it. Keep the tensor alive past the call.</summary>
@@ -82,13 +82,13 @@ internal static unsafe partial class TensorAccess
         TokenStride = tensor.stride(2),
     };
 
-    /// <summary>The tensor itself if its rows are contiguous, else a copy (in the current dispose scope) that is.</summary>
+    /// <summary>The tensor itself if its rows are contiguous, otherwise a contiguous copy in the current dispose scope.</summary>
     internal static Tensor WithContiguousRows(Tensor tensor) =>
         tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
 
-    /// <summary>The tensor itself if its rows consist of aligned pieces of 16 bytes, else a copy (in the current dispose scope) that does,
+    /// <summary>The tensor itself if its rows consist of aligned pieces of 16 bytes, otherwise such a copy in the current dispose scope,
     /// if head_dim allows it.</summary>
-    /// <remarks>torch's fused attention kernels on CUDA read rows so, and some without a look at where these lie.</remarks>
+    /// <remarks>torch's fused attention kernels on CUDA read rows in such pieces, and some do not check the alignment.</remarks>
     internal static Tensor WithAlignedRows(Tensor tensor)
     {
         const int bytes = 16;
@@ -101,7 +101,7 @@ internal static unsafe partial class TensorAccess
         return aligned ? tensor : empty(tensor.Sizes(), dtype: tensor.dtype, device: tensor.device).copy_(tensor);
     }
 
-    /// <summary>Checks a tensor [batch, heads, tokens, head_dim] that is not bound to any other.</summary>
+    /// <summary>Checks a tensor [batch, heads, tokens, head_dim] that does not depend on any other.</summary>
     internal static void Validate(Tensor tensor, string name)
     {
         ArgumentNullException.ThrowIfNull(tensor, name);
@@ -148,7 +148,7 @@ internal static unsafe partial class TensorAccess
         }
     }
 
-    /// <summary>A workspace of so many bytes for attention, its counters zero, in the current dispose scope.</summary>
+    /// <summary>A workspace of that many bytes for attention, with its counters zero, in the current dispose scope.</summary>
     internal static Tensor Workspace(long bytes, torch.Device device)
     {
         Tensor workspace = empty([Math.Max(1, bytes)], dtype: ScalarType.Byte, device: device);
@@ -161,7 +161,7 @@ internal static unsafe partial class TensorAccess
         return workspace;
     }
 
-    // TorchSharp's typed accessors don't serve Half and BFloat16; this one honours the storage offset for every type.
+    // TorchSharp's typed accessors don't support Half and BFloat16; this works for every type and honours the storage offset.
     [LibraryImport("LibTorchSharp", EntryPoint = "THSTensor_data")]
     private static partial nint TensorData(nint tensor);
 }

@@ -4,8 +4,8 @@ namespace Mustafar;
 
 /// <summary>Sizes and strides of all axes of a tensor.</summary>
 /// <remarks>
-/// TorchSharp's <c>shape</c> and <c>stride()</c> hand the native side a function that allocates, with a stub and objects to finalize for
-/// each call: on a Zen 5 core 1.7 µs, where asking for axis after axis takes 0.1 µs.
+/// TorchSharp's <c>shape</c> and <c>stride()</c> pass the native side a function that allocates, with a stub and finalizable objects for
+/// each call: 1.7 µs on a Zen 5 core, while asking for one axis after another takes 0.1 µs.
 /// </remarks>
 internal static class TensorSizes
 {

@@ -4,10 +4,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Native;
 
-/// <summary>Operators that libtorch has and TorchSharp does not wrap, by libtorch's C interface for compiled models.</summary>
+/// <summary>Operators of libtorch that TorchSharp does not wrap, through libtorch's C interface for compiled models.</summary>
 /// <remarks>
 /// An AtenTensorHandle of that interface is an at::Tensor*, as is <see cref="Tensor.Handle"/>. The functions are those of
-/// torch/csrc/inductor/aoti_torch (libtorch 2.10). A libtorch may lack one, which the properties tell. Tensors are not checked here.
+/// torch/csrc/inductor/aoti_torch (libtorch 2.10). The properties tell whether a libtorch has them. Tensors are not checked here.
 /// </remarks>
 internal static unsafe class TorchShim
 {
@@ -46,7 +46,7 @@ internal static unsafe class TorchShim
     internal static bool HasStreams => EnterStream.Value != 0 && LeaveStream.Value != 0;
 
     /// <summary>The stream on which torch queues this thread's work on a device, a cudaStream_t; the default stream, null, if libtorch
-    /// doesn't tell.</summary>
+    /// can't tell.</summary>
     internal static void* CurrentStream(int deviceIndex)
     {
         void* stream = null;
@@ -55,7 +55,7 @@ internal static unsafe class TorchShim
             : null;
     }
 
-    /// <summary>Makes a stream the one on which torch queues this thread's work, until the result is disposed, on the same thread.</summary>
+    /// <summary>Makes torch queue this thread's work on a stream, until the result is disposed on the same thread.</summary>
     internal static IDisposable UseStream(void* stream, int deviceIndex)
     {
         nint guard;
@@ -86,13 +86,13 @@ internal static unsafe class TorchShim
     /// <param name="query">[batch, num_heads, queries, head_dim].</param>
     /// <param name="keys">[batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="values">[batch, num_kv_heads, tokens, head_dim].</param>
-    /// <param name="causal">Whether a query sees the tokens up to its own only; the last query's is the last token.</param>
+    /// <param name="causal">Whether a query only sees the tokens up to its own; the last query belongs to the last token.</param>
     /// <param name="scale">Factor of the scores.</param>
     /// <returns>The output, like the query, and the natural logarithm of each row's sum of exponentials, Float32
     /// [batch, num_heads, queries], in the current dispose scope.</returns>
     internal static (Tensor Output, Tensor LogSumExp) FlashAttention(Tensor query, Tensor keys, Tensor values, bool causal, double scale)
     {
-        // Output, log-sum-exp, cumulative lengths of queries and keys, seed, offset, mask: all of them are the caller's to free.
+        // Output, log-sum-exp, cumulative lengths of queries and keys, seed, offset, mask: the caller frees all of them.
         nint* made = stackalloc nint[7];
         new Span<nint>(made, 7).Clear();
         long mostQueries, mostKeys;
@@ -107,11 +107,11 @@ internal static unsafe class TorchShim
 
     /// <summary>The same on the CPU, for Float32 too.</summary>
     /// <param name="query">[batch, heads, queries, head_dim].</param>
-    /// <param name="keys">[batch, heads, tokens, head_dim], with any strides but that of head_dim.</param>
+    /// <param name="keys">[batch, heads, tokens, head_dim], with any strides except that of head_dim.</param>
     /// <param name="values">[batch, heads, tokens, head_dim], likewise.</param>
-    /// <param name="causal">Whether query i sees tokens up to i only.</param>
+    /// <param name="causal">Whether query i only sees tokens up to i.</param>
     /// <param name="scale">Factor of the scores.</param>
-    /// <returns>The output and the log-sum-exp, as of <see cref="FlashAttention"/>.</returns>
+    /// <returns>The output and the log-sum-exp, like <see cref="FlashAttention"/>.</returns>
     internal static (Tensor Output, Tensor LogSumExp) CpuFlashAttention(Tensor query, Tensor keys, Tensor values, bool causal, double scale)
     {
         nint output, logSumExp;
@@ -127,7 +127,7 @@ internal static unsafe class TorchShim
     /// <param name="keys">[batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="values">[batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="bias">Added to the scores, [batch, num_heads, queries, tokens] in the queries' type, with any strides; null for none.</param>
-    /// <param name="causal">Whether query i sees tokens up to i only.</param>
+    /// <param name="causal">Whether query i only sees tokens up to i.</param>
     /// <param name="scale">Factor of the scores.</param>
     /// <returns>The output, like the query, in the current dispose scope.</returns>
     internal static Tensor CuDnnAttention(Tensor query, Tensor keys, Tensor values, Tensor? bias, bool causal, double scale)
@@ -164,18 +164,18 @@ internal static unsafe class TorchShim
         GC.KeepAlive(third);
     }
 
-    // libtorch writes what went wrong to the standard error stream; its C interface gives the status alone.
+    // libtorch writes the error to the standard error stream; its C interface only returns the status.
     private static void Check(int status, string what)
     {
         if (status != 0)
         {
-            throw new MustafarException($"libtorch failed to run {what} (status {status}); its reason is on the standard error stream.");
+            throw new MustafarException($"libtorch failed to run {what} (status {status}); the reason is on the standard error stream.");
         }
     }
 
     private static nint Library(string name)
     {
-        // TorchSharp's own loading comes first: it knows where libtorch is.
+        // TorchSharp's own loading comes first: it knows the location of libtorch.
         using (empty(0))
         {
         }

@@ -9,9 +9,9 @@ namespace Mustafar;
 /// kept values, packed.
 /// </summary>
 /// <remarks>
-/// The storage is one torch tensor of bytes, which belongs to this object and to no dispose scope. The format is that of
-/// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.) It never changes, so any number of
-/// threads may use it at once; disposing waits for the calls that read it.
+/// The storage is one torch tensor of bytes that belongs to this object and to no dispose scope. The format is that of
+/// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.) The object is immutable, so any
+/// number of threads may use it at once; disposing waits for calls that are reading it.
 /// </remarks>
 public sealed unsafe class BitmapTensor : IDisposable
 {
@@ -62,7 +62,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public int NumKvHeads { get; }
 
     /// <summary>Number of tokens of each sequence.</summary>
@@ -71,19 +71,19 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Channels of a row.</summary>
     public int HeadDim { get; }
 
-    /// <summary>Channels kept of each row (balanced values: on average); null if a mask chose them.</summary>
+    /// <summary>Number of channels kept of each row (balanced values: on average); null if a mask chose them.</summary>
     public int? Keep { get; }
 
-    /// <summary>Bits of a stored value: 8 or 4 for integers with a scale for each row, 16 for values of <see cref="DType"/>.</summary>
+    /// <summary>Bits of a stored value: 8 or 4 for integers with a scale per row, 16 for values of <see cref="DType"/>.</summary>
     public int Bits { get; }
 
-    /// <summary>Whether channels have scales of their own, as those of keys may.</summary>
+    /// <summary>Whether channels have their own scales, as those of keys may.</summary>
     public bool HasChannelScales => _channelScales is not null;
 
     /// <summary>Type of the dense form.</summary>
     public ScalarType DType { get; }
 
-    /// <summary>Where the tensor lives.</summary>
+    /// <summary>Device of the tensor.</summary>
     public torch.Device Device { get; }
 
     /// <summary>Bytes of the compressed form.</summary>
@@ -94,20 +94,21 @@ public sealed unsafe class BitmapTensor : IDisposable
 
     /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
-    /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
-    /// larger than any number.</param>
+    /// <param name="keep">Number of channels to keep of each row, 1 to head_dim. Among equal magnitudes the lower channel is kept; NaN
+    /// counts as larger than any number.</param>
     /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256. <see cref="SparsityPattern.All"/> keeps head_dim channels.</param>
-    /// <param name="bits">Bits of a stored value: 16 for values as they are, 8 or 4 for integers with a Float16 scale for each row. A row
-    /// with an infinity or a NaN becomes NaN as a whole then.</param>
+    /// <param name="bits">Bits of a stored value: 16 for unquantised values, 8 or 4 for integers with a Float16 scale per row. In integers,
+    /// a row with an infinity or a NaN becomes NaN as a whole.</param>
     /// <param name="channelScales">Positive numbers by which the channels of keys are divided before they become integers, Float32
     /// [batch, num_kv_heads, head_dim], such as <see cref="MustafarOps.KeyChannelScales"/>; null for none.</param>
-    /// <param name="importance">What magnitudes are multiplied with before they are compared, as of
-    /// <see cref="MustafarOps.PruneMask"/>; null for ones. What is stored are the numbers as they are.</param>
-    /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or values of 16 bits are to have channel scales.</exception>
+    /// <param name="importance">Factors of the magnitudes before they are compared, as in <see cref="MustafarOps.PruneMask"/>; null for
+    /// ones. The stored values are not multiplied.</param>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or there are channel scales with values of 16
+    /// bits.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> or <paramref name="bits"/> is out of range.</exception>
     /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
-    /// served.</exception>
+    /// supported.</exception>
     public static BitmapTensor Compress(
         Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null,
         Tensor? importance = null)
@@ -122,14 +123,15 @@ public sealed unsafe class BitmapTensor : IDisposable
         return Filled(new BitmapTensor(tensor, format, bits, channelScales, offsets: null, bytes), tensor, bitmap: null, importance);
     }
 
-    /// <summary>Compresses the channels that a mask chooses, any number in each row.</summary>
+    /// <summary>Compresses the channels that a mask selects, any number in each row.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
     /// <param name="mask">Bool, of the same shape and device; true where a channel is kept.</param>
-    /// <param name="bits">Bits of a stored value, as of <see cref="Compress"/>.</param>
-    /// <param name="channelScales">Scales of keys' channels, as of <see cref="Compress"/>.</param>
-    /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or values of 16 bits are to have channel scales.</exception>
+    /// <param name="bits">Bits of a stored value, as in <see cref="Compress"/>.</param>
+    /// <param name="channelScales">Channel scales of keys, as in <see cref="Compress"/>.</param>
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or there are channel scales with values of 16
+    /// bits.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="bits"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not supported.</exception>
     public static BitmapTensor CompressMasked(Tensor tensor, Tensor mask, int bits = 16, Tensor? channelScales = null)
     {
         NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep: null, bits: bits);
@@ -183,7 +185,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
     /// <exception cref="InvalidOperationException">The tensor has channel scales, which only keys have.</exception>
     public Tensor ValueSum(Tensor weights, double scale = 1) => HasChannelScales
-        ? throw new InvalidOperationException("Expected values without channel scales, but this tensor was compressed as keys with some.")
+        ? throw new InvalidOperationException("Expected values without channel scales, but this tensor was compressed as keys with channel scales.")
         : Multiply(weights, nameof(weights), asKeys: false, scale);
 
     /// <summary>Frees the storage.</summary>
@@ -205,7 +207,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         }
     }
 
-    /// <summary>Where the channel scales are, null if there are none; valid during a <see cref="Use"/>.</summary>
+    /// <summary>Address of the channel scales, null if there are none; valid during a <see cref="Use"/>.</summary>
     internal float* ChannelScales => _channelScales is null ? null : (float*)TensorAccess.Pointer(_channelScales);
 
     /// <summary>The storage as the native library sees it; valid during a <see cref="Use"/>.</summary>
@@ -318,7 +320,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         KeyFactors = ChannelScales,
     };
 
-    /// <summary>A call that reads the storage, which is neither freed nor collected for as long as it lives.</summary>
+    /// <summary>A call that reads the storage, which is neither freed nor collected until the call ends.</summary>
     internal readonly ref struct Use
     {
         private readonly BitmapTensor _tensor;
@@ -326,7 +328,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         /// <exception cref="ObjectDisposedException">The tensor was disposed.</exception>
         internal Use(BitmapTensor tensor)
         {
-            // In this order, and the other way round in Dispose: one of the two sees the other.
+            // In this order, and in reverse in Dispose: one of the two sees the other.
             Interlocked.Increment(ref tensor._users);
             if (Volatile.Read(ref tensor._disposed) != 0)
             {

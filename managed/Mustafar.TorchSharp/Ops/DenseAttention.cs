@@ -5,8 +5,8 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Attention over dense keys and values: torch's kernels, and for NaN and infinity on the CPU, of which those make what their
-/// algorithm happens to make, the formula itself.
+/// Attention over dense keys and values, by torch's kernels. With NaN and infinity on the CPU, where the result of those kernels depends on
+/// their algorithm, the formula itself is computed.
 /// </summary>
 internal static class DenseAttention
 {
@@ -20,10 +20,10 @@ internal static class DenseAttention
     /// <param name="keys">Keys.</param>
     /// <param name="values">Values.</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    /// <param name="mask">Bool, broadcast to [batch, 1, queries, tokens], true where a query may look; null for all.</param>
-    /// <param name="causal">Whether query i sees tokens up to i only; then mask is null.</param>
-    /// <param name="finite">Whether no operand holds NaN or infinity, or torch's kernels are to be used whatever they hold.</param>
-    /// <returns>A tensor like the query, in the current dispose scope; undefined where a query sees nothing.</returns>
+    /// <param name="mask">Bool, broadcast to [batch, 1, queries, tokens], true for tokens that a query sees; null for all.</param>
+    /// <param name="causal">Whether query i only sees tokens up to i; mask is null then.</param>
+    /// <param name="finite">Whether no operand holds NaN or infinity, or torch's kernels must be used anyway.</param>
+    /// <returns>A tensor like the query, in the current dispose scope; undefined for a query that sees nothing.</returns>
     internal static Tensor Forward(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal, bool finite)
     {
         if (!finite)
@@ -40,7 +40,7 @@ internal static class DenseAttention
             return fused;
         }
 
-        // TorchSharp's function scales by 1/√head_dim; another factor goes into the queries.
+        // TorchSharp's function scales by 1/√head_dim; any other factor is multiplied into the queries.
         Tensor scaled = scale is double factor ? query.Times(factor * Math.Sqrt(headDim)) : query;
         if (group == 1)
         {
@@ -52,7 +52,7 @@ internal static class DenseAttention
             return Sdpa(scaled.reshape(batch, numKvHeads, group, headDim), keys, values, mask, causal: false).reshape(shape);
         }
 
-        // One call per member of the groups: each reads keys and values as they are stored.
+        // One call per query head of a KV head: each reads keys and values as they are stored.
         Tensor grouped = scaled.reshape(batch, numKvHeads, group, queries, headDim);
         Tensor[] outputs = new Tensor[group];
         for (int member = 0; member < group; member++)
@@ -63,13 +63,13 @@ internal static class DenseAttention
         return stack(outputs, 2).reshape(shape);
     }
 
-    /// <summary>Attention of a sequence's last n tokens: each sees the tokens up to itself, of these only the last
+    /// <summary>Attention of a sequence's last n tokens: each sees the tokens up to itself, but of these only the last
     /// <paramref name="window"/> and the first <paramref name="sinks"/>.</summary>
     /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
     /// <param name="keys">Keys [batch, num_kv_heads, tokens ≥ n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    /// <param name="window">Tokens that a query sees, itself included; null for all.</param>
+    /// <param name="window">Number of tokens that a query sees, including itself; null for all.</param>
     /// <param name="sinks">First tokens that every later query sees.</param>
     /// <returns>A tensor like the query, in the current dispose scope.</returns>
     internal static Tensor Causal(Tensor query, Tensor keys, Tensor values, double? scale, int? window, int sinks = 0)
@@ -110,8 +110,8 @@ internal static class DenseAttention
         return output;
     }
 
-    /// <summary>Whether torch's kernels may compute with these: on the CPU if they are finite, elsewhere always, since to look at them
-    /// would mean to wait for the device.</summary>
+    /// <summary>Whether torch's kernels may compute with these tensors: on the CPU if they are finite, elsewhere always, since checking
+    /// them would mean waiting for the device.</summary>
     internal static bool IsFinite(params ReadOnlySpan<Tensor> tensors)
     {
         foreach (Tensor tensor in tensors)
@@ -125,7 +125,8 @@ internal static class DenseAttention
         return true;
     }
 
-    // softmax(scale · q · kᵀ) · v in single precision, where what a query does not see has no part. A block of queries at a time.
+    // softmax(scale · q · kᵀ) · v in single precision, in which tokens that a query does not see have no effect. A block of queries at a
+    // time.
     private static Tensor ByFormula(Tensor query, Tensor keys, Tensor values, double? scale, Tensor? mask, bool causal)
     {
         Tensor output = empty_like(query);
@@ -155,7 +156,7 @@ internal static class DenseAttention
         }
     }
 
-    // Many queries of a group in one call, where there is a kernel for it.
+    // Many queries of a KV head in one call, if there is a kernel for it.
     private static Tensor? Fused(Tensor query, Tensor keys, Tensor values, double scale, Tensor? mask, bool causal) =>
         mask is null ? FusedAttention.Forward(query, keys, values, causal, scale)
         : query.size(1) == keys.size(1) ? null

@@ -6,11 +6,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Looks for NaN and infinity.</summary>
+/// <summary>Checks for NaN and infinity.</summary>
 internal static unsafe class FiniteCheck
 {
     /// <summary>Whether no element of a Float32, Float16 or BFloat16 tensor on the CPU is infinite or NaN.</summary>
-    /// <remarks>Where rows are contiguous without an operation of torch: the tokens of one step are few, and each operation costs microseconds.</remarks>
+    /// <remarks>Contiguous rows need no torch operation: the tokens of one step are few, and each operation costs microseconds.</remarks>
     internal static bool IsFinite(Tensor tensor)
     {
         bool contiguous = tensor.is_contiguous();
@@ -43,7 +43,7 @@ internal static unsafe class FiniteCheck
         }
     }
 
-    // Neither infinity nor NaN: not all bits of the exponent are set.
+    // Neither infinity nor NaN: not all exponent bits are set.
     private static bool IsFinite(byte* data, long count, ScalarType dtype) => dtype switch
     {
         ScalarType.Float32 => NoneHasAll(data, count, 0x7f800000u),

@@ -7,14 +7,14 @@ namespace Mustafar;
 public static unsafe partial class MustafarOps
 {
     /// <summary>
-    /// A linear layer for any number of rows with what stands before and after it, in the fastest way: <see cref="Linear"/> for
-    /// one row, else torch's product with the operations of this class around it. No gradient is recorded.
+    /// A linear layer for any number of rows, with the operations before and after it, in the fastest way: <see cref="Linear"/> for
+    /// one row, otherwise torch's product with the operations of this class around it. No gradient is recorded.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features].</param>
     /// <param name="weight">As for <see cref="Linear"/>.</param>
-    /// <param name="fusion">What is done beside the product; nothing if null.</param>
-    /// <param name="output">Where the result goes, [.., out_features] apart from the input; a new tensor if null.</param>
-    /// <param name="buffers">Where what is computed on the way goes, under the names "norm", "product" and "activated"; new tensors if null.</param>
+    /// <param name="fusion">The operations in addition to the product; none if null.</param>
+    /// <param name="output">Receives the result, [.., out_features], separate from the input; a new tensor if null.</param>
+    /// <param name="buffers">Buffers for intermediate results, named "norm", "product" and "activated"; new tensors if null.</param>
     /// <returns>The output.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><see cref="LinearFusion.Eps"/> is negative or not finite.</exception>
@@ -40,7 +40,7 @@ public static unsafe partial class MustafarOps
         }
 
         source = source.reshape(rows, inFeatures);
-        // A residual that is the output is there before the product.
+        // A residual that is also the output already holds its values before the product.
         bool inPlace = output is not null && fusion.Residual is not null
             && TensorAccess.Pointer(fusion.Residual) == TensorAccess.Pointer(output);
         Tensor product = fusion.Gated ? Temporary("product", rows, 2 * outFeatures) : target;

@@ -6,27 +6,28 @@ namespace Mustafar;
 
 public static unsafe partial class MustafarOps
 {
-    /// <summary>The most rows that <see cref="Linear"/> takes.</summary>
+    /// <summary>The maximum number of rows for <see cref="Linear"/>.</summary>
     public const int MaxLinearRows = NativeConstants.LinearMaxRows;
 
-    // On CUDA a row of the input lies in shared memory.
+    // On CUDA a row of the input is kept in shared memory.
     private const int MaxLinearFeatures = 16384;
 
     private static readonly LinearFusion NoFusion = new();
 
     /// <summary>
-    /// A linear layer for few rows, which reads its weight once, with what stands before and after it:
+    /// A linear layer for few rows, which reads its weight once, with the operations before and after it:
     /// activation(norm(input) · weightᵀ + bias) + residual. Sums are float32; no gradient is recorded.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features], at most <see cref="MaxLinearRows"/> rows.</param>
-    /// <param name="weight">[out_features, in_features] in the input's type; [2 · out_features, in_features] where
-    /// <see cref="LinearFusion.Gated"/>. On CUDA it may be read before the work queued ahead is done, so that work must not write it.</param>
-    /// <param name="fusion">What is done beside the product; nothing if null.</param>
-    /// <param name="output">Where the result goes, [.., out_features] apart from the input; a new tensor if null.</param>
+    /// <param name="weight">[out_features, in_features] in the input's type; [2 · out_features, in_features] with
+    /// <see cref="LinearFusion.Gated"/>. On CUDA it may be read before the work queued ahead has finished, so that work must not write
+    /// it.</param>
+    /// <param name="fusion">The operations in addition to the product; none if null.</param>
+    /// <param name="output">Receives the result, [.., out_features], separate from the input; a new tensor if null.</param>
     /// <returns>The output.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit, or there are too many rows.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><see cref="LinearFusion.Eps"/> is negative or not finite.</exception>
-    /// <exception cref="NotSupportedException">On CUDA: in_features is so large that a row of the input does not fit into shared memory.</exception>
+    /// <exception cref="NotSupportedException">On CUDA: a row of the input is too large for shared memory.</exception>
     public static Tensor Linear(Tensor input, Tensor weight, LinearFusion? fusion = null, Tensor? output = null)
     {
         fusion ??= NoFusion;

@@ -7,14 +7,14 @@ namespace Mustafar;
 public static unsafe partial class MustafarOps
 {
     /// <summary>
-    /// RMSNorm over the last axis (arXiv 1910.07467), of a sum with the residual if there is one: x / √(mean(x²) + eps) · weight with
+    /// RMSNorm over the last axis (arXiv 1910.07467), optionally of the sum with a residual: x / √(mean(x²) + eps) · weight with
     /// x = input or residual + input. Computed in float32 and rounded once; no gradient is recorded.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., hidden], hidden 1 to 2²⁰.</param>
     /// <param name="weight">[hidden] in the input's type.</param>
-    /// <param name="eps">Added to the mean square: finite, from 0.</param>
-    /// <param name="residual">As the input. It becomes residual + input, rounded to its type, and that is normalised.</param>
-    /// <param name="output">Where the result goes, as the input, which it may be; a new tensor if null.</param>
+    /// <param name="eps">Added to the mean square: finite, at least 0.</param>
+    /// <param name="residual">Like the input. It becomes residual + input, rounded to its type, and that is normalised.</param>
+    /// <param name="output">Receives the result; like the input, which it may be. A new tensor if null.</param>
     /// <returns>The output.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="eps"/> is negative or not finite.</exception>

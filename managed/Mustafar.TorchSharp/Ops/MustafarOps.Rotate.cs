@@ -7,16 +7,16 @@ namespace Mustafar;
 public static unsafe partial class MustafarOps
 {
     /// <summary>
-    /// Rotary position embedding (RoFormer, arXiv 2104.09864) of queries and keys in the convention of Hugging Face's checkpoints:
-    /// channels i and i + rotary_dim / 2 turn together, channels from rotary_dim on stay. Computed in float32 and rounded once; no
+    /// Rotary position embedding (RoFormer, arXiv 2104.09864) of queries and keys in the convention of Hugging Face checkpoints: channels i
+    /// and i + rotary_dim / 2 are rotated together, channels from rotary_dim on are unchanged. Computed in float32 and rounded once; no
     /// gradient is recorded.
     /// </summary>
     /// <param name="heads">Float32, Float16 or BFloat16 heads of head_dim 2 to 512.</param>
-    /// <param name="positions">Int32 [batch, tokens], contiguous, on the heads' device, from 0; read when the call runs. A position
-    /// outside tables, or a negative one, is an error on the CPU and gives NaN on CUDA.</param>
-    /// <param name="angles">By what angles to turn; rotary_dim is twice their columns.</param>
-    /// <param name="norms">RMSNorm of each head before it; none if null.</param>
-    /// <param name="output">Where the results go; each may be its own input. New tensors if null.</param>
+    /// <param name="positions">Int32 [batch, tokens], contiguous, on the heads' device, at least 0; read when the call runs. A position
+    /// outside the tables, or a negative one, is an error on the CPU and gives NaN on CUDA.</param>
+    /// <param name="angles">The rotation angles; rotary_dim is twice their number of columns.</param>
+    /// <param name="norms">RMSNorm of each head before the rotation; none if null.</param>
+    /// <param name="output">Receives the results; each may be its own input. New tensors if null.</param>
     /// <returns>The output.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit, or a position on the CPU.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><see cref="HeadNorms.Eps"/> is negative or not finite.</exception>
@@ -33,7 +33,7 @@ public static unsafe partial class MustafarOps
         if (keyHeads == 0 || shape[1] == 0 || shape[1] % keyHeads != 0)
         {
             throw new ArgumentException(
-                $"Expected keys [{shape[0]}, heads of which {shape[1]} is a multiple, {shape[2]}, {shape[3]}], but got [{string.Join(", ", key.shape)}].",
+                $"Expected keys [{shape[0]}, a divisor of {shape[1]}, {shape[2]}, {shape[3]}], but got [{string.Join(", ", key.shape)}].",
                 nameof(heads));
         }
 
@@ -47,7 +47,7 @@ public static unsafe partial class MustafarOps
             ValidateOptional(output.Value, nameof(output.Value), query, keyShape);
             if (output.Value is null != value is null)
             {
-                throw new ArgumentException("Expected an output of the values if, and only if, there are values.", nameof(output));
+                throw new ArgumentException("Expected an output for the values if and only if there are values.", nameof(output));
             }
         }
 
@@ -120,7 +120,7 @@ public static unsafe partial class MustafarOps
         }
     }
 
-    /// <summary>Checks that the angles are where the heads are and no more than they have; returns the number of pairs.</summary>
+    /// <summary>Checks the device and number of the angles; returns the number of pairs.</summary>
     private static int ValidateAngles(RotaryAngles angles, Tensor query)
     {
         Tensor any = angles.Frequencies ?? angles.Cosines!;

@@ -7,18 +7,18 @@ namespace Mustafar;
 public static unsafe partial class MustafarOps
 {
     /// <summary>
-    /// Chooses the next token of each sequence: greedily or by drawing, as its <see cref="SamplingParameters"/> say. The draws depend on
-    /// the logits, the parameters and the number of the draw only: they are the same on every device and for any number of threads.
+    /// Chooses the next token of each sequence, greedily or by sampling, as its <see cref="SamplingParameters"/> say. The draws depend only
+    /// on the logits, the parameters and the number of the draw: they are the same on every device and with any number of threads.
     /// </summary>
     /// <param name="logits">Float32, Float16 or BFloat16 [batch, vocab_size].</param>
-    /// <param name="state">What is known of the sequences; counts the draws.</param>
+    /// <param name="state">The state of the sequences; counts the draws.</param>
     /// <param name="allowed">Tokens that may be chosen, one row for all sequences or one for each, from <see cref="PackTokens"/>: Int32
     /// [⌈vocab_size / 32⌉] or [batch, ⌈vocab_size / 32⌉]. All if null.</param>
-    /// <param name="tokens">Where the result goes, Int64 [batch]; a new tensor if null.</param>
-    /// <param name="logProbabilities">Float32 [batch]: receives the natural logarithm of each token's probability among all logits as they
-    /// came. Not wanted if null.</param>
-    /// <returns>The tokens. −1, with a log-probability of NaN, where the allowed logits hold a NaN or have no finite largest one; nothing
-    /// is counted there.</returns>
+    /// <param name="tokens">Receives the result, Int64 [batch]; a new tensor if null.</param>
+    /// <param name="logProbabilities">Float32 [batch]: receives the natural logarithm of each token's probability among all unmodified
+    /// logits. Not computed if null.</param>
+    /// <returns>The tokens. −1, with a log-probability of NaN, if the allowed logits contain a NaN or have no finite maximum; nothing
+    /// is counted then.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit.</exception>
     /// <exception cref="ObjectDisposedException">The state was disposed.</exception>
     public static Tensor Sample(
@@ -60,7 +60,7 @@ public static unsafe partial class MustafarOps
         return Returned(result, tokens);
     }
 
-    /// <summary>Bits of the tokens that a mask allows, as <see cref="Sample"/> takes them.</summary>
+    /// <summary>Packs a mask of allowed tokens into bits, as <see cref="Sample"/> takes them.</summary>
     /// <param name="mask">Bool [vocab_size] or [batch, vocab_size], true for tokens that may be chosen.</param>
     /// <returns>A new Int32 tensor [⌈vocab_size / 32⌉] or [batch, ⌈vocab_size / 32⌉]; token t is bit t % 32 of word t / 32.</returns>
     /// <exception cref="ArgumentException">The type or shape doesn't fit.</exception>
@@ -78,7 +78,7 @@ public static unsafe partial class MustafarOps
         return PackMask(mask.reshape(1, 1, -1, mask.size(-1))).reshape(shape).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Checks a contiguous tensor that may be left out.</summary>
+    /// <summary>Checks an optional contiguous tensor.</summary>
     private static void Validated(Tensor? tensor, string name, ScalarType type, torch.Device device, params ReadOnlySpan<long> shape)
     {
         if (tensor is null)

@@ -11,7 +11,7 @@ public static unsafe partial class MustafarOps
     /// projections. Computed in float32 and rounded once; no gradient is recorded.
     /// </summary>
     /// <param name="gateUp">Float32, Float16 or BFloat16 [.., 2 · width]: the gate's elements before those of up.</param>
-    /// <param name="output">Where the result goes, [.., width] apart from <paramref name="gateUp"/>; a new tensor if null.</param>
+    /// <param name="output">Receives the result, [.., width], separate from <paramref name="gateUp"/>; a new tensor if null.</param>
     /// <returns>The output.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit.</exception>
     public static Tensor SiluMul(Tensor gateUp, Tensor? output = null)

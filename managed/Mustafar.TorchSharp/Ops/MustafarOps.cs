@@ -4,27 +4,27 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Mustafar's operations on tensors, apart from any cache.</summary>
-/// <remarks>All members are safe from several threads at once, over the same tensors too as long as nobody writes to them.</remarks>
+/// <summary>Mustafar's operations on tensors, independent of any cache.</summary>
+/// <remarks>Several threads may call all members at once, even on the same tensors as long as nobody writes to them.</remarks>
 public static unsafe partial class MustafarOps
 {
     internal const int WordBits = 32;
 
-    /// <summary>Chooses each row's channels of largest magnitude, or of largest magnitude times importance. (Mustafar, arXiv 2505.22913:
-    /// per-token magnitude pruning, and with an importance of Σ|q| per-token output-aware pruning.)</summary>
+    /// <summary>Selects each row's channels of largest magnitude, or of largest magnitude times importance. (Mustafar, arXiv 2505.22913:
+    /// per-token magnitude pruning and, with an importance of Σ|q|, per-token output-aware pruning.)</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
-    /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
-    /// larger than any number.</param>
+    /// <param name="keep">Number of channels to keep of each row, 1 to head_dim. Among equal magnitudes the lower channel is kept; NaN
+    /// counts as larger than any number.</param>
     /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256.</param>
-    /// <param name="importance">What the magnitudes of each channel are multiplied with before they are compared, in single precision:
+    /// <param name="importance">Factors of each channel's magnitudes before they are compared, in single precision:
     /// Float32 [batch, heads, head_dim]; null for ones.</param>
-    /// <returns>Bool of the same shape, true at <paramref name="keep"/> channels of each row (balanced values: on average, tokens
-    /// past the last counting as zeros).</returns>
+    /// <returns>Bool of the same shape, true at <paramref name="keep"/> channels of each row (balanced values: on average, with tokens
+    /// past the last one counting as zeros).</returns>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
     /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
-    /// served.</exception>
+    /// supported.</exception>
     public static Tensor PruneMask(
         Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
     {
@@ -72,7 +72,7 @@ public static unsafe partial class MustafarOps
     /// <returns>Float32 [batch, num_kv_heads, head_dim], 2^-10 to 2^10; 1 for a channel that is zero in all tokens, or infinite or NaN in
     /// one.</returns>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not supported.</exception>
     public static Tensor KeyChannelScales(Tensor keys)
     {
         TensorAccess.Validate(keys, nameof(keys));
@@ -92,12 +92,12 @@ public static unsafe partial class MustafarOps
     /// <summary>
     /// Attention over compressed keys and values: softmax(scale · Q Kᵀ) V in one pass, with f32 accumulation.
     /// </summary>
-    /// <param name="query">[batch, num_heads, queries, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads). The
-    /// queries are the last tokens: query i sees the tokens up to length − queries + i.</param>
+    /// <param name="query">[batch, num_heads, queries, head_dim]; head h reads KV head h / (num_heads / num_kv_heads). The queries are the
+    /// last tokens: query i sees the tokens up to length − queries + i.</param>
     /// <param name="keys">Compressed keys [batch, num_kv_heads, tokens, head_dim].</param>
     /// <param name="values">Compressed values of the same shape.</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    /// <param name="lengths">Tokens of each sequence that count, 0 to tokens; all if empty.</param>
+    /// <param name="lengths">Number of valid tokens of each sequence, 0 to tokens; all if empty.</param>
     /// <returns>[batch, num_heads, queries, head_dim] in the type of the query; zero where a query sees no token.</returns>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit.</exception>
     /// <exception cref="ObjectDisposedException">A compressed tensor was disposed.</exception>
@@ -139,7 +139,7 @@ public static unsafe partial class MustafarOps
             int length = lengths.IsEmpty ? checked((int)keys.Tokens) : lengths[b];
             if (length < 0 || length > keys.Tokens)
             {
-                throw new ArgumentOutOfRangeException(nameof(lengths), length, $"Sequence {b} must have 0 to {keys.Tokens} tokens.");
+                throw new ArgumentOutOfRangeException(nameof(lengths), length, $"Expected 0 to {keys.Tokens} tokens for sequence {b}.");
             }
 
             counts.Span[b] = length;
@@ -180,7 +180,7 @@ public static unsafe partial class MustafarOps
         return output.MoveToOuterDisposeScope();
     }
 
-    /// <summary>The format of a tensor that is to be compressed; checks the tensor, and keep unless it is null (a mask chooses).</summary>
+    /// <summary>The format of a tensor to be compressed. Checks the tensor, and keep unless it is null (a mask selects).</summary>
     internal static NativeFormat Format(
         Tensor tensor, string name, int? keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16)
     {
@@ -252,7 +252,7 @@ public static unsafe partial class MustafarOps
         TensorAccess.Validate(importance, nameof(importance), ScalarType.Float32, tensor.device, shape[0], shape[1], shape[3]);
     }
 
-    /// <summary>Words that hold a bit for each of some elements.</summary>
+    /// <summary>Number of words that hold one bit for each of some elements.</summary>
     internal static long Words(long elements) => (elements + WordBits - 1) / WordBits;
 
     private static string Describe(BitmapTensor tensor) =>

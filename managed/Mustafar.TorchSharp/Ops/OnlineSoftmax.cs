@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Attention of many queries to tokens that come in segments: softmax over all of them without having them all at once. (Milakov and
+/// Attention of many queries to tokens that arrive in segments: a softmax over all of them that never holds them all. (Milakov and
 /// Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135.)
 /// </summary>
 /// <param name="query">Float32 [heads, queries, head_dim], already scaled.</param>
@@ -16,7 +16,7 @@ internal sealed class OnlineSoftmax(Tensor query)
     /// <summary>Adds a segment. The results live in the current dispose scope.</summary>
     /// <param name="keys">Float32 [heads, tokens, head_dim].</param>
     /// <param name="values">Float32 [heads, tokens, head_dim].</param>
-    /// <param name="hidden">Bool [queries, tokens], true where a query must not look; null if all look everywhere.</param>
+    /// <param name="hidden">Bool [queries, tokens], true for tokens that a query does not see; null if all see everything.</param>
     internal void Add(Tensor keys, Tensor values, Tensor? hidden)
     {
         Tensor scores = matmul(query, keys.transpose(1, 2));
@@ -31,7 +31,7 @@ internal sealed class OnlineSoftmax(Tensor query)
             highest = maximum(highest, _maximum);
         }
 
-        // Scores that are all -infinity so far weigh nothing yet; if they stay all, the result is 0 / 0.
+        // Scores that are all -infinity so far have no weight yet; if all of them stay so, the result is 0 / 0.
         Tensor reference = highest.masked_fill(highest.isneginf(), Scalars.Zero);
         Tensor weights = (scores - reference).exp_();
         Tensor sum = weights.sum(-1, keepdim: true);
@@ -50,7 +50,7 @@ internal sealed class OnlineSoftmax(Tensor query)
         _maximum = highest;
     }
 
-    /// <summary>Carries what has been added so far to the next outer dispose scope.</summary>
+    /// <summary>Moves the state so far to the next outer dispose scope.</summary>
     internal void MoveToOuter()
     {
         _maximum?.MoveToOuterDisposeScope();
@@ -58,10 +58,10 @@ internal sealed class OnlineSoftmax(Tensor query)
         _values?.MoveToOuterDisposeScope();
     }
 
-    /// <summary>The attention's output, Float32 [heads, queries, head_dim]; NaN where a query sees nothing.</summary>
+    /// <summary>The attention's output, Float32 [heads, queries, head_dim]; NaN for a query that sees nothing.</summary>
     internal Tensor Result() => _values! / _sum!;
 
-    /// <summary>Weights times values, in which hidden tokens have no part: a weight of zero would make NaN of a value that is not finite.</summary>
+    /// <summary>Weights times values, without hidden tokens: a weight of zero would turn a non-finite value into NaN.</summary>
     /// <param name="weights">[…, queries, tokens], zero where hidden.</param>
     /// <param name="values">[…, tokens, head_dim].</param>
     /// <param name="hidden">Bool, broadcast to the weights; null if nothing is hidden.</param>
@@ -72,7 +72,8 @@ internal sealed class OnlineSoftmax(Tensor query)
             return matmul(weights, values);
         }
 
-        // The finite values, then which of the others are seen: by a positive weight, or by one of zero, which makes NaN of infinity.
+        // The finite values, then which of the others are seen: with a positive weight, or with a zero weight, which turns infinity into
+        // NaN.
         Tensor sum = matmul(weights, values.masked_fill(values.isfinite().logical_not(), Scalars.Zero));
         Tensor seen = weights.gt(Scalars.Zero).to(weights.dtype);
         Tensor zero = weights.eq(Scalars.Zero).logical_and(hidden.logical_not()).to(weights.dtype);

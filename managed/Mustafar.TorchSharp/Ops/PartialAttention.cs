@@ -5,11 +5,11 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Attention to some of the tokens, with what it takes to add that to the others: how much the scores of these weigh.
+/// Attention to some of the tokens, with what is needed to combine it with attention to the others: the weight of the scores.
 /// </summary>
 /// <remarks>
-/// By libtorch's FlashAttention kernels (arXiv 2307.08691), which report the logarithm of the sum of a row's exponentials beside its
-/// output. They are not for NaN and infinity: what those give depends on the order of the kernels' work.
+/// Uses libtorch's FlashAttention kernels (arXiv 2307.08691), which return the logarithm of the sum of a row's exponentials along with the
+/// output. Not for NaN and infinity, whose effect depends on the kernels' order of operations.
 /// </remarks>
 internal sealed class PartialAttention
 {
@@ -21,7 +21,7 @@ internal sealed class PartialAttention
     /// <summary>Natural logarithm of the sum of the exponentials of a row's scores, Float32 [batch, num_heads, queries].</summary>
     internal Tensor LogSumExp { get; }
 
-    /// <summary>Whether there is a kernel for such queries here.</summary>
+    /// <summary>Whether a kernel supports such queries here.</summary>
     internal static bool Serves(Tensor query) =>
         query.device_type == DeviceType.CPU ? TorchShim.HasCpuFlash : FusedAttention.HasFlash(query);
 
@@ -34,7 +34,7 @@ internal sealed class PartialAttention
         ? OnCpu(query, query.reshape(query.size(0), keys.size(1), -1, query.size(3)), keys, values, causal: false, scale)
         : new(FusedAttention.Flash(query, keys, values, causal: false, scale));
 
-    /// <summary>Attention of queries to all tokens up to their own; the last query's own is the last token.</summary>
+    /// <summary>Attention of queries to all tokens up to their own; the last query belongs to the last token.</summary>
     /// <param name="query">Queries [batch, num_heads, queries, head_dim].</param>
     /// <param name="keys">Keys [batch, num_kv_heads, tokens ≥ queries, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, tokens, head_dim].</param>
@@ -46,7 +46,7 @@ internal sealed class PartialAttention
             return new(FusedAttention.Flash(query, keys, values, causal: true, scale));
         }
 
-        // The CPU's kernel takes the first query to be at the first token.
+        // The CPU's kernel assumes that the first query belongs to the first token.
         (long queries, long past, long headDim) = (query.size(2), keys.size(2) - query.size(2), query.size(3));
         long group = query.size(1) / keys.size(1);
         PartialAttention own = OnCpu(
@@ -57,7 +57,7 @@ internal sealed class PartialAttention
             .reshape(-1, 1, queries, headDim).expand(-1, group, -1, -1);
     }
 
-    /// <summary>Attention to the tokens of both, which have none in common.</summary>
+    /// <summary>Attention to the tokens of both, which must be disjoint.</summary>
     internal PartialAttention Merge(PartialAttention other)
     {
         Tensor share = (other.LogSumExp - LogSumExp).sigmoid_().unsqueeze(-1);
@@ -65,7 +65,7 @@ internal sealed class PartialAttention
             lerp(Output.to(ScalarType.Float32), other.Output.to(ScalarType.Float32), share), logaddexp(LogSumExp, other.LogSumExp)));
     }
 
-    /// <summary>Carries it to the next outer dispose scope.</summary>
+    /// <summary>Moves it to the next outer dispose scope.</summary>
     internal PartialAttention MoveToOuter()
     {
         Output.MoveToOuterDisposeScope();
@@ -73,8 +73,8 @@ internal sealed class PartialAttention
         return this;
     }
 
-    // The kernel wants as many key heads as query heads, so the queries come in another shape, in which the heads of a group are more queries
-    // of one head or share a key. In single precision: Float16 takes this kernel twice as long, and BFloat16 no less.
+    // The kernel needs as many key heads as query heads, so the queries are reshaped: the query heads of a KV head become more queries of
+    // one head, or share a key. In single precision, since this kernel takes twice as long in Float16, and no less in BFloat16.
     private static PartialAttention OnCpu(Tensor query, Tensor rows, Tensor keys, Tensor values, bool causal, double scale)
     {
         (Tensor output, Tensor logSumExp) = TorchShim.CpuFlashAttention(

@@ -2,19 +2,20 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Heads of some tokens, in any strides whose last is 1: parts of one product of the q, k and v projections, for instance.</summary>
+/// <summary>Heads of some tokens, with any strides whose last one is 1: parts of one product of the q, k and v projections, for
+/// example.</summary>
 /// <param name="Query">[batch, num_heads, tokens, head_dim].</param>
 /// <param name="Key">[batch, num_kv_heads, tokens, head_dim].</param>
-/// <param name="Value">As <paramref name="Key"/>. It is not rotated but copied to its output; null: there is nothing to copy.</param>
+/// <param name="Value">Like <paramref name="Key"/>. It is not rotated but copied to its output; null if there is nothing to copy.</param>
 public sealed record RotaryHeads(Tensor Query, Tensor Key, Tensor? Value = null);
 
 /// <summary>RMSNorm of each head before it is rotated, as in Qwen3.</summary>
-/// <param name="Query">Weight [head_dim] of the queries' norm; null: they have none.</param>
-/// <param name="Key">Weight [head_dim] of the keys' norm; null: they have none.</param>
-/// <param name="Eps">Added to the mean square: finite, from 0.</param>
+/// <param name="Query">Weight [head_dim] of the queries' norm; null for none.</param>
+/// <param name="Key">Weight [head_dim] of the keys' norm; null for none.</param>
+/// <param name="Eps">Added to the mean square: finite, at least 0.</param>
 public sealed record HeadNorms(Tensor? Query, Tensor? Key, double Eps);
 
-/// <summary>By what angles pairs of channels turn: computed for each position, or from tables.</summary>
+/// <summary>The angles by which pairs of channels are rotated: computed for each position, or from tables.</summary>
 public sealed class RotaryAngles
 {
     private RotaryAngles(Tensor? frequencies, Tensor? cosines, Tensor? sines, double scaling)
@@ -33,13 +34,13 @@ public sealed class RotaryAngles
     /// <summary>Float32 [positions, rotary_dim / 2], or null.</summary>
     internal Tensor? Cosines { get; }
 
-    /// <summary>As <see cref="Cosines"/>.</summary>
+    /// <summary>Like <see cref="Cosines"/>.</summary>
     internal Tensor? Sines { get; }
 
     /// <summary>Factor of all cosines and sines.</summary>
     internal double Scaling { get; }
 
-    /// <summary>Pair i turns by position · frequencies[i] radians; angles are computed in float64.</summary>
+    /// <summary>Pair i is rotated by position · frequencies[i] radians; angles are computed in float64.</summary>
     /// <param name="frequencies">Float64 [rotary_dim / 2], contiguous, on the device of the heads
     /// (<see cref="RotaryOptions.AnglesPerPosition"/> computes them). Not disposed by this object.</param>
     /// <param name="scaling">Factor of all cosines and sines (YaRN's attention factor).</param>
@@ -55,9 +56,9 @@ public sealed class RotaryAngles
                 nameof(frequencies));
     }
 
-    /// <summary>Pair i of position p turns by the angle whose cosine and sine are in row p, column i.</summary>
+    /// <summary>Pair i of position p is rotated by the angle whose cosine and sine are in row p, column i.</summary>
     /// <param name="cosines">Float32 [positions, rotary_dim / 2], contiguous, on the device of the heads. Not disposed by this object.</param>
-    /// <param name="sines">As <paramref name="cosines"/>.</param>
+    /// <param name="sines">Like <paramref name="cosines"/>.</param>
     /// <param name="scaling">Factor of all cosines and sines.</param>
     /// <exception cref="ArgumentException">A type or shape doesn't fit.</exception>
     /// <exception cref="ArgumentOutOfRangeException">The scaling is not a positive finite number.</exception>

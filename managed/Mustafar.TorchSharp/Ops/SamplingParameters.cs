@@ -2,7 +2,7 @@ using Mustafar.Native;
 
 namespace Mustafar;
 
-/// <summary>How one sequence's next token is chosen: penalties first, then temperature, top-k, top-p and min-p of what is left.</summary>
+/// <summary>How one sequence's next token is chosen: penalties first, then temperature, top-k, top-p and min-p.</summary>
 public sealed record SamplingParameters
 {
     private readonly double _temperature = 1;
@@ -16,25 +16,26 @@ public sealed record SamplingParameters
     /// <summary>Always the likeliest token.</summary>
     public static SamplingParameters Greedy { get; } = new() { Temperature = 0 };
 
-    /// <summary>Divides the logits; 0 takes the likeliest token (greedy).</summary>
+    /// <summary>Divides the logits; 0 decodes greedily.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative or not finite.</exception>
     public double Temperature
     {
         get => _temperature;
         init => _temperature = value >= 0 && float.IsFinite((float)value)
             ? value
-            : throw new ArgumentOutOfRangeException(nameof(Temperature), value, "Expected a finite number from 0.");
+            : throw new ArgumentOutOfRangeException(nameof(Temperature), value, "Expected a finite number of at least 0.");
     }
 
-    /// <summary>Only this many of the likeliest tokens are drawn from; 0: all.</summary>
+    /// <summary>Sample only from this many of the likeliest tokens; 0: from all.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is negative.</exception>
     public int TopK
     {
         get => _topK;
-        init => _topK = value >= 0 ? value : throw new ArgumentOutOfRangeException(nameof(TopK), value, "Expected a number from 0.");
+        init => _topK = value >= 0 ? value : throw new ArgumentOutOfRangeException(nameof(TopK), value, "Expected at least 0.");
     }
 
-    /// <summary>Only the fewest of the likeliest tokens that have at least this part of what top-k left of the probability.</summary>
+    /// <summary>Sample only from the smallest set of likeliest tokens with at least this share of the probability that top-k
+    /// left.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not within 0 to 1.</exception>
     public double TopP
     {
@@ -42,7 +43,7 @@ public sealed record SamplingParameters
         init => _topP = Part(value, nameof(TopP));
     }
 
-    /// <summary>Only tokens with at least this part of the likeliest one's probability; 0: all.</summary>
+    /// <summary>Sample only from tokens with at least this share of the likeliest one's probability; 0: from all.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not within 0 to 1.</exception>
     public double MinP
     {
@@ -50,8 +51,8 @@ public sealed record SamplingParameters
         init => _minP = Part(value, nameof(MinP));
     }
 
-    /// <summary>Logits of tokens that are in the prompt or were chosen are divided by it if above 0, else multiplied (arXiv 1909.05858);
-    /// 1: none.</summary>
+    /// <summary>Logits of tokens that are in the prompt or were chosen before are divided by it if above 0, otherwise multiplied (arXiv
+    /// 1909.05858); 1: no penalty.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not a positive finite number.</exception>
     public double RepetitionPenalty
     {
@@ -61,7 +62,7 @@ public sealed record SamplingParameters
             : throw new ArgumentOutOfRangeException(nameof(RepetitionPenalty), value, "Expected a positive finite number.");
     }
 
-    /// <summary>Taken from a token's logit for each time that it was chosen; 0: none.</summary>
+    /// <summary>Subtracted from a token's logit for each time that it was chosen; 0: no penalty.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
     public double FrequencyPenalty
     {
@@ -69,7 +70,7 @@ public sealed record SamplingParameters
         init => _frequencyPenalty = Finite(value, nameof(FrequencyPenalty));
     }
 
-    /// <summary>Taken from the logit of a token that was chosen; 0: none.</summary>
+    /// <summary>Subtracted from a token's logit if it was chosen before; 0: no penalty.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not finite.</exception>
     public double PresencePenalty
     {
@@ -77,10 +78,10 @@ public sealed record SamplingParameters
         init => _presencePenalty = Finite(value, nameof(PresencePenalty));
     }
 
-    /// <summary>Chooses the draws: the same seed draws the same tokens from the same logits, on every device.</summary>
+    /// <summary>Random seed: the same seed draws the same tokens from the same logits, on every device.</summary>
     public ulong Seed { get; init; }
 
-    /// <summary>Whether a penalty is other than none: a <see cref="SamplingState"/> must be made for it.</summary>
+    /// <summary>Whether there is any penalty; a <see cref="SamplingState"/> must be made for it.</summary>
     public bool HasPenalties => RepetitionPenalty != 1 || FrequencyPenalty != 0 || PresencePenalty != 0;
 
     internal NativeSamplingOptions Native => new()
@@ -96,7 +97,7 @@ public sealed record SamplingParameters
     };
 
     private static double Part(double value, string name) =>
-        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a probability of 0 to 1.");
+        value is >= 0 and <= 1 ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a probability from 0 to 1.");
 
     private static double Finite(double value, string name) =>
         float.IsFinite((float)value) ? value : throw new ArgumentOutOfRangeException(name, value, "Expected a finite number.");

@@ -5,17 +5,17 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// What <see cref="MustafarOps.Sample"/> knows of each sequence of a batch: its parameters, how many tokens it has drawn, which they were
-/// and which are in its prompt.
+/// What <see cref="MustafarOps.Sample"/> needs to know about each sequence of a batch: its parameters, the number of tokens drawn, which
+/// ones they were, and which are in its prompt.
 /// </summary>
-/// <remarks>All of it is in tensors of the device that stay where they are, so that calls can be captured into a CUDA graph.</remarks>
+/// <remarks>All of it is in tensors on the device that stay in place, so calls can be captured into a CUDA graph.</remarks>
 public sealed unsafe class SamplingState : IDisposable
 {
-    /// <summary>Makes the state of some sequences that sample with the default parameters and have drawn nothing.</summary>
-    /// <param name="batch">Sequences.</param>
-    /// <param name="vocabSize">Tokens of the vocabulary: 1 to 2²².</param>
+    /// <summary>Makes the state of sequences that sample with the default parameters and have not drawn yet.</summary>
+    /// <param name="batch">Number of sequences.</param>
+    /// <param name="vocabSize">Number of tokens in the vocabulary: 1 to 2²².</param>
     /// <param name="device">The device of the logits; the CPU if null.</param>
-    /// <param name="penalties">Whether tokens are counted, which penalties need: 4 bytes of the device for each token of the vocabulary
+    /// <param name="penalties">Whether tokens are counted, as penalties need: 4 bytes on the device per token of the vocabulary
     /// and sequence.</param>
     /// <exception cref="ArgumentOutOfRangeException">A number is out of range.</exception>
     public SamplingState(int batch, int vocabSize, torch.Device? device = null, bool penalties = true)
@@ -48,16 +48,16 @@ public sealed unsafe class SamplingState : IDisposable
         }
     }
 
-    /// <summary>Sequences.</summary>
+    /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
 
-    /// <summary>Tokens of the vocabulary.</summary>
+    /// <summary>Number of tokens in the vocabulary.</summary>
     public int VocabSize { get; }
 
-    /// <summary>Where the state is.</summary>
+    /// <summary>Device of the state.</summary>
     public torch.Device Device { get; }
 
-    /// <summary>Int64 [batch]: the number of each sequence's next draw, counted up by each.</summary>
+    /// <summary>Int64 [batch]: the number of each sequence's next draw, incremented by each draw.</summary>
     internal Tensor Steps { get; }
 
     /// <summary>Byte [batch, bytes of the native struct].</summary>
@@ -71,14 +71,14 @@ public sealed unsafe class SamplingState : IDisposable
 
     internal bool IsDisposed { get; private set; }
 
-    /// <summary>Starts a row anew: what it drew before is forgotten.</summary>
-    /// <param name="row">Its number in the batch.</param>
+    /// <summary>Restarts a row: its earlier draws are discarded.</summary>
+    /// <param name="row">Its index in the batch.</param>
     /// <param name="parameters">How it samples from now on.</param>
-    /// <param name="prompt">Tokens for the repetition penalty besides those that it will draw; any order, any number of times.</param>
-    /// <param name="chosen">Tokens that the text has drawn already, each as often as it was: penalties count them. Any order.</param>
-    /// <param name="step">The number of its next draw, from 0: a continued text goes on with the draws that follow.</param>
+    /// <param name="prompt">Tokens for the repetition penalty in addition to those it will draw, in any order and with repetitions.</param>
+    /// <param name="chosen">Tokens that the text has already drawn, each as often as it was; penalties count them. Any order.</param>
+    /// <param name="step">The number of its next draw, at least 0: a continued text continues with the following draws.</param>
     /// <exception cref="ArgumentOutOfRangeException">The row, a token or the step is out of range.</exception>
-    /// <exception cref="ArgumentException">The parameters have penalties, but the state was made without.</exception>
+    /// <exception cref="ArgumentException">The parameters have penalties, but the state was made without them.</exception>
     /// <exception cref="ObjectDisposedException">The state was disposed.</exception>
     public void Restart(
         int row, SamplingParameters parameters, ReadOnlySpan<int> prompt = default, ReadOnlySpan<int> chosen = default, long step = 0)
@@ -93,7 +93,7 @@ public sealed unsafe class SamplingState : IDisposable
 
         if (Counts is null && parameters.HasPenalties)
         {
-            throw new ArgumentException("Expected no penalties, for this state was made without.", nameof(parameters));
+            throw new ArgumentException("Expected no penalties, since this state was made without them.", nameof(parameters));
         }
 
         RequireTokens(prompt, nameof(prompt));
@@ -144,7 +144,7 @@ public sealed unsafe class SamplingState : IDisposable
         {
             if (token < 0 || token >= VocabSize)
             {
-                throw new ArgumentOutOfRangeException(name, token, $"Expected tokens of 0 to {VocabSize - 1}.");
+                throw new ArgumentOutOfRangeException(name, token, $"Expected tokens from 0 to {VocabSize - 1}.");
             }
         }
     }

@@ -3,11 +3,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Numbers as arguments of torch's operators that live as long as the program.</summary>
+/// <summary>Numbers for torch's operators that live as long as the program.</summary>
 /// <remarks>
-/// TorchSharp makes a <see cref="Scalar"/> for each number that it is given, and for the factor of <c>a + b</c> or the steps of
-/// <c>arange</c> too. Nothing holds that object during the native call, so a collection that another thread starts frees the number
-/// under the operator, which then fails or computes something else. Hence this library adds with <see cref="One"/>, and counts with
+/// TorchSharp makes a <see cref="Scalar"/> for each number that it is passed, and also for the factor of <c>a + b</c> and the steps of
+/// <c>arange</c>. Nothing keeps that object alive during the native call, so a garbage collection on another thread can free the number
+/// while the operator runs, which then fails or computes something else. So this library adds with <see cref="One"/> and counts with
 /// <see cref="Range"/>.
 /// </remarks>
 internal static class Scalars

@@ -3,10 +3,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// What the operations of a decode step check alike.
+// Checks common to the operations of a decode step.
 public static unsafe partial class MustafarOps
 {
-    /// <summary>The size of the last axis of a dense tensor that such operations take.</summary>
+    /// <summary>The size of the last axis of a dense tensor for such operations.</summary>
     private static long LastAxis(Tensor tensor, string name)
     {
         ArgumentNullException.ThrowIfNull(tensor, name);
@@ -26,7 +26,7 @@ public static unsafe partial class MustafarOps
             : throw new ArgumentException($"Expected shape [.., width] with a width of at least 1, but got [{string.Join(", ", shape)}].", name);
     }
 
-    /// <summary>Checks a tensor that may be left out and that has the type and device of another.</summary>
+    /// <summary>Checks an optional tensor that must have the type and device of another.</summary>
     private static void ValidateOptional(Tensor? tensor, string name, Tensor like, params ReadOnlySpan<long> shape)
     {
         if (tensor is not null)
@@ -37,11 +37,11 @@ public static unsafe partial class MustafarOps
 
     private static float Epsilon(double eps) => eps >= 0 && float.IsFinite((float)eps)
         ? (float)eps
-        : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number from 0.");
+        : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number of at least 0.");
 
-    /// <summary>A result of an operation: one of the caller's tensors as it is, or a new one that leaves the dispose scope.</summary>
+    /// <summary>An operation's result: one of the caller's tensors, or a new one that leaves the dispose scope.</summary>
     private static Tensor Returned(Tensor result, Tensor? given) => given ?? result.MoveToOuterDisposeScope();
 
-    /// <summary>The address of a tensor that may be left out. Keep the tensor alive past the call.</summary>
+    /// <summary>The address of an optional tensor. Keep the tensor alive past the call.</summary>
     private static void* PointerOrNull(Tensor? tensor) => tensor is null ? null : TensorAccess.Pointer(tensor);
 }

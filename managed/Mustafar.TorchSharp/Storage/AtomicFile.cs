@@ -2,10 +2,10 @@ using System.Text;
 
 namespace Mustafar;
 
-/// <summary>Files that are either as they were or completely written.</summary>
+/// <summary>Files that are either unchanged or completely written.</summary>
 /// <remarks>
-/// A file is written beside its place, as <c>NAME.{32 hexadecimal digits}.tmp</c>, which stays open, and with that locked, until it has
-/// its name. A process that is killed leaves it behind, without the lock: so the next to come can tell what is left over from what
+/// A file is written next to its target, as <c>NAME.{32 hexadecimal digits}.tmp</c>, which stays open, and thereby locked, until it is
+/// renamed. A process that is killed leaves it behind without the lock, so the next one can tell leftovers from files that
 /// another process is writing.
 /// </remarks>
 internal static class AtomicFile
@@ -13,11 +13,11 @@ internal static class AtomicFile
     private const int BufferBytes = 1 << 16;
     private const string Suffix = ".tmp";
 
-    /// <summary>Writes a file beside its place, brings it to the disk, and gives it its name.</summary>
-    /// <param name="path">The file; one that is there is replaced. Of a symbolic link, the file that it points to.</param>
+    /// <summary>Writes a file next to its target, flushes it to disk, and renames it.</summary>
+    /// <param name="path">The file; an existing one is replaced. For a symbolic link, the file that it points to.</param>
     /// <param name="write">Writes the content to a stream that can be read, too. If it fails, nothing is left behind.</param>
-    /// <exception cref="IOException">What is there is not a regular file, or the file can't be written;
-    /// on Windows no file can be replaced that a process has open.</exception>
+    /// <exception cref="IOException">The path is not a regular file, or the file can't be written;
+    /// on Windows a file that a process has open can't be replaced.</exception>
     internal static void Write(string path, Action<FileStream> write)
     {
         string target = Target(path);
@@ -25,7 +25,7 @@ internal static class AtomicFile
         string temporary = Temporary(target);
         try
         {
-            // Whoever removes leftovers asks for the file alone, and so doesn't get it before it is closed; renaming shares "delete".
+            // Whoever removes leftovers opens the file exclusively, and so doesn't get it before it is closed; renaming shares "delete".
             using FileStream stream = new(temporary, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.Delete, BufferBytes);
             write(stream);
             stream.Flush(flushToDisk: true);
@@ -38,13 +38,13 @@ internal static class AtomicFile
         }
     }
 
-    /// <summary>Writes a file of text in UTF-8, as <see cref="Write"/> does.</summary>
-    /// <exception cref="IOException">As of <see cref="Write"/>.</exception>
+    /// <summary>Writes a UTF-8 text file, like <see cref="Write"/>.</summary>
+    /// <exception cref="IOException">As for <see cref="Write"/>.</exception>
     internal static void WriteText(string path, string text) => Write(path, stream => stream.Write(Encoding.UTF8.GetBytes(text)));
 
-    /// <summary>Checks that <see cref="Write"/> could write a file, and leaves everything as it is.</summary>
-    /// <exception cref="IOException">What is there is not a regular file, or the directory doesn't exist or takes no file.</exception>
-    /// <exception cref="UnauthorizedAccessException">The directory takes no file of this user.</exception>
+    /// <summary>Checks that <see cref="Write"/> could write a file, without changing anything.</summary>
+    /// <exception cref="IOException">The path is not a regular file, or the directory doesn't exist or is not writable.</exception>
+    /// <exception cref="UnauthorizedAccessException">This user may not write in the directory.</exception>
     internal static void Try(string path)
     {
         string target = Target(path);
@@ -61,15 +61,15 @@ internal static class AtomicFile
         catch (UnauthorizedAccessException exception)
         {
             // The system's message names the temporary file.
-            throw new UnauthorizedAccessException($"{path}: no file may be written in '{directory}'.", exception);
+            throw new UnauthorizedAccessException($"{path}: writing in '{directory}' is not permitted.", exception);
         }
         catch (IOException exception)
         {
-            throw new IOException($"{path}: no file can be written in '{directory}'.", exception);
+            throw new IOException($"{path}: cannot write in '{directory}'.", exception);
         }
     }
 
-    /// <summary>Deletes what processes that were killed while they wrote a file have left beside it; what can't be deleted stays.</summary>
+    /// <summary>Deletes leftovers of processes that were killed while they wrote a file; those that can't be deleted stay.</summary>
     internal static void RemoveLeftovers(string path)
     {
         string target = Target(path);
@@ -108,7 +108,7 @@ internal static class AtomicFile
         {
             // The system's message names the temporary file.
             throw new IOException(
-                $"{target}: the file that is there can't be replaced; another process has it open, or it is read-only or another user's.",
+                $"{target}: the existing file can't be replaced; it is open in another process, read-only, or owned by another user.",
                 exception);
         }
     }

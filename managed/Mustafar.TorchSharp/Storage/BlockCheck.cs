@@ -5,7 +5,7 @@ using Mustafar.Native;
 
 namespace Mustafar;
 
-/// <summary>Whether a block in plain order is one that its format can have: what decoding it relies on.</summary>
+/// <summary>Whether a block in plain order is valid for its format: what decoding relies on.</summary>
 internal static class BlockCheck
 {
     private const int PieceBits = sizeof(ushort) * 8; // channels of a unit's piece of a row
@@ -14,8 +14,8 @@ internal static class BlockCheck
     private const byte LeastInt8 = 0x80; // -128, which no number becomes
     private const int NegativeZero = 8; // of 4 bits, likewise
 
-    /// <summary>Whether each row, or each unit of a balanced pattern, has as many channels as it keeps, and integers and scales are such
-    /// as quantisation makes.</summary>
+    /// <summary>Whether each row, or each unit of a balanced pattern, has as many channels as it keeps, and integers and scales are ones
+    /// that quantisation can produce.</summary>
     internal static bool IsValid(ReadOnlySpan<byte> block, in NativeFormat format)
     {
         bool keepsAll = LayerFormat.KeepsAll(format);

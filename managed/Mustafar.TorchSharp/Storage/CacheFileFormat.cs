@@ -4,13 +4,13 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Names and metadata of files that hold caches; docs/format.md describes them.</summary>
+/// <summary>Names and metadata of cache files; docs/format.md describes them.</summary>
 internal static class CacheFileFormat
 {
-    /// <summary>The version that is written.</summary>
+    /// <summary>The version of written files.</summary>
     internal const int Version = 2;
 
-    /// <summary>The version before there were integers: everything is pruned, and blocks that keep all channels have bitmaps.</summary>
+    /// <summary>The version without integers: everything is pruned, and blocks that keep all channels have bitmaps.</summary>
     internal const int FirstVersion = 1;
 
     internal const string VersionKey = Prefix + "format_version";
@@ -19,7 +19,7 @@ internal static class CacheFileFormat
 
     private const string Prefix = "mustafar.";
 
-    /// <summary>What a file of some version says of caches, in order; the checksum and the caller's metadata apart.</summary>
+    /// <summary>The metadata of caches in a file version, in order, apart from the checksum and the caller's metadata.</summary>
     internal static List<KeyValuePair<string, string>> Describe(int version, IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
         StoredLayer first = layers[0];
@@ -41,7 +41,7 @@ internal static class CacheFileFormat
     /// <summary>The name of a layer's tensor.</summary>
     internal static string TensorName(int layer, string part) => $"layers.{Text(layer)}.{part}";
 
-    /// <summary>The tensors of a layer in a file of some version, in order.</summary>
+    /// <summary>The tensors of a layer in a file version, in order.</summary>
     internal static IEnumerable<CacheFileTensor> Tensors(int version, StoredLayer stored, int layer, long pages, long indices)
     {
         long[] sequences = [stored.BatchSize];
@@ -73,7 +73,7 @@ internal static class CacheFileFormat
         string Name(string part) => TensorName(layer, part);
     }
 
-    // Whatever bears on what is stored. Sparsity does so by the channels that are kept.
+    // Everything that affects what is stored. Sparsity does so through the number of kept channels.
     private static string Describe(int version, MustafarOptions options, int headDim)
     {
         string kept = string.Create(
@@ -81,13 +81,13 @@ internal static class CacheFileFormat
         string patterns = version == FirstVersion && options.BalancedKeys == options.BalancedValues
             ? $"balanced={Flag(options.BalancedKeys)}"
             : $"keys_balanced={Flag(options.BalancedKeys)} values_balanced={Flag(options.BalancedValues)}";
-        // The first version has nothing but 16 bits, which is what it said by saying nothing.
+        // The first version has only 16 bits, and therefore does not mention them.
         string bits = version == FirstVersion && options is { KeyBits: 16, ValueBits: 16 }
             ? ""
             : string.Create(
                 CultureInfo.InvariantCulture,
                 $" key_bits={options.KeyBits} value_bits={options.ValueBits} key_channel_scales={Flag(options.KeyChannelScales)}");
-        // Files that were written before there was a choice have none.
+        // Files written before there was a choice don't have them.
         string selections = options.KeySelection == KeySelection.Magnitude && options.ValueSelection == ValueSelection.Magnitude
             ? ""
             : $" key_selection={options.KeySelection.Name} value_selection={options.ValueSelection.Name}";
@@ -102,5 +102,5 @@ internal static class CacheFileFormat
     private static string Text(int number) => number.ToString(CultureInfo.InvariantCulture);
 }
 
-/// <summary>A tensor of a file that holds caches.</summary>
+/// <summary>A tensor of a cache file.</summary>
 internal readonly record struct CacheFileTensor(string Name, ScalarType DType, long[] Shape);

@@ -6,7 +6,7 @@ using Mustafar.Storage;
 
 namespace Mustafar;
 
-/// <summary>Checks a file that holds caches, and puts what it holds into empty ones.</summary>
+/// <summary>Checks a cache file and restores its content into empty caches.</summary>
 internal sealed class CacheFileReader
 {
     private readonly string _path;
@@ -15,10 +15,10 @@ internal sealed class CacheFileReader
     private readonly SafetensorsHeader _header;
     private readonly int _version;
 
-    /// <summary>Checks that a file is one of caches and not damaged.</summary>
-    /// <param name="stream">The whole file, at its first byte; one that can seek.</param>
-    /// <param name="path">What to call it in an error.</param>
-    /// <param name="transfer">How far it has come.</param>
+    /// <summary>Checks that a file is a cache file and not damaged.</summary>
+    /// <param name="stream">The whole file, at its first byte; it must be able to seek.</param>
+    /// <param name="path">Its name in an error.</param>
+    /// <param name="transfer">Tracks the progress.</param>
     /// <exception cref="MustafarCacheFileException">It is not.</exception>
     internal CacheFileReader(Stream stream, string path, FileTransfer transfer)
     {
@@ -36,13 +36,14 @@ internal sealed class CacheFileReader
         }
     }
 
-    /// <summary>The metadata of whoever saved the caches.</summary>
+    /// <summary>The metadata that the caches were saved with.</summary>
     internal Dictionary<string, string> UserMetadata => _header.Metadata
         .Where(item => item.Key.StartsWith(CacheFileFormat.UserPrefix, StringComparison.Ordinal))
         .ToDictionary(item => item.Key[CacheFileFormat.UserPrefix.Length..], item => item.Value);
 
-    /// <summary>Restores empty caches. They change only when nothing is left that could be refused.</summary>
-    /// <exception cref="MustafarCacheFileException">The file is of another model, other options or shapes, or damaged.</exception>
+    /// <summary>Restores empty caches. They only change when nothing can be refused any more.</summary>
+    /// <exception cref="MustafarCacheFileException">The file belongs to another model, has other options or shapes, or is
+    /// damaged.</exception>
     internal void Restore(IReadOnlyList<StoredLayer> layers, string fingerprint)
     {
         CheckDescription(layers, fingerprint);
@@ -81,7 +82,7 @@ internal sealed class CacheFileReader
 
             if (exception is EndOfStreamException)
             {
-                throw Refused("the file ended while it was read.", exception);
+                throw Refused("the file ended while it was being read.", exception);
             }
 
             throw;
@@ -133,16 +134,16 @@ internal sealed class CacheFileReader
             string? actual = _header.Metadata.GetValueOrDefault(key);
             if (actual != expected)
             {
-                string model = key == CacheFileFormat.FingerprintKey ? " (the file is of another model)" : "";
+                string model = key == CacheFileFormat.FingerprintKey ? " (the file belongs to another model)" : "";
                 throw Refused($"expected '{expected}' as {key}, but it is {(actual is null ? "absent" : $"'{actual}'")}{model}.");
             }
         }
     }
 
-    // All of a layer but keys and values, checked.
+    // Everything of a layer except keys and values, checked.
     private Content ReadTables(StoredLayer layer, int index)
     {
-        // These two may have any length; all others follow.
+        // These two may have any length; the other lengths follow from them.
         long indices = Entry(index, "page_indices").Shape is [long count] ? count : 0;
         long pages = Entry(index, "key_pages").Shape is [long first, ..] ? first : 0;
         int tensors = 0;
@@ -193,7 +194,7 @@ internal sealed class CacheFileReader
         }
     }
 
-    // Everything is put where no query sees it yet.
+    // Everything is stored where no query sees it yet.
     private void Fill(StoredLayer layer, int index, CacheTables tables, int[] pages)
     {
         FillPages(keys: true, "key_pages");
@@ -221,7 +222,7 @@ internal sealed class CacheFileReader
                 if (tables.Compressed[sequence] > 0 && !BlockCheck.AreChannelScales(MemoryMarshal.Cast<byte, float>(scales)))
                 {
                     throw Refused(
-                        $"tensor '{entry.Name}': expected numbers from 2^-10 to 2^10 that Float16 has, but sequence {sequence} has another one.");
+                        $"tensor '{entry.Name}': expected numbers from 2^-10 to 2^10 that Float16 can represent, but sequence {sequence} has another.");
                 }
             });
         }

@@ -5,15 +5,15 @@ using Mustafar.Storage;
 
 namespace Mustafar;
 
-/// <summary>Writes caches to a file, a page at a time.</summary>
+/// <summary>Writes caches to a file, one page at a time.</summary>
 /// <param name="layers">What each layer stores.</param>
-/// <param name="transfer">How far it has come.</param>
+/// <param name="transfer">Tracks the progress.</param>
 internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTransfer transfer)
 {
-    /// <summary>Writes a whole file to a stream, from where it stands.</summary>
-    /// <param name="stream">The stream. One that can't seek gets the checksum at once, for which everything is visited twice.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
-    /// <param name="metadata">What else is to be kept.</param>
+    /// <summary>Writes a whole file to a stream, from its current position.</summary>
+    /// <param name="stream">The stream. If it can't seek, the checksum is computed first, which visits everything twice.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
+    /// <param name="metadata">Additional metadata to store.</param>
     internal void Write(Stream stream, string fingerprint, IReadOnlyDictionary<string, string> metadata)
     {
         (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => CacheTables.Of(layer.Store, layer.Slots))];

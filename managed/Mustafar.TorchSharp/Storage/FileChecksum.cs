@@ -4,21 +4,22 @@ using Mustafar.Storage;
 
 namespace Mustafar;
 
-/// <summary>The SHA-256 of a safetensors file that holds it in its own metadata: of all bytes, with zeros in place of its digits.</summary>
+/// <summary>The SHA-256 of a safetensors file that contains it in its own metadata: over all bytes, with zeros in place of its
+/// digits.</summary>
 internal static class FileChecksum
 {
-    /// <summary>The key under which it stands.</summary>
+    /// <summary>Its key in the metadata.</summary>
     internal const string Key = "mustafar.sha256";
 
     private const int ChunkBytes = 1 << 16;
 
-    // Quotes inside of strings are escaped, so that these bytes stand where the key is and nowhere in a value before it.
+    // Quotes inside strings are escaped, so these bytes only occur at the key and in no value before it.
     private static readonly byte[] s_mark = Encoding.ASCII.GetBytes($"\"{Key}\":\"");
 
-    /// <summary>What stands in its place while it is computed.</summary>
+    /// <summary>The placeholder while it is computed.</summary>
     internal static string Blank { get; } = new('0', 2 * SHA256.HashSizeInBytes);
 
-    /// <summary>Where its digits stand among the bytes in front of the data; negative if they don't.</summary>
+    /// <summary>Index of its digits in the bytes before the data; negative if they are missing.</summary>
     internal static int Find(ReadOnlySpan<byte> header)
     {
         int mark = header.IndexOf(s_mark);
@@ -27,10 +28,10 @@ internal static class FileChecksum
     }
 
     /// <summary>Computes the digits.</summary>
-    /// <param name="header">The bytes in front of the data.</param>
-    /// <param name="digits">Where the digits stand in them.</param>
+    /// <param name="header">The bytes before the data.</param>
+    /// <param name="digits">Index of the digits in them.</param>
     /// <param name="data">The rest of the file.</param>
-    /// <param name="transfer">How far it has come.</param>
+    /// <param name="transfer">Tracks the progress.</param>
     internal static string Compute(ReadOnlySpan<byte> header, int digits, Stream data, FileTransfer transfer)
     {
         using IncrementalHash hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);

@@ -1,8 +1,8 @@
 namespace Mustafar.Storage;
 
-/// <summary>How far reading or writing a file has come, and whether it is to go on.</summary>
-/// <param name="progress">Told the share that is done, 0 to 1, each time that it has grown by a hundredth; nobody if null.</param>
-/// <param name="cancellationToken">Stops it.</param>
+/// <summary>Progress and cancellation of reading or writing a file.</summary>
+/// <param name="progress">Receives the completed share, 0 to 1, each time it has grown by a hundredth; null for none.</param>
+/// <param name="cancellationToken">Cancels the call.</param>
 internal sealed class FileTransfer(IProgress<double>? progress, CancellationToken cancellationToken)
 {
     private const double Step = 0.01;
@@ -11,8 +11,8 @@ internal sealed class FileTransfer(IProgress<double>? progress, CancellationToke
     private long _done;
     private double _reported = -1;
 
-    /// <summary>Says how many bytes there are to read and write.</summary>
-    /// <exception cref="OperationCanceledException">It is to stop.</exception>
+    /// <summary>Sets the number of bytes to read and write.</summary>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     internal void Begin(long total)
     {
         (_total, _done) = (Math.Max(1, total), 0);
@@ -20,7 +20,7 @@ internal sealed class FileTransfer(IProgress<double>? progress, CancellationToke
     }
 
     /// <summary>Counts bytes that are about to be read or written.</summary>
-    /// <exception cref="OperationCanceledException">It is to stop.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     internal void Advance(long bytes)
     {
         cancellationToken.ThrowIfCancellationRequested();
@@ -32,7 +32,7 @@ internal sealed class FileTransfer(IProgress<double>? progress, CancellationToke
         }
     }
 
-    /// <summary>Says that all is done.</summary>
+    /// <summary>Reports completion.</summary>
     internal void End() => Report(1);
 
     private void Report(double share) => progress?.Report(_reported = share);

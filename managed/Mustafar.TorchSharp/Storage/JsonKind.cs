@@ -5,7 +5,7 @@ namespace Mustafar.Storage;
 /// <summary>Kinds of JSON values in messages.</summary>
 internal static class JsonKind
 {
-    /// <summary>A kind in words.</summary>
+    /// <summary>A kind as text.</summary>
     internal static string Describe(JsonValueKind kind) => kind switch
     {
         JsonValueKind.Object => "an object",

@@ -1,10 +1,11 @@
 namespace Mustafar;
 
-// The same on the thread pool: what takes long is to bring pages into the order of files and to compute checksums.
+// The same on the thread pool: converting pages to the order of files and computing checksums takes long.
 public static partial class MustafarCacheFile
 {
     /// <inheritdoc cref="Save(string, IReadOnlyList{MustafarCache}, string, IReadOnlyDictionary{string, string}?, IProgress{double}?, CancellationToken)"/>
-    /// <returns>A task that ends when all is written. Its exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>A task that completes when everything is written. It throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task SaveAsync(
         string path,
         IReadOnlyList<MustafarCache> layers,
@@ -15,7 +16,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Save(path, layers, fingerprint, metadata, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Save(Stream, IReadOnlyList{MustafarCache}, string, IReadOnlyDictionary{string, string}?, IProgress{double}?, CancellationToken)"/>
-    /// <returns>A task that ends when all is written. Its exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>A task that completes when everything is written. It throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task SaveAsync(
         Stream stream,
         IReadOnlyList<MustafarCache> layers,
@@ -26,7 +28,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Save(stream, layers, fingerprint, metadata, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Save(string, MustafarModelCache, IReadOnlyList{int}, string, IReadOnlyDictionary{string, string}?, IProgress{double}?, CancellationToken)"/>
-    /// <returns>A task that ends when all is written. Its exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>A task that completes when everything is written. It throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task SaveAsync(
         string path,
         MustafarModelCache cache,
@@ -38,7 +41,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Save(path, cache, sequences, fingerprint, metadata, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Save(Stream, MustafarModelCache, IReadOnlyList{int}, string, IReadOnlyDictionary{string, string}?, IProgress{double}?, CancellationToken)"/>
-    /// <returns>A task that ends when all is written. Its exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>A task that completes when everything is written. It throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task SaveAsync(
         Stream stream,
         MustafarModelCache cache,
@@ -50,7 +54,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Save(stream, cache, sequences, fingerprint, metadata, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Load(string, IReadOnlyList{MustafarCache}, string, IProgress{double}?, CancellationToken)"/>
-    /// <returns>The metadata that they were saved with. The task's exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>The metadata that they were saved with. The task throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task<IReadOnlyDictionary<string, string>> LoadAsync(
         string path,
         IReadOnlyList<MustafarCache> layers,
@@ -60,7 +65,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Load(path, layers, fingerprint, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Load(Stream, IReadOnlyList{MustafarCache}, string, IProgress{double}?, CancellationToken)"/>
-    /// <returns>The metadata that they were saved with. The task's exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>The metadata that they were saved with. The task throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task<IReadOnlyDictionary<string, string>> LoadAsync(
         Stream stream,
         IReadOnlyList<MustafarCache> layers,
@@ -70,7 +76,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Load(stream, layers, fingerprint, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Load(string, MustafarModelCache, IReadOnlyList{int}, string, IProgress{double}?, CancellationToken)"/>
-    /// <returns>The metadata that they were saved with. The task's exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>The metadata that they were saved with. The task throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task<IReadOnlyDictionary<string, string>> LoadAsync(
         string path,
         MustafarModelCache cache,
@@ -81,7 +88,8 @@ public static partial class MustafarCacheFile
         Task.Run(() => Load(path, cache, sequences, fingerprint, progress, cancellationToken), cancellationToken);
 
     /// <inheritdoc cref="Load(Stream, MustafarModelCache, IReadOnlyList{int}, string, IProgress{double}?, CancellationToken)"/>
-    /// <returns>The metadata that they were saved with. The task's exceptions are these. The caches can't be used meanwhile.</returns>
+    /// <returns>The metadata that they were saved with. The task throws the exceptions listed here. The caches can't be used
+    /// meanwhile.</returns>
     public static Task<IReadOnlyDictionary<string, string>> LoadAsync(
         Stream stream,
         MustafarModelCache cache,

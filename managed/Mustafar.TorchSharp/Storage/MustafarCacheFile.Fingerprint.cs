@@ -6,16 +6,16 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// What identifies a model.
+// Identifying a model.
 public static partial class MustafarCacheFile
 {
     private const int SampledElements = 1024;
 
-    /// <summary>Identifies a model by its weights: the same for the same weights on any device, another one for others.</summary>
+    /// <summary>Identifies a model by its weights: equal for the same weights on any device, different for others.</summary>
     /// <param name="model">The model.</param>
-    /// <returns>The SHA-256, in hexadecimal, of the names, dtypes and shapes of all parameters and buffers, and of up to 1024 of each one's
-    /// numbers, evenly spread. That costs milliseconds for a model of any size; a change that misses all of these numbers, such as one
-    /// weight set by hand, is not seen.</returns>
+    /// <returns>The SHA-256, in hexadecimal, of the names, dtypes and shapes of all parameters and buffers, and of up to 1024 evenly spread
+    /// numbers of each. That takes milliseconds for a model of any size. A change that misses all of these numbers, such as one weight set
+    /// by hand, is not detected.</returns>
     /// <exception cref="ArgumentNullException"><paramref name="model"/> is null.</exception>
     /// <exception cref="ArgumentException">The model has neither parameters nor buffers.</exception>
     /// <example>

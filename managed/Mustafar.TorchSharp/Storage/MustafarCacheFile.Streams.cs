@@ -5,7 +5,7 @@ public static partial class MustafarCacheFile
 {
     private const int BufferBytes = 1 << 16;
 
-    // Opens what is read: the stream at its first byte, what to call it in an error, and whether it is to be disposed afterwards.
+    // Opens the input: the stream at its first byte, its name in error messages, and whether it must be disposed afterwards.
     private delegate (Stream Stream, string Name, bool IsOwn) Source();
 
     private static Action<Action<Stream>> To(string path) => write => AtomicFile.Write(path, stream => write(stream));
@@ -32,7 +32,7 @@ public static partial class MustafarCacheFile
             : () => stream.CanSeek && stream.Position == 0 ? (stream, "the stream", false) : (Spooled(stream, cancellationToken), "the stream", true);
     }
 
-    // The rest of a stream in a file that is gone when it is closed: the checksum is known at its end, and nothing is restored before.
+    // The rest of a stream in a file that is deleted on close: the checksum is only known at its end, and nothing is restored before.
     private static FileStream Spooled(Stream stream, CancellationToken cancellationToken)
     {
         FileStream file = new(

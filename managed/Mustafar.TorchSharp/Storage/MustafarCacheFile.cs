@@ -5,28 +5,28 @@ namespace Mustafar;
 
 /// <summary>Saves the caches of a model's layers to a file, and restores them without reading the text again.</summary>
 /// <remarks>
-/// The file is one of safetensors, with what a cache holds as it holds it: <c>docs/format.md</c> tells its tensors and metadata. It does
-/// not depend on the device that the caches are on. Where the path is a symbolic link, the link stays, and the file that it points to
-/// is written. A process that is killed while it saves leaves an unfinished file <c>NAME.{32 hexadecimal digits}.tmp</c> beside the path,
-/// which the next save or load of the same path deletes. All members are safe from several threads; while a cache is saved or loaded, its
-/// own members give another thread an <see cref="InvalidOperationException"/>. Where there is an <see cref="IProgress{T}"/> it is told the
-/// share that is done, 0 to 1, in steps of a hundredth. What is cancelled leaves the file, or the caches, as they were.
+/// The file is in the safetensors format and has the cache's data as the cache stores it; <c>docs/format.md</c> describes its tensors and
+/// metadata. It does not depend on the device of the caches. If the path is a symbolic link, the link stays and the file that it points to
+/// is written. A process that is killed while it saves leaves an unfinished file <c>NAME.{32 hexadecimal digits}.tmp</c> next to the path,
+/// which the next save or load of the same path deletes. Several threads may call all members; while a cache is saved or loaded, its own
+/// members throw an <see cref="InvalidOperationException"/> on other threads. An <see cref="IProgress{T}"/> receives the completed share, 0
+/// to 1, in steps of a hundredth. A cancelled call leaves the file, or the caches, unchanged.
 /// </remarks>
 public static partial class MustafarCacheFile
 {
     /// <summary>Writes caches to a file.</summary>
-    /// <param name="path">The file; one that is there is replaced, once the new one is complete and on the disk.</param>
+    /// <param name="path">The file; an existing one is replaced once the new one is complete and on disk.</param>
     /// <param name="layers">The cache of each layer, all of one shape, dtype, and number of tokens.</param>
-    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>; caches of one mean nothing to
-    /// another.</param>
-    /// <param name="metadata">What else is to be kept in the file.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it.</param>
+    /// <param name="fingerprint">Text that identifies the model (its weights), such as <see cref="FingerprintOf"/>; caches of one model
+    /// mean nothing to another.</param>
+    /// <param name="metadata">Additional metadata to store in the file.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <exception cref="ArgumentException">There is no layer, layers differ in shape, dtype or lengths, or a value is null.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
-    /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="IOException">The file can't be written, or the path is not a regular file. Nothing has changed.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public static void Save(
         string path,
         IReadOnlyList<MustafarCache> layers,
@@ -39,19 +39,19 @@ public static partial class MustafarCacheFile
         SaveLayers(To(path), layers, fingerprint, metadata, new FileTransfer(progress, cancellationToken));
     }
 
-    /// <summary>Writes caches to a stream, from where it stands, as a file has them.</summary>
-    /// <param name="stream">The stream, which stays open. In one that can seek the checksum is put in its place at the end; for another
-    /// everything is read twice.</param>
+    /// <summary>Writes caches to a stream, from its current position, in the same form as a file.</summary>
+    /// <param name="stream">The stream, which stays open. If it can seek, the checksum is filled in at the end; otherwise everything is
+    /// read twice.</param>
     /// <param name="layers">The cache of each layer, all of one shape, dtype, and number of tokens.</param>
-    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>.</param>
-    /// <param name="metadata">What else is to be kept.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it; the stream then holds a part.</param>
+    /// <param name="fingerprint">Text that identifies the model (its weights), such as <see cref="FingerprintOf"/>.</param>
+    /// <param name="metadata">Additional metadata to store.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call; the stream then holds a part.</param>
     /// <exception cref="ArgumentException">The stream can't be written, there is no layer, layers differ in shape, dtype or lengths, or a value
     /// is null.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public static void Save(
         Stream stream,
         IReadOnlyList<MustafarCache> layers,
@@ -76,7 +76,7 @@ public static partial class MustafarCacheFile
             if (!layers[i].Lengths.SequenceEqual(layers[0].Lengths))
             {
                 throw new ArgumentException(
-                    $"Expected layers of the same lengths [{string.Join(", ", layers[0].Lengths)}], but layer {i} has [{string.Join(", ", layers[i].Lengths)}].",
+                    $"Expected layers of equal lengths [{string.Join(", ", layers[0].Lengths)}], but layer {i} has [{string.Join(", ", layers[i].Lengths)}].",
                     nameof(layers));
             }
         }
@@ -84,23 +84,23 @@ public static partial class MustafarCacheFile
         Write(to, [.. layers.Select(layer => layer.Stored)], fingerprint, metadata, transfer);
     }
 
-    /// <summary>Writes sequences of a whole model's cache to a file, of the same form as that of a cache for each layer.</summary>
-    /// <param name="path">The file; one that is there is replaced, once the new one is complete and on the disk.</param>
+    /// <summary>Writes sequences of a whole model's cache to a file, in the same form as one cache per layer.</summary>
+    /// <param name="path">The file; an existing one is replaced once the new one is complete and on disk.</param>
     /// <param name="cache">The cache.</param>
-    /// <param name="sequences">The sequences, each once; pages that several share are in the file once.</param>
-    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>; caches of one mean nothing to
-    /// another.</param>
-    /// <param name="metadata">What else is to be kept in the file.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it.</param>
+    /// <param name="sequences">The sequences, each once; pages that several sequences share are stored once.</param>
+    /// <param name="fingerprint">Text that identifies the model (its weights), such as <see cref="FingerprintOf"/>; caches of one model
+    /// mean nothing to another.</param>
+    /// <param name="metadata">Additional metadata to store in the file.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a value is null.</exception>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
-    /// <exception cref="IOException">The file can't be written, or what is there is not a regular file. It is as it was.</exception>
+    /// <exception cref="IOException">The file can't be written, or the path is not a regular file. Nothing has changed.</exception>
     /// <exception cref="NotSupportedException">The cache holds integers on a CUDA device, which has no way to bring them into the order of files yet;
     /// or tokens of a sequence were removed, whose positions files do not have.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public static void Save(
         string path,
         MustafarModelCache cache,
@@ -114,20 +114,20 @@ public static partial class MustafarCacheFile
         SaveSequences(To(path), cache, sequences, fingerprint, metadata, new FileTransfer(progress, cancellationToken));
     }
 
-    /// <summary>Writes sequences of a whole model's cache to a stream, from where it stands, as a file has them.</summary>
-    /// <param name="stream">The stream, which stays open. In one that can seek the checksum is put in its place at the end; for another
-    /// everything is read twice.</param>
+    /// <summary>Writes sequences of a whole model's cache to a stream, from its current position, in the same form as a file.</summary>
+    /// <param name="stream">The stream, which stays open. If it can seek, the checksum is filled in at the end; otherwise everything is
+    /// read twice.</param>
     /// <param name="cache">The cache.</param>
-    /// <param name="sequences">The sequences, each once; pages that several share are written once.</param>
-    /// <param name="fingerprint">What identifies the model (its weights), such as <see cref="FingerprintOf"/>.</param>
-    /// <param name="metadata">What else is to be kept.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it; the stream then holds a part.</param>
+    /// <param name="sequences">The sequences, each once; pages that several sequences share are written once.</param>
+    /// <param name="fingerprint">Text that identifies the model (its weights), such as <see cref="FingerprintOf"/>.</param>
+    /// <param name="metadata">Additional metadata to store.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call; the stream then holds a part.</param>
     /// <exception cref="ArgumentException">The stream can't be written, there is no sequence, one occurs twice, or a value is null.</exception>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public static void Save(
         Stream stream,
         MustafarModelCache cache,
@@ -155,7 +155,7 @@ public static partial class MustafarCacheFile
             if (cache.PositionOf(sequence) != cache.LengthOf(sequence))
             {
                 throw new NotSupportedException(
-                    $"Sequence {sequence} can't be saved: of its {cache.PositionOf(sequence)} tokens {cache.LengthOf(sequence)} are left, and files have no positions.");
+                    $"Sequence {sequence} can't be saved: only {cache.LengthOf(sequence)} of its {cache.PositionOf(sequence)} tokens are left, and files do not store positions.");
             }
         }
 
@@ -174,19 +174,19 @@ public static partial class MustafarCacheFile
 
     /// <summary>Restores caches from a file.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
-    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it.</param>
+    /// <param name="layers">An empty cache for each layer, with the shape, dtype and options that it was saved with, on any device.</param>
+    /// <param name="fingerprint">The text that identifies the model, as given when they were saved.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">There is no layer, layers differ in shape or dtype, or one is not empty.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
-    /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
-    /// version. The caches are still empty.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
+    /// <exception cref="MustafarCacheFileException">The file belongs to another model, has other options or another shape, is damaged, or
+    /// is of a newer version. The caches are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(
         string path,
         IReadOnlyList<MustafarCache> layers,
@@ -198,20 +198,20 @@ public static partial class MustafarCacheFile
         return LoadLayers(From(path), layers, fingerprint, new FileTransfer(progress, cancellationToken));
     }
 
-    /// <summary>Restores caches from a stream, which holds nothing else from where it stands.</summary>
-    /// <param name="stream">The stream, which stays open. One that can't seek, or doesn't stand at its first byte, is copied to a temporary
-    /// file first.</param>
-    /// <param name="layers">For each layer an empty cache, of the shape, dtype and options that it was saved with, on any device.</param>
-    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it.</param>
+    /// <summary>Restores caches from a stream, whose rest, from its current position, holds nothing else.</summary>
+    /// <param name="stream">The stream, which stays open. If it can't seek, or is not at its first byte, it is copied to a temporary file
+    /// first.</param>
+    /// <param name="layers">An empty cache for each layer, with the shape, dtype and options that it was saved with, on any device.</param>
+    /// <param name="fingerprint">The text that identifies the model, as given when they were saved.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">The stream can't be read, there is no layer, layers differ in shape or dtype, or one is not empty.</exception>
     /// <exception cref="ObjectDisposedException">A cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">Another thread is using a cache.</exception>
-    /// <exception cref="MustafarCacheFileException">It is of another model, other options or another shape, damaged, or of a newer version. The
-    /// caches are still empty.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled. The caches are still empty.</exception>
+    /// <exception cref="MustafarCacheFileException">The data belongs to another model, has other options or another shape, is damaged, or
+    /// is of a newer version. The caches are still empty.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled. The caches are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(
         Stream stream,
         IReadOnlyList<MustafarCache> layers,
@@ -230,32 +230,32 @@ public static partial class MustafarCacheFile
         {
             if (layers[i].Length > 0)
             {
-                throw new ArgumentException($"Expected empty caches, but that of layer {i} holds {layers[i].Length} tokens.", nameof(layers));
+                throw new ArgumentException($"Expected empty caches, but layer {i} holds {layers[i].Length} tokens.", nameof(layers));
             }
         }
 
         return Read(from, [.. layers.Select(layer => layer.Stored)], fingerprint, transfer);
     }
 
-    /// <summary>Restores sequences of a whole model's cache from a file, of a model's cache or of a cache for each layer.</summary>
+    /// <summary>Restores sequences of a whole model's cache from a file, written by a model's cache or by one cache per layer.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="cache">A cache of the shape, dtype and options that they were saved with, on any device.</param>
-    /// <param name="sequences">For each sequence in the file an empty one of the cache.</param>
-    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it.</param>
+    /// <param name="cache">A cache with the shape, dtype and options that they were saved with, on any device.</param>
+    /// <param name="sequences">An empty sequence of the cache for each sequence in the file.</param>
+    /// <param name="fingerprint">The text that identifies the model, as given when they were saved.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or one is not empty.</exception>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
-    /// <exception cref="CacheBudgetException">There is less memory left than what is in the file needs.</exception>
+    /// <exception cref="CacheBudgetException">The content of the file needs more memory than is left.</exception>
     /// <exception cref="CacheLimitException">A sequence in the file is longer than the cache allows.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
-    /// <exception cref="MustafarCacheFileException">The file is of another model, other options or another shape, damaged, or of a newer
-    /// version. The sequences are still empty.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
+    /// <exception cref="MustafarCacheFileException">The file belongs to another model, has other options or another shape, is damaged, or
+    /// is of a newer version. The sequences are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(
         string path,
         MustafarModelCache cache,
@@ -268,24 +268,25 @@ public static partial class MustafarCacheFile
         return LoadSequences(From(path), cache, sequences, fingerprint, new FileTransfer(progress, cancellationToken));
     }
 
-    /// <summary>Restores sequences of a whole model's cache from a stream, which holds nothing else from where it stands.</summary>
-    /// <param name="stream">The stream, which stays open. One that can't seek, or doesn't stand at its first byte, is copied to a temporary
-    /// file first.</param>
-    /// <param name="cache">A cache of the shape, dtype and options that they were saved with, on any device.</param>
-    /// <param name="sequences">For each sequence in the stream an empty one of the cache.</param>
-    /// <param name="fingerprint">What identifies the model, as it was given when they were saved.</param>
-    /// <param name="progress">Told how far it has come; nobody if null.</param>
-    /// <param name="cancellationToken">Stops it.</param>
+    /// <summary>Restores sequences of a whole model's cache from a stream, whose rest, from its current position, holds nothing
+    /// else.</summary>
+    /// <param name="stream">The stream, which stays open. If it can't seek, or is not at its first byte, it is copied to a temporary file
+    /// first.</param>
+    /// <param name="cache">A cache with the shape, dtype and options that they were saved with, on any device.</param>
+    /// <param name="sequences">An empty sequence of the cache for each sequence in the stream.</param>
+    /// <param name="fingerprint">The text that identifies the model, as given when they were saved.</param>
+    /// <param name="progress">Receives the progress; null for none.</param>
+    /// <param name="cancellationToken">Cancels the call.</param>
     /// <returns>The metadata that they were saved with.</returns>
     /// <exception cref="ArgumentException">The stream can't be read, there is no sequence, one occurs twice, or one is not empty.</exception>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
-    /// <exception cref="CacheBudgetException">There is less memory left than what is in the stream needs.</exception>
+    /// <exception cref="CacheBudgetException">The content of the stream needs more memory than is left.</exception>
     /// <exception cref="CacheLimitException">A sequence in the stream is longer than the cache allows.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
-    /// <exception cref="MustafarCacheFileException">It is of another model, other options or another shape, damaged, or of a newer version. The
-    /// sequences are still empty.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled. The sequences are still empty.</exception>
+    /// <exception cref="MustafarCacheFileException">The data belongs to another model, has other options or another shape, is damaged, or
+    /// is of a newer version. The sequences are still empty.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled. The sequences are still empty.</exception>
     public static IReadOnlyDictionary<string, string> Load(
         Stream stream,
         MustafarModelCache cache,
@@ -316,14 +317,14 @@ public static partial class MustafarCacheFile
 
     /// <summary>Writes one cache to a file, as the only layer.</summary>
     /// <param name="cache">The cache.</param>
-    /// <param name="path">The file; one that is there is replaced.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
+    /// <param name="path">The file; an existing one is replaced.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
     public static void Save(this MustafarCache cache, string path, string fingerprint) => Save(path, [cache], fingerprint);
 
     /// <summary>Restores one empty cache from a file of one layer.</summary>
     /// <param name="cache">The cache.</param>
     /// <param name="path">The file.</param>
-    /// <param name="fingerprint">What identifies the model.</param>
+    /// <param name="fingerprint">Text that identifies the model.</param>
     public static void Load(this MustafarCache cache, string path, string fingerprint) => Load(path, [cache], fingerprint);
 
     private static void Write(
@@ -370,12 +371,12 @@ public static partial class MustafarCacheFile
         ArgumentNullException.ThrowIfNull(layers);
         if (layers.Count == 0 || layers.Contains(null))
         {
-            throw new ArgumentException("Expected the cache of at least one layer, and none that is null.", nameof(layers));
+            throw new ArgumentException("Expected the cache of at least one layer, none of them null.", nameof(layers));
         }
 
         if (layers.Distinct().Count() != layers.Count)
         {
-            throw new ArgumentException("Expected a cache of its own for each layer, but one occurs twice.", nameof(layers));
+            throw new ArgumentException("Expected a separate cache for each layer, but one occurs twice.", nameof(layers));
         }
 
         string expected = Describe(layers[0]);
@@ -383,7 +384,7 @@ public static partial class MustafarCacheFile
         {
             if (Describe(layers[i]) is string actual && actual != expected)
             {
-                throw new ArgumentException($"Expected layers alike, {expected} as the first, but layer {i} is {actual}.", nameof(layers));
+                throw new ArgumentException($"Expected layers like the first, {expected}, but layer {i} is {actual}.", nameof(layers));
             }
         }
     }

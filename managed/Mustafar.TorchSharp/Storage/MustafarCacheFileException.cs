@@ -1,6 +1,7 @@
 namespace Mustafar;
 
-/// <summary>A file is no cache that could be restored here: of another model, of other options, damaged, or of a newer version.</summary>
+/// <summary>A file that can't be restored here: it belongs to another model, has other options, is damaged, or is of a newer
+/// version.</summary>
 public sealed class MustafarCacheFileException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>

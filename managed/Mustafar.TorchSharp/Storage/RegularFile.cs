@@ -3,7 +3,7 @@ using System.Runtime.Versioning;
 
 namespace Mustafar;
 
-/// <summary>Opens files that must be regular ones: a pipe could block for ever, and a device has no end.</summary>
+/// <summary>Opens files that must be regular ones: a pipe could block forever, and a device has no end.</summary>
 public static partial class RegularFile
 {
     private const int BufferBytes = 1 << 16;
@@ -17,7 +17,7 @@ public static partial class RegularFile
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="DirectoryNotFoundException">There is no such directory.</exception>
     /// <exception cref="IOException">It is not a regular file, or can't be read.</exception>
-    /// <exception cref="UnauthorizedAccessException">It may not be read.</exception>
+    /// <exception cref="UnauthorizedAccessException">Reading it is not permitted.</exception>
     public static FileStream OpenRead(string path)
     {
         ThrowIfNotRegular(path);
@@ -52,7 +52,7 @@ public static partial class RegularFile
 
     private static IOException NotRegular(string path, string kind) => new($"{path}: expected a regular file, but it is {kind}.");
 
-    // Null for a regular file, and where nothing can be told: opening it has its own error then. .NET has no word for these kinds.
+    // Null for a regular file, and if the kind is unknown: opening it then fails with its own error. .NET has no name for these kinds.
     [SupportedOSPlatform("linux")]
     private static unsafe string? KindOf(string path)
     {

@@ -1,11 +1,11 @@
 namespace Mustafar.Storage;
 
-/// <summary>A file is no valid safetensors file, or it is truncated.</summary>
+/// <summary>A file is not a valid safetensors file, or it is truncated.</summary>
 public sealed class SafetensorsException : UnusableFileException
 {
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What was expected, and what came.</param>
-    /// <param name="tensor">The tensor at fault, if one is.</param>
+    /// <param name="tensor">The tensor at fault, if there is one.</param>
     /// <param name="inner">The cause, if another exception is.</param>
     public SafetensorsException(string message, string? tensor = null, Exception? inner = null)
         : base(tensor is null ? message : $"tensor '{tensor}': {message}", inner) => Tensor = tensor;

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Storage;
 
-/// <summary>The header of a safetensors file: its tensors, and what whoever wrote it has to say.</summary>
+/// <summary>The header of a safetensors file: its tensors, and the writer's metadata.</summary>
 /// <remarks>
 /// A file is an 8-byte little-endian length, a JSON object of that length, and the data. The object maps names to a dtype, a shape and
 /// the half-open range of bytes in the data; the ranges fill the data without gap or overlap. <c>__metadata__</c> maps strings to
@@ -14,7 +14,7 @@ public sealed class SafetensorsHeader
 {
     private const int LengthBytes = 8;
 
-    // The reference implementation's limit; a larger number is a sign of a file of another kind.
+    // The reference implementation's limit; a larger number suggests a file of another kind.
     private const long LargestHeader = 100_000_000;
 
     private const string MetadataKey = "__metadata__";
@@ -33,7 +33,7 @@ public sealed class SafetensorsHeader
     /// <summary>The metadata; empty if there are none.</summary>
     public IReadOnlyDictionary<string, string> Metadata { get; }
 
-    /// <summary>The first byte of the data, counted from the file's first.</summary>
+    /// <summary>The first byte of the data, relative to the file's first.</summary>
     public long DataOffset { get; }
 
     /// <summary>Reads and checks the header of a file.</summary>
@@ -62,7 +62,7 @@ public sealed class SafetensorsHeader
                     : tensors.TryAdd(property.Name, ReadEntry(property, dataOffset));
                 if (!isNew)
                 {
-                    throw new SafetensorsException("expected each name once, but it occurs again.", property.Name);
+                    throw new SafetensorsException("expected each name once, but this one occurs twice.", property.Name);
                 }
             }
 
@@ -71,12 +71,12 @@ public sealed class SafetensorsHeader
         }
         catch (Exception exception) when (exception is JsonException or InvalidOperationException)
         {
-            // The latter comes of strings that are no Unicode.
+            // The latter comes from strings that are not Unicode.
             throw new SafetensorsException($"expected JSON as header, but {exception.Message}", inner: exception);
         }
     }
 
-    /// <summary>The bytes in front of the data of a file.</summary>
+    /// <summary>The bytes before the data of a file.</summary>
     /// <param name="metadata">Metadata, in the order in which they are written.</param>
     /// <param name="tensors">Names, types and shapes of the tensors, in the order of their data.</param>
     internal static byte[] Encode(
@@ -110,7 +110,7 @@ public sealed class SafetensorsHeader
             writer.WriteEndObject();
         }
 
-        // As the reference implementation does, so that the data is aligned.
+        // Like the reference implementation, so that the data is aligned.
         while (stream.Length % LengthBytes != 0)
         {
             stream.WriteByte((byte)' ');
@@ -134,7 +134,7 @@ public sealed class SafetensorsHeader
         if (size > LargestHeader)
         {
             throw new SafetensorsException(
-                $"expected a safetensors header of at most {LargestHeader} bytes, but the file states {size}; is it another format?");
+                $"expected a safetensors header of at most {LargestHeader} bytes, but the file declares {size}; is it in another format?");
         }
 
         if ((long)size > fileSize - LengthBytes)
@@ -166,7 +166,7 @@ public sealed class SafetensorsHeader
 
             if (!metadata.TryAdd(property.Name, property.Value.GetString()!))
             {
-                throw new SafetensorsException($"expected each key of '{MetadataKey}' once, but '{property.Name}' occurs again.");
+                throw new SafetensorsException($"expected each key of '{MetadataKey}' once, but '{property.Name}' occurs twice.");
             }
         }
 
@@ -224,7 +224,7 @@ public sealed class SafetensorsHeader
             if (item.ValueKind != JsonValueKind.Number || !item.TryGetInt64(out numbers[i]) || numbers[i] < 0)
             {
                 string got = item.ValueKind == JsonValueKind.Number ? item.GetRawText() : JsonKind.Describe(item.ValueKind);
-                throw new SafetensorsException($"expected whole numbers from 0 in '{key}', but got {got}.", tensor);
+                throw new SafetensorsException($"expected whole numbers of at least 0 in '{key}', but got {got}.", tensor);
             }
         }
 
@@ -243,7 +243,7 @@ public sealed class SafetensorsHeader
                     $"expected its data at byte {end - dataOffset}, but it starts at {entry.Offset - dataOffset} and {problem}.", entry.Name);
             }
 
-            // The range may be as large as the numbers in the header allow, so the sum is not formed before it is known to fit.
+            // The range may be as large as the numbers in the header allow, so the sum is only formed once it is known to fit.
             if (entry.ByteCount > fileSize - end)
             {
                 throw new SafetensorsException(

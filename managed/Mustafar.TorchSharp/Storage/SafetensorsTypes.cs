@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Storage;
 
-/// <summary>Types of tensors as safetensors files name them.</summary>
+/// <summary>Tensor types with their names in safetensors files.</summary>
 internal static class SafetensorsTypes
 {
     private static readonly (string Name, ScalarType Type, int Size)[] s_all =
@@ -22,7 +22,7 @@ internal static class SafetensorsTypes
     /// <summary>All names, for messages.</summary>
     internal static string Names => string.Join(", ", s_all.Select(item => item.Name));
 
-    /// <summary>The type of a name and the bytes of an element; null if there is none.</summary>
+    /// <summary>The type with a name, and the bytes of an element; null if there is none.</summary>
     internal static (ScalarType Type, int Size)? Find(string name) =>
         Array.FindIndex(s_all, item => item.Name == name) is int index and >= 0 ? (s_all[index].Type, s_all[index].Size) : null;
 

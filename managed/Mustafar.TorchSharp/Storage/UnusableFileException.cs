@@ -1,8 +1,8 @@
 namespace Mustafar;
 
 /// <summary>
-/// A file can't be used: it is damaged, incomplete, of another kind, or asks for something that is not implemented. What reads files of
-/// unknown origin catches this one type; missing files and those that the system doesn't let through have the exceptions of .NET.
+/// A file can't be used: it is damaged, incomplete, of another kind, or needs a feature that is not implemented. Code that reads files of
+/// unknown origin catches this one type; missing and inaccessible files throw .NET's own exceptions.
 /// </summary>
 public abstract class UnusableFileException : IOException
 {

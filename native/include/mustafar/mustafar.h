@@ -1,23 +1,23 @@
 /*
  * mustafar.h - decode attention on a pruned, bitmap-compressed KV cache
  *
- * The method is Mustafar (Joo et al., NeurIPS 2025, arXiv 2505.22913): of every token's key and value vector only the
- * channels of largest magnitude are kept, stored as a bitmap plus the packed non-zeros, and attention is computed on
- * that form directly. Kept values are stored as they are or as 8- or 4-bit integers; all channels can be kept, too.
+ * The method is Mustafar (Joo et al., NeurIPS 2025, arXiv 2505.22913): each token's key and value vector keeps only its
+ * channels of largest magnitude, stored as a bitmap plus the packed non-zeros, and attention is computed directly on
+ * that form. Kept values are stored unquantised or as 8- or 4-bit integers. All channels can be kept, too.
  *
- * The library is a plain C ABI over raw pointers. It allocates no memory that a caller sees: every output is the
- * caller's, sized by a query. No result depends on earlier calls. What it keeps for the life of the process: the text of
- * each thread's last error, the CPU back end's idle worker threads, libmustafar_cuda once a call has named a CUDA device,
- * and on CUDA each device's properties, which kernels have been prepared for it, and each thread's last plan of an
- * attention call.
+ * The library is a plain C ABI over raw pointers. It allocates no memory that a caller sees: the caller provides every
+ * output, and a query returns its size. No result depends on earlier calls. For the life of the process the library
+ * keeps: the text of each thread's last error; idle worker threads of the CPU back end; libmustafar_cuda, once a call
+ * has named a CUDA device; and on CUDA each device's properties, which kernels are prepared for it, and each thread's
+ * last plan of an attention call.
  *
  * From simple to advanced:
- *   1 library     version, errors, what this processor offers
- *   2 format      how compressed tokens lie in memory
+ *   1 library     version, errors, what this processor supports
+ *   2 format      the layout of compressed tokens in memory
  *   3 tensors     prune, compress, decompress
  *   4 products    key scores (K q) and value sums (p V)
  *   5 attention   fused decode attention over compressed blocks and a dense tail
- *   6 cache       append tokens, compressing those that leave the dense tail
+ *   6 cache       append tokens, compressing those that leave the recent window
  *   7 step        the rest of a decode step: norms, rotation, projections, sampling
  *   8 graphs      CUDA: a whole step as one launch
  *
@@ -26,10 +26,10 @@
  *     in elements. num_heads is a multiple of num_kv_heads (MHA, GQA, MQA): query head h reads KV head
  *     h / (num_heads / num_kv_heads).
  *   - All pointers of one call point to memory of the context's device, except the argument structs themselves.
- *     On CUDA work is queued on the context's stream and the call returns at once.
+ *     On CUDA the call queues its work on the context's stream and returns at once.
  *   - No tensor and no table spans more than 2^56 bytes, and no call has 2^31 or more query rows.
- *   - Every function returns a status. Anything but MUSTAFAR_STATUS_OK leaves a text for mustafar_last_error and, unless
- *     it says otherwise, outputs that are partly written and must not be used; inputs are never changed.
+ *   - Every function returns a status. After anything but MUSTAFAR_STATUS_OK, mustafar_last_error has a text. Unless it
+ *     says otherwise, outputs may then be partly written and must not be used. Inputs are never changed.
  *   - Functions may be called from any thread. Calls that write the same memory must not overlap in time.
  */
 #ifndef MUSTAFAR_H
@@ -54,22 +54,22 @@ extern "C" {
 
 /* ---------------------------------------------------------------------------------------------------- 1 library -- */
 
-/* The ABI this header describes. A library reporting another number must not be used with it. */
+/* The ABI version that this header describes. Do not use it with a library that reports another version. */
 typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 5 } mustafar_abi;
 
 typedef enum mustafar_status {
     MUSTAFAR_STATUS_OK = 0,
     /* An argument is out of its documented range, or two arguments contradict each other. */
     MUSTAFAR_STATUS_INVALID_ARGUMENT = 1,
-    /* The arguments are valid but this build, device or processor does not serve them. */
+    /* The arguments are valid but this build, device or processor does not support them. */
     MUSTAFAR_STATUS_UNSUPPORTED = 2,
-    /* Compressed data contradicts itself: a bitmap with more set bits than its block holds values, a page number or an
+    /* Compressed data is inconsistent: a bitmap with more set bits than its block holds values, or a page number or
        offset outside the slabs. Nothing outside the data's own bounds was read. */
     MUSTAFAR_STATUS_CORRUPT_DATA = 3,
     /* A buffer is smaller than the matching size query reports. */
     MUSTAFAR_STATUS_BUFFER_TOO_SMALL = 4,
     MUSTAFAR_STATUS_OUT_OF_MEMORY = 5,
-    /* The device refused a launch or lost its context; the text carries the driver's words. */
+    /* The device refused a launch or lost its context; the text includes the driver's message. */
     MUSTAFAR_STATUS_DEVICE_ERROR = 6,
     MUSTAFAR_STATUS_INTERNAL_ERROR = 7
 } mustafar_status;
@@ -78,8 +78,8 @@ typedef enum mustafar_device { MUSTAFAR_DEVICE_CPU = 0, MUSTAFAR_DEVICE_CUDA = 1
 
 /* Instruction set variants of the CPU back end. */
 typedef enum mustafar_cpu_variant {
-    /* The fastest one on this processor, or the one the environment variable MUSTAFAR_CPU_VARIANT names
-       (scalar, avx2, avx512core, avx512, avx512bf16, neon); calls are UNSUPPORTED if the processor does not have that one. */
+    /* The fastest one on this processor, or the one that the environment variable MUSTAFAR_CPU_VARIANT names (scalar,
+       avx2, avx512core, avx512, avx512bf16, neon); calls are UNSUPPORTED if the processor does not support that one. */
     MUSTAFAR_CPU_VARIANT_AUTO = 0,
     MUSTAFAR_CPU_VARIANT_SCALAR = 1,
     /* AVX2, FMA, F16C, BMI2 */
@@ -90,7 +90,7 @@ typedef enum mustafar_cpu_variant {
     MUSTAFAR_CPU_VARIANT_AVX512_BF16 = 4,
     /* Advanced SIMD of 64-bit ARM */
     MUSTAFAR_CPU_VARIANT_NEON = 5,
-    /* AVX-512 F, BW, DQ, VL, and VNNI for integers where it is there: Skylake-X, Cascade Lake, Cooper Lake */
+    /* AVX-512 F, BW, DQ, VL, and VNNI for integers if available: Skylake-X, Cascade Lake, Cooper Lake */
     MUSTAFAR_CPU_VARIANT_AVX512_CORE = 6
 } mustafar_cpu_variant;
 
@@ -98,7 +98,7 @@ typedef enum mustafar_cpu_variant {
 typedef struct mustafar_context {
     int32_t device;       /* mustafar_device */
     int32_t device_index; /* CUDA ordinal; 0 on the CPU */
-    int32_t num_threads;  /* CPU: threads to use at most, >= 1; 0: one per processor */
+    int32_t num_threads;  /* CPU: maximum number of threads, >= 1; 0: one per processor */
     int32_t cpu_variant;  /* mustafar_cpu_variant */
     void* stream;         /* CUDA: a cudaStream_t, null for the default stream; CPU: null */
 } mustafar_context;
@@ -112,7 +112,7 @@ typedef enum mustafar_abi_kind {
     MUSTAFAR_ABI_KIND_ENUMERATOR = 2
 } mustafar_abi_kind;
 
-/* What the compiler that built the library made of one declaration of this header. */
+/* How the compiler that built the library laid out one declaration of this header. */
 typedef struct mustafar_abi_entry {
     int32_t kind;      /* mustafar_abi_kind */
     int32_t size;      /* bytes */
@@ -122,25 +122,25 @@ typedef struct mustafar_abi_entry {
     const char* name;  /* the field or enumerator; null for a struct */
 } mustafar_abi_entry;
 
-/* Every struct, field and enumerator of this header, for bindings in other languages to check themselves against. *count
-   receives how many there are; a static table, null if count is null. */
+/* Every struct, field and enumerator of this header, so that bindings in other languages can check themselves. *count
+   receives the number of entries. The result is a static table, or null if count is null. */
 MUSTAFAR_API const mustafar_abi_entry* mustafar_abi_table(int32_t* count);
 
 /* Semantic version of the library, for example "0.1.0"; a static string. */
 MUSTAFAR_API const char* mustafar_version(void);
 
-/* Detail of this thread's last call that did not return OK: the argument, what was expected, what came. Never null;
+/* Details of this thread's last call that did not return OK: the argument, what was expected, what came. Never null;
    valid until the thread's next call. */
 MUSTAFAR_API const char* mustafar_last_error(void);
 
-/* Variants this processor can run: bit v is set for mustafar_cpu_variant v (bit 0, AUTO, always). */
+/* Variants that this processor supports: bit v is set for mustafar_cpu_variant v (bit 0, AUTO, always). */
 MUSTAFAR_API uint32_t mustafar_cpu_variants(void);
 
-/* The variant that AUTO means in this process; AUTO itself if the environment variable MUSTAFAR_CPU_VARIANT names none
-   that the processor has, which mustafar_last_error then says. */
+/* The variant that AUTO stands for in this process. AUTO itself if the environment variable MUSTAFAR_CPU_VARIANT names
+   no variant that the processor supports; mustafar_last_error then has the details. */
 MUSTAFAR_API int32_t mustafar_default_cpu_variant(void);
 
-/* The numbers up to which the functions below serve. */
+/* The limits of the functions below. */
 typedef struct mustafar_limits {
     int32_t block_tokens;     /* MUSTAFAR_BLOCK_TOKENS */
     int32_t balanced_unit;    /* elements of a unit of the balanced patterns: 16 */
@@ -160,12 +160,13 @@ MUSTAFAR_API int32_t mustafar_get_limits(mustafar_limits* limits);
 typedef enum mustafar_dtype { MUSTAFAR_DTYPE_F32 = 0, MUSTAFAR_DTYPE_F16 = 1, MUSTAFAR_DTYPE_BF16 = 2 } mustafar_dtype;
 
 /*
- * How kept values are stored. The integer formats have one f16 scale per token and stand for q * scale, which f32 holds
- * exactly. With Q = 127 or 7, a token's row x is quantised as follows, in f32 and rounding to nearest, ties to even:
+ * How kept values are stored. The integer formats have one f16 scale per token; an integer q stands for q * scale,
+ * which is exact in f32. With Q = 127 or 7, a token's row x is quantised as follows, in f32, rounding to nearest, ties
+ * to even:
  *   scale = f16(max |x[c]| / Q) over the kept channels; 65504 where that would be infinite
  *   q[c]  = x[c] / scale rounded to an integer, at least -Q and at most Q; 0 where scale is 0
- * A row in which any channel, kept or not, is infinite or NaN gets the scale NaN (0x7e00) and q = 0: what it keeps reads as
- * NaN. Tokens of a block past the last one have scale 0. All devices write the same bits.
+ * A row in which any channel, kept or pruned, is infinite or NaN gets the scale NaN (0x7e00) and q = 0, so its kept
+ * channels read as NaN. Tokens of a block past the last one have scale 0. All devices write the same bits.
  */
 typedef enum mustafar_value_format {
     MUSTAFAR_VALUE_FORMAT_NATIVE = 0, /* in the tensor's dtype */
@@ -176,51 +177,52 @@ typedef enum mustafar_value_format {
 
 /* Which channels of a token are kept. */
 typedef enum mustafar_pattern {
-    /* The `keep` channels of largest magnitude, exactly `keep` in every token; of equal magnitudes the lower channel.
-       NaNs are equal to each other and larger than any number, infinity is larger than any finite one; +0 and -0 are
-       equal and are kept when a token has fewer than `keep` non-zero channels. (Mustafar, section 3.) */
+    /* The `keep` channels of largest magnitude, exactly `keep` in every token; among equal magnitudes the lower
+       channel. NaNs are equal to each other and larger than any number, infinity is larger than any finite one. +0 and
+       -0 are equal, and are kept if a token has fewer than `keep` non-zero channels. (Mustafar, section 3.) */
     MUSTAFAR_PATTERN_UNSTRUCTURED = 0,
     /*
      * Balanced patterns keep exactly n of every unit of 16 and at most 2 of every group of 4, which the sparse tensor
-     * cores of GPUs read nearly as they are stored. A unit is four groups of four. In each group only the two largest
-     * compete; of those eight the n largest are kept. Magnitudes are ordered as above; of equal ones in a unit the lower
-     * token, then the lower channel wins. n = 16 * keep / head_dim is 5, 6, 7 or 8 (8 is the 2:4 pattern); head_dim is
+     * cores of GPUs read almost as stored. A unit is four groups of four. In each group only the two largest compete;
+     * of those eight, the n largest are kept. Magnitudes are ordered as above; among equal ones in a unit the lower
+     * token wins, then the lower channel. n = 16 * keep / head_dim is 5, 6, 7 or 8 (8 is the 2:4 pattern); head_dim is
      * 64, 128 or 256; FIXED only.
      *
-     * Keys: a unit is 16 channels of one token, so every token has exactly `keep`. Group i of unit 4p + j has the channels
-     * 16p + j + 4i + m * head_dim / 4, m = 0 ... 3: neighbouring channels, which tend to be large together, are in
-     * different groups.
+     * Keys: a unit is 16 channels of one token, so every token keeps exactly `keep`. Group i of unit 4p + j has the
+     * channels 16p + j + 4i + m * head_dim / 4, m = 0 ... 3: neighbouring channels, which tend to be large together,
+     * are in different groups.
      */
     MUSTAFAR_PATTERN_BALANCED_KEYS = 1,
-    /* Values: a unit is 4 neighbouring channels (multiples of 4 on) of 4 consecutive tokens (likewise), a group is one of
-       its channels. A block of 32 tokens has 32 * keep values, a token any number. Tokens past the last one count as
-       zeros and are never marked in a bitmap. */
+    /* Values: a unit is 4 neighbouring channels (starting at a multiple of 4) of 4 consecutive tokens (likewise); a
+       group is one of its channels. A block of 32 tokens has 32 * keep values, a token any number. Tokens past the last
+       one count as zeros and are never marked in a bitmap. */
     MUSTAFAR_PATTERN_BALANCED_VALUES = 2,
     /* Every channel is kept: keep is head_dim, and there is no bitmap. FIXED only. */
     MUSTAFAR_PATTERN_ALL = 3,
-    /* Any channels, at most 32 * keep in the 32 tokens of a block together; tokens may keep different numbers. What
-       compresses takes a bitmap, as no rule chooses. FIXED only, and always in plain order. */
+    /* Any channels, at most 32 * keep in the 32 tokens of a block together; tokens may keep different numbers. No rule
+       selects the channels, so compressing takes a bitmap. FIXED only, and always in plain order. */
     MUSTAFAR_PATTERN_MASK = 4,
-    /* As ALL, of keys in integers, with head_dim 64, 128 or 256: what is stored is the key turned by the Hadamard matrix H, where
-       H[i][j] is (-1)^popcount(i & j) / sqrt(head_dim), after it was divided by its channel scales. Queries are turned likewise
-       when they meet it, so that scores stay what they are; H is its own inverse. Sums are made in f32, from neighbouring channels to
-       halves of the row. A row whose turned numbers are not finite counts as not finite. */
+    /* Like ALL, for integer keys with head_dim 64, 128 or 256. The stored key is the key divided by its channel scales
+       and then multiplied by the Hadamard matrix H, where H[i][j] is (-1)^popcount(i & j) / sqrt(head_dim). Queries are
+       multiplied by H as well before they meet it, so scores do not change; H is its own inverse. Sums are made in f32,
+       from neighbouring channels up to halves of the row. A row whose rotated numbers are not finite counts as not
+       finite. */
     MUSTAFAR_PATTERN_ALL_ROTATED = 5
 } mustafar_pattern;
 
 /*
- * Choosing is apart from packing. What a pattern ranks is a channel's magnitude, or, with an importance, its score
- * |value * importance|: the product of the value and the channel's f32 importance, rounded to f32. Scores are ordered as
- * magnitudes are, so that equal importances choose as none does, and a channel of importance 0 is kept only where there is
- * nothing better. A caller that chooses by itself gives a bitmap instead, laid out as by mustafar_prune. It has exactly as
- * many bits as the pattern keeps: `keep` in each token (UNSTRUCTURED), n in each unit and at most 2 in each group
- * (balanced; a unit of values with tokens past the last one: at most n), at most 32 * keep in each block (MASK). The CPU
- * refuses any other with INVALID_ARGUMENT; on CUDA, which can't look at it before the work runs, it makes blocks without
- * meaning, but nothing outside of them is touched. There a bitmap of a balanced pattern is for whole blocks of 32 tokens.
- * Values are stored as they are in either case.
+ * Selection is separate from packing. A pattern ranks channels by magnitude or, with an importance, by the score
+ * |value * importance|: the product of the value and the channel's f32 importance, rounded to f32. Scores are ordered
+ * like magnitudes, so equal importances select the same channels as none, and a channel of importance 0 is kept only if
+ * nothing better is left. A caller that selects by itself passes a bitmap instead, laid out as by mustafar_prune. It
+ * has exactly as many bits as the pattern keeps: `keep` in each token (UNSTRUCTURED); n in each unit and at most 2 in
+ * each group (balanced; a unit of values with tokens past the last one: at most n); at most 32 * keep in each block
+ * (MASK). The CPU refuses any other with INVALID_ARGUMENT. CUDA can't inspect it before the work runs: there another
+ * bitmap produces meaningless blocks, but nothing outside of them is touched. On CUDA a bitmap of a balanced pattern
+ * must cover whole blocks of 32 tokens. Either way, values are stored unchanged.
  */
 
-/* How blocks follow each other. */
+/* How blocks are placed one after another. */
 typedef enum mustafar_layout {
     /* Every block has room for 32 * keep values, so block i starts at i * mustafar_block_bytes. */
     MUSTAFAR_LAYOUT_FIXED = 0,
@@ -233,36 +235,36 @@ typedef enum mustafar_order {
     /* By token, then by channel. The order on disk. */
     MUSTAFAR_ORDER_PLAIN = 0,
     /* The orders in which a warp's lanes consume keys and values; see docs/format.md. CUDA only, for 16-bit dtypes and
-       head_dim 64 and 128: native values that were pruned, and integers; other FIXED formats, and OFFSETS, are plain whatever
-       this says. Balanced patterns in these orders have no bitmap but the operands of sparse matrix products; those of
-       integers with n < 8 are stored as unstructured ones are. */
+       head_dim 64 and 128: pruned native values, and integers. Other FIXED formats, and OFFSETS, are plain whatever
+       this says. In these orders balanced patterns have the operands of sparse matrix products instead of a bitmap;
+       integers with n < 8 are stored like unstructured ones. */
     MUSTAFAR_ORDER_KEY_FRAGMENT = 1,
     MUSTAFAR_ORDER_VALUE_FRAGMENT = 2,
-    /* The orders in which the vector instructions of processors consume keys and values; see docs/format.md. CPU only, for
-       integers of MUSTAFAR_PATTERN_ALL; other formats are plain whatever this says. */
+    /* The quad orders, in which the vector instructions of CPUs consume keys and values; see docs/format.md. CPU only,
+       for integers of MUSTAFAR_PATTERN_ALL; other formats are plain whatever this says. */
     MUSTAFAR_ORDER_KEY_QUADS = 3,
     MUSTAFAR_ORDER_VALUE_QUADS = 4
 } mustafar_order;
 
 enum {
     MUSTAFAR_BLOCK_TOKENS = 32,   /* tokens in a block */
-    MUSTAFAR_PAGE_PADDING = 64,   /* readable bytes at the end of a slab; their content is of no interest */
+    MUSTAFAR_PAGE_PADDING = 64,   /* readable padding bytes at the end of a slab; their content does not matter */
     MUSTAFAR_PAGE_ALIGNMENT = 64, /* alignment of a slab; pages that start at such a multiple are read fastest */
     /* Size of the counters at the start of attention's workspace. */
     MUSTAFAR_WORKSPACE_COUNTER_BYTES = 16384
 };
 
 /*
- * One block holds 32 consecutive tokens of one (sequence, KV head), keys and values apart, in sections:
+ * One block holds 32 consecutive tokens of one (sequence, KV head), separately for keys and values, in sections:
  *   - bitmap: 32 rows of w = ceil(head_dim / 32) little-endian u32; channel c of token t is bit c % 32 of word
  *     t * w + c / 32. Bits past head_dim, and rows past the last token, are zero. MUSTAFAR_PATTERN_ALL has none.
- *   - values: the kept channels, packed in `order`. 4-bit values follow each other without gaps: value i is nibble i % 2 of
- *     byte i / 2, the low one first. Rounded up to 16 bytes.
+ *   - values: the kept channels, packed in `order`. There are no gaps between 4-bit values: value i is nibble i % 2 of
+ *     byte i / 2, low nibble first. Rounded up to 16 bytes.
  *   - scales: 32 f16, one per token; only with integer values. They are a block's last 64 bytes.
- * The values of FIXED blocks take 4 * keep * b bytes of b-bit values (native ones of balanced patterns in fragment order with
- * n < 8 have 1.5 * head_dim bytes more before them). For head_dim 128 a FIXED block of 16-bit values is 512 + 64 * keep bytes, 56.3 %
- * of dense at keep 64 and 37.5 % at 40; with everything kept it is 4160 bytes (50.8 %) of 8-bit and 2112 (25.8 %) of 4-bit
- * values.
+ * The values of FIXED blocks take 4 * keep * b bytes at b bits each (native values of balanced patterns in fragment
+ * order with n < 8 have 1.5 * head_dim bytes more before them). For head_dim 128 a FIXED block of 16-bit values is
+ * 512 + 64 * keep bytes: 56.3 % of dense at keep 64 and 37.5 % at 40. With all channels kept it is 4160 bytes (50.8 %)
+ * for 8-bit and 2112 (25.8 %) for 4-bit values.
  */
 typedef struct mustafar_format {
     int32_t head_dim;     /* 64, 80, 96, 128 or 256; balanced patterns 64, 128 or 256 */
@@ -279,29 +281,30 @@ MUSTAFAR_API int32_t mustafar_block_bytes(const mustafar_format* format, int64_t
 
 /* A dense tensor [batch, heads, tokens, head_dim]; strides in elements, head_dim contiguous. */
 typedef struct mustafar_dense {
-    void* data; /* aligned to its element; read only where the call takes it as input */
+    void* data; /* aligned to its element; only read if the call takes it as input */
     int64_t batch_stride;
     int64_t head_stride;
     int64_t token_stride;
 } mustafar_dense;
 
 /*
- * Compressed tokens [slots, num_kv_heads, tokens, head_dim], in pages. A slot is the place of a sequence in the page table
- * and in the other arrays of a cache; where a call takes none, row b of the batch is slot b. Page p of a slot holds its
- * blocks p * page_blocks ... (p + 1) * page_blocks - 1 of every KV head. Pages are numbered through all slabs: page number
- * n is page n % slab_pages of slab n / slab_pages. With n = pages[slot * page_capacity + i / page_blocks], block i of
- * head h is at
+ * Compressed tokens [slots, num_kv_heads, tokens, head_dim], in pages. A slot is the place of a sequence in the page
+ * table and in the other arrays of a cache; if a call takes none, row b of the batch is slot b. Page p of a slot holds
+ * its blocks p * page_blocks ... (p + 1) * page_blocks - 1 of every KV head. Pages are numbered consecutively across
+ * slabs: page number n is page n % slab_pages of slab n / slab_pages. With n = pages[slot * page_capacity + i /
+ * page_blocks],
+ * block i of head h is at
  *   slabs[n / slab_pages] + base + (n % slab_pages) * page_bytes + h * head_stride + (i % page_blocks) * block bytes
- * The same table can serve keys and values, and all layers of a model, each with a base of its own. Sequences may share
+ * The same table can serve keys and values, and all layers of a model, each with its own base. Sequences may share
  * pages. A contiguous tensor is one slab whose pages are the sequences.
  * With OFFSETS there is one page per slot and block i of head h of slot s is at
  *   slabs[n / slab_pages] + base + (n % slab_pages) * page_bytes
  *     + 16 * offsets[(s * num_kv_heads + h) * page_blocks + i]
  * the next entry being its end; the table has slots * num_kv_heads * page_blocks + 1 ascending entries, counted from the
  * first slot (so slots that share one buffer have the same page number).
- * Entries of the page table past a slot's tokens may be read but are not followed. A page number that is followed and is
- * not 0 ... slab_count * slab_pages - 1 is CORRUPT_DATA on the CPU; on CUDA the last page is taken instead, so that
- * nothing outside the slabs is touched.
+ * Entries of the page table past a slot's tokens may be read but are not followed. If a page number that is followed is
+ * not in 0 ... slab_count * slab_pages - 1, the call is CORRUPT_DATA on the CPU; CUDA reads the last page instead, so
+ * that nothing outside the slabs is touched.
  */
 typedef struct mustafar_blocks {
     mustafar_format format;
@@ -312,7 +315,7 @@ typedef struct mustafar_blocks {
     int64_t page_bytes;      /* from one page of a slab to the next, a multiple of 16; on CUDA below 2^32 */
     int64_t base;            /* byte of a slab at which page 0 of this tensor starts, a multiple of 16 */
     int64_t head_stride;     /* bytes from one KV head to the next, a multiple of 16; OFFSETS: not used */
-    int64_t slab_bytes;      /* size of a slab, MUSTAFAR_PAGE_PADDING included */
+    int64_t slab_bytes;      /* size of a slab, including MUSTAFAR_PAGE_PADDING */
     void* const* slabs;      /* [slab_count] addresses, multiples of 16 */
     const int32_t* pages;    /* [slots, page_capacity] page numbers */
     const uint32_t* offsets; /* OFFSETS: the table; FIXED: null */
@@ -320,40 +323,41 @@ typedef struct mustafar_blocks {
 
 /* ---------------------------------------------------------------------------------------------------- 3 tensors -- */
 
-/* Chooses the channels to keep. source: [batch, heads, tokens, head_dim] of format's dtype. importance: [batch, heads,
-   head_dim] contiguous; null: magnitudes are ranked. bitmap: [batch, heads, tokens, ceil(head_dim / 32)] contiguous u32,
-   channel c in bit c % 32 of word c / 32. The format must be FIXED, its pattern not MASK. */
+/* Selects the channels to keep. source: [batch, heads, tokens, head_dim] of format's dtype. importance: [batch, heads,
+   head_dim] contiguous; null: channels are ranked by magnitude. bitmap: [batch, heads, tokens, ceil(head_dim / 32)]
+   contiguous u32, channel c in bit c % 32 of word c / 32. The format must be FIXED, its pattern not MASK. */
 MUSTAFAR_API int32_t mustafar_prune(const mustafar_context* context, const mustafar_format* format, int32_t batch,
                                     int32_t heads, int64_t tokens, const mustafar_dense* source,
                                     const float* importance, uint32_t* bitmap);
 
-/* Writes the table of an OFFSETS tensor for any bitmap (laid out as by mustafar_prune): batch * heads * ceil(tokens / 32)
-   + 1 entries, counting 16-byte units over all sequences and heads. *page_bytes receives the size of a slab whose one page
-   holds them all, the padding included. On CUDA page_bytes points to device memory. */
+/* Writes the offset table of an OFFSETS tensor for any bitmap (laid out as by mustafar_prune):
+   batch * heads * ceil(tokens / 32) + 1 entries, in 16-byte units over all sequences and heads. *page_bytes receives
+   the size of a slab whose single page holds them all, including padding. On CUDA page_bytes points to device memory.
+   */
 MUSTAFAR_API int32_t mustafar_offsets(const mustafar_context* context, const mustafar_format* format, int32_t batch,
                                       int32_t heads, int64_t tokens, const uint32_t* bitmap, uint32_t* offsets,
                                       int64_t* page_bytes);
 
 /*
- * Channel scales make few bits enough for keys, which have channels that are large in all tokens: a key k is stored as
+ * Keys have channels that are large in all tokens; channel scales let few bits suffice for them. A key k is stored as
  * k[c] / factor[c], and the query is multiplied by factor[c] before its product with the block (both in f32), so that
- * scores are those of the keys. What is kept is chosen by |k|. Factors are f32, one per channel of a (sequence, KV head);
- * where a call takes some, null stands for ones, and only integer values may have any.
+ * scores are those of the keys. Channels are selected by |k|. Factors are f32, one per channel of a (sequence, KV
+ * head). If a call takes factors, null stands for ones; only integer values may have factors.
  */
 
-/* Computes factors from the first tokens of each (sequence, head), for as long as their blocks live. source: [batch, heads,
-   tokens, head_dim] of dtype (mustafar_dtype). factors: [batch, heads, head_dim] contiguous. With m[c] = max |k[t][c]| over
-   the tokens, factor[c] is m[c] / mean(m), in which the mean is over the channels whose m is finite and not 0; computed in
-   f64 (the sum by ascending channel), at least 2^-10 and at most 2^10, rounded to f32 and then to the nearest number that
-   f16 has. 1 where m[c] is 0, infinite or NaN. */
+/* Computes factors from the first tokens of each (sequence, head); they hold as long as the blocks live. source:
+   [batch, heads, tokens, head_dim] of dtype (mustafar_dtype). factors: [batch, heads, head_dim] contiguous. With m[c] =
+   max |k[t][c]| over the tokens, factor[c] is m[c] / mean(m), where the mean is over the channels whose m is finite and
+   not 0. It is computed in f64 (summing by ascending channel), clamped to 2^-10 ... 2^10, rounded to f32 and then to
+   the nearest f16 number. It is 1 if m[c] is 0, infinite or NaN. */
 MUSTAFAR_API int32_t mustafar_key_factors(const mustafar_context* context, int32_t dtype, int32_t head_dim,
                                           int32_t batch, int32_t heads, int64_t tokens, const mustafar_dense* source,
                                           float* factors);
 
-/* Compresses source into the blocks 0 ... ceil(tokens / 32) - 1 of destination. bitmap: what is kept, [batch, heads,
-   tokens, ceil(head_dim / 32)]; null: the pattern chooses, by importance ([batch, heads, head_dim]) unless that is null,
-   too. With a bitmap importance is null. MASK and OFFSETS need a bitmap; destination->offsets comes from mustafar_offsets.
-   ALL takes neither. key_factors: [batch, heads, head_dim] or null. */
+/* Compresses source into the blocks 0 ... ceil(tokens / 32) - 1 of destination. bitmap: the channels to keep, [batch,
+   heads, tokens, ceil(head_dim / 32)]; null: the pattern selects, by importance ([batch, heads, head_dim]) or, if that
+   is null too, by magnitude. With a bitmap, importance is null. MASK and OFFSETS need a bitmap; destination->offsets
+   comes from mustafar_offsets. ALL takes neither. key_factors: [batch, heads, head_dim] or null. */
 MUSTAFAR_API int32_t mustafar_compress(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
                                        const mustafar_dense* source, const uint32_t* bitmap, const float* importance,
                                        const float* key_factors, const mustafar_blocks* destination);
@@ -365,14 +369,14 @@ MUSTAFAR_API int32_t mustafar_decompress(const mustafar_context* context, int32_
                                          int64_t tokens, const mustafar_blocks* source, const float* key_factors,
                                          const mustafar_dense* destination);
 
-/* Copies the blocks of the first `tokens` tokens from one order to another, value for value: what is read is what was
-   compressed, bit for bit. Both formats are FIXED and differ in nothing but their order. The two must not overlap. */
+/* Copies the blocks of the first `tokens` tokens from one order to another, value for value: they read the same
+   afterwards, bit for bit. Both formats are FIXED and differ only in their order. The two must not overlap. */
 MUSTAFAR_API int32_t mustafar_convert(const mustafar_context* context, int32_t batch, int32_t heads, int64_t tokens,
                                       const mustafar_blocks* source, const mustafar_blocks* destination);
 
 /* --------------------------------------------------------------------------------------------------- 4 products -- */
 
-/* The two sparse products of the paper (section 4), apart. Query or probability row r of a KV head is query head
+/* The two sparse products of the paper (section 4), separately. Query or probability row r of a KV head is query head
    h * group + r / num_queries, query r % num_queries. */
 typedef struct mustafar_product {
     int32_t batch;
@@ -389,8 +393,8 @@ typedef struct mustafar_product {
     const float* key_factors; /* [batch, num_kv_heads, head_dim] of the keys; value sum: null */
 } mustafar_product;
 
-/* weights = scale * query . keys, in which pruned channels are zeros: times infinity or NaN they give NaN. With integer
-   values, a query in which any channel is infinite or NaN gives NaN. */
+/* weights = scale * query . keys. Pruned channels are zeros: times infinity or NaN they give NaN. With integer values,
+   a query with an infinite or NaN channel gives NaN. */
 MUSTAFAR_API int32_t mustafar_key_scores(const mustafar_context* context, const mustafar_product* product);
 
 /* dense = scale * weights . values, likewise. */
@@ -402,34 +406,34 @@ MUSTAFAR_API int32_t mustafar_value_sum(const mustafar_context* context, const m
  * out = softmax(scale * q . K) . V over the tokens of each sequence, in one pass with an online softmax and f32
  * accumulation. A sequence's tokens are, in order:
  *   0 ... compressed - 1              in blocks
- *   compressed ... length - fresh - 1 in the dense tail, a ring: token t in slot t % tail_capacity
+ *   compressed ... length - fresh - 1 in the dense tail (the recent window), a ring: token t in slot t % tail_capacity
  *   the last fresh ones               in the caller's own tensors, not yet appended
- * Causality: query i of a sequence stands at position length - queries + i and sees the tokens up to and including its
+ * Causality: query i of a sequence is at position length - queries + i and sees the tokens up to and including its
  * own. A query that sees no token (an empty sequence) gives zeros and a log-sum-exp of -infinity.
  *
- * NaN and infinity give what the formula gives over the decompressed tokens that a query sees, with weights
- * exp(s - max s) / sum: a NaN or +infinity among its scores s makes the row and its log-sum-exp NaN; scores that are all
- * -infinity make the row NaN and its log-sum-exp -infinity; a value that is not finite makes NaN of a weight of zero. A
- * pruned channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN; with integer keys in blocks it
- * does so whatever is kept. Tokens that a query does not see have no part in its row, whatever they hold. On CUDA likewise,
- * but for a value that is not finite, which can make NaN in rows that do not see it and, among unstructured integers, in
- * channels that its token does not keep.
+ * NaN and infinity propagate as in the formula over the decompressed tokens that a query sees, with weights
+ * exp(s - max s) / sum. A NaN or +infinity among its scores s makes the row and its log-sum-exp NaN. If all scores are
+ * -infinity, the row is NaN and its log-sum-exp -infinity. A non-finite value turns a weight of zero into NaN. A pruned
+ * channel is a zero, so an infinity or a NaN anywhere in a query makes its row NaN; with integer keys in blocks it does
+ * so whichever channels are kept. Tokens that a query does not see do not affect its row, whatever they hold. The same
+ * holds on CUDA, with one exception: a non-finite value can make NaN in rows that do not see it and, among unstructured
+ * integers, in channels that its token does not keep.
  *
- * Row b of the batch is the sequence in slot sequences[b]. What is [num_slots] belongs to the cache and stays where it is
- * while sequences join, leave and are stepped in any subset; what is [batch] belongs to the call. On CUDA all that may
- * change from step to step (slots, lengths, counts, page numbers) is read from device memory when the work runs, so that a
- * captured call serves any step within its bounds batch, num_queries and max_tokens.
+ * Row b of the batch is the sequence in slot sequences[b]. Arrays of [num_slots] belong to the cache and stay in place
+ * while sequences join, leave and are stepped in any subset; arrays of [batch] belong to the call. On CUDA everything
+ * that may change from step to step (slots, lengths, counts, page numbers) is read from device memory when the work
+ * runs, so a captured call serves any step within its bounds batch, num_queries and max_tokens.
  */
 typedef struct mustafar_attention {
     int32_t batch;
-    int32_t num_slots; /* >= batch where sequences is null */
+    int32_t num_slots; /* >= batch if sequences is null */
     int32_t num_heads;
     int32_t num_kv_heads;
     int32_t num_queries;         /* 1 ... */
     int32_t num_fresh;           /* fresh tokens: 0 or num_queries */
-    int32_t tail_capacity;       /* slots of the ring; 0 when there is no tail */
+    int32_t tail_capacity;       /* slots of the ring; 0 if there is no tail */
     int32_t max_tokens;          /* no length is larger */
-    int32_t sliding_window;      /* a query sees only the last so many tokens, itself included; 0: all */
+    int32_t sliding_window;      /* a query sees only this many latest tokens, including itself; 0: all */
     float scale;                 /* > 0 */
     const int32_t* sequences;    /* [batch] slots, 0 ... num_slots - 1; on CUDA others are read as the last slot. null:
                                     0 ... batch - 1 */
@@ -439,25 +443,25 @@ typedef struct mustafar_attention {
                                     null: num_queries each */
     mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
     mustafar_dense output;       /* as query */
-    /* Of one dtype and head_dim; all else may differ. In fragment order, though, both have bitmaps or neither, and both have
-       integers or neither. */
+    /* Of one dtype and head_dim; everything else may differ. But in fragment order either both have bitmaps or neither,
+       and either both have integers or neither. */
     mustafar_blocks keys;
     mustafar_blocks values;
-    const float* key_factors; /* [num_slots, num_kv_heads, head_dim]; for the keys in blocks only. null: none */
+    const float* key_factors; /* [num_slots, num_kv_heads, head_dim]; only for keys in blocks. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
     mustafar_dense fresh_keys; /* [batch, num_kv_heads, num_fresh, head_dim] */
     mustafar_dense fresh_values;
-    float* log_sum_exp; /* [batch, num_heads, num_queries] natural logarithm; null: not wanted */
-    /* Aligned to 64 bytes. On CUDA the first MUSTAFAR_WORKSPACE_COUNTER_BYTES of it (all of it, if it is smaller) must be
-       zero before its first use, and are zero again after each call: later calls of any shape may use it as it is. Calls
-       that may run at the same time need workspaces of their own. */
+    float* log_sum_exp; /* [batch, num_heads, num_queries] natural logarithm; null: not written */
+    /* Aligned to 64 bytes. On CUDA the first MUSTAFAR_WORKSPACE_COUNTER_BYTES of it (all of it, if it is smaller) must
+       be zero before its first use. They are zero again after each call, so later calls of any shape may reuse it.
+       Calls that may run at the same time need separate workspaces. */
     void* workspace;
     int64_t workspace_bytes;
 } mustafar_attention;
 
-/* Bytes of workspace that mustafar_attention_forward needs for these arguments: depends on the counts, max_tokens, the
-   formats, the page_blocks and whether there is a sliding window, not on any pointer. */
+/* Bytes of workspace that mustafar_attention_forward needs for these arguments. It depends on the counts, max_tokens,
+   the formats, the page_blocks and whether there is a sliding window, not on any pointer. */
 MUSTAFAR_API int32_t mustafar_attention_workspace(const mustafar_context* context, const mustafar_attention* attention,
                                                   int64_t* bytes);
 
@@ -466,31 +470,31 @@ MUSTAFAR_API int32_t mustafar_attention_forward(const mustafar_context* context,
 /* ------------------------------------------------------------------------------------------------------ 6 cache -- */
 
 /* How many of a sequence's first tokens are compressed once it holds `length` and expects `lookahead` more: the whole
-   groups among those present that leave local_window dense tokens, those to come included:
-   floor((length - max(0, local_window - lookahead)) / group_size) * group_size, at least 0. 0 for a negative argument or a
-   group_size < 1. */
+   groups among those present that leave local_window dense tokens, counting the expected ones:
+   floor((length - max(0, local_window - lookahead)) / group_size) * group_size, at least 0. 0 for a negative argument
+   or a group_size < 1. */
 MUSTAFAR_API int64_t mustafar_compressed_tokens(int64_t length, int32_t lookahead, int32_t local_window,
                                                 int32_t group_size);
 
 /*
- * Appends count tokens to each sequence of the call: compresses into the pages whatever
- * mustafar_compressed_tokens(length + count, lookahead, ...) adds to what is compressed, taking tokens from the ring and
- * from the new ones, then writes the new tokens that stay dense into the ring. Pages for them must be in the table. Nothing
- * that is compressed already is read. With no new tokens and lookahead 1 it compresses what the next token will find
- * compressed, without adding to the cache; tokens that are not there yet are never compressed.
- * Row b of the batch is the sequence in slot sequences[b]; other slots are neither read nor written. As for attention, a
+ * Appends count tokens to each sequence of the call. It compresses into the pages whatever
+ * mustafar_compressed_tokens(length + count, lookahead, ...) adds to the compressed tokens, taking tokens from the ring
+ * and from the new ones, and then writes the new tokens that stay dense into the ring. Pages for them must be in the
+ * table. Tokens that are already compressed are not read. With no new tokens and lookahead 1 it compresses what the
+ * next token will find compressed, without adding to the cache; tokens that are not there yet are never compressed. Row
+ * b of the batch is the sequence in slot sequences[b]; other slots are neither read nor written. As with attention, a
  * call captured on CUDA serves any step within its bounds batch, num_tokens and max_tokens.
  */
 typedef struct mustafar_append {
     int32_t batch;
-    int32_t num_slots; /* >= batch where sequences is null */
+    int32_t num_slots; /* >= batch if sequences is null */
     int32_t num_kv_heads;
     int32_t num_tokens;       /* tokens in new_keys and new_values; may be 0 */
     int32_t lookahead;        /* tokens that count for the rule but are not appended, >= 0 */
     int32_t group_size;       /* a multiple of 32 */
     int32_t local_window;     /* >= 0 */
     int32_t tail_capacity;    /* >= the dense tokens of each sequence, before and after: local_window + group_size - 1
-                                 suffice for any. On CUDA a multiple of 32, of which too few overwrite each other */
+                                 always suffice. On CUDA a multiple of 32; in too small a ring tokens are lost */
     int32_t max_tokens;       /* no length is larger afterwards */
     const int32_t* sequences; /* [batch] slots, all different, 0 ... num_slots - 1; on CUDA rows of others are left out.
                                   null: 0 ... batch - 1 */
@@ -504,18 +508,18 @@ typedef struct mustafar_append {
     mustafar_dense new_values;
     mustafar_blocks keys; /* FIXED */
     mustafar_blocks values;
-    float* key_factors;       /* [num_slots, num_kv_heads, head_dim]: a slot's are computed from the tokens that are
-                                 compressed when none was before, and read from then on. null: none */
+    float* key_factors;       /* [num_slots, num_kv_heads, head_dim]: a slot's are computed from its first compressed
+                                 tokens, and read from then on. null: none */
     mustafar_dense tail_keys; /* [num_slots, num_kv_heads, tail_capacity, head_dim] */
     mustafar_dense tail_values;
-    /* How the channels of the tokens that the call compresses are chosen, as in mustafar_compress. */
-    const float* key_importance;   /* [num_slots, num_kv_heads, head_dim]; null: magnitudes are ranked */
+    /* How the channels of the tokens that the call compresses are selected, as in mustafar_compress. */
+    const float* key_importance;   /* [num_slots, num_kv_heads, head_dim]; null: ranked by magnitude */
     const float* value_importance; /* likewise */
     const uint32_t* key_bitmap;    /* [batch, num_kv_heads, bitmap_tokens, ceil(head_dim / 32)]: row i of a sequence is
-                                      its token compressed + i. null: the pattern chooses */
+                                      its token compressed + i. null: the pattern selects */
     const uint32_t* value_bitmap;  /* likewise */
-    int32_t bitmap_tokens;         /* at least the tokens that fall due of any sequence, if there are bitmaps; on CUDA
-                                      tokens past it take its last row */
+    int32_t bitmap_tokens;         /* with bitmaps: at least the tokens of any sequence that the call compresses; on
+                                      CUDA tokens past it use its last row */
 } mustafar_append;
 
 MUSTAFAR_API int32_t mustafar_append_tokens(const mustafar_context* context, const mustafar_append* append);
@@ -523,9 +527,9 @@ MUSTAFAR_API int32_t mustafar_append_tokens(const mustafar_context* context, con
 /* --------------------------------------------------------------------------------------------------------- 7 step -- */
 
 /*
- * What a decode step of a Llama-like model needs between its attention calls. All tensors have one dtype, sums are f32 and
- * results are rounded once. On CUDA nothing is allocated and nothing waits, so the calls can be captured into a graph, and
- * whatever changes from step to step (positions, sampling options, counters) is read from device memory.
+ * What a decode step of a Llama-like model needs between its attention calls. All tensors have one dtype, sums are f32
+ * and results are rounded once. On CUDA nothing is allocated and nothing waits, so the calls can be captured into a
+ * graph; everything that changes from step to step (positions, sampling options, counters) is read from device memory.
  */
 
 /* Rows of a dense matrix; elements of a row are contiguous. */
@@ -534,7 +538,7 @@ typedef struct mustafar_rows {
     int64_t row_stride; /* elements */
 } mustafar_rows;
 
-/* RMSNorm (arXiv 1910.07467), with a residual added before it if there is one. */
+/* RMSNorm (arXiv 1910.07467), optionally of the sum with a residual. */
 typedef struct mustafar_norm {
     int32_t dtype;       /* mustafar_dtype */
     int32_t hidden_size; /* 1 ... 2^20 */
@@ -551,10 +555,11 @@ typedef struct mustafar_norm {
 MUSTAFAR_API int32_t mustafar_rms_norm(const mustafar_context* context, const mustafar_norm* norm);
 
 /*
- * Rotary position embedding (RoFormer, arXiv 2104.09864) of queries and keys, in the half-split convention of Hugging Face
- * checkpoints: with i < rotary_dim / 2, channels i and i + rotary_dim / 2 turn by position * inv_freq[i]; channels from
- * rotary_dim on stay. If query_norm or key_norm is given, each head is normalised first (RMSNorm over head_dim, as in
- * Qwen3). Heads are read where a projection of q, k and v left them: any strides. An output may be its own input.
+ * Rotary position embedding (RoFormer, arXiv 2104.09864) of queries and keys, in the half-split convention of Hugging
+ * Face checkpoints: with i < rotary_dim / 2, channels i and i + rotary_dim / 2 are rotated by position * inv_freq[i];
+ * channels from rotary_dim on are unchanged. If query_norm or key_norm is given, each head is normalised first (RMSNorm
+ * over head_dim, as in Qwen3). Heads are read where a projection of q, k and v left them: any strides. An output may be
+ * its own input.
  */
 typedef struct mustafar_rope {
     int32_t dtype; /* mustafar_dtype */
@@ -567,7 +572,7 @@ typedef struct mustafar_rope {
     float eps;            /* of the norms, >= 0 */
     mustafar_dense query; /* [batch, num_heads, num_tokens, head_dim] */
     mustafar_dense key;   /* [batch, num_kv_heads, num_tokens, head_dim] */
-    mustafar_dense value; /* as key; copied. data null: there is nothing to copy */
+    mustafar_dense value; /* as key; copied. data null: nothing is copied */
     mustafar_dense query_output;
     mustafar_dense key_output;
     mustafar_dense value_output;
@@ -583,8 +588,8 @@ typedef struct mustafar_rope {
 
 MUSTAFAR_API int32_t mustafar_rotate(const mustafar_context* context, const mustafar_rope* rope);
 
-/* output[r][i] = silu(input[r][i]) * input[r][width + i], silu(x) = x / (1 + exp(-x)): the gated activation of Llama's MLP
-   on one product [rows, 2 * width] of the gate and up projections. output: [rows, width], apart from the input. */
+/* output[r][i] = silu(input[r][i]) * input[r][width + i], silu(x) = x / (1 + exp(-x)): the gated activation of Llama's
+   MLP on one product [rows, 2 * width] of the gate and up projections. output: [rows, width], not the input's memory. */
 MUSTAFAR_API int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
                                        const mustafar_rows* input, const mustafar_rows* output);
 
@@ -597,10 +602,10 @@ typedef enum mustafar_activation {
 } mustafar_activation;
 
 /*
- * A linear layer for few rows, which reads its weight once: output = activation(norm(input) weight^T + bias) + residual.
- * On CUDA a call may start to read `weight` before the work queued ahead of it is done, so that work must not write it,
- * and a row of the input must fit into a thread block's shared memory beside some weights: in_features <= 16384 for f32,
- * 32768 for 16-bit types; more is UNSUPPORTED.
+ * A linear layer for few rows, which reads its weight once: output = activation(norm(input) weight^T + bias) +
+ * residual. On CUDA a call may start to read `weight` before the work queued ahead of it has finished, so that work
+ * must not write it. A row of the input must fit into a thread block's shared memory together with some weights:
+ * in_features <= 16384 for f32, 32768 for 16-bit types; more is UNSUPPORTED.
  */
 typedef struct mustafar_linear {
     int32_t dtype;          /* mustafar_dtype */
@@ -612,41 +617,41 @@ typedef struct mustafar_linear {
     mustafar_rows input;    /* [rows, in_features] */
     const void* norm;       /* [in_features] weight of an RMSNorm of the input, rounded to dtype; null: none */
     mustafar_rows weight;   /* [out_features or 2 * out_features, in_features] */
-    const void* bias;       /* one for each of the weight's rows; null: none */
+    const void* bias;       /* one per row of the weight; null: none */
     mustafar_rows residual; /* [rows, out_features], added; may be the output. data null: none */
-    mustafar_rows output;   /* [rows, out_features], apart from the input */
+    mustafar_rows output;   /* [rows, out_features], separate from the input */
 } mustafar_linear;
 
 MUSTAFAR_API int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear);
 
 /* How one sequence's next token is chosen. Read where the call runs, so a number out of its range has the meaning given
-   here instead of an error. */
+   here instead of being an error. */
 typedef struct mustafar_sampling_options {
-    float temperature;        /* divides the logits; not above 0: the likeliest token is taken (greedy) */
-    int32_t top_k;            /* only this many of the likeliest; below 1: all */
-    float top_p;              /* only the fewest of the likeliest with at least this part of the probability that top_k
-                                 left, at least one token; 1 or more: all */
-    float min_p;              /* only tokens with at least this part of the likeliest one's probability; 0: all */
+    float temperature;        /* divides the logits; not above 0: greedy */
+    int32_t top_k;            /* only this many of the likeliest tokens; below 1: all */
+    float top_p;              /* only the smallest set of likeliest tokens with at least this share of the probability
+                                 that top_k left, at least one token; 1 or more: all */
+    float min_p;              /* only tokens with at least this share of the likeliest one's probability; 0: all */
     float repetition_penalty; /* logits of tokens in the prompt or chosen before: divided by it if above 0, else
                                  multiplied (CTRL, arXiv 1909.05858); 1: none */
-    float frequency_penalty;  /* taken from a logit for each time that its token was chosen; 0: none */
-    float presence_penalty;   /* taken from a logit if its token was chosen; 0: none */
+    float frequency_penalty;  /* subtracted from a logit for each time that its token was chosen; 0: none */
+    float presence_penalty;   /* subtracted from a logit if its token was chosen; 0: none */
     int32_t reserved;         /* 0 */
     uint64_t seed;
 } mustafar_sampling_options;
 
 /*
- * Draws one token for each sequence. Exactly defined, so that every device and any number of threads draw the same:
- *   1. Logits are widened to f32. Tokens that `allowed` leaves out do not exist.
+ * Draws one token per sequence. It is defined exactly, so that every device and any number of threads draw the same:
+ *   1. Logits are widened to f32. Tokens that `allowed` excludes are ignored.
  *   2. Penalties in the order repetition, frequency and presence; the latter two, summed in f64, are rounded to f32.
- *   3. Order: larger logit first, the lower id among equals.
+ *   3. Order: larger logit first, then the lower id.
  *   4. Weights: 2^40 * exp((logit - largest) / temperature) as an integer, by a fixed f32 computation (core/sampling.h)
- *      with a relative error below 2^-19. What is below 2^-40 of the largest has weight 0 and is never drawn.
+ *      with a relative error below 2^-19. Anything below 2^-40 of the largest has weight 0 and is never drawn.
  *   5. top_k, then top_p, then min_p, on those integers.
  *   6. 64 random bits r: words 0 (low) and 1 (high) of Philox4x32-10 (Salmon et al., SC 2011) with the seed as key and
- *      counter (step, step >> 32, 0, 0). With s the sum of the weights left, token floor(r * s / 2^64) is drawn, counting
- *      each token as often as it weighs, in order of ids.
- * A sequence whose allowed logits include a NaN, or have no finite largest one, gets token -1, and neither its step nor its
+ *      counter (step, step >> 32, 0, 0). With s the sum of the remaining weights, token floor(r * s / 2^64) is drawn,
+ *      counting each token as often as its weight, in order of ids.
+ * A sequence whose allowed logits include a NaN, or have no finite maximum, gets token -1, and neither its step nor its
  * counts change.
  */
 typedef struct mustafar_sampling {
@@ -672,10 +677,10 @@ MUSTAFAR_API int32_t mustafar_sample(const mustafar_context* context, const must
 /* ------------------------------------------------------------------------------------------------------- 8 graphs -- */
 
 /*
- * CUDA only; UNSUPPORTED elsewhere. Work that is queued on a stream while it is captured is not done but becomes a graph,
- * of calls of this library and of others alike, which can then be launched as a whole, again and again, on any stream of
- * the device. A graph reads and writes the addresses of its capture: they must stay valid as long as it is launched. It
- * does not own them. Whoever captures uses a stream of mustafar_stream_create that nothing else is queued on.
+ * CUDA only; UNSUPPORTED elsewhere. Work that is queued on a stream during a capture does not run but becomes a graph,
+ * of calls of this library and of others alike. The graph can then be launched as a whole, repeatedly, on any stream of
+ * the device. A graph reads and writes the addresses of its capture, which it does not own: they must stay valid as
+ * long as it is launched. Capture on a stream of mustafar_stream_create that nothing else uses.
  */
 
 /* *stream receives a new cudaStream_t that does not wait for the default stream. The context's stream is not used. */
@@ -687,14 +692,14 @@ MUSTAFAR_API int32_t mustafar_stream_destroy(const mustafar_context* context);
 /* Begins to capture what is queued on the context's stream, in relaxed mode: other work of the process is free. */
 MUSTAFAR_API int32_t mustafar_capture_begin(const mustafar_context* context);
 
-/* Ends the capture on the context's stream. *graph receives what can be launched, or null if it fails; the stream is free
-   again in either case. graph null: what was captured is dropped. */
+/* Ends the capture on the context's stream. *graph receives the launchable graph, or null on failure; either way the
+   stream is usable again. graph null: the capture is discarded. */
 MUSTAFAR_API int32_t mustafar_capture_end(const mustafar_context* context, void** graph);
 
 /* Queues the graph on the context's stream. Launches of one graph follow one another. */
 MUSTAFAR_API int32_t mustafar_graph_launch(const mustafar_context* context, void* graph);
 
-/* Destroys a graph, once launches of it that are queued are done. */
+/* Destroys a graph once its queued launches are done. */
 MUSTAFAR_API int32_t mustafar_graph_destroy(const mustafar_context* context, void* graph);
 
 #ifdef __cplusplus

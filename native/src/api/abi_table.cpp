@@ -1,4 +1,4 @@
-// The library's own account of the header's types, from which bindings learn whether they agree with it.
+// The library's own description of the header's types, against which bindings check themselves.
 #include <cstddef>
 #include <iterator>
 
@@ -6,7 +6,7 @@
 
 namespace {
 
-// Macros, because C++ has no names of fields and enumerators.
+// Macros, because C++ cannot enumerate fields and enumerators.
 #define STRUCT(type) \
     { MUSTAFAR_ABI_KIND_STRUCT, int{sizeof(type)}, int{alignof(type)}, 0, #type, nullptr }
 #define FIELD(type, field)                                                                      \

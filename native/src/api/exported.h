@@ -13,7 +13,7 @@ inline const Backend& backend(const mustafar_context& context) {
     return context.device == MUSTAFAR_DEVICE_CUDA ? cuda_backend() : cpu_backend();
 }
 
-// A back end that reports failure has written its text; carry both to guarded().
+// A back end that reports failure has written its text; pass both to guarded().
 inline void pass_on(int32_t status, const ErrorText& text) {
     if (status != MUSTAFAR_STATUS_OK) throw Error(static_cast<mustafar_status>(status), text);
 }

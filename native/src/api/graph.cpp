@@ -1,4 +1,4 @@
-// The C functions of streams and graphs.
+// The C functions for streams and graphs.
 #include "api/exported.h"
 #include "core/checks.h"
 #include "core/validate.h"
@@ -18,7 +18,7 @@ void check_graph(const void* graph) {
     if (graph == nullptr) fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "graph: expected a captured graph, got null");
 }
 
-// A stream of one's own: the default stream can be neither captured nor destroyed.
+// A separate stream: the default stream can be neither captured nor destroyed.
 void need_stream(const mustafar_context* context) {
     if (checked(context).device == MUSTAFAR_DEVICE_CUDA && context->stream == nullptr)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "context.stream: expected a stream of mustafar_stream_create, got null");

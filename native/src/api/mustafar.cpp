@@ -1,4 +1,4 @@
-// The C border: every export checks its arguments, calls the context's back end and turns errors into a status.
+// The C boundary: every export checks its arguments, calls the context's back end and turns errors into a status.
 #include "mustafar/mustafar.h"
 
 #include "api/exported.h"

@@ -1,4 +1,4 @@
-// The C functions of a decode step.
+// The C functions for a decode step.
 #include "api/exported.h"
 #include "core/validate.h"
 #include "mustafar/mustafar.h"

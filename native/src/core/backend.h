@@ -1,5 +1,5 @@
-// A back end is a table of functions over arguments that the C border has validated. Each returns a status and, unless
-// it is OK, fills the text; none throws. libmustafar holds the CPU's table; libmustafar_cuda exports its own through
+// A back end is a table of functions whose arguments the C boundary has validated. Each returns a status and, unless
+// it is OK, fills the text; none throws. libmustafar contains the CPU's table; libmustafar_cuda exports its own through
 // mustafar_cuda_backend and is loaded on the first call that needs it.
 #pragma once
 
@@ -10,11 +10,11 @@
 
 namespace mustafar {
 
-// What section 8 of the header does, each with what it takes and makes.
+// The functions of section 8 of the header, each with its inputs and outputs.
 enum class GraphCall { create_stream, destroy_stream, begin_capture, end_capture, launch, destroy };
 
 struct Backend {
-    int32_t abi_version;  // MUSTAFAR_ABI_VERSION; first, so that a mismatch can be seen in any version
+    int32_t abi_version;  // MUSTAFAR_ABI_VERSION; first, so that any version can detect a mismatch
     int32_t (*prune)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
                      const mustafar_dense& source, const float* importance, uint32_t* bitmap, ErrorText&);
     int32_t (*offsets)(const mustafar_context&, const mustafar_format&, int32_t batch, int32_t heads, int64_t tokens,
@@ -43,7 +43,7 @@ struct Backend {
     int32_t (*graph)(const mustafar_context&, GraphCall, void* graph, void** made, ErrorText&);
 };
 
-// The name and type of the function by which a back end library hands out its table.
+// The name and type of the function through which a back-end library provides its table.
 constexpr const char* cuda_backend_symbol = "mustafar_cuda_backend";
 using BackendFunction = const Backend* (*)();
 

@@ -1,4 +1,4 @@
-// Checks of single arguments, shared by all functions of the C border.
+// Checks of single arguments, shared by all functions of the C boundary.
 #pragma once
 
 #include <climits>
@@ -31,7 +31,7 @@ inline void check_aligned(const char* name, const void* pointer, uintptr_t align
              (unsigned long long)alignment, pointer);
 }
 
-// An array that may be left out.
+// An optional array.
 inline void check_optional(const char* name, const void* pointer, uintptr_t alignment) {
     if (pointer != nullptr) check_aligned(name, pointer, alignment);
 }
@@ -68,7 +68,7 @@ inline void check_dense(const char* name, const mustafar_dense& dense, const Ext
              (long long)dense.batch_stride, (long long)dense.head_stride, (long long)dense.token_stride);
 }
 
-// A tensor that is written must not fold several elements onto one address.
+// A tensor that is written must not map several elements to one address.
 inline void check_written(const char* name, const mustafar_dense& dense, const Extent& extent, int element) {
     check_dense(name, dense, extent, element);
     if ((extent.tokens > 1 && dense.token_stride < extent.width) ||

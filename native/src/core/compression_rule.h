@@ -1,4 +1,4 @@
-// When tokens of a cache are compressed. The text of the rule stands in the public header. Usable in device code.
+// When tokens of a cache are compressed. The public header states the rule. Usable in device code.
 #pragma once
 
 namespace mustafar {

@@ -15,8 +15,8 @@ constexpr const char* file_name = "mustafar_cuda.dll";
 constexpr const char* file_name = "libmustafar_cuda.so";
 #endif
 
-// The library beside this one; or, as packages keep each in a folder of its own, the one that the caller has loaded or the
-// system finds by its name.
+// The library next to this one; or, since packages keep each in its own folder, the one that the caller has loaded or
+// that the system finds by its name.
 void* load_file() {
     try {
         return load_library(own_folder() + file_name);

@@ -1,4 +1,4 @@
-// Errors inside the library are exceptions; at each library's border they become a status and a text.
+// Errors inside the library are exceptions; at each library's boundary they become a status and a text.
 #pragma once
 
 #include <cstdarg>

@@ -1,4 +1,4 @@
-// Geometry of the compressed format; the text of the format stands in the public header.
+// Geometry of the compressed format; the public header describes the format.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ constexpr bool is_rotated(const mustafar_format& format) {
     return format.pattern == MUSTAFAR_PATTERN_ALL_ROTATED;
 }
 
-// Nothing but a caller's bitmap says which channels there are.
+// Only a caller's bitmap says which channels there are.
 constexpr bool needs_bitmap(const mustafar_format& format) {
     return format.layout == MUSTAFAR_LAYOUT_OFFSETS || format.pattern == MUSTAFAR_PATTERN_MASK;
 }
@@ -53,7 +53,8 @@ constexpr bool has_integers(const mustafar_format& format) {
     return format.value_format != MUSTAFAR_VALUE_FORMAT_NATIVE;
 }
 
-// Whether the fragment orders exist: where tensor cores read blocks directly. Other formats are plain whatever their order.
+// Whether the fragment orders exist: if tensor cores read blocks directly. Other formats are plain whatever their
+// order.
 constexpr bool has_fragment_order(const mustafar_format& format) {
     return (format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT) &&
            format.layout == MUSTAFAR_LAYOUT_FIXED && format.dtype != MUSTAFAR_DTYPE_F32 &&
@@ -61,12 +62,12 @@ constexpr bool has_fragment_order(const mustafar_format& format) {
            !needs_bitmap(format);
 }
 
-// Whether a block in fragment order has positions in place of a bitmap: balanced ones, but of integers those of 2:4 alone.
+// Whether a block in fragment order has positions instead of a bitmap: balanced ones, and among integers only 2:4.
 constexpr bool has_positions(const mustafar_format& format) {
     return is_balanced(format) && (!has_integers(format) || balanced_kept(format) == most_balanced);
 }
 
-// Whether the processor's own orders exist. Other formats are plain whatever their order.
+// Whether the CPU's own orders exist. Other formats are plain whatever their order.
 constexpr bool has_quads_order(const mustafar_format& format) {
     return (format.order == MUSTAFAR_ORDER_KEY_QUADS || format.order == MUSTAFAR_ORDER_VALUE_QUADS) &&
            keeps_all(format) && has_integers(format);
@@ -80,12 +81,12 @@ constexpr int value_bits(const mustafar_format& format) {
                                                                : 8 * element_bytes(format.dtype);
 }
 
-// Of a block whose values start behind a bitmap.
+// For a block whose values start after a bitmap.
 constexpr int64_t bitmap_bytes(const mustafar_format& format) {
     return keeps_all(format) ? 0 : bitmap_bytes(format.head_dim);
 }
 
-// In front of the values: the bitmap, or what stands for it in a balanced block in fragment order.
+// Before the values: the bitmap, or what replaces it in a balanced block in fragment order.
 constexpr int64_t fixed_header_bytes(const mustafar_format& format) {
     const bool codes = has_positions(format) && has_fragment_order(format) && balanced_kept(format) < most_balanced;
     return bitmap_bytes(format) + (codes ? balanced_code_bytes(format.head_dim) : 0);
@@ -104,7 +105,7 @@ constexpr int64_t fixed_block_bytes(const mustafar_format& format) {
            scales_bytes(format);
 }
 
-// Bytes of an OFFSETS block with so many values.
+// Bytes of an OFFSETS block with that many values.
 constexpr int64_t offsets_block_bytes(const mustafar_format& format, int64_t values) {
     return bitmap_bytes(format) + values_bytes(format, values) + scales_bytes(format);
 }

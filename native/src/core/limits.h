@@ -1,4 +1,4 @@
-// The numbers up to which the library serves, as it checks them and as mustafar_get_limits reports them.
+// The library's limits, as it checks them and as mustafar_get_limits reports them.
 #pragma once
 
 #include <iterator>

@@ -93,14 +93,14 @@ MUSTAFAR_EVERYWHERE float penalised(float logit, int32_t count, bool in_prompt, 
     return logit;
 }
 
-// log2(e) * (logit - largest) / temperature, not above 0; never falls where the logit rises. logit <= largest, both not
-// NaN, largest finite. Down to -63 only, which weighs nothing.
+// log2(e) * (logit - largest) / temperature, not above 0; never decreases as the logit grows. logit <= largest, both
+// not NaN, largest finite. Only down to -63, which has no weight.
 MUSTAFAR_EVERYWHERE float power_of_two(float logit, float largest, float temperature) {
     const float power = product(quotient(sum(logit, -largest), temperature), 1.44269504f);
     return power > -63.0f ? power : -63.0f;
 }
 
-// 2^power, power from -63 to 0, in units of 2^-40, cut off.
+// 2^power, power from -63 to 0, in units of 2^-40, truncated.
 MUSTAFAR_EVERYWHERE uint64_t weight(float power) {
     const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
     const float shifted = sum(power, shifter), whole = sum(shifted, -shifter);

@@ -5,7 +5,7 @@
 
 namespace mustafar {
 
-// The folder of the library that holds this function, with the separator at its end; empty if the system does not know.
+// The folder of the library that contains this function, with a trailing separator; empty if the system does not know.
 std::string own_folder();
 
 // Loads a library, which is never unloaded. Throws Error with the system's reason.

@@ -21,7 +21,7 @@ std::string utf8(const wchar_t* text, size_t characters) {
     return result;
 }
 
-// The system's text of an error, without the line end that it has.
+// The system's text of an error, without its line end.
 std::string message(DWORD code) {
     wchar_t text[256];
     DWORD length = FormatMessageW(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS, nullptr, code, 0, text,
@@ -45,7 +45,7 @@ std::string own_folder() {
 }
 
 void* load_library(const std::string& path) {
-    // What a library needs is looked for beside it first, then where the system keeps its own.
+    // Dependencies of a library are searched for next to it first, then where the system keeps its own.
     const HMODULE library = LoadLibraryExW(wide(path).c_str(), nullptr, LOAD_WITH_ALTERED_SEARCH_PATH);
     if (library == nullptr) fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s: %s", path.c_str(), message(GetLastError()).c_str());
     return library;

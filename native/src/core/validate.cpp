@@ -35,18 +35,18 @@ void check_balanced(const char* name, const mustafar_format& format) {
 
 void check_rotated(const char* name, const mustafar_format& format) {
     if (!has_integers(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s.format.value_format: expected integers where keys are rotated, got %d", name, format.value_format);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.value_format: expected integers for rotated keys, got %d",
+             name, format.value_format);
     if (hadamard_factor(format.head_dim) == 0.0f)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "%s.format.head_dim: keys of 64, 128 and 256 channels can be rotated, got %d",
              name, format.head_dim);
 }
 
-// Sums of rotated rows would have to be turned back.
+// Sums of rotated rows would have to be rotated back.
 void check_values(const char* name, const mustafar_format& format) {
     if (is_rotated(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.format.pattern: expected one of values, got %d (rotated keys)", name,
-             format.pattern);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "%s.format.pattern: expected a pattern for values, got %d (rotated keys)", name, format.pattern);
 }
 
 // Any format that this library knows.
@@ -66,7 +66,7 @@ void check_format(const char* name, const mustafar_format& format) {
     if (is_balanced(format)) check_balanced(name, format);
     if (keeps_all(format) && (format.layout != MUSTAFAR_LAYOUT_FIXED || format.keep != format.head_dim))
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) where all channels are kept, got %d and %d",
+             "%s.format.layout, keep: expected 0 (fixed) and head_dim (%d) if all channels are kept, got %d and %d",
              name, format.head_dim, format.layout, format.keep);
     if (is_rotated(format)) check_rotated(name, format);
     if (format.pattern == MUSTAFAR_PATTERN_MASK && format.layout != MUSTAFAR_LAYOUT_FIXED)
@@ -74,17 +74,17 @@ void check_format(const char* name, const mustafar_format& format) {
              name, format.layout);
 }
 
-// What a device does not serve.
+// What a device does not support.
 void check_served(const char* name, const mustafar_context& context, const mustafar_format& format) {
     const bool fragment = format.order == MUSTAFAR_ORDER_KEY_FRAGMENT || format.order == MUSTAFAR_ORDER_VALUE_FRAGMENT;
     if (context.device == MUSTAFAR_DEVICE_CPU && fragment)
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "%s.format.order: the CPU serves the plain order (0) and the orders of quads (3, 4), got %d", name,
+             "%s.format.order: the CPU supports the plain order (0) and the quad orders (3, 4), got %d", name,
              format.order);
     if (context.device == MUSTAFAR_DEVICE_CPU) return;
     if (format.order != MUSTAFAR_ORDER_PLAIN && !fragment)
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "%s.format.order: CUDA serves the plain order (0) and the fragment orders (1, 2), got %d", name,
+             "%s.format.order: CUDA supports the plain order (0) and the fragment orders (1, 2), got %d", name,
              format.order);
 }
 
@@ -98,7 +98,7 @@ void check_shape(int32_t batch, int32_t heads, int64_t tokens) {
              (long long)tokens);
 }
 
-// Query rows are counted in 32 bits, those of one call together, so that no size made of them leaves 64. An empty
+// Query rows are counted in 32 bits, over the whole call, so that no size computed from them exceeds 64 bits. An empty
 // dimension counts as one: a size query may come before the dimension is known.
 void check_query_rows(int32_t batch, int32_t num_heads, int32_t num_queries) {
     if (wide{std::max(batch, 1)} * num_heads * std::max(num_queries, 1) > INT_MAX)
@@ -116,7 +116,7 @@ void check_same_values(const mustafar_format& keys, const mustafar_format& value
              keys.dtype, values.dtype);
 }
 
-// Channel scales of keys: one for each channel of so many (slot, KV head).
+// Channel scales of keys: one per channel of that many (slot, KV head) pairs.
 void check_factors_size(const char* name, int64_t slots, int64_t heads, int32_t head_dim) {
     if (wide{slots} * heads * head_dim * int{sizeof(float)} > max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected at most 2^56 bytes, got those of %lld x %lld heads", name,
@@ -131,7 +131,7 @@ void check_key_factors(const float* factors, const mustafar_format& format, int6
     check_factors_size("key_factors", slots, heads, format.head_dim);
 }
 
-// How the slabs are laid out. The blocks of different pages and heads must not overlap, and must end before the padding.
+// The layout of the slabs. The blocks of different pages and heads must not overlap, and must end before the padding.
 void check_slabs(const char* name, const mustafar_blocks& blocks, int32_t heads) {
     check_range("page_blocks", blocks.page_blocks, 1, INT_MAX);
     check_range("slab_pages", blocks.slab_pages, 1, INT_MAX);
@@ -160,8 +160,8 @@ void check_slabs(const char* name, const mustafar_blocks& blocks, int32_t heads)
     check_aligned(name, static_cast<const void*>(blocks.slabs), sizeof(void*));
 }
 
-// Blocks of which the first `tokens` of each slot may be touched. Slabs are looked at when there are any: on a device it
-// is not known here whether the call touches a block.
+// Blocks of which the first `tokens` of each slot may be accessed. Slabs are checked if there are any: on a device it
+// is not known here whether the call accesses a block.
 void check_blocks(const char* name, const mustafar_context& context, const mustafar_blocks& blocks, int32_t slots,
                   int32_t heads, int64_t tokens) {
     check_format(name, blocks.format);
@@ -187,14 +187,14 @@ void check_blocks(const char* name, const mustafar_context& context, const musta
     }
     check_aligned("offsets", blocks.offsets, alignof(uint32_t));
     if (wide{slots} * heads * blocks.page_blocks * int{sizeof(uint32_t)} > max_span_bytes)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected a table of offsets within 2^56 bytes, got %d",
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected an offset table within 2^56 bytes, got %d",
              name, blocks.page_blocks);
     if (used > blocks.page_blocks)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.page_blocks: expected >= %lld (one page holds all blocks), got %d",
              name, (long long)used, blocks.page_blocks);
 }
 
-// The slots of a call's rows, which on a device can't be looked at here.
+// The slots of a call's rows, which can't be inspected here on a device.
 void check_sequences(const mustafar_context& context, const int32_t* sequences, int32_t batch, int32_t num_slots,
                      bool distinct) {
     check_range("num_slots", num_slots, sequences == nullptr ? batch : 0, INT_MAX);
@@ -210,8 +210,8 @@ void check_sequences(const mustafar_context& context, const int32_t* sequences, 
              *twice);
 }
 
-// What chooses channels beside the pattern: a bitmap, an importance of each (slot or sequence, head), or neither. of: what
-// the names of the arguments begin with.
+// What selects channels in addition to the pattern: a bitmap, an importance of each (slot or sequence, head), or
+// neither. of: the beginning of the arguments' names.
 void check_selection(const char* of, const void* bitmap, const float* importance, const mustafar_format& format,
                      int64_t slots, int64_t heads) {
     char bitmap_name[32], importance_name[32];
@@ -221,19 +221,19 @@ void check_selection(const char* of, const void* bitmap, const float* importance
     check_optional(importance_name, importance, alignof(float));
     if (bitmap == nullptr && needs_bitmap(format))
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s: expected a bitmap for the mask pattern and for the layout of offsets, got null", bitmap_name);
+             "%s: expected a bitmap for the mask pattern and for the offsets layout, got null", bitmap_name);
     if (bitmap != nullptr && keeps_all(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null where all channels are kept", bitmap_name);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null if all channels are kept", bitmap_name);
     if (importance == nullptr) return;
     if (bitmap != nullptr)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null beside a bitmap, which chooses by itself",
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null with a bitmap, which already chooses the channels",
              importance_name);
     if (keeps_all(format))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null where all channels are kept", importance_name);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected null if all channels are kept", importance_name);
     check_factors_size(importance_name, slots, heads, format.head_dim);
 }
 
-// Tail or fresh tokens: keys and values of one extent.
+// Tail or fresh tokens: keys and values of the same extent.
 void check_pair(const char* name, const mustafar_dense& keys, const mustafar_dense& values, const Extent& extent,
                 int element, bool written) {
     const auto check = written ? check_written : check_dense;
@@ -244,9 +244,9 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
     check(text, values, extent, element);
 }
 
-// due: tokens that a sequence has to compress, at most; on a device that is not known here.
+// due: maximum number of tokens that a sequence has to compress; on a device that is not known here.
 void check_append_selection(const mustafar_context& context, const mustafar_append& append, int64_t due) {
-    // Where nothing is ever compressed, nothing has to be said of it.
+    // If nothing is ever compressed, nothing has to be specified.
     const bool compresses = context.device != MUSTAFAR_DEVICE_CPU ? append.keys.slab_count > 0 : due > 0;
     if (!compresses) return;
     check_selection("key_", append.key_bitmap, append.key_importance, append.keys.format, append.num_slots,
@@ -321,8 +321,8 @@ void check_prune(const mustafar_context& context, const mustafar_format* format,
     if (extent.empty()) return;
     check_aligned("bitmap", bitmap, alignof(uint32_t));
     if (format->pattern == MUSTAFAR_PATTERN_MASK)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "format.pattern: expected one that chooses channels, got %d (mask)",
-             format->pattern);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+             "format.pattern: expected a pattern that selects channels, got %d (mask)", format->pattern);
     check_selection("", nullptr, importance, *format, batch, heads);
 }
 
@@ -436,8 +436,8 @@ void check_attention(const mustafar_context& context, const mustafar_attention* 
                Extent{attention.num_slots, attention.num_kv_heads, attention.tail_capacity, head_dim}, element, false);
     check_pair("fresh", attention.fresh_keys, attention.fresh_values,
                Extent{attention.batch, attention.num_kv_heads, attention.num_fresh, head_dim}, element, false);
-    // The CPU back end looks at the counts and checks the blocks that they make it read; on a device only the caller's
-    // bound is known here.
+    // The CPU back end checks the counts and the blocks that they make it read; on a device only the caller's bound is
+    // known here.
     int64_t compressed = 0;
     if (context.device == MUSTAFAR_DEVICE_CPU)
         for (int32_t b = 0; b < attention.batch; ++b) {
@@ -471,7 +471,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
     if (append.group_size % block_tokens != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "group_size: expected a multiple of %d, got %d", block_tokens,
              append.group_size);
-    // On a device it is not known here how many tokens are dense, only that a multiple of 32 serves its kernels.
+    // On a device it is not known here how many tokens are dense, only that its kernels need a multiple of 32.
     const int tail_unit = context.device == MUSTAFAR_DEVICE_CPU ? 1 : block_tokens;
     if (append.tail_capacity < tail_unit || append.tail_capacity % tail_unit != 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "tail_capacity: expected a multiple of %d, >= %d, got %d", tail_unit,
@@ -518,7 +518,7 @@ void check_append(const mustafar_context& context, const mustafar_append* pointe
             due = std::max(due, after - compressed);
         }
     check_append_selection(context, append, due);
-    // Only whole groups are compressed, and only tokens that are there: a table need not have room for more.
+    // Only whole groups are compressed, and only tokens that are there, so a table need not have room for more.
     const int64_t end = compressed_tokens<int64_t>(longest, append.lookahead, append.local_window, append.group_size);
     check_blocks("keys", context, append.keys, append.num_slots, append.num_kv_heads, end);
     check_blocks("values", context, append.values, append.num_slots, append.num_kv_heads, end);

@@ -1,4 +1,4 @@
-// Checks of everything that a caller passes over the C border and that can be known without reading device memory.
+// Checks of everything that a caller passes over the C boundary and that can be known without reading device memory.
 // Each throws Error with the name of the argument, what was expected and what came.
 #pragma once
 

@@ -22,7 +22,7 @@ void check_rows(const char* name, const mustafar_rows& matrix, int64_t rows, int
 
 void check_eps(float eps) {
     if (!(eps >= 0.0f) || std::isinf(eps))
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "eps: expected a finite number from 0, got %g", (double)eps);
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "eps: expected a finite number of at least 0, got %g", (double)eps);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Appends tokens to a cache: first the blocks that fall due are compressed, from the ring and from the new tokens, after
-// the channel scales of a slot's first ones, then the new tokens that stay dense are written over ring slots that nothing
-// needs any more.
+// Appends tokens to a cache. The blocks that become compressible are compressed first, from the ring and from the new
+// tokens, after the channel scales of a slot's first ones; then the new tokens that stay dense are written over ring
+// slots that nothing needs any more.
 #include "cpu/append.h"
 
 #include <algorithm>
@@ -78,7 +78,7 @@ private:
         return channels + (int64_t{slot_of(append_, b)} * append_.num_kv_heads + head) * append_.keys.format.head_dim;
     }
 
-    // From a token on that falls due.
+    // From the first token to be compressed on.
     const uint32_t* bitmap(int32_t b, int32_t head, int64_t token, bool is_key) const {
         const uint32_t* const rows = is_key ? append_.key_bitmap : append_.value_bitmap;
         if (rows == nullptr) return nullptr;
@@ -94,7 +94,7 @@ private:
             [&](int64_t token) { return row(b, head, token, true); }, of_head(append_.key_factors, b, head));
     }
 
-    // Items count through sequences, then KV heads, then due blocks, then keys and values.
+    // Items count through sequences, then KV heads, then blocks to compress, then keys and values.
     void compress(int64_t item) const {
         const auto next = std::upper_bound(first_item_.begin(), first_item_.end(), item);
         const int32_t b = static_cast<int32_t>(next - first_item_.begin()) - 1;

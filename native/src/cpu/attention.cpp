@@ -16,15 +16,15 @@
 namespace mustafar {
 namespace {
 
-constexpr int64_t smallest_split = 512;  // tokens; below, starting an item costs more than it spreads
+constexpr int64_t smallest_split = 512;  // tokens; below, starting an item costs more than it gains
 constexpr int most_tile_tokens = 512;    // scores of a tile stay in the first-level cache
 constexpr int most_tile_scores = 16384;
-constexpr int64_t announced_bytes = 768;  // more or less of them gained less
+constexpr int64_t announced_bytes = 768;  // more or fewer gained less
 constexpr float log2e = 1.44269504088896340736f;
 constexpr float ln2 = 0.69314718055994530942f;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-// How a call is divided, and where its parts lie in the workspace. All counts are floats.
+// How a call is divided, and where its parts are in the workspace. All counts are floats.
 struct Plan {
     int rows;    // query rows of a KV head
     int padded;  // channels of a padded row
@@ -33,15 +33,15 @@ struct Plan {
     int64_t split_tokens;
     int splits;             // of the longest sequence
     int64_t partial;        // one item's result: [rows] maximum, [rows] sum, [rows][padded] weighted values
-    int64_t block_queries;  // queries that are prepared for blocks apart from those for dense tokens
+    int64_t block_queries;  // queries that are prepared for blocks separately from those for dense tokens
     int64_t scratch;        // one thread's prepared queries and tile of scores
 
     Plan(const mustafar_context& context, const mustafar_attention& attention) {
         const int64_t heads = int64_t{attention.batch} * attention.num_kv_heads;
         rows = attention.num_heads / attention.num_kv_heads * attention.num_queries;
         padded = 32 * bitmap_words(attention.keys.format.head_dim);
-        // A page of a head at a time, so that memory where its keys and its values take turns is read from front to back. Kernels of
-        // integers bring what they read next near themselves, and take many tokens for what they do once for all.
+        // One page of a head at a time, so that memory in which keys and values alternate is read from front to
+        // back. Integer kernels prefetch what they read next, and take many tokens at once to amortise their setup.
         const bool integers = has_integers(attention.keys.format) || has_integers(attention.values.format);
         const int64_t page_tokens = integers ? most_tile_tokens : int64_t{attention.keys.page_blocks} * block_tokens;
         const int most_tokens = most_tile_scores / std::max(rows, 1) / block_tokens * block_tokens;
@@ -49,7 +49,7 @@ struct Plan {
             std::clamp<int64_t>(std::min<int64_t>(page_tokens, most_tokens), block_tokens, most_tile_tokens));
         const int64_t most_splits = std::max<int64_t>(1, attention.max_tokens / smallest_split);
         const int most_threads = thread_count(context.num_threads, std::max<int64_t>(1, heads) * most_splits);
-        // Four items a thread even out sequences of different length; a single thread needs no splits.
+        // Four items per thread even out sequences of different length; a single thread needs no splits.
         const int64_t wanted =
             most_threads == 1 ? 1 : divide_up(int64_t{4} * most_threads, std::max<int64_t>(1, heads));
         const int64_t chosen = std::clamp<int64_t>(wanted, 1, most_splits);
@@ -69,7 +69,7 @@ struct Plan {
     int64_t bytes(const mustafar_attention& attention) const { return 4 * (partials(attention) + threads * scratch); }
 };
 
-// A call's kernels: products with dense tokens, and with those of blocks, keys and values apart.
+// A call's kernels: products with dense tokens, and with those of blocks, separately for keys and values.
 struct Products {
     Products(int32_t cpu_variant, const mustafar_attention& attention)
         : dense(kernels(cpu_variant, attention.keys.format)),
@@ -83,7 +83,7 @@ struct Products {
 // Prepared query rows.
 struct Queries {
     float* dense;   // for dense tokens
-    float* blocks;  // for those in blocks; the same where they are prepared alike
+    float* blocks;  // for those in blocks; the same if they are prepared alike
 };
 
 // The tokens of one (sequence, KV head), wherever they are stored.
@@ -131,8 +131,8 @@ public:
         });
     }
 
-    // Asks for the first keys of a block that will be read soon. The processor's own prefetching follows them, but does
-    // not find a new page.
+    // Prefetches the first keys of a block that will be read soon. The CPU's own prefetching continues from there, but
+    // does not find a new page.
     void announce_keys(int64_t token) const {
         if (token >= compressed_) return;
         const Block block = keys_.locate(token / block_tokens);
@@ -140,7 +140,7 @@ public:
     }
 
 private:
-    // Calls work(token, count) for runs of dense tokens that lie together, up to a block's number.
+    // Calls work(token, count) for runs of adjacent dense tokens, up to a block's number.
     template <class Work>
     void for_dense(int64_t begin, int64_t end, const Work& work) const {
         for (int64_t token = begin; token < end;) {
@@ -213,7 +213,7 @@ private:
         if (split >= used_splits(batch)) return;
         const Sequence sequence(attention_, products_, batch, head);
         const int64_t end = std::min(sequence.length(), (split + 1) * plan_.split_tokens);
-        // What comes before the first query's window no query sees.
+        // No query sees what comes before the first query's window.
         const int64_t begin = std::clamp(sequence.first_seen(0), split * plan_.split_tokens, end);
         float* maximum = partial(int64_t{batch} * attention_.num_kv_heads + head, split);
         float* sum = maximum + plan_.rows;
@@ -251,15 +251,15 @@ private:
                                                          maximum + r, sum + r);
             if (factor != 1.0f) products_.dense.rescale(values + int64_t{r} * plan_.padded, plan_.padded, factor);
         }
-        // Rows [row, row + rows) of the weighted values, over the tokens [first, last). A query that stands before the
-        // first token has a last one below 0.
+        // Rows [row, row + rows) of the weighted values, over the tokens [first, last). A query before the first token
+        // has a last one below 0.
         const auto add = [&](int64_t first, int64_t last, int row, int rows) {
             if (first >= last) return;
             sequence.sum(first, last, scores + int64_t{row} * plan_.tile_tokens + (first - begin), plan_.tile_tokens,
                          rows, values + int64_t{row} * plan_.padded);
         };
-        // The tokens that all queries see are added for all rows at once. Of the few others each row takes those that it
-        // sees: with a weight of zero, a value that is not finite would still become a NaN.
+        // The tokens that all queries see are added for all rows at once. Of the few others each row takes those that
+        // it sees: with a weight of zero, a non-finite value would still become NaN.
         const int64_t first_common = std::clamp(sequence.first_seen(sequence.queries() - 1), begin, end);
         const int64_t end_common = std::clamp(sequence.last_seen(0) + 1, first_common, end);
         add(first_common, end_common, 0, plan_.rows);

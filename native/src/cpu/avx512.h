@@ -1,5 +1,5 @@
-// What the AVX-512 variants share: reading tokens, sums over lanes, softmax. Included only by their source files, which are
-// compiled for extensions of their own: what those lack is done here with what there is.
+// Shared by the AVX-512 variants: reading tokens, sums over lanes, softmax. Only included by their source files, which
+// are compiled for different extensions: what those lack is done with what they have.
 #pragma once
 
 #include <immintrin.h>
@@ -13,8 +13,9 @@
 namespace mustafar {
 namespace {
 
-// With VBMI2 bf16 is expanded as it is stored, and then widened as even and odd channels, which are the lower and upper
-// halves of 32-bit lanes. Else, and f16 always, values are widened first: a conversion from memory needs no shuffle.
+// With VBMI2 bf16 is expanded as stored, and then widened as even and odd channels, which are the lower and upper
+// halves of 32-bit lanes. Otherwise, and for f16 always, values are widened first: a conversion from memory needs no
+// shuffle.
 template <class T>
 #if defined(__AVX512VBMI2__)
 constexpr bool by_parity = std::is_same_v<T, BF16>;
@@ -22,7 +23,7 @@ constexpr bool by_parity = std::is_same_v<T, BF16>;
 constexpr bool by_parity = false;
 #endif
 
-// 32 channels in f32, in the order that costs least: even and odd ones, or the lower and the upper 16.
+// 32 channels in f32, in the cheapest order: even and odd ones, or the lower and the upper 16.
 struct Segment {
     __m512 first, second;
 };
@@ -65,13 +66,13 @@ MUSTAFAR_INLINE Segment in_order(Segment x) {
     return {_mm512_permutex2var_ps(x.first, low, x.second), _mm512_permutex2var_ps(x.first, high, x.second)};
 }
 
-// Asks for what will be read after some 20 tokens: the processor's own prefetching falls behind. One for each 64 bytes.
+// Prefetches what will be read some 20 tokens later: the CPU's own prefetching falls behind. One call per 64 bytes.
 MUSTAFAR_INLINE void prefetch_ahead(const void* address) {
     __builtin_prefetch(static_cast<const char*>(address) + 4096);
 }
 
-// A vector that the compiler must load by itself. It would make the load a part of the expansion that follows, which is
-// microcode on AMD's processors when it reads memory: keep 40 in bf16 took 1.7 times as long on a Zen 5.
+// A vector that the compiler must load separately. It would make the load a part of the expansion that follows, which
+// is microcode on AMD's CPUs when it reads memory: keep 40 in bf16 took 1.7 times as long on a Zen 5.
 template <class Vector>
 MUSTAFAR_INLINE Vector in_register(Vector vector) {
     asm("" : "+v"(vector));

@@ -88,8 +88,8 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
     });
 }
 
-// Segments First ... First + Count - 1 of the sums of R rows, without the first Skip of them. Its arguments are its own:
-// what it shared with its caller, the compiler would write to memory with each token.
+// Segments First ... First + Count - 1 of the sums of R rows, without the first Skip of them. It shares no arguments
+// with its caller: the compiler would write those to memory with each token.
 template <class T, int W, bool Packed, int R, int First, int Count, int Skip>
 [[gnu::noinline]] void add_pass(Reader<T, W, Packed> reader, int tokens, const float* weights, int64_t stride,
                                 float* sums) {

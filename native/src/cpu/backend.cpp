@@ -79,7 +79,7 @@ const Backend& cpu_backend() {
         .graph =
             [](const mustafar_context&, GraphCall, void*, void**, ErrorText& error) {
                 return guarded(error, [] {
-                    fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: expected CUDA, which alone has graphs");
+                    fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.device: expected CUDA, the only device with graphs");
                 });
             },
     };

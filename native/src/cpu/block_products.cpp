@@ -103,7 +103,7 @@ void BlockProducts::expand(const Block& block, char* expanded) const {
     std::memcpy(scales, block.scales, block_tokens * sizeof *scales);
     if (format_.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && format_.layout == MUSTAFAR_LAYOUT_FIXED) return;
     if (keeps_all(format_)) return;
-    // A token of which nothing is kept, as these formats allow, is all zeros whatever its scale.
+    // A token without kept channels, which these formats allow, is all zeros whatever its scale.
     for (int t = 0; t < block_tokens; ++t) {
         uint32_t kept = 0;
         for (int w = 0; w < words; ++w) kept |= block.bitmap[t * words + w];
@@ -159,7 +159,7 @@ void BlockProducts::quad_scores(const BlockReader& reader, int64_t begin, int64_
             token += blocks.count * block_tokens;
             continue;
         }
-        // A part of a block, all of whose scores are computed.
+        // A part of a block, for which all scores are computed.
         const int tokens = static_cast<int>(std::min<int64_t>(block_tokens - first, end - token));
         for (int r = 0; r < rows; ++r) {
             float all[block_tokens];

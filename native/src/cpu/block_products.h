@@ -1,5 +1,5 @@
-// Products with the tokens of blocks, whatever their format: the one place that knows how each is multiplied. Keys and
-// values have one each, so that any two formats go together.
+// Products with the tokens of blocks, whatever their format: the only place that knows how each is multiplied. Keys and
+// values have one each, so that any two formats can be combined.
 #pragma once
 
 #include "cpu/block_reader.h"
@@ -13,7 +13,7 @@ public:
     enum class Role { keys, values };
     BlockProducts(int32_t cpu_variant, const mustafar_format& format, Role role);
 
-    // Floats of a prepared query row that is not prepared as for dense tokens of the same dtype; else 0.
+    // Floats of a query row that is prepared differently than for dense tokens of the same dtype; otherwise 0.
     int64_t query_floats() const;
     // A query row, times factors if there are any, in the form that scores read.
     void prepare_query(const void* row, const float* factors, float* prepared) const;
@@ -25,7 +25,7 @@ public:
              int64_t stride, int rows, float* sums) const;
 
 private:
-    // Blocks in an order of quads of their own, or copies in `room`, of as many of `count` blocks as fit there.
+    // Blocks in quad order, or copies in `room`, of as many of `count` blocks as fit there.
     struct Expanded {
         static constexpr int most = 4;
         alignas(64) char blocks[most][block_tokens * max_head_dim + block_tokens * 2];
@@ -42,10 +42,10 @@ private:
     TokenRun run(const Block& block, int first, int tokens) const;
 
     const mustafar_format& format_;
-    int32_t order_;             // of quads, in which blocks are multiplied
+    int32_t order_;             // quad order in which blocks are multiplied
     const Kernels& kernels_;    // of the dtype
-    const Kernels& f32_;        // for integers that quads_ does not serve, which are multiplied in f32
-    const QuadKernels* quads_;  // for integers; null where the variant has none
+    const Kernels& f32_;        // for integers that quads_ does not support, which are multiplied in f32
+    const QuadKernels* quads_;  // for integers; null if the variant has none
 };
 
 }  // namespace mustafar

@@ -11,7 +11,7 @@ namespace mustafar {
 struct Block {
     const char* begin;
     int64_t bytes;
-    const uint32_t* bitmap;  // null where all channels are kept
+    const uint32_t* bitmap;  // null if all channels are kept
     const char* values;
     int64_t value_capacity;  // how many values there is room for
     const uint16_t* scales;  // null for native values
@@ -25,13 +25,13 @@ struct Block {
 // The compressed tokens of one (slot, KV head).
 class BlockReader {
 public:
-    // Nothing of blocks is looked at before one is asked for: where there are none, any of it may be anything.
+    // Blocks are only looked at when one is requested: if there are none, their description may be anything.
     BlockReader(const mustafar_blocks& blocks, int32_t heads, int64_t slot, int32_t head)
         : blocks_(blocks), heads_(heads), slot_(slot), head_(head),
           fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format)),
           scales_bytes_(scales_bytes(blocks.format)), block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0) {}
 
-    // The block's place, without a look at its content.
+    // The block's address, without looking at its content.
     Block locate(int64_t index) const {
         const uint32_t block = static_cast<uint32_t>(index), page_blocks = static_cast<uint32_t>(blocks_.page_blocks);
         const uint32_t place = fixed_ ? block / page_blocks : 0, slab_pages = static_cast<uint32_t>(blocks_.slab_pages);
@@ -54,7 +54,7 @@ public:
             bytes = int64_t{16} * (int64_t{offset[1]} - int64_t{offset[0]});
             start += int64_t{16} * offset[0];
             if (bytes < bitmap_bytes_ + scales_bytes_ || start + bytes + MUSTAFAR_PAGE_PADDING > blocks_.slab_bytes)
-                fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld lies at bytes %lld ... %lld of a slab of %lld",
+                fail(MUSTAFAR_STATUS_CORRUPT_DATA, "offsets: block %lld is at bytes %lld ... %lld of a slab of %lld",
                      static_cast<long long>(index), static_cast<long long>(start),
                      static_cast<long long>(start + bytes), static_cast<long long>(blocks_.slab_bytes));
         }
@@ -73,7 +73,7 @@ public:
         const Block block = locate(index);
         const int count = block.bitmap == nullptr ? 0 : kernels.count(block.bitmap, tokens);
         if (count > block.value_capacity)
-            fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, it holds %lld",
+            fail(MUSTAFAR_STATUS_CORRUPT_DATA, "block %lld: its bitmap marks %d values, but it holds %lld",
                  static_cast<long long>(index), count, static_cast<long long>(block.value_capacity));
         return block;
     }

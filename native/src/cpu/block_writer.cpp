@@ -15,7 +15,7 @@ void write_bitmap(const Block& block, const mustafar_format& format, const Kerne
     choose(format, kernels, rows, selection, bitmap);
     std::memset(bitmap + used, 0, (block_tokens * words - used) * sizeof *bitmap);
     if (kernels.count(bitmap, rows.tokens) > block.value_capacity)
-        fail(MUSTAFAR_STATUS_CORRUPT_DATA, "bitmap: it marks more values than the block's %lld, which its offsets give",
+        fail(MUSTAFAR_STATUS_CORRUPT_DATA, "bitmap: it marks more values than the %lld that the block's offsets allow",
              static_cast<long long>(block.value_capacity));
 }
 

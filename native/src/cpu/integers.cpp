@@ -37,7 +37,7 @@ uint16_t quantize(const float* numbers, int count, int largest, int8_t* integers
     }
     constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     for (int i = 0; i < count; ++i) {
-        // Limited first, which gives the same: the limit is an integer.
+        // Clamped first, which gives the same result: the limit is an integer.
         float q = numbers[i] / divisor;
         q = q < limit ? q : limit;
         q = q > -limit ? q : -limit;
@@ -73,9 +73,9 @@ int8_t packed_integer(const mustafar_format& format, const char* values, int64_t
 }
 
 /*
- * The orders of quads hold unsigned numbers, integer + 128 or + 8, as vector instructions multiply them. A vector is 64
- * bytes: keys 16 tokens of 4 channels, values 16 channels of 4 tokens. 4-bit values are laid out like 8-bit values of 16
- * tokens: a low nibble is a token's, the high one beside it that of the token 16 further.
+ * The quad orders hold unsigned numbers, integer + 128 or + 8, as vector instructions multiply them. A vector is 64
+ * bytes: keys 16 tokens of 4 channels, values 16 channels of 4 tokens. 4-bit values are laid out like 8-bit values of
+ * 16 tokens: the low nibble belongs to a token, the high nibble to the token 16 further on.
  */
 struct Quads {
     explicit Quads(const mustafar_format& format)
@@ -106,7 +106,7 @@ void write_all(const mustafar_format& format, const int8_t* integers, const Bloc
     char* const values = block.writable_values();
     const auto to_quads = keys ? key_quads : value_quads;
     if (format.value_format == MUSTAFAR_VALUE_FORMAT_INT8) return to_quads(integers, head_dim, values);
-    // Of the 8-bit order the halves of 16 tokens are put together; they take turns of so many bytes.
+    // The halves of 16 tokens are interleaved from the 8-bit order, in pieces of this many bytes.
     char bytes[block_tokens * max_head_dim];
     to_quads(integers, head_dim, bytes);
     const int run = keys ? 16 * head_dim : 16 * 16;
@@ -150,7 +150,7 @@ void write_integers(const Block& block, const mustafar_format& format, const Blo
             finite = finite && all_finite(row, head_dim);
         }
         const int kept = keeps_all(format) ? head_dim : keep_only(row, block.bitmap + t * words, head_dim);
-        // The integers of a row that is not finite stay zero.
+        // The integers of a non-finite row stay zero.
         scales[t] = finite ? quantize(row, kept, largest_integer(format), integers + count) : nan_scale;
         count += kept;
     }

@@ -1,4 +1,4 @@
-// Which of an instruction set's tables serves a format. As row.h, compiled for each instruction set.
+// Which of an instruction set's tables supports a format. Like row.h, compiled for each instruction set.
 #pragma once
 
 #include "cpu/kernels.h"

@@ -20,14 +20,14 @@ struct TokenRun {
 struct Kernels {
     using Select = void (*)(const char* const* rows, const float* importance, int tokens, int head_dim, int keep,
                             uint32_t* bitmap);
-    // Bits of the `keep` channels of largest magnitude of each row, or with an importance of largest score; ties go to the
+    // Bits of the `keep` channels of largest magnitude of each row or, with an importance, of largest score; ties go to the
     // lower channel.
     Select select;
     // Bits of the elements that a balanced pattern keeps, `keep` of each unit (5 ... 8), of up to four tokens' rows.
     Select balance_keys, balance_values;
-    // Packs the row's chosen channels at values; returns how many there are. Writes nothing past them.
+    // Packs the row's selected channels at values; returns their number. Writes nothing past them.
     int (*pack)(const void* row, const uint32_t* bitmap, void* values);
-    // The reverse; reads at most MUSTAFAR_PAGE_PADDING bytes past the values. Returns how many there are.
+    // The reverse; reads at most MUSTAFAR_PAGE_PADDING bytes past the values. Returns their number.
     int (*unpack)(const void* values, const uint32_t* bitmap, int head_dim, void* row);
     // Set bits of a bitmap of `tokens` rows.
     int (*count)(const uint32_t* bitmap, int tokens);
@@ -45,7 +45,7 @@ struct Kernels {
 
     // One row of an online softmax over base 2: with maximum = max(*maximum, max scores * scale), turns scores into
     // 2^(score * scale - maximum), stores the new maximum, adds to *sum (first scaled to it) and returns the factor
-    // that rescales what was summed under the old maximum. Scores of -infinity weigh nothing.
+    // that rescales what was summed under the old maximum. Scores of -infinity have no weight.
     float (*softmax)(float* scores, int count, float scale, float* maximum, float* sum);
     // values[i] *= factor
     void (*rescale)(float* values, int count, float factor);
@@ -61,7 +61,7 @@ const Kernels& avx512bf16_kernels(int32_t dtype, int words);
 const Kernels& neon_kernels(int32_t dtype, int words);
 #endif
 
-// The table for a context's variant; throws Error if the processor lacks it.
+// The table for a context's variant; throws Error if the CPU does not support it.
 const Kernels& kernels(int32_t variant, const mustafar_format& format);
 
 }  // namespace mustafar

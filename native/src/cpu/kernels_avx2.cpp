@@ -1,5 +1,5 @@
-// AVX2 kernels. Packed values are expanded in registers, eight channels at a time by a shuffle that a bitmap byte selects,
-// once for up to eight query rows, and multiplied at once: the two keep different units of a core busy.
+// AVX2 kernels. Packed values are expanded in registers, eight channels at a time by a shuffle that a bitmap byte
+// selects, once for up to eight query rows, and multiplied immediately: the two keep different units of a core busy.
 #include <immintrin.h>
 
 #include <bit>
@@ -15,14 +15,14 @@
 namespace mustafar {
 namespace {
 
-// GCC does not unroll such loops by itself. What a sanitizer makes of them unrolled takes the compiler many minutes.
+// GCC does not unroll such loops by itself. With a sanitizer, unrolled loops take the compiler many minutes.
 #if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define MUSTAFAR_UNROLL _Pragma("GCC unroll 32")
 #else
 #define MUSTAFAR_UNROLL
 #endif
 
-// A shuffle for each bitmap byte.
+// One shuffle per bitmap byte.
 template <class Element, int Count>
 struct Shuffles {
     alignas(64) Element of[256][Count];
@@ -33,7 +33,7 @@ constexpr unsigned rank(unsigned byte, unsigned channel) {
     return static_cast<unsigned>(std::popcount(byte & ((1u << channel) - 1)));
 }
 
-// Calls set(entry, byte, channel) for each kept channel of each bitmap byte; the others stay as they are filled.
+// Calls set(entry, byte, channel) for each kept channel of each bitmap byte; the others keep their initial value.
 template <class Element, int Count, class Set>
 constexpr Shuffles<Element, Count> make_shuffles(Element fill, const Set& set) {
     Shuffles<Element, Count> table{};
@@ -53,13 +53,13 @@ constexpr auto spread_halves = make_shuffles<uint8_t, 16>(0x80, [](uint8_t* entr
 constexpr auto spread_upper_halves = make_shuffles<uint8_t, 32>(0x80, [](uint8_t* entry, unsigned byte, unsigned c) {
     for (unsigned i = 0; i < 2; ++i) entry[4 * c + 2 + i] = static_cast<uint8_t>(2 * rank(byte, c) + i);
 });
-// For pshufb on 32-bit values, of which each half of a register has those of four channels.
+// For pshufb on 32-bit values, where each half of a register has those of four channels.
 constexpr auto spread_words = make_shuffles<uint8_t, 32>(0x80, [](uint8_t* entry, unsigned byte, unsigned c) {
     const unsigned place = rank(byte, c) - (c < 4 ? 0 : rank(byte, 4));
     for (unsigned i = 0; i < 4; ++i) entry[4 * c + i] = static_cast<uint8_t>(4 * place + i);
 });
 
-// The way back.
+// The reverse.
 constexpr auto pack_halves = make_shuffles<uint8_t, 16>(0, [](uint8_t* entry, unsigned byte, unsigned c) {
     for (unsigned i = 0; i < 2; ++i) entry[2 * rank(byte, c) + i] = static_cast<uint8_t>(2 * c + i);
 });
@@ -125,11 +125,11 @@ MUSTAFAR_INLINE __m256 sum_each_of_8(const __m256* x) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-// The tokens of a run. Of dense ones no more than head_dim channels are read: memory may end there.
+// The tokens of a run. For dense ones no more than head_dim channels are read: memory may end there.
 template <class T, int W, bool Packed>
 struct Tokens {
     using Bits = typename T::Bits;
-    using Piece = std::conditional_t<W % 2 == 0, uint64_t, uint32_t>;  // bitmaps are read in pieces of so many bits
+    using Piece = std::conditional_t<W % 2 == 0, uint64_t, uint32_t>;  // bitmaps are read in pieces of this size
     static constexpr int piece_octets = sizeof(Piece), pieces = 4 * W / piece_octets;
 
     const Bits* values;
@@ -142,7 +142,7 @@ struct Tokens {
           stride(run.row_bytes / static_cast<int64_t>(sizeof(Bits))), count(run.tokens),
           octets(W == 3 && !Packed ? run.head_dim / 8 : 4 * W) {}
 
-    // Bitmap bytes of a token from an octet on, as many as Word has.
+    // Bitmap bytes of a token from an octet on, as many as Word holds.
     template <class Word>
     MUSTAFAR_INLINE uint64_t bits(int token, int octet) const {
         Word word = 0;
@@ -171,8 +171,8 @@ private:
     MUSTAFAR_INLINE static int64_t popcount(uint64_t bits) { return static_cast<int64_t>(_mm_popcnt_u64(bits)); }
 };
 
-// Scores of R rows and P tokens side by side: sums[r][p] are vectors whose lanes add up to the scores. place: where the
-// tokens' values start, and where they end.
+// Scores of R rows and P tokens at once: sums[r][p] are vectors whose lanes add up to the scores. place: where the
+// tokens' values start and end.
 template <class T, int W, bool Packed, int R, int P>
 MUSTAFAR_INLINE void score_side_by_side(const Tokens<T, W, Packed>& tokens, const int (&token)[P], int64_t (&place)[P],
                                         const float* query, __m256 (&sums)[R][P]) {
@@ -214,12 +214,12 @@ MUSTAFAR_INLINE void score_side_by_side(const Tokens<T, W, Packed>& tokens, cons
         }
 }
 
-// Scores of R rows, eight at a time. Its arguments are its own: what it shared with its caller, the compiler would fetch
-// from memory with each token.
+// Scores of R rows, eight at a time. It shares no arguments with its caller: the compiler would load those from memory
+// with each token.
 template <class T, int W, bool Packed, int R>
 [[gnu::noinline]] void score_rows(Tokens<T, W, Packed> tokens, const float* query, float* scores, int64_t stride) {
     constexpr int batch = 8 / R;  // tokens
-    // Side by side, so that each part of a query is loaded once for all of them; packed ones take more registers.
+    // At once, so that each part of a query is loaded once for all of them; packed ones take more registers.
     constexpr int P = Packed && batch > 2 ? 2 : batch;
     int64_t start = 0;
     for (int t = 0; t < tokens.count; t += batch) {
@@ -255,8 +255,8 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
     });
 }
 
-// Adds to the sums of R rows from an octet on, C octets at a time as long as there are so many; returns the first one that
-// is left. places: where each token's values of that octet start, before and after.
+// Adds to the sums of R rows from an octet on, C octets at a time while there are that many; returns the first octet
+// that is left. places: where each token's values of that octet start, before and after.
 template <class T, int W, bool Packed, int R, int C>
 [[gnu::noinline]] int add_octets(Tokens<T, W, Packed> tokens, uint32_t* places, int octet, const float* weights,
                                  int64_t stride, float* sums) {
@@ -295,7 +295,7 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
     const Tokens<T, W, Packed> tokens(run);
     if constexpr (Packed)
         if (rows > 4) {
-            // Expanded once for all chunks of rows, as many tokens at a time as the first-level cache takes.
+            // Expanded once for all chunks of rows, as many tokens at a time as fit the first-level cache.
             constexpr int most = W == 8 ? 8 : 16;
             alignas(64) float channels[most][32 * W];
             int64_t place = 0;
@@ -378,7 +378,7 @@ float softmax(float* scores, int count, float scale, float* maximum, float* sum)
     return factor;
 }
 
-// Eight channels at a time are put together by a shuffle and stored whole, so the values are built in a buffer.
+// A shuffle packs eight channels at a time and stores them whole, so the values are built in a buffer.
 template <class T, int W>
 int pack(const void* source, const uint32_t* bitmap, void* target) {
     using Bits = typename T::Bits;

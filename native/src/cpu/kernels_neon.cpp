@@ -1,5 +1,5 @@
-// NEON kernels (Advanced SIMD of ARMv8.0, which every 64-bit ARM processor has). Eight channels at a time are expanded in
-// registers by a table look-up that a bitmap byte selects, for up to four tokens side by side and up to eight query rows:
+// NEON kernels (Advanced SIMD of ARMv8.0, which every 64-bit ARM CPU has). Eight channels at a time are expanded in
+// registers by a table look-up that a bitmap byte selects, for up to four tokens and up to eight query rows at once:
 // each part of a query is loaded once for these tokens, each token is expanded once for these rows.
 #include <arm_neon.h>
 
@@ -183,7 +183,7 @@ MUSTAFAR_INLINE int count_token(const uint32_t* bitmap, int words) {
     return vaddlv_u8(total) + (words % 2 == 1 ? std::popcount(bitmap[words - 1]) : 0);
 }
 
-// Takes the tokens of a run one after another.
+// Processes the tokens of a run one after another.
 template <class T, bool Packed>
 class Walk {
 public:
@@ -221,8 +221,8 @@ MUSTAFAR_INLINE float32x4_t sum_each_of_4(const float32x4_t* x) {
     return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3]));
 }
 
-// Scores of R query rows, P tokens at a time as long as there are so many. Functions of their own, since compilers take
-// long over large ones.
+// Scores of R query rows, P tokens at a time while there are that many. Separate functions, since compilers take long
+// over large ones.
 template <class T, bool Packed, int R, int P>
 [[gnu::noinline]] Walk<T, Packed> score_rows(Walk<T, Packed> walk, const float* query, int64_t width, float* scores,
                                              int64_t stride) {
@@ -278,7 +278,7 @@ void scores(const TokenRun& run, const void* prepared, int rows, float* scores, 
     });
 }
 
-// Adds to the sums of R rows, P tokens at a time as long as there are so many. The sums stay in memory: several tokens
+// Adds to the sums of R rows, P tokens at a time while there are that many. The sums stay in memory: several tokens
 // at a time make their loads and stores cheap, and one pass over the run serves any number of channels and rows.
 template <class T, bool Packed, int R, int P>
 [[gnu::noinline]] Walk<T, Packed> sum_rows(Walk<T, Packed> walk, const float* weights, int64_t stride, float* sums,

@@ -1,5 +1,6 @@
-// Products with integers by AVX2: values are widened to 16 bits and multiplied with digits of 16, of which one is as good as
-// two of 8. A vector of values is 32 bytes; its products with four digits each lie in two vectors of two sums each.
+// Products with integers by AVX2: values are widened to 16 bits and multiplied with digits of 16 bits, of which one is
+// as good as two of 8. A vector of values is 32 bytes; its products with four digits each are two vectors of two sums
+// each.
 #include <immintrin.h>
 
 #include "cpu/quads_kernels.h"

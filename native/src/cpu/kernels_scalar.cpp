@@ -1,4 +1,4 @@
-// Portable kernels: the reference of the other variants, and what runs on any other processor.
+// Portable kernels: the reference for the other variants, and the ones for any other CPU.
 #include <cmath>
 #include <limits>
 

@@ -1,16 +1,16 @@
 /*
  * The process's OpenMP runtime, if it has one. torch's worker threads spin for milliseconds after each of its parallel
- * regions; threads of our own would compete with them for the same cores. A region started through the runtime that
- * torch uses, from the same thread, runs on those very workers.
+ * regions; separate threads would compete with them for the same cores. A region started through the runtime that
+ * torch uses, from the same thread, runs on those same workers.
  */
 #pragma once
 
 namespace mustafar {
 
-// Runs call(data) on some threads at once, the caller's among them, and returns when all have.
+// Runs call(data) on several threads at once, including the caller's, and returns when all have finished.
 using ParallelRegion = void (*)(void (*call)(void*), void* data, int threads);
 
-// Looks for a runtime among the libraries that are loaded; null if there is none yet. One that was found stays loaded.
+// Searches the loaded libraries for a runtime; null if there is none yet. Once found, it stays loaded.
 ParallelRegion find_openmp();
 
 }  // namespace mustafar

@@ -57,7 +57,7 @@ GompParallel find() {
 ParallelRegion find_openmp() {
     const GompParallel found = find();
     if (found == nullptr) return nullptr;
-    gomp.store(found, std::memory_order_relaxed);  // seen by all who are handed `region`
+    gomp.store(found, std::memory_order_relaxed);  // visible to all threads that run `region`
     return region;
 }
 

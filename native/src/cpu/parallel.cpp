@@ -43,7 +43,7 @@ ParallelRegion openmp() {
     static std::atomic<ParallelRegion> found{nullptr};
     static std::atomic<unsigned> misses{0};
     ParallelRegion region = found.load(std::memory_order_acquire);
-    // torch may be loaded after the first calls, so keep looking, ever more rarely.
+    // torch may be loaded after the first calls, so keep looking, less and less often.
     if (region == nullptr) {
         const unsigned miss = misses.fetch_add(1, std::memory_order_relaxed);
         if ((miss & (miss - 1)) == 0) {
@@ -76,8 +76,8 @@ public:
     }
 
 private:
-    // The system may refuse threads, for want of memory or by a limit. Work is shared among those that there are, and the
-    // next call tries again.
+    // The system may refuse threads, for lack of memory or by a limit. The available ones share the work, and the next
+    // call tries again.
     void grow(int workers) {
         try {
             while ((int)workers_.size() < workers) workers_.emplace_back([this] { serve(); });
@@ -114,7 +114,8 @@ private:
 
 int thread_count(int32_t num_threads, int64_t items) {
     static const int processors = (int)std::max(1u, std::thread::hardware_concurrency());
-    // Far more threads than processors only cost memory, and an OpenMP runtime ends the process if it is refused one.
+    // Far more threads than processors only cost memory, and an OpenMP runtime terminates the process if it is refused
+    // one.
     static const int most = std::max(64, 4 * processors);
     const int threads = num_threads > 0 ? std::min(num_threads, most) : processors;
     return (int)std::max<int64_t>(1, std::min<int64_t>(threads, items));

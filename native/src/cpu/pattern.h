@@ -20,14 +20,14 @@ BlockRows block_rows(int tokens, const Row& row) {
     return rows;
 }
 
-// What decides which channels are kept: a caller's bitmap rows of a block, or the pattern, by magnitude or by the importance of
-// each channel. What is not used is null.
+// What selects the kept channels: a caller's bitmap rows of a block, or the pattern, by magnitude or by the importance
+// of each channel. Whatever is not used is null.
 struct Selection {
     const uint32_t* bitmap;
     const float* importance;
 };
 
-// Fills the bitmap rows of the block's tokens; throws Error where the selection's bitmap keeps others than the format does.
+// Fills the bitmap rows of the block's tokens; throws Error if the selection's bitmap does not fit the format.
 void choose(const mustafar_format& format, const Kernels& kernels, const BlockRows& rows, const Selection& selection,
             uint32_t* bitmap);
 

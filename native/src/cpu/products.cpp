@@ -1,4 +1,4 @@
-// The sparse products K q and p V by themselves (Mustafar, section 4).
+// The sparse products K q and p V on their own (Mustafar, section 4).
 #include "cpu/products.h"
 
 #include <algorithm>

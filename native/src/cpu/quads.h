@@ -1,4 +1,4 @@
-// Products with integers in the orders of quads (core/format.h), one table for each instruction set that has kernels.
+// Products with integers in the quad orders (core/format.h), one table for each instruction set that has kernels.
 #pragma once
 
 #include <cstdint>
@@ -7,18 +7,18 @@
 
 namespace mustafar {
 
-// Whole blocks of one KV head that follow one another; keys or values.
+// Consecutive whole blocks of one KV head; keys or values.
 struct QuadBlocks {
-    static constexpr int most = 16;  // 512 tokens: sums of so many products fit 32 bits
+    static constexpr int most = 16;  // 512 tokens: sums of that many products fit 32 bits
 
-    const char* values[most];  // their sections of values, with the scales behind them
+    const char* values[most];  // their sections of values, followed by the scales
     int count;
-    const char* next;  // what will be read after them, to be fetched in the meantime; null: not known
+    const char* next;  // what will be read after them, to be prefetched meanwhile; null: unknown
     int bits;          // 8 or 4
     int head_dim;
 
     int value_bytes() const { return block_tokens * head_dim * bits / 8; }
-    // What to fetch while a block is read: 4 KB further, so far as that is known.
+    // What to prefetch while a block is read: 4 KB further on, if known.
     const char* ahead(int block) const {
         const int later = block + (bits == 4 ? 2 : 1);
         if (later < count) return values[later];
@@ -28,10 +28,10 @@ struct QuadBlocks {
 };
 
 // Queries and weights are numbers of 15 bits, or with `wide` of 22, relative to the largest of a row: the products with
-// integers are exact then. So wide numbers are as good as f32, the others by far better than f16 and bf16.
+// integers are exact then. So wide numbers are as accurate as f32, the others far more accurate than f16 and bf16.
 struct QuadKernels {
-    // A block of integers in plain order as one of 8 bits in an order of quads, all channels kept. values: with 64
-    // readable bytes behind them. bitmap: null where all channels are kept.
+    // Converts a block of integers in plain order to 8 bits in a quad order, with all channels kept. values: followed
+    // by 64 readable bytes. bitmap: null if all channels are kept.
     void (*expand)(const char* values, const uint32_t* bitmap, int bits, int head_dim, bool keys, char* expanded);
 
     // Bytes of a prepared query, a multiple of 64.
@@ -39,13 +39,13 @@ struct QuadKernels {
     void (*prepare_query)(const float* row, int head_dim, bool wide, void* prepared);
     // scores[r * stride + t] = query row r . token t, for all tokens of all blocks
     void (*scores)(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride);
-    // sums[r * sums_stride + channel] += weights[r * stride + t] * token first + t, t = 0 ... tokens - 1. False, and nothing
-    // done, if a weight times its token's scale is not finite, or all of a row are so small that they can't be scaled.
+    // sums[r * sums_stride + channel] += weights[r * stride + t] * token first + t, t = 0 ... tokens - 1. Returns false
+    // and does nothing if a weight times its token's scale is not finite, or if a row is too small to be scaled.
     bool (*sum)(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride,
                 int rows, float* sums, int64_t sums_stride);
 };
 
-// The table for a context's variant, or null where there is none.
+// The table for a context's variant, or null if there is none.
 const QuadKernels* quad_kernels(int32_t variant);
 
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
-// Products with integers by AVX-512 VNNI. As avx512.h, compiled for each set of extensions: with VBMI2 packed bytes are put in
-// place by one instruction.
+// Products with integers by AVX-512 VNNI. Like avx512.h, compiled for each set of extensions: with VBMI2 one
+// instruction puts packed bytes in place.
 #pragma once
 
 #include <immintrin.h>

@@ -1,6 +1,6 @@
 /*
- * From integers as they are stored in plain order to a block in an order of quads. As row.h, compiled for each instruction
- * set. Ops::spread(values, places, out) stores eight bytes: byte i is the value with the number places[i], or 0 for 0x80.
+ * Converts integers in plain order to a block in quad order. Like row.h, compiled for each instruction set.
+ * Ops::spread(values, places, out) stores eight bytes: byte i is value number places[i], or 0 for 0x80.
  */
 #pragma once
 
@@ -38,7 +38,7 @@ constexpr Places make_places() {
 }
 alignas(64) inline constexpr Places places_of_byte = make_places();
 
-// Sign and magnitude to two's complement, the low nibble first.
+// Sign and magnitude to two's complement, low nibble first.
 [[maybe_unused]] inline void unpack_nibbles(const char* values, int count, int8_t* integers) {
     for (int i = 0; i < count / 2; ++i) {
         const int byte = static_cast<uint8_t>(values[i]);
@@ -48,7 +48,7 @@ alignas(64) inline constexpr Places places_of_byte = make_places();
     }
 }
 
-// Four vectors of rows of a matrix of 32-bit elements become those of its columns.
+// Transposes a matrix of 32-bit elements in four vectors.
 MUSTAFAR_INLINE void transpose(Words (&x)[4]) {
     const Words a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
                 b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
@@ -119,7 +119,7 @@ void expand_block(const char* values, const uint32_t* bitmap, int bits, int head
         const uint8_t* byte = reinterpret_cast<const uint8_t*>(bitmap);
         for (int t = 0; t < block_tokens; ++t)
             for (int octet = 0; octet < 4 * words; ++octet, ++byte) {
-                // Of head_dim 80 the last octets are none, and without bits.
+                // With head_dim 80 the last octets do not exist, and have no bits.
                 if (8 * octet < head_dim) Ops::spread(next, places_of_byte.of[*byte], rows + t * head_dim + 8 * octet);
                 next += std::popcount(*byte);
             }

@@ -1,14 +1,14 @@
 /*
- * The kernels of quads.h for any vectors. As row.h, compiled for each instruction set, which brings its operations:
+ * The kernels of quads.h for any vectors. Like row.h, compiled for each instruction set, which provides its operations:
  *   bytes                   of a vector of values
  *   rows                    query rows at once
- *   Digit, shift            numbers are digits of so many bits, the first one signed; digits(wide) of them
- *   bias(bits)              what stored values are more than the integers, as dot sees them
+ *   Digit, shift            numbers consist of digits of that many bits, the first one signed; digits(wide) of them
+ *   bias(bits)              what stored values exceed the integers by, as dot sees them
  *   Values, Part, Sum       vectors of values, of four digits over and over, of 32-bit sums of four products each
  *   load, low, high         8-bit values; the nibbles of 4-bit values
  *   broadcast, dot, lanes   sums += values * part; the sums as integers
  *   widen                   f16 to f32
- * The halves of 16 tokens, or vectors side by side, are taken two at a time, so that a part serves two products.
+ * The halves of 16 tokens, or adjacent vectors, are processed two at a time, so that a part serves two products.
  */
 #pragma once
 
@@ -23,7 +23,7 @@ namespace {
 
 constexpr int most_digits = 3;
 
-// GCC copies every sum in each turn of a loop that it does not unroll. What a sanitizer makes of them unrolled takes the
+// GCC copies every sum in each iteration of a loop that it does not unroll. With a sanitizer, unrolled loops take the
 // compiler many minutes.
 #if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define MUSTAFAR_UNROLL_QUADS _Pragma("GCC unroll 8")
@@ -31,19 +31,19 @@ constexpr int most_digits = 3;
 #define MUSTAFAR_UNROLL_QUADS
 #endif
 
-// The largest number of so many bits, and so of its first digit: 127 * 2^7 or 127 * 2^14.
+// The largest number of that many bits, and so of its first digit: 127 * 2^7 or 127 * 2^14.
 constexpr float largest_number(bool wide) {
     return wide ? 2080768.0f : 16256.0f;
 }
 
-// As many 32-bit numbers as a vector of sums has. Written out as vectors: of loops over them the compiler makes scalars.
+// As many 32-bit numbers as a vector of sums has. Written as vectors: the compiler turns loops over them into scalars.
 template <int Bytes>
 struct Lanes {
     typedef int32_t Ints __attribute__((vector_size(Bytes)));
     typedef float Floats __attribute__((vector_size(Bytes)));
 };
 
-// Behind the digits of a prepared query, [digits][head_dim].
+// Follows the digits of a prepared query, [digits][head_dim].
 struct QueryScale {
     float step;  // the value of a unit
     int32_t sums[most_digits];
@@ -70,7 +70,7 @@ MUSTAFAR_INLINE void to_digits(const float* __restrict numbers, int count, float
     }
 }
 
-// The numbers that sums of digits make, sums[digit * pitch], without what the bias of the values has added.
+// The numbers that sums of digits represent, sums[digit * pitch], minus what the bias of the values has added.
 template <class Ops, int Digits>
 MUSTAFAR_INLINE typename Lanes<Ops::bytes>::Floats joined(const typename Ops::Sum* sums, int pitch,
                                                           const int32_t* digit_sums, int bias) {
@@ -114,7 +114,7 @@ void prepare_quad_query(const float* row, int head_dim, bool wide, void* prepare
         const int32_t top = largest_bits(row, head_dim);
         const float largest = f32_of_bits(static_cast<uint32_t>(top));
         const bool usable = top < infinity_bits && top >= smallest_bits;
-        // Not finite: every score becomes NaN. Too small to be told from zero: all are zero.
+        // Not finite: every score becomes NaN. Too small to distinguish from zero: all are zero.
         scale.step = usable ? largest / largest_number(wide) : top >= infinity_bits ? f32_of_bits(0x7fc00000u) : 0.0f;
         typename Ops::Digit* const digits = static_cast<typename Ops::Digit*>(prepared);
         if (usable)
@@ -125,7 +125,7 @@ void prepare_quad_query(const float* row, int head_dim, bool wide, void* prepare
     wide ? prepare.template operator()<Ops::digits(true)>() : prepare.template operator()<Ops::digits(false)>();
 }
 
-// The two vectors that are multiplied together: 8-bit values of two places, or both nibbles of one.
+// The two vectors that are multiplied together: 8-bit values at two places, or both nibbles of one.
 template <class Ops, bool Nibbles>
 struct Two {
     typename Ops::Values x[2];
@@ -223,8 +223,8 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
     for (int r = 0; r < R; ++r)
         for (int d = 0; d < Digits; ++d)
             for (int i = 0; i < Count; ++i) sum[r][d][i] = sums[((first + i) * R + r) * Digits + d];
-    // Digits are broadcast from memory: the compiler would keep those of all turns in general registers, whose broadcast
-    // takes the ports of the products.
+    // Digits are broadcast from memory: the compiler would keep those of all iterations in general registers, whose
+    // broadcast takes the ports of the products.
     const auto* digits = &weights;
     asm("" : "+r"(digits));
     MUSTAFAR_UNROLL_QUADS
@@ -286,7 +286,7 @@ bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const 
     const int count = blocks.count * block_tokens;
     alignas(64) float scales[QuadBlocks::most * block_tokens];
     for (int b = 0; b < blocks.count; ++b) Ops::widen(blocks.scales(b), block_tokens, scales + b * block_tokens);
-    // Every row is looked at before the first is added.
+    // Every row is checked before the first is added.
     const auto top_of = [&](int row) {
         int32_t top = 0;
         for (int t = 0; t < tokens; ++t) {

@@ -1,4 +1,4 @@
-// Portable work on one token's row. Each instruction set's source file includes this and so compiles it for itself:
+// Portable work on one token's row. Each instruction set's source file includes this and so compiles its own copy:
 // everything is in an unnamed namespace, since code built for one instruction set must never be linked into another's.
 #pragma once
 
@@ -108,7 +108,8 @@ struct BF16 {
     return bits;
 }
 
-// A row's magnitudes as integers in the same order: the bits without the sign, all NaNs as one value above infinity.
+// A row's magnitudes as integers in the same order: the bits without the sign, with all NaNs as one value above
+// infinity.
 template <class T>
 struct Magnitude {
     using Bits = typename T::Bits;

@@ -95,7 +95,7 @@ void offsets(const mustafar_context& context, const mustafar_format& format, int
             units += offsets_block_bytes(format, count) / 16;
             if (units > UINT32_MAX)
                 fail(MUSTAFAR_STATUS_UNSUPPORTED,
-                     "tokens: the compressed tensor is larger than 2^36 bytes, more than offsets reach");
+                     "tokens: the compressed tensor is larger than 2^36 bytes, the reach of offsets");
             offsets[r * blocks + block + 1] = static_cast<uint32_t>(units);
         }
     *page_bytes = units * 16 + MUSTAFAR_PAGE_PADDING;

@@ -27,7 +27,7 @@ bool is_available(int32_t variant) {
     return available_variants() >> variant & 1;
 }
 
-// "scalar, avx2": those that this processor has.
+// "scalar, avx2": the variants that this CPU supports.
 std::string available_names() {
     std::string text;
     for (const int32_t variant : order)
@@ -36,8 +36,8 @@ std::string available_names() {
 }
 
 #if defined(__x86_64__)
-// Not among the names that clang's __builtin_cpu_supports knows. Whether the operating system keeps the registers is
-// what AVX2 answers.
+// Not among the names that clang's __builtin_cpu_supports knows. The answer for AVX2 says whether the operating system
+// saves the registers.
 bool has_f16c() {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
@@ -59,12 +59,12 @@ uint32_t detect() {
     if (avx512) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512;
     if (avx512 && __builtin_cpu_supports("avx512bf16")) variants |= 1u << MUSTAFAR_CPU_VARIANT_AVX512_BF16;
 #elif defined(__aarch64__)
-    variants |= 1u << MUSTAFAR_CPU_VARIANT_NEON;  // every 64-bit ARM processor has it
+    variants |= 1u << MUSTAFAR_CPU_VARIANT_NEON;  // every 64-bit ARM CPU has it
 #endif
     return variants;
 }
 
-// Whether a variant pays off on this processor. Intel's need four times as long for a vdpbf16ps as for a fused multiply-add
+// Whether a variant pays off on this CPU. Intel's take four times as long for a vdpbf16ps as for a fused multiply-add
 // of f32 (Emerald Rapids), and two of these do the same work; AMD's are at least as fast with vdpbf16ps.
 bool pays(int32_t variant) {
 #if defined(__x86_64__)
@@ -80,10 +80,10 @@ int32_t choose() {
         const int32_t* const named = std::find_if(std::begin(order), std::end(order), is_wanted);
         const bool known = named != std::end(order);
         if (known && is_available(*named)) return *named;
-        fail(
-            MUSTAFAR_STATUS_UNSUPPORTED,
-            "environment variable MUSTAFAR_CPU_VARIANT: expected auto or what this processor has (%s), got '%.40s', %s",
-            available_names().c_str(), wanted, known ? "which it lacks" : "which is no variant");
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "environment variable MUSTAFAR_CPU_VARIANT: expected auto or a variant that this processor supports (%s), "
+             "got '%.40s', %s",
+             available_names().c_str(), wanted, known ? "which it does not support" : "which is not a variant");
     }
     int32_t best = MUSTAFAR_CPU_VARIANT_SCALAR;
     for (const int32_t variant : order)
@@ -115,7 +115,8 @@ int32_t default_variant() {
 int32_t resolved_variant(int32_t variant) {
     if (variant == MUSTAFAR_CPU_VARIANT_AUTO) return default_variant();
     if (!is_available(variant))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED, "context.cpu_variant: expected what this processor has (%s), got %s",
+        fail(MUSTAFAR_STATUS_UNSUPPORTED,
+             "context.cpu_variant: expected a variant that this processor supports (%s), got %s",
              available_names().c_str(), names[variant]);
     return variant;
 }

@@ -106,7 +106,7 @@ public sealed class AdapterTests
         using Subject subject = Subject.Make(name);
         using (MustafarAttachment attachment = subject.Model.UseMustafar())
         {
-            Assert.That(() => subject.Model.UseMustafar(), Throws.InvalidOperationException.With.Message.Contains("replaced already"));
+            Assert.That(() => subject.Model.UseMustafar(), Throws.InvalidOperationException.With.Message.Contains("already replaced"));
         }
 
         using MustafarAttachment again = subject.Model.UseMustafar();

@@ -89,7 +89,7 @@ public sealed class ConversationTests
         using MustafarAttachment attachment = subject.Model.UseMustafar(s_pruned);
         Assert.That(
             () => subject.Step(ids, Prompt, Prompt + 1, subject),
-            Throws.InvalidOperationException.With.Message.Contains("at token 50, of which 0 tokens are cached"));
+            Throws.InvalidOperationException.With.Message.Contains("at token 50, but 0 tokens of it are cached"));
     }
 
     [Test]

@@ -200,7 +200,7 @@ public sealed class MaskTests
         Refused(causal == 0, "Bool");
         Refused(causal.narrow(3, 0, Prompt), "expected numbers to add, [1, 1, 3, 53]");
         Refused(full_like(causal, finfo(ScalarType.Float32).min), "not causal");
-        Refused(causal.index_fill(3, tensor(new long[] { 2 }), -1e9), "padding stands elsewhere");
+        Refused(causal.index_fill(3, tensor(new long[] { 2 }), -1e9), "padding elsewhere");
         actual = cat([actual, subject.Step(ids, Prompt, Prompt + 3, cache)], 1);
         Compare.Close(actual, expected.narrow(1, 0, Prompt + 3), Rounding, Rounding, "after refusals");
 
@@ -216,7 +216,7 @@ public sealed class MaskTests
         LlamaForCausalLM model = (LlamaForCausalLM)subject.Model;
         Tensor ids = Subject.Ids(1, 40, seed: 4);
         using MustafarAttachment attachment = model.UseMustafar(s_everything);
-        foreach ((long column, string reason) in ((long, string)[])[(39, "padding stands elsewhere"), (10, "padding stands elsewhere")])
+        foreach ((long column, string reason) in ((long, string)[])[(39, "padding elsewhere"), (10, "padding elsewhere")])
         {
             Tensor mask = LlamaForCausalLM.CausalMask(ids, 0).index_fill(3, tensor(new[] { column }), -1e9);
             Assert.That(

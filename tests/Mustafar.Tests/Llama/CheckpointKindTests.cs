@@ -30,7 +30,7 @@ public sealed class CheckpointKindTests
     [TestCase("architectures", """{ "a": [1, 2, 3], "b": "LlamaForCausalLM LlamaForCausalLM LlamaForCausalLM LlamaForCausalLM" }""", "LlamaForCausalLM LlamaFor….")]
     [TestCase("eos_token_id", """[[1, 2]]""", "expected token ids as 'eos_token_id', but got [[1,2]]")]
     [TestCase("rms_norm_eps", "1e999", "expected a finite 'rms_norm_eps'")]
-    [TestCase("head_dim", "40", "'head_dim' = 40 is not supported by the compressed cache, which takes 64, 80, 96, 128, 256; a dense cache (--attention dense) takes any even one")]
+    [TestCase("head_dim", "40", "'head_dim' = 40 is not supported by the compressed cache, which supports 64, 80, 96, 128, 256; a dense cache (--attention dense) supports any even one")]
     public void AValueOfSeveralLinesIsQuotedOnOneAndTheRestOfTheSentenceIsThere(string key, string value, string expected)
     {
         Change("config.json", root => root[key] = JsonNode.Parse(value));

@@ -39,7 +39,7 @@ public sealed class LocaleTests
 
         (int usage, _, string message) = Run(new CultureInfo(name), ["generate", "--temperature", "0,5"]);
         Assert.That(usage, Is.EqualTo(2));
-        Assert.That(message, Does.Contain("'0,5'; write a point, not a comma"));
+        Assert.That(message, Does.Contain("'0,5'; use a decimal point, not a comma"));
     }
 
     private static (int Code, string Output, string Error) Run(CultureInfo culture, string[] args)

@@ -48,7 +48,7 @@ internal sealed class CacheFileContentTests(string device)
     [TestCase("compressed", 2, int.MinValue, "compressed tokens of sequence 2")]
     [TestCase("released_pages", 0, -1, "released pages")]
     [TestCase("released_pages", 0, 5, "released pages")]
-    [TestCase("released_pages", 0, 2, "8 indices of pages")]
+    [TestCase("released_pages", 0, 2, "8 page indices")]
     [TestCase("released_pages", 1, 1, "released pages")]
     [TestCase("sink_counts", 0, 0, "sinks")]
     [TestCase("sink_counts", 0, 2, "sinks")]

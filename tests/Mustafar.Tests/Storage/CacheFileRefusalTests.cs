@@ -170,7 +170,7 @@ internal sealed class CacheFileRefusalTests(string device)
             Assert.That(() => MustafarCacheFile.Load(none, [empty, null!], "model"), Throws.ArgumentException.With.Message.Contains("null"));
             Assert.That(() => MustafarCacheFile.Load(none, [empty, empty], "model"), Throws.ArgumentException.With.Message.Contains("twice"));
             Assert.That(() => MustafarCacheFile.Save(none, [empty, other], "model"), Throws.ArgumentException.With.Message.Contains("num_kv_heads 2"));
-            Assert.That(() => MustafarCacheFile.Save(none, [empty, filled], "model"), Throws.ArgumentException.With.Message.Contains("same lengths"));
+            Assert.That(() => MustafarCacheFile.Save(none, [empty, filled], "model"), Throws.ArgumentException.With.Message.Contains("equal lengths"));
             Assert.That(
                 () => MustafarCacheFile.Save(none, [empty], "model", new Dictionary<string, string> { ["a"] = null! }), Throws.ArgumentException.With.Message.Contains("'a'"));
             Assert.That(File.Exists(none), Is.False);

@@ -3,11 +3,11 @@ namespace Mustafar.Models.Chat.Jinja;
 /// <summary>Attributes, items and slices of values.</summary>
 internal static class Access
 {
-    // Jinja's sandbox keeps templates from changing what they are given.
+    // Jinja's sandbox prevents templates from changing their inputs.
     private static readonly HashSet<string> s_changing =
         ["append", "extend", "insert", "pop", "remove", "sort", "reverse", "clear", "popitem", "setdefault", "update"];
 
-    /// <summary><c>value.name</c>: a method or attribute, else an item.</summary>
+    /// <summary><c>value.name</c>: a method or attribute, otherwise an item.</summary>
     public static object? Attribute(object? value, string name)
     {
         Operators.ThrowIfUndefined(value);
@@ -16,7 +16,7 @@ internal static class Access
             : Missing(value, name);
     }
 
-    /// <summary><c>value[key]</c>: an item, else a method or attribute.</summary>
+    /// <summary><c>value[key]</c>: an item, otherwise a method or attribute.</summary>
     public static object? Item(object? value, object? key)
     {
         Operators.ThrowIfUndefined(value);
@@ -43,7 +43,7 @@ internal static class Access
     }
 
     /// <summary><c>value[from:to:step]</c>.</summary>
-    /// <exception cref="JinjaException">The value has no slices, or a bound is no integer.</exception>
+    /// <exception cref="JinjaException">The value has no slices, or a bound is not an integer.</exception>
     public static object? Slice(object? value, object? from, object? to, object? step)
     {
         Operators.ThrowIfUndefined(value);

@@ -2,10 +2,10 @@ using System.Runtime.CompilerServices;
 
 namespace Mustafar.Models.Chat.Jinja;
 
-/// <summary>Bounds the work of one rendering, so that no template can hang, fill the memory or overflow the stack.</summary>
+/// <summary>Bounds the work of one rendering, so that no template can hang, exhaust memory or overflow the stack.</summary>
 internal sealed class Budget(CancellationToken cancellationToken = default)
 {
-    // Units of about 20 ns. A chat of 1000 messages takes some hundred thousand.
+    // In units of about 20 ns. A chat of 1000 messages takes some hundred thousand.
     private const int Units = 20_000_000;
     private const int MaxLength = 1 << 26;
     private const int UnitsBetweenChecks = 1 << 14;
@@ -26,13 +26,13 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
 
     /// <summary>Pays for work.</summary>
     /// <exception cref="JinjaException">The rendering took too long.</exception>
-    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public void Spend(int units)
     {
         _left -= units;
         if (_left < 0)
         {
-            throw new JinjaException("it takes more steps than a chat template may.");
+            throw new JinjaException("it takes more steps than a chat template is allowed.");
         }
 
         if (_left < _nextCheck)
@@ -42,7 +42,7 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
         }
     }
 
-    /// <summary>Pays for a text or list of a length that an operation reads or makes.</summary>
+    /// <summary>Pays for a text or list of some length that an operation reads or makes.</summary>
     /// <exception cref="JinjaException">It is too long, or the rendering took too long.</exception>
     public void SpendLength(long length)
     {
@@ -50,13 +50,13 @@ internal sealed class Budget(CancellationToken cancellationToken = default)
         Spend((int)(length / 32));
     }
 
-    /// <summary>Refuses a text or list that is too long.</summary>
+    /// <summary>Checks the length of a text or list.</summary>
     /// <exception cref="JinjaException">It is too long.</exception>
     public static void CheckLength(long length)
     {
         if (length > MaxLength)
         {
-            throw new JinjaException($"a value of {length} elements is longer than a chat template may make.");
+            throw new JinjaException($"a value of {length} elements is longer than a chat template is allowed to make.");
         }
     }
 

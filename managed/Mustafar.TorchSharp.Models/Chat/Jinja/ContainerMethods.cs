@@ -1,6 +1,6 @@
 namespace Mustafar.Models.Chat.Jinja;
 
-/// <summary>Methods of dictionaries, lists and tuples, those that change nothing.</summary>
+/// <summary>Methods of dictionaries, lists and tuples that change nothing.</summary>
 internal static class ContainerMethods
 {
     private static readonly string[] s_value = ["value"];
@@ -31,7 +31,7 @@ internal static class ContainerMethods
     /// <summary>A method of lists and tuples, or null.</summary>
     public static Function? OfSequence(string name) => s_sequence.GetValueOrDefault(name);
 
-    /// <summary>Keys with their values, each a tuple.</summary>
+    /// <summary>Keys and their values, as tuples.</summary>
     public static JinjaList Items(JinjaDict dict) =>
         new([.. dict.Items.Select(pair => new JinjaTuple([JinjaDict.FromKey(pair.Key), pair.Value]))]);
 

@@ -31,7 +31,7 @@ internal sealed class DictItems(IEqualityComparer<object> comparer) : IReadOnlyC
         }
     }
 
-    /// <summary>Adds a key that is not there yet.</summary>
+    /// <summary>Adds a new key.</summary>
     public bool TryAdd(object key, object? value)
     {
         if (!_places.TryAdd(key, _items.Count))
@@ -43,7 +43,7 @@ internal sealed class DictItems(IEqualityComparer<object> comparer) : IReadOnlyC
         return true;
     }
 
-    /// <summary>Whether a key is there.</summary>
+    /// <summary>Whether it has a key.</summary>
     public bool ContainsKey(object key) => _places.ContainsKey(key);
 
     /// <summary>The value of a key.</summary>

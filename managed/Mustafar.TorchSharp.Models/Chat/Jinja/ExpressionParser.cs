@@ -8,7 +8,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
 {
     private static readonly HashSet<string> s_comparisons = ["==", "!=", "<", "<=", ">", ">=", "in"];
 
-    /// <summary>Fails where the parser's own calls are nested too deeply.</summary>
+    /// <summary>Fails if the parser's own calls are nested too deeply.</summary>
     public static void RequireStack(TokenReader tokens)
     {
         if (!RuntimeHelpers.TryEnsureSufficientExecutionStack())
@@ -17,7 +17,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
         }
     }
 
-    /// <summary>Reads an expression, or several with commas, which are a tuple.</summary>
+    /// <summary>Reads an expression, or several separated by commas, which form a tuple.</summary>
     public Expression Tuple(bool allowsConditional = true)
     {
         Expression first = allowsConditional ? Expression() : Or();
@@ -49,7 +49,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
         return value;
     }
 
-    /// <summary>Reads filters behind a value.</summary>
+    /// <summary>Reads filters after a value.</summary>
     /// <param name="value">The value; a block's text if null, whose first filter has no bar.</param>
     public Filter FilterChain(Expression? value)
     {
@@ -258,7 +258,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
                 {
                     TokenKind.Name => new Attribute(value, token.Text),
                     TokenKind.Integer => new Subscript(value, Integer(token)),
-                    _ => throw new JinjaException($"expected a name behind '.', but got {token}.", token.Line),
+                    _ => throw new JinjaException($"expected a name after '.', but got {token}.", token.Line),
                 };
             }
             else if (tokens.TrySkip("["))
@@ -314,7 +314,7 @@ internal sealed class ExpressionParser(TokenReader tokens)
             }
             else if (named.Count > 0)
             {
-                throw tokens.Error("a positional argument stands behind a named one.");
+                throw tokens.Error("a positional argument follows a named one.");
             }
             else
             {

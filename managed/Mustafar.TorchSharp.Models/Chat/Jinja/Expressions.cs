@@ -33,7 +33,7 @@ internal sealed class Name(string name) : Expression
     private protected override object? Compute(Scope scope) => scope.Get(name);
 }
 
-/// <summary>A list or a tuple written out.</summary>
+/// <summary>A literal list or tuple.</summary>
 internal sealed class SequenceLiteral(IReadOnlyList<Expression> items, bool isTuple) : Expression
 {
     /// <summary>The elements.</summary>
@@ -46,7 +46,7 @@ internal sealed class SequenceLiteral(IReadOnlyList<Expression> items, bool isTu
     }
 }
 
-/// <summary>A dictionary written out.</summary>
+/// <summary>A literal dictionary.</summary>
 internal sealed class DictLiteral(IReadOnlyList<(Expression Key, Expression Value)> items) : Expression
 {
     private protected override object? Compute(Scope scope)
@@ -79,7 +79,7 @@ internal sealed class Logical(bool isAnd, Expression left, Expression right) : E
     }
 }
 
-/// <summary><c>not</c>, <c>+</c> or <c>-</c> in front of a value.</summary>
+/// <summary><c>not</c>, <c>+</c> or <c>-</c> before a value.</summary>
 internal sealed class Unary(string op, Expression operand) : Expression
 {
     private protected override object? Compute(Scope scope)
@@ -96,7 +96,7 @@ internal sealed class Unary(string op, Expression operand) : Expression
     }
 }
 
-/// <summary>An operator with two sides.</summary>
+/// <summary>A binary operator.</summary>
 internal sealed class Binary(string op, Expression left, Expression right) : Expression
 {
     private protected override object? Compute(Scope scope)
@@ -125,7 +125,7 @@ internal sealed class Concatenation(IReadOnlyList<Expression> parts) : Expressio
     }
 }
 
-/// <summary>Comparisons in a chain: <c>a &lt; b &lt; c</c>.</summary>
+/// <summary>Chained comparisons: <c>a &lt; b &lt; c</c>.</summary>
 internal sealed class Comparison(Expression first, IReadOnlyList<(string Operator, Expression Operand)> rest) : Expression
 {
     private protected override object? Compute(Scope scope)
@@ -196,7 +196,7 @@ internal sealed record ArgumentList(
                 continue;
             }
 
-            JinjaDict dict = argument as JinjaDict ?? throw new JinjaException("expected a dictionary behind **.");
+            JinjaDict dict = argument as JinjaDict ?? throw new JinjaException("expected a dictionary after **.");
             foreach ((object key, object? item) in dict.Items)
             {
                 named[key as string ?? throw new JinjaException("keywords must be strings.")] = item;
@@ -229,7 +229,7 @@ internal sealed class Call(Expression callee, ArgumentList arguments) : Expressi
 }
 
 /// <summary><c>value | name(arguments)</c>.</summary>
-/// <param name="value">What is filtered; the text of a block if null.</param>
+/// <param name="value">The filtered value; the text of a block if null.</param>
 /// <param name="name">The filter's name.</param>
 /// <param name="arguments">Its arguments.</param>
 internal sealed class Filter(Expression? value, string name, ArgumentList arguments) : Expression

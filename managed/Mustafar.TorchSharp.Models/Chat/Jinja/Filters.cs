@@ -60,7 +60,7 @@ internal static class Filters
     }
 
     /// <summary>A filter.</summary>
-    /// <exception cref="JinjaException">There is none of this name here.</exception>
+    /// <exception cref="JinjaException">There is no filter of this name here.</exception>
     public static Function Find(string name) => s_all.TryGetValue(name, out Function? filter)
         ? filter
         : throw new JinjaException($"the filter '{name}' is not supported.");
@@ -179,7 +179,7 @@ internal static class Filters
         };
     }
 
-    // An attribute, with points between parts, that numbers may be.
+    // An attribute, with points between parts, which may be numbers.
     private static Func<object?, object?> Getter(object? attribute)
     {
         object[] parts = attribute is string path
@@ -216,7 +216,7 @@ internal static class Filters
         return new JinjaList(Sorted(ContainerMethods.Items(dict).Items, key, Order(call), call.Flag(2)));
     }
 
-    // Equal elements keep their order, also where it is turned round.
+    // Equal elements keep their order, even in reverse.
     private static List<object?> Sorted(IReadOnlyList<object?> items, Func<object?, object?> key, IComparer<object?> order, bool reverse)
     {
         try

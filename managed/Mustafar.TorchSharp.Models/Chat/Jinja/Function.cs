@@ -3,7 +3,7 @@ namespace Mustafar.Models.Chat.Jinja;
 /// <summary>Arguments of a built-in function, in order of its parameters.</summary>
 /// <param name="Budget">Bounds its work.</param>
 /// <param name="Self">The value that is filtered or tested, or whose method it is.</param>
-/// <param name="Values">For each parameter the argument, or null where there is none; see <see cref="Has"/>.</param>
+/// <param name="Values">For each parameter the argument, or null if there is none; see <see cref="Has"/>.</param>
 /// <param name="Given">Which parameters have an argument.</param>
 /// <param name="All">All arguments, for functions that take any.</param>
 internal readonly record struct Invocation(Budget Budget, object? Self, object?[] Values, bool[] Given, Arguments All)
@@ -34,9 +34,9 @@ internal readonly record struct Invocation(Budget Budget, object? Self, object?[
 
 /// <summary>A built-in filter, test, method or function.</summary>
 /// <param name="Name">Its name.</param>
-/// <param name="Body">What it does.</param>
-/// <param name="Parameters">Names of its parameters; any arguments are taken if null.</param>
-/// <param name="Required">How many of them must be given.</param>
+/// <param name="Body">Its implementation.</param>
+/// <param name="Parameters">Names of its parameters; null if it takes any arguments.</param>
+/// <param name="Required">How many of them are required.</param>
 internal sealed record Function(string Name, Func<Invocation, object?> Body, string[]? Parameters, int Required = 0)
 {
     /// <summary>Calls it.</summary>
@@ -93,7 +93,7 @@ internal sealed class BoundMethod(Function function, object? self) : ICallable
 /// <summary>Functions by name.</summary>
 internal sealed class FunctionTable : Dictionary<string, Function>
 {
-    /// <summary>Adds one; of names apart from spaces all mean it.</summary>
+    /// <summary>Adds one; several names separated by spaces are aliases.</summary>
     public void Add(string names, Func<Invocation, object?> body, string[]? parameters = null, int required = 0)
     {
         foreach (string name in names.Split(' '))

@@ -1,16 +1,16 @@
 namespace Mustafar.Models.Chat.Jinja;
 
-/// <summary>A chat template, rendered as transformers renders it.</summary>
+/// <summary>A chat template, rendered as in transformers.</summary>
 /// <remarks>
 /// <para>
-/// An interpreter of the part of Jinja 3 that chat templates use: all statements but those that read other templates, all operators,
+/// An interpreter of the part of Jinja 3 that chat templates use: all statements except those that read other templates, all operators,
 /// the filters, tests and methods of <see cref="Filters"/>, <see cref="Tests"/>, <see cref="StringMethods"/> and
-/// <see cref="ContainerMethods"/>, the functions below. What is not among them is an error, never skipped. As in transformers
-/// (an <c>ImmutableSandboxedEnvironment</c> with <c>trim_blocks</c> and <c>lstrip_blocks</c>) templates can change nothing that they are given.
+/// <see cref="ContainerMethods"/>, and the functions below. Anything else is an error, never skipped. As in transformers
+/// (an <c>ImmutableSandboxedEnvironment</c> with <c>trim_blocks</c> and <c>lstrip_blocks</c>), templates cannot change their inputs.
 /// </para>
 /// <para>
-/// Own code, since .NET has no Jinja engine: NuGet has none, and @huggingface/jinja would need a JavaScript engine, which loads slowly and
-/// can't be bounded so simply. The tests compare it with what Python's jinja2 writes.
+/// It is part of this project because .NET has no Jinja engine: NuGet has none, and @huggingface/jinja would need a JavaScript engine,
+/// which loads slowly and is harder to bound. The tests compare it with the output of Python's jinja2.
 /// </para>
 /// </remarks>
 internal sealed class JinjaTemplate
@@ -35,8 +35,8 @@ internal sealed class JinjaTemplate
 
     /// <summary>Renders the template.</summary>
     /// <param name="variables">Its variables: values as <see cref="JinjaValue"/> makes them.</param>
-    /// <param name="now">The time that <c>strftime_now</c> gives.</param>
-    /// <param name="cancellationToken">Stops the rendering.</param>
+    /// <param name="now">The time for <c>strftime_now</c>.</param>
+    /// <param name="cancellationToken">Cancels the rendering.</param>
     /// <exception cref="TemplateRaisedException">The template refuses its variables.</exception>
     /// <exception cref="JinjaException">It can't be rendered.</exception>
     public string Render(IReadOnlyDictionary<string, object?> variables, DateTime now, CancellationToken cancellationToken = default)

@@ -6,7 +6,7 @@ namespace Mustafar.Models.Chat.Jinja;
 /// <summary>Values of .NET and of JSON as values of a template.</summary>
 internal static class JinjaValue
 {
-    /// <summary>Converts a value: null, true and false, numbers, texts, JSON, dictionaries with texts as keys, and sequences.</summary>
+    /// <summary>Converts a value: null, true and false, numbers, strings, JSON, dictionaries with string keys, and sequences.</summary>
     /// <exception cref="ArgumentException">It is of another type, or a number is out of range.</exception>
     public static object? From(object? value) => value switch
     {

@@ -3,11 +3,11 @@ using System.Text;
 
 namespace Mustafar.Models.Chat.Jinja;
 
-/// <summary>Values as JSON, spaced as <c>json.dumps</c> of Python does: what transformers' <c>tojson</c> writes.</summary>
+/// <summary>Values as JSON, spaced like Python's <c>json.dumps</c>: the output of transformers' <c>tojson</c>.</summary>
 /// <param name="budget">Bounds the work.</param>
 /// <param name="ensureAscii">Whether characters beyond ASCII are escaped.</param>
 /// <param name="indent">Indentation of a level; all on one line if null.</param>
-/// <param name="itemSeparator">Between elements; by the indentation if null.</param>
+/// <param name="itemSeparator">Between elements; depends on the indentation if null.</param>
 /// <param name="keySeparator">Between a key and its value.</param>
 /// <param name="sortKeys">Whether keys are sorted.</param>
 internal sealed class JsonText(

@@ -6,7 +6,7 @@ namespace Mustafar.Models.Chat.Jinja;
 /// <summary>
 /// Splits a template into tokens by the rules of Jinja 3 with <c>trim_blocks</c> and <c>lstrip_blocks</c>, the settings of transformers.
 /// </summary>
-/// <remarks>A first line end behind a block or comment goes, and so does white space between a line's start and a block or comment.
+/// <remarks>The first line end after a block or comment is removed, and so is white space between a line's start and a block or comment.
 /// <c>-</c> in a tag strips all white space on its side, <c>+</c> keeps it.</remarks>
 internal sealed class Lexer
 {
@@ -21,12 +21,12 @@ internal sealed class Lexer
     private int _line = 1;
     private int _lineAt;
 
-    // Whether the tag before ended with a line end, which it took.
+    // Whether the previous tag ended with a line end, which it consumed.
     private bool _startsLine = true;
 
     private Lexer(string source)
     {
-        // Line ends are all one to Jinja, and the last one of a template doesn't count.
+        // Jinja treats all line ends alike, and ignores the last one of a template.
         source = source.Replace("\r\n", "\n", StringComparison.Ordinal).Replace('\r', '\n');
         _source = source.EndsWith('\n') ? source[..^1] : source;
     }
@@ -133,7 +133,7 @@ internal sealed class Lexer
         EndTag(sign);
     }
 
-    // White space behind a tag, by the sign in front of its end.
+    // White space after a tag, according to the sign before its end.
     private void EndTag(char sign)
     {
         int start = _at;
@@ -157,7 +157,7 @@ internal sealed class Lexer
         }
     }
 
-    // A tag that holds one word, such as {% raw %}; the place is behind its end then, or unchanged.
+    // A tag that holds one word, such as {% raw %}; the index is after its end then, or unchanged.
     private bool TryWord(string word)
     {
         int before = _at;
@@ -326,14 +326,14 @@ internal sealed class Lexer
             }
             catch (Exception exception) when (exception is FormatException or OverflowException or ArgumentException)
             {
-                throw new JinjaException($"'{_source[_at..stop]}' is no integer of 64 bits.", Line(_at));
+                throw new JinjaException($"'{_source[_at..stop]}' is not a 64-bit integer.", Line(_at));
             }
         }
 
         int end = Digits(_at);
         bool isFloat = false;
 
-        // "1.real" is an attribute of 1, and a digit behind a point an index: messages.0.1.
+        // "1.real" is an attribute of 1, and a digit after a point an index: messages.0.1.
         bool isIndex = _at > 0 && _source[_at - 1] == '.';
         if (!isIndex && end + 1 < _source.Length && _source[end] == '.' && char.IsAsciiDigit(_source[end + 1]))
         {

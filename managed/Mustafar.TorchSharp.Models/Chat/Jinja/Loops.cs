@@ -6,8 +6,8 @@ internal sealed class For(Expression target, Expression items, Expression? test,
     /// <summary>Renders the loop over a value.</summary>
     /// <param name="scope">The scope around it.</param>
     /// <param name="value">The value.</param>
-    /// <param name="depth">How many loops of its own it is within, from 0.</param>
-    /// <param name="output">Where it is written.</param>
+    /// <param name="depth">Depth of recursion, from 0.</param>
+    /// <param name="output">Receives the output.</param>
     public void Iterate(Scope scope, object? value, int depth, Output output)
     {
         scope.Budget.SpendValue(value);

@@ -10,7 +10,7 @@ internal sealed class MacroDefinition(string name, IReadOnlyList<(string Name, E
     }
 }
 
-/// <summary><c>{% call macro() %}</c>: the macro reads the block as <c>caller()</c>.</summary>
+/// <summary><c>{% call macro() %}</c>: the macro gets the block as <c>caller()</c>.</summary>
 internal sealed class CallBlock(Call call, IReadOnlyList<(string Name, Expression? Default)> parameters, Body body) : Statement
 {
     private protected override Flow Run(Scope scope, Output output)

@@ -2,7 +2,7 @@ using System.Globalization;
 
 namespace Mustafar.Models.Chat.Jinja;
 
-/// <summary>Numbers as Python computes with them. Integers have 64 bits; one that needs more is an error, never wrong.</summary>
+/// <summary>Numbers as in Python. Integers have 64 bits; one that needs more is an error, never wrong.</summary>
 internal static class Numbers
 {
     /// <summary>A value as an integer: integers and booleans.</summary>
@@ -20,7 +20,7 @@ internal static class Numbers
     }
 
     /// <summary>The result of an operator on two numbers.</summary>
-    /// <returns>False if one is no number.</returns>
+    /// <returns>False if one is not a number.</returns>
     /// <exception cref="JinjaException">It has no result: a division by zero, an integer out of range.</exception>
     public static bool TryCompute(string op, object? left, object? right, out object? result)
     {

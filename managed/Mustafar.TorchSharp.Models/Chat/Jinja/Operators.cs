@@ -16,8 +16,8 @@ internal static class Operators
         _ => true,
     };
 
-    /// <summary>The result of an operator with two sides.</summary>
-    /// <exception cref="JinjaException">The types don't have it.</exception>
+    /// <summary>The result of a binary operator.</summary>
+    /// <exception cref="JinjaException">The types don't support it.</exception>
     public static object? Compute(Budget budget, string op, object? left, object? right)
     {
         ThrowIfUndefined(left);
@@ -45,7 +45,7 @@ internal static class Operators
         return result;
     }
 
-    /// <summary>One text behind another.</summary>
+    /// <summary>Concatenates two texts.</summary>
     public static string Concat(Budget budget, string a, string b)
     {
         budget.SpendLength((long)a.Length + b.Length);
@@ -199,7 +199,7 @@ internal static class Operators
         _ => throw new JinjaException($"object of type '{PythonText.TypeName(value)}' has no length."),
     };
 
-    /// <summary>Fails for a value that isn't there.</summary>
+    /// <summary>Fails for an undefined value.</summary>
     public static void ThrowIfUndefined(object? value)
     {
         if (value is Undefined undefined)

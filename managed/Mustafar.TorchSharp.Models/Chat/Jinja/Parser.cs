@@ -26,7 +26,7 @@ internal sealed class Parser
             : throw parser._tokens.Error($"unexpected tag {parser._tokens.Current}.");
     }
 
-    // Up to a tag of one of the given names, which stands at the reader then, or the template's end.
+    // Up to a tag with one of the given names, where the reader then is, or to the template's end.
     private Body Body(params ReadOnlySpan<string> ends)
     {
         ExpressionParser.RequireStack(_tokens);
@@ -80,7 +80,7 @@ internal sealed class Parser
                 _ = AssignableName();
                 return new Block(BlockOf("endblock")) { Line = line };
             case "generation":
-                // Marks what the model says, for training; transformers renders its body.
+                // Marks the model's own text, for training; transformers renders its body.
                 return new Block(BlockOf("endgeneration")) { Line = line };
             case "break" or "continue" when _loops > 0:
                 _tokens.Expect(TokenKind.BlockEnd);
@@ -176,7 +176,7 @@ internal sealed class Parser
         return new CallBlock(call as Call ?? throw _tokens.Error("expected a call."), parameters, MacroBody("endcall")) { Line = line };
     }
 
-    // A loop around a macro is not one that its body could leave.
+    // The body of a macro cannot leave a loop around it.
     private Body MacroBody(string end)
     {
         int loops = _loops;

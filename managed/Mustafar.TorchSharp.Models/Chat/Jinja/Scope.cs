@@ -57,7 +57,7 @@ internal sealed class Output(Budget budget)
         budget.SpendLength(text.Length);
         if ((long)_text.Length + text.Length > 1 << 26)
         {
-            throw new JinjaException("the text is longer than a chat template may write.");
+            throw new JinjaException("the text is longer than a chat template is allowed to write.");
         }
 
         _text.Append(text);

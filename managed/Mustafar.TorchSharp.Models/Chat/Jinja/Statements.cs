@@ -120,7 +120,7 @@ internal sealed class NamespaceAttribute(string name, string attribute) : Expres
     public void Assign(Scope scope, object? value)
     {
         JinjaNamespace target = scope.Get(name) as JinjaNamespace
-            ?? throw new JinjaException($"cannot assign attribute '{attribute}' on '{name}', which is no namespace.");
+            ?? throw new JinjaException($"cannot assign attribute '{attribute}' on '{name}', which is not a namespace.");
         target.Values[attribute] = value;
     }
 

@@ -77,7 +77,7 @@ internal static class StringLiteral
             if (text.Length < digits || !int.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out int code)
                 || code is < 0 or > 0x10FFFF)
             {
-                throw new JinjaException($"expected {digits} hexadecimal digits of a character behind '\\{c}'.", line);
+                throw new JinjaException($"expected {digits} hexadecimal digits of a character after '\\{c}'.", line);
             }
 
             _ = code > 0xFFFF ? value.Append(char.ConvertFromUtf32(code)) : value.Append((char)code);

@@ -3,10 +3,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What eviction knows of one sequence in one layer: its latest queries, and the attention that its tokens received before those.</summary>
+/// <summary>What eviction knows about one sequence in one layer: its latest queries, and the attention that its tokens received before
+/// those.</summary>
 internal sealed class AttentionHistory : IDisposable
 {
-    // Queries whose weights are there at one time.
+    // Number of queries whose weights are in memory at a time.
     private const int QueryChunk = 256;
 
     /// <summary>Queries of the latest tokens, [num_heads, count, head_dim]; null if there are none.</summary>
@@ -17,9 +18,9 @@ internal sealed class AttentionHistory : IDisposable
 
     internal long Bytes => Size(Queries) + Size(Scores);
 
-    /// <summary>Adds queries of tokens that follow those before.</summary>
+    /// <summary>Adds the queries of the next tokens.</summary>
     /// <param name="queries">[num_heads, count, head_dim].</param>
-    /// <param name="most">How many are kept, the latest ones.</param>
+    /// <param name="most">How many of the latest queries are kept.</param>
     internal void Add(Tensor queries, int most)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -28,10 +29,10 @@ internal sealed class AttentionHistory : IDisposable
         SetQueries(all.narrow(1, all.size(1) - kept, kept).clone());
     }
 
-    /// <summary>Forgets the queries.</summary>
+    /// <summary>Drops the queries.</summary>
     internal void ClearQueries() => SetQueries(null);
 
-    /// <summary>Adds attention that tokens received, Float32 [num_kv_heads, tokens], of which there may be more than before.</summary>
+    /// <summary>Adds attention that tokens received, Float32 [num_kv_heads, tokens]; there may be more tokens than before.</summary>
     internal void AddScores(Tensor received)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -44,14 +45,14 @@ internal sealed class AttentionHistory : IDisposable
         SetScores(sum);
     }
 
-    /// <summary>Follows tokens that were kept: Int64 [num_kv_heads, count].</summary>
+    /// <summary>Selects the tokens that were kept: Int64 [num_kv_heads, count].</summary>
     internal void Keep(Tensor tokens)
     {
         using DisposeScope scope = NewDisposeScope();
         SetScores(Scores?.gather(1, tokens));
     }
 
-    /// <summary>Forgets the latest tokens.</summary>
+    /// <summary>Drops the latest tokens.</summary>
     internal void Shorten(int tokens, int dropped)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -72,7 +73,7 @@ internal sealed class AttentionHistory : IDisposable
 
     /// <summary>The attention that tokens receive from some queries: the sum over queries, the mean over the query heads of a KV head.</summary>
     /// <param name="queries">[num_heads, count, head_dim].</param>
-    /// <param name="first">Number of the first query's token, which the others follow; a query sees its own token and those before.</param>
+    /// <param name="first">Index of the first query's token; the others follow. A query sees its own token and earlier ones.</param>
     /// <param name="keys">[num_kv_heads, tokens, head_dim].</param>
     /// <param name="scale">Factor of the scores.</param>
     /// <returns>Float32 [num_kv_heads, tokens].</returns>

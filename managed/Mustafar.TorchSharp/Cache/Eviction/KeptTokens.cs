@@ -2,13 +2,13 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Checks which tokens of a sequence are to be kept.</summary>
+/// <summary>Checks a choice of tokens to keep in a sequence.</summary>
 internal static class KeptTokens
 {
-    /// <summary>Refuses tokens that can't be kept.</summary>
+    /// <summary>Throws if the tokens can't be kept.</summary>
     /// <param name="tokens">The tokens, Int64 [num_layers, num_kv_heads, count].</param>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="length">Tokens of the sequence.</param>
     /// <param name="sinks">How many of them are sinks.</param>
     /// <param name="sequence">Its number, for messages.</param>

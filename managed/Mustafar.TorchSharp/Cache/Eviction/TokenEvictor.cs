@@ -3,11 +3,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Follows the attention of a store's sequences, and chooses the tokens that stay.</summary>
-/// <remarks>What a step adds counts once the step is committed.</remarks>
+/// <summary>Tracks the attention of a store's sequences, and chooses the tokens that stay.</summary>
+/// <remarks>The contribution of a step counts once the step is committed.</remarks>
 internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, IReadOnlyList<LayerStorage> layers) : IDisposable
 {
-    // Queries whose attention is summed at once.
+    // Number of queries whose attention is summed at once.
     private const int QueryBlock = 64;
 
     private readonly Dictionary<(int Slot, int Layer), AttentionHistory> _histories = [];
@@ -15,10 +15,10 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
     private double _scale;
     private long _bytes;
 
-    /// <summary>Bytes of what is known of all sequences. Any thread may read it.</summary>
+    /// <summary>Bytes of what is recorded about all sequences. Any thread may read it.</summary>
     internal long Bytes => Volatile.Read(ref _bytes);
 
-    /// <summary>Looks at a layer's part of a step, when its tokens are stored.</summary>
+    /// <summary>Records a layer's part of a step, once its tokens are stored.</summary>
     /// <param name="layer">The layer.</param>
     /// <param name="plan">The step.</param>
     /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
@@ -43,7 +43,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
             Tensor queries = query[b].narrow(1, 0, count);
             if (options.Method == TokenEvictionMethod.AccumulatedAttention && count > QueryBlock)
             {
-                // A prompt: its queries are too many to be kept.
+                // A prompt: it has too many queries to keep.
                 int sinks = plan.SinksBefore[b] + plan.SinksTaken[b];
                 Tensor keys = layers[layer].Stored(plan.Slots[b], sinks, plan.NextCompressed(b), plan.LengthAfter(b), ofKeys: true);
                 Tensor received = AttentionHistory.Received(queries, sinks + plan.LengthAfter(b) - count, keys, scale);
@@ -58,7 +58,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         }
     }
 
-    /// <summary>Keeps what the step added, which is committed.</summary>
+    /// <summary>Keeps the contribution of the step, which is committed.</summary>
     internal void Commit()
     {
         using IDisposable noGrad = no_grad();
@@ -84,14 +84,14 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         CountBytes();
     }
 
-    /// <summary>Forgets the step.</summary>
+    /// <summary>Discards the step.</summary>
     internal void Rollback()
     {
         _observed.ForEach(observed => observed.Dispose());
         _observed.Clear();
     }
 
-    /// <summary>Forgets a sequence.</summary>
+    /// <summary>Discards a sequence.</summary>
     internal void Remove(int slot)
     {
         for (int layer = 0; layer < layers.Count; layer++)
@@ -105,7 +105,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         CountBytes();
     }
 
-    /// <summary>Takes over what is known of a sequence that another one continues.</summary>
+    /// <summary>Copies what is recorded about a sequence to one that continues it.</summary>
     internal void Continue(int slot, int parent)
     {
         for (int layer = 0; layer < layers.Count; layer++)
@@ -119,7 +119,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         CountBytes();
     }
 
-    /// <summary>Forgets a sequence's latest tokens.</summary>
+    /// <summary>Drops a sequence's latest tokens.</summary>
     internal void Shorten(int slot, int tokens, int dropped)
     {
         for (int layer = 0; layer < layers.Count; layer++)
@@ -133,7 +133,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         CountBytes();
     }
 
-    /// <summary>Follows tokens that were kept: Int64 [num_layers, num_kv_heads, count].</summary>
+    /// <summary>Selects the tokens that were kept: Int64 [num_layers, num_kv_heads, count].</summary>
     internal void Keep(int slot, Tensor tokens)
     {
         for (int layer = 0; layer < layers.Count; layer++)
@@ -188,7 +188,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         // The sinks stay in any case.
         scores = cat([full_like(scores.narrow(1, 0, table[slot].Sinks), Scalars.PositiveInfinity), scores.narrow(1, table[slot].Sinks, earlier - table[slot].Sinks)], 1);
 
-        // Of equal ones, which pooling makes, the first: in the same order on every device.
+        // Among equal scores, which pooling produces, the first: the same order on every device.
         Tensor best = sort(scores, -1, true, true).indices.narrow(1, 0, chosen).sort(-1).Values;
         return cat([best, Scalars.Range(earlier, options.RecentTokens, best.device).expand(best.size(0), -1)], 1);
     }
@@ -219,7 +219,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         Tensor None() => zeros([storage.NumKvHeads, tokens], dtype: ScalarType.Float32, device: storage.Device);
     }
 
-    // Adds the attention of the queries that are kept, the last of which is that of token end − 1, to the scores.
+    // Adds the attention of the kept queries, the last of which belongs to token end − 1, to the scores.
     private void Accumulate(AttentionHistory history, int slot, int layer, int end)
     {
         if (history.Queries is not null)
@@ -247,7 +247,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
         return history;
     }
 
-    // What a step adds: queries, or attention that tokens received.
+    // The contribution of a step: queries, or attention that tokens received.
     private sealed record Observation(int Slot, int Layer, int TokensBefore, Tensor? Queries, Tensor? Received) : IDisposable
     {
         public void Dispose()

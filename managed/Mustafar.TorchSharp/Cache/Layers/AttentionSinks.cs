@@ -8,8 +8,8 @@ namespace Mustafar;
 /// arXiv 2309.17453).
 /// </summary>
 /// <remarks>
-/// They are apart from the other tokens, whose attention is computed without them. Since softmax is known from its parts, those count
-/// as one more token then, whose score is the logarithm of the sum of their exponentials and whose value is their attention.
+/// They are separate from the other tokens, whose attention is computed without them. Since a softmax can be combined from its parts, the
+/// others then count as one more token, whose score is the logarithm of the sum of their exponentials and whose value is their attention.
 /// </remarks>
 internal sealed class AttentionSinks : IDisposable
 {
@@ -26,7 +26,7 @@ internal sealed class AttentionSinks : IDisposable
         (_keys, _values) = shape.Allocate(slots, capacity, ScalarType.Float32);
     }
 
-    /// <summary>Sinks of a sequence that is long enough.</summary>
+    /// <summary>Number of sinks of a sequence that is long enough.</summary>
     internal int Capacity { get; }
 
     /// <summary>Their keys, Float32 [slots, num_kv_heads, capacity, head_dim].</summary>
@@ -38,7 +38,7 @@ internal sealed class AttentionSinks : IDisposable
     /// <summary>Bytes of a slot's sinks.</summary>
     internal static long SlotBytes(CacheShape shape, int capacity) => 2L * shape.NumKvHeads * capacity * shape.HeadDim * sizeof(float);
 
-    /// <summary>The same sinks with room for so many slots.</summary>
+    /// <summary>The same sinks with room for that many slots.</summary>
     internal AttentionSinks Grown(int slots)
     {
         AttentionSinks grown = new(_shape, Capacity, slots);
@@ -47,14 +47,14 @@ internal sealed class AttentionSinks : IDisposable
         return grown;
     }
 
-    /// <summary>Takes over a sequence's sinks.</summary>
+    /// <summary>Copies a sequence's sinks.</summary>
     internal void Continue(int slot, AttentionSinks source, int parent)
     {
         _keys[slot].copy_(source._keys[parent]);
         _values[slot].copy_(source._values[parent]);
     }
 
-    /// <summary>Takes those of a step's tokens that become sinks.</summary>
+    /// <summary>Stores those of a step's tokens that become sinks.</summary>
     /// <param name="plan">The step.</param>
     /// <param name="keys">[batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">[batch, num_kv_heads, n, head_dim].</param>
@@ -126,19 +126,19 @@ internal sealed class AttentionSinks : IDisposable
         Tensor sinkWeights = weights.narrow(3, 0, Capacity).reshape(batch, _shape.NumKvHeads, -1, Capacity);
         Tensor? hidden = visible?.logical_not().repeat(1, 1, heads / _shape.NumKvHeads, 1);
         Tensor sinks = OnlineSoftmax.WeightedSum(sinkWeights, values, hidden).reshape(shape);
-        // Scores that are all -infinity made NaN of the others' attention; beside the sinks they weigh nothing.
+        // Scores that are all -infinity made the others' attention NaN; with sinks present they have no weight.
         Tensor added = others.to(ScalarType.Float32).masked_fill(logSumExp.isneginf().unsqueeze(-1), Scalars.Zero);
         Tensor output = sinks.addcmul_(added, weights.narrow(3, Capacity, 1), Scalars.One);
         if (visible is not null)
         {
-            // A query that sees a token sees the first.
+            // A query that sees any token sees the first one.
             output = output.masked_fill_(visible.narrow(3, 0, 1).logical_not(), Scalars.Zero);
         }
 
         return output.to(query.dtype);
     }
 
-    /// <summary>Makes the sinks from one to another what they were before they were taken.</summary>
+    /// <summary>Restores the sinks in a range to their state before they were stored.</summary>
     internal void Erase(int slot, int first, int end)
     {
         if (first < end)
@@ -167,7 +167,7 @@ internal sealed class AttentionSinks : IDisposable
         return ordered ? tensor.narrow(0, 0, rows.Length) : tensor.index_select(0, torch.tensor(rows, device: tensor.device));
     }
 
-    // True where a query sees a sink, [batch, 1, queries, capacity]; null if all see all.
+    // True if a query sees a sink, [batch, 1, queries, capacity]; null if all see all.
     private Tensor? Visible(StepPlan plan, int queries)
     {
         bool all = plan.IsUniform;

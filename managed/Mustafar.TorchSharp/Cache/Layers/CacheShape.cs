@@ -5,8 +5,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What the layers of a cache have in common.</summary>
-/// <param name="NumKvHeads">Number of key/value heads.</param>
+/// <summary>The properties that the layers of a cache have in common.</summary>
+/// <param name="NumKvHeads">Number of KV heads.</param>
 /// <param name="HeadDim">Elements of one head's key, and of its value.</param>
 /// <param name="DType">Type of keys, values and queries.</param>
 /// <param name="Device">Where keys and values live.</param>
@@ -58,7 +58,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
         if (values.size(2) != keys.size(2))
         {
             throw new ArgumentException(
-                $"Expected values of {keys.size(2)} tokens, as many as there are keys, but got {values.size(2)}.", nameof(values));
+                $"Expected values of {keys.size(2)} tokens, as for the keys, but got {values.size(2)}.", nameof(values));
         }
     }
 
@@ -71,12 +71,12 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
         if (query.size(1) == 0 || query.size(1) % NumKvHeads != 0)
         {
             throw new ArgumentException(
-                $"Expected a multiple of {NumKvHeads} query heads, the number of key/value heads, but got {query.size(1)}.", nameof(query));
+                $"Expected a multiple of {NumKvHeads} query heads, the number of KV heads, but got {query.size(1)}.", nameof(query));
         }
 
         if (scale is double factor && !double.IsFinite(factor))
         {
-            throw new ArgumentOutOfRangeException(nameof(scale), factor, "The scale of the scores must be finite.");
+            throw new ArgumentOutOfRangeException(nameof(scale), factor, "Expected a finite scale of the scores.");
         }
     }
 
@@ -87,7 +87,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
         if (query.size(2) != keys.size(2))
         {
             throw new ArgumentException(
-                $"Expected one query per new token: {keys.size(2)} keys came with {query.size(2)} queries.", nameof(query));
+                $"Expected one query per new token, but got {query.size(2)} queries with {keys.size(2)} keys.", nameof(query));
         }
     }
 
@@ -110,7 +110,7 @@ internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType,
             if (counts[i] < 0 || counts[i] > tokens)
             {
                 throw new ArgumentOutOfRangeException(
-                    nameof(counts), counts[i], $"Sequence {i} must have 0 to {tokens} of the new tokens.");
+                    nameof(counts), counts[i], $"Expected 0 to {tokens} of the new tokens for sequence {i}.");
             }
         }
     }

@@ -4,12 +4,12 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Attention of one new token of each sequence to dense keys and values on CUDA, in the form that is fastest there: cuDNN over the
-/// heads as they are.</summary>
+/// <summary>Attention of one new token per sequence to dense keys and values on CUDA, in its fastest form there: cuDNN with the KV heads
+/// unexpanded.</summary>
 /// <remarks>
-/// cuDNN prepares a plan for each number of tokens, which takes longer than the attention. So it is given a number that stays the same
-/// for many steps, and a bias of -infinity where a sequence has no token, or none that the new one sees: that costs about 1 µs or
-/// 1 % on an H200, whichever is more. All that changes from step to step lies on the device, always in the same place.
+/// cuDNN prepares a plan for each number of tokens, which takes longer than the attention. So it is given a number that stays the same for
+/// many steps, and a bias of -infinity for places without a token, or with one that the new token does not see. That costs about 1 µs or 1
+/// % on an H200, whichever is more. Everything that changes from step to step is on the device, always at the same address.
 /// </remarks>
 internal sealed unsafe class DenseDecode : IDisposable
 {
@@ -43,28 +43,28 @@ internal sealed unsafe class DenseDecode : IDisposable
     /// <summary>Rows of the step.</summary>
     internal int Batch { get; private set; }
 
-    /// <summary>Places of each sequence that are attended to.</summary>
+    /// <summary>Number of places of each sequence that are attended to.</summary>
     internal int Bound { get; private set; }
 
     /// <summary>Whether a row gets no token.</summary>
     internal bool IsPadded { get; private set; }
 
-    /// <summary>Where its numbers are.</summary>
+    /// <summary>Address of its numbers.</summary>
     internal nint Address => (nint)_numbers.Pointer;
 
-    /// <summary>Where the bias of the layers is.</summary>
+    /// <summary>Address of the bias of the layers.</summary>
     internal nint BiasAddress => _bias.Count == 0 ? 0 : (nint)TensorAccess.Pointer(_bias.Values.First());
 
-    /// <summary>Makes one for so many slots; null where there is no such attention.</summary>
+    /// <summary>Makes one for that many slots; null if such attention is not available.</summary>
     internal static DenseDecode? TryMake(CacheShape shape, int slots) =>
         shape.Device.type == DeviceType.CUDA && shape.DType != ScalarType.Float32 && shape.HeadDim <= MostHeadDim
             && Limits.IsServed(shape.HeadDim) && TorchShim.HasCuDnn
             ? new DenseDecode(shape, slots)
             : null;
 
-    /// <summary>Brings a step's numbers to the device.</summary>
+    /// <summary>Copies a step's numbers to the device.</summary>
     /// <param name="step">A step of one token.</param>
-    /// <param name="capacity">Places of a sequence.</param>
+    /// <param name="capacity">Number of places of a sequence.</param>
     /// <param name="windows">The sliding window of each layer.</param>
     internal void Plan(DenseStep step, int capacity, IEnumerable<int?> windows)
     {
@@ -85,7 +85,7 @@ internal sealed unsafe class DenseDecode : IDisposable
         }
     }
 
-    /// <summary>Computes what all layers of the step read. A part of the step, which a graph repeats.</summary>
+    /// <summary>Computes what all layers of the step read. It is part of the step, which a graph repeats.</summary>
     internal void Prepare()
     {
         using DisposeScope scope = NewDisposeScope();
@@ -137,7 +137,7 @@ internal sealed unsafe class DenseDecode : IDisposable
         Free();
     }
 
-    // The recent window of a cache that never compresses is a dense cache: token t lies in place t.
+    // The recent window of a cache that never compresses is a dense cache: token t is in place t.
     private void Append(Tensor storedKeys, Tensor storedValues, Tensor keys, Tensor values)
     {
         int capacity = checked((int)storedKeys.size(2));

@@ -8,7 +8,7 @@ internal sealed class DenseStep
     /// <summary>Plans a step.</summary>
     /// <param name="slots">The slot of each row.</param>
     /// <param name="lengths">Tokens of the sequence in each slot.</param>
-    /// <param name="tokens">Tokens of a row, padding included.</param>
+    /// <param name="tokens">Tokens of a row, including padding.</param>
     /// <param name="counts">Tokens of each row; all if empty.</param>
     internal DenseStep(ReadOnlySpan<int> slots, ReadOnlySpan<int> lengths, int tokens, ReadOnlySpan<int> counts)
     {
@@ -33,7 +33,7 @@ internal sealed class DenseStep
 
     internal int[] Slots { get; }
 
-    /// <summary>Tokens of a row, padding included.</summary>
+    /// <summary>Tokens of a row, including padding.</summary>
     internal int Tokens { get; }
 
     /// <summary>Tokens of each row's sequence before the step.</summary>
@@ -45,7 +45,7 @@ internal sealed class DenseStep
     /// <summary>Tokens of the longest sequence after the step.</summary>
     internal int Longest { get; }
 
-    /// <summary>Places that each sequence has to have: a step of one token never fills the last.</summary>
+    /// <summary>Number of places that each sequence must have: a step of one token never fills the last.</summary>
     internal int Room => Tokens == 1 ? checked(Longest + 1) : Longest;
 
     /// <summary>Whether a row has padding.</summary>
@@ -54,10 +54,10 @@ internal sealed class DenseStep
     /// <summary>Whether all rows have the same length, and no padding.</summary>
     internal bool IsUniform { get; }
 
-    /// <summary>Whether the slots follow one another.</summary>
+    /// <summary>Whether the slots are consecutive.</summary>
     internal bool IsRun { get; }
 
-    /// <summary>The rows of a tensor [slots, ...]: a view if the slots follow one another, else a copy.</summary>
+    /// <summary>The rows of a tensor [slots, ...]: a view if the slots are consecutive, otherwise a copy.</summary>
     internal Tensor Rows(Tensor all) => IsRun
         ? all.narrow(0, Slots[0], Slots.Length)
         : all.index_select(0, tensor(Slots.Select(slot => (long)slot).ToArray(), device: all.device));

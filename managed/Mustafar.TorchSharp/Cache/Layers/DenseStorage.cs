@@ -18,24 +18,24 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     private Tensor? _keys;
     private Tensor? _values;
 
-    // Whether no stored token holds NaN or infinity, now and without the step that is on. Kept so that a step looks at its own tokens only.
+    // Whether no stored token holds NaN or infinity, with and without the current step. Kept so that a step only checks its own tokens.
     private bool _isFinite = true;
     private bool _wasFinite = true;
 
-    /// <summary>A token sees only the last so many tokens, itself included; all if null.</summary>
+    /// <summary>A token sees only that many of the latest tokens, including itself; all if null.</summary>
     internal int? SlidingWindow => slidingWindow;
 
-    /// <summary>Tokens that there is room for in each slot.</summary>
+    /// <summary>Number of tokens that there is room for in each slot.</summary>
     internal int Capacity { get; private set; }
 
-    /// <summary>A capacity for so many tokens, by an eighth more than the present one at least.</summary>
+    /// <summary>A capacity for that many tokens, at least an eighth more than the present one.</summary>
     internal static int CapacityFor(int tokens, int present = 0)
     {
         long wanted = tokens <= present ? present : Math.Max(tokens, present + (present / 8L));
         return checked((int)((wanted + CapacityStep - 1) / CapacityStep * CapacityStep));
     }
 
-    /// <summary>What the storage of so many tokens occupies.</summary>
+    /// <summary>Bytes of storage for that many tokens.</summary>
     internal KeyValueCacheMemory MemoryOf(long tokens) => new(
         CompressedBytes: 0,
         WindowBytes: (long)_slots * Capacity * _shape.TokenBytes,
@@ -43,10 +43,10 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         DenseBytes: tokens * _shape.TokenBytes,
         Fp16Bytes: tokens * 2 * _shape.NumKvHeads * _shape.HeadDim * 2);
 
-    /// <summary>Where a slot's keys are; 0 before the first token.</summary>
+    /// <summary>Address of a slot's keys; 0 before the first token.</summary>
     internal nint AddressOf(int slot) => _keys is null ? 0 : AddressOf(_keys) + (nint)(slot * _keys.stride(0) * _shape.ElementBytes);
 
-    /// <summary>Makes room for so many tokens.</summary>
+    /// <summary>Makes room for that many tokens.</summary>
     internal void Reserve(int capacity)
     {
         if (capacity > Capacity)
@@ -55,13 +55,13 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         }
     }
 
-    /// <summary>Makes room for so many slots.</summary>
+    /// <summary>Makes room for that many slots.</summary>
     internal void Grow(int slots) => Resize(slots, Capacity);
 
-    /// <summary>Adds a step's tokens, for which there is room, and attends from them. When it fails, <see cref="Rollback"/> undoes what it
+    /// <summary>Adds a step's tokens, for which there is room, and attends from them. If it fails, <see cref="Rollback"/> undoes what it
     /// did.</summary>
     /// <param name="step">The step.</param>
-    /// <param name="decode">What attends, of a step of one token for which it is planned; torch in general if null.</param>
+    /// <param name="decode">Computes the attention of a step of one token that was planned for it; torch in general if null.</param>
     /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
@@ -86,10 +86,10 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         return Attend(step, query, scale).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Ends a step for good.</summary>
+    /// <summary>Commits a step.</summary>
     internal void Commit() => _wasFinite = _isFinite;
 
-    /// <summary>Makes the storage what it was before a step, however much of it was done.</summary>
+    /// <summary>Restores the storage to its state before a step, however much of the step was done.</summary>
     internal void Rollback(DenseStep step)
     {
         for (int b = 0; b < step.Slots.Length; b++)
@@ -100,7 +100,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         _isFinite = _wasFinite;
     }
 
-    /// <summary>Removes a sequence's tokens from one place to another, its last ones.</summary>
+    /// <summary>Removes a sequence's last tokens, those in a range of places.</summary>
     internal void Erase(int slot, int first, int end)
     {
         Clear(slot, first, end);
@@ -147,7 +147,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         (_slots, Capacity) = (slots, capacity);
     }
 
-    // Makes places such as they are where no token was.
+    // Resets places to their state before any token was there.
     private void Clear(int slot, int first, int end)
     {
         if (first < end)
@@ -177,7 +177,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         }
     }
 
-    // The new tokens are in storage.
+    // The new tokens are already in storage.
     private Tensor Attend(DenseStep step, Tensor query, double? scale)
     {
         int first = SlidingWindow is int window ? (int)Math.Max(0, step.Before.Min() + 1L - window) : 0;
@@ -199,9 +199,9 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         return step.IsPadded ? output.masked_fill(Padding(step), Scalars.Zero) : output;
     }
 
-    // True where a query may look [batch or 1, 1, tokens, longest - first]: key j of query i if j ≤ past + i and within the window. A
-    // sequence's padding comes after all of its real queries, each of which sees itself. Without a window padding sees slot 0;
-    // with one it may see nothing, and what the softmax makes of that is masked.
+    // True for tokens that a query sees, [batch or 1, 1, tokens, longest - first]: key j of query i if j ≤ past + i and within the window.
+    // A sequence's padding comes after all of its real queries, each of which sees itself. Without a window padding sees slot 0; with one
+    // it may see nothing, and what the softmax makes of that is masked.
     private Tensor VisibleKeys(DenseStep step, int first)
     {
         int[] past = step.IsUniform ? step.Before[..1] : step.Before;

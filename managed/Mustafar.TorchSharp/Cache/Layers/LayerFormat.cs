@@ -8,7 +8,7 @@ internal sealed unsafe class LayerFormat
 {
     /// <summary>The format of a layer.</summary>
     /// <exception cref="ArgumentException">The options contradict each other.</exception>
-    /// <exception cref="NotSupportedException">The head_dim is not served, or not with balanced patterns.</exception>
+    /// <exception cref="NotSupportedException">The head_dim is not supported, or not with balanced patterns.</exception>
     internal LayerFormat(CacheShape shape, MustafarOptions options)
     {
         options.Check();
@@ -26,7 +26,7 @@ internal sealed unsafe class LayerFormat
         PageBlocks = options.GroupSize / NativeConstants.BlockTokens;
         if (shape.Device.type != DeviceType.CPU && !IsServed(shape))
         {
-            // What tensor cores don't read together is read by the kernel for everything, which reads the plain order.
+            // Combinations that tensor cores don't support are read by the portable kernel, which reads plain order.
             (Keys, Values) = (Keys with { Order = (int)Order.Plain }, Values with { Order = (int)Order.Plain });
         }
 
@@ -53,7 +53,7 @@ internal sealed unsafe class LayerFormat
     /// <summary>Bytes of the channel scales of a sequence's keys; 0 if they have none.</summary>
     internal long KeyScaleBytes { get; }
 
-    /// <summary>Bytes of what selections gather of a sequence.</summary>
+    /// <summary>Bytes of what selections gather for a sequence.</summary>
     internal long StatisticsBytes(CacheShape shape, MustafarOptions options) =>
         ChannelStatistics.SlotBytes(options.KeySelection, shape, Keys.Keep) + ChannelStatistics.SlotBytes(options.ValueSelection, shape, Values.Keep);
 
@@ -80,8 +80,8 @@ internal sealed unsafe class LayerFormat
     /// <summary>Whether values are integers.</summary>
     internal static bool HasIntegers(NativeFormat format) => format.ValueFormat != (int)ValueFormat.Native;
 
-    /// <summary>Refuses a format that the device has no attention for: at once, and not at the first token.</summary>
-    /// <exception cref="NotSupportedException">It has none.</exception>
+    /// <summary>Checks that the device supports attention over the format, before the first token comes.</summary>
+    /// <exception cref="NotSupportedException">It does not.</exception>
     internal void CheckServed(CacheShape shape)
     {
         try
@@ -99,7 +99,7 @@ internal sealed unsafe class LayerFormat
             $"{format.Keep} of {format.HeadDim} channels{(HasIntegers(format) ? $" in {(format.ValueFormat == (int)ValueFormat.Int8 ? 8 : 4)} bits" : "")}";
     }
 
-    /// <summary>Whether attention reads it by a kernel that is made for it, and not by the one for everything.</summary>
+    /// <summary>Whether a specialised kernel reads it, not the portable one.</summary>
     internal bool HasFastKernels(CacheShape shape) => shape.Device.type == DeviceType.CPU || Keys.Order != (int)Order.Plain;
 
     private bool IsServed(CacheShape shape)
@@ -114,7 +114,7 @@ internal sealed unsafe class LayerFormat
         return true;
     }
 
-    // Attention's native checks of the formats.
+    // The native checks of attention for the formats.
     private int QueryWorkspace(CacheShape shape)
     {
         NativeContext context = TensorAccess.Context(shape.Device);
@@ -141,7 +141,7 @@ internal sealed unsafe class LayerFormat
         ValueFormat values = TensorAccess.ValueFormatOf(bits);
         if (keep == shape.HeadDim)
         {
-            // On CUDA, what keeps all channels as they are has bitmaps like any other number of channels.
+            // On CUDA, unquantised blocks that keep all channels have bitmaps like those with any other number of channels.
             bool hasBitmaps = values == ValueFormat.Native && shape.Device.type != DeviceType.CPU;
             pattern = hasBitmaps ? Pattern.Unstructured : Pattern.All;
         }

@@ -11,7 +11,7 @@ internal sealed unsafe partial class LayerStorage
 
     internal int NumKvHeads => _shape.NumKvHeads;
 
-    /// <summary>A sequence's keys (or values) as they are stored, dense [num_kv_heads, tokens, head_dim], the sinks first.</summary>
+    /// <summary>A sequence's keys (or values) as stored, dense [num_kv_heads, tokens, head_dim], sinks first.</summary>
     /// <param name="slot">Its slot.</param>
     /// <param name="sinks">Its sinks.</param>
     /// <param name="compressed">Its compressed tokens.</param>
@@ -19,9 +19,9 @@ internal sealed unsafe partial class LayerStorage
     /// <param name="ofKeys">Keys or values.</param>
     internal Tensor Stored(int slot, int sinks, int compressed, int length, bool ofKeys) => Gather(slot, sinks, 0, compressed, length, null, ofKeys)[0];
 
-    /// <summary>Compresses tokens that are kept of a sequence into pages that are not its own yet; all else stays as it is.</summary>
+    /// <summary>Compresses kept tokens of a sequence into pages that don't belong to it yet; nothing else changes.</summary>
     /// <param name="slot">Its slot.</param>
-    /// <param name="tokens">The tokens after the sinks that are kept, Int64 [num_kv_heads, count].</param>
+    /// <param name="tokens">The kept tokens after the sinks, Int64 [num_kv_heads, count].</param>
     /// <param name="compressed">How many of them are compressed.</param>
     /// <param name="pages">The pages for those.</param>
     /// <returns>The others, for the ring.</returns>
@@ -46,7 +46,7 @@ internal sealed unsafe partial class LayerStorage
         }
     }
 
-    // Dense keys (or values) [num_kv_heads, tokens, head_dim] into pages, by the channel scales that the sequence has.
+    // Compresses dense keys (or values) [num_kv_heads, tokens, head_dim] into pages, with the sequence's channel scales.
     private void Compress(bool ofKeys, int slot, Tensor rows, BackendArray<int> pages)
     {
         NativeContext context = TensorAccess.Context(_shape.Device);

@@ -4,12 +4,12 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// What expands compressed tokens: attention of long query blocks, and shortening.
+// Expanding compressed tokens: for attention of long query blocks, and for shortening.
 internal sealed unsafe partial class LayerStorage
 {
-    // Compressed tokens that are dense at one time. For products in single precision the scores count too. On CUDA a segment of 8 key/value
-    // heads of 128 takes 64 MiB: fewer segments are fewer operators to launch, which is what a few new tokens cost. On the CPU it stays near
-    // the cores.
+    // Number of compressed tokens that are dense at a time. With products in single precision the scores count too. On CUDA a segment of 8
+    // KV heads of 128 takes 64 MiB: fewer segments mean fewer operators to launch, which is what a few new tokens cost. On the CPU it stays
+    // near the cores.
     private const int ProductTokens = 1024;
     private const int CpuFusedTokens = 2048;
     private const int CudaFusedTokens = 16384;
@@ -27,7 +27,7 @@ internal sealed unsafe partial class LayerStorage
         return new Returning(slot, Ring(compressed, count), keys, values);
     }
 
-    /// <summary>Puts tokens back in the ring.</summary>
+    /// <summary>Returns tokens to the ring.</summary>
     internal void Return(Returning tokens)
     {
         _tailKeys[tokens.Slot].index_copy_(1, tokens.Ring, tokens.Keys);
@@ -54,7 +54,7 @@ internal sealed unsafe partial class LayerStorage
         return fused ?? AttendByProducts(plan, row, query, keys, values, factor);
     }
 
-    // What any of the queries sees is dense at one time. Sinks are seen from anywhere, so that those that stand between them and the window
+    // Everything that any of the queries sees is dense at a time. Sinks are seen from anywhere, so tokens between them and the window
     // need not be there.
     private Tensor AttendWindow(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double? scale, int window)
     {
@@ -67,12 +67,12 @@ internal sealed unsafe partial class LayerStorage
             window,
             Options.SinkTokens).to(_shape.DType);
 
-        // On the CPU in single precision, as a past without a window.
+        // On the CPU in single precision, like a past without a window.
         Tensor Computed(Tensor tensor) => _shape.Device.type == DeviceType.CPU ? tensor.to(ScalarType.Float32) : tensor;
     }
 
-    // By fused kernels: all queries see the whole past. A segment of compressed tokens at a time, and in the last one all that is dense. Null
-    // on the CPU if a number is not finite.
+    // By fused kernels: all queries see the whole past. One segment of compressed tokens at a time, and all dense tokens in the last one.
+    // Null on the CPU if a number is not finite.
     private Tensor? AttendFused(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double scale)
     {
         int slot = plan.Slots[row], compressed = plan.Attended(row), first = 0;
@@ -101,7 +101,8 @@ internal sealed unsafe partial class LayerStorage
         return (attended is null ? last : attended.Merge(last)).Output.to(_shape.DType);
     }
 
-    // By products in single precision. All queries see the whole past, which is expanded a segment at a time; then come the tokens themselves.
+    // By products in single precision. All queries see the whole past, which is expanded one segment at a time; the tokens themselves
+    // follow.
     private Tensor AttendByProducts(StepPlan plan, int row, Tensor query, Tensor keys, Tensor values, double scale)
     {
         int slot = plan.Slots[row], length = plan.Length(row), compressed = plan.Attended(row), sinks = plan.SinksBefore[row];
@@ -186,7 +187,7 @@ internal sealed unsafe partial class LayerStorage
         GC.KeepAlive(destination);
     }
 
-    // Dense keys (or values) of a sequence from the ring, [num_kv_heads, count, head_dim] in pieces: it may go round.
+    // Dense keys (or values) of a sequence from the ring, [num_kv_heads, count, head_dim] in pieces: they may wrap around.
     private Tensor[] Window(bool ofKeys, int slot, int first, int count)
     {
         Tensor ring = (ofKeys ? _tailKeys : _tailValues)[slot];
@@ -197,7 +198,7 @@ internal sealed unsafe partial class LayerStorage
             : [ring.narrow(1, place, run), ring.narrow(1, 0, count - run)];
     }
 
-    // Where consecutive tokens lie in the ring.
+    // Places of consecutive tokens in the ring.
     private Tensor Ring(int first, int count)
     {
         long[] places = new long[count];
@@ -209,6 +210,6 @@ internal sealed unsafe partial class LayerStorage
         return tensor(places, device: _shape.Device);
     }
 
-    /// <summary>Tokens of a slot that go back to their places in the ring.</summary>
+    /// <summary>Tokens of a slot that return to their places in the ring.</summary>
     internal sealed record Returning(int Slot, Tensor Ring, Tensor Keys, Tensor Values);
 }

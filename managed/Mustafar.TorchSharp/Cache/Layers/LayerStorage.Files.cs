@@ -4,23 +4,23 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// What files hold of a layer.
+// A layer's content in files.
 internal sealed unsafe partial class LayerStorage
 {
-    // Dense tokens whose pages are converted at a time.
+    // Number of dense tokens whose pages are converted at a time.
     private const long ConversionBytes = 64L << 20;
 
-    /// <summary>Reads or writes bytes in their place.</summary>
+    /// <summary>Reads or writes bytes in place.</summary>
     internal delegate void Visitor(Span<byte> bytes);
 
-    /// <summary>Whether pages of files are converted even where they are the layer's own, as on the CPU most are: for tests.</summary>
+    /// <summary>Whether to convert pages of files even if they equal the layer's own, as most do on the CPU: for tests.</summary>
     internal bool ConvertsPages { get; set; }
 
-    /// <summary>Shows the blocks of each head of each page as files of some version have them.</summary>
-    /// <param name="keys">Those of keys, or those of values.</param>
+    /// <summary>Visits the blocks of each head of each page in the form of a file version.</summary>
+    /// <param name="keys">Those of keys or those of values.</param>
     /// <param name="version">The version.</param>
     /// <param name="pages">The pages.</param>
-    /// <param name="fill">Whether the visitor writes them; then what it writes must be valid blocks.</param>
+    /// <param name="fill">Whether the visitor writes them; it must write valid blocks then.</param>
     /// <param name="visit">Reads or writes a head's blocks.</param>
     internal void VisitPages(bool keys, int version, ReadOnlySpan<int> pages, bool fill, Visitor visit)
     {
@@ -43,11 +43,11 @@ internal sealed unsafe partial class LayerStorage
     /// <summary>The ring of dense tokens [slots, num_kv_heads, ring, head_dim].</summary>
     internal Tensor Window(bool keys) => keys ? _tailKeys : _tailValues;
 
-    /// <summary>Shows the rows of some slots of a tensor [slots, num_kv_heads, places, head_dim].</summary>
+    /// <summary>Visits the rows of some slots of a tensor [slots, num_kv_heads, places, head_dim].</summary>
     /// <param name="tensor">The tensor.</param>
     /// <param name="slots">The slots.</param>
-    /// <param name="places">Places that the visitor sees of each slot and head.</param>
-    /// <param name="find">Where such a place of the b-th slot is in the tensor; null for one that is not in use, which the visitor sees as zeros.</param>
+    /// <param name="places">Number of places of each slot and head that the visitor sees.</param>
+    /// <param name="find">Index in the tensor of a place of the b-th slot; null for an unused one, which the visitor sees as zeros.</param>
     /// <param name="fill">Whether the visitor writes them.</param>
     /// <param name="visit">Reads or writes a row.</param>
     internal void VisitRows(Tensor tensor, int[] slots, int places, Func<int, int, int?> find, bool fill, Visitor visit)
@@ -69,7 +69,7 @@ internal sealed unsafe partial class LayerStorage
             byte* rows = (byte*)TensorAccess.Pointer(host);
             for (int i = 0; i < _shape.NumKvHeads * places; i++)
             {
-                // What a file has in a place that is not in use goes nowhere.
+                // The file's content of an unused place is discarded.
                 visit(find(b, i % places) is int place
                     ? new Span<byte>(rows + (((i / places * ownPlaces) + place) * unused.Length), unused.Length)
                     : unused);
@@ -84,7 +84,7 @@ internal sealed unsafe partial class LayerStorage
         }
     }
 
-    // Where the first head's keys (or values) are in each page.
+    // The address of the first head's keys (or values) in each page.
     private nint[] Addresses(bool keys, ReadOnlySpan<int> pages)
     {
         nint[] addresses = new nint[pages.Length];
@@ -180,7 +180,7 @@ internal sealed unsafe partial class LayerStorage
         NativeCall.Check(NativeMethods.Convert(&context, pages, _shape.NumKvHeads, Options.GroupSize, &source, &destination));
     }
 
-    // Where all channels are kept and one form has bitmaps: nothing is chosen anew.
+    // If all channels are kept and only one form has bitmaps: nothing is selected again.
     private void Recompress(NativeBlocks source, torch.Device from, NativeBlocks destination, torch.Device to, int pages)
     {
         Tensor dense = empty([pages, _shape.NumKvHeads, Options.GroupSize, _shape.HeadDim], dtype: _shape.DType, device: from);

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// Which channels are kept, where magnitudes alone don't say it.
+// Selecting channels if magnitudes alone don't decide.
 internal sealed partial class LayerStorage
 {
     /// <summary>What the selection of keys gathers; null if it gathers nothing.</summary>
@@ -86,7 +86,7 @@ internal sealed partial class LayerStorage
         }
 
         Tensor chosen = selection.Function!(new SelectionInput(tokens, _index, first, format.Keep))
-            ?? throw new InvalidOperationException($"Expected a tensor of the function of selection '{selection.Name}', but got null.");
+            ?? throw new InvalidOperationException($"Expected a tensor from the function of selection '{selection.Name}', but got null.");
         string name = $"selection '{selection.Name}'";
         if (selection.Rule == SelectionRule.Scores)
         {

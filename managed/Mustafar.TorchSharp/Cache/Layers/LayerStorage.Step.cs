@@ -7,13 +7,13 @@ namespace Mustafar;
 // A step of one layer: appending tokens, and attending to what is stored.
 internal sealed unsafe partial class LayerStorage
 {
-    // Up to so many queries at once are attended by the decode kernel; for more, dense attention over expanded tokens is faster.
+    // Maximum number of queries for the decode kernel; for more, dense attention over expanded tokens is faster.
     private const int MostDecodeQueries = 8;
 
     private (Tensor Slots, Tensor Keys, Tensor Values)? _overwritten;
 
-    /// <summary>Adds a step's tokens and attends from them. When it fails, <see cref="Rollback"/> undoes what it did.</summary>
-    /// <remarks>How a row attends depends on nothing that other rows are.</remarks>
+    /// <summary>Adds a step's tokens and attends from them. If it fails, <see cref="Rollback"/> undoes what it did.</summary>
+    /// <remarks>How a row attends does not depend on the other rows.</remarks>
     internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
     {
         Tensor output;
@@ -37,11 +37,11 @@ internal sealed unsafe partial class LayerStorage
         return output;
     }
 
-    /// <summary>Adds a step's tokens: the sinks take what they miss, the rest goes to the others.</summary>
+    /// <summary>Adds a step's tokens: the sinks take the ones that they lack, and the rest are stored normally.</summary>
     /// <param name="plan">The step.</param>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
-    /// <param name="isLast">Whether nothing can fail after it that has to be undone.</param>
+    /// <param name="isLast">Whether nothing that can fail follows, so that nothing has to be undone.</param>
     internal void Append(StepPlan plan, Tensor keys, Tensor values, bool isLast)
     {
         if (!isLast && plan.Overwritten.Count > 0)
@@ -69,7 +69,7 @@ internal sealed unsafe partial class LayerStorage
     /// <summary>Attends to what is stored after the step, from its last tokens.</summary>
     internal Tensor AttendStored(StepPlan plan, Tensor query, double? scale) => AttendTokens(plan, query, null, null, scale);
 
-    /// <summary>Ends a step for good.</summary>
+    /// <summary>Commits a step.</summary>
     internal void Commit()
     {
         _overwritten?.Slots.Dispose();
@@ -80,10 +80,10 @@ internal sealed unsafe partial class LayerStorage
         ValueStatistics?.Commit();
     }
 
-    /// <summary>Makes the ring and the sinks what they were before a step, however much of it was done.</summary>
+    /// <summary>Restores the ring and the sinks to their state before a step, however much of the step was done.</summary>
     /// <remarks>
-    /// Tokens that the step compressed are still in the ring, which has room for more than what may wait in it, unless many new ones took
-    /// their places.
+    /// Tokens that the step compressed are still in the ring, which has room for more than what may wait in it, unless many new ones
+    /// overwrote them.
     /// </remarks>
     internal void Rollback(StepPlan plan)
     {
@@ -155,8 +155,8 @@ internal sealed unsafe partial class LayerStorage
         NativeCall.Check(status);
     }
 
-    // Several new tokens, not appended yet: a few by the decode kernel, many, and those of sequences without all of their sinks, one
-    // sequence after the other.
+    // Several new tokens, not appended yet: few of them by the decode kernel; many, and those of sequences without all of their sinks, one
+    // sequence after another.
     private Tensor AttendNew(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale)
     {
         bool few = plan.Tokens <= MostDecodeQueries;

@@ -4,8 +4,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What one layer stores of a cache's sequences: the format of its pages, the ring of dense tokens, the sinks.</summary>
-/// <remarks>Which tokens they are, the <see cref="SequenceTable"/> knows, for all layers.</remarks>
+/// <summary>What one layer stores of a cache's sequences: its pages' format, the ring of dense tokens, the sinks.</summary>
+/// <remarks>The <see cref="SequenceTable"/> knows which tokens they are, for all layers.</remarks>
 internal sealed unsafe partial class LayerStorage : IDisposable
 {
     private readonly CacheShape _shape;
@@ -18,14 +18,14 @@ internal sealed unsafe partial class LayerStorage : IDisposable
     private NativeDense _denseTailKeys;
     private NativeDense _denseTailValues;
 
-    /// <summary>Makes a layer of as many slots as a table has.</summary>
+    /// <summary>Makes a layer with as many slots as a table.</summary>
     /// <param name="shape">Heads, head_dim, dtype and device.</param>
     /// <param name="options">How it prunes, and its sliding window.</param>
-    /// <param name="format">Its format, by the options.</param>
+    /// <param name="format">Its format, according to the options.</param>
     /// <param name="table">The sequences.</param>
-    /// <param name="index">Which layer of the table's pages it is.</param>
+    /// <param name="index">Index of the layer in the table's pages.</param>
     /// <param name="workspace">The workspace of its attention.</param>
-    /// <param name="ring">Places of the ring.</param>
+    /// <param name="ring">Number of places in the ring.</param>
     internal LayerStorage(
         CacheShape shape, MustafarOptions options, LayerFormat format, SequenceTable table, int index, StepWorkspace workspace, int ring)
     {
@@ -52,17 +52,17 @@ internal sealed unsafe partial class LayerStorage : IDisposable
 
     internal AttentionSinks? Sinks { get; private set; }
 
-    /// <summary>Channel scales of keys, Float32 [slots, num_kv_heads, head_dim]; null if they have none. Those of a slot are found at its
-    /// first compression and mean nothing before.</summary>
+    /// <summary>Channel scales of keys, Float32 [slots, num_kv_heads, head_dim]; null if they have none. Those of a slot are computed at
+    /// its first compression and have no meaning before.</summary>
     internal Tensor? KeyScales { get; private set; }
 
-    /// <summary>Where its ring is.</summary>
+    /// <summary>Address of its ring.</summary>
     internal nint Address => (nint)_denseTailKeys.Data;
 
     /// <summary>Bytes of the ring and the sinks of one slot.</summary>
     internal static long SlotBytes(CacheShape shape, int ring, int sinks) => (ring * shape.TokenBytes) + AttentionSinks.SlotBytes(shape, sinks);
 
-    /// <summary>Makes room for so many slots.</summary>
+    /// <summary>Makes room for that many slots.</summary>
     internal void Grow(int slots)
     {
         using IDisposable noGrad = no_grad();
@@ -80,7 +80,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
     }
 
-    /// <summary>A copy of the ring with so many places, at least as many as a sequence has dense tokens.</summary>
+    /// <summary>A copy of the ring with that many places, at least as many as a sequence has dense tokens.</summary>
     internal RingTensors CopyRing(int places)
     {
         (Tensor keys, Tensor values) = _shape.Allocate(_table.Slots, places);
@@ -89,7 +89,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         {
             if (_table.MostCompressed == 0)
             {
-                // In both, each token is in the place of its number.
+                // In both rings each token is at its number modulo the size.
                 int most = _table.MostDense;
                 keys.narrow(2, 0, most).copy_(_tailKeys.narrow(2, 0, most));
                 values.narrow(2, 0, most).copy_(_tailValues.narrow(2, 0, most));
@@ -114,7 +114,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         }
     }
 
-    /// <summary>Goes on with another ring of the same tokens.</summary>
+    /// <summary>Continues with another ring of the same tokens.</summary>
     internal void Take(RingTensors ring)
     {
         _tailKeys.Dispose();
@@ -123,7 +123,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(_tailKeys), TensorAccess.Dense(_tailValues));
     }
 
-    /// <summary>Takes over what is dense of a sequence: its pages are shared by way of the table.</summary>
+    /// <summary>Copies the dense data of a sequence: its pages are shared through the table.</summary>
     internal void Continue(int slot, LayerStorage source, int parent)
     {
         using DisposeScope scope = NewDisposeScope();
@@ -145,7 +145,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         ValueStatistics?.Dispose();
     }
 
-    // Dense tokens of a sequence from one ring [num_kv_heads, places, head_dim] to another one, in runs: either may go round.
+    // Copies dense tokens of a sequence from one ring [num_kv_heads, places, head_dim] to another one, in runs: either may wrap around.
     private static void CopyRing(Sequence sequence, Tensor source, Tensor destination)
     {
         for (long token = sequence.Compressed, run; token < sequence.Length; token += run)

@@ -9,7 +9,7 @@ internal sealed unsafe class StepWorkspace(torch.Device device) : IDisposable
 {
     private Tensor? _memory;
 
-    /// <summary>Where it is; 0 before the first call that needs it.</summary>
+    /// <summary>Its address; 0 before the first call that needs it.</summary>
     internal nint Address => _memory is null ? 0 : (nint)TensorAccess.Pointer(_memory);
 
     /// <summary>Gives a call the workspace that it needs.</summary>
@@ -24,7 +24,7 @@ internal sealed unsafe class StepWorkspace(torch.Device device) : IDisposable
 
         if (_memory is null || _memory.numel() < bytes)
         {
-            // Not held while the larger one is made, which may fail.
+            // Dropped first, since making the larger one may fail.
             Dispose();
             using IDisposable mode = inference_mode(false);
             _memory = TensorAccess.Workspace(bytes, device).DetachFromDisposeScope();

@@ -3,8 +3,8 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>A layer's part of sequences in a file.</summary>
-/// <param name="Store">Where the sequences are.</param>
-/// <param name="Index">Which layer of the store.</param>
+/// <param name="Store">The store with the sequences.</param>
+/// <param name="Index">Index of the layer in the store.</param>
 /// <param name="Slots">The slots of the sequences, in the order of the file.</param>
 internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots)
 {
@@ -23,13 +23,13 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
     /// <summary>Shape of the channel scales of keys, and of what selections gather, in a file: [batch, num_kv_heads, head_dim].</summary>
     internal long[] ChannelsShape => [BatchSize, Shape.NumKvHeads, Shape.HeadDim];
 
-    /// <summary>Shape of the dense window in a file: [batch, num_kv_heads, ring, head_dim].</summary>
+    /// <summary>Shape of the recent window in a file: [batch, num_kv_heads, ring, head_dim].</summary>
     internal long[] WindowShape => [BatchSize, Shape.NumKvHeads, Store.Table.Rules.TailCapacity, Shape.HeadDim];
 
     /// <summary>Shape of the sinks in a file: [batch, num_kv_heads, sink_tokens, head_dim].</summary>
     internal long[] SinksShape => [BatchSize, Shape.NumKvHeads, Options.SinkTokens, Shape.HeadDim];
 
-    /// <summary>Shows the slots of the dense window; those that no token is in are zero in files.</summary>
+    /// <summary>Visits the slots of the recent window; those without a token are zero in files.</summary>
     /// <param name="keys">Keys or values.</param>
     /// <param name="tables">Which slots are in use.</param>
     /// <param name="fill">Whether the visitor writes them.</param>
@@ -48,7 +48,7 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
         }
     }
 
-    /// <summary>Shows the places of the sinks, in Float32; those that no token is in are zero.</summary>
+    /// <summary>Visits the places of the sinks, in Float32; those without a token are zero.</summary>
     /// <param name="keys">Keys or values.</param>
     /// <param name="tables">Which places are in use.</param>
     /// <param name="fill">Whether the visitor writes them.</param>
@@ -61,8 +61,8 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
         fill,
         visit);
 
-    /// <summary>Shows the channel scales of each head's keys, in Float32; those of sequences without compressed tokens are zero.</summary>
-    /// <param name="tables">Which sequences have some.</param>
+    /// <summary>Visits the channel scales of each head's keys, in Float32; those of sequences without compressed tokens are zero.</summary>
+    /// <param name="tables">Which sequences have scales.</param>
     /// <param name="fill">Whether the visitor writes them.</param>
     /// <param name="visit">Reads or writes a head's.</param>
     internal void VisitKeyScales(CacheTables tables, bool fill, LayerStorage.Visitor visit)
@@ -82,7 +82,7 @@ internal sealed record StoredLayer(CompressedStore Store, int Index, int[] Slots
         where item.Sums is not null
         select (item.Name, item.Sums);
 
-    /// <summary>Shows what a selection has gathered of each head, in Float32; that of sequences without tokens is zero.</summary>
+    /// <summary>Visits what a selection has gathered for each head, in Float32; zero for sequences without tokens.</summary>
     /// <param name="sums">The tensor.</param>
     /// <param name="tables">Which sequences have tokens.</param>
     /// <param name="fill">Whether the visitor writes it.</param>

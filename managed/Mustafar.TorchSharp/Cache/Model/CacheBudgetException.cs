@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-/// <summary>A step needs more pages than a cache's budget has left. The cache is as it was.</summary>
+/// <summary>A step needs more pages than a cache's budget has left. The cache is unchanged.</summary>
 /// <remarks>Removing or shortening sequences frees pages.</remarks>
 public sealed class CacheBudgetException : InvalidOperationException
 {
@@ -24,11 +24,11 @@ public sealed class CacheBudgetException : InvalidOperationException
     {
     }
 
-    /// <summary>Makes an exception of what is needed and what is free.</summary>
+    /// <summary>Makes an exception from the needed and the free bytes.</summary>
     /// <param name="neededBytes">Bytes that are needed.</param>
     /// <param name="freeBytes">Bytes that are free.</param>
     public CacheBudgetException(long neededBytes, long freeBytes)
-        : this($"Expected a budget of {neededBytes} more bytes, but {freeBytes} are free. Remove or shorten sequences, or make the budget larger.")
+        : this($"Expected a budget of {neededBytes} more bytes, but {freeBytes} are free. Remove or shorten sequences, or raise the budget.")
     {
         NeededBytes = neededBytes;
         FreeBytes = freeBytes;

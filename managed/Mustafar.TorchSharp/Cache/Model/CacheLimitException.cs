@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-/// <summary>A call would exceed one of a cache's <see cref="CacheLimits"/>. The cache is as it was.</summary>
+/// <summary>A call would exceed one of a cache's <see cref="CacheLimits"/>. The cache is unchanged.</summary>
 public sealed class CacheLimitException : InvalidOperationException
 {
     /// <summary>Makes an exception with no text.</summary>

@@ -1,8 +1,8 @@
 namespace Mustafar;
 
-/// <summary>What a <see cref="ModelKeyValueCache"/> may grow to. What is not given is not limited, and grows as it is needed.</summary>
+/// <summary>Limits of a <see cref="ModelKeyValueCache"/>. Anything without a limit grows as needed.</summary>
 /// <remarks>
-/// With a budget all pages of compressed tokens are allocated at once, and nothing grows: what a step would need beyond it is refused by a
+/// With a budget, all pages of compressed tokens are allocated at once and nothing grows: a step that needs more throws a
 /// <see cref="CacheBudgetException"/> before anything changes.
 /// </remarks>
 public sealed record CacheLimits
@@ -13,7 +13,7 @@ public sealed record CacheLimits
     private readonly long? _budgetBytes;
     private readonly long? _budgetTokens;
 
-    /// <summary>Sequences at a time, for which there is room from the start.</summary>
+    /// <summary>Maximum number of sequences at a time, for which there is room from the start.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int? MaxSequences
     {
@@ -21,7 +21,7 @@ public sealed record CacheLimits
         init => _maxSequences = (int?)Positive(value, nameof(MaxSequences));
     }
 
-    /// <summary>Tokens of each sequence, for which its page table has room from the start.</summary>
+    /// <summary>Maximum number of tokens of a sequence, for which its page table has room from the start.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int? MaxLength
     {
@@ -29,7 +29,7 @@ public sealed record CacheLimits
         init => _maxLength = (int?)Positive(value, nameof(MaxLength));
     }
 
-    /// <summary>New tokens of a step, of all its sequences.</summary>
+    /// <summary>Maximum number of new tokens in a step, over all its sequences.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public int? MaxStepTokens
     {
@@ -38,7 +38,7 @@ public sealed record CacheLimits
     }
 
     /// <summary>Bytes of the whole cache on its device: pages, recent windows, sinks and tables. Needs <see cref="MaxSequences"/>, since
-    /// each sequence has a window.</summary>
+    /// each sequence has a recent window.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public long? BudgetBytes
     {
@@ -46,7 +46,7 @@ public sealed record CacheLimits
         init => _budgetBytes = Positive(value, nameof(BudgetBytes));
     }
 
-    /// <summary>Compressed tokens of all sequences together, whole groups of which are allocated; the dense ones come on top.</summary>
+    /// <summary>Compressed tokens of all sequences together; whole groups of them are allocated. Dense tokens come on top.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public long? BudgetTokens
     {

@@ -4,9 +4,9 @@ namespace Mustafar;
 
 /// <summary>A step of a <see cref="ModelKeyValueCache"/>: new tokens of some sequences, in all layers or in none.</summary>
 /// <remarks>
-/// What it does is planned once, before the first layer. Until <see cref="Commit"/> the sequences are what they were; disposing a step
-/// that was not committed, because a layer failed or for any other reason, leaves all layers as if it had not been. It is used by one
-/// thread at a time, as its cache is.
+/// The step is planned once, before the first layer. Until <see cref="Commit"/> the sequences do not change. Disposing a step that was not
+/// committed, because a layer failed or for any other reason, rolls back all layers. Like its cache, a step may be used by one thread at a
+/// time.
 /// </remarks>
 public sealed class CacheStep : IDisposable
 {
@@ -23,7 +23,7 @@ public sealed class CacheStep : IDisposable
         Positions = Array.AsReadOnly(positions);
     }
 
-    /// <summary>The cache that it is a step of.</summary>
+    /// <summary>The cache that the step belongs to.</summary>
     public ModelKeyValueCache Cache { get; }
 
     /// <summary>The sequence of each row.</summary>
@@ -35,28 +35,28 @@ public sealed class CacheStep : IDisposable
     /// <summary>How many of the n tokens belong to each sequence.</summary>
     public IReadOnlyList<int> Counts { get; }
 
-    /// <summary>Position of each row's first new token; the others follow one another.</summary>
+    /// <summary>Position of each row's first new token; the others follow consecutively.</summary>
     public IReadOnlyList<int> Positions { get; }
 
     /// <summary>Tensors that the layers of all steps of the cache share.</summary>
     public StepBuffers Buffers => Cache.Buffers;
 
-    /// <summary>The position of each new token where the cache is, Int32 [batch, n], as <see cref="MustafarOps.Rotate"/> reads it. Of a
-    /// step of one token it lies where that of every such step does. In the current dispose scope.</summary>
+    /// <summary>The position of each new token, on the cache's device, Int32 [batch, n], as <see cref="MustafarOps.Rotate"/> reads it. All
+    /// steps of one token have it at the same address. In the current dispose scope.</summary>
     /// <exception cref="InvalidOperationException">The step has ended, or another thread is using the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public Tensor DevicePositions => Cache.DevicePositions(this);
 
     /// <summary>Adds the new tokens to a layer and returns their attention: each sees all earlier tokens of its sequence and itself.</summary>
     /// <param name="layer">The layer, from 0; each attends once in a step, in any order.</param>
-    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads key/value head h / (num_heads / num_kv_heads).
-    /// Positions must already be encoded, in the keys as well.</param>
+    /// <param name="query">Queries [batch, num_heads, n, head_dim]; head h reads KV head h / (num_heads / num_kv_heads). Positions must
+    /// already be encoded, in the keys as well.</param>
     /// <param name="keys">Keys of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values of the new tokens [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
     /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding.</returns>
-    /// <exception cref="ArgumentException">A type, device or shape doesn't fit; the step can go on with the same layer.</exception>
-    /// <exception cref="InvalidOperationException">The layer has attended already, another one failed, the step has ended, or another
+    /// <exception cref="ArgumentException">A type, device or shape doesn't fit; the step can continue with the same layer.</exception>
+    /// <exception cref="InvalidOperationException">The layer has already attended, another one failed, the step has ended, or another
     /// thread is using the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public Tensor Attend(int layer, Tensor query, Tensor keys, Tensor values, double? scale = null)
@@ -66,27 +66,27 @@ public sealed class CacheStep : IDisposable
         return output;
     }
 
-    /// <summary>Ends the step: the new tokens belong to their sequences, and tokens that <see cref="MustafarOptions.Eviction"/> lets go of are
+    /// <summary>Ends the step: the new tokens join their sequences, and tokens that <see cref="MustafarOptions.Eviction"/> gives up are
     /// removed.</summary>
     /// <exception cref="CacheBudgetException">The step is committed, but a sequence keeps all of its tokens for now: there are not enough
-    /// pages for those that would be left, beside those of all.</exception>
+    /// pages for the remaining tokens in addition to all of the present ones.</exception>
     /// <exception cref="InvalidOperationException">A layer has not attended or has failed, the step has ended, or another thread is using
     /// the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public void Commit() => Cache.Commit(this);
 
-    /// <summary>Undoes the step, unless it was committed.</summary>
+    /// <summary>Rolls the step back, unless it was committed.</summary>
     /// <exception cref="InvalidOperationException">Another thread is using the cache.</exception>
     public void Dispose() => Cache.Rollback(this);
 
-    /// <summary>Notes that a layer attends. All arguments are known to be good.</summary>
+    /// <summary>Records that a layer attends. All arguments are known to be valid.</summary>
     /// <returns>Whether it is the step's first.</returns>
     internal bool Enter(int layer)
     {
         ThrowIfFailed();
         if (_attended[layer])
         {
-            throw new InvalidOperationException($"Layer {layer} has attended in this step already.");
+            throw new InvalidOperationException($"Layer {layer} has already attended in this step.");
         }
 
         bool isFirst = !Array.Exists(_attended, attended => attended);
@@ -94,21 +94,21 @@ public sealed class CacheStep : IDisposable
         return isFirst;
     }
 
-    /// <summary>Notes that all layers have attended: a graph has done it.</summary>
+    /// <summary>Records that all layers have attended, in a graph.</summary>
     internal void EnterAll()
     {
         ThrowIfFailed();
         Array.Fill(_attended, true);
     }
 
-    /// <summary>Notes that nothing has been done yet: what was done went into a graph.</summary>
+    /// <summary>Records that nothing has been done yet: the work went into a graph.</summary>
     internal void Restart()
     {
         Array.Fill(_attended, false);
         _current = -1;
     }
 
-    /// <summary>Refuses a step that not all layers have done.</summary>
+    /// <summary>Throws unless all layers have attended.</summary>
     internal void ThrowIfIncomplete()
     {
         ThrowIfFailed();
@@ -122,7 +122,7 @@ public sealed class CacheStep : IDisposable
     {
         if (_current >= 0)
         {
-            throw new InvalidOperationException($"Layer {_current} failed in this step; dispose it and begin another one.");
+            throw new InvalidOperationException($"Layer {_current} failed in this step; dispose the step and begin another.");
         }
     }
 }

@@ -6,10 +6,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Where the parameters and buffers of a model lay when a step was captured.</summary>
+/// <summary>The addresses of a model's parameters and buffers when a step was captured.</summary>
 /// <remarks>
-/// A look at all of them must cost next to nothing, for each step takes one. So modules are found once, and what they hold is read from
-/// their own dictionaries: TorchSharp's enumerations make several objects for each module.
+/// Every step checks all of them, so the check must cost next to nothing. Modules are therefore found once, and their contents are read
+/// from their own dictionaries: TorchSharp's enumerations allocate several objects per module.
 /// </remarks>
 internal sealed class CapturedWeights
 {
@@ -17,7 +17,7 @@ internal sealed class CapturedWeights
 
     internal CapturedWeights(nn.Module model) => Add(model, "", new HashSet<nn.Module>(ReferenceEqualityComparer.Instance));
 
-    /// <summary>The name of a parameter or buffer that lies elsewhere now, or of a module that holds others; null if there is none.</summary>
+    /// <summary>The name of a parameter or buffer that has moved, or of a module whose contents differ; null if there is none.</summary>
     internal string? FindMoved()
     {
         foreach (Node node in _nodes)
@@ -53,13 +53,13 @@ internal sealed class CapturedWeights
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_internal_submodules")]
     private static extern ref OrderedDict<string, nn.Module> ChildrenOf(nn.Module module);
 
-    // What a list of modules holds it registers once; what is put into it afterwards runs all the same.
+    // A list of modules registers its modules once; modules added afterwards run all the same.
     private static IEnumerable<(string Name, nn.Module Child)> Named(nn.Module module) =>
         module is IEnumerable<nn.Module> list ? list.Select((child, i) => ($"{i}", child)) : module.named_children();
 
     private static unsafe nint AddressOf(Tensor? tensor) => tensor is null or { IsInvalid: true } ? 0 : (nint)TensorAccess.Pointer(tensor);
 
-    /// <summary>One module and what it held.</summary>
+    /// <summary>One module and its contents.</summary>
     private sealed class Node
     {
         private readonly string _path;

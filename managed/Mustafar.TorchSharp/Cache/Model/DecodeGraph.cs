@@ -4,32 +4,32 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Runs decode steps, of one new token for each of some sequences. On CUDA a step is captured into a graph and launched as one
-/// from then on, so that the host queues one piece of work instead of hundreds.</summary>
+/// <summary>Runs decode steps, of one new token for each of some sequences. On CUDA a step is captured into a graph, so that from then on
+/// the host launches one piece of work instead of hundreds.</summary>
 /// <remarks>
 /// <para>
-/// A graph repeats the work of its capture at the same addresses. The function that is given computes a whole step: it attends in
-/// every layer of the <see cref="CacheStep"/>, and whatever changes from step to step (the tokens, <see cref="CacheStep.DevicePositions"/>,
-/// a <see cref="SamplingState"/>) it reads from tensors that stay where they are and that are written before <see cref="Run"/>. It
-/// must not read numbers back to the host. What it leaves is read from tensors that it writes in place, such as
-/// <see cref="CacheStep.Buffers"/>: other tensors that it makes are gone after the step, or belong to the graph.
+/// A graph repeats the captured work at the same addresses. The function that you pass computes a whole step: it attends in every layer of
+/// the <see cref="CacheStep"/>. Whatever changes from step to step (the tokens, <see cref="CacheStep.DevicePositions"/>, a
+/// <see cref="SamplingState"/>) it must read from tensors that stay in place and are written before <see cref="Run"/>. It must not read
+/// numbers back to the host. It leaves its results in tensors that it writes in place, such as <see cref="CacheStep.Buffers"/>: other
+/// tensors that it makes are gone after the step, or belong to the graph.
 /// </para>
 /// <para>
-/// The first step of a kind runs as it is, the second is captured. It is another kind if the number of sequences differs, or the cache
-/// has grown, or its sequences have by 256 tokens or more. With <see cref="CacheLimits"/> the cache does not move. On the CPU, and
-/// where a step cannot be captured (then <see cref="WhyEager"/> says why), every step runs as it is, with the same results.
+/// The first step of a kind runs eagerly, the second is captured. The kind changes with the number of sequences, when the cache grows, and
+/// when the sequences grow by 256 tokens or more. With <see cref="CacheLimits"/> the cache does not move. On the CPU, and where a step
+/// cannot be captured (<see cref="WhyEager"/> has the reason), every step runs eagerly, with the same results.
 /// </para>
 /// <para>
-/// After anything that the function reads from has moved, call <see cref="Forget"/>. Of a model's weights <see cref="Run"/> sees by itself that
-/// they have. It is used by one thread at a time.
+/// If anything that the function reads has moved, call <see cref="Forget"/>. <see cref="Run"/> detects moved weights of the model by
+/// itself. Only one thread at a time may use this object.
 /// </para>
 /// </remarks>
 public sealed class DecodeGraph : IDisposable
 {
-    // Of each number of sequences that there are in turn, and some of shorter sequences.
+    // Enough for each number of sequences that occurs, and for some steps of shorter sequences.
     private const int MostGraphs = 32;
 
-    // Large enough for the memory from which torch serves more than a megabyte.
+    // Large enough to come from the memory that torch uses for more than a megabyte.
     private const long AnchorBytes = 2 << 20;
 
     private readonly ModelKeyValueCache _cache;
@@ -42,19 +42,19 @@ public sealed class DecodeGraph : IDisposable
     private bool _disposed;
 
     /// <summary>Makes a runner of steps.</summary>
-    /// <param name="cache">The cache that they are steps of.</param>
+    /// <param name="cache">The cache of the steps.</param>
     /// <param name="step">Computes a step.</param>
-    /// <param name="capture">Whether steps may be captured; false runs each as it is.</param>
-    /// <param name="model">The model of whose weights the function reads, so that captured steps are refused once these have moved; null if there
-    /// is none.</param>
+    /// <param name="capture">Whether steps may be captured; false runs each one eagerly.</param>
+    /// <param name="model">The model whose weights the function reads, so that captured steps are refused once the weights have moved; null
+    /// if there is none.</param>
     public DecodeGraph(ModelKeyValueCache cache, Action<CacheStep> step, bool capture = true, nn.Module? model = null)
     {
         ArgumentNullException.ThrowIfNull(cache);
         ArgumentNullException.ThrowIfNull(step);
         (_cache, _step, _model) = (cache, step, model);
-        WhyEager = !capture ? "Capturing was not asked for."
-            : cache.Device.type != DeviceType.CUDA ? "Graphs are CUDA's."
-            : !TorchShim.HasStreams ? "This libtorch does not let a stream be chosen."
+        WhyEager = !capture ? "Capturing is turned off."
+            : cache.Device.type != DeviceType.CUDA ? "Graphs need CUDA."
+            : !TorchShim.HasStreams ? "This libtorch has no way to choose a stream."
             : null;
     }
 
@@ -67,14 +67,14 @@ public sealed class DecodeGraph : IDisposable
     /// <summary>Steps that were launched as graphs.</summary>
     public long Launches { get; private set; }
 
-    /// <summary>Adds a token to sequences.</summary>
+    /// <summary>Adds a token to each of some sequences.</summary>
     /// <param name="sequences">The sequences, each once, in the order of the rows.</param>
-    /// <param name="counts">For each sequence 1, or 0 for one that gets no token and whose row is meaningless; all 1 if empty.</param>
+    /// <param name="counts">For each sequence 1, or 0 for one that gets no token and whose row has no meaning; all 1 if empty.</param>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a count is out of range.</exception>
-    /// <exception cref="CacheBudgetException">There is less memory left than the step needs.</exception>
+    /// <exception cref="CacheBudgetException">The step needs more memory than is left.</exception>
     /// <exception cref="CacheLimitException">A sequence would be longer than <see cref="CacheLimits.MaxLength"/>.</exception>
-    /// <exception cref="MovedWeightsException">Steps were captured, and parameters or buffers of the model have moved since.</exception>
+    /// <exception cref="MovedWeightsException">Parameters or buffers of the model have moved since steps were captured.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, the function did not attend in every layer, or another thread is
     /// using the cache.</exception>
     /// <exception cref="ObjectDisposedException">This object or the cache was disposed.</exception>
@@ -84,8 +84,8 @@ public sealed class DecodeGraph : IDisposable
         if (_weights?.FindMoved() is string moved)
         {
             throw new MovedWeightsException(
-                $"Expected the model's weights where they were when steps were captured, but {moved} has moved. " +
-                $"Call {nameof(Forget)}, so that steps are captured anew.");
+                $"Expected the model's weights at the addresses they had when steps were captured, but {moved} has moved. " +
+                $"Call {nameof(Forget)} to capture steps again.");
         }
 
         using IDisposable noGrad = no_grad();
@@ -95,7 +95,7 @@ public sealed class DecodeGraph : IDisposable
         {
             using DisposeScope scope = NewDisposeScope();
             _step(step);
-            // What a first step needs may have made buffers that a graph of the same kind finds.
+            // A first step may have made buffers that a graph of the same kind needs.
             if (WhyEager is null && _cache.LayoutOf(step) is StepLayout seen)
             {
                 _ = _seen.Add(seen);
@@ -105,7 +105,7 @@ public sealed class DecodeGraph : IDisposable
         step.Commit();
     }
 
-    /// <summary>Drops what was captured. Needed when tensors that the function uses have moved, or weights of the model.</summary>
+    /// <summary>Drops all captured steps. Needed when tensors that the function uses, or weights of the model, have moved.</summary>
     public void Forget()
     {
         foreach (Captured graph in _graphs.Values)
@@ -129,7 +129,7 @@ public sealed class DecodeGraph : IDisposable
         }
     }
 
-    // Whether the step was done by a graph.
+    // Whether a graph ran the step.
     private bool Launch(CacheStep step, StepLayout kind)
     {
         if (!_graphs.TryGetValue(kind, out Captured? graph))
@@ -162,12 +162,12 @@ public sealed class DecodeGraph : IDisposable
         {
             nint graph = _stream.Capture(() =>
             {
-                // What operators allocate and free within themselves comes from the memory beside this, which torch then does not give back to
+                // Memory that operators allocate and free internally comes from the rest of this block, which torch then does not return to
                 // the device.
                 _ = empty([AnchorBytes], dtype: ScalarType.Byte, device: _cache.Device);
                 _step(step);
             });
-            // The graph goes on writing to what was allocated while it was captured.
+            // The graph keeps writing to what was allocated during its capture.
             IDisposable[] kept = [.. scope.DisposablesView];
             scope.Detach(kept);
             Captures++;
@@ -175,7 +175,7 @@ public sealed class DecodeGraph : IDisposable
         }
         catch (Exception error) when (error is not (OutOfMemoryException or InsufficientMemoryException))
         {
-            // If the function is at fault it fails again, and says so then.
+            // If the function is at fault, it fails again in the eager run and reports it there.
             WhyEager = $"A step could not be captured: {error.Message}";
             return null;
         }

@@ -5,10 +5,9 @@ namespace Mustafar;
 /// <summary>The dense keys and values of all layers of a model, with torch's attention: the baseline of
 /// <see cref="ModelKeyValueCache"/>.</summary>
 /// <remarks>
-/// Each layer stores a block of [sequences, num_kv_heads, capacity, head_dim] as a <see cref="DenseCache"/> does, with room for as many
-/// tokens in each as the longest sequence has. A step of sequences that do not follow one another in it copies what it reads of them.
-/// Forking copies all tokens. With a budget it counts all of that room, which <see cref="CacheLimits.MaxSequences"/> and
-/// <see cref="CacheLimits.MaxLength"/>, where both are given, allocate at once.
+/// Each layer stores a block of [sequences, num_kv_heads, capacity, head_dim] like a <see cref="DenseCache"/>, with room for the longest
+/// sequence in every slot. A step whose sequences are not adjacent in it copies what it reads of them. Forking copies all tokens. A budget
+/// counts all of that room. <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/> together allocate it at once.
 /// </remarks>
 public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 {
@@ -19,15 +18,15 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 
     /// <summary>Makes a cache without sequences.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="slidingWindow">A token of any layer sees only the last so many tokens, itself included; all if null.</param>
-    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <param name="slidingWindow">How many of the latest tokens a token of any layer sees, including itself; all if null.</param>
+    /// <param name="limits">Limits of the cache; none if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size or <paramref name="slidingWindow"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold one token of each sequence.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for one token of each sequence.</exception>
     public DenseModelCache(
         int numLayers,
         int numKvHeads,
@@ -41,15 +40,15 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
     }
 
     /// <summary>Makes a cache without sequences, for layers that see different numbers of tokens.</summary>
-    /// <param name="slidingWindows">For each layer how many of the last tokens one sees, itself included; all if null.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="slidingWindows">For each layer, how many of the latest tokens a token sees, including itself; all if null.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <param name="limits">Limits of the cache; none if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size or a window is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or there is no layer.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold one token of each sequence.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for one token of each sequence.</exception>
     public DenseModelCache(
         IReadOnlyList<int?> slidingWindows,
         int numKvHeads,
@@ -82,7 +81,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
         MustafarMetrics.Add(this, "dense");
     }
 
-    /// <summary>For each layer how many of the last tokens one sees, itself included; null for all.</summary>
+    /// <summary>For each layer, how many of the latest tokens a token sees, including itself; null for all.</summary>
     public IReadOnlyList<int?> SlidingWindows => [.. _layers.Select(layer => layer.SlidingWindow)];
 
     /// <inheritdoc/>
@@ -224,7 +223,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
         return slidingWindows;
     }
 
-    // Makes room for so many tokens in every slot: an eighth more than there was, if the budget allows it.
+    // Makes room for that many tokens in every slot: an eighth more than before, if the budget allows it.
     private void Reserve(int tokens)
     {
         int capacity = DenseStorage.CapacityFor(tokens, _layers[0].Capacity);

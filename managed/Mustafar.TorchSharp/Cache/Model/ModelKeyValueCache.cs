@@ -6,7 +6,7 @@ namespace Mustafar;
 /// <summary>The keys and values of all layers of a model, for sequences that join, leave, fork and are shortened between steps.</summary>
 /// <remarks>
 /// <para>
-/// A sequence is known by the number that <see cref="AddSequence"/> or <see cref="Fork"/> gives it. What belongs to a sequence (its
+/// A sequence is identified by the number that <see cref="AddSequence"/> or <see cref="Fork"/> returns. What belongs to a sequence (its
 /// length, its position, which tokens are compressed) is kept once for all layers. New tokens join in steps:
 /// </para>
 /// <code>
@@ -23,14 +23,14 @@ namespace Mustafar;
 /// }
 /// </code>
 /// <para>
-/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. <see cref="Sequences"/>,
-/// <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/> may be read by any thread as long as
-/// no other one adds or removes sequences. <see cref="Dispose()"/> may be called by any thread, and waits for a call that is under way.
+/// Only one thread at a time may use a cache; a second one gets an <see cref="InvalidOperationException"/>. Any thread may read
+/// <see cref="Sequences"/>, <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/>, as long as
+/// no other one adds or removes sequences. Any thread may call <see cref="Dispose()"/>, which waits for a call in progress.
 /// </para>
 /// </remarks>
 public abstract class ModelKeyValueCache : IDisposable
 {
-    // The slot of each sequence; slots are used again, sequences' numbers are not.
+    // The slot of each sequence; slots are reused, sequence numbers are not.
     private readonly SortedDictionary<int, int> _slots = [];
     private int _nextSequence;
     private CacheStep? _step;
@@ -45,7 +45,7 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <summary>Number of layers.</summary>
     public int NumLayers { get; }
 
-    /// <summary>Number of key/value heads.</summary>
+    /// <summary>Number of KV heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;
 
     /// <summary>Elements of one head's key, and of its value.</summary>
@@ -57,17 +57,17 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <summary>Where keys and values live.</summary>
     public Device Device => Shape.Device;
 
-    /// <summary>What it may grow to.</summary>
+    /// <summary>The limits of the cache.</summary>
     public CacheLimits Limits { get; }
 
-    /// <summary>The sequences that it has, in the order in which they came.</summary>
+    /// <summary>The sequences in the cache, in the order in which they were added.</summary>
     public IReadOnlyList<int> Sequences => [.. _slots.Keys];
 
-    /// <summary>What it occupies.</summary>
+    /// <summary>The memory that the cache takes.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract KeyValueCacheMemory Memory { get; }
 
-    /// <summary>What of it is in use and what is free.</summary>
+    /// <summary>Used and free memory.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public abstract CacheUsage Usage { get; }
 
@@ -78,18 +78,19 @@ public abstract class ModelKeyValueCache : IDisposable
 
     private protected CallGuard Guard { get; }
 
-    /// <summary>Sequences that there is room for.</summary>
+    /// <summary>Number of sequences that there is room for.</summary>
     private protected abstract int Slots { get; }
 
     /// <summary>Number of cached tokens of a sequence.</summary>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     public int LengthOf(int sequence) => LengthAt(SlotOf(sequence));
 
-    /// <summary>Position of a sequence's next token: what it is encoded with, however many of the tokens before it are still stored.</summary>
+    /// <summary>Position of a sequence's next token, with which it must be encoded, however many of the tokens before it are still
+    /// stored.</summary>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     public int PositionOf(int sequence) => PositionAt(SlotOf(sequence));
 
-    /// <summary>Adds a sequence without tokens. The others stay where they are, unless the cache has to grow.</summary>
+    /// <summary>Adds an empty sequence. The others stay in place, unless the cache has to grow.</summary>
     /// <returns>Its number.</returns>
     /// <exception cref="CacheLimitException">There are <see cref="CacheLimits.MaxSequences"/> already.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
@@ -102,12 +103,12 @@ public abstract class ModelKeyValueCache : IDisposable
         return Name(slot);
     }
 
-    /// <summary>Makes room for so many sequences in all, at once and no more. Without, room is made whenever one has none, for an
-    /// eighth more, so that few sequences have no more than they need.</summary>
-    /// <param name="sequences">How many, the present ones included.</param>
+    /// <summary>Makes room for exactly this many sequences. Without this call, the cache grows by an eighth whenever a sequence does not
+    /// fit, so that few sequences take no more room than they need.</summary>
+    /// <param name="sequences">The number, including the present ones.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="sequences"/> is negative.</exception>
     /// <exception cref="CacheLimitException">They are more than <see cref="CacheLimits.MaxSequences"/>.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold their room.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for them.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public void EnsureCapacity(int sequences)
@@ -125,7 +126,7 @@ public abstract class ModelKeyValueCache : IDisposable
         }
     }
 
-    /// <summary>Takes a sequence out, whose memory others can use then.</summary>
+    /// <summary>Removes a sequence and frees its memory for others.</summary>
     /// <param name="sequence">Its number.</param>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
@@ -138,7 +139,7 @@ public abstract class ModelKeyValueCache : IDisposable
     }
 
     /// <summary>Adds a sequence that continues another one, for beams or several answers to one prompt.</summary>
-    /// <param name="sequence">Number of the other, which stays as it is.</param>
+    /// <param name="sequence">Number of the other, which does not change.</param>
     /// <returns>Number of the new one.</returns>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="CacheLimitException">There are <see cref="CacheLimits.MaxSequences"/> already.</exception>
@@ -153,13 +154,13 @@ public abstract class ModelKeyValueCache : IDisposable
         return Name(slot);
     }
 
-    /// <summary>Shortens a sequence to its first tokens.</summary>
+    /// <summary>Shortens a sequence to its first tokens (rollback).</summary>
     /// <param name="sequence">Its number.</param>
-    /// <param name="length">Tokens to leave.</param>
+    /// <param name="length">Tokens that remain.</param>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="length"/> is negative or more than the sequence has.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, another thread is using the cache, or tokens that the next one
-    /// would see fell out of every layer's sliding window.</exception>
+    /// would see have left every layer's sliding window.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public void Truncate(int sequence, int length)
     {
@@ -176,8 +177,8 @@ public abstract class ModelKeyValueCache : IDisposable
 
     /// <summary>Begins a step, which adds new tokens to some of the sequences, in all layers.</summary>
     /// <remarks>
-    /// A long prompt may come in several steps, so that what a step needs beside the cache stays bounded: each sees the tokens of the
-    /// earlier ones as they are stored, which of a cache that prunes is what was kept of them.
+    /// A long prompt may come in several steps, which bounds the memory that a step needs in addition to the cache. Each step sees the
+    /// tokens of earlier ones as they are stored: in a cache that prunes, only what was kept of them.
     /// </remarks>
     /// <param name="sequences">The sequences, each once, in the order of the rows of queries, keys and values.</param>
     /// <param name="tokens">New tokens n in each row, at least 1.</param>
@@ -185,7 +186,7 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <returns>The step: it holds the cache until it is disposed.</returns>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ArgumentException">There is no sequence, one occurs twice, or a number of tokens is out of range.</exception>
-    /// <exception cref="CacheBudgetException">There is less memory left than the step needs.</exception>
+    /// <exception cref="CacheBudgetException">The step needs more memory than is left.</exception>
     /// <exception cref="CacheLimitException">The step has more than <see cref="CacheLimits.MaxStepTokens"/>, or a sequence would have
     /// more than <see cref="CacheLimits.MaxLength"/>.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
@@ -207,7 +208,7 @@ public abstract class ModelKeyValueCache : IDisposable
             if (LengthAt(slots[b]) + (long)all[b] is long length && length > Limits.MaxLength)
             {
                 throw new CacheLimitException(
-                    $"Expected sequences of at most {Limits.MaxLength} tokens, but {all[b]} more would make {length} of sequence {sequences[b]}.");
+                    $"Expected sequences of at most {Limits.MaxLength} tokens, but with {all[b]} more sequence {sequences[b]} would have {length}.");
             }
         }
 
@@ -232,7 +233,7 @@ public abstract class ModelKeyValueCache : IDisposable
         }
     }
 
-    /// <summary>A layer's part of the step that is on.</summary>
+    /// <summary>A layer's part of the current step.</summary>
     internal Tensor Attend(CacheStep step, int layer, Tensor query, Tensor keys, Tensor values, double? scale)
     {
         using CallGuard.Call call = EnterStep(step);
@@ -256,7 +257,7 @@ public abstract class ModelKeyValueCache : IDisposable
         return Forward(layer, query, keys, values, scale);
     }
 
-    /// <summary>The position of each new token of the step that is on.</summary>
+    /// <summary>The position of each new token of the current step.</summary>
     internal Tensor DevicePositions(CacheStep step)
     {
         using CallGuard.Call call = EnterStep(step);
@@ -274,17 +275,17 @@ public abstract class ModelKeyValueCache : IDisposable
         return tensor(positions, device: Device).reshape(-1, step.Tokens);
     }
 
-    /// <summary>On what the work of the step that is on depends, apart from what device memory holds; null if it must not be repeated by a
-    /// graph.</summary>
+    /// <summary>What the work of the current step depends on, other than the content of device memory; null if no graph may repeat
+    /// it.</summary>
     internal StepLayout? LayoutOf(CacheStep step)
     {
         using CallGuard.Call call = EnterStep(step);
         return step.Tokens == 1 && Device.type == DeviceType.CUDA ? Layout() : null;
     }
 
-    /// <summary>Ends the step that is on for good.</summary>
+    /// <summary>Commits the current step.</summary>
     /// <param name="step">The step.</param>
-    /// <param name="partly">Whether layers may lack the tokens that have not attended; then they are of no use any more.</param>
+    /// <param name="partly">Whether layers that have not attended may lack the tokens; they can no longer be used then.</param>
     internal void Commit(CacheStep step, bool partly = false)
     {
         using CallGuard.Call call = EnterStep(step);
@@ -298,7 +299,7 @@ public abstract class ModelKeyValueCache : IDisposable
         Settle();
     }
 
-    /// <summary>Undoes the step, if it is still on.</summary>
+    /// <summary>Rolls the step back, if it is still the current one.</summary>
     internal void Rollback(CacheStep step)
     {
         if (_step != step || Guard.IsDisposed)
@@ -343,7 +344,7 @@ public abstract class ModelKeyValueCache : IDisposable
         _nextSequence = other._nextSequence;
     }
 
-    /// <summary>Begins a call that no step may be under way for.</summary>
+    /// <summary>Begins a call that is not allowed during a step.</summary>
     private protected CallGuard.Call EnterBetweenSteps()
     {
         CallGuard.Call call = Guard.Enter();
@@ -356,7 +357,7 @@ public abstract class ModelKeyValueCache : IDisposable
         return call;
     }
 
-    /// <summary>Makes room for so many sequences.</summary>
+    /// <summary>Makes room for that many sequences.</summary>
     private protected abstract void Grow(int slots);
 
     private protected abstract int LengthAt(int slot);
@@ -374,29 +375,29 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <summary>Begins a step. If it fails, nothing has changed.</summary>
     private protected abstract void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts);
 
-    /// <summary>Computes what all layers of the step that is on read, before the first of them.</summary>
+    /// <summary>Computes what all layers of the current step read, before the first of them.</summary>
     private protected virtual void Prepare()
     {
     }
 
     private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale);
 
-    /// <summary>Positions of the rows of the step that is on, Int32 [batch], always at the same address.</summary>
+    /// <summary>Positions of the rows of the current step, Int32 [batch], always at the same address.</summary>
     private protected abstract Tensor Positions();
 
-    /// <summary>What <see cref="LayoutOf"/> says of the step of one token that is on.</summary>
+    /// <summary>The result of <see cref="LayoutOf"/> for the current step of one token.</summary>
     private protected abstract StepLayout? Layout();
 
     private protected abstract void Commit();
 
     private protected abstract void Rollback();
 
-    /// <summary>Does what follows a step that is committed. If it fails, the tokens of the step have joined all the same.</summary>
+    /// <summary>Does what follows the commit of a step. If it fails, the tokens of the step have joined nevertheless.</summary>
     private protected virtual void Settle()
     {
     }
 
-    /// <summary>Checks a finite factor of the scores.</summary>
+    /// <summary>Checks that the scale of the scores is finite.</summary>
     private protected virtual void CheckScale(double? scale)
     {
     }
@@ -411,7 +412,7 @@ public abstract class ModelKeyValueCache : IDisposable
         if (_step != step)
         {
             call.Dispose();
-            throw new InvalidOperationException("The step has ended; begin another one.");
+            throw new InvalidOperationException("The step has ended; begin another.");
         }
 
         return call;
@@ -431,7 +432,7 @@ public abstract class ModelKeyValueCache : IDisposable
 
         if (slot >= Limits.MaxSequences)
         {
-            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, and there are as many. Remove one first.");
+            throw new CacheLimitException($"Expected at most {Limits.MaxSequences} sequences, which there are already. Remove one first.");
         }
 
         if (slot >= Slots)

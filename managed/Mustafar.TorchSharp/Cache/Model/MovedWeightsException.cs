@@ -1,7 +1,7 @@
 namespace Mustafar;
 
-/// <summary>Weights that a captured step reads have moved since, by <c>to</c> or because others took their place. Nothing has changed:
-/// after <see cref="DecodeGraph.Forget"/> all sequences go on.</summary>
+/// <summary>Weights that a captured step reads have moved since its capture, through <c>to</c> or because other tensors replaced them.
+/// Nothing has changed: after <see cref="DecodeGraph.Forget"/> all sequences can continue.</summary>
 public sealed class MovedWeightsException : InvalidOperationException
 {
     /// <summary>Makes an exception with no text.</summary>

@@ -5,14 +5,14 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// The pruned and compressed keys and values of all layers of a model, stored as a <see cref="MustafarCache"/> stores those of one.
+/// The pruned and compressed keys and values of all layers of a model, stored like those of one layer in a <see cref="MustafarCache"/>.
 /// </summary>
 /// <remarks>
-/// A page holds the same group of tokens in all layers, so that layers have <see cref="MustafarOptions.GroupSize"/>,
-/// <see cref="MustafarOptions.LocalWindow"/> and <see cref="MustafarOptions.SinkTokens"/> in common; sparsity, patterns, bits and sliding
-/// window are each layer's own. Pages are given back when no layer's sliding window reaches them. Sequences that fork share their pages, and
-/// only the recent window is copied. With <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/> no sequence that
-/// joins, leaves or grows moves what is stored of the others.
+/// A page holds the same group of tokens in all layers. So <see cref="MustafarOptions.GroupSize"/>,
+/// <see cref="MustafarOptions.LocalWindow"/> and <see cref="MustafarOptions.SinkTokens"/> must be the same in all layers; sparsity,
+/// patterns, bits and sliding window may differ. A page is freed once no layer's sliding window reaches it. Forked sequences share their
+/// pages, and only the recent window is copied. With <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/>, no
+/// sequence that joins, leaves or grows moves the data of the others.
 /// </remarks>
 public sealed class MustafarModelCache : ModelKeyValueCache
 {
@@ -20,16 +20,17 @@ public sealed class MustafarModelCache : ModelKeyValueCache
 
     /// <summary>Makes a cache without sequences, for layers that are alike.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="options">Sparsity, bits, window and group of all layers; the defaults if null.</param>
-    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <param name="options">Sparsity, bits, recent window and group of all layers; the defaults if null.</param>
+    /// <param name="limits">Limits of the cache; none if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not supported, or not with these patterns and
+    /// bits.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for one group of tokens.</exception>
     public MustafarModelCache(
         int numLayers,
         int numKvHeads,
@@ -43,17 +44,18 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     }
 
     /// <summary>Makes a cache without sequences, for layers that differ.</summary>
-    /// <param name="layers">Sparsity, bits, window and group of each layer.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
+    /// <param name="layers">Sparsity, bits, recent window and group of each layer.</param>
+    /// <param name="numKvHeads">Number of KV heads.</param>
     /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
-    /// <param name="limits">What it may grow to; without limits if null.</param>
+    /// <param name="limits">Limits of the cache; none if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, options contradict each other, or
-    /// layers differ in what they must have in common.</exception>
-    /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
-    /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
+    /// layers differ in options that must be the same.</exception>
+    /// <exception cref="NotSupportedException">The head_dim or the device is not supported, or not with these patterns and
+    /// bits.</exception>
+    /// <exception cref="CacheBudgetException">The budget is too small for one group of tokens.</exception>
     public MustafarModelCache(
         IReadOnlyList<MustafarOptions> layers,
         int numKvHeads,
@@ -67,7 +69,7 @@ public sealed class MustafarModelCache : ModelKeyValueCache
             limits ?? new CacheLimits()) =>
         _store = new CompressedStore(Shape, [.. layers], Limits);
 
-    // Some layers of another one, which stays as it is.
+    // A copy of some layers of another cache, which does not change.
     private MustafarModelCache(MustafarModelCache source, ReadOnlySpan<int> layers)
         : base(source.Shape, layers.Length, new CacheLimits { MaxSequences = source.Slots })
     {
@@ -75,7 +77,7 @@ public sealed class MustafarModelCache : ModelKeyValueCache
         TakeNames(source);
     }
 
-    /// <summary>Sparsity, bits, window and group of each layer.</summary>
+    /// <summary>Sparsity, bits, recent window and group of each layer.</summary>
     public IReadOnlyList<MustafarOptions> Options => _store.Options;
 
     /// <inheritdoc/>
@@ -100,29 +102,31 @@ public sealed class MustafarModelCache : ModelKeyValueCache
 
     private protected override int Slots => _store.Table.Slots;
 
-    /// <summary>How many of a sequence's first tokens are compressed, not counting the <see cref="MustafarOptions.SinkTokens"/>.</summary>
+    /// <summary>How many of a sequence's first tokens are compressed, not counting its attention sinks.</summary>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     public int CompressedLengthOf(int sequence) => _store.Table[SlotOf(sequence)].Compressed;
 
-    /// <summary>Removes tokens of a sequence, as if they had never been there: those that are kept have the positions that they were encoded
-    /// with, the sequence is shorter, and the pages of the others are free.</summary>
+    /// <summary>Removes tokens of a sequence as if they had never been there. The tokens that are kept retain the positions that they were
+    /// encoded with, the sequence gets shorter, and the pages of the removed tokens are freed.</summary>
     /// <remarks>
-    /// A token is known by its number in what is stored, 0 to <see cref="ModelKeyValueCache.LengthOf"/> − 1. Layers and KV heads may keep
-    /// different ones, but as many. Kept tokens are stored as the options say of a sequence of so many: what was pruned stays pruned, and
-    /// what comes out of the recent window is pruned. Integers are made once more from those that are stored, which moves a number by no more than
-    /// its rounding to the type of the cache; of values in a balanced pattern, which extends over four tokens, more may be pruned.
-    /// <see cref="ModelKeyValueCache.PositionOf"/> stays as it is. <see cref="ModelKeyValueCache.Truncate"/> can only drop tokens after the last gap then, or
-    /// all, and the sequence can't be saved.
+    /// A token is identified by its index among the stored ones, 0 to <see cref="ModelKeyValueCache.LengthOf"/> − 1. Layers and KV heads
+    /// may keep different tokens, but equally many. Kept tokens are stored as the options require for a sequence of the new length: what
+    /// was pruned stays pruned, and what leaves the recent window is pruned. Integers are quantised again from the stored ones, which moves
+    /// a number by no more than its rounding to the type of the cache. Balanced values extend over four tokens, so more of them may be
+    /// pruned.
+    /// <see cref="ModelKeyValueCache.PositionOf"/> does not change. Afterwards <see cref="ModelKeyValueCache.Truncate"/> can only drop
+    /// tokens after the last gap, or all of them, and the sequence can't be saved.
     /// </remarks>
     /// <param name="sequence">Its number.</param>
     /// <param name="tokens">The tokens to keep in each layer and KV head, Int64 [num_layers, num_kv_heads, count] with count ≥ 1, ascending; the
-    /// <see cref="MustafarOptions.SinkTokens"/> must be among them.</param>
+    /// attention sinks must be among them.</param>
     /// <exception cref="SequenceNotFoundException">The cache has no such sequence.</exception>
     /// <exception cref="ArgumentException">The tensor has another type or shape, a token is not in the sequence, they are not in ascending
     /// order, or a sink is missing.</exception>
-    /// <exception cref="NotSupportedException">A layer has a sliding window, which counts tokens that are stored, or chooses channels by
-    /// something else than magnitude.</exception>
-    /// <exception cref="CacheBudgetException">There are not enough pages for what is kept, beside those of all tokens; nothing has changed.</exception>
+    /// <exception cref="NotSupportedException">A layer has a sliding window, which counts stored tokens, or does not select channels by
+    /// magnitude.</exception>
+    /// <exception cref="CacheBudgetException">There are not enough pages for the kept tokens in addition to all present ones; nothing has
+    /// changed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     public void KeepTokens(int sequence, Tensor tokens)
@@ -151,26 +155,26 @@ public sealed class MustafarModelCache : ModelKeyValueCache
         }
     }
 
-    /// <summary>Whether tokens between those of a sequence were removed.</summary>
+    /// <summary>Whether tokens in the middle of a sequence were removed.</summary>
     internal bool IsScattered(int sequence) => _store.Table[SlotOf(sequence)].Scattered > 0;
 
     /// <summary>Addresses of a sequence's pages in the first layer, for tests.</summary>
     internal nint[] PageAddresses(int sequence) =>
         [.. _store.Table[SlotOf(sequence)].Pages.Select(page => _store.Table.Pool.Address(page))];
 
-    /// <summary>Keeps steps and other threads out until it is disposed.</summary>
+    /// <summary>Excludes steps and other threads until it is disposed.</summary>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
     /// <exception cref="InvalidOperationException">A step is under way, or another thread is using the cache.</exception>
     internal IDisposable Claim() => EnterBetweenSteps();
 
-    /// <summary>Each layer's part of sequences in a file.</summary>
+    /// <summary>Each layer's part of sequences, as stored in a file.</summary>
     internal StoredLayer[] Stored(IReadOnlyList<int> sequences)
     {
         int[] slots = SlotsOf([.. sequences]);
         return [.. Enumerable.Range(0, NumLayers).Select(layer => new StoredLayer(_store, layer, slots))];
     }
 
-    /// <summary>Adds tokens to the only layer, without attention.</summary>
+    /// <summary>Adds tokens to the single layer, without attention.</summary>
     /// <param name="sequences">The sequence of each row.</param>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim], positions encoded.</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
@@ -181,7 +185,7 @@ public sealed class MustafarModelCache : ModelKeyValueCache
         _store.Append(SlotsOf(sequences), keys, values, counts: default);
     }
 
-    /// <summary>A cache of some of the layers, with the same sequences as they are before a step that is under way.</summary>
+    /// <summary>A cache of some of the layers, with the sequences as they were before a step in progress.</summary>
     internal MustafarModelCache Extract(ReadOnlySpan<int> layers) => new(this, layers);
 
     private protected override void Grow(int slots) => _store.Grow(slots);

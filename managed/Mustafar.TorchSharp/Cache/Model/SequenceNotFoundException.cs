@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-/// <summary>A cache has no sequence of this number: it was never added, or was removed.</summary>
+/// <summary>A cache has no sequence with this number: it was never added, or it was removed.</summary>
 public sealed class SequenceNotFoundException : ArgumentException
 {
     /// <summary>Makes an exception with no text.</summary>
@@ -26,7 +26,7 @@ public sealed class SequenceNotFoundException : ArgumentException
     /// <summary>Makes an exception for a number.</summary>
     /// <param name="sequence">The number.</param>
     public SequenceNotFoundException(int sequence)
-        : this($"Expected a sequence of the cache, but there is no sequence {sequence}: it was never added, or was removed.") =>
+        : this($"Expected a sequence of the cache, but there is no sequence {sequence}: it was never added, or it was removed.") =>
         Sequence = sequence;
 
     /// <summary>The number.</summary>

@@ -2,10 +2,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>Tensors for what the layers of a step compute on the way, which each layer can overwrite.</summary>
+/// <summary>Tensors for intermediate results of a step, which each layer may overwrite.</summary>
 /// <remarks>
-/// A tensor of one name and type lies at the same address in every step until a larger one is asked for, so that a
-/// <see cref="DecodeGraph"/> can repeat a step that uses it. They belong to the cache, and are used by the thread that uses it.
+/// A tensor of one name and type is at the same address in every step until a larger one is requested, so that a
+/// <see cref="DecodeGraph"/> can repeat a step that uses it. The tensors belong to the cache, and to the thread that is using it.
 /// </remarks>
 public sealed class StepBuffers
 {
@@ -14,11 +14,12 @@ public sealed class StepBuffers
 
     internal StepBuffers(Device device) => _device = device;
 
-    /// <summary>Counts up when a tensor moves.</summary>
+    /// <summary>Incremented when a tensor moves.</summary>
     internal int Version { get; private set; }
 
-    /// <summary>A contiguous tensor of undefined content, or of what was written to it under that name; in the current dispose scope.</summary>
-    /// <param name="name">What it is for: tensors of one name and type share their memory.</param>
+    /// <summary>A contiguous tensor in the current dispose scope. Its content is undefined, or what was written under that name
+    /// before.</summary>
+    /// <param name="name">Its purpose: tensors of one name and type share their memory.</param>
     /// <param name="dtype">Its type.</param>
     /// <param name="shape">Its shape.</param>
     /// <exception cref="ArgumentOutOfRangeException">A size is negative.</exception>
@@ -34,7 +35,7 @@ public sealed class StepBuffers
 
         if (!_memory.TryGetValue((name, dtype), out Tensor? memory) || memory.numel() < count)
         {
-            // Not held while the larger one is made, which may fail.
+            // Dropped first, since making the larger one may fail.
             memory?.Dispose();
             _memory.Remove((name, dtype));
             using IDisposable mode = inference_mode(false);

@@ -1,18 +1,18 @@
 namespace Mustafar;
 
-/// <summary>What a cache's sequences are made of, apart from keys and values themselves.</summary>
-/// <param name="Lengths">Tokens of each sequence, sinks not counted.</param>
+/// <summary>The state of a cache's sequences, apart from keys and values.</summary>
+/// <param name="Lengths">Tokens of each sequence, not counting sinks.</param>
 /// <param name="Compressed">How many of them are in pages, or were in pages that the sliding window released.</param>
-/// <param name="Released">Pages that each sequence gave back from its front.</param>
-/// <param name="Sinks">Sinks of each sequence.</param>
-/// <param name="PageIndices">The pages that the first sequence has, then those of the second and so on. Pages are numbered as they first
-/// occur; sequences that share one have it at the same place.</param>
+/// <param name="Released">Number of pages that each sequence has released from its front.</param>
+/// <param name="Sinks">Number of sinks of each sequence.</param>
+/// <param name="PageIndices">The pages of the first sequence, then those of the second and so on. Pages are numbered in the order of their
+/// first occurrence; sequences that share a page have it at the same place.</param>
 internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Released, int[] Sinks, int[] PageIndices)
 {
-    /// <summary>Tokens of each sequence, sinks included.</summary>
+    /// <summary>Tokens of each sequence, including sinks.</summary>
     internal int[] TotalLengths => [.. Lengths.Zip(Sinks, (length, sinks) => length + sinks)];
 
-    /// <summary>Pages that a sequence has.</summary>
+    /// <summary>Number of pages of a sequence.</summary>
     internal int PagesOf(int sequence, int groupSize) => (Compressed[sequence] / groupSize) - Released[sequence];
 
     /// <summary>The tables of sequences in a store, and their pages in the order of the tables' numbers.</summary>
@@ -36,7 +36,7 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
         return (tables, [.. numbers.Keys]);
     }
 
-    /// <summary>Puts the sequences in the slots of a store, whose pages and windows are filled.</summary>
+    /// <summary>Puts the sequences in slots of a store whose pages and windows are filled.</summary>
     /// <param name="store">The store.</param>
     /// <param name="slots">Their slots.</param>
     /// <param name="pages">The pages, in the order of the tables' numbers.</param>
@@ -70,9 +70,9 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
         }
     }
 
-    /// <summary>What is wrong with the tables, if they are not those of a layer with given options.</summary>
+    /// <summary>Describes what is wrong with the tables, if they don't belong to a layer with given options.</summary>
     /// <param name="options">The options.</param>
-    /// <param name="rules">What is compressed when.</param>
+    /// <param name="rules">The rules of compression.</param>
     /// <param name="pages">Number of pages.</param>
     /// <returns>What was expected and what came, or null.</returns>
     internal string? Problem(MustafarOptions options, SequenceRules rules, long pages)
@@ -91,14 +91,15 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
                 return $"expected {options.SinkTokens} sinks before all other tokens of sequence {b}, but got {sinks} before {length}.";
             }
 
-            // What the next query can't see any more.
+            // Tokens that the next query can't see.
             long unseen = length == 0 || options.SlidingWindow is not int window ? 0 : Math.Max(0, length + 1L - window);
             if (released < 0 || released > unseen / options.GroupSize)
             {
                 return $"expected 0 to {unseen / options.GroupSize} released pages of sequence {b}, but got {released}.";
             }
 
-            // A group that is due with the next token may be compressed; one of which the window released a page stays so.
+            // A group that becomes compressible with the next token may be compressed; a group of which the window released a page stays
+            // compressed.
             int least = rules.Due(length);
             int most = Math.Max(rules.Due(length, lookahead: 1), released * options.GroupSize);
             if (compressed < least || compressed > most || compressed % options.GroupSize != 0 || compressed / options.GroupSize < released)
@@ -115,7 +116,7 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
         long expected = Enumerable.Range(0, Lengths.Length).Sum(b => (long)PagesOf(b, groupSize));
         if (PageIndices.Length != expected)
         {
-            return $"expected {expected} indices of pages for the compressed tokens, but got {PageIndices.Length}.";
+            return $"expected {expected} page indices for the compressed tokens, but got {PageIndices.Length}.";
         }
 
         List<int> places = [];
@@ -142,6 +143,6 @@ internal sealed record CacheTables(int[] Lengths, int[] Compressed, int[] Releas
             }
         }
 
-        return places.Count == pages ? null : $"expected {places.Count} pages, those that sequences have, but got {pages}.";
+        return places.Count == pages ? null : $"expected {places.Count} pages, the number that sequences use, but got {pages}.";
     }
 }

@@ -1,17 +1,17 @@
 namespace Mustafar;
 
-/// <summary>What the layers of one store have in common in a file, which describes each layer by itself.</summary>
-/// <param name="Tables">The sequences: with the pages of the layer that released the fewest, which the others have too.</param>
-/// <param name="Numbers">For each layer, which of those pages its own are.</param>
+/// <summary>The part of a file that the layers of one store have in common; the file describes each layer separately.</summary>
+/// <param name="Tables">The sequences, with the pages of the layer that released the fewest, which the others have too.</param>
+/// <param name="Numbers">For each layer, which of those pages are its own.</param>
 internal sealed record CommonTables(CacheTables Tables, IReadOnlyList<int[]> Numbers)
 {
     /// <summary>Number of pages.</summary>
     internal int Pages => Tables.PageIndices.Length == 0 ? 0 : Tables.PageIndices.Max() + 1;
 
-    /// <summary>What layers have in common.</summary>
-    /// <param name="layers">Tables of each, checked for themselves.</param>
+    /// <summary>Finds what layers have in common.</summary>
+    /// <param name="layers">Tables of each layer, already checked separately.</param>
     /// <param name="groupSize">Tokens of a page.</param>
-    /// <param name="problem">What keeps them from sharing pages, where the result is null.</param>
+    /// <param name="problem">Why they can't share pages, if the result is null.</param>
     internal static CommonTables? Of(IReadOnlyList<CacheTables> layers, int groupSize, out string? problem)
     {
         CacheTables common = layers.MinBy(layer => layer.Released.Sum(released => (long)released))!;
@@ -20,7 +20,7 @@ internal sealed record CommonTables(CacheTables Tables, IReadOnlyList<int[]> Num
         {
             if (Numbered(layers[i], common, groupSize) is not int[] own)
             {
-                problem = $"expected layers of the same compressed tokens and shared pages, but those of layer {i} differ from another's.";
+                problem = $"expected layers with the same compressed tokens and shared pages, but layer {i} differs from another.";
                 return null;
             }
 

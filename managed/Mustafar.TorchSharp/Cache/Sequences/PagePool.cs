@@ -7,31 +7,30 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>
-/// Hands out pages of one size, which are cut from slabs. Several caches may own a pool and share pages; each gives back what it has
-/// before it disposes the pool, or abandons both. All members are safe from several threads.
+/// Provides pages of one size, which are cut from slabs. Several caches may own a pool and share pages; each returns its pages before
+/// it disposes the pool, or abandons both. Several threads may use all members.
 /// </summary>
 /// <remarks>
 /// <para>
-/// A page is the same group of tokens in all layers: a slab has the pages of the first layer, then those of the second, and so on. In
-/// each layer the pages take turns in every KV head: those that follow each other in a slab are, head by head, one run of memory. A
-/// sequence therefore gets neighbouring pages where that costs little memory, since a processor reads long runs much faster than many
-/// short ones.
+/// A page holds the same group of tokens in all layers: a slab has the pages of the first layer, then those of the second, and so on.
+/// Within a layer they are arranged by KV head: for each head, consecutive pages of a slab are one run of memory. A sequence therefore gets
+/// adjacent pages if that costs little memory, since a CPU reads long runs much faster than many short ones.
 /// </para>
 /// <para>
-/// As long as all sequences are short a pool without a limit has slabs of one page, so that they take no more than they need. When one
+/// While all sequences are short, a pool without a limit has slabs of one page, so that they take no more than necessary. When one
 /// gets longer, or a second cache owns the pool, the pages are moved to slabs of <see cref="MostSlabPages"/>; from then on they stay
-/// where they are. Pages keep their numbers.
+/// in place. Pages keep their numbers.
 /// </para>
 /// </remarks>
 internal sealed unsafe class PagePool : IDisposable
 {
-    /// <summary>Pages of a slab, where the number of pages is not limited and a sequence has as many.</summary>
+    /// <summary>Number of pages in a slab, if the pool is unlimited and a sequence has that many.</summary>
     internal const int MostSlabPages = 8;
 
-    // A limited pool has slabs of so many pages at least, if it has as many: whichever wastes the fewest.
+    // A limited pool has slabs of at least this many pages, if it has as many: the size that wastes the fewest.
     private const int FewestSlabPages = 5;
 
-    // A sequence of so many pages has slabs of its own, which it may leave unfinished; until then sequences share them.
+    // A sequence of this many pages has separate slabs, which it may leave unfinished; until then sequences share them.
     private const int LongSequence = 4 * MostSlabPages;
 
     private readonly int _heads;
@@ -50,9 +49,9 @@ internal sealed unsafe class PagePool : IDisposable
 
     /// <summary>Makes a pool.</summary>
     /// <param name="heads">KV heads in a page.</param>
-    /// <param name="headBytes">For each layer what a page has of one head, its keys and its values.</param>
-    /// <param name="device">Where the pages are.</param>
-    /// <param name="pages">How many there are at most, all allocated at once; null for as many as are needed.</param>
+    /// <param name="headBytes">For each layer, the bytes of one head in a page, for keys and values.</param>
+    /// <param name="device">Device of the pages.</param>
+    /// <param name="pages">Maximum number of pages, all allocated at once; null for as many as needed.</param>
     /// <param name="mayMove">Whether pages may be moved, once, when a sequence gets long.</param>
     internal PagePool(int heads, ReadOnlySpan<long> headBytes, torch.Device device, int? pages = null, bool mayMove = true)
     {
@@ -76,10 +75,10 @@ internal sealed unsafe class PagePool : IDisposable
     /// <summary>Bytes of a page in all layers.</summary>
     internal long PageBytes => _layerStart[^1];
 
-    /// <summary>Pages of a pool that doesn't grow; null of one that does.</summary>
+    /// <summary>Number of pages of a pool that doesn't grow; null for one that does.</summary>
     internal int? Limit { get; }
 
-    /// <summary>Pages that nobody has: those that there are now, and of a limited pool all.</summary>
+    /// <summary>Number of pages that nobody holds: of the existing ones or, in a limited pool, of all.</summary>
     internal int FreePages
     {
         get
@@ -92,7 +91,7 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>Pages in all slabs.</summary>
+    /// <summary>Number of pages in all slabs.</summary>
     internal int Pages
     {
         get
@@ -104,29 +103,29 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>How often pages that were handed out moved.</summary>
+    /// <summary>How often pages in use have moved.</summary>
     internal int Moves { get; private set; }
 
-    /// <summary>Bytes of all slabs, pages in use and free ones.</summary>
+    /// <summary>Bytes of all slabs, used and free pages.</summary>
     internal long Bytes { get; private set; }
 
-    /// <summary>Bytes of the pages that somebody has.</summary>
+    /// <summary>Bytes of the pages in use.</summary>
     internal long UsedBytes => (Pages - FreePages) * PageBytes;
 
-    /// <summary>An owner's equal part of <see cref="Bytes"/>.</summary>
+    /// <summary>An owner's equal share of <see cref="Bytes"/>.</summary>
     internal long BytesOfOwner => Bytes / Owners;
 
-    /// <summary>An owner's equal part of <see cref="UsedBytes"/>.</summary>
+    /// <summary>An owner's equal share of <see cref="UsedBytes"/>.</summary>
     internal long UsedBytesOfOwner => UsedBytes / Owners;
 
-    /// <summary>Bytes of a page of one head in one layer, a page that is a part of a pool's.</summary>
+    /// <summary>Aligned bytes of one head in one layer of a page.</summary>
     internal static long Aligned(long headBytes) =>
         (headBytes + NativeConstants.PageAlignment - 1) / NativeConstants.PageAlignment * NativeConstants.PageAlignment;
 
     /// <summary>Bytes from one head of a layer's page to the next.</summary>
     internal long HeadStride(int layer = 0) => _slabPages * _headBytes[layer];
 
-    /// <summary>A layer's blocks as native code finds them: with the slabs that there are now. Valid as long as the pool.</summary>
+    /// <summary>A layer's blocks for native code, with the present slabs. Valid as long as the pool.</summary>
     internal NativeBlocks Place(NativeBlocks blocks, int layer = 0)
     {
         lock (_lock)
@@ -164,7 +163,7 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>Checks that so many pages can be rented.</summary>
+    /// <summary>Checks that this many pages can be rented.</summary>
     /// <exception cref="CacheBudgetException">The pool is limited, and there are fewer.</exception>
     internal void Require(int pages)
     {
@@ -174,13 +173,13 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>Numbers of pages for one sequence, which nobody else has.</summary>
-    /// <param name="count">How many.</param>
-    /// <param name="held">Pages that the sequence has.</param>
+    /// <summary>Rents pages for one sequence, which nobody else holds.</summary>
+    /// <param name="count">Number of pages.</param>
+    /// <param name="held">Number of pages that the sequence has.</param>
     /// <param name="last">The last of them; -1 if it has none.</param>
-    /// <param name="longest">Pages that the sequence has with the new ones, or the longest one if they are for several; their sum if
-    /// null.</param>
-    /// <remarks>Addresses of pages that were asked for before are not valid any more where <see cref="Moves"/> has grown.</remarks>
+    /// <param name="longest">Number of pages that the sequence, or the longest of several, will have with the new ones; null for their
+    /// sum.</param>
+    /// <remarks>If <see cref="Moves"/> has grown, addresses obtained earlier are no longer valid.</remarks>
     internal int[] Rent(int count, int held, int last, int? longest = null)
     {
         lock (_lock)
@@ -210,8 +209,8 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>Adds an owner, who is to dispose the pool too.</summary>
-    /// <remarks>Two owners may be used by two threads, and neither may move what the other reads: what has to move moves before.</remarks>
+    /// <summary>Adds an owner, which must dispose the pool too.</summary>
+    /// <remarks>Two owners may be on two threads, and neither may move what the other reads: pages are moved before that.</remarks>
     internal PagePool AddOwner()
     {
         lock (_lock)
@@ -223,7 +222,7 @@ internal sealed unsafe class PagePool : IDisposable
         return this;
     }
 
-    /// <summary>Adds a sharer of a page in use: it is free again when each of them has returned it.</summary>
+    /// <summary>Adds a holder of a page in use: the page is free once all of them have returned it.</summary>
     internal void Share(int page)
     {
         lock (_lock)
@@ -232,7 +231,7 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>Takes back a page from one of those who have it.</summary>
+    /// <summary>Returns a page that one of its holders gives up.</summary>
     internal void Return(int page)
     {
         lock (_lock)
@@ -241,7 +240,7 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    /// <summary>Takes leave of an owner that was collected without disposing the pool, and takes back its pages.</summary>
+    /// <summary>Removes an owner that was collected without disposing the pool, and returns its pages.</summary>
     /// <remarks>
     /// For finalizers, which must not wait for a lock: when memory runs out in <see cref="Rent"/>, torch waits for them. The pages are
     /// free for the next <see cref="Rent"/>; the slabs of a pool without owners are left to their own finalizers.
@@ -265,8 +264,8 @@ internal sealed unsafe class PagePool : IDisposable
         Forget();
     }
 
-    // What native code is told. A graph keeps what it was told, so that a device gets a number that new slabs rarely change: the length of
-    // the table, which is filled up with the first slab.
+    // The number passed to native code. A graph keeps the number of its capture, so on a device it is one that new slabs rarely change: the
+    // length of the table, which is padded with the first slab.
     private int SlabCount => _device.type == DeviceType.CPU || _tables.Count == 0 ? _slabs.Count : _tables[^1].Length;
 
     private int Owners => Math.Max(1, Volatile.Read(ref _owners));
@@ -276,8 +275,8 @@ internal sealed unsafe class PagePool : IDisposable
     // Where a layer's pages start in a slab.
     private long LayerStart(int layer) => _slabPages * _layerStart[layer];
 
-    // Moves all pages to slabs of several, if they are not in such ones. Of the slabs of one page, what was the page behind another one
-    // by its number is then behind it in memory.
+    // Moves all pages to slabs of several pages, if they are not in such slabs. Pages with consecutive numbers in slabs of one page are
+    // then adjacent in memory.
     private void FormRuns()
     {
         if (Limit is not null || _slabPages == MostSlabPages)
@@ -332,7 +331,7 @@ internal sealed unsafe class PagePool : IDisposable
     // A page in all layers.
     private Tensor[] Views(int page) => [.. Enumerable.Range(0, _headBytes.Length).Select(layer => View(page, layer))];
 
-    // Is a pool without slabs. What they were made of is somebody else's to dispose.
+    // Leaves the pool without slabs; somebody else disposes their memory.
     private void Forget()
     {
         _memory.Clear();
@@ -372,14 +371,14 @@ internal sealed unsafe class PagePool : IDisposable
         }
     }
 
-    // The page behind another one, if it is in the same slab and free.
+    // The page after another one, if it is in the same slab and free.
     private int? TakeNext(int page)
     {
         int next = page + 1;
         return page >= 0 && next % _slabPages != 0 && _slabs[next / _slabPages].IsFree(next % _slabPages) ? Take(next) : null;
     }
 
-    // The first of so many pages that are wanted.
+    // The first of a number of wanted pages.
     private int TakeFirst(int wanted, bool isLong)
     {
         int needed = isLong ? _slabPages : 1;
@@ -415,7 +414,7 @@ internal sealed unsafe class PagePool : IDisposable
     // The first of new slabs.
     private int Allocate(int count)
     {
-        // A tensor made in inference mode could not be written to outside of it.
+        // A tensor made in inference mode could not be written outside of it.
         using IDisposable mode = inference_mode(false);
         int first = _slabs.Count;
         _ = checked((first + count) * _slabPages); // pages are numbered in 32 bits
@@ -436,7 +435,7 @@ internal sealed unsafe class PagePool : IDisposable
         return first;
     }
 
-    // The table of addresses, with room for so many. Earlier ones stay as they are: a call of another owner may be reading them.
+    // The table of addresses, with room for that many. Earlier tables are kept: a call of another owner may be reading them.
     private BackendArray<nint> Table(int slabs)
     {
         const int smallest = 64;
@@ -461,7 +460,7 @@ internal sealed unsafe class PagePool : IDisposable
 
         internal Tensor Memory => memory;
 
-        /// <summary>Where it begins in the memory, in bytes.</summary>
+        /// <summary>Its start in the memory, in bytes.</summary>
         internal long Start => start;
 
         internal nint Address { get; } = (nint)TensorAccess.Pointer(memory) + (nint)start;

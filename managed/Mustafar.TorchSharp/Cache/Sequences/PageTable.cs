@@ -4,13 +4,13 @@ using TorchSharp;
 namespace Mustafar;
 
 /// <summary>The pages of each slot, in the order of its tokens, as native code reads them: [slots, capacity] page numbers.</summary>
-/// <remarks>Entries past a sequence's tokens are not followed, so that none needs to be taken back. Of no capacity it takes no memory.</remarks>
+/// <remarks>Entries past a sequence's tokens are not followed, so they need not be cleared. With no capacity it takes no memory.</remarks>
 internal sealed unsafe class PageTable(int slots, int capacity, torch.Device device) : IDisposable
 {
     private readonly BackendArray<int>? _entries = capacity == 0 ? null : new(checked(slots * capacity), device);
     private bool _changed;
 
-    /// <summary>Entries of each slot.</summary>
+    /// <summary>Number of entries of each slot.</summary>
     internal int Capacity => capacity;
 
     internal long Bytes => _entries?.Bytes ?? 0;
@@ -24,7 +24,7 @@ internal sealed unsafe class PageTable(int slots, int capacity, torch.Device dev
         _changed = true;
     }
 
-    /// <summary>Brings what was set to the device.</summary>
+    /// <summary>Copies the new entries to the device.</summary>
     internal void Upload()
     {
         if (_changed)

@@ -1,6 +1,6 @@
 namespace Mustafar;
 
-/// <summary>Where one sequence of a cache stands: the same in all layers.</summary>
+/// <summary>The state of one sequence of a cache: the same in all layers.</summary>
 internal sealed class Sequence
 {
     /// <summary>Tokens after the sinks.</summary>
@@ -12,31 +12,31 @@ internal sealed class Sequence
     /// <summary>Attention sinks, which come before all other tokens.</summary>
     internal int Sinks { get; set; }
 
-    /// <summary>Position of the next token. It counts all tokens that came before, whether they are still stored or not.</summary>
+    /// <summary>Position of the next token. It counts all earlier tokens, whether or not they are still stored.</summary>
     internal int Position { get; set; }
 
-    /// <summary>First tokens, sinks included, between which others were evicted: those after them follow one another.</summary>
+    /// <summary>Number of first tokens, including sinks, between which others were evicted: those after them are consecutive.</summary>
     internal int Scattered { get; set; }
 
-    /// <summary>Pages that were given back from the front, as no query sees them any more.</summary>
+    /// <summary>Number of pages released from the front, since no query sees them any more.</summary>
     internal int Released { get; set; }
 
     /// <summary>The pages that follow those, one for each compressed group.</summary>
     internal List<int> Pages { get; } = [];
 
-    /// <summary>Tokens that are dense, without the sinks.</summary>
+    /// <summary>Number of dense tokens, without the sinks.</summary>
     internal int Dense => Length - Compressed;
 
-    /// <summary>Tokens, sinks included.</summary>
+    /// <summary>Number of tokens, including sinks.</summary>
     internal int Tokens => Sinks + Length;
 
     /// <summary>Place of the next page in the page table.</summary>
     internal int NextPlace => Released + Pages.Count;
 
-    /// <summary>A sequence that stands where this one does, with the same pages.</summary>
+    /// <summary>A sequence in the same state, with the same pages.</summary>
     internal Sequence Copy() => Copy(Pages);
 
-    /// <summary>A sequence that stands where this one does, with pages of its own, as many.</summary>
+    /// <summary>A sequence in the same state, with the same number of separate pages.</summary>
     internal Sequence Copy(IEnumerable<int> pages)
     {
         Sequence copy = new()

@@ -2,16 +2,16 @@ using Mustafar.Native;
 
 namespace Mustafar;
 
-/// <summary>What decides, in all layers alike, which tokens are compressed and which pages are still needed.</summary>
+/// <summary>The rules, common to all layers, for which tokens are compressed and which pages are still needed.</summary>
 /// <param name="GroupSize">Tokens of a page.</param>
-/// <param name="LocalWindow">Most recent tokens that are never compressed.</param>
-/// <param name="SinkTokens">First tokens that are kept apart. Lengths and positions below are those after them.</param>
+/// <param name="LocalWindow">Size of the recent window, whose tokens are never compressed.</param>
+/// <param name="SinkTokens">Number of first tokens that are stored separately. Lengths and positions below don't count them.</param>
 /// <param name="SlidingWindow">The largest window of any layer; null if a layer sees all tokens.</param>
 /// <param name="Eviction">Which tokens are removed; null for none.</param>
 internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTokens, int? SlidingWindow, TokenEviction? Eviction)
 {
     /// <summary>The rules of layers with these options.</summary>
-    /// <exception cref="ArgumentException">There is no layer, or layers differ in what decides over their common pages.</exception>
+    /// <exception cref="ArgumentException">There is no layer, or layers differ in options that affect their common pages.</exception>
     internal static SequenceRules Of(IReadOnlyList<MustafarOptions> layers)
     {
         if (layers.Count == 0)
@@ -26,7 +26,7 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
             if (layer.Eviction != first.Eviction)
             {
                 throw new ArgumentException(
-                    $"Expected layers of the same {nameof(MustafarOptions.Eviction)}, since they share their pages, but that of layer {i} differs from that of layer 0.",
+                    $"Expected layers of the same {nameof(MustafarOptions.Eviction)}, since they share their pages, but layer {i} differs from layer 0.",
                     nameof(layers));
             }
 
@@ -44,21 +44,22 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
         return new SequenceRules(first.GroupSize, first.LocalWindow, first.SinkTokens, window, first.Eviction);
     }
 
-    /// <summary>Tokens that a sequence can have after its sinks.</summary>
+    /// <summary>Maximum number of tokens of a sequence after its sinks.</summary>
     internal int MostTokens => int.MaxValue - NativeConstants.BlockTokens - SinkTokens;
 
     /// <summary>Blocks of one KV head in a page.</summary>
     internal int PageBlocks => GroupSize / NativeConstants.BlockTokens;
 
-    /// <summary>Places of the ring of dense tokens that always suffice: for the recent window, and the group that waits to be compressed.</summary>
+    /// <summary>Number of places in the ring of dense tokens that always suffices: for the recent window, and the group that waits to be
+    /// compressed.</summary>
     internal int TailCapacity => WholeBlocks(LocalWindow) + GroupSize;
 
-    /// <summary>Places that the ring needs for now, at most <see cref="TailCapacity"/>: a short sequence takes no more than if it were
-    /// dense.</summary>
+    /// <summary>Number of places that the ring needs for now, at most <see cref="TailCapacity"/>: a short sequence takes no more than a
+    /// dense one would.</summary>
     /// <param name="dense">Dense tokens of the sequence that has most.</param>
     /// <param name="compressed">Compressed tokens of the sequence that has most.</param>
-    /// <param name="present">Places that there are.</param>
-    /// <param name="isExact">Whether it may be enlarged often: by each token, where it is small.</param>
+    /// <param name="present">Present number of places.</param>
+    /// <param name="isExact">Whether it may grow often: by each token while it is small.</param>
     internal int RingFor(int dense, int compressed, int present, bool isExact)
     {
         if (compressed > GroupSize)
@@ -75,25 +76,25 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
         return Math.Min(places, TailCapacity);
     }
 
-    // Tokens for which a ring is enlarged by whole blocks.
+    // Number of tokens from which a ring grows by whole blocks.
     private const int SmallRing = 64;
 
     private static int WholeBlocks(int tokens) =>
         (tokens + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens * NativeConstants.BlockTokens;
 
-    /// <summary>How many tokens of a sequence are compressed that is so long, and so many longer soon.</summary>
+    /// <summary>Number of compressed tokens of a sequence of this length that will soon grow by <paramref name="lookahead"/>.</summary>
     internal int Due(int length, int lookahead = 0) =>
         (int)NativeMethods.CompressedTokens(length, lookahead, LocalWindow, GroupSize);
 
     /// <summary>The first token that a query at a position sees in any layer.</summary>
     internal int FirstVisible(int position) => SlidingWindow is int window ? (int)Math.Max(0, position + 1L - window) : 0;
 
-    /// <summary>How many of a sequence's first pages no query sees any more, even when it is shortened by up to a group.</summary>
+    /// <summary>How many of a sequence's first pages no query sees any more, even if it is shortened by up to a group.</summary>
     internal int UnseenPages(Sequence sequence) =>
         Math.Min(FirstVisible(Math.Max(0, sequence.Length - GroupSize)), sequence.Compressed) / GroupSize;
 
-    /// <summary>Refuses queries at a sequence's last tokens that would see what was released.</summary>
-    /// <exception cref="InvalidOperationException">They would.</exception>
+    /// <summary>Checks that queries at a sequence's last tokens don't see released tokens.</summary>
+    /// <exception cref="InvalidOperationException">They do.</exception>
     internal void CheckQueries(Sequence sequence, long queries, int name)
     {
         int first = FirstVisible((int)Math.Max(0, sequence.Length - queries));
@@ -105,8 +106,8 @@ internal sealed record SequenceRules(int GroupSize, int LocalWindow, int SinkTok
         }
     }
 
-    /// <summary>Refuses a shorter length whose next token would see what was released, or have no position.</summary>
-    /// <exception cref="InvalidOperationException">It would.</exception>
+    /// <summary>Checks a shorter length: its next token must not see released tokens, and must have a position.</summary>
+    /// <exception cref="InvalidOperationException">The length is not possible.</exception>
     internal void CheckLength(Sequence sequence, int length, int name)
     {
         if (length > 0 && SinkTokens + length < sequence.Scattered)

@@ -3,11 +3,11 @@ using TorchSharp;
 
 namespace Mustafar;
 
-/// <summary>The sequences of a cache, each in a slot of its own, and their pages: once for all layers.</summary>
-/// <remarks>A table that is dropped returns its pages to those who share them when it is collected.</remarks>
+/// <summary>The sequences of a cache, each in its own slot, and their pages: once for all layers.</summary>
+/// <remarks>A table that is dropped returns its pages to the pool when it is collected.</remarks>
 internal sealed unsafe class SequenceTable : IDisposable
 {
-    /// <summary>Pages of a sequence that there is room for at least, once one has any.</summary>
+    /// <summary>Minimum number of pages of a sequence that there is room for, once one has any.</summary>
     internal const int SmallestCapacity = 16;
 
     private readonly torch.Device _device;
@@ -15,11 +15,11 @@ internal sealed unsafe class SequenceTable : IDisposable
     private PageTable _pages;
 
     /// <summary>Makes a table without sequences.</summary>
-    /// <param name="rules">What is compressed when.</param>
-    /// <param name="pool">Where pages come from; this table becomes one of its owners' and disposes it.</param>
-    /// <param name="slots">Sequences that there is room for.</param>
-    /// <param name="pages">Pages of a sequence that there is room for from the start; the table grows past it.</param>
-    /// <param name="device">Where the page table is.</param>
+    /// <param name="rules">The rules of compression.</param>
+    /// <param name="pool">Source of pages; this table becomes one of its owners and disposes it.</param>
+    /// <param name="slots">Number of sequences that there is room for.</param>
+    /// <param name="pages">Number of pages of a sequence that there is room for from the start; the table grows past it.</param>
+    /// <param name="device">Device of the page table.</param>
     internal SequenceTable(SequenceRules rules, PagePool pool, int slots, int pages, torch.Device device)
     {
         Rules = rules;
@@ -31,7 +31,7 @@ internal sealed unsafe class SequenceTable : IDisposable
 
     ~SequenceTable()
     {
-        // Null if the constructor failed: then the pool has no owner more.
+        // Null if the constructor failed: then the pool has no additional owner.
         if (_pages is not null)
         {
             Pool.Abandon([.. InUse.SelectMany(sequence => sequence.Pages)]);
@@ -42,13 +42,13 @@ internal sealed unsafe class SequenceTable : IDisposable
 
     internal PagePool Pool { get; }
 
-    /// <summary>Sequences that there is room for.</summary>
+    /// <summary>Number of sequences that there is room for.</summary>
     internal int Slots => _sequences.Length;
 
     /// <summary>Bytes of the page table.</summary>
     internal long Bytes => _pages.Bytes;
 
-    /// <summary>The sequences that there are.</summary>
+    /// <summary>The present sequences.</summary>
     internal IEnumerable<Sequence> InUse => _sequences.OfType<Sequence>();
 
     /// <summary>The sequence in a slot.</summary>
@@ -63,10 +63,10 @@ internal sealed unsafe class SequenceTable : IDisposable
     /// <summary>The sequence in a slot; null if it is free.</summary>
     internal Sequence? Find(int slot) => _sequences[slot];
 
-    /// <summary>Bytes of the page table for so many slots and pages of each.</summary>
+    /// <summary>Bytes of the page table for a number of slots, and of pages of each.</summary>
     internal static long BytesOf(int slots, int pages) => (long)slots * pages * sizeof(int);
 
-    /// <summary>Makes room for so many sequences. Page numbers are copied, never a page.</summary>
+    /// <summary>Makes room for that many sequences. Page numbers are copied, never a page.</summary>
     internal void Grow(int slots)
     {
         PageTable table = new(slots, _pages.Capacity, _device);
@@ -86,7 +86,7 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
-    /// <summary>Puts a sequence in a free slot that continues another one, with which it shares its pages.</summary>
+    /// <summary>Adds a sequence in a free slot that continues another one and shares its pages.</summary>
     internal void Continue(int slot, Sequence parent)
     {
         Reserve(parent.NextPlace);
@@ -101,14 +101,14 @@ internal sealed unsafe class SequenceTable : IDisposable
         _pages.Upload();
     }
 
-    /// <summary>Takes a sequence out of its slot.</summary>
+    /// <summary>Removes a sequence from its slot.</summary>
     internal void Remove(int slot)
     {
         ReturnPages(slot, compressed: 0);
         _sequences[slot] = null;
     }
 
-    /// <summary>Plans a step, and rents the pages that it needs. The sequences stay as they are.</summary>
+    /// <summary>Plans a step, and rents the pages that it needs. The sequences don't change.</summary>
     /// <param name="plan">The plan to make.</param>
     /// <param name="slots">The slot of each row.</param>
     /// <param name="tokens">Queries of the row that has most.</param>
@@ -140,16 +140,17 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
-    /// <summary>Where a step's numbers, the page table and the table of slabs are, and how many slabs native code is told of.</summary>
+    /// <summary>The addresses of a step's numbers, the page table and the table of slabs, and the number of slabs passed to native
+    /// code.</summary>
     /// <param name="plan">The step.</param>
-    /// <param name="moves">How often what is dense has moved.</param>
+    /// <param name="moves">How often dense data has moved.</param>
     internal TableAddresses AddressOf(StepPlan plan, int moves)
     {
         NativeBlocks blocks = Pool.Place(default);
         return new TableAddresses(plan.Address, (nint)_pages.Pointer, _pages.Capacity, (nint)blocks.Slabs, blocks.SlabCount, Pool.Moves + moves);
     }
 
-    /// <summary>Brings the sequences to where a step takes them.</summary>
+    /// <summary>Updates the sequences to their state after a step.</summary>
     internal void Commit(StepPlan plan)
     {
         for (int b = 0; b < plan.Batch; b++)
@@ -164,7 +165,7 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
-    /// <summary>Gives back what a step rented.</summary>
+    /// <summary>Returns the pages that a step rented.</summary>
     internal void Rollback(StepPlan plan)
     {
         for (int b = 0; b < plan.Batch; b++)
@@ -174,15 +175,15 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
-    /// <summary>Compressed tokens that a sequence keeps when it is shortened. What the sliding window released can't come back, and
-    /// nothing sees it.</summary>
+    /// <summary>Number of compressed tokens that a sequence keeps when it is shortened. What the sliding window released can't be restored,
+    /// but nothing sees it.</summary>
     internal int CompressedAt(Sequence sequence, int length) => length == 0
         ? 0
         : Math.Min(sequence.Compressed, Math.Max(Rules.Due(length), sequence.Released * Rules.GroupSize));
 
     /// <summary>Shortens a sequence.</summary>
     /// <param name="slot">Its slot.</param>
-    /// <param name="tokens">Tokens to leave, sinks included.</param>
+    /// <param name="tokens">Tokens that remain, including sinks.</param>
     internal void Shorten(int slot, int tokens)
     {
         Sequence sequence = this[slot];
@@ -197,12 +198,12 @@ internal sealed unsafe class SequenceTable : IDisposable
         }
     }
 
-    /// <summary>Leaves a sequence some of its tokens.</summary>
+    /// <summary>Reduces a sequence to some of its tokens.</summary>
     /// <param name="slot">Its slot.</param>
-    /// <param name="length">Tokens that are left after the sinks.</param>
+    /// <param name="length">Number of tokens that remain after the sinks.</param>
     /// <param name="compressed">How many of them are compressed.</param>
     /// <param name="latest">How many of them are the latest ones, without a gap.</param>
-    /// <param name="pages">Pages that hold the compressed ones, instead of its own.</param>
+    /// <param name="pages">Pages that hold the compressed ones, in place of its own.</param>
     internal void Keep(int slot, int length, int compressed, int latest, int[] pages)
     {
         Sequence sequence = this[slot];
@@ -223,7 +224,7 @@ internal sealed unsafe class SequenceTable : IDisposable
         _pages.Upload();
     }
 
-    /// <summary>The blocks as native code finds them: with the page table from a slot on.</summary>
+    /// <summary>The blocks for native code, with the page table starting at a slot.</summary>
     internal NativeBlocks Place(NativeBlocks blocks, int layer, int firstSlot) => Pool.Place(
         blocks with
         {
@@ -248,7 +249,7 @@ internal sealed unsafe class SequenceTable : IDisposable
         _pages.Dispose();
     }
 
-    // Gives each row the pages that it needs. That there are enough is known before the first is taken.
+    // Gives each row the pages that it needs. It is known before the first one is taken that there are enough.
     private void Rent(StepPlan plan)
     {
         int needed = 0;
@@ -294,7 +295,7 @@ internal sealed unsafe class SequenceTable : IDisposable
     private int Needed(StepPlan plan, int row) =>
         Math.Max(0, (plan.NextCompressed(row) / Rules.GroupSize) - this[plan.Slots[row]].NextPlace);
 
-    // Leaves a sequence the pages of so many compressed tokens.
+    // Reduces a sequence to the pages of that many compressed tokens.
     private void ReturnPages(int slot, int compressed)
     {
         Sequence sequence = this[slot];

@@ -3,10 +3,10 @@ using TorchSharp;
 
 namespace Mustafar;
 
-/// <summary>What a step does to each of its sequences: computed and brought to the device once, then read by every layer.</summary>
+/// <summary>What a step does to each of its sequences: computed and copied to the device once, then read by every layer.</summary>
 /// <remarks>
-/// Row b of a step is the sequence in slot <c>Slots[b]</c>. The arrays lie at the same addresses in every step. The host computes all
-/// numbers by itself and the sequences change only when a step is committed, so that a step can be given up at any point.
+/// Row b of a step is the sequence in slot <c>Slots[b]</c>. The arrays are at the same addresses in every step. The host computes all
+/// numbers itself, and the sequences only change when a step is committed, so a step can be abandoned at any point.
 /// </remarks>
 internal sealed unsafe class StepPlan : IDisposable
 {
@@ -19,7 +19,7 @@ internal sealed unsafe class StepPlan : IDisposable
     private readonly int[] _nextCompressed;
     private readonly int[][] _newPages;
 
-    /// <summary>Makes room for the plan of a step of at most so many sequences.</summary>
+    /// <summary>Makes room for the plan of a step with at most that many sequences.</summary>
     internal StepPlan(int slots, torch.Device device)
     {
         (_slots, _isRepeated) = (slots, device.type != DeviceType.CPU);
@@ -39,7 +39,7 @@ internal sealed unsafe class StepPlan : IDisposable
         Count,
     }
 
-    /// <summary>Rows of the step.</summary>
+    /// <summary>Number of rows in the step.</summary>
     internal int Batch { get; private set; }
 
     /// <summary>Tokens of the row that has most.</summary>
@@ -75,21 +75,21 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Whether new tokens become sinks.</summary>
     internal bool TakesSinks { get; private set; }
 
-    /// <summary>Slots in which new tokens take the place of dense ones that were there before the step.</summary>
+    /// <summary>Slots in which new tokens overwrite dense ones that were there before the step.</summary>
     internal List<int> Overwritten { get; } = [];
 
     internal ReadOnlySpan<int> Slots => Span(Part.Slots)[..Batch];
 
-    /// <summary>Queries of each row.</summary>
+    /// <summary>Number of queries of each row.</summary>
     internal ReadOnlySpan<int> Counts => _counts.AsSpan(0, Batch);
 
-    /// <summary>Sinks that each row has before the step.</summary>
+    /// <summary>Number of sinks of each row before the step.</summary>
     internal ReadOnlySpan<int> SinksBefore => _sinksBefore.AsSpan(0, Batch);
 
     /// <summary>How many of each row's new tokens become sinks.</summary>
     internal ReadOnlySpan<int> SinksTaken => _sinksTaken.AsSpan(0, Batch);
 
-    /// <summary>Whether every row has all queries.</summary>
+    /// <summary>Whether every row has the full number of queries.</summary>
     internal bool IsUniform => Counts.IndexOfAnyExcept(Tokens) < 0;
 
     /// <summary>Whether row b is the sequence in slot b.</summary>
@@ -111,7 +111,7 @@ internal sealed unsafe class StepPlan : IDisposable
 
     internal int* SlotsPointer => Pointer(Part.Slots);
 
-    /// <summary>[batch] queries that the decode kernel attends: none of a row whose sinks are not complete before the step.</summary>
+    /// <summary>[batch] queries that the decode kernel handles: none of a row whose sinks are not complete before the step.</summary>
     internal int* QueryCountsPointer => Pointer(Part.QueryCounts);
 
     /// <summary>[batch] new tokens that don't become sinks.</summary>
@@ -135,11 +135,11 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Position of each row's first new token, Int32 [batch] on the device, in the current dispose scope.</summary>
     internal torch.Tensor Positions => _numbers.Tensor.narrow(0, (int)Part.Positions * _slots, Batch);
 
-    /// <summary>What native code is told of the most tokens of a sequence: of a step of one token, which a graph may repeat, a bound that
-    /// stays the same for many steps.</summary>
+    /// <summary>The maximum number of tokens of a sequence that is passed to native code: for a step of one token, which a graph may
+    /// repeat, a bound that stays the same for many steps.</summary>
     internal int MaxTokens => _isRepeated && Tokens == 1 ? StepBound.Of(Longest) : Longest;
 
-    /// <summary>Where its numbers are.</summary>
+    /// <summary>Address of its numbers.</summary>
     internal nint Address => (nint)_numbers.Pointer;
 
     internal long Bytes => _numbers.Bytes;
@@ -181,10 +181,10 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <summary>Pages that were rented for a row.</summary>
     internal int[] NewPages(int row) => _newPages[row];
 
-    /// <summary>Keeps the pages that were rented for a row.</summary>
+    /// <summary>Stores the pages that were rented for a row.</summary>
     internal void Add(int row, int[] pages) => _newPages[row] = pages;
 
-    /// <summary>Begins a plan for so many rows.</summary>
+    /// <summary>Begins a plan for that many rows.</summary>
     internal void Begin(int batch, int tokens)
     {
         (Batch, Tokens, Longest, MostDense, MostCompressed, CompressesFirst, TakesSinks) = (batch, tokens, 0, 0, 0, false, false);
@@ -196,10 +196,10 @@ internal sealed unsafe class StepPlan : IDisposable
     /// <param name="row">The row.</param>
     /// <param name="slot">Its slot.</param>
     /// <param name="sequence">Its sequence.</param>
-    /// <param name="count">Its queries.</param>
-    /// <param name="kind">What becomes of them.</param>
-    /// <param name="rules">What is compressed when.</param>
-    /// <exception cref="ArgumentOutOfRangeException">The sequence would be longer than the library counts.</exception>
+    /// <param name="count">Its number of queries.</param>
+    /// <param name="kind">What is done with them.</param>
+    /// <param name="rules">The rules of compression.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The sequence would exceed the library's maximum length.</exception>
     internal void Set(int row, int slot, Sequence sequence, int count, StepKind kind, SequenceRules rules)
     {
         int added = kind == StepKind.Attend ? 0 : count;
@@ -208,11 +208,11 @@ internal sealed unsafe class StepPlan : IDisposable
         if (longer > rules.MostTokens)
         {
             throw new ArgumentOutOfRangeException(
-                nameof(count), count, $"Expected sequences of at most {rules.MostTokens} tokens, but the new ones make {longer}.");
+                nameof(count), count, $"Expected sequences of at most {rules.MostTokens} tokens, but the new ones would make {longer}.");
         }
 
         int length = (int)longer;
-        // Several tokens attend before they are appended; a single one after. When none is added nothing falls due.
+        // Several tokens attend before they are appended, a single one afterwards. If none is added, nothing becomes compressible.
         bool isFirst = kind == StepKind.Forward && Tokens > 1;
         int ready = isFirst ? Math.Max(sequence.Compressed, rules.Due(sequence.Length, lookahead: 1)) : sequence.Compressed;
         int next = kind == StepKind.Attend ? ready : Math.Max(ready, rules.Due(length));
@@ -233,8 +233,8 @@ internal sealed unsafe class StepPlan : IDisposable
         TakesSinks |= taken > 0;
     }
 
-    /// <summary>Finds the slots in which new tokens take the place of dense ones.</summary>
-    /// <param name="ring">Places of the ring.</param>
+    /// <summary>Finds the slots in which new tokens overwrite dense ones.</summary>
+    /// <param name="ring">Number of places in the ring.</param>
     internal void FindOverwritten(int ring)
     {
         foreach (int slot in Slots)
@@ -247,7 +247,7 @@ internal sealed unsafe class StepPlan : IDisposable
         }
     }
 
-    /// <summary>Brings the plan to the device.</summary>
+    /// <summary>Copies the plan to the device.</summary>
     internal void Upload() => _numbers.UploadChanged();
 
     public void Dispose() => _numbers.Dispose();

@@ -5,7 +5,7 @@
 
 namespace mustafar {
 
-constexpr int dot_rows = 4;  // rows of the weight that are read side by side
+constexpr int dot_rows = 4;  // rows of the weight that are read at once
 
 // sums[r] = weight row r . x, for dot_rows rows `stride` elements apart; x is f32.
 using Dot = void (*)(const void* weight, int64_t stride, const float* x, int64_t count, float* sums);

@@ -6,7 +6,7 @@
 namespace mustafar {
 namespace {
 
-// The elements that the mask names, the others as zeros.
+// The elements that the mask selects, the others as zeros.
 template <class T>
 MUSTAFAR_INLINE __m512 load(__mmask16 mask, const typename T::Bits* source) {
     if constexpr (sizeof(typename T::Bits) == 4) return _mm512_maskz_loadu_ps(mask, source);

@@ -27,7 +27,7 @@ struct Candidate {
     int32_t token() const { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); }
 };
 
-// What a call says of one sequence.
+// The options of a call for one sequence.
 template <class T>
 class Row {
 public:
@@ -40,7 +40,7 @@ public:
         if (sampling.counts != nullptr) counts_ = sampling.counts + int64_t{sequence} * vocab_size;
     }
 
-    // Calls with each token and its logit as it came, in order of ids.
+    // Calls with each token and its original logit, in order of ids.
     template <class Call>
     void each_logit(const Call& call) const {
         constexpr int32_t block = 256;  // widened at a time
@@ -105,7 +105,7 @@ public:
     }
 
 private:
-    // Fills candidates_ with what the filters leave.
+    // Fills candidates_ with what the filters keep.
     void filter() {
         const mustafar_sampling_options& options = row_.options;
         const bool some = options.top_k > 0 && options.top_k < row_.vocab_size;
@@ -142,14 +142,14 @@ private:
         return last;
     }
 
-    // The rank of the last of the fewest of the likeliest candidates that reach top_p.
+    // The rank of the last token in the smallest set of likeliest candidates that reaches top_p.
     uint64_t last_of_nucleus() const {
         std::vector<Candidate> candidates = candidates_;
         uint64_t total = 0, before = 0;
         for (const Candidate& candidate : candidates) total += candidate.weight;
         const float top_p = row_.options.top_p;
         const uint64_t wanted = top_p > 0.0f ? sampling::part_of(top_p, total) : 0;
-        // It is among first ... last, whose halves are told apart; `before` is the weight of what comes before them.
+        // It is among first ... last, which is bisected; `before` is the weight of what comes before them.
         auto first = candidates.begin(), last = candidates.end();
         while (last - first > 1) {
             const auto middle = first + (last - first) / 2;

@@ -1,4 +1,4 @@
-// Elements of any dtype as floats. As row.h, in an unnamed namespace.
+// Elements of any dtype as floats. Like row.h, in an unnamed namespace.
 #pragma once
 
 #include "core/format.h"
@@ -28,7 +28,7 @@ const typename T::Bits* elements(const void* data) {
     return static_cast<const typename T::Bits*>(data);
 }
 
-// 1 / sqrt(mean of squares + eps), summed in f64: the order of the sum then does not show.
+// 1 / sqrt(mean of squares + eps), summed in f64, so that the order of the sum has no effect.
 [[maybe_unused]] inline float norm_factor(const float* values, int64_t count, float eps) {
     double sum[4] = {};
     int64_t i = 0;

@@ -63,7 +63,7 @@ public sealed class RecommendCommandTests
         }
 
         (code, output, error) = Run("generate", "--prompt", "some text", "--max-tokens", "3", "--cache-settings", file);
-        Assert.That(output, Does.Contain("2 layers of their own"), error);
+        Assert.That(output, Does.Contain("2 layers with separate settings"), error);
     }
 
     [Test]
@@ -85,7 +85,7 @@ public sealed class RecommendCommandTests
     [TestCase("--perplexity: ", "--perplexity", "0.99")]
     [TestCase("--step", "--bytes", "0.3", "--step", "0")]
     [TestCase("--prefill", "--bytes", "0.3", "--context", "64")]
-    [TestCase("layers of its own", "--bytes", "0.3", "--candidates", "{layers}")]
+    [TestCase("'a' has one for each", "--bytes", "0.3", "--candidates", "{layers}")]
     [TestCase("no-such.json", "--bytes", "0.3", "--candidates", "no-such.json")]
     [TestCase("no-such.txt", "--bytes", "0.3", "--check-file", "no-such.txt")]
     [TestCase("at least 4000 tokens", "--bytes", "0.3", "--context", "4000")]
