@@ -51,7 +51,7 @@ public sealed class EvaluateCommandTests
         Assert.That(code, Is.Zero, error);
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(error.Split('\n').Count(line => line.EndsWith("(from a former run)", StringComparison.Ordinal)), Is.EqualTo(18));
+            Assert.That(error.Split('\n').Count(line => line.EndsWith("(from an earlier run)", StringComparison.Ordinal)), Is.EqualTo(18));
             Assert.That(JsonNode.DeepEquals(JsonNode.Parse(again), json));
         }
     }
@@ -85,7 +85,7 @@ public sealed class EvaluateCommandTests
         Assert.That(error, Does.Contain("interrupted"));
         (code, _, error) = Run(args);
         Assert.That(code, Is.Zero, error);
-        Assert.That(error.Split('\n').Count(line => line.EndsWith("(from a former run)", StringComparison.Ordinal)), Is.EqualTo(1));
+        Assert.That(error.Split('\n').Count(line => line.EndsWith("(from an earlier run)", StringComparison.Ordinal)), Is.EqualTo(1));
     }
 
     [TestCase("--output", "--windows", "1")]
