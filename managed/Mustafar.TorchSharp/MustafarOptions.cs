@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Runtime.CompilerServices;
 using Mustafar.Native;
 
@@ -220,6 +221,9 @@ public sealed record MustafarOptions
                 $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning lives off large channels, which it levels, but got {KeySparsity}.",
                 nameof(KeyRotation));
         }
+
+        CheckRewritten(KeySelection, KeySparsity, KeyBits, nameof(KeySelection), nameof(KeySparsity), nameof(KeyBits));
+        CheckRewritten(ValueSelection, ValueSparsity, ValueBits, nameof(ValueSelection), nameof(ValueSparsity), nameof(ValueBits));
     }
 
     /// <summary>Refuses a rotation that there is not for a head_dim.</summary>
@@ -252,6 +256,18 @@ public sealed record MustafarOptions
         {
             throw new ArgumentException(
                 $"Expected at least {(headDim + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens} of {headDim} channels per token with {name} '{selection.Name}', one token of each channel, but got {kept}.",
+                name);
+        }
+    }
+
+    private static void CheckRewritten(ChannelSelection selection, double sparsity, int bits, string name, string sparsityName, string bitsName)
+    {
+        if (selection.Rewrites && (sparsity > 0 || bits != NativeBits))
+        {
+            throw new ArgumentException(
+                string.Create(
+                    CultureInfo.InvariantCulture,
+                    $"Expected {sparsityName} 0 and {bitsName} {NativeBits} with {name} '{selection.Name}', which rewrites what is stored, but got {sparsity} and {bits}."),
                 name);
         }
     }

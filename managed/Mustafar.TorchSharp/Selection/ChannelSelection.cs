@@ -2,7 +2,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>How the channels that a cache keeps of keys or values are chosen; how many is <see cref="MustafarOptions"/>' sparsity.</summary>
+/// <summary>How the channels that a cache keeps of keys or values are chosen, how many being <see cref="MustafarOptions"/>' sparsity; or what is
+/// stored in place of all of them.</summary>
 /// <remarks>Objects do not change, and so are safe from any thread. Two of one name are the same to a saved cache.</remarks>
 public abstract class ChannelSelection
 {
@@ -30,6 +31,9 @@ public abstract class ChannelSelection
     /// <summary>Whether each group of tokens gets a mask of its own when it is compressed, by operations on its tokens.</summary>
     internal bool MakesMasks => Rule is SelectionRule.PerChannel or SelectionRule.Scores or SelectionRule.Mask;
 
+    /// <summary>Whether tokens are rewritten when they are compressed, and all channels kept.</summary>
+    internal bool Rewrites => Rule == SelectionRule.Rewritten;
+
     /// <summary>Whether tokens may keep different numbers of channels.</summary>
     internal bool IsUneven => Rule is SelectionRule.PerChannel or SelectionRule.Mask;
 
@@ -54,4 +58,5 @@ internal enum SelectionRule
     PerChannel,
     Scores,
     Mask,
+    Rewritten,
 }

@@ -44,6 +44,19 @@ public sealed class ValueSelection : ChannelSelection
         return new ValueSelection(name, SelectionRule.Mask, function);
     }
 
+    /// <summary>All channels of each value, as a function rewrites it when it is compressed: what a format that there is not would make of it.</summary>
+    /// <remarks>
+    /// For measuring quality: values take as many bytes as they are, attention reads what the function gave, and the recent window stays as it
+    /// is. It needs <see cref="MustafarOptions.ValueSparsity"/> 0 and <see cref="MustafarOptions.ValueBits"/> 16. Tokens that are taken back into the recent window
+    /// by a shorter length are those that were stored, and are rewritten once more when they are compressed again.
+    /// </remarks>
+    /// <inheritdoc cref="KeySelection.Rewritten"/>
+    public static ValueSelection Rewritten(string name, Func<SelectionInput, Tensor> function)
+    {
+        ArgumentNullException.ThrowIfNull(function);
+        return new ValueSelection(name, SelectionRule.Rewritten, function);
+    }
+
     /// <summary>The selections that need no function.</summary>
     public static IReadOnlyList<ValueSelection> All { get; } = [Magnitude, Structured, PerChannel];
 

@@ -19,16 +19,22 @@ internal sealed class SelectionTests(string device)
 
     // A function of a token's place as well, so that a wrong first token shows.
     private static readonly KeySelection s_keyScores = KeySelection.ByScores(
-        "by-place", input => input.Tokens.to(ScalarType.Float32).abs() * (1 + ((Places(input) + arange(HeadDim)) % 7)).to(ScalarType.Float32));
+        "by-place", input => input.Tokens.to(ScalarType.Float32).abs() * (1 + ((Places(input) + Channels(input)) % 7)).to(ScalarType.Float32));
 
     private static readonly ValueSelection s_valueScores = ValueSelection.ByScores(
-        "late-channels", input => input.Tokens.to(ScalarType.Float32) * arange(1f, HeadDim + 1, dtype: ScalarType.Float32));
+        "late-channels", input => input.Tokens.to(ScalarType.Float32) * (1 + Channels(input)).to(ScalarType.Float32));
 
     private static readonly KeySelection s_keyMask = KeySelection.ByMask(
-        "every-third", input => ((Places(input) + arange(HeadDim)) % 3).eq(0).expand(input.Tokens.shape));
+        "every-third", input => ((Places(input) + Channels(input)) % 3).eq(0).expand(input.Tokens.shape));
 
     private static readonly ValueSelection s_valueMask = ValueSelection.ByMask(
         "first-tokens", input => (Places(input) % 32).lt(input.Kept * 32 / HeadDim).expand(input.Tokens.shape));
+
+    // The mean of each group's tokens, in other channels for each place: what is rewritten twice, or with another group, shows.
+    private static readonly KeySelection s_rewrittenKeys = KeySelection.Rewritten(
+        "means", input => input.Tokens.reshape(2, -1, 64, HeadDim).mean([2], keepdim: true).expand(-1, -1, 64, -1).reshape(input.Tokens.shape) * (1 + (0.1 * (Places(input) % 5))));
+
+    private static readonly ValueSelection s_rewrittenValues = ValueSelection.Rewritten("rounded", input => (input.Tokens * 4).round() / 4);
 
     private static readonly (string Name, MustafarOptions Options)[] s_cases =
     [
@@ -41,6 +47,8 @@ internal sealed class SelectionTests(string device)
         ("scores", s_options with { KeySelection = s_keyScores, ValueSelection = s_valueScores }),
         ("scores in balanced patterns", s_options with { KeySelection = s_keyScores, BalancedKeys = true, ValueSelection = s_valueScores, BalancedValues = true }),
         ("masks", s_options with { KeySelection = s_keyMask, ValueSelection = s_valueMask }),
+        ("rewritten", s_options with { KeySparsity = 0, ValueSparsity = 0, KeySelection = s_rewrittenKeys, ValueSelection = s_rewrittenValues }),
+        ("rewritten keys after sinks, pruned values", s_options with { KeySparsity = 0, KeySelection = s_rewrittenKeys, SinkTokens = 3 }),
         ("output-aware keys after sinks", s_options with { KeySelection = KeySelection.OutputAware, ValueSelection = s_valueScores, SinkTokens = 3 }),
     ];
 
@@ -130,7 +138,7 @@ internal sealed class SelectionTests(string device)
             Compare.Same(restored.Forward(q, k, v), saved.Forward(q, k, v), $"{count} tokens");
         }
 
-        using MustafarCache plain = New(s_options with { BalancedKeys = options.BalancedKeys, BalancedValues = options.BalancedValues, KeyBits = options.KeyBits, ValueBits = options.ValueBits, SinkTokens = options.SinkTokens }, batch: 1);
+        using MustafarCache plain = New(s_options with { KeySparsity = options.KeySparsity, ValueSparsity = options.ValueSparsity, BalancedKeys = options.BalancedKeys, BalancedValues = options.BalancedValues, KeyBits = options.KeyBits, ValueBits = options.ValueBits, SinkTokens = options.SinkTokens }, batch: 1);
         Assert.That(() => plain.Load(path, "model"), Throws.TypeOf<MustafarCacheFileException>().With.Message.Contains("_selection="));
     }
 
@@ -151,6 +159,12 @@ internal sealed class SelectionTests(string device)
         Assert.That(
             () => New(s_options with { ValueSelection = ValueSelection.PerChannel, ValueSparsity = 0.99, KeepMultiple = 1 }, 1),
             Throws.ArgumentException.With.Message.Contains("at least 2 of 64 channels"));
+        Assert.That(
+            () => New(s_options with { KeySelection = s_rewrittenKeys }, 1),
+            Throws.ArgumentException.With.Message.Contains("KeySparsity 0 and KeyBits 16").And.Message.Contains("0.5 and 16").And.Property("ParamName").EqualTo("KeySelection"));
+        Assert.That(
+            () => New(s_options with { ValueSparsity = 0, ValueBits = 8, ValueSelection = s_rewrittenValues }, 1),
+            Throws.ArgumentException.With.Message.Contains("ValueSparsity 0 and ValueBits 16").And.Message.Contains("0 and 8").And.Property("ParamName").EqualTo("ValueSelection"));
         Assert.That(() => KeySelection.Named("best"), Throws.ArgumentException.With.Message.Contains("magnitude, output-aware, structured").And.Message.Contains("'best'"));
         Assert.That(() => KeySelection.ByMask("two words", input => input.Tokens), Throws.ArgumentException.With.Message.Contains("'two words'"));
         Assert.That(() => new MustafarOptions { ValueSelection = null! }, Throws.ArgumentNullException.With.Message.Contains("ValueSelection"));
@@ -158,7 +172,7 @@ internal sealed class SelectionTests(string device)
 
     /// <summary>A function that gives anything else than it should stops the step, which leaves the cache as it was.</summary>
     [Test]
-    public void A_function_that_gives_what_it_should_not_is_refused([Range(0, 4)] int fault)
+    public void A_function_that_gives_what_it_should_not_is_refused([Range(0, 6)] int fault)
     {
         KeySelection selection = fault switch
         {
@@ -166,9 +180,11 @@ internal sealed class SelectionTests(string device)
             1 => KeySelection.ByScores("own", input => input.Tokens.to(ScalarType.Float64)),
             2 => KeySelection.ByMask("own", input => ones_like(input.Tokens, dtype: ScalarType.Bool)),
             3 => KeySelection.ByMask("own", _ => null!),
+            4 => KeySelection.Rewritten("own", input => input.Tokens.narrow(1, 0, 1)),
+            5 => KeySelection.Rewritten("own", input => input.Tokens.to(ScalarType.Float64)),
             _ => KeySelection.ByMask("own", _ => throw new InvalidOperationException("'own' has no opinion")),
         };
-        using MustafarCache cache = New(s_options with { KeySelection = selection }, batch: 1);
+        using MustafarCache cache = New(s_options with { KeySelection = selection, KeySparsity = selection.Rewrites ? 0 : 0.5 }, batch: 1);
         (Tensor q, Tensor k, Tensor v) = Random(1, 79);
         cache.Forward(q, k, v);
         (q, k, v) = Random(1, 1);
@@ -192,7 +208,9 @@ internal sealed class SelectionTests(string device)
         Assert.That(chosen.Memory, Is.EqualTo(plain.Memory));
     }
 
-    private static Tensor Places(SelectionInput input) => (input.First + arange(input.Tokens.shape[1])).unsqueeze(1);
+    private static Tensor Places(SelectionInput input) => (input.First + arange(input.Tokens.shape[1], device: input.Tokens.device)).unsqueeze(1);
+
+    private static Tensor Channels(SelectionInput input) => arange(HeadDim, device: input.Tokens.device);
 
     private static MustafarOptions Options(string name) => s_cases.Single(item => item.Name == name).Options;
 

@@ -169,8 +169,8 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         Tensor Stored(Tensor rows, ReferenceSelection selection, int bits, float[]? scales, bool rotated)
         {
             Tensor copy = rows.clone(), part = rows.narrow(1, options.SinkTokens + from, until - from);
-            Tensor mask = selection.Mask(part, from);
-            copy.narrow(1, options.SinkTokens + from, until - from).copy_(ReferenceIntegers.Stored(part, mask, bits, scales, rotated));
+            Tensor stored = selection.Rewritten(part, from) ?? ReferenceIntegers.Stored(part, selection.Mask(part, from), bits, scales, rotated);
+            copy.narrow(1, options.SinkTokens + from, until - from).copy_(stored);
             return copy;
         }
     }

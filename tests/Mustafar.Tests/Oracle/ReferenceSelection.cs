@@ -46,6 +46,10 @@ internal sealed class ReferenceSelection(ChannelSelection selection, int keep, S
         }
     }
 
+    /// <summary>What is stored of such tokens in place of all their channels; null if channels are chosen.</summary>
+    internal Tensor? Rewritten(Tensor tokens, int first) =>
+        selection.Rewrites ? selection.Function!(new SelectionInput(tokens, 0, first, keep)) : null;
+
     /// <summary>The mask of tokens [num_kv_heads, n, head_dim] that are compressed together, the first of which stands at `first`.</summary>
     internal Tensor Mask(Tensor tokens, int first)
     {

@@ -27,7 +27,7 @@ internal sealed unsafe partial class LayerStorage
         {
             if (plan.CompressesFirst)
             {
-                AppendTokens(plan, null, null, plan.CompressedPointer, lookahead: 1);
+                AppendTokens(plan, null, null, isEarly: true);
             }
 
             output = AttendNew(plan, query, keys, values, scale);
@@ -51,11 +51,11 @@ internal sealed unsafe partial class LayerStorage
 
         if (!plan.TakesSinks)
         {
-            AppendTokens(plan, keys, values, plan.ReadyPointer, lookahead: 0);
+            AppendTokens(plan, keys, values, isEarly: false);
         }
         else if (Sinks!.Take(plan, keys, values) is (Tensor otherKeys, Tensor otherValues))
         {
-            AppendTokens(plan, otherKeys, otherValues, plan.ReadyPointer, lookahead: 0);
+            AppendTokens(plan, otherKeys, otherValues, isEarly: false);
         }
     }
 
@@ -114,10 +114,13 @@ internal sealed unsafe partial class LayerStorage
             _tailValues.index_select(0, slots).DetachFromDisposeScope());
     }
 
-    private void AppendTokens(StepPlan plan, Tensor? keys, Tensor? values, int* compressed, int lookahead)
+    // Compresses what falls due, and puts new tokens in the ring. Early: before they attend, of the tokens that are there.
+    private void AppendTokens(StepPlan plan, Tensor? keys, Tensor? values, bool isEarly)
     {
-        Tensor? keyMasks = Masks(plan, ofKeys: true, keys, isEarly: lookahead > 0);
-        Tensor? valueMasks = Masks(plan, ofKeys: false, values, isEarly: lookahead > 0);
+        Tensor? keyMasks = Masks(plan, ofKeys: true, keys, isEarly);
+        Tensor? valueMasks = Masks(plan, ofKeys: false, values, isEarly);
+        List<(int Row, Tensor Tokens)> rewrittenKeys = Rewrite(plan, ofKeys: true, keys, isEarly);
+        List<(int Row, Tensor Tokens)> rewrittenValues = Rewrite(plan, ofKeys: false, values, isEarly);
         NativeContext context = TensorAccess.Context(_shape.Device);
         NativeAppend append = new()
         {
@@ -125,7 +128,7 @@ internal sealed unsafe partial class LayerStorage
             NumSlots = _table.Slots,
             NumKvHeads = _shape.NumKvHeads,
             NumTokens = keys is null ? 0 : checked((int)keys.size(2)),
-            Lookahead = lookahead,
+            Lookahead = isEarly ? 1 : 0,
             GroupSize = Options.GroupSize,
             LocalWindow = Options.LocalWindow,
             TailCapacity = _tailCapacity,
@@ -133,7 +136,7 @@ internal sealed unsafe partial class LayerStorage
             Sequences = plan.SlotsPointer,
             Counts = keys is null ? null : plan.NewCountsPointer,
             Lengths = plan.LengthsPointer,
-            Compressed = compressed,
+            Compressed = isEarly ? plan.CompressedPointer : plan.ReadyPointer,
             NewKeys = keys is null ? default : TensorAccess.Dense(keys),
             NewValues = values is null ? default : TensorAccess.Dense(values),
             Keys = Blocks(keys: true),
@@ -153,6 +156,8 @@ internal sealed unsafe partial class LayerStorage
         GC.KeepAlive(keyMasks);
         GC.KeepAlive(valueMasks);
         NativeCall.Check(status);
+        Store(plan, ofKeys: true, rewrittenKeys, isEarly);
+        Store(plan, ofKeys: false, rewrittenValues, isEarly);
     }
 
     // Several new tokens, not appended yet: a few by the decode kernel, many, and those of sequences without all of their sinks, one
