@@ -128,7 +128,7 @@ public sealed class PerplexityTask : EvaluationTask
             ["nll"] = Array(cat(nll, 1)),
             ["kl"] = Array(divergence.Count == 0 ? zeros(0) : cat(divergence, 1)),
             ["same"] = same.Count == 0 ? 0L : cat(same, 1).sum().item<long>(),
-            ["bytes"] = cache.Cache.Usage.UsedBytes,
+            ["bytes"] = CacheSetting.UsedBytes(cache),
             ["dense_fp16_bytes"] = cache.Memory.Fp16Bytes,
         };
     }
