@@ -249,10 +249,11 @@ public sealed record MustafarOptions
         if (balanced && (selection.IsUneven || selection.Rule is SelectionRule.StructuredKeys or SelectionRule.StructuredValues))
         {
             throw new ArgumentException(
-                $"Expected a {name} that chooses within a balanced pattern (magnitude, output-aware or scores), but got '{selection.Name}'.", name);
+                $"Expected a {name} that chooses within a balanced pattern (magnitude, {(name == nameof(KeySelection) ? "output-aware " : "")}or scores), but got '{selection.Name}'.",
+                name);
         }
 
-        if (selection.Rule == SelectionRule.PerChannel && NativeConstants.BlockTokens * kept < headDim)
+        if (selection.IsPerChannel && NativeConstants.BlockTokens * kept < headDim)
         {
             throw new ArgumentException(
                 $"Expected at least {(headDim + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens} of {headDim} channels per token with {name} '{selection.Name}', one token of each channel, but got {kept}.",

@@ -22,20 +22,23 @@ public abstract class ChannelSelection
     public string Name { get; }
 
     /// <summary>Whether it needs the queries of the tokens that are added: tokens can't come without then.</summary>
-    public bool NeedsQueries => Rule is SelectionRule.OutputAware or SelectionRule.StructuredKeys;
+    public bool NeedsQueries => Rule is SelectionRule.OutputAware or SelectionRule.StructuredKeys or SelectionRule.PerChannelOutputAware;
 
     internal SelectionRule Rule { get; }
 
     internal Func<SelectionInput, Tensor>? Function { get; }
 
     /// <summary>Whether each group of tokens gets a mask of its own when it is compressed, by operations on its tokens.</summary>
-    internal bool MakesMasks => Rule is SelectionRule.PerChannel or SelectionRule.Scores or SelectionRule.Mask;
+    internal bool MakesMasks => IsPerChannel || Rule is SelectionRule.Scores or SelectionRule.Mask;
+
+    /// <summary>Whether the tokens of each channel are ranked, and not the channels of each token.</summary>
+    internal bool IsPerChannel => Rule is SelectionRule.PerChannel or SelectionRule.PerChannelOutputAware;
 
     /// <summary>Whether tokens are rewritten when they are compressed, and all channels kept.</summary>
     internal bool Rewrites => Rule == SelectionRule.Rewritten;
 
     /// <summary>Whether tokens may keep different numbers of channels.</summary>
-    internal bool IsUneven => Rule is SelectionRule.PerChannel or SelectionRule.Mask;
+    internal bool IsUneven => IsPerChannel || Rule == SelectionRule.Mask;
 
     /// <summary>Its name.</summary>
     public sealed override string ToString() => Name;
@@ -56,6 +59,7 @@ internal enum SelectionRule
     StructuredKeys,
     StructuredValues,
     PerChannel,
+    PerChannelOutputAware,
     Scores,
     Mask,
     Rewritten,

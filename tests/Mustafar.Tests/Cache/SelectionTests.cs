@@ -44,6 +44,9 @@ internal sealed class SelectionTests(string device)
         ("structured", s_options with { KeySelection = KeySelection.Structured, ValueSelection = ValueSelection.Structured }),
         ("per-channel values", s_options with { ValueSelection = ValueSelection.PerChannel }),
         ("per-channel values in 8 bits", s_options with { ValueSelection = ValueSelection.PerChannel, ValueBits = 8 }),
+        ("output-aware values", s_options with { ValueSelection = ValueSelection.OutputAware }),
+        ("output-aware values in 8 bits, of 4-bit keys after sinks", s_options with { ValueSelection = ValueSelection.OutputAware, ValueBits = 8, KeyBits = 4, SinkTokens = 3 }),
+        ("output-aware values in a sliding window after sinks", s_options with { ValueSelection = ValueSelection.OutputAware, SlidingWindow = 40, SinkTokens = 3 }),
         ("scores", s_options with { KeySelection = s_keyScores, ValueSelection = s_valueScores }),
         ("scores in balanced patterns", s_options with { KeySelection = s_keyScores, BalancedKeys = true, ValueSelection = s_valueScores, BalancedValues = true }),
         ("masks", s_options with { KeySelection = s_keyMask, ValueSelection = s_valueMask }),
@@ -84,8 +87,11 @@ internal sealed class SelectionTests(string device)
         ReferenceCache forked = reference.Fork(parents);
         Step(fork, forked, [70, 65, 1]);
         Step(fork, forked, [1, 1, 1]);
-        cache.Truncate([20, 90]);
-        reference.Truncate([20, 90]);
+
+        // What fell out of a sliding window does not come back.
+        int[] lengths = options.SlidingWindow is null ? [20, 90] : [160, 250];
+        cache.Truncate(lengths);
+        reference.Truncate(lengths);
         Step(cache, reference, [100, 60]);
     }
 
@@ -138,17 +144,61 @@ internal sealed class SelectionTests(string device)
             Compare.Same(restored.Forward(q, k, v), saved.Forward(q, k, v), $"{count} tokens");
         }
 
-        using MustafarCache plain = New(s_options with { KeySparsity = options.KeySparsity, ValueSparsity = options.ValueSparsity, BalancedKeys = options.BalancedKeys, BalancedValues = options.BalancedValues, KeyBits = options.KeyBits, ValueBits = options.ValueBits, SinkTokens = options.SinkTokens }, batch: 1);
+        using MustafarCache plain = New(s_options with { KeySparsity = options.KeySparsity, ValueSparsity = options.ValueSparsity, BalancedKeys = options.BalancedKeys, BalancedValues = options.BalancedValues, KeyBits = options.KeyBits, ValueBits = options.ValueBits, SinkTokens = options.SinkTokens, SlidingWindow = options.SlidingWindow }, batch: 1);
         Assert.That(() => plain.Load(path, "model"), Throws.TypeOf<MustafarCacheFileException>().With.Message.Contains("_selection="));
     }
 
     [Test]
-    public void Output_aware_keys_need_queries()
+    public void Output_aware_channels_need_queries([Values] bool ofKeys)
     {
-        using MustafarCache cache = New(s_options with { KeySelection = KeySelection.OutputAware }, batch: 1);
+        MustafarOptions options = ofKeys ? s_options with { KeySelection = KeySelection.OutputAware } : s_options with { ValueSelection = ValueSelection.OutputAware };
+        using MustafarCache cache = New(options, batch: 1);
         (Tensor _, Tensor k, Tensor v) = Random(1, 5);
-        Assert.That(() => cache.Append(k, v), Throws.InvalidOperationException.With.Message.Contains("output-aware").And.Message.Contains("Forward"));
+        Assert.That(
+            () => cache.Append(k, v),
+            Throws.InvalidOperationException.With.Message.Contains($"{(ofKeys ? "Key" : "Value")}Selection 'output-aware'").And.Message.Contains("Forward"));
         Assert.That(cache.Length, Is.Zero);
+    }
+
+    /// <summary>Output-aware values keep 32 queries of each sequence, of one number of heads, and report their bytes.</summary>
+    [Test]
+    public void Queries_are_counted_and_of_as_many_heads_as_before()
+    {
+        MustafarOptions options = s_options with { ValueSelection = ValueSelection.OutputAware };
+        using MustafarModelCache cache = new(1, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+        using MustafarModelCache plain = new(1, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options with { ValueSelection = ValueSelection.PerChannel });
+        int sequence = cache.AddSequence();
+        Assert.That(plain.AddSequence(), Is.EqualTo(sequence));
+        Step(150);
+        Assert.That((Extra(cache.Memory.UsedBytes, plain.Memory.UsedBytes), Extra(cache.Usage.ReservedBytes, plain.Usage.ReservedBytes)), Is.EqualTo((32, 32)));
+        int fork = cache.Fork(sequence);
+        Assert.That(plain.Fork(sequence), Is.EqualTo(fork));
+        Assert.That(Extra(cache.Memory.TotalBytes, plain.Memory.TotalBytes), Is.EqualTo(64));
+        cache.RemoveSequence(fork);
+        plain.RemoveSequence(fork);
+        cache.Truncate(sequence, 140);
+        plain.Truncate(sequence, 140);
+        Assert.That(Extra(cache.Usage.UsedBytes, plain.Usage.UsedBytes), Is.EqualTo(22));
+        (Tensor q, Tensor k, Tensor v) = Random(1, 1);
+        using (CacheStep step = cache.BeginStep([sequence], 1))
+        {
+            Assert.That(() => step.Attend(0, q.narrow(1, 0, 2), k, v), Throws.ArgumentException.With.Message.Contains("4 heads").And.Message.Contains("got 2"));
+        }
+
+        Assert.That(cache.LengthOf(sequence), Is.EqualTo(140));
+
+        static long Extra(long bytes, long plainBytes) => (bytes - plainBytes) / (4 * HeadDim * sizeof(float));
+
+        void Step(int tokens)
+        {
+            (Tensor q, Tensor k, Tensor v) = Random(1, tokens);
+            foreach (MustafarModelCache target in (MustafarModelCache[])[cache, plain])
+            {
+                using CacheStep step = target.BeginStep([sequence], tokens);
+                step.Attend(0, q, k, v);
+                step.Commit();
+            }
+        }
     }
 
     [Test]

@@ -7,7 +7,7 @@ namespace Mustafar;
 internal sealed unsafe partial class LayerStorage
 {
     // What is to be stored of the tokens that a step compresses, by its rows; nothing where they are stored as they are.
-    private List<(int Row, Tensor Tokens)> Rewrite(StepPlan plan, bool ofKeys, Tensor? newTokens, bool isEarly)
+    private List<(int Row, Tensor Tokens)> Rewrite(StepPlan plan, bool ofKeys, StepTokens tokens, bool isEarly)
     {
         List<(int Row, Tensor Tokens)> rewritten = [];
         for (int b = 0; b < plan.Batch && Selection(ofKeys).Rewrites; b++)
@@ -16,10 +16,10 @@ internal sealed unsafe partial class LayerStorage
             if (end > first)
             {
                 using DisposeScope scope = NewDisposeScope();
-                Tensor tokens = Ask(ofKeys, DueTokens(plan, b, ofKeys, newTokens, isEarly), first, _shape.DType);
+                Tensor answer = Ask(ofKeys, DueTokens(plan, b, ofKeys, tokens, isEarly), first, _shape.DType);
 
                 // A copy, as the function may give its tokens back, whose places new ones take.
-                rewritten.Add((b, empty(tokens.shape, dtype: _shape.DType, device: _shape.Device).copy_(tokens).MoveToOuterDisposeScope()));
+                rewritten.Add((b, empty(answer.shape, dtype: _shape.DType, device: _shape.Device).copy_(answer).MoveToOuterDisposeScope()));
             }
         }
 

@@ -13,9 +13,19 @@ internal sealed partial class LayerStorage
     /// <summary>What the selection of values gathers; null if it gathers nothing.</summary>
     internal ChannelStatistics? ValueStatistics { get; private set; }
 
+    /// <summary>The queries by whose attention values are selected; null if none are.</summary>
+    internal RecentQueries? RecentQueries { get; }
+
+    /// <summary>The option whose selection needs queries, and the selection; null if none does.</summary>
+    internal (string Option, ChannelSelection Selection)? NeedsQueries =>
+        KeyStatistics?.Queries is not null ? (nameof(MustafarOptions.KeySelection), Options.KeySelection)
+            : RecentQueries is not null ? (nameof(MustafarOptions.ValueSelection), Options.ValueSelection)
+            : null;
+
     /// <summary>Whether its selections do work in a step that other steps don't do.</summary>
     internal bool SelectsByOperations(StepPlan plan) =>
-        ((KeyStatistics is not null || ValueStatistics is not null) && ChannelStatistics.Counts(plan))
+        RecentQueries is not null
+        || ((KeyStatistics is not null || ValueStatistics is not null) && ChannelStatistics.Counts(plan))
         || ((ReadsDueTokens(keys: true) || ReadsDueTokens(keys: false)) && (MostDue(plan, isEarly: true) > 0 || MostDue(plan, isEarly: false) > 0));
 
     private ChannelSelection Selection(bool keys) => keys ? Options.KeySelection : Options.ValueSelection;
@@ -42,10 +52,11 @@ internal sealed partial class LayerStorage
     {
         KeyStatistics?.Add(plan, query, keys);
         ValueStatistics?.Add(plan, query, values);
+        RecentQueries?.Add(plan, query!);
     }
 
     // The masks of what a step compresses, Int32 [batch, num_kv_heads, tokens, words]; null where none are needed.
-    private Tensor? Masks(StepPlan plan, bool ofKeys, Tensor? newTokens, bool isEarly)
+    private Tensor? Masks(StepPlan plan, bool ofKeys, StepTokens tokens, bool isEarly)
     {
         int most = MakesMasks(ofKeys) ? MostDue(plan, isEarly) : 0;
         if (most == 0)
@@ -61,7 +72,9 @@ internal sealed partial class LayerStorage
             if (end > first)
             {
                 using DisposeScope scope = NewDisposeScope();
-                masks[b].narrow(1, 0, end - first).copy_(Mask(ofKeys, DueTokens(plan, b, ofKeys, newTokens, isEarly), first)[0]);
+                Tensor due = DueTokens(plan, b, ofKeys, tokens, isEarly);
+                Tensor? received = Selection(ofKeys).Rule == SelectionRule.PerChannelOutputAware ? Received(plan, b, tokens, isEarly) : null;
+                masks[b].narrow(1, 0, end - first).copy_(Mask(ofKeys, due, first, received)[0]);
             }
         }
 
@@ -69,7 +82,7 @@ internal sealed partial class LayerStorage
     }
 
     // What a step compresses of a row, [num_kv_heads, tokens, head_dim]: from the ring, and of the new tokens.
-    private Tensor DueTokens(StepPlan plan, int row, bool ofKeys, Tensor? newTokens, bool isEarly)
+    private Tensor DueTokens(StepPlan plan, int row, bool ofKeys, StepTokens tokens, bool isEarly)
     {
         (int first, int end) = plan.Due(row, isEarly);
         int length = plan.Length(row), stored = Math.Min(length, end) - first;
@@ -77,20 +90,22 @@ internal sealed partial class LayerStorage
         if (end > length)
         {
             int start = Math.Max(first, length);
-            parts.Add(newTokens![row].narrow(1, start - length, end - start));
+            parts.Add((ofKeys ? tokens.Keys : tokens.Values)[row].narrow(1, start - length, end - start));
         }
 
         return parts.Count == 1 ? parts[0] : cat(parts, 1);
     }
 
-    // Int32 [1, num_kv_heads, tokens, words] for the tokens [num_kv_heads, tokens, head_dim] from `first` on.
-    private Tensor Mask(bool ofKeys, Tensor tokens, int first)
+    // Int32 [1, num_kv_heads, tokens, words] for the tokens [num_kv_heads, tokens, head_dim] from `first` on, of which some selections weigh
+    // each by the attention that it received.
+    private Tensor Mask(bool ofKeys, Tensor tokens, int first, Tensor? received)
     {
         ChannelSelection selection = Selection(ofKeys);
         NativeFormat format = FormatOf(ofKeys);
-        if (selection.Rule == SelectionRule.PerChannel)
+        if (selection.IsPerChannel)
         {
-            return MustafarOps.PackMask(LargestOfChannels(tokens, NativeConstants.BlockTokens * format.Keep / _shape.HeadDim).unsqueeze(0));
+            Tensor magnitudes = received is null ? tokens.abs() : tokens.abs().to(ScalarType.Float32).mul(received.unsqueeze(-1));
+            return MustafarOps.PackMask(LargestOfChannels(magnitudes, NativeConstants.BlockTokens * format.Keep / _shape.HeadDim).unsqueeze(0));
         }
 
         bool areScores = selection.Rule == SelectionRule.Scores;
@@ -121,11 +136,11 @@ internal sealed partial class LayerStorage
 
     private static string NameOf(ChannelSelection selection) => $"selection '{selection.Name}'";
 
-    // True at the tokens of largest magnitude of each channel, `count` of every 32.
-    private Tensor LargestOfChannels(Tensor tokens, int count)
+    // True at the largest numbers of each channel, `count` of every 32 tokens.
+    private Tensor LargestOfChannels(Tensor magnitudes, int count)
     {
-        Tensor magnitudes = tokens.abs().reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
-        Tensor largest = magnitudes.topk(count, 2).indexes;
-        return zeros_like(magnitudes, dtype: ScalarType.Bool).scatter_(2, largest, ones_like(largest, dtype: ScalarType.Bool)).reshape(tokens.shape);
+        Tensor groups = magnitudes.reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
+        Tensor largest = groups.topk(count, 2).indexes;
+        return zeros_like(groups, dtype: ScalarType.Bool).scatter_(2, largest, ones_like(largest, dtype: ScalarType.Bool)).reshape(magnitudes.shape);
     }
 }

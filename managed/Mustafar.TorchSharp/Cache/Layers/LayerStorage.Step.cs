@@ -17,32 +17,30 @@ internal sealed unsafe partial class LayerStorage
     internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
     {
         Tensor output;
+        StepTokens tokens = new(query, keys, values, scale ?? 1 / Math.Sqrt(_shape.HeadDim));
         Gather(plan, query, keys, values);
         if (plan.Tokens == 1)
         {
-            Append(plan, keys, values, isLast);
+            Append(plan, tokens, isLast);
             output = AttendStored(plan, query, scale);
         }
         else
         {
             if (plan.CompressesFirst)
             {
-                AppendTokens(plan, null, null, isEarly: true);
+                AppendTokens(plan, tokens, isEarly: true);
             }
 
             output = AttendNew(plan, query, keys, values, scale);
-            Append(plan, keys, values, isLast);
+            Append(plan, tokens, isLast);
         }
 
         return output;
     }
 
-    /// <summary>Adds a step's tokens: the sinks take what they miss, the rest goes to the others.</summary>
-    /// <param name="plan">The step.</param>
-    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
-    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
-    /// <param name="isLast">Whether nothing can fail after it that has to be undone.</param>
-    internal void Append(StepPlan plan, Tensor keys, Tensor values, bool isLast)
+    // Adds a step's tokens: the sinks take what they miss, the rest goes to the others. isLast: whether nothing can fail after it that has to
+    // be undone.
+    private void Append(StepPlan plan, StepTokens tokens, bool isLast)
     {
         if (!isLast && plan.Overwritten.Count > 0)
         {
@@ -51,11 +49,11 @@ internal sealed unsafe partial class LayerStorage
 
         if (!plan.TakesSinks)
         {
-            AppendTokens(plan, keys, values, isEarly: false);
+            AppendTokens(plan, tokens, isEarly: false);
         }
-        else if (Sinks!.Take(plan, keys, values) is (Tensor otherKeys, Tensor otherValues))
+        else if (Sinks!.Take(plan, tokens.Keys, tokens.Values) is (Tensor otherKeys, Tensor otherValues))
         {
-            AppendTokens(plan, otherKeys, otherValues, isEarly: false);
+            AppendTokens(plan, tokens with { Keys = otherKeys, Values = otherValues }, isEarly: false);
         }
     }
 
@@ -63,7 +61,7 @@ internal sealed unsafe partial class LayerStorage
     internal void AppendAlone(StepPlan plan, Tensor keys, Tensor values)
     {
         Gather(plan, query: null, keys, values);
-        Append(plan, keys, values, isLast: true);
+        Append(plan, new StepTokens(null, keys, values, Scale: 1), isLast: true);
     }
 
     /// <summary>Attends to what is stored after the step, from its last tokens.</summary>
@@ -78,6 +76,7 @@ internal sealed unsafe partial class LayerStorage
         _overwritten = null;
         KeyStatistics?.Commit();
         ValueStatistics?.Commit();
+        RecentQueries?.Commit();
     }
 
     /// <summary>Makes the ring and the sinks what they were before a step, however much of it was done.</summary>
@@ -91,6 +90,7 @@ internal sealed unsafe partial class LayerStorage
         using DisposeScope scope = NewDisposeScope();
         KeyStatistics?.Rollback();
         ValueStatistics?.Rollback();
+        RecentQueries?.Rollback();
         if (_overwritten is (Tensor slots, Tensor keys, Tensor values))
         {
             _tailKeys.index_copy_(0, slots, keys);
@@ -114,13 +114,14 @@ internal sealed unsafe partial class LayerStorage
             _tailValues.index_select(0, slots).DetachFromDisposeScope());
     }
 
-    // Compresses what falls due, and puts new tokens in the ring. Early: before they attend, of the tokens that are there.
-    private void AppendTokens(StepPlan plan, Tensor? keys, Tensor? values, bool isEarly)
+    // Compresses what falls due, and puts new tokens in the ring. Early: before these attend, it only compresses.
+    private void AppendTokens(StepPlan plan, StepTokens tokens, bool isEarly)
     {
-        Tensor? keyMasks = Masks(plan, ofKeys: true, keys, isEarly);
-        Tensor? valueMasks = Masks(plan, ofKeys: false, values, isEarly);
-        List<(int Row, Tensor Tokens)> rewrittenKeys = Rewrite(plan, ofKeys: true, keys, isEarly);
-        List<(int Row, Tensor Tokens)> rewrittenValues = Rewrite(plan, ofKeys: false, values, isEarly);
+        Tensor? keyMasks = Masks(plan, ofKeys: true, tokens, isEarly);
+        Tensor? valueMasks = Masks(plan, ofKeys: false, tokens, isEarly);
+        List<(int Row, Tensor Tokens)> rewrittenKeys = Rewrite(plan, ofKeys: true, tokens, isEarly);
+        List<(int Row, Tensor Tokens)> rewrittenValues = Rewrite(plan, ofKeys: false, tokens, isEarly);
+        (Tensor? keys, Tensor? values) = isEarly ? (null, null) : ((Tensor?)tokens.Keys, (Tensor?)tokens.Values);
         NativeContext context = TensorAccess.Context(_shape.Device);
         NativeAppend append = new()
         {
@@ -250,4 +251,7 @@ internal sealed unsafe partial class LayerStorage
         NativeCall.Check(status);
         return Sinks is null ? output : Sinks.Merge(plan, query, output, logSumExp!, attention.Scale);
     }
+
+    // What a step brings. Query: [batch, num_heads, n, head_dim], null where tokens come alone; keys and values: [batch, num_kv_heads, n, head_dim].
+    private readonly record struct StepTokens(Tensor? Query, Tensor Keys, Tensor Values, double Scale);
 }
