@@ -201,6 +201,21 @@ internal sealed class SelectionTests(string device)
         }
     }
 
+    /// <summary>What a file says of queries is that of its sequences, or it is refused.</summary>
+    [TestCase(4, 32, 40, null)]
+    [TestCase(0, 0, 40, null)]
+    [TestCase(3, 0, 40, "a multiple of 2 heads, but got 3")]
+    [TestCase(4, 33, 40, "0 to 32 queries of sequence 0, but got 33")]
+    [TestCase(4, 5, 4, "0 to 4 queries of sequence 0, but got 5")]
+    [TestCase(4, -1, 4, "0 to 4 queries of sequence 0, but got -1")]
+    [TestCase(0, 1, 4, "0 to 0 queries of sequence 0, but got 1")]
+    public void Queries_in_a_file_fit_its_sequences(int heads, int count, int length, string? expected)
+    {
+        using RecentQueries queries = RecentQueries.For(ValueSelection.OutputAware, 8, HeadDim)!;
+        string? problem = queries.FindProblem(heads, [count], [length], 2);
+        Assert.That(problem, expected is null ? Is.Null : Does.Contain(expected));
+    }
+
     [Test]
     public void Selections_that_do_not_fit_are_refused()
     {
