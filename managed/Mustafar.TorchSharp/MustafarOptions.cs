@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Runtime.CompilerServices;
 using Mustafar.Native;
 
@@ -221,6 +222,9 @@ public sealed record MustafarOptions
                 $"Expected a {nameof(KeySparsity)} of 0 with {nameof(KeyRotation)}, since pruning relies on large channels, which rotation levels, but got {KeySparsity}.",
                 nameof(KeyRotation));
         }
+
+        CheckRewritten(KeySelection, KeySparsity, KeyBits, nameof(KeySelection), nameof(KeySparsity), nameof(KeyBits));
+        CheckRewritten(ValueSelection, ValueSparsity, ValueBits, nameof(ValueSelection), nameof(ValueSparsity), nameof(ValueBits));
     }
 
     /// <summary>Checks that a rotation exists for a head_dim.</summary>
@@ -246,13 +250,26 @@ public sealed record MustafarOptions
         if (balanced && (selection.IsUneven || selection.Rule is SelectionRule.StructuredKeys or SelectionRule.StructuredValues))
         {
             throw new ArgumentException(
-                $"Expected a {name} that chooses within a balanced pattern (magnitude, output-aware or scores), but got '{selection.Name}'.", name);
+                $"Expected a {name} that chooses within a balanced pattern (magnitude, {(name == nameof(KeySelection) ? "output-aware " : "")}or scores), but got '{selection.Name}'.",
+                name);
         }
 
-        if (selection.Rule == SelectionRule.PerChannel && NativeConstants.BlockTokens * kept < headDim)
+        if (selection.IsPerChannel && NativeConstants.BlockTokens * kept < headDim)
         {
             throw new ArgumentException(
                 $"Expected at least {(headDim + NativeConstants.BlockTokens - 1) / NativeConstants.BlockTokens} of {headDim} channels per token with {name} '{selection.Name}', one token of each channel, but got {kept}.",
+                name);
+        }
+    }
+
+    private static void CheckRewritten(ChannelSelection selection, double sparsity, int bits, string name, string sparsityName, string bitsName)
+    {
+        if (selection.Rewrites && (sparsity > 0 || bits != NativeBits))
+        {
+            throw new ArgumentException(
+                string.Create(
+                    CultureInfo.InvariantCulture,
+                    $"Expected {sparsityName} 0 and {bitsName} {NativeBits} with {name} '{selection.Name}', which rewrites what is stored, but got {sparsity} and {bits}."),
                 name);
         }
     }

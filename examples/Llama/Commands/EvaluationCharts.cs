@@ -20,9 +20,9 @@ internal static class EvaluationCharts
         List<string> problems = [];
         EvaluationUnit[] measured = [.. report.Units.Where(
             unit => unit.Task is PerplexityTask && double.IsFinite(unit.Value("perplexity")) && double.IsFinite(unit.Value("bytes_ratio")))];
-        if (measured.Length > 0)
+        if (Array.Exists(measured, unit => unit.Setting.Options is null))
         {
-            Draw("quality-bytes.png", path => WriteQuality(measured, path));
+            Draw("quality-bytes.png", path => QualityChart.Write(measured, path));
         }
 
         foreach (EvaluationUnit unit in report.Units.Where(unit => unit.Task is NeedleTask))
@@ -40,25 +40,6 @@ internal static class EvaluationCharts
                 problems.Add(problem);
             }
         }
-    }
-
-    private static void WriteQuality(EvaluationUnit[] units, string path)
-    {
-        Plot plot = new();
-        foreach (EvaluationUnit unit in units)
-        {
-            (double x, double y) = (100 * unit.Value("bytes_ratio"), unit.Value("perplexity"));
-            Color color = unit.Setting.Options is null ? Colors.Black : Colors.SteelBlue;
-            plot.Add.Marker(x, y, size: 10, color: color);
-            ScottPlot.Plottables.Text label = plot.Add.Text(unit.Setting.Name, x, y);
-            (label.LabelFontColor, label.OffsetX, label.OffsetY) = (color, 8, -8);
-        }
-
-        plot.Axes.Margins(0.15, 0.15);
-        plot.XLabel("bytes of the cache, % of dense fp16");
-        plot.YLabel("perplexity");
-        plot.Title("Quality against bytes");
-        plot.SavePng(path, Width, Height);
     }
 
     // What the model finds likeliest, which says more about a small model than what it writes. Depth increases downwards.

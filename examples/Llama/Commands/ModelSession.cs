@@ -1,3 +1,4 @@
+using Mustafar.Models.Evaluation;
 using Mustafar.Models.Generation;
 using Mustafar.Models.Llama;
 using Mustafar.Models.Tokenizer;
@@ -65,11 +66,16 @@ internal sealed class ModelSession : IDisposable
     /// <param name="attention">Its kind.</param>
     /// <param name="batchSize">Number of sequences.</param>
     /// <exception cref="CommandException">It is dense, and the command line sets attention sinks with a sliding window.</exception>
-    public ModelCache NewCache(AttentionKind attention, int batchSize = 1)
+    public ModelCache NewCache(AttentionKind attention, int batchSize = 1) => CacheOf(attention).NewCache(Model, batchSize);
+
+    /// <summary>The cache setting of a kind of attention.</summary>
+    /// <param name="attention">The kind.</param>
+    /// <exception cref="CommandException">It is dense, and the command line sets attention sinks with a sliding window.</exception>
+    public CacheSetting CacheOf(AttentionKind attention)
     {
         if (attention == AttentionKind.Mustafar)
         {
-            return Settings.Cache.NewCache(Model, batchSize);
+            return Settings.Cache;
         }
 
         // Without a sliding window, dense attention sees the first tokens anyway.
@@ -78,7 +84,7 @@ internal sealed class ModelSession : IDisposable
             ? throw new CommandException(
                 $"--sinks: dense attention has no attention sinks, and with the model's sliding window of {Model.Config.SlidingWindow} tokens "
                 + "that makes a difference.")
-            : ModelCache.Dense(Model, batchSize);
+            : CacheSetting.Dense;
     }
 
     /// <inheritdoc/>

@@ -1,11 +1,8 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
+using System.Text.Json.Nodes;
 using Mustafar.Models.Evaluation;
-using Mustafar.Models.Generation;
-using Mustafar.Models.Llama;
-using TorchSharp;
-using static TorchSharp.torch;
 
 namespace Mustafar.Examples.Llama.Commands;
 
@@ -51,54 +48,48 @@ internal sealed class PerplexityCommand : LlamaCommand
         string file = arguments.GetRequiredValue(_file);
         string text = ShippedFiles.ReadDocuments(file);
         using ModelSession session = ModelSession.Load(settings, output);
-        List<List<int>> windows = TextWindows.Of(session.Tokenizer, text, context);
-        if (windows.Count == 0)
-        {
-            throw new CommandException($"{file}: expected a text of at least {context} tokens.");
-        }
-
-        int count = Math.Min(arguments.GetValue(_windows) ?? windows.Count, windows.Count);
-        TokenIds.Check(windows[0], session.Model.Config);
+        PerplexityTask task = ShippedFiles.OfText(file, () => new PerplexityTask(
+            session.Language, text, context, prefill, arguments.GetValue(_windows), batch, comparesWithDense: false));
+        CacheSetting cache = session.CacheOf(settings.Attention);
+        int count = task.Windows;
         Stopwatch stopwatch = Stopwatch.StartNew();
         MemoryReport memory = null!;
-        double[] nll = output.WithProgress($"Decoding {WindowsText(count)}", progress =>
+        TaskResult result = output.WithProgress($"Decoding {WindowsText(count)}", progress =>
         {
-            List<double> all = [];
-            for (int i = 0; i < count; i += batch)
+            List<JsonNode> parts = [];
+            for (int part = 0; part < task.Parts; part++)
             {
-                int start = i;
-                List<int>[] part = [.. windows.Skip(start).Take(Math.Min(batch, count - start))];
-                using ModelCache cache = session.NewCache(part.Length);
-                using DisposeScope scope = NewDisposeScope();
-                Tensor ids = TokenIds.ToTensor(part, session.Model.Device);
-                Tensor scores = TeacherForcing.NegativeLogLikelihoods(
-                    session.Model,
-                    cache,
-                    ids,
-                    prefill,
-                    includePrompt: false,
-                    tokens => progress.Report((start + ((double)part.Length * tokens / context)) / count));
-                all.AddRange(scores.cpu().data<double>().ToArray());
-                memory = MemoryReport.Of(cache);
+                (int start, int windows) = (part * batch, Math.Min(batch, count - (part * batch)));
+                (JsonNode measured, int tokens, KeyValueCacheMemory occupied) = task.Measure(
+                    cache, part, new PartProgress(progress, (double)start / count, (double)windows / count), CancellationToken.None);
+                parts.Add(measured);
+                memory = MemoryReport.Of(tokens, occupied);
             }
 
-            return all.ToArray();
+            return task.Summarize(parts);
         });
-        double mean = nll.Average();
-        double[] means = [.. nll.Chunk(context - prefill).Select(window => window.Average())];
-        double tokensPerSecond = nll.Length / stopwatch.Elapsed.TotalSeconds;
+        (double perplexity, double mean) = (result.Metrics["perplexity"], result.Metrics["mean_nll"]);
+        int predicted = (int)result.Details!["predicted_tokens"]!;
+        double[] means = [.. result.Details["window_nll"]!.AsArray().Select(JsonNumber.Read)];
+        double tokensPerSecond = predicted / stopwatch.Elapsed.TotalSeconds;
         RunReport run = RunReport.Of(session);
         output.WriteLine(string.Create(
             CultureInfo.InvariantCulture,
-            $"perplexity  {Math.Exp(mean):F4} (mean NLL {mean:F5} nats of {nll.Length} tokens in {WindowsText(count)})"));
+            $"perplexity  {perplexity:F4} (mean NLL {mean:F5} nats of {predicted} tokens in {WindowsText(count)})"));
         output.WriteLine(string.Create(
             CultureInfo.InvariantCulture, $"speed       {tokensPerSecond:F1} tokens/s, {WindowsText(Math.Min(batch, count))} per batch"));
         output.WriteLine($"cache       {memory}");
         output.WriteLine($"sparsity    {run.DescribeSparsity()}");
-        output.WriteJson(new Result(run, file, context, prefill, count, nll.Length, mean, Math.Exp(mean), means, tokensPerSecond, memory));
+        output.WriteJson(new Result(run, file, context, prefill, count, predicted, mean, perplexity, means, tokensPerSecond, memory));
     }
 
     private static string WindowsText(int count) => count == 1 ? "1 window" : string.Create(CultureInfo.InvariantCulture, $"{count} windows");
+
+    // A part of the whole: its share that is done is reported as one of all.
+    private sealed class PartProgress(IProgress<double> whole, double start, double size) : IProgress<double>
+    {
+        public void Report(double value) => whole.Report(start + (size * value));
+    }
 
     private sealed record Result(
         RunReport Run,

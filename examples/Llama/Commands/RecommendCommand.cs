@@ -151,7 +151,9 @@ internal sealed class RecommendCommand : LlamaCommand
     {
         foreach (CacheSetting setting in CacheSettingReader.Load(file, defaults))
         {
-            yield return setting.Layers is null
+            yield return setting.IsSimulated
+                ? throw new CommandException($"{_candidates.Name}: {file}: expected formats that caches have, but '{setting.Name}' is simulated.")
+                : setting.Layers is null
                 ? setting.Options!
                 : throw new CommandException($"{_candidates.Name}: {file}: expected settings for all layers, but '{setting.Name}' has one for each.");
         }

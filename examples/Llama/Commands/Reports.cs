@@ -54,8 +54,8 @@ internal sealed record RunReport(
             headDim,
             layers.Any(layer => layer.BalancedKeys),
             layers.Any(layer => layer.BalancedValues),
-            Names(layer => layer.KeySelection.Name),
-            Names(layer => layer.ValueSelection.Name),
+            Names(layer => layer.KeySelection),
+            Names(layer => layer.ValueSelection),
             Mean(layer => layer.KeyBits < 16 ? layer.KeyBits : native, native),
             Mean(layer => layer.ValueBits < 16 ? layer.ValueBits : native, native),
             layers.Any(layer => layer.KeyChannelScales),
@@ -73,8 +73,9 @@ internal sealed record RunReport(
             },
             get_num_threads());
 
-        string Names(Func<MustafarOptions, string> name) =>
-            layers.Length == 0 ? Mustafar.KeySelection.Magnitude.Name : string.Join(", ", layers.Select(name).Distinct());
+        string Names(Func<MustafarOptions, ChannelSelection> selection) => layers.Length == 0
+            ? Mustafar.KeySelection.Magnitude.Name
+            : string.Join(", ", layers.Select(selection).Select(own => SimulatedFormat.Of(own) is null ? own.Name : $"simulated {own.Name}").Distinct());
 
         double Mean(Func<MustafarOptions, double> number, int dense) => layers.Length == 0 ? dense : layers.Average(number);
     }
@@ -91,7 +92,7 @@ internal sealed record RunReport(
         $"{Layers!.Count} layers with separate settings; on average keys {KeySparsity:P1}, {KeyBits:0.#} bits, values {ValueSparsity:P1}, {ValueBits:0.#} bits");
 
     private static string Stored(string selection, bool balanced, double bits) =>
-        (selection == Mustafar.KeySelection.Magnitude.Name ? "" : $", chosen {selection}") + (balanced ? ", balanced" : "") + (bits < 16 ? string.Create(CultureInfo.InvariantCulture, $", {bits} bits") : "");
+        (selection == Mustafar.KeySelection.Magnitude.Name ? "" : $", {selection}") + (balanced ? ", balanced" : "") + (bits < 16 ? string.Create(CultureInfo.InvariantCulture, $", {bits} bits") : "");
 }
 
 /// <summary>The formats of one layer's keys and values, as text.</summary>

@@ -15,6 +15,11 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
     /// <remarks>Layers have the windows and groups of <see cref="Options"/> in common.</remarks>
     public IReadOnlyList<MustafarOptions>? Layers { get; init; }
 
+    /// <summary>Whether keys or values of a layer are in a <see cref="SimulatedFormat"/>, so that bytes are computed.</summary>
+    public bool IsSimulated => AllOptions.Any(options => SimulatedFormat.Of(options.KeySelection) is not null || SimulatedFormat.Of(options.ValueSelection) is not null);
+
+    private IReadOnlyList<MustafarOptions> AllOptions => Layers ?? (Options is null ? [] : [Options]);
+
     /// <summary>Makes empty sequences for a model.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batchSize">Number of sequences.</param>
@@ -36,10 +41,39 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
                 $"the model has {config.NumLayers} layers, but the cache setting '{Name}' has options of {Layers.Count}; it is of another model.", path);
         }
 
-        foreach (MustafarOptions options in Layers ?? (Options is null ? [] : [Options]))
+        foreach (MustafarOptions options in AllOptions)
         {
             config.CheckCompressible(options, path);
+            foreach (SimulatedFormat? format in (SimulatedFormat?[])[SimulatedFormat.Of(options.KeySelection), SimulatedFormat.Of(options.ValueSelection)])
+            {
+                if (format?.FindProblem(config.HeadDim, options.GroupSize) is string problem)
+                {
+                    throw new Checkpoint.UnsupportedModelException($"setting '{Name}', simulated format '{format.Name}': {problem}", path);
+                }
+            }
         }
+    }
+
+    /// <summary>Bytes that a cache of this setting has in use: of simulated formats those that they would take.</summary>
+    internal static long UsedBytes(ModelCache cache)
+    {
+        long bytes = cache.Cache.Usage.UsedBytes;
+        if (cache.Cache is MustafarModelCache compressed)
+        {
+            CacheShape shape = CacheShape.Checked(compressed.NumKvHeads, compressed.HeadDim, compressed.DType, compressed.Device);
+            foreach (MustafarOptions options in compressed.Options)
+            {
+                LayerFormat format = new(shape, options);
+                bytes += compressed.UsedPages * shape.NumKvHeads * (Saved(options.KeySelection, format.KeyBytes) + Saved(options.ValueSelection, format.ValueBytes));
+
+                // Of a head in a page, the bytes of the simulated format less those that it has.
+                long Saved(ChannelSelection selection, long stored) => SimulatedFormat.Of(selection) is SimulatedFormat simulated
+                    ? (long)(simulated.BitsPerNumber(shape.HeadDim) * shape.HeadDim * options.GroupSize / 8) - stored
+                    : 0;
+            }
+        }
+
+        return bytes;
     }
 
     /// <summary>All that the options say, by the names that settings files have.</summary>
@@ -89,5 +123,6 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["value_bits"] = options.ValueBits;
         json["key_channel_scales"] = options.KeyChannelScales;
         json["key_rotation"] = options.KeyRotation;
+        SimulationSetting.Say(json, options);
     }
 }

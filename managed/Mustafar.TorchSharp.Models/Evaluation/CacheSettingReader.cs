@@ -12,7 +12,8 @@ namespace Mustafar.Models.Evaluation;
 /// <c>key_selection</c>, <c>value_selection</c>, <c>key_bits</c>, <c>value_bits</c>, <c>key_channel_scales</c>, <c>key_rotation</c>,
 /// <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>keep_multiple</c> and <c>sliding_window</c>, and <c>eviction</c>
 /// (<c>streaming-llm</c>, <c>snapkv</c> or <c>h2o</c>) with <c>capacity</c>, <c>recent_tokens</c> and <c>kernel_size</c>
-/// (<see cref="TokenEviction"/>):
+/// (<see cref="TokenEviction"/>). <c>key_simulation</c> and <c>value_simulation</c>, names of a <see cref="SimulatedFormat"/>, stand in place of all
+/// else that is said of keys, or values:
 /// <code>{ "4 bits": "FourBits", "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875 } }</code>
 /// Where layers differ, <c>layers</c> is an array of a preset or an object for each, with what the setting itself does not say of all;
 /// windows and groups are common to all layers:
@@ -133,7 +134,7 @@ public static class CacheSettingReader
             throw new CheckpointException($"expected an object or the name of a preset, but got {entry.Quote()}.", place);
         }
 
-        CheckKeys(entry, [Preset, .. s_keys.Select(known => known.Key), .. EvictionSetting.Keys, Layers], place);
+        CheckKeys(entry, [Preset, .. s_keys.Select(known => known.Key), .. SimulationSetting.Keys, .. EvictionSetting.Keys, Layers], place);
         MustafarOptions options = OptionsOf(entry, defaults, place);
         return new CacheSetting(name, options)
         {
@@ -163,7 +164,7 @@ public static class CacheSettingReader
                 throw new CheckpointException($"expected an object or the name of a preset, but got {layer.Quote()}.", layerPlace);
             }
 
-            CheckKeys(layer, [Preset, .. s_keys.Select(known => known.Key).Except(s_commonKeys)], layerPlace);
+            CheckKeys(layer, [Preset, .. s_keys.Select(known => known.Key).Except(s_commonKeys), .. SimulationSetting.Keys], layerPlace);
             options.Add(OptionsOf(layer, common, layerPlace));
         }
 
@@ -214,7 +215,8 @@ public static class CacheSettingReader
             SlidingWindow = entry.FindInt32("sliding_window", place) ?? basis.SlidingWindow,
             Eviction = EvictionSetting.Read(entry, basis.Eviction, place),
         };
-        return entry.FindBoolean("key_channel_scales", place) is bool scales ? options with { KeyChannelScales = scales } : options;
+        options = entry.FindBoolean("key_channel_scales", place) is bool scales ? options with { KeyChannelScales = scales } : options;
+        return SimulationSetting.Apply(options, entry, place);
 
         T? Named<T>(string key, Func<string, T> find)
             where T : ChannelSelection
@@ -244,6 +246,10 @@ public static class CacheSettingReader
                     throw new CheckpointException("'key_channel_scales': expected false with 'key_bits' 16, since only integers have scales.", place),
                 { KeyRotation: true, KeyBits: 16 } =>
                     throw new CheckpointException("'key_rotation': expected false with 'key_bits' 16, since it is for integers.", place),
+                { KeySelection.Rewrites: true } and ({ KeySparsity: > 0 } or { KeyBits: < 16 }) =>
+                    throw new CheckpointException("'key_simulation': expected no 'key_sparsity' and 'key_bits' beside it, which its format says.", place),
+                { ValueSelection.Rewrites: true } and ({ ValueSparsity: > 0 } or { ValueBits: < 16 }) =>
+                    throw new CheckpointException("'value_simulation': expected no 'value_sparsity' and 'value_bits' beside it, which its format says.", place),
                 { KeyRotation: true, KeySparsity: > 0 } =>
                     throw new CheckpointException("'key_rotation': expected false unless 'key_sparsity' is 0, since it levels what pruning lives off.", place),
                 _ => options,

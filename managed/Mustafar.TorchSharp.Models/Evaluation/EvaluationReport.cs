@@ -47,7 +47,7 @@ public sealed record EvaluationReport(IReadOnlyList<EvaluationUnit> Units)
             text.Append(CultureInfo.InvariantCulture, $"| --- |{string.Concat(task.Metrics.Select(_ => " ---: |"))}\n");
             foreach (EvaluationUnit unit in Units.Where(unit => unit.Task == task))
             {
-                string name = unit.Setting.Name.Replace("|", "\\|", StringComparison.Ordinal);
+                string name = unit.Setting.Name.Replace("|", "\\|", StringComparison.Ordinal) + (unit.Setting.IsSimulated ? " (simulated)" : "");
                 text.Append(CultureInfo.InvariantCulture, $"| {name} | {string.Join(" | ", task.Metrics.Select(unit.Describe))} |\n");
             }
         }

@@ -20,6 +20,7 @@ public sealed class PerplexityTask : EvaluationTask
     private readonly int _prefill;
     private readonly int _batch;
     private readonly int _step;
+    private readonly bool _comparesWithDense;
     private readonly string _textHash;
 
     // Of a task that is measured in one part, for all settings.
@@ -34,9 +35,17 @@ public sealed class PerplexityTask : EvaluationTask
     /// <param name="batch">Windows that are decoded side by side.</param>
     /// <param name="step">Tokens that are decoded at once. Those of one step see each other as they come; with a few instead of 1, the measure is
     /// nearly the same and comes in a fraction of the time.</param>
+    /// <param name="comparesWithDense">Whether to measure the divergence from the dense model, for which that is run too.</param>
     /// <exception cref="ArgumentException">The text is shorter than a window, or a window doesn't fit into the model.</exception>
     public PerplexityTask(
-        LanguageModel language, string text, int context = 2048, int prefill = 512, int? windows = null, int batch = 11, int step = 1)
+        LanguageModel language,
+        string text,
+        int context = 2048,
+        int prefill = 512,
+        int? windows = null,
+        int batch = 11,
+        int step = 1,
+        bool comparesWithDense = true)
         : base("perplexity", language)
     {
         ArgumentNullException.ThrowIfNull(text);
@@ -53,18 +62,18 @@ public sealed class PerplexityTask : EvaluationTask
 
         TokenIds.Check(_windows[0], language.Model.Config);
         _windows = [.. _windows.Take(windows ?? _windows.Count)];
-        (_prefill, _batch, _step, _textHash) = (prefill, batch, step, TextWindows.HashOf(text));
+        (_prefill, _batch, _step, _comparesWithDense, _textHash) = (prefill, batch, step, comparesWithDense, TextWindows.HashOf(text));
+        Metric[] divergence =
+        [
+            new("kl_mean", "KL divergence, mean (nats)", "F5"),
+            new("kl_p99", "KL divergence, 99th percentile", "F4"),
+            new("same_likeliest", "same likeliest token", "P1"),
+        ];
+        Metrics = [new("perplexity", "perplexity", "F3"), .. comparesWithDense ? divergence : [], new("bytes_ratio", "bytes of dense fp16", "P1")];
     }
 
     /// <inheritdoc/>
-    public override IReadOnlyList<Metric> Metrics { get; } =
-    [
-        new("perplexity", "perplexity", "F3"),
-        new("kl_mean", "KL divergence, mean (nats)", "F5"),
-        new("kl_p99", "KL divergence, 99th percentile", "F4"),
-        new("same_likeliest", "same likeliest token", "P1"),
-        new("bytes_ratio", "bytes of dense fp16", "P1"),
-    ];
+    public override IReadOnlyList<Metric> Metrics { get; }
 
     /// <inheritdoc/>
     public override int Parts => (_windows.Count + _batch - 1) / _batch;
@@ -83,15 +92,29 @@ public sealed class PerplexityTask : EvaluationTask
                 inputs["step"] = _step;
             }
 
+            if (!_comparesWithDense)
+            {
+                inputs["compares_with_dense"] = false;
+            }
+
             return inputs;
         }
     }
+
+    /// <summary>Windows that are measured.</summary>
+    internal int Windows => _windows.Count;
 
     /// <inheritdoc/>
     public override long TokensOf(int part) => WindowsOf(part).Sum(window => (long)window.Count);
 
     /// <inheritdoc/>
-    public override JsonNode MeasurePart(CacheSetting setting, int part, IProgress<double> progress, CancellationToken cancellationToken)
+    public override JsonNode MeasurePart(CacheSetting setting, int part, IProgress<double> progress, CancellationToken cancellationToken) =>
+        Measure(setting, part, progress, cancellationToken).Result;
+
+    /// <summary>Measures a part, and tells what its cache holds and occupies at the end.</summary>
+    /// <inheritdoc cref="MeasurePart"/>
+    internal (JsonNode Result, int Tokens, KeyValueCacheMemory Memory) Measure(
+        CacheSetting setting, int part, IProgress<double> progress, CancellationToken cancellationToken)
     {
         ArgumentNullException.ThrowIfNull(setting);
         ArgumentNullException.ThrowIfNull(progress);
@@ -100,7 +123,7 @@ public sealed class PerplexityTask : EvaluationTask
         using IDisposable mode = inference_mode();
         using DisposeScope scope = NewDisposeScope();
         Tensor ids = TokenIds.ToTensor(windows, model.Device);
-        Tensor reference = Reference(ids, cancellationToken);
+        Tensor? reference = _comparesWithDense ? Reference(ids, cancellationToken) : null;
         using ModelCache cache = setting.NewCache(model, windows.Length);
         int tokens = windows[0].Count;
         Tensor first = model.NextTokenLogits(ids.narrow(1, 0, _prefill), cache, cancellationToken: cancellationToken).unsqueeze(1);
@@ -116,21 +139,26 @@ public sealed class PerplexityTask : EvaluationTask
             (i, logits) =>
             {
                 long count = logits.shape[1];
-                Tensor expected = model.Head(reference.narrow(1, i - _prefill, count));
                 nll.Add(TeacherForcing.OfToken(logits, ids.narrow(1, i, count)).MoveToOuterDisposeScope());
-                divergence.Add(TeacherForcing.Divergence(expected, logits).MoveToOuterDisposeScope());
-                same.Add(expected.argmax(-1).eq(logits.argmax(-1)).MoveToOuterDisposeScope());
+                if (reference is not null)
+                {
+                    Tensor expected = model.Head(reference.narrow(1, i - _prefill, count));
+                    divergence.Add(TeacherForcing.Divergence(expected, logits).MoveToOuterDisposeScope());
+                    same.Add(expected.argmax(-1).eq(logits.argmax(-1)).MoveToOuterDisposeScope());
+                }
+
                 progress.Report((double)(i + count) / tokens);
             },
             cancellationToken);
-        return new JsonObject
+        JsonObject result = new()
         {
             ["nll"] = Array(cat(nll, 1)),
             ["kl"] = Array(divergence.Count == 0 ? zeros(0) : cat(divergence, 1)),
             ["same"] = same.Count == 0 ? 0L : cat(same, 1).sum().item<long>(),
-            ["bytes"] = cache.Cache.Usage.UsedBytes,
+            ["bytes"] = CacheSetting.UsedBytes(cache),
             ["dense_fp16_bytes"] = cache.Memory.Fp16Bytes,
         };
+        return (result, cache.Length, cache.Memory);
     }
 
     /// <inheritdoc/>

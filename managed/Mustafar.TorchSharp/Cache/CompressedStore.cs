@@ -99,8 +99,8 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
             long tokens = Table.InUse.Sum(sequence => (long)sequence.Tokens) * _layers.Count;
             return new KeyValueCacheMemory(
                 CompressedBytes: Table.Pool.BytesOfOwner + Table.Bytes + (Table.Slots * _scaleBytes),
-                WindowBytes: (Table.Slots * (SlotBytes(Ring) - _scaleBytes)) + (_evictor?.Bytes ?? 0),
-                UsedBytes: Table.Pool.UsedBytesOfOwner + Table.InUse.Sum(BytesOutsidePages) + (_evictor?.Bytes ?? 0),
+                WindowBytes: (Table.Slots * (SlotBytes(Ring) - _scaleBytes)) + HistoryBytes,
+                UsedBytes: Table.Pool.UsedBytesOfOwner + Table.InUse.Sum(BytesOutsidePages) + HistoryBytes,
                 DenseBytes: tokens * Shape.TokenBytes,
                 Fp16Bytes: tokens * 2 * Shape.NumKvHeads * Shape.HeadDim * 2);
         }
@@ -112,15 +112,18 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         get
         {
             int sequences = Table.InUse.Count(), free = Table.Pool.FreePages;
-            long scores = _evictor?.Bytes ?? 0;
+            long history = HistoryBytes;
             return new CacheUsage(
                 sequences,
-                UsedBytes: Table.Pool.UsedBytes + Table.InUse.Sum(BytesOutsidePages) + scores,
-                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes(Ring)) + scores,
+                UsedBytes: Table.Pool.UsedBytes + Table.InUse.Sum(BytesOutsidePages) + history,
+                ReservedBytes: Table.Pool.Bytes + Table.Bytes + Plan.Bytes + (Table.Slots * SlotBytes(Ring)) + history,
                 FreeBytes: Table.Pool.Limit is null ? null : free * Table.Pool.PageBytes,
                 FreeTokens: Table.Pool.Limit is null ? null : (long)free * Table.Rules.GroupSize);
         }
     }
+
+    // Bytes of queries and of the attention that tokens received.
+    private long HistoryBytes => (_evictor?.Bytes ?? 0) + _layers.Sum(layer => layer.RecentQueries?.Bytes ?? 0);
 
     /// <summary>Makes room for that many sequences: dense data is copied, compressed data stays in place.</summary>
     internal void Grow(int slots)
@@ -183,10 +186,10 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     /// <param name="counts">Tokens of each row; all if empty.</param>
     internal void Append(ReadOnlySpan<int> slots, Tensor keys, Tensor values, ReadOnlySpan<int> counts)
     {
-        if (_layers[0].KeyStatistics?.Queries is not null)
+        if (_layers[0].NeedsQueries is (string option, ChannelSelection selection))
         {
             throw new InvalidOperationException(
-                $"Expected queries with the new tokens, which {nameof(MustafarOptions.KeySelection)} '{Options[0].KeySelection.Name}' needs; add tokens with Forward.");
+                $"Expected queries with the new tokens, which {option} '{selection.Name}' needs; add tokens with Forward.");
         }
 
         using DisposeScope scope = NewDisposeScope();
@@ -359,6 +362,7 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
             foreach (LayerStorage layer in _layers)
             {
                 layer.Sinks?.Erase(slots[i], tokens[i], Table[slots[i]].Sinks);
+                layer.RecentQueries?.Shorten(slots[i], Table[slots[i]].Tokens - tokens[i]);
             }
 
             _evictor?.Shorten(slots[i], tokens[i], Table[slots[i]].Tokens - tokens[i]);
@@ -426,7 +430,12 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        _layers.ForEach(layer => layer.Sinks?.Erase(slot, 0, Table[slot].Sinks));
+        foreach (LayerStorage layer in _layers)
+        {
+            layer.Sinks?.Erase(slot, 0, Table[slot].Sinks);
+            layer.RecentQueries?.Remove(slot);
+        }
+
         _evictor?.Remove(slot);
         Table.Remove(slot);
     }
@@ -460,7 +469,11 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
         using DisposeScope scope = NewDisposeScope();
         foreach (int slot in slots)
         {
-            _layers.ForEach(layer => layer.Sinks?.Erase(slot, 0, layer.Sinks.Capacity));
+            foreach (LayerStorage layer in _layers)
+            {
+                layer.Sinks?.Erase(slot, 0, layer.Sinks.Capacity);
+                layer.RecentQueries?.Remove(slot);
+            }
         }
     }
 

@@ -2,7 +2,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>How the channels that a cache keeps of keys or values are chosen; how many is <see cref="MustafarOptions"/>' sparsity.</summary>
+/// <summary>How the channels that a cache keeps of keys or values are chosen, how many being <see cref="MustafarOptions"/>' sparsity; or what is
+/// stored in place of all of them.</summary>
 /// <remarks>Objects do not change, and so are safe from any thread. Two of one name are the same to a saved cache.</remarks>
 public abstract class ChannelSelection
 {
@@ -21,17 +22,23 @@ public abstract class ChannelSelection
     public string Name { get; }
 
     /// <summary>Whether it needs the queries of the tokens that are added: tokens can't come without then.</summary>
-    public bool NeedsQueries => Rule is SelectionRule.OutputAware or SelectionRule.StructuredKeys;
+    public bool NeedsQueries => Rule is SelectionRule.OutputAware or SelectionRule.StructuredKeys or SelectionRule.PerChannelOutputAware;
 
     internal SelectionRule Rule { get; }
 
     internal Func<SelectionInput, Tensor>? Function { get; }
 
     /// <summary>Whether each group of tokens gets a mask of its own when it is compressed, by operations on its tokens.</summary>
-    internal bool MakesMasks => Rule is SelectionRule.PerChannel or SelectionRule.Scores or SelectionRule.Mask;
+    internal bool MakesMasks => IsPerChannel || Rule is SelectionRule.Scores or SelectionRule.Mask;
+
+    /// <summary>Whether the tokens of each channel are ranked, and not the channels of each token.</summary>
+    internal bool IsPerChannel => Rule is SelectionRule.PerChannel or SelectionRule.PerChannelOutputAware;
+
+    /// <summary>Whether tokens are rewritten when they are compressed, and all channels kept.</summary>
+    internal bool Rewrites => Rule == SelectionRule.Rewritten;
 
     /// <summary>Whether tokens may keep different numbers of channels.</summary>
-    internal bool IsUneven => Rule is SelectionRule.PerChannel or SelectionRule.Mask;
+    internal bool IsUneven => IsPerChannel || Rule == SelectionRule.Mask;
 
     /// <summary>Its name.</summary>
     public sealed override string ToString() => Name;
@@ -52,6 +59,8 @@ internal enum SelectionRule
     StructuredKeys,
     StructuredValues,
     PerChannel,
+    PerChannelOutputAware,
     Scores,
     Mask,
+    Rewritten,
 }

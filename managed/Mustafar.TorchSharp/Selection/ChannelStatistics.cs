@@ -8,8 +8,8 @@ namespace Mustafar;
 /// <remarks>All tensors are Float32 [slots, num_kv_heads, head_dim].</remarks>
 internal sealed class ChannelStatistics : IDisposable
 {
-    // Queries of a prompt that count, its last ones.
-    private const int MostQueries = 32;
+    /// <summary>Queries that count, the last ones.</summary>
+    internal const int MostQueries = 32;
 
     private readonly CacheShape _shape;
     private readonly SelectionRule _rule;

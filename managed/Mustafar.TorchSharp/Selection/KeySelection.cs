@@ -60,6 +60,25 @@ public sealed class KeySelection : ChannelSelection
         return new KeySelection(name, SelectionRule.Mask, function);
     }
 
+    /// <summary>All channels of each key, as a function rewrites it when it is compressed: what a format that there is not would make of it.</summary>
+    /// <remarks>
+    /// For measuring quality: keys take as many bytes as they are, attention reads what the function gave, and the recent window stays as it
+    /// is. It needs <see cref="MustafarOptions.KeySparsity"/> 0 and <see cref="MustafarOptions.KeyBits"/> 16. Tokens that are taken back into the recent window
+    /// by a shorter length are those that were stored, and are rewritten once more when they are compressed again.
+    /// </remarks>
+    /// <param name="name">What saved caches call it.</param>
+    /// <param name="function">
+    /// Gives a tensor of the shape, type and device of <see cref="SelectionInput.Tokens"/>, whose number is a multiple of
+    /// <see cref="MustafarOptions.GroupSize"/>. It is called whenever tokens of a sequence are compressed, of a prompt with many groups at once:
+    /// what it makes of a group must not depend on the others.
+    /// </param>
+    /// <exception cref="ArgumentException">The name is empty or has white space, '=', ',' or ';'.</exception>
+    public static KeySelection Rewritten(string name, Func<SelectionInput, Tensor> function)
+    {
+        ArgumentNullException.ThrowIfNull(function);
+        return new KeySelection(name, SelectionRule.Rewritten, function);
+    }
+
     /// <summary>The selections that need no function.</summary>
     public static IReadOnlyList<KeySelection> All { get; } = [Magnitude, OutputAware, Structured];
 

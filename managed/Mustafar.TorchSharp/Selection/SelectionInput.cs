@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What a function that chooses channels is given: tokens of one sequence that are about to be compressed.</summary>
+/// <summary>What a function that chooses channels, or rewrites tokens, is given: tokens of one sequence that are about to be compressed.</summary>
 public sealed class SelectionInput
 {
     internal SelectionInput(Tensor tokens, int layer, int first, int kept) => (Tokens, Layer, First, Kept) = (tokens, layer, first, kept);

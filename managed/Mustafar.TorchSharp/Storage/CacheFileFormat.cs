@@ -17,6 +17,10 @@ internal static class CacheFileFormat
     internal const string FingerprintKey = Prefix + "fingerprint";
     internal const string UserPrefix = "user.";
 
+    /// <summary>The latest queries of sequences, and how many each has.</summary>
+    internal const string Queries = "value_selection_queries";
+    internal const string QueryCounts = "value_selection_query_counts";
+
     private const string Prefix = "mustafar.";
 
     /// <summary>The metadata of caches in a file version, in order, apart from the checksum and the caller's metadata.</summary>
@@ -42,7 +46,13 @@ internal static class CacheFileFormat
     internal static string TensorName(int layer, string part) => $"layers.{Text(layer)}.{part}";
 
     /// <summary>The tensors of a layer in a file version, in order.</summary>
-    internal static IEnumerable<CacheFileTensor> Tensors(int version, StoredLayer stored, int layer, long pages, long indices)
+    /// <param name="version">The version.</param>
+    /// <param name="stored">The layer.</param>
+    /// <param name="layer">Its number.</param>
+    /// <param name="pages">Pages in the file.</param>
+    /// <param name="indices">Indices of pages in the file.</param>
+    /// <param name="queryHeads">Heads of the latest queries, if those are in the file.</param>
+    internal static IEnumerable<CacheFileTensor> Tensors(int version, StoredLayer stored, int layer, long pages, long indices, long queryHeads)
     {
         long[] sequences = [stored.BatchSize];
         yield return new(Name("lengths"), ScalarType.Int32, sequences);
@@ -68,6 +78,12 @@ internal static class CacheFileFormat
         foreach ((string name, _) in stored.Statistics)
         {
             yield return new(Name(name), ScalarType.Float32, stored.ChannelsShape);
+        }
+
+        if (stored.Storage.RecentQueries is not null)
+        {
+            yield return new(Name(QueryCounts), ScalarType.Int32, sequences);
+            yield return new(Name(Queries), stored.Shape.DType, [stored.BatchSize, queryHeads, RecentQueries.Most, stored.Shape.HeadDim]);
         }
 
         string Name(string part) => TensorName(layer, part);

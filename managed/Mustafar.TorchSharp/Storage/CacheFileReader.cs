@@ -69,7 +69,7 @@ internal sealed class CacheFileReader
                 for (int i = 0; i < store.Layers.Length; i++)
                 {
                     int layer = store.Layers[i];
-                    Fill(layers[layer], layer, contents[layer].Tables, [.. store.Common.Numbers[i].Select(number => store.Pages[number])]);
+                    Fill(layers[layer], layer, contents[layer], [.. store.Common.Numbers[i].Select(number => store.Pages[number])]);
                 }
             }
         }
@@ -143,11 +143,13 @@ internal sealed class CacheFileReader
     // Everything of a layer except keys and values, checked.
     private Content ReadTables(StoredLayer layer, int index)
     {
-        // These two may have any length; the other lengths follow from them.
+        // These may have any length; the other lengths follow from them.
         long indices = Entry(index, "page_indices").Shape is [long count] ? count : 0;
         long pages = Entry(index, "key_pages").Shape is [long first, ..] ? first : 0;
+        RecentQueries? queries = layer.Storage.RecentQueries;
+        long queryHeads = queries is not null && Entry(index, CacheFileFormat.Queries).Shape is [_, long heads, ..] ? heads : 0;
         int tensors = 0;
-        foreach (CacheFileTensor tensor in CacheFileFormat.Tensors(_version, layer, index, pages, indices))
+        foreach (CacheFileTensor tensor in CacheFileFormat.Tensors(_version, layer, index, pages, indices, queryHeads))
         {
             SafetensorsEntry entry = Entry(tensor.Name);
             if (entry.DType != tensor.DType || !entry.Shape.SequenceEqual(tensor.Shape))
@@ -165,9 +167,12 @@ internal sealed class CacheFileReader
             ReadIntegers(index, "released_pages"),
             ReadIntegers(index, "sink_counts"),
             ReadIntegers(index, "page_indices"));
-        return tables.Problem(layer.Options, layer.Store.Table.Rules, pages) is string problem
+        int[] queryCounts = queries is null ? [] : ReadIntegers(index, CacheFileFormat.QueryCounts);
+        string? problem = tables.Problem(layer.Options, layer.Store.Table.Rules, pages)
+            ?? queries?.FindProblem(queryHeads, queryCounts, tables.TotalLengths, layer.Shape.NumKvHeads);
+        return problem is not null
             ? throw Refused($"layer {index}: {problem}")
-            : new Content(tables, tensors);
+            : new Content(tables, queryCounts, tensors);
     }
 
     // What the layers of one store have in common.
@@ -195,8 +200,9 @@ internal sealed class CacheFileReader
     }
 
     // Everything is stored where no query sees it yet.
-    private void Fill(StoredLayer layer, int index, CacheTables tables, int[] pages)
+    private void Fill(StoredLayer layer, int index, Content content, int[] pages)
     {
+        CacheTables tables = content.Tables;
         FillPages(keys: true, "key_pages");
         FillPages(keys: false, "value_pages");
         Seek(index, "window_keys");
@@ -231,6 +237,18 @@ internal sealed class CacheFileReader
         {
             Seek(index, name);
             layer.VisitStatistics(sums, tables, fill: true, Read);
+        }
+
+        if (layer.Storage.RecentQueries is RecentQueries queries)
+        {
+            SafetensorsEntry entry = Seek(index, CacheFileFormat.Queries);
+            using TorchSharp.torch.Tensor padded = TorchSharp.torch.empty([.. entry.Shape], dtype: layer.Shape.DType, device: TorchSharp.torch.CPU);
+            if (entry.ByteCount > 0)
+            {
+                Read(padded.bytes);
+            }
+
+            queries.Restore(layer.Slots, padded, content.QueryCounts, layer.Shape);
         }
 
         void FillPages(bool keys, string part)
@@ -281,7 +299,7 @@ internal sealed class CacheFileReader
 
     private MustafarCacheFileException Refused(string problem, Exception? cause = null) => new(problem, _path, cause);
 
-    private sealed record Content(CacheTables Tables, int Tensors);
+    private sealed record Content(CacheTables Tables, int[] QueryCounts, int Tensors);
 
     private sealed record Restored(CompressedStore Store, int[] Slots, int[] Layers, CommonTables Common)
     {

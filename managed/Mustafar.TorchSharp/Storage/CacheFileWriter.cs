@@ -18,7 +18,8 @@ internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTra
     {
         (CacheTables Tables, int[] Pages)[] contents = [.. layers.Select(layer => CacheTables.Of(layer.Store, layer.Slots))];
         CacheFileTensor[] tensors = [.. layers.SelectMany((layer, i) =>
-            CacheFileFormat.Tensors(CacheFileFormat.Version, layer, i, contents[i].Pages.Length, contents[i].Tables.PageIndices.Length))];
+            CacheFileFormat.Tensors(
+                CacheFileFormat.Version, layer, i, contents[i].Pages.Length, contents[i].Tables.PageIndices.Length, layer.Storage.RecentQueries?.Heads ?? 0))];
         byte[] header = SafetensorsHeader.Encode(
             [
                 new(FileChecksum.Key, FileChecksum.Blank),
@@ -91,6 +92,16 @@ internal sealed class CacheFileWriter(IReadOnlyList<StoredLayer> layers, FileTra
         foreach ((_, TorchSharp.torch.Tensor sums) in layer.Statistics)
         {
             layer.VisitStatistics(sums, tables, fill: false, put);
+        }
+
+        if (layer.Storage.RecentQueries is RecentQueries queries)
+        {
+            put(MemoryMarshal.AsBytes(queries.Counts(layer.Slots).AsSpan()));
+            using TorchSharp.torch.Tensor padded = queries.Padded(layer.Slots, layer.Shape);
+            if (queries.Heads > 0)
+            {
+                put(padded.bytes);
+            }
         }
     }
 }

@@ -74,6 +74,10 @@ public sealed class CacheSettingReaderTests
     [TestCase("""{ "a": { "eviction": "snapkv", "capacity": 32 } }""", "setting 'a'", "'eviction'", "32")]
     [TestCase("""{ "a": { "eviction": "h2o", "capacity": 64, "sliding_window": 9 } }""", "setting 'a'", "'eviction'", "9 tokens")]
     [TestCase("""{ "a": { "layers": [{ "eviction": "h2o" }] } }""", "setting 'a', layer 0", "key_bits", "'eviction'")]
+    [TestCase("""{ "a": { "key_simulation": "fp9" } }""", "setting 'a'", "'key_simulation'", "fp8-e4m3", "'fp9'")]
+    [TestCase("""{ "a": { "value_simulation": "kivi-int4", "value_bits": 4 } }""", "setting 'a'", "'value_simulation'", "'value_bits'")]
+    [TestCase("""{ "a": { "key_simulation": "kivi-int4", "layers": [{ "key_bits": 8 }] } }""", "setting 'a', layer 0", "'key_simulation'", "'key_bits'")]
+    [TestCase("""{ "a": { "value_simulation": "kivi-int4", "layers": [{}, { "value_sparsity": 0.5 }] } }""", "setting 'a', layer 1", "'value_simulation'", "'value_sparsity'")]
     [TestCase("{}", "at least one setting", "empty", "s.json")]
     [TestCase("""[ "FourBits" ]""", "object", "array", "s.json")]
     [TestCase("""{ "a": { "key_bits": 4 }""", "JSON", "s.json", "")]
@@ -124,6 +128,25 @@ public sealed class CacheSettingReaderTests
     }
 
     [Test]
+    public void SimulatedFormatsStandInPlaceOfAllElse()
+    {
+        MustafarOptions both = CacheSettingReader.Parse("a: FourBits, key_simulation=signs-40-int4, value_simulation=kivi-int2").Options!;
+        CacheSetting values = CacheSettingReader.Parse("a: key_bits=4, value_simulation=int3-g64");
+        MustafarOptions defaults = new();
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That((both.KeySelection.Name, both.ValueSelection.Name), Is.EqualTo(("signs-40-int4", "kivi-int2")));
+            Assert.That(
+                both, Is.EqualTo(defaults with { KeySparsity = 0, ValueSparsity = 0, KeyChannelScales = false, KeySelection = both.KeySelection, ValueSelection = both.ValueSelection }));
+            Assert.That(
+                values.Options, Is.EqualTo(defaults with { KeyBits = 4, ValueSparsity = 0, ValueSelection = values.Options!.ValueSelection }));
+            Assert.That(values.IsSimulated, Is.True);
+            Assert.That(new CacheSetting("a", defaults).IsSimulated, Is.False);
+            Assert.That((values with { Layers = [defaults] }).IsSimulated, Is.False);
+        }
+    }
+
+    [Test]
     public void WhatIsWrittenIsReadAgain()
     {
         using TemporaryDirectory directory = new();
@@ -151,7 +174,7 @@ public sealed class CacheSettingReaderTests
             LocalWindow = random.Next(100), SinkTokens = random.Next(5), GroupSize = 32 * random.Next(1, 4), SlidingWindow = random.Next(2) == 0 ? null : random.Next(1, 999),
         });
         TokenEviction[] evictions = [TokenEviction.StreamingLlm(100, 7), TokenEviction.SnapKv(99, 20, 3), TokenEviction.HeavyHitters(64, 10)];
-        common = common with { Eviction = common.SlidingWindow is null ? evictions[random.Next(3)] : null };
+        common = common with { Eviction = common.SlidingWindow is null && !common.KeySelection.Rewrites ? evictions[random.Next(3)] : null };
         return new CacheSetting(name, common)
         {
             Layers = random.Next(2) == 0 ? null : [.. Enumerable.Range(0, random.Next(1, 5)).Select(_ => Format(common))],
@@ -160,8 +183,18 @@ public sealed class CacheSettingReaderTests
         MustafarOptions Format(MustafarOptions options)
         {
             int bits = (int)(16 >> random.Next(3));
+            if (random.Next(4) == 0 && options.Eviction is null)
+            {
+                return options with
+                {
+                    KeySparsity = 0, KeyBits = 16, KeyChannelScales = false, BalancedKeys = false, KeySelection = SimulatedFormat.Named("kivi-int3").Keys,
+                    ValueBits = 16 >> random.Next(3),
+                };
+            }
+
             return options with
             {
+                KeySelection = KeySelection.Magnitude,
                 KeySparsity = random.NextDouble(), ValueSparsity = random.Next(16) / 16.0, BalancedKeys = random.Next(2) == 0, BalancedValues = random.Next(2) == 0,
                 KeyBits = bits, ValueBits = 16 >> random.Next(3), KeyChannelScales = bits < 16 && random.Next(2) == 0,
             };

@@ -53,7 +53,9 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             int past = Length(b);
             Gather(b, query, keys, values, counts[b]);
             bool single = keys.shape[2] == 1;
+            Weigh(b, query, keys, Math.Min(1, counts[b]), scale);
             Compress(b, prompt ? 0 : Math.Min(Rule(past + (single ? counts[b] : 1), options), Others(past) / options.GroupSize * options.GroupSize));
+            Weigh(b, query, keys, counts[b], scale);
             Add(b, keys, values, counts[b]);
             if (single)
             {
@@ -67,6 +69,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
 
             Compress(b, Rule(Length(b), options));
             Release(b);
+            _selections[b].Values.Keep(query[b].narrow(1, 0, counts[b]));
         }
 
         return output;
@@ -84,6 +87,7 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
     {
         for (int b = 0; b < batch; b++)
         {
+            _selections[b].Values.Shorten(Length(b) - lengths[b]);
             _keys[b] = _keys[b]?.narrow(1, 0, lengths[b]);
             _values[b] = _values[b]?.narrow(1, 0, lengths[b]);
             _released[b] = Others(lengths[b]) == 0 ? 0 : _released[b];
@@ -120,6 +124,17 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
             bool isFirst = Others(Length(b)) == 0;
             _selections[b].Keys.Add(query?[b].narrow(1, 0, count), keys[b].narrow(1, 0, count), isFirst);
             _selections[b].Values.Add(null, values[b].narrow(1, 0, count), isFirst);
+        }
+    }
+
+    // With the first of a step's new tokens, which are not added yet.
+    private void Weigh(int b, Tensor query, Tensor keys, int count, double scale)
+    {
+        if (_selections[b].Values.WeighsTokens)
+        {
+            Tensor added = keys[b].narrow(1, 0, count);
+            _selections[b].Values.Weigh(
+                query[b].narrow(1, 0, count), _keys[b] is Tensor past ? cat([past, added], 1) : added, scale, options.SlidingWindow, options.SinkTokens);
         }
     }
 
@@ -169,8 +184,8 @@ internal sealed class ReferenceCache(int batch, MustafarOptions options, int hea
         Tensor Stored(Tensor rows, ReferenceSelection selection, int bits, float[]? scales, bool rotated)
         {
             Tensor copy = rows.clone(), part = rows.narrow(1, options.SinkTokens + from, until - from);
-            Tensor mask = selection.Mask(part, from);
-            copy.narrow(1, options.SinkTokens + from, until - from).copy_(ReferenceIntegers.Stored(part, mask, bits, scales, rotated));
+            Tensor stored = selection.Rewritten(part, from) ?? ReferenceIntegers.Stored(part, selection.Mask(part, from, options.SinkTokens), bits, scales, rotated);
+            copy.narrow(1, options.SinkTokens + from, until - from).copy_(stored);
             return copy;
         }
     }

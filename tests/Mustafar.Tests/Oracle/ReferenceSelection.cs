@@ -7,6 +7,8 @@ internal sealed class ReferenceSelection(ChannelSelection selection, int keep, S
 {
     private double[,]? _queries; // [num_kv_heads, head_dim]
     private double[,]? _tokens;
+    private Tensor? _latest; // queries [num_heads, up to 32, head_dim]
+    private double[,]? _received; // by tokens, [num_kv_heads, tokens]
 
     internal ReferenceSelection Copy() => (ReferenceSelection)MemberwiseClone();
 
@@ -46,8 +48,53 @@ internal sealed class ReferenceSelection(ChannelSelection selection, int keep, S
         }
     }
 
-    /// <summary>The mask of tokens [num_kv_heads, n, head_dim] that are compressed together, the first of which stands at `first`.</summary>
-    internal Tensor Mask(Tensor tokens, int first)
+    /// <summary>Whether values are weighed by the attention that their tokens receive.</summary>
+    internal bool WeighsTokens => selection is ValueSelection { Name: "output-aware" };
+
+    /// <summary>Finds the attention that tokens receive from the latest 32 queries, those of the last tokens.</summary>
+    /// <param name="queries">New ones [num_heads, n, head_dim].</param>
+    /// <param name="keys">Of all tokens, with those of the new queries, [num_kv_heads, tokens, head_dim].</param>
+    /// <param name="scale">Factor of the scores.</param>
+    /// <param name="window">Latest tokens that a query sees; null for all.</param>
+    /// <param name="sinks">First tokens that each query sees.</param>
+    internal void Weigh(Tensor queries, Tensor keys, double scale, int? window, int sinks)
+    {
+        Tensor all = Latest(queries);
+        (int heads, int count, int kvHeads, int tokens) = ((int)all.shape[0], (int)all.shape[1], (int)keys.shape[0], (int)keys.shape[1]);
+        double[,] received = new double[kvHeads, tokens];
+        for (int h = 0; h < heads; h++)
+        {
+            int kvHead = h / (heads / kvHeads);
+            double[] scores = matmul(all[h].to(ScalarType.Float64), keys[kvHead].to(ScalarType.Float64).t()).contiguous().data<double>().ToArray();
+            for (int i = 0; i < count; i++)
+            {
+                int own = tokens - count + i;
+                double[] weights = [.. Enumerable.Range(0, tokens).Select(t =>
+                    t > own || (window is int latest && t >= sinks && t <= own - latest) ? 0 : Math.Exp(scale * scores[(i * tokens) + t]))];
+                double sum = weights.Sum();
+                for (int t = 0; t < tokens; t++)
+                {
+                    received[kvHead, t] += weights[t] / sum;
+                }
+            }
+        }
+
+        _received = count == 0 ? null : received;
+    }
+
+    /// <summary>Keeps the latest queries, after a step.</summary>
+    internal void Keep(Tensor queries) => _latest = Latest(queries);
+
+    /// <summary>Forgets the queries of the last tokens.</summary>
+    internal void Shorten(int dropped) => _latest = _latest?.narrow(1, 0, Math.Max(0, _latest.shape[1] - dropped));
+
+    /// <summary>What is stored of such tokens in place of all their channels; null if channels are chosen.</summary>
+    internal Tensor? Rewritten(Tensor tokens, int first) =>
+        selection.Rewrites ? selection.Function!(new SelectionInput(tokens, 0, first, keep)) : null;
+
+    /// <summary>The mask of tokens [num_kv_heads, n, head_dim] that are compressed together, the first of which stands at `first`, after so many
+    /// sinks.</summary>
+    internal Tensor Mask(Tensor tokens, int first, int sinks)
     {
         if (keep == tokens.shape[2])
         {
@@ -60,6 +107,11 @@ internal sealed class ReferenceSelection(ChannelSelection selection, int keep, S
             return chosen.dtype == ScalarType.Bool ? chosen : ReferencePruning.Mask(chosen, keep, pattern);
         }
 
+        if (WeighsTokens)
+        {
+            return PerChannel(_received is null ? tokens : tokens.to(ScalarType.Float64) * tensor(_received).narrow(1, sinks + first, tokens.shape[1]).unsqueeze(-1));
+        }
+
         return selection.Name switch
         {
             "magnitude" => ReferencePruning.Mask(tokens, keep, pattern),
@@ -68,6 +120,13 @@ internal sealed class ReferenceSelection(ChannelSelection selection, int keep, S
             "per-channel" => PerChannel(tokens),
             _ => throw new ArgumentException(selection.Name),
         };
+    }
+
+    private Tensor Latest(Tensor queries)
+    {
+        Tensor all = _latest is null ? queries : cat([_latest, queries], 1);
+        long count = Math.Min(32, all.shape[1]);
+        return all.narrow(1, all.shape[1] - count, count);
     }
 
     private static Tensor Row(double[,] channels) => tensor(channels).to(ScalarType.Float32).unsqueeze(1);

@@ -32,7 +32,7 @@ public sealed class CacheRecommender
     /// <param name="basis">Windows and groups; the defaults if null.</param>
     /// <param name="candidates">Options whose keys and values are tried, apart from each other; common formats of 8 and 4 bits if null.
     /// Keys and values as they are, are always among them.</param>
-    /// <exception cref="ArgumentException">The tasks are of different models.</exception>
+    /// <exception cref="ArgumentException">The tasks are of different models, or a candidate is simulated: <see cref="SimulatedFormat"/>.</exception>
     /// <exception cref="NotSupportedException">The model's keys and values can't be compressed as a candidate says.</exception>
     public CacheRecommender(
         PerplexityTask search, PerplexityTask check, string directory, MustafarOptions? basis = null, IEnumerable<MustafarOptions>? candidates = null)

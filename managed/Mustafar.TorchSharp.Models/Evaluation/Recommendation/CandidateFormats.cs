@@ -12,6 +12,7 @@ internal sealed class CandidateFormats
     /// <param name="language">The model.</param>
     /// <param name="basis">Windows and groups.</param>
     /// <param name="candidates">Options whose keys and values are candidates, apart from each other; the defaults if null.</param>
+    /// <exception cref="ArgumentException">A candidate rewrites keys or values: there is no such format.</exception>
     /// <exception cref="NotSupportedException">The model's head_dim is not served, or not by a candidate.</exception>
     public CandidateFormats(LanguageModel language, MustafarOptions basis, IEnumerable<MustafarOptions>? candidates)
     {
@@ -20,6 +21,12 @@ internal sealed class CandidateFormats
         CacheShape shape = CacheShape.Checked(config.NumKvHeads, config.HeadDim, language.Model.DType, language.Model.Device);
         MustafarOptions unchanged = OperandCandidate.Unchanged(basis);
         MustafarOptions[] all = [unchanged, .. candidates ?? OperandCandidate.Defaults(basis)];
+        ChannelSelection? rewriting = all.SelectMany(options => (ChannelSelection[])[options.KeySelection, options.ValueSelection]).FirstOrDefault(selection => selection.Rewrites);
+        if (rewriting is not null)
+        {
+            throw new ArgumentException($"Expected formats that caches have, but '{rewriting.Name}' is simulated.", nameof(candidates));
+        }
+
         Keys = Distinct(keys: true);
         Values = Distinct(keys: false);
         Pairs =

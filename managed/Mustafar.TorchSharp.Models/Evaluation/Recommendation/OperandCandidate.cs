@@ -67,14 +67,18 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
         (int kept, int bits, bool balanced) = keys
             ? (options.KeysKept(headDim), options.KeyBits, options.BalancedKeys)
             : (options.ValuesKept(headDim), options.ValueBits, options.BalancedValues);
+        ChannelSelection selected = keys ? options.KeySelection : options.ValueSelection;
+        if (selected.Rewrites)
+        {
+            return $"simulated as {selected.Name}";
+        }
+
         string channels = kept == headDim ? "all" : string.Create(CultureInfo.InvariantCulture, $"{kept} of {headDim}");
         string pattern = balanced && kept < headDim ? " balanced" : "";
         string numbers = bits == 16 ? " as they are" : string.Create(CultureInfo.InvariantCulture, $" in {bits} bits");
         string scales = !keys || bits == 16 || options.KeyChannelScales == bits < 8 ? "" : options.KeyChannelScales ? ", channel scales" : ", no channel scales";
-        string selection = kept == headDim ? "" : keys ? Chosen(options.KeySelection) : Chosen(options.ValueSelection);
+        string selection = kept == headDim || selected.Name == KeySelection.Magnitude.Name ? "" : $", chosen {selected.Name}";
         string rotation = keys && options.KeyRotation ? ", rotated" : "";
         return channels + pattern + numbers + scales + selection + rotation;
-
-        static string Chosen(ChannelSelection selection) => selection.Name == KeySelection.Magnitude.Name ? "" : $", chosen {selection.Name}";
     }
 }

@@ -76,8 +76,10 @@ internal sealed class AttentionHistory : IDisposable
     /// <param name="first">Index of the first query's token; the others follow. A query sees its own token and earlier ones.</param>
     /// <param name="keys">[num_kv_heads, tokens, head_dim].</param>
     /// <param name="scale">Factor of the scores.</param>
+    /// <param name="window">Latest tokens that a query sees, its own included; null for all.</param>
+    /// <param name="sinks">First tokens that each query sees in any case.</param>
     /// <returns>Float32 [num_kv_heads, tokens].</returns>
-    internal static Tensor Received(Tensor queries, int first, Tensor keys, double scale)
+    internal static Tensor Received(Tensor queries, int first, Tensor keys, double scale, int? window = null, int sinks = 0)
     {
         using DisposeScope scope = NewDisposeScope();
         (long kvHeads, long tokens, long headDim) = (keys.size(0), keys.size(1), keys.size(2));
@@ -90,8 +92,15 @@ internal sealed class AttentionHistory : IDisposable
             using DisposeScope chunk = NewDisposeScope();
             long count = Math.Min(QueryChunk, queries.size(1) - i);
             Tensor rows = queries.narrow(1, i, count).to(ScalarType.Float32).Times(scale).reshape(kvHeads, group * count, headDim);
-            Tensor hidden = Scalars.Range(first + i, count, keys.device).unsqueeze(1).lt(token).repeat(group, 1);
-            Tensor weights = matmul(rows, transposed).masked_fill_(hidden, Scalars.NegativeInfinity).softmax(-1);
+            Tensor hidden = Scalars.Range(first + i, count, keys.device).unsqueeze(1).lt(token);
+            if (window is int latest)
+            {
+                Tensor tooOld = Scalars.Range(first + i - latest, count, keys.device).unsqueeze(1).ge(token);
+                tooOld.narrow(1, 0, sinks).zero_();
+                hidden = hidden.logical_or(tooOld);
+            }
+
+            Tensor weights = matmul(rows, transposed).masked_fill_(hidden.repeat(group, 1), Scalars.NegativeInfinity).softmax(-1);
             sum.add_(weights.sum(1), Scalars.One);
         }
 

@@ -39,7 +39,7 @@ internal sealed unsafe partial class LayerStorage
             Tensor kept = all.gather(1, tokens.unsqueeze(-1).expand(-1, -1, _shape.HeadDim));
             if (compressed > 0)
             {
-                Compress(ofKeys, slot, kept.narrow(1, 0, compressed), pages);
+                Compress(ofKeys, slot, kept.narrow(1, 0, compressed), pages.Pointer, pages.Length);
             }
 
             return kept.narrow(1, compressed, rest).clone().MoveToOuterDisposeScope();
@@ -47,10 +47,10 @@ internal sealed unsafe partial class LayerStorage
     }
 
     // Compresses dense keys (or values) [num_kv_heads, tokens, head_dim] into pages, with the sequence's channel scales.
-    private void Compress(bool ofKeys, int slot, Tensor rows, BackendArray<int> pages)
+    private void Compress(bool ofKeys, int slot, Tensor rows, int* pages, long pageCapacity)
     {
         NativeContext context = TensorAccess.Context(_shape.Device);
-        NativeBlocks blocks = Blocks(ofKeys, slot) with { PageCapacity = pages.Length, Pages = pages.Pointer };
+        NativeBlocks blocks = Blocks(ofKeys, slot) with { PageCapacity = pageCapacity, Pages = pages };
         using Tensor batch = rows.unsqueeze(0);
         NativeDense dense = TensorAccess.Dense(batch);
         NativeCall.Check(NativeMethods.Compress(

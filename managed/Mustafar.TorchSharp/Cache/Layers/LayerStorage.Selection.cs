@@ -13,16 +13,28 @@ internal sealed partial class LayerStorage
     /// <summary>What the selection of values gathers; null if it gathers nothing.</summary>
     internal ChannelStatistics? ValueStatistics { get; private set; }
 
+    /// <summary>The queries by whose attention values are selected; null if none are.</summary>
+    internal RecentQueries? RecentQueries { get; }
+
+    /// <summary>The option whose selection needs queries, and the selection; null if none does.</summary>
+    internal (string Option, ChannelSelection Selection)? NeedsQueries =>
+        KeyStatistics?.Queries is not null ? (nameof(MustafarOptions.KeySelection), Options.KeySelection)
+            : RecentQueries is not null ? (nameof(MustafarOptions.ValueSelection), Options.ValueSelection)
+            : null;
+
     /// <summary>Whether its selections do work in a step that other steps don't do.</summary>
     internal bool SelectsByOperations(StepPlan plan) =>
-        ((KeyStatistics is not null || ValueStatistics is not null) && ChannelStatistics.Counts(plan))
-        || ((MakesMasks(keys: true) || MakesMasks(keys: false)) && (MostDue(plan, isEarly: true) > 0 || MostDue(plan, isEarly: false) > 0));
+        RecentQueries is not null
+        || ((KeyStatistics is not null || ValueStatistics is not null) && ChannelStatistics.Counts(plan))
+        || ((ReadsDueTokens(keys: true) || ReadsDueTokens(keys: false)) && (MostDue(plan, isEarly: true) > 0 || MostDue(plan, isEarly: false) > 0));
 
     private ChannelSelection Selection(bool keys) => keys ? Options.KeySelection : Options.ValueSelection;
 
     private NativeFormat FormatOf(bool keys) => keys ? Format.Keys : Format.Values;
 
     private bool MakesMasks(bool keys) => Selection(keys).MakesMasks && FormatOf(keys).Keep < _shape.HeadDim;
+
+    private bool ReadsDueTokens(bool keys) => MakesMasks(keys) || Selection(keys).Rewrites;
 
     private static int MostDue(StepPlan plan, bool isEarly)
     {
@@ -40,10 +52,11 @@ internal sealed partial class LayerStorage
     {
         KeyStatistics?.Add(plan, query, keys);
         ValueStatistics?.Add(plan, query, values);
+        RecentQueries?.Add(plan, query!);
     }
 
     // The masks of what a step compresses, Int32 [batch, num_kv_heads, tokens, words]; null where none are needed.
-    private Tensor? Masks(StepPlan plan, bool ofKeys, Tensor? newTokens, bool isEarly)
+    private Tensor? Masks(StepPlan plan, bool ofKeys, StepTokens tokens, bool isEarly)
     {
         int most = MakesMasks(ofKeys) ? MostDue(plan, isEarly) : 0;
         if (most == 0)
@@ -59,55 +72,75 @@ internal sealed partial class LayerStorage
             if (end > first)
             {
                 using DisposeScope scope = NewDisposeScope();
-                int length = plan.Length(b), stored = Math.Min(length, end) - first;
-                List<Tensor> parts = [.. Window(ofKeys, plan.Slots[b], first, Math.Max(0, stored))];
-                if (end > length)
-                {
-                    int start = Math.Max(first, length);
-                    parts.Add(newTokens![b].narrow(1, start - length, end - start));
-                }
-
-                Tensor tokens = parts.Count == 1 ? parts[0] : cat(parts, 1);
-                masks[b].narrow(1, 0, end - first).copy_(Mask(ofKeys, tokens, first)[0]);
+                Tensor due = DueTokens(plan, b, ofKeys, tokens, isEarly);
+                Tensor? received = Selection(ofKeys).Rule == SelectionRule.PerChannelOutputAware ? Received(plan, b, tokens, isEarly) : null;
+                masks[b].narrow(1, 0, end - first).copy_(Mask(ofKeys, due, first, received)[0]);
             }
         }
 
         return masks;
     }
 
-    // Int32 [1, num_kv_heads, tokens, words] for the tokens [num_kv_heads, tokens, head_dim] from `first` on.
-    private Tensor Mask(bool ofKeys, Tensor tokens, int first)
+    // What a step compresses of a row, [num_kv_heads, tokens, head_dim]: from the ring, and of the new tokens.
+    private Tensor DueTokens(StepPlan plan, int row, bool ofKeys, StepTokens tokens, bool isEarly)
+    {
+        (int first, int end) = plan.Due(row, isEarly);
+        int length = plan.Length(row), stored = Math.Min(length, end) - first;
+        List<Tensor> parts = [.. Window(ofKeys, plan.Slots[row], first, Math.Max(0, stored))];
+        if (end > length)
+        {
+            int start = Math.Max(first, length);
+            parts.Add((ofKeys ? tokens.Keys : tokens.Values)[row].narrow(1, start - length, end - start));
+        }
+
+        return parts.Count == 1 ? parts[0] : cat(parts, 1);
+    }
+
+    // Int32 [1, num_kv_heads, tokens, words] for the tokens [num_kv_heads, tokens, head_dim] from `first` on, of which some selections weigh
+    // each by the attention that it received.
+    private Tensor Mask(bool ofKeys, Tensor tokens, int first, Tensor? received)
     {
         ChannelSelection selection = Selection(ofKeys);
         NativeFormat format = FormatOf(ofKeys);
-        if (selection.Rule == SelectionRule.PerChannel)
+        if (selection.IsPerChannel)
         {
-            return MustafarOps.PackMask(LargestOfChannels(tokens, NativeConstants.BlockTokens * format.Keep / _shape.HeadDim).unsqueeze(0));
+            Tensor magnitudes = received is null ? tokens.abs() : tokens.abs().to(ScalarType.Float32).mul(received.unsqueeze(-1));
+            return MustafarOps.PackMask(LargestOfChannels(magnitudes, NativeConstants.BlockTokens * format.Keep / _shape.HeadDim).unsqueeze(0));
         }
 
-        Tensor chosen = selection.Function!(new SelectionInput(tokens, _index, first, format.Keep))
-            ?? throw new InvalidOperationException($"Expected a tensor from the function of selection '{selection.Name}', but got null.");
-        string name = $"selection '{selection.Name}'";
-        if (selection.Rule == SelectionRule.Scores)
+        bool areScores = selection.Rule == SelectionRule.Scores;
+        Tensor chosen = Ask(ofKeys, tokens, first, areScores ? ScalarType.Float32 : ScalarType.Bool);
+        if (areScores)
         {
-            TensorAccess.Validate(chosen, name, ScalarType.Float32, _shape.Device, tokens.shape);
             return MustafarOps.PruneBitmap(chosen.unsqueeze(0), format.Keep, (SparsityPattern)format.Pattern);
         }
 
-        TensorAccess.Validate(chosen, name, ScalarType.Bool, _shape.Device, tokens.shape);
         int room = NativeConstants.BlockTokens * format.Keep;
         long largest = chosen.reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens * (long)_shape.HeadDim).sum(2).max().item<long>();
         return largest <= room
             ? MustafarOps.PackMask(chosen.unsqueeze(0))
             : throw new ArgumentException(
-                $"Expected at most {room} channels in {NativeConstants.BlockTokens} tokens of a head, {format.Keep} of each, but got {largest}.", name);
+                $"Expected at most {room} channels in {NativeConstants.BlockTokens} tokens of a head, {format.Keep} of each, but got {largest}.",
+                NameOf(selection));
     }
 
-    // True at the tokens of largest magnitude of each channel, `count` of every 32.
-    private Tensor LargestOfChannels(Tensor tokens, int count)
+    // What a selection's function gives for tokens [num_kv_heads, tokens, head_dim] from `first` on, of the same shape.
+    private Tensor Ask(bool ofKeys, Tensor tokens, int first, ScalarType type)
     {
-        Tensor magnitudes = tokens.abs().reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
-        Tensor largest = magnitudes.topk(count, 2).indexes;
-        return zeros_like(magnitudes, dtype: ScalarType.Bool).scatter_(2, largest, ones_like(largest, dtype: ScalarType.Bool)).reshape(tokens.shape);
+        ChannelSelection selection = Selection(ofKeys);
+        Tensor answer = selection.Function!(new SelectionInput(tokens, _index, first, FormatOf(ofKeys).Keep))
+            ?? throw new InvalidOperationException($"Expected a tensor from the function of selection '{selection.Name}', but got null.");
+        TensorAccess.Validate(answer, NameOf(selection), type, _shape.Device, tokens.shape);
+        return answer;
+    }
+
+    private static string NameOf(ChannelSelection selection) => $"selection '{selection.Name}'";
+
+    // True at the largest numbers of each channel, `count` of every 32 tokens.
+    private Tensor LargestOfChannels(Tensor magnitudes, int count)
+    {
+        Tensor groups = magnitudes.reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
+        Tensor largest = groups.topk(count, 2).indexes;
+        return zeros_like(groups, dtype: ScalarType.Bool).scatter_(2, largest, ones_like(largest, dtype: ScalarType.Bool)).reshape(magnitudes.shape);
     }
 }

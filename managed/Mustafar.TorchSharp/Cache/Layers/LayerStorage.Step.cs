@@ -17,32 +17,30 @@ internal sealed unsafe partial class LayerStorage
     internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
     {
         Tensor output;
+        StepTokens tokens = new(query, keys, values, scale ?? 1 / Math.Sqrt(_shape.HeadDim));
         Gather(plan, query, keys, values);
         if (plan.Tokens == 1)
         {
-            Append(plan, keys, values, isLast);
+            Append(plan, tokens, isLast);
             output = AttendStored(plan, query, scale);
         }
         else
         {
             if (plan.CompressesFirst)
             {
-                AppendTokens(plan, null, null, plan.CompressedPointer, lookahead: 1);
+                AppendTokens(plan, tokens, isEarly: true);
             }
 
             output = AttendNew(plan, query, keys, values, scale);
-            Append(plan, keys, values, isLast);
+            Append(plan, tokens, isLast);
         }
 
         return output;
     }
 
-    /// <summary>Adds a step's tokens: the sinks take the ones that they lack, and the rest are stored normally.</summary>
-    /// <param name="plan">The step.</param>
-    /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
-    /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
-    /// <param name="isLast">Whether nothing that can fail follows, so that nothing has to be undone.</param>
-    internal void Append(StepPlan plan, Tensor keys, Tensor values, bool isLast)
+    // Adds a step's tokens: the sinks take the ones that they lack, and the rest are stored normally. isLast: whether nothing that can fail
+    // follows, so that nothing has to be undone.
+    private void Append(StepPlan plan, StepTokens tokens, bool isLast)
     {
         if (!isLast && plan.Overwritten.Count > 0)
         {
@@ -51,11 +49,11 @@ internal sealed unsafe partial class LayerStorage
 
         if (!plan.TakesSinks)
         {
-            AppendTokens(plan, keys, values, plan.ReadyPointer, lookahead: 0);
+            AppendTokens(plan, tokens, isEarly: false);
         }
-        else if (Sinks!.Take(plan, keys, values) is (Tensor otherKeys, Tensor otherValues))
+        else if (Sinks!.Take(plan, tokens.Keys, tokens.Values) is (Tensor otherKeys, Tensor otherValues))
         {
-            AppendTokens(plan, otherKeys, otherValues, plan.ReadyPointer, lookahead: 0);
+            AppendTokens(plan, tokens with { Keys = otherKeys, Values = otherValues }, isEarly: false);
         }
     }
 
@@ -63,7 +61,7 @@ internal sealed unsafe partial class LayerStorage
     internal void AppendAlone(StepPlan plan, Tensor keys, Tensor values)
     {
         Gather(plan, query: null, keys, values);
-        Append(plan, keys, values, isLast: true);
+        Append(plan, new StepTokens(null, keys, values, Scale: 1), isLast: true);
     }
 
     /// <summary>Attends to what is stored after the step, from its last tokens.</summary>
@@ -78,6 +76,7 @@ internal sealed unsafe partial class LayerStorage
         _overwritten = null;
         KeyStatistics?.Commit();
         ValueStatistics?.Commit();
+        RecentQueries?.Commit();
     }
 
     /// <summary>Restores the ring and the sinks to their state before a step, however much of the step was done.</summary>
@@ -91,6 +90,7 @@ internal sealed unsafe partial class LayerStorage
         using DisposeScope scope = NewDisposeScope();
         KeyStatistics?.Rollback();
         ValueStatistics?.Rollback();
+        RecentQueries?.Rollback();
         if (_overwritten is (Tensor slots, Tensor keys, Tensor values))
         {
             _tailKeys.index_copy_(0, slots, keys);
@@ -114,10 +114,14 @@ internal sealed unsafe partial class LayerStorage
             _tailValues.index_select(0, slots).DetachFromDisposeScope());
     }
 
-    private void AppendTokens(StepPlan plan, Tensor? keys, Tensor? values, int* compressed, int lookahead)
+    // Compresses what falls due, and puts new tokens in the ring. Early: before these attend, it only compresses.
+    private void AppendTokens(StepPlan plan, StepTokens tokens, bool isEarly)
     {
-        Tensor? keyMasks = Masks(plan, ofKeys: true, keys, isEarly: lookahead > 0);
-        Tensor? valueMasks = Masks(plan, ofKeys: false, values, isEarly: lookahead > 0);
+        Tensor? keyMasks = Masks(plan, ofKeys: true, tokens, isEarly);
+        Tensor? valueMasks = Masks(plan, ofKeys: false, tokens, isEarly);
+        List<(int Row, Tensor Tokens)> rewrittenKeys = Rewrite(plan, ofKeys: true, tokens, isEarly);
+        List<(int Row, Tensor Tokens)> rewrittenValues = Rewrite(plan, ofKeys: false, tokens, isEarly);
+        (Tensor? keys, Tensor? values) = isEarly ? (null, null) : ((Tensor?)tokens.Keys, (Tensor?)tokens.Values);
         NativeContext context = TensorAccess.Context(_shape.Device);
         NativeAppend append = new()
         {
@@ -125,7 +129,7 @@ internal sealed unsafe partial class LayerStorage
             NumSlots = _table.Slots,
             NumKvHeads = _shape.NumKvHeads,
             NumTokens = keys is null ? 0 : checked((int)keys.size(2)),
-            Lookahead = lookahead,
+            Lookahead = isEarly ? 1 : 0,
             GroupSize = Options.GroupSize,
             LocalWindow = Options.LocalWindow,
             TailCapacity = _tailCapacity,
@@ -133,7 +137,7 @@ internal sealed unsafe partial class LayerStorage
             Sequences = plan.SlotsPointer,
             Counts = keys is null ? null : plan.NewCountsPointer,
             Lengths = plan.LengthsPointer,
-            Compressed = compressed,
+            Compressed = isEarly ? plan.CompressedPointer : plan.ReadyPointer,
             NewKeys = keys is null ? default : TensorAccess.Dense(keys),
             NewValues = values is null ? default : TensorAccess.Dense(values),
             Keys = Blocks(keys: true),
@@ -153,6 +157,8 @@ internal sealed unsafe partial class LayerStorage
         GC.KeepAlive(keyMasks);
         GC.KeepAlive(valueMasks);
         NativeCall.Check(status);
+        Store(plan, ofKeys: true, rewrittenKeys, isEarly);
+        Store(plan, ofKeys: false, rewrittenValues, isEarly);
     }
 
     // Several new tokens, not appended yet: few of them by the decode kernel; many, and those of sequences without all of their sinks, one
@@ -245,4 +251,7 @@ internal sealed unsafe partial class LayerStorage
         NativeCall.Check(status);
         return Sinks is null ? output : Sinks.Merge(plan, query, output, logSumExp!, attention.Scale);
     }
+
+    // What a step brings. Query: [batch, num_heads, n, head_dim], null where tokens come alone; keys and values: [batch, num_kv_heads, n, head_dim].
+    private readonly record struct StepTokens(Tensor? Query, Tensor Keys, Tensor Values, double Scale);
 }

@@ -38,6 +38,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
             KeyScales = NewKeyScales(table.Slots);
             KeyStatistics = ChannelStatistics.For(options.KeySelection, shape, format.Keys.Keep, table.Slots);
             ValueStatistics = ChannelStatistics.For(options.ValueSelection, shape, format.Values.Keep, table.Slots);
+            RecentQueries = RecentQueries.For(options.ValueSelection, format.Values.Keep, shape.HeadDim);
         }
         catch
         {
@@ -74,7 +75,7 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         keys.narrow(0, 0, _tailKeys.size(0)).copy_(_tailKeys);
         values.narrow(0, 0, _tailValues.size(0)).copy_(_tailValues);
         scales?.narrow(0, 0, KeyScales!.size(0)).copy_(KeyScales);
-        Dispose();
+        DisposeSlots();
         (_tailKeys, _tailValues, KeyScales, Sinks) = (keys, values, scales, sinks);
         (KeyStatistics, ValueStatistics) = (ofKeys, ofValues);
         (_denseTailKeys, _denseTailValues) = (TensorAccess.Dense(keys), TensorAccess.Dense(values));
@@ -133,9 +134,16 @@ internal sealed unsafe partial class LayerStorage : IDisposable
         Sinks?.Continue(slot, source.Sinks!, parent);
         KeyStatistics?.Continue(slot, source.KeyStatistics!, parent);
         ValueStatistics?.Continue(slot, source.ValueStatistics!, parent);
+        RecentQueries?.Continue(slot, source.RecentQueries!, parent);
     }
 
     public void Dispose()
+    {
+        DisposeSlots();
+        RecentQueries?.Dispose();
+    }
+
+    private void DisposeSlots()
     {
         _tailKeys.Dispose();
         _tailValues.Dispose();

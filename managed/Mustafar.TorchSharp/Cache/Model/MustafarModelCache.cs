@@ -100,6 +100,9 @@ public sealed class MustafarModelCache : ModelKeyValueCache
         }
     }
 
+    /// <summary>Pages that sequences have.</summary>
+    internal int UsedPages => _store.Table.Pool.Pages - _store.Table.Pool.FreePages;
+
     private protected override int Slots => _store.Table.Slots;
 
     /// <summary>How many of a sequence's first tokens are compressed, not counting its attention sinks.</summary>
