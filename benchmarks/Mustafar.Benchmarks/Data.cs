@@ -23,7 +23,7 @@ internal static class Data
 
     /// <summary>A cache for such tokens.</summary>
     internal static MustafarCache Empty(Tensor keys, MustafarOptions options) =>
-        new((int)keys.shape[0], (int)keys.shape[1], (int)keys.shape[3], keys.dtype, keys.device, options);
+        new((int)keys.shape[0], new() { NumKvHeads = (int)keys.shape[1], HeadDim = (int)keys.shape[3] }, keys.dtype, keys.device, options);
 
     /// <summary>What a step has to read: the compressed pages, and the dense tokens as far as the window is filled.</summary>
     internal static double BytesRead(MustafarCache cache)

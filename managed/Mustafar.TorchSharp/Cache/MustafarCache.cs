@@ -38,24 +38,23 @@ public sealed class MustafarCache : KeyValueCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="shape">Key/value heads and head_dim, which is 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="options">Sparsity, bits, window and group; the defaults if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="batchSize"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
     public MustafarCache(
-        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
-        : this(batchSize, numKvHeads, headDim, dtype, device, options, family: null)
+        int batchSize, KeyValueShape shape, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
+        : this(batchSize, shape, dtype, device, options, family: null)
     {
     }
 
     // family: the store whose pages this cache may share.
     private MustafarCache(
-        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
-        : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
+        int batchSize, KeyValueShape shape, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
+        : base(batchSize, shape, dtype, TensorAccess.Resolve(device ?? CPU))
     {
         if (options?.Eviction is not null)
         {
@@ -224,7 +223,7 @@ public sealed class MustafarCache : KeyValueCache
         ThrowIfDisposed();
         ValidateParents(parents);
         using CallGuard.Call call = Guard.Enter();
-        MustafarCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, Options, family: _store);
+        MustafarCache fork = new(parents.Length, KeyValueShape, DType, Device, Options, family: _store);
         try
         {
             for (int b = 0; b < parents.Length; b++)

@@ -122,7 +122,7 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
         ArgumentNullException.ThrowIfNull(hidden);
         ArgumentNullException.ThrowIfNull(cache);
         Check(hidden, cache.BatchSize);
-        Check(cache.NumKvHeads, cache.HeadDim, nameof(cache));
+        Check(cache.KeyValueShape, nameof(cache));
         using DisposeScope scope = NewDisposeScope();
         (Tensor query, Tensor keys, Tensor values) = Project(hidden, cache.Lengths);
         return Output(cache.Forward(query, keys, values, Options.Scale, counts)).MoveToOuterDisposeScope();
@@ -140,7 +140,7 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
         ArgumentNullException.ThrowIfNull(hidden);
         ArgumentNullException.ThrowIfNull(step);
         Check(hidden, step.Sequences.Count);
-        Check(step.Cache.NumKvHeads, step.Cache.HeadDim, nameof(step));
+        Check(step.Cache.KeyValueShape, nameof(step));
         using DisposeScope scope = NewDisposeScope();
         (Tensor query, Tensor keys, Tensor values) = Project(hidden, step.Positions);
         return Output(step.Attend(layer, query, keys, values, Options.Scale)).MoveToOuterDisposeScope();
@@ -172,12 +172,12 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
         }
     }
 
-    private void Check(int numKvHeads, int headDim, string name)
+    private void Check(KeyValueShape shape, string name)
     {
-        if (numKvHeads != Options.NumKvHeads || headDim != Options.HeadDim)
+        if (shape.NumKvHeads != Options.NumKvHeads || shape.HeadDim != Options.HeadDim)
         {
             throw new ArgumentException(
-                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {numKvHeads} of {headDim}.", name);
+                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {shape.NumKvHeads} of {shape.HeadDim}.", name);
         }
     }
 

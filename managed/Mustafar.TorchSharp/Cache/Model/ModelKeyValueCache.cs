@@ -45,6 +45,9 @@ public abstract class ModelKeyValueCache : IDisposable
     /// <summary>Number of layers.</summary>
     public int NumLayers { get; }
 
+    /// <summary>Key/value heads and head_dim of each layer.</summary>
+    public KeyValueShape KeyValueShape => Shape.Heads;
+
     /// <summary>Number of key/value heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;
 

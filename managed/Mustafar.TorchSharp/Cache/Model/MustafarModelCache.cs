@@ -20,49 +20,44 @@ public sealed class MustafarModelCache : ModelKeyValueCache
 
     /// <summary>Makes a cache without sequences, for layers that are alike.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="shape">Key/value heads and head_dim, which is 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="options">Sparsity, bits, window and group of all layers; the defaults if null.</param>
     /// <param name="limits">What it may grow to; without limits if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="numLayers"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
     /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
     public MustafarModelCache(
         int numLayers,
-        int numKvHeads,
-        int headDim,
+        KeyValueShape shape,
         ScalarType dtype,
         torch.Device? device = null,
         MustafarOptions? options = null,
         CacheLimits? limits = null)
-        : this(Repeated(numLayers, options), numKvHeads, headDim, dtype, device, limits)
+        : this(Repeated(numLayers, options), shape, dtype, device, limits)
     {
     }
 
     /// <summary>Makes a cache without sequences, for layers that differ.</summary>
     /// <param name="layers">Sparsity, bits, window and group of each layer.</param>
-    /// <param name="numKvHeads">Number of key/value heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="shape">Key/value heads and head_dim, which is 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="limits">What it may grow to; without limits if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, options contradict each other, or
     /// layers differ in what they must have in common.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not served, or not with these patterns and bits.</exception>
     /// <exception cref="CacheBudgetException">The budget does not hold one group of tokens.</exception>
     public MustafarModelCache(
         IReadOnlyList<MustafarOptions> layers,
-        int numKvHeads,
-        int headDim,
+        KeyValueShape shape,
         ScalarType dtype,
         torch.Device? device = null,
         CacheLimits? limits = null)
         : base(
-            CacheShape.Checked(numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU)),
+            CacheShape.Checked(shape, dtype, TensorAccess.Resolve(device ?? CPU)),
             Checked(layers).Count,
             limits ?? new CacheLimits()) =>
         _store = new CompressedStore(Shape, [.. layers], Limits);

@@ -7,6 +7,8 @@ namespace Mustafar.Tests.Cache.Model;
 /// <summary>The cache that a run begins with.</summary>
 internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
 {
+    internal KeyValueShape KeyValueShape => new() { NumKvHeads = NumKvHeads, HeadDim = HeadDim };
+
     internal int NumHeads => NumKvHeads * Group;
 
     /// <summary>
