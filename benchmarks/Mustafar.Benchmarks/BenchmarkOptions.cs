@@ -53,7 +53,7 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<Kept[]> _keeps = new("--keep")
     {
-        Description = "Channels kept of each key and value; with a b before the number, by balanced patterns; with :8 or :4 behind it, in so many bits. As many as --head-dim: all.",
+        Description = "How many channels are kept of each key and value (a number, not a share); with a b before the number, by balanced patterns; with :8 or :4 behind it, in so many bits. As many as --head-dim: all.",
         HelpName = "[b]N[:BITS]",
         AllowMultipleArgumentsPerToken = true,
         CustomParser = result => [.. result.Tokens.Select(token => ParseKept(token.Value, result))],

@@ -37,7 +37,7 @@ internal static class Data
     {
         KeySparsity = (headDim - keep.Channels) / (double)headDim,
         ValueSparsity = (headDim - keep.Channels) / (double)headDim,
-        KeepMultiple = 1,
+        KeptMultiple = 1,
         BalancedKeys = keep.Balanced,
         BalancedValues = keep.Balanced,
         KeyBits = keep.Bits,

@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Runtime.CompilerServices;
 using Mustafar.Native;
 
@@ -23,13 +24,14 @@ public sealed record MustafarOptions
     private readonly bool? _keyChannelScales;
     private readonly int _localWindow = 32;
     private readonly int _groupSize = 64;
-    private readonly int _keepMultiple = 8;
+    private readonly int _keptMultiple = 8;
     private readonly int? _slidingWindow;
     private readonly int _sinkTokens;
     private readonly KeySelection _keySelection = KeySelection.Magnitude;
     private readonly ValueSelection _valueSelection = ValueSelection.Magnitude;
 
     /// <summary>Share of each key's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
+    /// <remarks><see cref="KeysKept"/> is the number of channels that it leaves.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double KeySparsity
     {
@@ -38,6 +40,7 @@ public sealed record MustafarOptions
     }
 
     /// <summary>Share of each value's channels that is pruned, 0 to less than 1. 0 keeps everything, whatever the pattern. Default 0.7.</summary>
+    /// <remarks><see cref="ValuesKept"/> is the number of channels that it leaves.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double ValueSparsity
     {
@@ -115,14 +118,14 @@ public sealed record MustafarOptions
                 $"Expected a multiple of {NativeConstants.BlockTokens}, {NativeConstants.BlockTokens} to {Limits.MaxGroupSize} tokens.");
     }
 
-    /// <summary>The number of channels kept is rounded up to a multiple of this; 1 keeps it exact. Default 8.</summary>
+    /// <summary>The number of kept channels is rounded up to a multiple of this; 1 keeps it exact. Default 8.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
-    public int KeepMultiple
+    public int KeptMultiple
     {
-        get => _keepMultiple;
-        init => _keepMultiple = value > 0
+        get => _keptMultiple;
+        init => _keptMultiple = value > 0
             ? value
-            : throw new ArgumentOutOfRangeException(nameof(KeepMultiple), value, "Expected a positive number of channels.");
+            : throw new ArgumentOutOfRangeException(nameof(KeptMultiple), value, "Expected a positive number of channels.");
     }
 
     /// <summary>Whether keys are pruned to a balanced pattern instead of each token's largest channels. Default false.</summary>
@@ -130,7 +133,7 @@ public sealed record MustafarOptions
     /// Of every 16 elements 5, 6, 7 or 8 are kept, at most 2 of every 4, as sparse tensor cores read them
     /// (<see cref="SparsityPattern"/>): faster on GPUs, at somewhat more loss for the same number of channels. Sparsity is 0.5 to
     /// 0.6875 then; what prunes more is rounded to that, and what prunes less, but for 0, is refused. head_dim is 64, 128 or 256, and
-    /// <see cref="KeepMultiple"/> is not used. <see cref="GroupSize"/> and all else are as without.
+    /// <see cref="KeptMultiple"/> is not used. <see cref="GroupSize"/> and all else are as without.
     /// </remarks>
     public bool BalancedKeys { get; init; }
 
@@ -185,17 +188,17 @@ public sealed record MustafarOptions
     /// <summary>Which tokens the cache of a model (<see cref="MustafarModelCache"/>) removes as sequences grow; null, the default, for none.</summary>
     public TokenEviction? Eviction { get; init; }
 
-    /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
+    /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeptMultiple"/>.</summary>
     /// <param name="headDim">Channels of a key.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
-    public int KeysKept(int headDim) => Kept(headDim, KeySparsity, BalancedKeys);
+    public int KeysKept(int headDim) => Kept(headDim, KeySparsity, BalancedKeys, nameof(KeySparsity));
 
-    /// <summary>Channels kept of a value: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
+    /// <summary>Channels kept of a value: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeptMultiple"/>.</summary>
     /// <param name="headDim">Channels of a value.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
-    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity, BalancedValues);
+    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity, BalancedValues, nameof(ValueSparsity));
 
     /// <summary>Refuses options that contradict each other.</summary>
     /// <exception cref="ArgumentException">They do.</exception>
@@ -256,7 +259,7 @@ public sealed record MustafarOptions
         }
     }
 
-    private int Kept(int headDim, double sparsity, bool balanced, [CallerMemberName] string name = "")
+    private int Kept(int headDim, double sparsity, bool balanced, string name)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(headDim);
         if (sparsity == 0)
@@ -269,13 +272,13 @@ public sealed record MustafarOptions
         int kept = Math.Max(1, headDim - pruned);
         if (balanced)
         {
-            return BalancedKept(headDim, kept, name);
+            return BalancedKept(headDim, kept, $"{name} of {sparsity.ToString(CultureInfo.InvariantCulture)}");
         }
 
-        return (int)Math.Min(headDim, ((long)kept + KeepMultiple - 1) / KeepMultiple * KeepMultiple);
+        return (int)Math.Min(headDim, ((long)kept + KeptMultiple - 1) / KeptMultiple * KeptMultiple);
     }
 
-    private static int BalancedKept(int headDim, int kept, string name)
+    private static int BalancedKept(int headDim, int kept, string sparsity)
     {
         if (headDim % 64 != 0)
         {
@@ -287,7 +290,7 @@ public sealed record MustafarOptions
         return ofUnit <= Limits.MostBalanced
             ? ofUnit * unit
             : throw new NotSupportedException(
-                $"Balanced patterns keep at most half of the channels, but {name} would be {kept} of {headDim}.");
+                $"Balanced patterns keep at most half of the channels, but a {sparsity} keeps {kept} of {headDim}.");
     }
 
     private static int Bits(int value, [CallerMemberName] string name = "") =>

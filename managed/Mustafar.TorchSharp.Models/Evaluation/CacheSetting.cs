@@ -56,7 +56,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["local_window"] = Options.LocalWindow;
         json["sinks"] = Options.SinkTokens;
         json["group_size"] = Options.GroupSize;
-        json["keep_multiple"] = Options.KeepMultiple;
+        json["kept_multiple"] = Options.KeptMultiple;
         json["sliding_window"] = Options.SlidingWindow;
         if (Options.Eviction is not null)
         {

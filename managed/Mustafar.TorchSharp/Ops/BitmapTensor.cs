@@ -37,7 +37,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         _offsets = offsets;
         _bytes = bytes;
         _headBytes = offsets is null ? (bytes - NativeConstants.PagePadding) / Math.Max(1, shape[0] * shape[1]) : 0;
-        Keep = offsets is null ? format.Keep : null;
+        Kept = offsets is null ? format.Keep : null;
         using (inference_mode(false))
         {
             _storage = empty([bytes], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
@@ -72,7 +72,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     public int HeadDim { get; }
 
     /// <summary>Channels kept of each row (balanced values: on average); null if a mask chose them.</summary>
-    public int? Keep { get; }
+    public int? Kept { get; }
 
     /// <summary>Bits of a stored value: 8 or 4 for integers with a scale for each row, 16 for values of <see cref="DType"/>.</summary>
     public int Bits { get; }
@@ -92,11 +92,11 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Bytes of the dense form.</summary>
     public long DenseBytes => (long)BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
 
-    /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
+    /// <summary>Prunes each row to its <paramref name="kept"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
-    /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
+    /// <param name="kept">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
     /// larger than any number.</param>
-    /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
+    /// <param name="pattern">The rule; <paramref name="kept"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256. <see cref="SparsityPattern.All"/> keeps head_dim channels.</param>
     /// <param name="bits">Bits of a stored value: 16 for values as they are, 8 or 4 for integers with a Float16 scale for each row. A row
     /// with an infinity or a NaN becomes NaN as a whole then.</param>
@@ -105,14 +105,14 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <param name="importance">What magnitudes are multiplied with before they are compared, as of
     /// <see cref="MustafarOps.PruneMask"/>; null for ones. What is stored are the numbers as they are.</param>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or values of 16 bits are to have channel scales.</exception>
-    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> or <paramref name="bits"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="kept"/> or <paramref name="bits"/> is out of range.</exception>
+    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="kept"/> with the pattern is not
     /// served.</exception>
     public static BitmapTensor Compress(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null,
+        Tensor tensor, int kept, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null,
         Tensor? importance = null)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep, pattern, bits);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), kept, pattern, bits);
         CheckScales(tensor, channelScales, bits);
         MustafarOps.CheckImportance(tensor, importance, pattern);
         long[] shape = tensor.shape;
@@ -132,7 +132,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <exception cref="NotSupportedException">The head_dim or the device is not served.</exception>
     public static BitmapTensor CompressMasked(Tensor tensor, Tensor mask, int bits = 16, Tensor? channelScales = null)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep: null, bits: bits);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), kept: null, bits: bits);
         CheckScales(tensor, channelScales, bits);
         long[] shape = tensor.shape;
         TensorAccess.Validate(mask, nameof(mask), ScalarType.Bool, tensor.device, shape);

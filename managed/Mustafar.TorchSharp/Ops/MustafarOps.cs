@@ -13,29 +13,29 @@ public static unsafe partial class MustafarOps
     /// <summary>Chooses each row's channels of largest magnitude, or of largest magnitude times importance. (Mustafar, arXiv 2505.22913:
     /// per-token magnitude pruning, and with an importance of Σ|q| per-token output-aware pruning.)</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
-    /// <param name="keep">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
+    /// <param name="kept">Channels to keep of each row, 1 to head_dim. Of equal magnitudes the lower channel is kept; NaN counts as
     /// larger than any number.</param>
-    /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
+    /// <param name="pattern">The rule; <paramref name="kept"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256.</param>
     /// <param name="importance">What the magnitudes of each channel are multiplied with before they are compared, in single precision:
     /// Float32 [batch, heads, head_dim]; null for ones.</param>
-    /// <returns>Bool of the same shape, true at <paramref name="keep"/> channels of each row (balanced values: on average, tokens
+    /// <returns>Bool of the same shape, true at <paramref name="kept"/> channels of each row (balanced values: on average, tokens
     /// past the last counting as zeros).</returns>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
-    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="kept"/> is out of range.</exception>
+    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="kept"/> with the pattern is not
     /// served.</exception>
     public static Tensor PruneMask(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
+        Tensor tensor, int kept, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
     {
         using DisposeScope scope = NewDisposeScope();
-        return UnpackMask(PruneBitmap(tensor, keep, pattern, importance), tensor.size(3)).MoveToOuterDisposeScope();
+        return UnpackMask(PruneBitmap(tensor, kept, pattern, importance), tensor.size(3)).MoveToOuterDisposeScope();
     }
 
     /// <summary>The mask of <see cref="PruneMask"/> as bitmap words, Int32 [batch, heads, tokens, ⌈head_dim / 32⌉].</summary>
-    internal static Tensor PruneBitmap(Tensor tensor, int keep, SparsityPattern pattern, Tensor? importance = null)
+    internal static Tensor PruneBitmap(Tensor tensor, int kept, SparsityPattern pattern, Tensor? importance = null)
     {
-        NativeFormat format = Format(tensor, nameof(tensor), keep, pattern);
+        NativeFormat format = Format(tensor, nameof(tensor), kept, pattern);
         CheckImportance(tensor, importance, pattern);
         long[] shape = tensor.shape;
         long words = Words(shape[3]);
@@ -58,9 +58,9 @@ public static unsafe partial class MustafarOps
     /// <inheritdoc cref="PruneMask" path="/exception"/>
     /// <returns>A dense tensor of the same type and shape.</returns>
     public static Tensor Prune(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
+        Tensor tensor, int kept, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
     {
-        using Tensor mask = PruneMask(tensor, keep, pattern, importance);
+        using Tensor mask = PruneMask(tensor, kept, pattern, importance);
         using Tensor zero = zeros(1, dtype: tensor.dtype, device: tensor.device);
         return where(mask, tensor, zero);
     }
@@ -180,15 +180,15 @@ public static unsafe partial class MustafarOps
         return output.MoveToOuterDisposeScope();
     }
 
-    /// <summary>The format of a tensor that is to be compressed; checks the tensor, and keep unless it is null (a mask chooses).</summary>
+    /// <summary>The format of a tensor that is to be compressed; checks the tensor, and the kept channels unless they are null (a mask chooses).</summary>
     internal static NativeFormat Format(
-        Tensor tensor, string name, int? keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16)
+        Tensor tensor, string name, int? kept, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16)
     {
         TensorAccess.Validate(tensor, name);
         long headDim = tensor.shape[3];
-        if (keep is int channels && (channels < 1 || channels > headDim))
+        if (kept is int channels && (channels < 1 || channels > headDim))
         {
-            throw new ArgumentOutOfRangeException(nameof(keep), channels, $"Expected 1 to {headDim} channels, the head_dim of {name}.");
+            throw new ArgumentOutOfRangeException(nameof(kept), channels, $"Expected 1 to {headDim} channels, the head_dim of {name}.");
         }
 
         if (!Enum.IsDefined(pattern))
@@ -196,10 +196,10 @@ public static unsafe partial class MustafarOps
             throw new ArgumentOutOfRangeException(nameof(pattern), pattern, "Expected a SparsityPattern.");
         }
 
-        if (pattern == SparsityPattern.All && keep != headDim)
+        if (pattern == SparsityPattern.All && kept != headDim)
         {
             throw new ArgumentOutOfRangeException(
-                nameof(keep), keep, $"Expected {headDim} channels, the head_dim of {name}, since the pattern keeps all.");
+                nameof(kept), kept, $"Expected {headDim} channels, the head_dim of {name}, since the pattern keeps all.");
         }
 
         return new NativeFormat
@@ -208,8 +208,8 @@ public static unsafe partial class MustafarOps
             DType = (int)TensorAccess.DTypeOf(tensor.dtype),
             ValueFormat = (int)TensorAccess.ValueFormatOf(bits),
             Pattern = (int)pattern,
-            Layout = (int)(keep is null ? Layout.Offsets : Layout.Fixed),
-            Keep = keep ?? 0,
+            Layout = (int)(kept is null ? Layout.Offsets : Layout.Fixed),
+            Keep = kept ?? 0,
         };
     }
 

@@ -17,7 +17,7 @@ internal sealed class MustafarOptionsTests
     [TestCase(0.1, 80, 64, 80)]
     public void Kept_channels(double sparsity, int headDim, int multiple, int expected)
     {
-        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = multiple };
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeptMultiple = multiple };
         Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
         Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
     }
@@ -30,7 +30,7 @@ internal sealed class MustafarOptionsTests
     [TestCase(0.95, 256, 80)]
     public void Kept_channels_of_balanced_patterns(double sparsity, int headDim, int expected)
     {
-        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = 7, BalancedKeys = true, BalancedValues = true };
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeptMultiple = 7, BalancedKeys = true, BalancedValues = true };
         Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
         Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
     }
@@ -39,7 +39,7 @@ internal sealed class MustafarOptionsTests
     [Test]
     public void Nothing_is_pruned_without_sparsity()
     {
-        MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, KeepMultiple = 7, BalancedKeys = true };
+        MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, KeptMultiple = 7, BalancedKeys = true };
         Assert.That((options.KeysKept(80), options.ValuesKept(128)), Is.EqualTo((80, 128)));
     }
 
@@ -101,7 +101,7 @@ internal sealed class MustafarOptionsTests
         MustafarOptions options = new() { KeySparsity = 0.4, BalancedKeys = true, BalancedValues = true };
         Assert.Multiple(() =>
         {
-            Assert.That(() => options.KeysKept(128), Throws.TypeOf<NotSupportedException>().With.Message.Contains("KeysKept would be 77 of 128"));
+            Assert.That(() => options.KeysKept(128), Throws.TypeOf<NotSupportedException>().With.Message.Contains("KeySparsity of 0.4 keeps 77 of 128"));
             Assert.That(() => options.ValuesKept(80), Throws.TypeOf<NotSupportedException>().With.Message.Contains("80"));
             Assert.That(() => new MustafarCache(1, new() { NumKvHeads = 1, HeadDim = 128 }, TorchSharp.torch.ScalarType.Float32, options: options), Throws.TypeOf<NotSupportedException>());
         });
@@ -122,7 +122,7 @@ internal sealed class MustafarOptionsTests
             Refused(() => new MustafarOptions { GroupSize = (1 << 20) + 32 }, "GroupSize", "32 to 1048576");
             Refused(() => new MustafarOptions { GroupSize = 48 }, "GroupSize", "multiple of 32");
             Refused(() => new MustafarOptions { GroupSize = 0 }, "GroupSize", "0");
-            Refused(() => new MustafarOptions { KeepMultiple = 0 }, "KeepMultiple", "0");
+            Refused(() => new MustafarOptions { KeptMultiple = 0 }, "KeptMultiple", "0");
             Refused(() => new MustafarOptions { SlidingWindow = 0 }, "SlidingWindow", "0");
             Refused(() => new MustafarOptions { SinkTokens = -1 }, "SinkTokens", "-1");
             Assert.That(() => new MustafarOptions().KeysKept(0), Throws.TypeOf<ArgumentOutOfRangeException>());

@@ -150,7 +150,7 @@ internal sealed class SelectionTests(string device)
         Assert.That(() => New(s_options with { KeySelection = KeySelection.Structured, BalancedKeys = true }, 1), Throws.ArgumentException.With.Message.Contains("KeySelection"));
         Assert.That(() => New(s_options with { ValueSelection = ValueSelection.PerChannel, BalancedValues = true }, 1), Throws.ArgumentException.With.Message.Contains("ValueSelection"));
         Assert.That(
-            () => New(s_options with { ValueSelection = ValueSelection.PerChannel, ValueSparsity = 0.99, KeepMultiple = 1 }, 1),
+            () => New(s_options with { ValueSelection = ValueSelection.PerChannel, ValueSparsity = 0.99, KeptMultiple = 1 }, 1),
             Throws.ArgumentException.With.Message.Contains("at least 2 of 64 channels"));
         Assert.That(() => KeySelection.Named("best"), Throws.ArgumentException.With.Message.Contains("magnitude, output-aware, structured").And.Message.Contains("'best'"));
         Assert.That(() => KeySelection.ByMask("two words", input => input.Tokens), Throws.ArgumentException.With.Message.Contains("'two words'"));

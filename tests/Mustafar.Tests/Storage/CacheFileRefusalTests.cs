@@ -114,7 +114,7 @@ internal sealed class CacheFileRefusalTests(string device)
     [Test]
     public void Options_that_come_to_the_same_are_accepted()
     {
-        using MustafarCache cache = New(Options with { KeySparsity = 0.65, ValueSparsity = 0.68, KeepMultiple = 24 });
+        using MustafarCache cache = New(Options with { KeySparsity = 0.65, ValueSparsity = 0.68, KeptMultiple = 24 });
         MustafarCacheFile.Load(Path, [cache], "model");
         Assert.That(cache.Lengths, Is.EqualTo(new[] { 70, 40 }));
     }

@@ -20,7 +20,7 @@ internal sealed class CacheFileRoundTripTests(string device)
     private static IEnumerable<TestCaseData> Setups()
     {
         yield return Setup("plain", Small, 64);
-        yield return Setup("rows that are no multiple of 64 channels", Small with { KeepMultiple = 1, KeySparsity = 0.31 }, 80);
+        yield return Setup("rows that are no multiple of 64 channels", Small with { KeptMultiple = 1, KeySparsity = 0.31 }, 80);
         yield return Setup("large groups, no window", Small with { GroupSize = 96, LocalWindow = 0 }, 128);
         yield return Setup("a window of several groups", Small with { LocalWindow = 130 }, 256);
         yield return Setup("2:4", Small with { BalancedKeys = true, BalancedValues = true, KeySparsity = 0.5, ValueSparsity = 0.5 }, 128);
