@@ -12,6 +12,17 @@ namespace Mustafar;
 /// combinations whose bytes and quality were measured. Limits are those of the native library, which is loaded when the first window, group or balanced pattern
 /// is checked. Objects do not change, and so are safe from any thread.
 /// </remarks>
+/// <example>
+/// <code>
+/// // Half of each key's channels and 70 % of each value's are pruned; the first 4 and the latest 128 tokens stay as they are.
+/// MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7, SinkTokens = 4, LocalWindow = 128 };
+/// int keys = options.KeysKept(headDim: 128); // 64
+/// int values = options.ValuesKept(headDim: 128); // 40
+///
+/// // The same with what is kept in 4 bits.
+/// MustafarOptions fewerBits = options with { KeyBits = 4, ValueBits = 4 };
+/// </code>
+/// </example>
 public sealed record MustafarOptions
 {
     // Values are stored in the type of the cache.

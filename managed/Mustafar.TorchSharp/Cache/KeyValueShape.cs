@@ -5,6 +5,13 @@ namespace Mustafar;
 /// Query heads are not among them: a cache takes any multiple of <see cref="NumKvHeads"/>. It does not change, and so is safe from any
 /// thread.
 /// </remarks>
+/// <example>
+/// <code>
+/// KeyValueShape shape = new() { NumKvHeads = 8, HeadDim = 128 };
+/// using MustafarCache pruned = new(batchSize: 1, shape, ScalarType.BFloat16);
+/// using DenseCache dense = new(batchSize: 1, shape, ScalarType.BFloat16);
+/// </code>
+/// </example>
 public sealed record KeyValueShape
 {
     private readonly int _numKvHeads;

@@ -30,6 +30,18 @@ namespace Mustafar;
 /// A cache that is dropped without <see cref="KeyValueCache.Dispose()"/> returns its pages to its forks when it is collected.
 /// </para>
 /// </remarks>
+/// <example>
+/// <code>
+/// KeyValueShape shape = new() { NumKvHeads = 2, HeadDim = 64 };
+/// MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
+/// using MustafarCache cache = new(batchSize: 1, shape, ScalarType.Float32, CPU, options);
+///
+/// // A prompt of 300 tokens, then one token. Here 4 query heads share 2 KV heads.
+/// Tensor prompt = cache.Forward(query: randn(1, 4, 300, 64), keys: randn(1, 2, 300, 64), values: randn(1, 2, 300, 64));
+/// Tensor next = cache.Forward(query: randn(1, 4, 1, 64), keys: randn(1, 2, 1, 64), values: randn(1, 2, 1, 64));
+/// Console.WriteLine($"{cache.Length} tokens, {cache.Memory}");
+/// </code>
+/// </example>
 public sealed class MustafarCache : KeyValueCache
 {
     private readonly int[] _slots; // of the sequences: all that there are

@@ -14,6 +14,17 @@ namespace Mustafar;
 /// the names of Hugging Face checkpoints. It is for inference: no gradient passes the cache. Several threads may call <c>forward</c> at
 /// once, each with a cache of its own, while none converts, loads or disposes the module.
 /// </remarks>
+/// <example>
+/// <code>
+/// MustafarAttentionOptions options = new() { HiddenSize = 512, NumHeads = 8, NumKvHeads = 2, HeadDim = 64 };
+/// using RotaryEmbedding rotary = new(new RotaryOptions { HeadDim = 64, Theta = 500000 }); // shared by all layers
+/// using MustafarAttention attention = new(options, rotary);
+/// using MustafarCache cache = new(batchSize: 1, options.KeyValueShape, ScalarType.Float32);
+///
+/// Tensor hidden = attention.forward(randn(1, 100, 512), cache); // [batch, n, hidden_size]
+/// hidden = attention.forward(randn(1, 1, 512), cache);
+/// </code>
+/// </example>
 public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
 {
     private readonly RotaryEmbedding _rotary;

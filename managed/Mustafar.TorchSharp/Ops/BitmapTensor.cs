@@ -13,6 +13,17 @@ namespace Mustafar;
 /// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.) It never changes, so any number of
 /// threads may use it at once; disposing waits for the calls that read it.
 /// </remarks>
+/// <example>
+/// <code>
+/// Tensor keys = randn(1, 2, 1000, 64), values = randn(1, 2, 1000, 64);
+/// using BitmapTensor compressedKeys = BitmapTensor.Compress(keys, kept: 32);
+/// using BitmapTensor compressedValues = BitmapTensor.Compress(values, kept: 20, bits: 8);
+///
+/// Tensor scores = compressedKeys.KeyScores(randn(1, 4, 1, 64)); // [batch, num_heads, queries, tokens]
+/// Tensor attended = MustafarOps.Attention(randn(1, 4, 1, 64), compressedKeys, compressedValues);
+/// Console.WriteLine($"{compressedKeys.Bytes} bytes instead of {compressedKeys.DenseBytes}");
+/// </code>
+/// </example>
 public sealed unsafe class BitmapTensor : IDisposable
 {
     private readonly Tensor _storage;

@@ -6,6 +6,14 @@ namespace Mustafar;
 
 /// <summary>Mustafar's operations on tensors, apart from any cache.</summary>
 /// <remarks>All members are safe from several threads at once, over the same tensors too as long as nobody writes to them.</remarks>
+/// <example>
+/// <code>
+/// Tensor keys = randn(1, 2, 1000, 64);
+/// Tensor mask = MustafarOps.PruneMask(keys, kept: 20); // true at the 20 largest channels of each token
+/// Tensor pruned = MustafarOps.Prune(keys, kept: 20); // the others are 0
+/// Tensor twoOfFour = MustafarOps.Prune(keys, kept: 32, SparsityPattern.BalancedKeys);
+/// </code>
+/// </example>
 public static unsafe partial class MustafarOps
 {
     internal const int WordBits = 32;

@@ -12,6 +12,14 @@ namespace Mustafar;
 /// own members give another thread an <see cref="InvalidOperationException"/>. Where there is an <see cref="IProgress{T}"/> it is told the
 /// share that is done, 0 to 1, in steps of a hundredth. What is cancelled leaves the file, or the caches, as they were.
 /// </remarks>
+/// <example>
+/// <code>
+/// MustafarCacheFile.Save(path, layers, fingerprint: "my model, version 1");
+///
+/// // Later: empty caches of the same options and shape, one for each layer.
+/// MustafarCacheFile.Load(path, restored, fingerprint: "my model, version 1");
+/// </code>
+/// </example>
 public static partial class MustafarCacheFile
 {
     /// <summary>Writes caches to a file.</summary>

@@ -7,8 +7,15 @@ namespace Mustafar;
 /// <remarks>
 /// <para>
 /// A sequence is known by the number that <see cref="AddSequence"/> or <see cref="Fork"/> gives it. What belongs to a sequence (its
-/// length, its position, which tokens are compressed) is kept once for all layers. New tokens join in steps:
+/// length, its position, which tokens are compressed) is kept once for all layers. New tokens join in steps.
 /// </para>
+/// <para>
+/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. <see cref="Sequences"/>,
+/// <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/> may be read by any thread as long as
+/// no other one adds or removes sequences. <see cref="Dispose()"/> may be called by any thread, and waits for a call that is under way.
+/// </para>
+/// </remarks>
+/// <example>
 /// <code>
 /// int sequence = cache.AddSequence();
 /// using (CacheStep step = cache.BeginStep([sequence], tokens))
@@ -22,12 +29,7 @@ namespace Mustafar;
 ///     step.Commit();
 /// }
 /// </code>
-/// <para>
-/// A cache is used by one thread at a time; a second one gets an <see cref="InvalidOperationException"/>. <see cref="Sequences"/>,
-/// <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/> may be read by any thread as long as
-/// no other one adds or removes sequences. <see cref="Dispose()"/> may be called by any thread, and waits for a call that is under way.
-/// </para>
-/// </remarks>
+/// </example>
 public abstract class ModelKeyValueCache : IDisposable
 {
     // The slot of each sequence; slots are used again, sequences' numbers are not.

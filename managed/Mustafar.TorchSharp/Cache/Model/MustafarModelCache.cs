@@ -14,6 +14,28 @@ namespace Mustafar;
 /// only the recent window is copied. With <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/> no sequence that
 /// joins, leaves or grows moves what is stored of the others.
 /// </remarks>
+/// <example>
+/// <code>
+/// KeyValueShape shape = new() { NumKvHeads = 2, HeadDim = 64 };
+/// CacheLimits limits = new() { MaxSequences = 8, BudgetBytes = 64 &lt;&lt; 20 };
+/// using MustafarModelCache cache = new(numLayers: 4, shape, ScalarType.Float32, CPU, MustafarPresets.FourBits, limits);
+/// int first = cache.AddSequence(), second = cache.AddSequence();
+///
+/// // 100 new tokens of both sequences, in all layers.
+/// using (CacheStep step = cache.BeginStep([first, second], tokens: 100))
+/// {
+///     for (int layer = 0; layer &lt; cache.NumLayers; layer++)
+///     {
+///         Tensor attended = step.Attend(layer, query: randn(2, 4, 100, 64), keys: randn(2, 2, 100, 64), values: randn(2, 2, 100, 64));
+///     }
+///
+///     step.Commit();
+/// }
+///
+/// int fork = cache.Fork(first); // shares the pages of the first
+/// cache.RemoveSequence(second);
+/// </code>
+/// </example>
 public sealed class MustafarModelCache : ModelKeyValueCache
 {
     private readonly CompressedStore _store;

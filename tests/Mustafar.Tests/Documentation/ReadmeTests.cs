@@ -1,4 +1,3 @@
-using Mustafar.BindingGenerator;
 using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
@@ -6,7 +5,7 @@ using Mustafar.Tests.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 
-namespace Mustafar.Tests.DropIn;
+namespace Mustafar.Tests.Documentation;
 
 /// <summary>What the readme and docs/drop-in.md show, as they show it.</summary>
 [TestFixture]
@@ -184,33 +183,16 @@ public sealed class ReadmeTests
     [Test]
     public void WhatIsShownIsWhatIsTested()
     {
-        string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
-        string folder = Path.Combine(root, "tests", "Mustafar.Tests", "DropIn");
-        string use = File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ")
-            .Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
-        string[] shown = [.. CodeOf(use).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('='))];
+        string use = ShownCode.Read("README.md").Split("\n## ").Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
+        string[] shown =
+        [
+            .. ShownCode.OfMarkdown(use).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('=')),
+        ];
         Assert.That(shown, Has.Length.GreaterThan(8));
-        Assert.That(shown, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "ReadmeTests.cs")), fenced: false)));
-        string[] adapter = [.. CodeOf(File.ReadAllText(Path.Combine(root, "docs", "drop-in.md")))];
+        Assert.That(shown, Is.SubsetOf(ShownCode.OfTest("Documentation", "ReadmeTests.cs")));
+        string[] adapter = [.. ShownCode.OfMarkdown(ShownCode.Read("docs", "drop-in.md"))];
         Assert.That(adapter, Has.Length.GreaterThan(25));
-        Assert.That(adapter, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "Models", "OwnAttention.cs")), fenced: false)));
-    }
-
-    // Lines of code, or of those in C# blocks of a document, without comments and spaces around.
-    internal static IEnumerable<string> CodeOf(string text, bool fenced = true)
-    {
-        bool inside = !fenced;
-        foreach (string line in text.Split('\n'))
-        {
-            if (fenced && line.StartsWith("```", StringComparison.Ordinal))
-            {
-                inside = line == "```csharp";
-            }
-            else if (inside && line.Split("//")[0].Trim() is { Length: > 0 } code)
-            {
-                yield return code;
-            }
-        }
+        Assert.That(adapter, Is.SubsetOf(ShownCode.OfTest("DropIn", "Models", "OwnAttention.cs")));
     }
 
     private static int Generate(LlamaForCausalLM model, int tokens)
