@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -86,6 +87,8 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     /// <param name="queryNorm">Applied to the queries [batch, n, num_heads, head_dim] before rotary positions; none if null.</param>
     /// <param name="keyNorm">Applied to the keys [batch, n, num_kv_heads, head_dim] before rotary positions; none if null.</param>
     /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
+    // RegisterComponents finds the children by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(MustafarAttention))]
     public MustafarAttention(
         MustafarAttentionOptions options,
         RotaryEmbedding rotary,
