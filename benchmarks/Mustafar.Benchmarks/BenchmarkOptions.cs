@@ -53,7 +53,7 @@ internal sealed class BenchmarkOptions
 
     private readonly Option<Kept[]> _keeps = new("--keep")
     {
-        Description = "Channels kept of each key and value; a leading b means balanced patterns, a trailing :8 or :4 the bits. The value of --head-dim keeps all.",
+        Description = "Number of channels kept of each key and value; a leading b means balanced patterns, a trailing :8 or :4 the bits. The value of --head-dim keeps all.",
         HelpName = "[b]N[:BITS]",
         AllowMultipleArgumentsPerToken = true,
         CustomParser = result => [.. result.Tokens.Select(token => ParseKept(token.Value, result))],

@@ -23,7 +23,7 @@ internal static class Data
 
     /// <summary>An empty cache for such tokens.</summary>
     internal static MustafarCache Empty(Tensor keys, MustafarOptions options) =>
-        new((int)keys.shape[0], (int)keys.shape[1], (int)keys.shape[3], keys.dtype, keys.device, options);
+        new((int)keys.shape[0], new() { NumKvHeads = (int)keys.shape[1], HeadDim = (int)keys.shape[3] }, keys.dtype, keys.device, options);
 
     /// <summary>The bytes a step must read: the compressed pages, and the dense tokens as far as the window is filled.</summary>
     internal static double BytesRead(MustafarCache cache)
@@ -37,7 +37,7 @@ internal static class Data
     {
         KeySparsity = (headDim - keep.Channels) / (double)headDim,
         ValueSparsity = (headDim - keep.Channels) / (double)headDim,
-        KeepMultiple = 1,
+        KeptMultiple = 1,
         BalancedKeys = keep.Balanced,
         BalancedValues = keep.Balanced,
         KeyBits = keep.Bits,

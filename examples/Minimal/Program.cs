@@ -13,7 +13,8 @@ using Linear output = nn.Linear(Hidden, Hidden), logits = nn.Linear(Hidden, Voca
 
 // One cache per layer, for one sequence or a batch.
 MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
-using MustafarCache cache = new(batchSize: 1, KvHeads, HeadDim, ScalarType.Float32, CPU, options);
+KeyValueShape shape = new() { NumKvHeads = KvHeads, HeadDim = HeadDim };
+using MustafarCache cache = new(batchSize: 1, shape, ScalarType.Float32, CPU, options);
 
 // A prompt of 2000 tokens, then one chosen token at a time.
 Tensor tokens = randint(0, Vocabulary, [1, 2000], dtype: ScalarType.Int64);

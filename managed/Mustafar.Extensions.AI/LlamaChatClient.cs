@@ -33,6 +33,14 @@ namespace Mustafar.Extensions.AI;
 /// <see cref="MustafarMetrics"/> measure tokens and times.
 /// </para>
 /// </remarks>
+/// <example>
+/// <code>
+/// LlamaChatClientOptions options = new() { Cache = MustafarPresets.HalfInFourBits };
+/// using IChatClient client = LlamaChatClient.Load(directory, options);
+/// ChatResponse response = await client.GetResponseAsync("Why is the sky blue?", new ChatOptions { MaxOutputTokens = 20 });
+/// Console.WriteLine(response.Text);
+/// </code>
+/// </example>
 public sealed class LlamaChatClient : IChatClient
 {
     private readonly ChatModel _model;

@@ -5,6 +5,18 @@ namespace Mustafar.DropIn;
 
 /// <summary>Adds compressed caches to existing TorchSharp models.</summary>
 /// <remarks>Several threads may do so at once, each with its own model that no thread is running.</remarks>
+/// <example>
+/// <code>
+/// model.eval();
+/// using (MustafarAttachment attached = model.UseMustafar(new MustafarOptions { KeySparsity = 0.5, ValueSparsity = 0.7 }))
+/// {
+///     Generate(model); // as before
+///     Console.WriteLine($"{attached.Layers} layers, {attached.Memory}");
+/// }
+///
+/// // The model's own attention is back.
+/// </code>
+/// </example>
 public static class MustafarModuleExtensions
 {
     private static readonly AttentionAdapter[] Shipped =

@@ -12,6 +12,17 @@ namespace Mustafar;
 /// combinations with measured size and quality. Limits are those of the native library, which is loaded when the first window, group or
 /// balanced pattern is checked. Objects are immutable, so any thread may use them.
 /// </remarks>
+/// <example>
+/// <code>
+/// // Half of each key's channels and 70 % of each value's are pruned; the first 4 and the latest 128 tokens stay as they are.
+/// MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7, SinkTokens = 4, LocalWindow = 128 };
+/// int keys = options.KeysKept(headDim: 128); // 64
+/// int values = options.ValuesKept(headDim: 128); // 40
+///
+/// // The same with what is kept in 4 bits.
+/// MustafarOptions fewerBits = options with { KeyBits = 4, ValueBits = 4 };
+/// </code>
+/// </example>
 public sealed record MustafarOptions
 {
     // Values are stored in the type of the cache.
@@ -24,13 +35,14 @@ public sealed record MustafarOptions
     private readonly bool? _keyChannelScales;
     private readonly int _localWindow = 32;
     private readonly int _groupSize = 64;
-    private readonly int _keepMultiple = 8;
+    private readonly int _keptMultiple = 8;
     private readonly int? _slidingWindow;
     private readonly int _sinkTokens;
     private readonly KeySelection _keySelection = KeySelection.Magnitude;
     private readonly ValueSelection _valueSelection = ValueSelection.Magnitude;
 
     /// <summary>Share of each key's channels to prune, 0 to less than 1. 0 keeps all, whatever the pattern. Default 0.7.</summary>
+    /// <remarks><see cref="KeysKept"/> is the number of channels that it leaves.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double KeySparsity
     {
@@ -39,6 +51,7 @@ public sealed record MustafarOptions
     }
 
     /// <summary>Share of each value's channels to prune, 0 to less than 1. 0 keeps all, whatever the pattern. Default 0.7.</summary>
+    /// <remarks><see cref="ValuesKept"/> is the number of channels that it leaves.</remarks>
     /// <exception cref="ArgumentOutOfRangeException">The value is not in [0, 1).</exception>
     public double ValueSparsity
     {
@@ -116,14 +129,14 @@ public sealed record MustafarOptions
                 $"Expected a multiple of {NativeConstants.BlockTokens}, {NativeConstants.BlockTokens} to {Limits.MaxGroupSize} tokens.");
     }
 
-    /// <summary>The number of channels kept is rounded up to a multiple of this; 1 keeps it exact. Default 8.</summary>
+    /// <summary>The number of kept channels is rounded up to a multiple of this; 1 keeps it exact. Default 8.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
-    public int KeepMultiple
+    public int KeptMultiple
     {
-        get => _keepMultiple;
-        init => _keepMultiple = value > 0
+        get => _keptMultiple;
+        init => _keptMultiple = value > 0
             ? value
-            : throw new ArgumentOutOfRangeException(nameof(KeepMultiple), value, "Expected a positive number of channels.");
+            : throw new ArgumentOutOfRangeException(nameof(KeptMultiple), value, "Expected a positive number of channels.");
     }
 
     /// <summary>Whether keys are pruned to a balanced pattern instead of each token's largest channels. Default false.</summary>
@@ -131,7 +144,7 @@ public sealed record MustafarOptions
     /// Of every 16 elements 5, 6, 7 or 8 are kept, and at most 2 of every 4, as sparse tensor cores read them
     /// (<see cref="SparsityPattern"/>). GPUs read such patterns faster, at somewhat more loss for the same number of channels. The sparsity
     /// must then be 0, or from 0.5 to 0.6875: a higher one is rounded to that, and a lower one is refused. head_dim is 64, 128 or 256.
-    /// <see cref="KeepMultiple"/> is not used. All other options work as usual.
+    /// <see cref="KeptMultiple"/> is not used. All other options work as usual.
     /// </remarks>
     public bool BalancedKeys { get; init; }
 
@@ -187,17 +200,17 @@ public sealed record MustafarOptions
     /// none.</summary>
     public TokenEviction? Eviction { get; init; }
 
-    /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
+    /// <summary>Channels kept of a key: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeptMultiple"/>.</summary>
     /// <param name="headDim">Channels of a key.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
-    public int KeysKept(int headDim) => Kept(headDim, KeySparsity, BalancedKeys);
+    public int KeysKept(int headDim) => Kept(headDim, KeySparsity, BalancedKeys, nameof(KeySparsity));
 
-    /// <summary>Channels kept of a value: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeepMultiple"/>.</summary>
+    /// <summary>Channels kept of a value: head_dim − ⌊sparsity · head_dim⌋, rounded up to <see cref="KeptMultiple"/>.</summary>
     /// <param name="headDim">Channels of a value.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     /// <exception cref="NotSupportedException">No balanced pattern has this sparsity or head_dim.</exception>
-    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity, BalancedValues);
+    public int ValuesKept(int headDim) => Kept(headDim, ValueSparsity, BalancedValues, nameof(ValueSparsity));
 
     /// <summary>Checks that the options don't contradict each other.</summary>
     /// <exception cref="ArgumentException">They do.</exception>
@@ -274,7 +287,7 @@ public sealed record MustafarOptions
         }
     }
 
-    private int Kept(int headDim, double sparsity, bool balanced, [CallerMemberName] string name = "")
+    private int Kept(int headDim, double sparsity, bool balanced, string name)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(headDim);
         if (sparsity == 0)
@@ -287,13 +300,13 @@ public sealed record MustafarOptions
         int kept = Math.Max(1, headDim - pruned);
         if (balanced)
         {
-            return BalancedKept(headDim, kept, name);
+            return BalancedKept(headDim, kept, $"{name} of {sparsity.ToString(CultureInfo.InvariantCulture)}");
         }
 
-        return (int)Math.Min(headDim, ((long)kept + KeepMultiple - 1) / KeepMultiple * KeepMultiple);
+        return (int)Math.Min(headDim, ((long)kept + KeptMultiple - 1) / KeptMultiple * KeptMultiple);
     }
 
-    private static int BalancedKept(int headDim, int kept, string name)
+    private static int BalancedKept(int headDim, int kept, string sparsity)
     {
         if (headDim % 64 != 0)
         {
@@ -305,7 +318,7 @@ public sealed record MustafarOptions
         return ofUnit <= Limits.MostBalanced
             ? ofUnit * unit
             : throw new NotSupportedException(
-                $"Balanced patterns keep at most half of the channels, but {name} would be {kept} of {headDim}.");
+                $"Balanced patterns keep at most half of the channels, but a {sparsity} keeps {kept} of {headDim}.");
     }
 
     private static int Bits(int value, [CallerMemberName] string name = "") =>

@@ -7,7 +7,8 @@ open TorchSharp
 
 let noGrad = torch.no_grad ()
 let options = MustafarOptions(KeySparsity = 0.5, ValueSparsity = 0.7)
-let cache = new MustafarCache(1, 2, 64, torch.ScalarType.Float32, torch.CPU, options)
+let shape = KeyValueShape(NumKvHeads = 2, HeadDim = 64)
+let cache = new MustafarCache(1, shape, torch.ScalarType.Float32, torch.CPU, options)
 let random (heads: int64) (tokens: int64) = torch.randn [| 1L; heads; tokens; 64L |]
 cache.Forward(random 4L 300L, random 2L 300L, random 2L 300L) |> ignore
 cache.Forward(random 4L 1L, random 2L 1L, random 2L 1L) |> ignore

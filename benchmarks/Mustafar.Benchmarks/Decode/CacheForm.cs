@@ -51,9 +51,9 @@ internal sealed record CacheForm(string Name, MustafarOptions? Options)
         LlamaConfig config = model.Config;
         CacheLimits limits = new() { MaxSequences = batch, MaxLength = context };
         return Options is null
-            ? new DenseModelCache(config.NumLayers, config.NumKvHeads, config.HeadDim, model.DType, model.Device, limits: limits)
+            ? new DenseModelCache(config.NumLayers, config.KeyValueShape, model.DType, model.Device, limits: limits)
             : new MustafarModelCache(
-                config.NumLayers, config.NumKvHeads, config.HeadDim, model.DType, model.Device, Options,
+                config.NumLayers, config.KeyValueShape, model.DType, model.Device, Options,
                 limits with { BudgetTokens = batch * (long)context });
     }
 }

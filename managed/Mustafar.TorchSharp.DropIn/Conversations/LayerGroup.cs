@@ -84,7 +84,7 @@ internal sealed class LayerGroup : IDisposable
     internal bool Awaits(AttentionLayer layer, AttentionStep step, ReadOnlySpan<int> padding) =>
         Step is not null && !HasAttended(layer) && step.Start == Start && step.Keys.size(2) == Step.Tokens && step.Keys.size(0) == BatchSize
         && (step.Start > 0 || KeyShape.Of(step.Keys) == new KeyShape(
-            _cache.NumKvHeads, _cache.HeadDim, _cache.DType, _cache.Device.type, _cache.Device.index))
+            _cache.KeyValueShape, _cache.DType, _cache.Device.type, _cache.Device.index))
         && padding.SequenceEqual(_stepPadding);
 
     /// <summary>Begins a step. Afterwards everything it needs from the cache is there for all layers; if that fails, nothing has
@@ -214,7 +214,7 @@ internal sealed class LayerGroup : IDisposable
         }
 
         return new MustafarModelCache(
-            layers, checked((int)keys.size(1)), checked((int)keys.size(3)), keys.dtype, keys.device, options,
+            layers, KeyShape.Of(keys).Heads, keys.dtype, keys.device, options,
             new CacheLimits { MaxSequences = checked((int)keys.size(0)) });
     }
 

@@ -60,7 +60,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         long bytes = cache.Cache.Usage.UsedBytes;
         if (cache.Cache is MustafarModelCache compressed)
         {
-            CacheShape shape = CacheShape.Checked(compressed.NumKvHeads, compressed.HeadDim, compressed.DType, compressed.Device);
+            CacheShape shape = CacheShape.Checked(compressed.KeyValueShape, compressed.DType, compressed.Device);
             foreach (MustafarOptions options in compressed.Options)
             {
                 LayerFormat format = new(shape, options);
@@ -90,7 +90,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         json["local_window"] = Options.LocalWindow;
         json["sinks"] = Options.SinkTokens;
         json["group_size"] = Options.GroupSize;
-        json["keep_multiple"] = Options.KeepMultiple;
+        json["kept_multiple"] = Options.KeptMultiple;
         json["sliding_window"] = Options.SlidingWindow;
         if (Options.Eviction is not null)
         {

@@ -10,7 +10,7 @@ namespace Mustafar.Models.Evaluation;
 /// A file is one JSON object. Each key is the name of a setting; its value is the name of a preset (<see cref="Presets"/>) or an object
 /// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>,
 /// <c>key_selection</c>, <c>value_selection</c>, <c>key_bits</c>, <c>value_bits</c>, <c>key_channel_scales</c>, <c>key_rotation</c>,
-/// <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>keep_multiple</c> and <c>sliding_window</c>, and <c>eviction</c>
+/// <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>kept_multiple</c> and <c>sliding_window</c>, and <c>eviction</c>
 /// (<c>streaming-llm</c>, <c>snapkv</c> or <c>h2o</c>) with <c>capacity</c>, <c>recent_tokens</c> and <c>kernel_size</c>
 /// (<see cref="TokenEviction"/>). <c>key_simulation</c> and <c>value_simulation</c>, names of a <see cref="SimulatedFormat"/>, stand in place of all
 /// else that is said of keys, or values:
@@ -37,7 +37,7 @@ public static class CacheSettingReader
         (nameof(MustafarOptions.KeyChannelScales), "key_channel_scales"), (nameof(MustafarOptions.KeyRotation), "key_rotation"),
         (nameof(MustafarOptions.LocalWindow), "local_window"),
         (nameof(MustafarOptions.SinkTokens), "sinks"), (nameof(MustafarOptions.GroupSize), "group_size"),
-        (nameof(MustafarOptions.KeepMultiple), "keep_multiple"), (nameof(MustafarOptions.SlidingWindow), "sliding_window"),
+        (nameof(MustafarOptions.KeptMultiple), "kept_multiple"), (nameof(MustafarOptions.SlidingWindow), "sliding_window"),
     ];
 
     private static readonly string[] s_commonKeys = ["local_window", "sinks", "group_size", "sliding_window"];
@@ -211,7 +211,7 @@ public static class CacheSettingReader
             LocalWindow = entry.FindInt32("local_window", place) ?? basis.LocalWindow,
             SinkTokens = entry.FindInt32("sinks", place) ?? basis.SinkTokens,
             GroupSize = entry.FindInt32("group_size", place) ?? basis.GroupSize,
-            KeepMultiple = entry.FindInt32("keep_multiple", place) ?? basis.KeepMultiple,
+            KeptMultiple = entry.FindInt32("kept_multiple", place) ?? basis.KeptMultiple,
             SlidingWindow = entry.FindInt32("sliding_window", place) ?? basis.SlidingWindow,
             Eviction = EvictionSetting.Read(entry, basis.Eviction, place),
         };

@@ -16,6 +16,15 @@ public sealed record EvaluationProgress(int Unit, int Units, EvaluationTask Task
 /// Results lie in a directory. A second run with the same model, settings and tasks takes what is there, and goes on where the first one
 /// ended, were it in the middle of a unit: of that the parts that were not finished are measured again.
 /// </remarks>
+/// <example>
+/// <code>
+/// using LanguageModel language = LanguageModel.Load(directory);
+/// EvaluationTask[] tasks = [new PerplexityTask(language, text, context: 200, prefill: 40)];
+/// CacheSetting[] settings = [new("4 bits", MustafarPresets.FourBits), new("half", MustafarPresets.HalfInFourBits)];
+/// EvaluationRun run = new(tasks, settings, results);
+/// new EvaluationReport([.. run.Run()]).Write(results); // results.json, results.md
+/// </code>
+/// </example>
 public sealed class EvaluationRun
 {
     private readonly IReadOnlyList<EvaluationTask> _tasks;

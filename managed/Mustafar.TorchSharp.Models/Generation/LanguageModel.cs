@@ -6,6 +6,16 @@ using static TorchSharp.torch;
 namespace Mustafar.Models.Generation;
 
 /// <summary>A loaded checkpoint: the model, its tokenizer and the tokens that end a text.</summary>
+/// <example>
+/// <code>
+/// using LanguageModel language = LanguageModel.Load(directory);
+/// using ModelCache cache = ModelCache.Mustafar(language.Model, MustafarPresets.HalfInFourBits);
+/// TokenGenerator generator = new(language.Model, cache);
+/// List&lt;int&gt; prompt = language.Tokenizer.Encode("def main():");
+/// IEnumerable&lt;int&gt; tokens = generator.Generate(prompt, new Sampler(SamplingParameters.Greedy), maxTokens: 20, language.StopTokens);
+/// Console.WriteLine(language.Tokenizer.Decode(tokens));
+/// </code>
+/// </example>
 public sealed class LanguageModel : IDisposable
 {
     // A rotary table in older checkpoints, which follows from the config.

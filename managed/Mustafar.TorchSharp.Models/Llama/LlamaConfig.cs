@@ -30,6 +30,10 @@ public sealed record LlamaConfig
     /// <summary>Elements of one head.</summary>
     public required int HeadDim { get; init; }
 
+    /// <summary>What a cache of the model is made with.</summary>
+    /// <exception cref="ArgumentOutOfRangeException"><see cref="NumKvHeads"/> or <see cref="HeadDim"/> is not positive.</exception>
+    public KeyValueShape KeyValueShape => new() { NumKvHeads = NumKvHeads, HeadDim = HeadDim };
+
     /// <summary>Added to the mean square in RMSNorm.</summary>
     public required double RmsNormEps { get; init; }
 

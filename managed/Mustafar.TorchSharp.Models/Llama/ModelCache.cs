@@ -78,7 +78,7 @@ public sealed class ModelCache : IDisposable
         ArgumentNullException.ThrowIfNull(model);
         LlamaConfig config = model.Config;
         int?[] windows = [.. Enumerable.Range(0, config.NumLayers).Select(config.WindowOf)];
-        return Of(new DenseModelCache(windows, config.NumKvHeads, config.HeadDim, model.DType, model.Device), batchSize);
+        return Of(new DenseModelCache(windows, config.KeyValueShape, model.DType, model.Device), batchSize);
     }
 
     /// <summary>Makes empty sequences in a cache that prunes and compresses, for a model.</summary>
@@ -109,7 +109,7 @@ public sealed class ModelCache : IDisposable
         }
 
         MustafarOptions[] own = [.. layers.Select((options, layer) => options with { SlidingWindow = config.WindowOf(layer) ?? options.SlidingWindow })];
-        return Of(new MustafarModelCache(own, config.NumKvHeads, config.HeadDim, model.DType, model.Device), batchSize);
+        return Of(new MustafarModelCache(own, config.KeyValueShape, model.DType, model.Device), batchSize);
     }
 
     /// <summary>Adds sequences to the cache that continue these, for beams or several answers to one prompt.</summary>

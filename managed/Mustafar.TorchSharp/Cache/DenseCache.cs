@@ -20,19 +20,18 @@ public sealed class DenseCache : KeyValueCache, IMeasuredCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="shape">KV heads and head_dim.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="capacity">Tokens to allocate for at first; the cache grows past it automatically.</param>
     /// <param name="slidingWindow">How many of the latest tokens a token sees, including itself; all if null. Tokens outside the window
     /// stay in the cache, but are not read.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size or <paramref name="slidingWindow"/> is not positive, or
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="batchSize"/> or <paramref name="slidingWindow"/> is not positive, or
     /// <paramref name="capacity"/> is negative.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
     public DenseCache(
-        int batchSize, int numKvHeads, int headDim, ScalarType dtype, Device? device = null, int capacity = 0, int? slidingWindow = null)
-        : base(batchSize, numKvHeads, headDim, dtype, device ?? CPU)
+        int batchSize, KeyValueShape shape, ScalarType dtype, Device? device = null, int capacity = 0, int? slidingWindow = null)
+        : base(batchSize, shape, dtype, device ?? CPU)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(capacity);
         if (slidingWindow is int window)
@@ -126,7 +125,7 @@ public sealed class DenseCache : KeyValueCache, IMeasuredCache
         ThrowIfDisposed();
         ValidateParents(parents);
         using CallGuard.Call call = Guard.Enter();
-        DenseCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, _storage.Capacity, SlidingWindow);
+        DenseCache fork = new(parents.Length, KeyValueShape, DType, Device, _storage.Capacity, SlidingWindow);
         try
         {
             for (int b = 0; b < parents.Length; b++)

@@ -16,22 +16,24 @@ public abstract class KeyValueCache : IDisposable
 {
     /// <summary>Describes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of KV heads; a divisor of the number of query heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="shape">KV heads and head_dim.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="batchSize"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
-    protected KeyValueCache(int batchSize, int numKvHeads, int headDim, ScalarType dtype, Device device)
+    protected KeyValueCache(int batchSize, KeyValueShape shape, ScalarType dtype, Device device)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(batchSize);
         Guard = new CallGuard(this);
-        Shape = CacheShape.Checked(numKvHeads, headDim, dtype, device);
+        Shape = CacheShape.Checked(shape, dtype, device);
         BatchSize = batchSize;
     }
 
     /// <summary>Number of sequences.</summary>
     public int BatchSize { get; }
+
+    /// <summary>KV heads and head_dim.</summary>
+    public KeyValueShape KeyValueShape => Shape.Heads;
 
     /// <summary>Number of KV heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;

@@ -29,6 +29,18 @@ namespace Mustafar;
 /// A cache that is dropped without <see cref="KeyValueCache.Dispose()"/> returns its pages to its forks when it is collected.
 /// </para>
 /// </remarks>
+/// <example>
+/// <code>
+/// KeyValueShape shape = new() { NumKvHeads = 2, HeadDim = 64 };
+/// MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
+/// using MustafarCache cache = new(batchSize: 1, shape, ScalarType.Float32, CPU, options);
+///
+/// // A prompt of 300 tokens, then one token. Here 4 query heads share 2 KV heads.
+/// Tensor prompt = cache.Forward(query: randn(1, 4, 300, 64), keys: randn(1, 2, 300, 64), values: randn(1, 2, 300, 64));
+/// Tensor next = cache.Forward(query: randn(1, 4, 1, 64), keys: randn(1, 2, 1, 64), values: randn(1, 2, 1, 64));
+/// Console.WriteLine($"{cache.Length} tokens, {cache.Memory}");
+/// </code>
+/// </example>
 public sealed class MustafarCache : KeyValueCache
 {
     private readonly int[] _slots; // of the sequences: all that there are
@@ -37,25 +49,24 @@ public sealed class MustafarCache : KeyValueCache
 
     /// <summary>Makes an empty cache.</summary>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="shape">KV heads and head_dim, which is 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="options">Sparsity, bits, recent window and group; the defaults if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="batchSize"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not supported, or not with these patterns and
     /// bits.</exception>
     public MustafarCache(
-        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
-        : this(batchSize, numKvHeads, headDim, dtype, device, options, family: null)
+        int batchSize, KeyValueShape shape, ScalarType dtype, torch.Device? device = null, MustafarOptions? options = null)
+        : this(batchSize, shape, dtype, device, options, family: null)
     {
     }
 
     // family: the store whose pages this cache may share.
     private MustafarCache(
-        int batchSize, int numKvHeads, int headDim, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
-        : base(batchSize, numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU))
+        int batchSize, KeyValueShape shape, ScalarType dtype, torch.Device? device, MustafarOptions? options, CompressedStore? family)
+        : base(batchSize, shape, dtype, TensorAccess.Resolve(device ?? CPU))
     {
         if (options?.Eviction is not null)
         {
@@ -225,7 +236,7 @@ public sealed class MustafarCache : KeyValueCache
         ThrowIfDisposed();
         ValidateParents(parents);
         using CallGuard.Call call = Guard.Enter();
-        MustafarCache fork = new(parents.Length, NumKvHeads, HeadDim, DType, Device, Options, family: _store);
+        MustafarCache fork = new(parents.Length, KeyValueShape, DType, Device, Options, family: _store);
         try
         {
             for (int b = 0; b < parents.Length; b++)

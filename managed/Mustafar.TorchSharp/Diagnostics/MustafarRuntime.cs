@@ -75,7 +75,7 @@ public static unsafe class MustafarRuntime
 
             try
             {
-                CacheShape shape = new(1, 128, torch.ScalarType.Float16, torch.CUDA);
+                CacheShape shape = new(new() { NumKvHeads = 1, HeadDim = 128 }, torch.ScalarType.Float16, torch.CUDA);
                 new LayerFormat(shape, new MustafarOptions()).CheckServed(shape);
                 return null;
             }

@@ -26,7 +26,7 @@ public sealed partial class MustafarAttention
         ArgumentNullException.ThrowIfNull(norm);
         ArgumentNullException.ThrowIfNull(step);
         Check(hidden, step.Sequences.Count);
-        Check(step.Cache.NumKvHeads, step.Cache.HeadDim, nameof(step));
+        Check(step.Cache.KeyValueShape, nameof(step));
         if (!hidden.is_contiguous())
         {
             throw new ArgumentException($"Expected contiguous hidden states, but got strides [{string.Join(", ", hidden.stride())}].", nameof(hidden));

@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -14,6 +15,17 @@ namespace Mustafar;
 /// the names of Hugging Face checkpoints. It is for inference: no gradient flows through the cache. Several threads may call <c>forward</c>
 /// at once, each with its own cache, as long as none converts, loads or disposes the module.
 /// </remarks>
+/// <example>
+/// <code>
+/// MustafarAttentionOptions options = new() { HiddenSize = 512, NumHeads = 8, NumKvHeads = 2, HeadDim = 64 };
+/// using RotaryEmbedding rotary = new(new RotaryOptions { HeadDim = 64, Theta = 500000 }); // shared by all layers
+/// using MustafarAttention attention = new(options, rotary);
+/// using MustafarCache cache = new(batchSize: 1, options.KeyValueShape, ScalarType.Float32);
+///
+/// Tensor hidden = attention.forward(randn(1, 100, 512), cache); // [batch, n, hidden_size]
+/// hidden = attention.forward(randn(1, 1, 512), cache);
+/// </code>
+/// </example>
 public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache, Tensor>
 {
     private readonly RotaryEmbedding _rotary;
@@ -75,6 +87,8 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
     /// <param name="queryNorm">Applied to the queries [batch, n, num_heads, head_dim] before rotary positions; none if null.</param>
     /// <param name="keyNorm">Applied to the keys [batch, n, num_kv_heads, head_dim] before rotary positions; none if null.</param>
     /// <exception cref="ArgumentException">The sizes don't fit together.</exception>
+    // RegisterComponents finds the children by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(MustafarAttention))]
     public MustafarAttention(
         MustafarAttentionOptions options,
         RotaryEmbedding rotary,
@@ -122,7 +136,7 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
         ArgumentNullException.ThrowIfNull(hidden);
         ArgumentNullException.ThrowIfNull(cache);
         Check(hidden, cache.BatchSize);
-        Check(cache.NumKvHeads, cache.HeadDim, nameof(cache));
+        Check(cache.KeyValueShape, nameof(cache));
         using DisposeScope scope = NewDisposeScope();
         (Tensor query, Tensor keys, Tensor values) = Project(hidden, cache.Lengths);
         return Output(cache.Forward(query, keys, values, Options.Scale, counts)).MoveToOuterDisposeScope();
@@ -140,7 +154,7 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
         ArgumentNullException.ThrowIfNull(hidden);
         ArgumentNullException.ThrowIfNull(step);
         Check(hidden, step.Sequences.Count);
-        Check(step.Cache.NumKvHeads, step.Cache.HeadDim, nameof(step));
+        Check(step.Cache.KeyValueShape, nameof(step));
         using DisposeScope scope = NewDisposeScope();
         (Tensor query, Tensor keys, Tensor values) = Project(hidden, step.Positions);
         return Output(step.Attend(layer, query, keys, values, Options.Scale)).MoveToOuterDisposeScope();
@@ -172,12 +186,12 @@ public sealed partial class MustafarAttention : nn.Module<Tensor, KeyValueCache,
         }
     }
 
-    private void Check(int numKvHeads, int headDim, string name)
+    private void Check(KeyValueShape shape, string name)
     {
-        if (numKvHeads != Options.NumKvHeads || headDim != Options.HeadDim)
+        if (shape.NumKvHeads != Options.NumKvHeads || shape.HeadDim != Options.HeadDim)
         {
             throw new ArgumentException(
-                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {numKvHeads} of {headDim}.", name);
+                $"Expected a cache of {Options.NumKvHeads} heads of {Options.HeadDim}, but got {shape.NumKvHeads} of {shape.HeadDim}.", name);
         }
     }
 

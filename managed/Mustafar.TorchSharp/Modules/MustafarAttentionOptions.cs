@@ -31,6 +31,10 @@ public sealed record MustafarAttentionOptions
     /// <summary>Factor of the scores before softmax; 1/√head_dim if null.</summary>
     public double? Scale { get; init; }
 
+    /// <summary>What the layer's caches are made with.</summary>
+    /// <exception cref="ArgumentOutOfRangeException"><see cref="NumKvHeads"/> or <see cref="HeadDim"/> is not positive.</exception>
+    public KeyValueShape KeyValueShape => new() { NumKvHeads = NumKvHeads, HeadDim = HeadDim };
+
     /// <summary>Checks that the sizes fit together.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException">The query heads are not a multiple of the KV heads.</exception>

@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -19,6 +20,8 @@ public sealed class RmsNorm : nn.Module<Tensor, Tensor>
     /// <param name="dtype">Type of the weight.</param>
     /// <param name="device">Device of the weight; the CPU if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">The size is not positive, or eps negative or not finite.</exception>
+    // RegisterComponents finds the weight by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(RmsNorm))]
     public RmsNorm(int size, double eps, ScalarType dtype, Device? device = null)
         : base(nameof(RmsNorm))
     {

@@ -13,6 +13,17 @@ namespace Mustafar;
 /// <c>mustafar.h</c>: blocks of 32 tokens, each with its bitmap and its values. (Mustafar, section 4.) The object is immutable, so any
 /// number of threads may use it at once; disposing waits for calls that are reading it.
 /// </remarks>
+/// <example>
+/// <code>
+/// Tensor keys = randn(1, 2, 1000, 64), values = randn(1, 2, 1000, 64);
+/// using BitmapTensor compressedKeys = BitmapTensor.Compress(keys, kept: 32);
+/// using BitmapTensor compressedValues = BitmapTensor.Compress(values, kept: 20, bits: 8);
+///
+/// Tensor scores = compressedKeys.KeyScores(randn(1, 4, 1, 64)); // [batch, num_heads, queries, tokens]
+/// Tensor attended = MustafarOps.Attention(randn(1, 4, 1, 64), compressedKeys, compressedValues);
+/// Console.WriteLine($"{compressedKeys.Bytes} bytes instead of {compressedKeys.DenseBytes}");
+/// </code>
+/// </example>
 public sealed unsafe class BitmapTensor : IDisposable
 {
     private readonly Tensor _storage;
@@ -37,7 +48,7 @@ public sealed unsafe class BitmapTensor : IDisposable
         _offsets = offsets;
         _bytes = bytes;
         _headBytes = offsets is null ? (bytes - NativeConstants.PagePadding) / Math.Max(1, shape[0] * shape[1]) : 0;
-        Keep = offsets is null ? format.Keep : null;
+        Kept = offsets is null ? format.Keep : null;
         using (inference_mode(false))
         {
             _storage = empty([bytes], dtype: ScalarType.Byte, device: Device).DetachFromDisposeScope();
@@ -72,7 +83,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     public int HeadDim { get; }
 
     /// <summary>Number of channels kept of each row (balanced values: on average); null if a mask chose them.</summary>
-    public int? Keep { get; }
+    public int? Kept { get; }
 
     /// <summary>Bits of a stored value: 8 or 4 for integers with a scale per row, 16 for values of <see cref="DType"/>.</summary>
     public int Bits { get; }
@@ -92,11 +103,11 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <summary>Bytes of the dense form.</summary>
     public long DenseBytes => (long)BatchSize * NumKvHeads * Tokens * HeadDim * TensorAccess.ElementBytes(DType);
 
-    /// <summary>Prunes each row to its <paramref name="keep"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
+    /// <summary>Prunes each row to its <paramref name="kept"/> channels of largest magnitude, or by another pattern, and compresses it.</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, num_kv_heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
-    /// <param name="keep">Number of channels to keep of each row, 1 to head_dim. Among equal magnitudes the lower channel is kept; NaN
+    /// <param name="kept">Number of channels to keep of each row, 1 to head_dim. Among equal magnitudes the lower channel is kept; NaN
     /// counts as larger than any number.</param>
-    /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
+    /// <param name="pattern">The rule; <paramref name="kept"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256. <see cref="SparsityPattern.All"/> keeps head_dim channels.</param>
     /// <param name="bits">Bits of a stored value: 16 for unquantised values, 8 or 4 for integers with a Float16 scale per row. In integers,
     /// a row with an infinity or a NaN becomes NaN as a whole.</param>
@@ -106,14 +117,14 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// ones. The stored values are not multiplied.</param>
     /// <exception cref="ArgumentException">A type, device or shape doesn't fit, or there are channel scales with values of 16
     /// bits.</exception>
-    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> or <paramref name="bits"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="kept"/> or <paramref name="bits"/> is out of range.</exception>
+    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="kept"/> with the pattern is not
     /// supported.</exception>
     public static BitmapTensor Compress(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null,
+        Tensor tensor, int kept, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16, Tensor? channelScales = null,
         Tensor? importance = null)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep, pattern, bits);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), kept, pattern, bits);
         CheckScales(tensor, channelScales, bits);
         MustafarOps.CheckImportance(tensor, importance, pattern);
         long[] shape = tensor.shape;
@@ -134,7 +145,7 @@ public sealed unsafe class BitmapTensor : IDisposable
     /// <exception cref="NotSupportedException">The head_dim or the device is not supported.</exception>
     public static BitmapTensor CompressMasked(Tensor tensor, Tensor mask, int bits = 16, Tensor? channelScales = null)
     {
-        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), keep: null, bits: bits);
+        NativeFormat format = MustafarOps.Format(tensor, nameof(tensor), kept: null, bits: bits);
         CheckScales(tensor, channelScales, bits);
         long[] shape = tensor.shape;
         TensorAccess.Validate(mask, nameof(mask), ScalarType.Bool, tensor.device, shape);

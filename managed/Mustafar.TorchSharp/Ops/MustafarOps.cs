@@ -6,6 +6,14 @@ namespace Mustafar;
 
 /// <summary>Mustafar's operations on tensors, independent of any cache.</summary>
 /// <remarks>Several threads may call all members at once, even on the same tensors as long as nobody writes to them.</remarks>
+/// <example>
+/// <code>
+/// Tensor keys = randn(1, 2, 1000, 64);
+/// Tensor mask = MustafarOps.PruneMask(keys, kept: 20); // true at the 20 largest channels of each token
+/// Tensor pruned = MustafarOps.Prune(keys, kept: 20); // the others are 0
+/// Tensor twoOfFour = MustafarOps.Prune(keys, kept: 32, SparsityPattern.BalancedKeys);
+/// </code>
+/// </example>
 public static unsafe partial class MustafarOps
 {
     internal const int WordBits = 32;
@@ -13,29 +21,29 @@ public static unsafe partial class MustafarOps
     /// <summary>Selects each row's channels of largest magnitude, or of largest magnitude times importance. (Mustafar, arXiv 2505.22913:
     /// per-token magnitude pruning and, with an importance of Σ|q|, per-token output-aware pruning.)</summary>
     /// <param name="tensor">Float32, Float16 or BFloat16 [batch, heads, tokens, head_dim]; head_dim 64, 80, 96, 128 or 256.</param>
-    /// <param name="keep">Number of channels to keep of each row, 1 to head_dim. Among equal magnitudes the lower channel is kept; NaN
+    /// <param name="kept">Number of channels to keep of each row, 1 to head_dim. Among equal magnitudes the lower channel is kept; NaN
     /// counts as larger than any number.</param>
-    /// <param name="pattern">The rule; <paramref name="keep"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
+    /// <param name="pattern">The rule; <paramref name="kept"/> is 5, 6, 7 or 8 sixteenths of head_dim for balanced patterns, which exist
     /// for head_dim 64, 128 and 256.</param>
     /// <param name="importance">Factors of each channel's magnitudes before they are compared, in single precision:
     /// Float32 [batch, heads, head_dim]; null for ones.</param>
-    /// <returns>Bool of the same shape, true at <paramref name="keep"/> channels of each row (balanced values: on average, with tokens
+    /// <returns>Bool of the same shape, true at <paramref name="kept"/> channels of each row (balanced values: on average, with tokens
     /// past the last one counting as zeros).</returns>
     /// <exception cref="ArgumentException">The tensor's type or shape doesn't fit.</exception>
-    /// <exception cref="ArgumentOutOfRangeException"><paramref name="keep"/> is out of range.</exception>
-    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="keep"/> with the pattern is not
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="kept"/> is out of range.</exception>
+    /// <exception cref="NotSupportedException">The head_dim, the device, or this <paramref name="kept"/> with the pattern is not
     /// supported.</exception>
     public static Tensor PruneMask(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
+        Tensor tensor, int kept, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
     {
         using DisposeScope scope = NewDisposeScope();
-        return UnpackMask(PruneBitmap(tensor, keep, pattern, importance), tensor.size(3)).MoveToOuterDisposeScope();
+        return UnpackMask(PruneBitmap(tensor, kept, pattern, importance), tensor.size(3)).MoveToOuterDisposeScope();
     }
 
     /// <summary>The mask of <see cref="PruneMask"/> as bitmap words, Int32 [batch, heads, tokens, ⌈head_dim / 32⌉].</summary>
-    internal static Tensor PruneBitmap(Tensor tensor, int keep, SparsityPattern pattern, Tensor? importance = null)
+    internal static Tensor PruneBitmap(Tensor tensor, int kept, SparsityPattern pattern, Tensor? importance = null)
     {
-        NativeFormat format = Format(tensor, nameof(tensor), keep, pattern);
+        NativeFormat format = Format(tensor, nameof(tensor), kept, pattern);
         CheckImportance(tensor, importance, pattern);
         long[] shape = tensor.shape;
         long words = Words(shape[3]);
@@ -58,9 +66,9 @@ public static unsafe partial class MustafarOps
     /// <inheritdoc cref="PruneMask" path="/exception"/>
     /// <returns>A dense tensor of the same type and shape.</returns>
     public static Tensor Prune(
-        Tensor tensor, int keep, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
+        Tensor tensor, int kept, SparsityPattern pattern = SparsityPattern.Unstructured, Tensor? importance = null)
     {
-        using Tensor mask = PruneMask(tensor, keep, pattern, importance);
+        using Tensor mask = PruneMask(tensor, kept, pattern, importance);
         using Tensor zero = zeros(1, dtype: tensor.dtype, device: tensor.device);
         return where(mask, tensor, zero);
     }
@@ -180,15 +188,15 @@ public static unsafe partial class MustafarOps
         return output.MoveToOuterDisposeScope();
     }
 
-    /// <summary>The format of a tensor to be compressed. Checks the tensor, and keep unless it is null (a mask selects).</summary>
+    /// <summary>The format of a tensor to be compressed. Checks the tensor, and the kept channels unless null (a mask selects).</summary>
     internal static NativeFormat Format(
-        Tensor tensor, string name, int? keep, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16)
+        Tensor tensor, string name, int? kept, SparsityPattern pattern = SparsityPattern.Unstructured, int bits = 16)
     {
         TensorAccess.Validate(tensor, name);
         long headDim = tensor.shape[3];
-        if (keep is int channels && (channels < 1 || channels > headDim))
+        if (kept is int channels && (channels < 1 || channels > headDim))
         {
-            throw new ArgumentOutOfRangeException(nameof(keep), channels, $"Expected 1 to {headDim} channels, the head_dim of {name}.");
+            throw new ArgumentOutOfRangeException(nameof(kept), channels, $"Expected 1 to {headDim} channels, the head_dim of {name}.");
         }
 
         if (!Enum.IsDefined(pattern))
@@ -196,10 +204,10 @@ public static unsafe partial class MustafarOps
             throw new ArgumentOutOfRangeException(nameof(pattern), pattern, "Expected a SparsityPattern.");
         }
 
-        if (pattern == SparsityPattern.All && keep != headDim)
+        if (pattern == SparsityPattern.All && kept != headDim)
         {
             throw new ArgumentOutOfRangeException(
-                nameof(keep), keep, $"Expected {headDim} channels, the head_dim of {name}, since the pattern keeps all.");
+                nameof(kept), kept, $"Expected {headDim} channels, the head_dim of {name}, since the pattern keeps all.");
         }
 
         return new NativeFormat
@@ -208,8 +216,8 @@ public static unsafe partial class MustafarOps
             DType = (int)TensorAccess.DTypeOf(tensor.dtype),
             ValueFormat = (int)TensorAccess.ValueFormatOf(bits),
             Pattern = (int)pattern,
-            Layout = (int)(keep is null ? Layout.Offsets : Layout.Fixed),
-            Keep = keep ?? 0,
+            Layout = (int)(kept is null ? Layout.Offsets : Layout.Fixed),
+            Keep = kept ?? 0,
         };
     }
 

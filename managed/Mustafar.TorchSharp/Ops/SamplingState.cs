@@ -9,6 +9,14 @@ namespace Mustafar;
 /// ones they were, and which are in its prompt.
 /// </summary>
 /// <remarks>All of it is in tensors on the device that stay in place, so calls can be captured into a CUDA graph.</remarks>
+/// <example>
+/// <code>
+/// using SamplingState state = new(batch: 2, vocabSize, logits.device);
+/// state.Restart(0, new SamplingParameters { Temperature = 0.7, TopP = 0.9, Seed = 1 }, promptIds);
+/// state.Restart(1, SamplingParameters.Greedy, promptIds);
+/// Tensor ids = MustafarOps.Sample(logits, state); // Int64 [2]
+/// </code>
+/// </example>
 public sealed unsafe class SamplingState : IDisposable
 {
     /// <summary>Makes the state of sequences that sample with the default parameters and have not drawn yet.</summary>

@@ -21,7 +21,7 @@ public static partial class MustafarCacheFile
     /// <example>
     /// <code>
     /// string fingerprint = MustafarCacheFile.FingerprintOf(model);
-    /// MustafarCacheFile.Save("chat.safetensors", layers, fingerprint);
+    /// MustafarCacheFile.Save(path, layers, fingerprint);
     /// </code>
     /// </example>
     public static string FingerprintOf(nn.Module model)

@@ -12,6 +12,14 @@ namespace Mustafar;
 /// members throw an <see cref="InvalidOperationException"/> on other threads. An <see cref="IProgress{T}"/> receives the completed share, 0
 /// to 1, in steps of a hundredth. A cancelled call leaves the file, or the caches, unchanged.
 /// </remarks>
+/// <example>
+/// <code>
+/// MustafarCacheFile.Save(path, layers, fingerprint: "my model, version 1");
+///
+/// // Later: empty caches of the same options and shape, one for each layer.
+/// MustafarCacheFile.Load(path, restored, fingerprint: "my model, version 1");
+/// </code>
+/// </example>
 public static partial class MustafarCacheFile
 {
     /// <summary>Writes caches to a file.</summary>

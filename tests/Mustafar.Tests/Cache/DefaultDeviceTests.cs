@@ -9,6 +9,8 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 public sealed class DefaultDeviceTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = KvHeads, HeadDim = HeadDim };
+
     // On it no tensor has memory, so nothing that is made there by mistake can give a result.
     private const string Elsewhere = "meta";
 
@@ -31,8 +33,8 @@ public sealed class DefaultDeviceTests(string device)
         {
             MustafarOptions options = new() { LocalWindow = 32, GroupSize = 32, SinkTokens = sinks, SlidingWindow = window };
             using KeyValueCache cache = compressed
-                ? new MustafarCache(2, KvHeads, HeadDim, ScalarType.Float16, new Device(device), options)
-                : new DenseCache(2, KvHeads, HeadDim, ScalarType.Float16, new Device(device), slidingWindow: window);
+                ? new MustafarCache(2, s_shape, ScalarType.Float16, new Device(device), options)
+                : new DenseCache(2, s_shape, ScalarType.Float16, new Device(device), slidingWindow: window);
             using Generator random = new(5, CPU);
             List<Tensor> outputs = [];
             foreach (int tokens in (int[])[100, 1, 20, 3])
@@ -73,7 +75,7 @@ public sealed class DefaultDeviceTests(string device)
         }
 
         MustafarCache Make() => new(
-            1, KvHeads, HeadDim, ScalarType.Float16, new Device(device), new MustafarOptions { LocalWindow = 32, GroupSize = 32, SinkTokens = sinks })
+            1, s_shape, ScalarType.Float16, new Device(device), new MustafarOptions { LocalWindow = 32, GroupSize = 32, SinkTokens = sinks })
         {
             ConvertsPages = convert,
         };

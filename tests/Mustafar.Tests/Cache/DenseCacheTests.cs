@@ -6,6 +6,7 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 public sealed class DenseCacheTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = HeadDim };
     private readonly Device _device = new(device);
 
     private const int HeadDim = 16;
@@ -26,7 +27,7 @@ public sealed class DenseCacheTests(string device)
         using DisposeScope scope = NewDisposeScope();
         Random random = new(seed);
         manual_seed(seed);
-        using DenseCache cache = new(batch, kvHeads, HeadDim, ScalarType.Float32, _device);
+        using DenseCache cache = new(batch, new() { NumKvHeads = kvHeads, HeadDim = HeadDim }, ScalarType.Float32, _device);
         Tensor[] keys = [.. Enumerable.Range(0, batch).Select(_ => zeros(kvHeads, 0, HeadDim, device: _device))];
         Tensor[] values = [.. Enumerable.Range(0, batch).Select(_ => zeros(kvHeads, 0, HeadDim, device: _device))];
         double? scale = random.Next(2) == 0 ? null : 0.4;
@@ -64,8 +65,8 @@ public sealed class DenseCacheTests(string device)
     {
         using DisposeScope scope = NewDisposeScope();
         manual_seed(1);
-        using DenseCache cache = new(2, 2, HeadDim, dtype, _device);
-        using DenseCache exact = new(2, 2, HeadDim, ScalarType.Float32, _device);
+        using DenseCache cache = new(2, s_shape, dtype, _device);
+        using DenseCache exact = new(2, s_shape, ScalarType.Float32, _device);
         foreach (int tokens in new[] { 37, 1, 5 })
         {
             Tensor query = randn(2, 4, tokens, HeadDim, device: _device).to(dtype);
@@ -86,7 +87,7 @@ public sealed class DenseCacheTests(string device)
         Tensor query = randn(2, 2, 40, HeadDim, device: _device);
         Tensor key = randn(2, 2, 40, HeadDim, device: _device);
         Tensor value = randn(2, 2, 40, HeadDim, device: _device);
-        using DenseCache cache = new(2, 2, HeadDim, ScalarType.Float32, _device, capacity: 3);
+        using DenseCache cache = new(2, s_shape, ScalarType.Float32, _device, capacity: 3);
         Tensor expected = cache.Forward(query, key, value, counts: [40, 12]);
         cache.Truncate(20);
         Assert.That(cache.Lengths, Is.EqualTo(new[] { 20, 12 }));
@@ -104,7 +105,7 @@ public sealed class DenseCacheTests(string device)
     public void ForgottenNaNsStayForgotten()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(2, 1, HeadDim, ScalarType.Float32, _device);
+        using DenseCache cache = new(2, new() { NumKvHeads = 1, HeadDim = HeadDim }, ScalarType.Float32, _device);
         Tensor nan = full(new long[] { 2, 1, 8, HeadDim }, float.NaN, device: _device);
         cache.Forward(ones(2, 1, 8, HeadDim, device: _device), nan, nan);
         cache.Clear();
@@ -117,7 +118,7 @@ public sealed class DenseCacheTests(string device)
     public void WorksInAndOutOfInferenceMode()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32, _device);
+        using DenseCache cache = new(1, new() { NumKvHeads = 1, HeadDim = HeadDim }, ScalarType.Float32, _device);
         Tensor token = ones(1, 1, 1, HeadDim, device: _device);
         using (inference_mode())
         {
@@ -136,7 +137,7 @@ public sealed class DenseCacheTests(string device)
     public void MemoryCountsReserveAndTokens()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(2, 3, HeadDim, ScalarType.BFloat16, _device);
+        using DenseCache cache = new(2, new() { NumKvHeads = 3, HeadDim = HeadDim }, ScalarType.BFloat16, _device);
         Assert.That(cache.Memory, Is.EqualTo(default(KeyValueCacheMemory)));
         Tensor token = ones(2, 3, 10, HeadDim, dtype: ScalarType.BFloat16, device: _device);
         cache.Forward(token, token, token, counts: [10, 4]);
@@ -153,7 +154,7 @@ public sealed class DenseCacheTests(string device)
     [Test]
     public void ForwardLeavesNoTensorsBehind()
     {
-        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32, _device, capacity: 64);
+        using DenseCache cache = new(1, new() { NumKvHeads = 1, HeadDim = HeadDim }, ScalarType.Float32, _device, capacity: 64);
         using Tensor token = ones(1, 2, 1, HeadDim, device: _device);
         using Tensor key = ones(1, 1, 1, HeadDim, device: _device);
         cache.Forward(token, key, key).Dispose();
@@ -171,7 +172,7 @@ public sealed class DenseCacheTests(string device)
     public void TwoThreadsAtOnceEitherBothFinishOrOneIsRefused()
     {
         using DisposeScope scope = NewDisposeScope();
-        using DenseCache cache = new(1, 2, HeadDim, ScalarType.Float32);
+        using DenseCache cache = new(1, s_shape, ScalarType.Float32);
         Tensor x = randn(1, 2, 50, HeadDim);
         int forwards = 0;
         Parallel.For(0, 200, new ParallelOptions { MaxDegreeOfParallelism = 4 }, i =>
@@ -199,7 +200,7 @@ public sealed class DenseCacheTests(string device)
     public void RefusesBadInputAndStaysUsable()
     {
         using DisposeScope scope = NewDisposeScope();
-        DenseCache cache = new(2, 2, HeadDim, ScalarType.Float32, _device);
+        DenseCache cache = new(2, s_shape, ScalarType.Float32, _device);
         Tensor query = ones(2, 4, 3, HeadDim, device: _device);
         Tensor kv = ones(2, 2, 3, HeadDim, device: _device);
         using (Assert.EnterMultipleScope())
@@ -221,8 +222,8 @@ public sealed class DenseCacheTests(string device)
             Refuses(() => cache.Forward(query, kv, kv, counts: [-1, 1]), "counts", "Sequence 0");
             Refuses(() => cache.Truncate(1), "length", "0 to 0");
             Assert.That(cache.Lengths, Is.EqualTo(new[] { 0, 0 }));
-            Assert.That(() => new DenseCache(0, 1, 1, ScalarType.Float32), Throws.TypeOf<ArgumentOutOfRangeException>());
-            Assert.That(() => new DenseCache(1, 1, 1, ScalarType.Float64), Throws.ArgumentException.With.Message.Contains("Float64"));
+            Assert.That(() => new DenseCache(0, new() { NumKvHeads = 1, HeadDim = 1 }, ScalarType.Float32), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new DenseCache(1, new() { NumKvHeads = 1, HeadDim = 1 }, ScalarType.Float64), Throws.ArgumentException.With.Message.Contains("Float64"));
         }
 
         cache.Forward(query, kv, kv);

@@ -7,6 +7,8 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class ForkTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
+
     [TestCase(null)]
     [TestCase(40)]
     public void A_fork_goes_on_as_its_parents_would(int? window)
@@ -38,7 +40,7 @@ internal sealed class ForkTests(string device)
         Compare.Same(orphan.Forward(two, two, two), untouched.Forward(two, two, two), "a fork whose parent is gone");
         orphan.Dispose();
 
-        MustafarCache New(int batch) => new(batch, 1, 64, ScalarType.Float32, new Device(device), options);
+        MustafarCache New(int batch) => new(batch, s_shape, ScalarType.Float32, new Device(device), options);
         Tensor Of(Tensor tensor) => stack([.. parents.Select(parent => tensor[parent])]);
     }
 
@@ -46,8 +48,8 @@ internal sealed class ForkTests(string device)
     public void A_fork_of_a_dense_cache_goes_on_as_its_parents_would()
     {
         using var scope = NewDisposeScope();
-        using DenseCache cache = new(2, 1, 64, ScalarType.Float32, new Device(device));
-        using DenseCache expected = new(3, 1, 64, ScalarType.Float32, new Device(device));
+        using DenseCache cache = new(2, s_shape, ScalarType.Float32, new Device(device));
+        using DenseCache expected = new(3, s_shape, ScalarType.Float32, new Device(device));
         using (KeyValueCache empty = cache.Fork([1]))
         {
             Assert.That(empty.Length, Is.Zero);
@@ -68,7 +70,7 @@ internal sealed class ForkTests(string device)
     {
         using var scope = NewDisposeScope();
         Tensor x = Random(1, 3000);
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device));
         cache.Append(x, x);
         long alone = cache.Memory.CompressedBytes;
         long tensors = Tensor.TotalCount;
@@ -93,7 +95,7 @@ internal sealed class ForkTests(string device)
         const int Rounds = 20;
         using var scope = NewDisposeScope();
         Tensor x = Random(1, 3000);
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device));
         cache.Append(x, x);
         long alone = cache.Memory.CompressedBytes;
         for (int i = 0; i < Rounds; i++)
@@ -126,7 +128,7 @@ internal sealed class ForkTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(2);
         (Tensor prompt, Tensor next) = (Random(1, 500), Random(1, 70));
-        using MustafarCache expected = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache expected = new(1, s_shape, ScalarType.Float32, new Device(device));
         expected.Append(prompt, prompt);
         using MustafarCache fork = ForkOfDropped();
         for (int i = 0; i < 5; i++)
@@ -139,7 +141,7 @@ internal sealed class ForkTests(string device)
         [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
         MustafarCache ForkOfDropped()
         {
-            MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+            MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device));
             cache.Append(prompt, prompt);
             return cache.Fork([0]);
         }
@@ -148,7 +150,7 @@ internal sealed class ForkTests(string device)
     [Test]
     public void Parents_that_are_none_are_named()
     {
-        MustafarCache cache = new(2, 1, 64, ScalarType.Float32, new Device(device));
+        MustafarCache cache = new(2, s_shape, ScalarType.Float32, new Device(device));
         Assert.That(() => cache.Fork([]), Throws.ArgumentException.With.Property("ParamName").EqualTo("parents"));
         Assert.That(() => cache.Fork([2]), Throws.TypeOf<ArgumentOutOfRangeException>().With.Message.Contains("0 to 1"));
         cache.Dispose();

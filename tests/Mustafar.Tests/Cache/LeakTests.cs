@@ -8,12 +8,13 @@ namespace Mustafar.Tests.Cache;
 [Explicit("Minutes on a busy machine; MustafarCacheTests has a short run.")]
 internal sealed partial class LeakTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
     private static readonly MustafarOptions Options = new() { GroupSize = 32, LocalWindow = 0, SinkTokens = 2 };
 
     [Test]
     public void Steps_leave_memory_flat()
     {
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, options: Options);
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, options: Options);
         using Tensor token = randn(1, 1, 1, 64);
         StaysFlat(100_000, () =>
         {
@@ -33,7 +34,7 @@ internal sealed partial class LeakTests
         using Tensor prompt = randn(1, 1, 100, 64);
         StaysFlat(1_000, () =>
         {
-            using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, options: Options);
+            using MustafarCache cache = new(1, s_shape, ScalarType.Float32, options: Options);
             cache.Append(prompt, prompt);
             using MustafarCache fork = cache.Fork([0, 0]);
             cache.Truncate(40);

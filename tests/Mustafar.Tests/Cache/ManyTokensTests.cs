@@ -74,7 +74,7 @@ internal sealed class ManyTokensTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(3);
         MustafarOptions options = new() { LocalWindow = 16, GroupSize = 32 };
-        using MustafarCache cache = new(2, 2, 64, dtype, new Device(device), options);
+        using MustafarCache cache = new(2, new() { NumKvHeads = 2, HeadDim = 64 }, dtype, new Device(device), options);
         ReferenceCache reference = new(2, options, 64);
         (Tensor keys, Tensor values) = (Random(dtype, 2, 2, 250, 64), Random(dtype, 2, 2, 250, 64));
         int[] lengths = [250, 90];
@@ -95,7 +95,7 @@ internal sealed class ManyTokensTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(headDim + group);
         int batch = pasts.Length, most = pasts.Max();
-        using MustafarCache cache = new(batch, numKvHeads, headDim, dtype, new Device(device), options);
+        using MustafarCache cache = new(batch, new() { NumKvHeads = numKvHeads, HeadDim = headDim }, dtype, new Device(device), options);
         ReferenceCache reference = new(batch, options, headDim);
         if (most > 0)
         {

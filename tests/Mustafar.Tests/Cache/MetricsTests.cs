@@ -7,6 +7,8 @@ namespace Mustafar.Tests.Cache;
 [NonParallelizable]
 internal sealed class MetricsTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
+
     [Test]
     public void Bytes_are_those_of_all_caches_that_are_not_disposed()
     {
@@ -14,10 +16,10 @@ internal sealed class MetricsTests
         (long reserved, long used) = Measured("compressed");
         (long denseReserved, long denseUsed) = Measured("dense");
         KeyValueCacheMemory memory;
-        using (MustafarCache cache = new(1, 2, 64, ScalarType.Float32))
-        using (MustafarModelCache model = new(2, 2, 64, ScalarType.Float32))
-        using (DenseCache dense = new(1, 2, 64, ScalarType.Float32))
-        using (DenseModelCache denseModel = new(2, 2, 64, ScalarType.Float32))
+        using (MustafarCache cache = new(1, s_shape, ScalarType.Float32))
+        using (MustafarModelCache model = new(2, s_shape, ScalarType.Float32))
+        using (DenseCache dense = new(1, s_shape, ScalarType.Float32))
+        using (DenseModelCache denseModel = new(2, s_shape, ScalarType.Float32))
         {
             Tensor tokens = randn(1, 2, 200, 64);
             cache.Append(tokens, tokens);
@@ -40,7 +42,7 @@ internal sealed class MetricsTests
         using MeterListener listener = Listener();
         listener.SetMeasurementEventCallback<long>((instrument, value, _, _) => sum += instrument.IsObservable ? 0 : value);
         listener.Start();
-        using MustafarModelCache cache = new(3, 2, 64, ScalarType.Float32);
+        using MustafarModelCache cache = new(3, s_shape, ScalarType.Float32);
         int[] sequences = [cache.AddSequence(), cache.AddSequence()];
         foreach (bool commit in new[] { true, false, true })
         {

@@ -6,11 +6,13 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class MustafarCacheTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
+
     [Test]
     public void Attending_an_empty_cache_gives_zeros()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
         Assert.That(Values.Of(cache.Attend(randn(2, 4, 3, 64, device: device))), Is.All.Zero);
     }
 
@@ -18,7 +20,7 @@ internal sealed class MustafarCacheTests(string device)
     public void At_70_percent_a_cache_takes_at_most_40_percent_of_dense()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 8, 128, ScalarType.Float16, new Device(device));
+        using MustafarCache cache = new(1, new() { NumKvHeads = 8, HeadDim = 128 }, ScalarType.Float16, new Device(device));
         Tensor x = randn(1, 8, 4096, 128, dtype: ScalarType.Float16, device: device);
         cache.Append(x, x);
         TestContext.Out.WriteLine(cache.Memory);
@@ -30,7 +32,7 @@ internal sealed class MustafarCacheTests(string device)
     public void Compressed_tokens_stay_where_they_are()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device));
         Tensor x = randn(1, 1, 640, 64, device: device); // 9 pages: long enough for slabs of several
         cache.Append(x, x);
         nint[] before = cache.PageAddresses(0);
@@ -49,7 +51,7 @@ internal sealed class MustafarCacheTests(string device)
     public void Pages_are_used_again_after_Clear()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
         Tensor x = randn(2, 2, 300, 64, device: device);
         cache.Append(x, x);
         long bytes = cache.Memory.CompressedBytes;
@@ -71,7 +73,7 @@ internal sealed class MustafarCacheTests(string device)
         MustafarCache cache;
         using (inference_mode())
         {
-            cache = new MustafarCache(1, 1, 64, ScalarType.Float32, new Device(device));
+            cache = new MustafarCache(1, s_shape, ScalarType.Float32, new Device(device));
             cache.Append(x, x);
         }
 
@@ -86,7 +88,7 @@ internal sealed class MustafarCacheTests(string device)
     public void Bad_input_is_named_and_leaves_the_cache_as_it_was()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
         Tensor x = randn(2, 2, 150, 64, device: device);
         Tensor q = randn(2, 4, 1, 64, device: device);
         cache.Append(x, x);
@@ -127,11 +129,12 @@ internal sealed class MustafarCacheTests(string device)
         Device where = new(device);
         Assert.Multiple(() =>
         {
-            Assert.That(() => new MustafarCache(0, 1, 64, ScalarType.Float32, where), Throws.TypeOf<ArgumentOutOfRangeException>());
-            Assert.That(() => new MustafarCache(1, 0, 64, ScalarType.Float32, where), Throws.TypeOf<ArgumentOutOfRangeException>());
-            Assert.That(() => new MustafarCache(1, 1, 72, ScalarType.Float32, where), Throws.TypeOf<NotSupportedException>().With.Message.Contains("72"));
-            Assert.That(() => new MustafarCache(1, 1, 64, ScalarType.Int32, where), Throws.ArgumentException.With.Message.Contains("Int32"));
-            Assert.That(() => new MustafarCache(1, 1, 64, ScalarType.Float32, new Device("meta")), Throws.TypeOf<NotSupportedException>().With.Message.Contains("meta"));
+            Assert.That(() => new MustafarCache(0, s_shape, ScalarType.Float32, where), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(() => new MustafarCache(1, null!, ScalarType.Float32, where), Throws.ArgumentNullException.With.Property("ParamName").EqualTo("shape"));
+            Assert.That(
+                () => new MustafarCache(1, s_shape with { HeadDim = 72 }, ScalarType.Float32, where), Throws.TypeOf<NotSupportedException>().With.Message.Contains("72"));
+            Assert.That(() => new MustafarCache(1, s_shape, ScalarType.Int32, where), Throws.ArgumentException.With.Message.Contains("Int32"));
+            Assert.That(() => new MustafarCache(1, s_shape, ScalarType.Float32, new Device("meta")), Throws.TypeOf<NotSupportedException>().With.Message.Contains("meta"));
         });
     }
 
@@ -139,7 +142,7 @@ internal sealed class MustafarCacheTests(string device)
     public void After_Dispose_every_use_says_so()
     {
         using var scope = NewDisposeScope();
-        MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device));
         Tensor x = randn(1, 1, 3, 64, device: device);
         cache.Dispose();
         cache.Dispose();
@@ -158,7 +161,7 @@ internal sealed class MustafarCacheTests(string device)
     public void Two_threads_at_once_either_both_finish_or_one_is_refused()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
         Tensor x = randn(1, 2, 64, 64, device: device);
         int refused = 0;
         Parallel.For(0, 200, new ParallelOptions { MaxDegreeOfParallelism = 4 }, _ =>
@@ -185,8 +188,8 @@ internal sealed class MustafarCacheTests(string device)
         for (int round = 0; round < 10; round++)
         {
             KeyValueCache cache = dense
-                ? new DenseCache(2, 1, 64, ScalarType.Float32, new Device(device))
-                : new MustafarCache(2, 1, 64, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 2, SlidingWindow = 70 });
+                ? new DenseCache(2, s_shape, ScalarType.Float32, new Device(device))
+                : new MustafarCache(2, s_shape, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 2, SlidingWindow = 70 });
             using CountdownEvent started = new(2);
             Task steps = Task.Run(() => UntilDisposed(() =>
             {
@@ -233,7 +236,7 @@ internal sealed class MustafarCacheTests(string device)
     public void Shortening_is_checked_against_the_tokens_that_it_finds()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device));
         Tensor x = randn(1, 1, 64, 64, device: device);
         using CancellationTokenSource done = new();
         Task other = Task.Run(() =>
@@ -284,7 +287,7 @@ internal sealed class MustafarCacheTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(1);
         MustafarOptions options = new() { LocalWindow = 0, GroupSize = 32, SinkTokens = 2 };
-        using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device), options);
+        using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device), options);
         Tensor prompt = randn(1, 2, 200, 64, device: device);
         cache.Append(prompt, prompt);
         Tensor[] blocks = [.. Enumerable.Range(0, 4).Select(_ => randn(1, 2, 40, 64, device: device))];
@@ -337,7 +340,7 @@ internal sealed class MustafarCacheTests(string device)
 
         Tensor Decode(Tensor input)
         {
-            using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device));
+            using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
             using (Tensor prompt = input.narrow(2, 0, 200))
             {
                 cache.Forward(prompt, prompt, prompt).Dispose();
@@ -360,7 +363,7 @@ internal sealed class MustafarCacheTests(string device)
     {
         using var scope = NewDisposeScope();
         manual_seed(2);
-        using MustafarCache cache = new(2, 2, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
         ReferenceCache reference = new(2, cache.Options, 64);
         int threads = get_num_threads();
         try
@@ -399,7 +402,7 @@ internal sealed class MustafarCacheTests(string device)
             using Tensor x = randn(1, 1, 100, 64).to(device);
             for (int i = 0; i < count; i++)
             {
-                MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 4 });
+                MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 4 });
                 cache.Append(x, x);
                 cache.Fork([0]).Append(x, x);
             }
@@ -419,7 +422,7 @@ internal sealed class MustafarCacheTests(string device)
     public void Memory_of_the_process_stays_flat_over_many_steps()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, new Device(device));
+        using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device));
         Tensor x = randn(1, 2, 1, 64, device: device);
         void Steps(int count)
         {

@@ -3,6 +3,8 @@ namespace Mustafar.Tests.Cache;
 [TestFixture]
 internal sealed class MustafarOptionsTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
+
     [TestCase(0.0, 128, 1, 128)]
     [TestCase(0.5, 128, 1, 64)]
     [TestCase(0.7, 128, 1, 39)]
@@ -15,7 +17,7 @@ internal sealed class MustafarOptionsTests
     [TestCase(0.1, 80, 64, 80)]
     public void Kept_channels(double sparsity, int headDim, int multiple, int expected)
     {
-        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = multiple };
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeptMultiple = multiple };
         Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
         Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
     }
@@ -28,7 +30,7 @@ internal sealed class MustafarOptionsTests
     [TestCase(0.95, 256, 80)]
     public void Kept_channels_of_balanced_patterns(double sparsity, int headDim, int expected)
     {
-        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeepMultiple = 7, BalancedKeys = true, BalancedValues = true };
+        MustafarOptions options = new() { KeySparsity = sparsity, ValueSparsity = sparsity, KeptMultiple = 7, BalancedKeys = true, BalancedValues = true };
         Assert.That(options.KeysKept(headDim), Is.EqualTo(expected));
         Assert.That(options.ValuesKept(headDim), Is.EqualTo(expected));
     }
@@ -37,7 +39,7 @@ internal sealed class MustafarOptionsTests
     [Test]
     public void Nothing_is_pruned_without_sparsity()
     {
-        MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, KeepMultiple = 7, BalancedKeys = true };
+        MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, KeptMultiple = 7, BalancedKeys = true };
         Assert.That((options.KeysKept(80), options.ValuesKept(128)), Is.EqualTo((80, 128)));
     }
 
@@ -56,7 +58,7 @@ internal sealed class MustafarOptionsTests
     {
         MustafarOptions options = new() { KeyChannelScales = true };
         Assert.That(
-            () => new MustafarCache(1, 1, 64, TorchSharp.torch.ScalarType.Float32, options: options),
+            () => new MustafarCache(1, s_shape, TorchSharp.torch.ScalarType.Float32, options: options),
             Throws.ArgumentException.With.Property("ParamName").EqualTo("KeyChannelScales").And.Message.Contains("KeyBits of 8 or 4"));
     }
 
@@ -66,13 +68,13 @@ internal sealed class MustafarOptionsTests
     {
         MustafarOptions options = new() { KeyRotation = true, KeyBits = bits, KeySparsity = sparsity };
         Assert.That(
-            () => new MustafarCache(1, 1, 64, TorchSharp.torch.ScalarType.Float32, options: options),
+            () => new MustafarCache(1, s_shape, TorchSharp.torch.ScalarType.Float32, options: options),
             Throws.ArgumentException.With.Property("ParamName").EqualTo("KeyRotation").And.Message.Contains(expected));
     }
 
     [Test]
     public void A_rotation_needs_a_head_dim_that_is_a_power_of_two() => Assert.That(
-        () => new MustafarCache(1, 1, 96, TorchSharp.torch.ScalarType.Float32, options: MustafarPresets.FourBits with { KeyRotation = true }),
+        () => new MustafarCache(1, new() { NumKvHeads = 1, HeadDim = 96 }, TorchSharp.torch.ScalarType.Float32, options: MustafarPresets.FourBits with { KeyRotation = true }),
         Throws.TypeOf<NotSupportedException>().With.Message.Contains("head_dim of 64, 128 or 256, but got 96"));
 
     /// <summary>What the documentation of the presets says of their bytes.</summary>
@@ -84,7 +86,7 @@ internal sealed class MustafarOptionsTests
             (MustafarPresets.EightBits, 50.8), (MustafarPresets.FourBits, 25.8), (MustafarPresets.HalfInFourBits, 19.5),
             (MustafarPresets.TwoOfFourInFourBits, 19.5), (MustafarPresets.Default, 37.5),
         ];
-        CacheShape shape = CacheShape.Checked(1, 128, TorchSharp.torch.ScalarType.Float16, TorchSharp.torch.CPU);
+        CacheShape shape = CacheShape.Checked(s_shape with { HeadDim = 128 }, TorchSharp.torch.ScalarType.Float16, TorchSharp.torch.CPU);
         foreach ((MustafarOptions options, double percent) in presets)
         {
             LayerFormat format = new(shape, options);
@@ -99,9 +101,9 @@ internal sealed class MustafarOptionsTests
         MustafarOptions options = new() { KeySparsity = 0.4, BalancedKeys = true, BalancedValues = true };
         Assert.Multiple(() =>
         {
-            Assert.That(() => options.KeysKept(128), Throws.TypeOf<NotSupportedException>().With.Message.Contains("KeysKept would be 77 of 128"));
+            Assert.That(() => options.KeysKept(128), Throws.TypeOf<NotSupportedException>().With.Message.Contains("KeySparsity of 0.4 keeps 77 of 128"));
             Assert.That(() => options.ValuesKept(80), Throws.TypeOf<NotSupportedException>().With.Message.Contains("80"));
-            Assert.That(() => new MustafarCache(1, 1, 128, TorchSharp.torch.ScalarType.Float32, options: options), Throws.TypeOf<NotSupportedException>());
+            Assert.That(() => new MustafarCache(1, new() { NumKvHeads = 1, HeadDim = 128 }, TorchSharp.torch.ScalarType.Float32, options: options), Throws.TypeOf<NotSupportedException>());
         });
     }
 
@@ -120,7 +122,7 @@ internal sealed class MustafarOptionsTests
             Refused(() => new MustafarOptions { GroupSize = (1 << 20) + 32 }, "GroupSize", "32 to 1048576");
             Refused(() => new MustafarOptions { GroupSize = 48 }, "GroupSize", "multiple of 32");
             Refused(() => new MustafarOptions { GroupSize = 0 }, "GroupSize", "0");
-            Refused(() => new MustafarOptions { KeepMultiple = 0 }, "KeepMultiple", "0");
+            Refused(() => new MustafarOptions { KeptMultiple = 0 }, "KeptMultiple", "0");
             Refused(() => new MustafarOptions { SlidingWindow = 0 }, "SlidingWindow", "0");
             Refused(() => new MustafarOptions { SinkTokens = -1 }, "SinkTokens", "-1");
             Assert.That(() => new MustafarOptions().KeysKept(0), Throws.TypeOf<ArgumentOutOfRangeException>());

@@ -12,6 +12,7 @@ internal sealed class NotFiniteTests(string device)
 {
     private const int Cases = 16;
     private const int HeadDim = 64;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = HeadDim };
 
     private static readonly float[] Specials = [float.NaN, float.PositiveInfinity, float.NegativeInfinity];
 
@@ -41,7 +42,7 @@ internal sealed class NotFiniteTests(string device)
                     SinkTokens = random.Next(3) == 0 ? 4 : 0,
                     SlidingWindow = random.Next(3) == 0 ? random.Next(50, 120) : null,
                 };
-                using MustafarCache cache = new(1, 2, HeadDim, dtype, new Device(device), options);
+                using MustafarCache cache = new(1, s_shape, dtype, new Device(device), options);
                 ReferenceCache reference = new(1, options, HeadDim);
                 Run(random, dtype, cache, (query, keys, values) => reference.Forward(query, keys, values, 0.125, [(int)keys.size(2)]),
                     $"{variant} seed {seed} {options}", options.SlidingWindow is null);
@@ -59,7 +60,7 @@ internal sealed class NotFiniteTests(string device)
         {
             Random random = new(seed);
             int? window = random.Next(3) == 0 ? random.Next(5, 120) : null;
-            using DenseCache cache = new(1, 2, HeadDim, dtype, slidingWindow: window);
+            using DenseCache cache = new(1, s_shape, dtype, slidingWindow: window);
             (Tensor? allKeys, Tensor? allValues) = (null, null);
             Run(random, dtype, cache, Forward, $"seed {seed}, window {window}");
 
@@ -78,7 +79,7 @@ internal sealed class NotFiniteTests(string device)
     {
         using var scope = NewDisposeScope();
         manual_seed(1);
-        using DenseCache cache = new(1, 1, HeadDim, ScalarType.Float32, new Device(device));
+        using DenseCache cache = new(1, new() { NumKvHeads = 1, HeadDim = HeadDim }, ScalarType.Float32, new Device(device));
         Tensor keys = randn(1, 1, 20, HeadDim, device: device), values = randn(1, 1, 20, HeadDim, device: device);
         Tensor query = randn(1, 1, 1, HeadDim, device: device), bad = full_like(query, float.NaN);
         cache.Forward(keys, keys, values, 0.125);

@@ -44,7 +44,7 @@ internal sealed class PageBoundaryTests(string device)
         string what = $"{options}, {count} tokens after {past}";
         using var scope = NewDisposeScope();
         manual_seed(random.Next());
-        using MustafarCache cache = new(2, 1, HeadDim, ScalarType.Float32, new Device(device), options);
+        using MustafarCache cache = new(2, new() { NumKvHeads = 1, HeadDim = HeadDim }, ScalarType.Float32, new Device(device), options);
         ReferenceCache reference = new(2, options, HeadDim);
         Tensor prompt = randn(2, 1, past, HeadDim), block = randn(2, 1, count, HeadDim);
         int[] pasts = [past, random.Next(past + 1)];

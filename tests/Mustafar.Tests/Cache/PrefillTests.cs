@@ -8,6 +8,7 @@ namespace Mustafar.Tests.Cache;
 internal sealed class PrefillTests(string device)
 {
     private const int HeadDim = 64;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = HeadDim };
     private static readonly double Scale = 1 / Math.Sqrt(HeadDim);
 
     /// <summary>What is stored depends on the tokens and not on how they came: the same bits.</summary>
@@ -21,13 +22,13 @@ internal sealed class PrefillTests(string device)
         MustafarOptions options = new() { LocalWindow = window, GroupSize = group };
         (Tensor keys, Tensor values) = (Random(2, 700, dtype), Random(2, 700, dtype));
         Tensor query = Random(4, 3, dtype);
-        using MustafarCache whole = new(2, 2, HeadDim, dtype, new Device(device), options);
+        using MustafarCache whole = new(2, s_shape, dtype, new Device(device), options);
         whole.Append(keys, values);
         Tensor expected = whole.Attend(query);
         Assert.That(whole.CompressedLengths, Is.All.EqualTo(ReferenceCache.Rule(700, options)).And.All.GreaterThan(0));
         foreach (int step in new[] { 1, 7, 31, 32, 33, 65, 256, 699 })
         {
-            using MustafarCache cache = new(2, 2, HeadDim, dtype, new Device(device), options);
+            using MustafarCache cache = new(2, s_shape, dtype, new Device(device), options);
             for (int first = 0; first < 700; first += step)
             {
                 int count = Math.Min(step, 700 - first);
@@ -137,7 +138,7 @@ internal sealed class PrefillTests(string device)
         Assert.That(cache.Memory.TotalBytes, Is.EqualTo(bytes));
     }
 
-    private MustafarCache New(MustafarOptions options) => new(2, 2, HeadDim, ScalarType.Float32, new Device(device), options);
+    private MustafarCache New(MustafarOptions options) => new(2, s_shape, ScalarType.Float32, new Device(device), options);
 
     private Tensor Random(int heads, int tokens, ScalarType dtype = ScalarType.Float32) =>
         randn(2, heads, tokens, HeadDim).to(dtype).to(device);

@@ -10,6 +10,7 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class RecoveryTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
     private static readonly MustafarOptions Options = new() { LocalWindow = 16, GroupSize = 32 };
 
     /// <summary>The library refuses the work itself, after all arguments were found good.</summary>
@@ -146,7 +147,7 @@ internal sealed class RecoveryTests(string device)
         const int Heads = 40, HeadDim = 256, Endless = int.MaxValue - 1000;
         using var scope = NewDisposeScope();
         MustafarOptions options = new() { KeySparsity = 0, ValueSparsity = 0, GroupSize = 512, LocalWindow = 0 };
-        using MustafarCache cache = new(2, Heads, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+        using MustafarCache cache = new(2, new() { NumKvHeads = Heads, HeadDim = HeadDim }, ScalarType.Float32, new torch.Device(device), options);
         Tensor x = randn(2, Heads, 3, HeadDim).to(device);
         cache.Append(x, x);
         Tensor endless = ones(1, 1, 1, HeadDim).to(device).expand(2, Heads, Endless, HeadDim);
@@ -155,7 +156,7 @@ internal sealed class RecoveryTests(string device)
         Assert.That(cache.Lengths, Is.All.EqualTo(3));
         Assert.That(cache.CompressedLengths, Is.All.Zero);
         Assert.That(cache.PageAddresses(0), Is.Empty);
-        using MustafarCache untouched = new(2, Heads, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+        using MustafarCache untouched = new(2, new() { NumKvHeads = Heads, HeadDim = HeadDim }, ScalarType.Float32, new torch.Device(device), options);
         untouched.Append(x, x);
         Compare.Same(cache.Attend(x), untouched.Attend(x), "what it holds");
     }
@@ -168,8 +169,8 @@ internal sealed class RecoveryTests(string device)
     {
         using var scope = NewDisposeScope();
         manual_seed(4);
-        using DenseCache cache = new(2, 2, 64, ScalarType.Float32, new torch.Device(device));
-        using DenseCache untouched = new(2, 2, 64, ScalarType.Float32, new torch.Device(device));
+        using DenseCache cache = new(2, s_shape, ScalarType.Float32, new torch.Device(device));
+        using DenseCache untouched = new(2, s_shape, ScalarType.Float32, new torch.Device(device));
         if (past > 0)
         {
             Tensor x = Random(2, past);
@@ -259,7 +260,7 @@ internal sealed class RecoveryTests(string device)
     }
 
     private MustafarCache New(int sinks = 0) =>
-        new(2, 2, 64, ScalarType.Float32, new torch.Device(device), Options with { SinkTokens = sinks });
+        new(2, s_shape, ScalarType.Float32, new torch.Device(device), Options with { SinkTokens = sinks });
 
     private Tensor Random(int heads, int tokens) => randn(2, heads, tokens, 64).to(device);
 }

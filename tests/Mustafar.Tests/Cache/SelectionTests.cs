@@ -10,6 +10,7 @@ namespace Mustafar.Tests.Cache;
 internal sealed class SelectionTests(string device)
 {
     private const int HeadDim = 64;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = HeadDim };
     private static readonly double Scale = 1 / Math.Sqrt(HeadDim);
 
     private static readonly MustafarOptions s_options = new()
@@ -100,8 +101,8 @@ internal sealed class SelectionTests(string device)
     public void A_step_that_is_undone_has_no_part_in_the_choice([ValueSource(nameof(Names))] string name)
     {
         MustafarOptions options = Options(name);
-        using MustafarModelCache cache = new(1, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options);
-        using MustafarModelCache other = new(1, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+        using MustafarModelCache cache = new(1, s_shape, ScalarType.Float32, new torch.Device(device), options);
+        using MustafarModelCache other = new(1, s_shape, ScalarType.Float32, new torch.Device(device), options);
         int sequence = cache.AddSequence();
         Assert.That(other.AddSequence(), Is.EqualTo(sequence));
         foreach (int tokens in (int[])[20, 11, 100, 1])
@@ -165,8 +166,8 @@ internal sealed class SelectionTests(string device)
     public void Queries_are_counted_and_of_as_many_heads_as_before()
     {
         MustafarOptions options = s_options with { ValueSelection = ValueSelection.OutputAware };
-        using MustafarModelCache cache = new(1, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options);
-        using MustafarModelCache plain = new(1, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options with { ValueSelection = ValueSelection.PerChannel });
+        using MustafarModelCache cache = new(1, new(2, HeadDim), ScalarType.Float32, new torch.Device(device), options);
+        using MustafarModelCache plain = new(1, new(2, HeadDim), ScalarType.Float32, new torch.Device(device), options with { ValueSelection = ValueSelection.PerChannel });
         int sequence = cache.AddSequence();
         Assert.That(plain.AddSequence(), Is.EqualTo(sequence));
         Step(150);
@@ -222,7 +223,7 @@ internal sealed class SelectionTests(string device)
         Assert.That(() => New(s_options with { KeySelection = KeySelection.Structured, BalancedKeys = true }, 1), Throws.ArgumentException.With.Message.Contains("KeySelection"));
         Assert.That(() => New(s_options with { ValueSelection = ValueSelection.PerChannel, BalancedValues = true }, 1), Throws.ArgumentException.With.Message.Contains("ValueSelection"));
         Assert.That(
-            () => New(s_options with { ValueSelection = ValueSelection.PerChannel, ValueSparsity = 0.99, KeepMultiple = 1 }, 1),
+            () => New(s_options with { ValueSelection = ValueSelection.PerChannel, ValueSparsity = 0.99, KeptMultiple = 1 }, 1),
             Throws.ArgumentException.With.Message.Contains("at least 2 of 64 channels"));
         Assert.That(
             () => New(s_options with { KeySelection = s_rewrittenKeys }, 1),
@@ -279,7 +280,7 @@ internal sealed class SelectionTests(string device)
 
     private static MustafarOptions Options(string name) => s_cases.Single(item => item.Name == name).Options;
 
-    private MustafarCache New(MustafarOptions options, int batch) => new(batch, 2, HeadDim, ScalarType.Float32, new torch.Device(device), options);
+    private MustafarCache New(MustafarOptions options, int batch) => new(batch, s_shape, ScalarType.Float32, new torch.Device(device), options);
 
     // Channels of different sizes, in keys and in queries others.
     private (Tensor Query, Tensor Keys, Tensor Values) Random(int batch, int tokens)

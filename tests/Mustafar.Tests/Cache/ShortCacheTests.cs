@@ -6,6 +6,7 @@ namespace Mustafar.Tests.Cache;
 /// <summary>Short caches take no more than their tokens would take dense in the same data type, and hold the same as others.</summary>
 internal sealed class ShortCacheTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
     private static readonly int[] s_lengths =
         [.. Enumerable.Range(64, 170), 256, 287, 288, 352, 415, 416, 543, 544, 545, 607, 608, 800, 1056, 1500, 2047, 2080, 3000, 4096];
 
@@ -16,7 +17,7 @@ internal sealed class ShortCacheTests
         using var scope = NewDisposeScope();
         using IDisposable mode = no_grad();
         ScalarType dtype = single ? ScalarType.Float32 : ScalarType.Float16;
-        using MustafarCache cache = new(batch, 1, headDim, dtype);
+        using MustafarCache cache = new(batch, new() { NumKvHeads = 1, HeadDim = headDim }, dtype);
         Tensor token = randn(batch, 1, 1, headDim).to(dtype);
         for (int length = 1; length <= 1200; length++)
         {
@@ -36,7 +37,7 @@ internal sealed class ShortCacheTests
         foreach (int length in s_lengths)
         {
             using var scope = NewDisposeScope();
-            using MustafarCache cache = new(batch, 2, headDim, dtype);
+            using MustafarCache cache = new(batch, new() { NumKvHeads = 2, HeadDim = headDim }, dtype);
             Tensor prompt = ones(batch, 2, length, headDim, dtype: dtype);
             cache.Append(prompt, prompt);
             AssertNoMoreThanDense(cache.Memory, length, length);
@@ -50,7 +51,7 @@ internal sealed class ShortCacheTests
         using var scope = NewDisposeScope();
         using IDisposable mode = no_grad();
         Random random = new(seed);
-        using MustafarModelCache cache = new(2, 1, headDim, ScalarType.Float16);
+        using MustafarModelCache cache = new(2, new() { NumKvHeads = 1, HeadDim = headDim }, ScalarType.Float16);
         for (int count = 1; count <= 8; count++)
         {
             int sequence = cache.AddSequence(), length = random.Next(128, 700);
@@ -76,8 +77,8 @@ internal sealed class ShortCacheTests
         Random random = new(seed);
         manual_seed(seed);
         MustafarOptions options = new() { SinkTokens = sinks };
-        using MustafarModelCache grows = new(2, 2, 64, ScalarType.Float32, options: options);
-        using MustafarModelCache whole = new(2, 2, 64, ScalarType.Float32, options: options, limits: new CacheLimits { BudgetTokens = 1 << 14 });
+        using MustafarModelCache grows = new(2, s_shape, ScalarType.Float32, options: options);
+        using MustafarModelCache whole = new(2, s_shape, ScalarType.Float32, options: options, limits: new CacheLimits { BudgetTokens = 1 << 14 });
         List<int> sequences = [grows.AddSequence(), grows.AddSequence()];
         Assert.That(new[] { whole.AddSequence(), whole.AddSequence() }, Is.EqualTo(sequences));
         for (int i = 0; i < 120; i++)

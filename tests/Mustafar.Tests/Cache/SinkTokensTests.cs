@@ -7,6 +7,7 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class SinkTokensTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
     private static readonly double Scale = 1 / Math.Sqrt(64);
 
     /// <summary>A prompt, single tokens, blocks for the decode kernel and for expansion, padded, with sinks that fill in different steps.</summary>
@@ -17,7 +18,7 @@ internal sealed class SinkTokensTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(sinks);
         MustafarOptions options = new() { LocalWindow = 16, GroupSize = 32, SinkTokens = sinks, SlidingWindow = window };
-        using MustafarCache cache = new(2, 2, 64, dtype, new Device(device), options);
+        using MustafarCache cache = new(2, s_shape, dtype, new Device(device), options);
         ReferenceCache reference = new(2, options, 64);
         double tolerance = dtype == ScalarType.Float32 ? 1e-5 : 2e-2;
         foreach (int[] counts in new int[][] { [3, 0], [1, 1], [0, 2], [5, 8], [90, 30], [1, 1], [4, 0], [7, 7], [20, 31], [0, 1] })
@@ -43,7 +44,7 @@ internal sealed class SinkTokensTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(1);
         MustafarOptions options = new() { SinkTokens = 3, SlidingWindow = 40 };
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device), options);
+        using MustafarCache cache = new(1, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float32, new Device(device), options);
         Tensor x = randn(1, 1, 700, 64).to(device);
         Compare.Close(cache.Forward(x, x, x)[0], ReferenceAttention.Attend(x[0], x[0], x[0], Scale, 40, 3), 1e-5, 1e-5, "prompt");
     }
@@ -53,7 +54,7 @@ internal sealed class SinkTokensTests(string device)
     public void A_sink_that_is_gone_leaves_nothing()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 1, 64, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 4 });
+        using MustafarCache cache = new(1, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = 4 });
         Tensor bad = full(1, 1, 6, 64, float.NaN).to(device);
         Tensor one = ones(1, 1, 1, 64).to(device);
         cache.Append(bad, bad);
@@ -73,6 +74,6 @@ internal sealed class SinkTokensTests(string device)
         with.Append(x, x);
         Assert.That(with.Memory.DenseBytes, Is.EqualTo(2 * 2 * 10 * 64 * sizeof(float)));
 
-        MustafarCache New(int sinks) => new(1, 2, 64, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = sinks });
+        MustafarCache New(int sinks) => new(1, s_shape, ScalarType.Float32, new Device(device), new MustafarOptions { SinkTokens = sinks });
     }
 }

@@ -8,6 +8,7 @@ namespace Mustafar.Tests.Cache;
 internal sealed class SlidingWindowTests(string device)
 {
     private const int HeadDim = 64;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = HeadDim };
     private static readonly double Scale = 1 / Math.Sqrt(HeadDim);
 
     /// <summary>The dense cache, in one piece and in steps.</summary>
@@ -56,7 +57,7 @@ internal sealed class SlidingWindowTests(string device)
             }
         }
 
-        DenseCache New() => new(2, 1, HeadDim, ScalarType.Float32, new Device(device), slidingWindow: window);
+        DenseCache New() => new(2, s_shape, ScalarType.Float32, new Device(device), slidingWindow: window);
     }
 
     /// <summary>An endless generation takes no more pages than the window, what waits for its group, and one group to go back by.</summary>
@@ -66,7 +67,7 @@ internal sealed class SlidingWindowTests(string device)
     {
         using var scope = NewDisposeScope();
         MustafarOptions options = new() { LocalWindow = 32, GroupSize = 32, SlidingWindow = 100 };
-        using MustafarCache cache = new(1, 1, HeadDim, ScalarType.Float32, new Device(device), options);
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device), options);
         Tensor token = Random(1, 1, step);
         long full = 0;
         for (int i = 0; i < 3000; i += step)
@@ -92,7 +93,7 @@ internal sealed class SlidingWindowTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(3);
         MustafarOptions options = new() { LocalWindow = 32, GroupSize = 512, SlidingWindow = 64 };
-        using MustafarCache cache = new(1, 2, HeadDim, ScalarType.Float32, new Device(device), options);
+        using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = HeadDim }, ScalarType.Float32, new Device(device), options);
         Tensor keys = Random(1, 2, 800);
         keys.narrow(2, 0, 640).fill_(float.NaN);
         cache.Append(keys, keys);
@@ -108,7 +109,7 @@ internal sealed class SlidingWindowTests(string device)
     {
         using var scope = NewDisposeScope();
         MustafarOptions options = new() { LocalWindow = 0, GroupSize = 32, SlidingWindow = 50 };
-        using MustafarCache cache = new(1, 1, HeadDim, ScalarType.Float32, new Device(device), options);
+        using MustafarCache cache = new(1, s_shape, ScalarType.Float32, new Device(device), options);
         Tensor x = Random(1, 1, 400);
         cache.Append(x, x);
         Tensor last = x.narrow(2, 399, 1);

@@ -7,6 +7,7 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class SpecialValuesTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
     private static readonly MustafarOptions Options = new() { LocalWindow = 20, GroupSize = 32, KeySparsity = 0.5, ValueSparsity = 0.5 };
 
     /// <summary>Memory that once held NaNs, in pages and in the window, is used again for shorter and other sequences.</summary>
@@ -139,7 +140,7 @@ internal sealed class SpecialValuesTests(string device)
     public void Keys_of_zeros_weigh_all_values_alike(ScalarType dtype)
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 1, 64, dtype, new Device(device), Options);
+        using MustafarCache cache = new(1, s_shape, dtype, new Device(device), Options);
         manual_seed(7);
         // Zero in both signs, and values that pruning leaves alone: half of the channels.
         Tensor keys = zeros(1, 1, 150, 64, dtype: dtype, device: device);
@@ -158,7 +159,7 @@ internal sealed class SpecialValuesTests(string device)
     public void Large_scores_choose_one_token(ScalarType dtype, double size)
     {
         using var scope = NewDisposeScope();
-        using MustafarCache cache = new(1, 1, 64, dtype, new Device(device), Options);
+        using MustafarCache cache = new(1, s_shape, dtype, new Device(device), Options);
         manual_seed(8);
         Tensor keys = zeros(1, 1, 150, 64, dtype: dtype, device: device);
         keys[0, 0, 40].fill_(size);
@@ -168,7 +169,7 @@ internal sealed class SpecialValuesTests(string device)
         Compare.Same(cache.Attend(query)[0, 0, 0], ReferencePruning.Prune(values, 32)[0, 0, 40], dtype.ToString());
     }
 
-    private MustafarCache New() => new(2, 2, 64, ScalarType.Float32, new Device(device), Options);
+    private MustafarCache New() => new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device), Options);
 
     private Tensor Random(int heads, int tokens) => randn(2, heads, tokens, 64).to(device);
 }

@@ -7,6 +7,7 @@ namespace Mustafar.Tests.Cache;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class StridesTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 3, HeadDim = 80 };
     private static readonly MustafarOptions Options = new() { LocalWindow = 16, GroupSize = 32 };
 
     private static readonly Dictionary<string, Func<Tensor, Tensor>> Views = new()
@@ -32,8 +33,8 @@ internal sealed class StridesTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(count);
         Func<Tensor, Tensor> view = Views[name];
-        using MustafarCache copies = new(2, 3, 80, dtype, new Device(device), Options);
-        using MustafarCache views = new(2, 3, 80, dtype, new Device(device), Options);
+        using MustafarCache copies = new(2, s_shape, dtype, new Device(device), Options);
+        using MustafarCache views = new(2, s_shape, dtype, new Device(device), Options);
         for (int i = 0; i < 3; i++)
         {
             Tensor query = randn(2, 6, count, 80).to(dtype).to(device);
@@ -113,5 +114,5 @@ internal sealed class StridesTests(string device)
         Assert.That(cache.Lengths, Is.All.EqualTo(200));
     }
 
-    private MustafarCache New() => new(2, 2, 64, ScalarType.Float32, new Device(device), Options);
+    private MustafarCache New() => new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, new Device(device), Options);
 }

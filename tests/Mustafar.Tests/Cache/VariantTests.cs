@@ -30,7 +30,7 @@ internal sealed class VariantTests(string device)
         double bound = (2 * Compare.RelativeError(Causal(query, storedKeys, storedValues), expected)) + 1e-6;
         TestDevices.ForEachVariant(device, variant =>
         {
-            using MustafarCache cache = new(1, 2, headDim, dtype, new Device(device), options);
+            using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = headDim }, dtype, new Device(device), options);
             cache.Append(keys, values);
             Assert.That(Compare.RelativeError(cache.Forward(query, newKeys, newValues), expected), Is.LessThanOrEqualTo(bound), variant);
         });
@@ -67,7 +67,7 @@ internal sealed class VariantTests(string device)
 
         void Written(string variant)
         {
-            using MustafarCache cache = new(2, 2, headDim, dtype, new Device(device));
+            using MustafarCache cache = new(2, new() { NumKvHeads = 2, HeadDim = headDim }, dtype, new Device(device));
             cache.Append(keys.narrow(2, 0, 300), values.narrow(2, 0, 300));
             for (int token = 300; token < 500; token++)
             {

@@ -68,7 +68,7 @@ public sealed class DamagedChatTests : DamageFixture
             Assert.That(saved.Tokens, Has.Count.EqualTo(3));
         }
 
-        static MustafarCache New() => new(1, 1, 64, ScalarType.Float32);
+        static MustafarCache New() => new(1, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float32);
     }
 
     private void Encode()

@@ -147,7 +147,7 @@ public sealed class DamagedFileTests : DamageFixture
         }
 
         static MustafarCache New() => new(
-            2, 1, 64, ScalarType.Float32, options: new MustafarOptions { LocalWindow = 0, GroupSize = 32, SinkTokens = 1, SlidingWindow = 60 });
+            2, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float32, options: new MustafarOptions { LocalWindow = 0, GroupSize = 32, SinkTokens = 1, SlidingWindow = 60 });
     }
 
     private static TinySentencePiece Pieces() => new("the quick brown fox jumps over the lazy dog the fox", merges: 12);

@@ -64,7 +64,7 @@ public sealed class SharedCacheTests(string device) : DefaultDeviceFixture(devic
             Tensor x = tokens.narrow(1, start, count);
             if (!alone.TryGetValue(layer.Index, out MustafarCache? cache))
             {
-                alone.Add(layer.Index, cache = new MustafarCache(2, 2, Subject.HeadDim, ScalarType.Float32, new Device(DeviceName), _pruned));
+                alone.Add(layer.Index, cache = new MustafarCache(2, new() { NumKvHeads = 2, HeadDim = Subject.HeadDim }, ScalarType.Float32, new Device(DeviceName), _pruned));
             }
 
             cache.Truncate(Math.Min(start, cache.Length));

@@ -178,7 +178,7 @@ public sealed class PerplexityTaskTests
         using ModelCache cache = pruning is null
             ? ModelCache.Dense(model)
             : LayerCaches.Of(Enumerable.Range(0, model.Config.NumLayers).Select(_ =>
-                new PrunedDenseCache(model.Config.NumKvHeads, model.Config.HeadDim, pruning)));
+                new PrunedDenseCache(model.Config.KeyValueShape, pruning)));
         Tensor ids = tensor(window.Select(id => (long)id).ToArray()).reshape(1, -1);
         List<Tensor> logits = [];
         int first = pruning is null ? window.Length : prefill;

@@ -1,7 +1,7 @@
 using Microsoft.Extensions.AI;
 using Mustafar.BindingGenerator;
 using Mustafar.Extensions.AI;
-using Mustafar.Tests.DropIn;
+using Mustafar.Tests.Documentation;
 
 namespace Mustafar.Tests.Llama;
 
@@ -60,11 +60,10 @@ internal sealed class ChatClientPipelineTests
     public async Task TheReadmesExampleRuns()
     {
         string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
-        string[] shown = [.. ReadmeTests.CodeOf(
-            File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ").Single(section => section.StartsWith("The example\n", StringComparison.Ordinal)))];
-        string source = File.ReadAllText(Path.Combine(root, "tests", "Mustafar.Tests", "Llama", "ChatClientPipelineTests.cs"));
+        string[] shown = [.. ShownCode.OfMarkdown(
+            ShownCode.Read("README.md").Split("\n## ").Single(section => section.StartsWith("The example\n", StringComparison.Ordinal)))];
         Assert.That(shown, Has.Length.GreaterThan(5));
-        Assert.That(shown, Is.SubsetOf(ReadmeTests.CodeOf(source, fenced: false)));
+        Assert.That(shown, Is.SubsetOf(ShownCode.OfTest("Llama", "ChatClientPipelineTests.cs")));
 
         using StringWriter written = new();
         (TextWriter console, string directory) = (Console.Out, Environment.CurrentDirectory);

@@ -148,7 +148,7 @@ internal sealed class ChatClientRequestTests
         LanguageModel language = LanguageModel.Load(_directory.Path);
         using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), SamplingParameters.Greedy, s_options, () => LayerCaches.Of(
             Enumerable.Range(0, 2).Select(_ => new WatchedCache(
-                new DenseCache(1, 1, 64, language.Model.DType),
+                new DenseCache(1, new() { NumKvHeads = 1, HeadDim = 64 }, language.Model.DType),
                 () =>
                 {
                     isInLayer.Set();

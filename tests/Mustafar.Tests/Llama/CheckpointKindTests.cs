@@ -101,7 +101,7 @@ public sealed class CheckpointKindTests
         for (int headDim = 2; headDim <= 320; headDim += 2)
         {
             Assert.That(Takes(headDim, () => Config(headDim).CheckCompressible(new MustafarOptions(), "config.json")), Is.EqualTo(Takes(
-                headDim, () => new MustafarCache(1, 1, headDim, TorchSharp.torch.ScalarType.Float32).Dispose())), $"{headDim}");
+                headDim, () => new MustafarCache(1, new() { NumKvHeads = 1, HeadDim = headDim }, TorchSharp.torch.ScalarType.Float32).Dispose())), $"{headDim}");
         }
 
         LlamaConfig Config(int headDim) => LlamaConfig.Load(_directory.File("config.json")) with { HeadDim = headDim };

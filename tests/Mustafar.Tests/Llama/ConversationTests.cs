@@ -113,7 +113,7 @@ public sealed class ConversationTests
     {
         CancellationTokenSource? source = null;
         KeyValueCache[] layers = [.. Enumerable.Range(0, _language.Model.Config.NumLayers).Select(layer => new WatchedCache(
-            new DenseCache(1, _language.Model.Config.NumKvHeads, _language.Model.Config.HeadDim, _language.Model.DType),
+            new DenseCache(1, _language.Model.Config.KeyValueShape, _language.Model.DType),
             () =>
             {
                 if (layer == 3)

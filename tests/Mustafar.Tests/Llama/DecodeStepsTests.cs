@@ -156,9 +156,9 @@ internal sealed class DecodeStepsTests(string device)
         CacheLimits limits = limited ? new CacheLimits { MaxSequences = 8, MaxLength = 700 } : new CacheLimits();
         return compressed
             ? new MustafarModelCache(
-                config.NumLayers, config.NumKvHeads, config.HeadDim, model.DType, model.Device, s_options with { SinkTokens = sinks },
+                config.NumLayers, config.KeyValueShape, model.DType, model.Device, s_options with { SinkTokens = sinks },
                 limited ? limits with { BudgetTokens = 8 * 704 } : limits)
-            : new DenseModelCache(config.NumLayers, config.NumKvHeads, config.HeadDim, model.DType, model.Device, limits: limits);
+            : new DenseModelCache(config.NumLayers, config.KeyValueShape, model.DType, model.Device, limits: limits);
     }
 
     private static void Change(

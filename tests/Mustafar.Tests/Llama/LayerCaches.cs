@@ -13,7 +13,7 @@ internal sealed class LayerCaches : ModelKeyValueCache
 
     private LayerCaches(KeyValueCache[] layers)
         : base(
-            CacheShape.Checked(layers[0].NumKvHeads, layers[0].HeadDim, layers[0].DType, layers[0].Device),
+            CacheShape.Checked(layers[0].KeyValueShape, layers[0].DType, layers[0].Device),
             layers.Length,
             new CacheLimits { MaxSequences = 1 }) => _layers = layers;
 

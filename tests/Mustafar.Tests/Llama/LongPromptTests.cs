@@ -45,7 +45,7 @@ internal sealed class LongPromptTests
         using var scope = NewDisposeScope();
         LlamaConfig config = _model.Config;
         MustafarModelCache cache = new(
-            config.NumLayers, config.NumKvHeads, config.HeadDim, _model.DType, _model.Device, s_options,
+            config.NumLayers, config.KeyValueShape, _model.DType, _model.Device, s_options,
             new CacheLimits { MaxSequences = 3, BudgetTokens = (2 * Length) + 1000 });
         using ModelCache batch = new(cache, 3);
         int[][] prompts = [.. Enumerable.Range(0, 3).Select(i => RandomModel.Prompt(_model, Length, seed: i))];

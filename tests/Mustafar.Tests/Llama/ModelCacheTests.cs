@@ -104,7 +104,7 @@ public sealed class ModelCacheTests
     [Test]
     public void NothingIsLeftOfAForkThatFails()
     {
-        using ModelCache cache = new(new DenseModelCache(2, 1, 64, ScalarType.Float32, limits: new CacheLimits { MaxSequences = 2 }));
+        using ModelCache cache = new(new DenseModelCache(2, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float32, limits: new CacheLimits { MaxSequences = 2 }));
         _ = Next(cache, Prompts(20));
         long tensors = Tensor.TotalCount;
         using (Assert.EnterMultipleScope())

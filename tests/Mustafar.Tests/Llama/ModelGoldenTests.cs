@@ -10,6 +10,8 @@ namespace Mustafar.Tests.Llama;
 [TestFixture]
 public sealed class ModelGoldenTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 128 };
+
     private LlamaForCausalLM _model = null!;
 
     [OneTimeSetUp]
@@ -122,8 +124,8 @@ public sealed class ModelGoldenTests
     {
         using DisposeScope scope = NewDisposeScope();
         using ModelCache cache = ModelCache.Dense(_model);
-        using ModelCache twoLayers = new(new DenseModelCache(2, 2, 128, ScalarType.Float32));
-        using ModelCache halfCache = new(new DenseModelCache(6, 2, 128, ScalarType.Float16));
+        using ModelCache twoLayers = new(new DenseModelCache(2, s_shape, ScalarType.Float32));
+        using ModelCache halfCache = new(new DenseModelCache(6, s_shape, ScalarType.Float16));
         Tensor ids = tensor(new long[] { 1, 2 }).reshape(1, 2);
         using (Assert.EnterMultipleScope())
         {

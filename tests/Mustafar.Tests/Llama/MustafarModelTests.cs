@@ -131,5 +131,5 @@ public sealed class MustafarModelTests(string device)
 
     private ModelCache Reference(MustafarOptions options) => LayerCaches.Of(
         Enumerable.Range(0, _model.Config.NumLayers).Select(_ => new PrunedDenseCache(
-            _model.Config.NumKvHeads, _model.Config.HeadDim, options, device: _device)));
+            _model.Config.KeyValueShape, options, device: _device)));
 }

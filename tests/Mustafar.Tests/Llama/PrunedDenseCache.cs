@@ -7,12 +7,12 @@ namespace Mustafar.Tests.Llama;
 /// What a pruned cache must give, done slowly: dense tokens, in which all but the largest channels of the old ones are set to zero.
 /// One sequence. With a window, a query sees only so many of the latest tokens, its own included.
 /// </summary>
-internal sealed class PrunedDenseCache(int numKvHeads, int headDim, MustafarOptions options, int? window = null, Device? device = null)
-    : KeyValueCache(1, numKvHeads, headDim, ScalarType.Float32, device ?? CPU)
+internal sealed class PrunedDenseCache(KeyValueShape shape, MustafarOptions options, int? window = null, Device? device = null)
+    : KeyValueCache(1, shape, ScalarType.Float32, device ?? CPU)
 {
     // [heads][token] -> channels
-    private readonly List<float[]>[] _keys = NewHeads(numKvHeads);
-    private readonly List<float[]>[] _values = NewHeads(numKvHeads);
+    private readonly List<float[]>[] _keys = NewHeads(shape.NumKvHeads);
+    private readonly List<float[]>[] _values = NewHeads(shape.NumKvHeads);
     private int _pruned;
 
     public override IReadOnlyList<int> Lengths => [_keys[0].Count];

@@ -57,7 +57,7 @@ internal static class RandomModel
         using ModelCache cache = pruning is null
             ? ModelCache.Dense(model)
             : LayerCaches.Of(Enumerable.Range(0, model.Config.NumLayers).Select(_ =>
-                new PrunedDenseCache(model.Config.NumKvHeads, model.Config.HeadDim, pruning)));
+                new PrunedDenseCache(model.Config.KeyValueShape, pruning)));
         int[][] steps = pruning is null ? [[.. prompt, .. continuation]] : [prompt, .. continuation.Select(token => new[] { token })];
         Tensor logits = zeros(0);
         foreach (int[] step in steps)

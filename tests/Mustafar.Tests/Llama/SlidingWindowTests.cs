@@ -36,8 +36,5 @@ public sealed class SlidingWindowTests
 
     private ModelCache Caches(Func<int, int?> windowOf) => LayerCaches.Of(Enumerable.Range(0, _model.Config.NumLayers).Select(
         layer => new PrunedDenseCache(
-            _model.Config.NumKvHeads,
-            _model.Config.HeadDim,
-            new MustafarOptions { KeySparsity = 0, ValueSparsity = 0 },
-            windowOf(layer))));
+            _model.Config.KeyValueShape, new MustafarOptions { KeySparsity = 0, ValueSparsity = 0 }, windowOf(layer))));
 }

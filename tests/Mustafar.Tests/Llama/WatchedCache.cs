@@ -4,7 +4,7 @@ namespace Mustafar.Tests.Llama;
 
 /// <summary>A cache that tells of each call.</summary>
 internal sealed class WatchedCache(DenseCache inner, Action called)
-    : KeyValueCache(inner.BatchSize, inner.NumKvHeads, inner.HeadDim, inner.DType, inner.Device)
+    : KeyValueCache(inner.BatchSize, inner.KeyValueShape, inner.DType, inner.Device)
 {
     public override IReadOnlyList<int> Lengths => inner.Lengths;
 

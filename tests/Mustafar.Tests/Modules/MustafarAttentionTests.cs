@@ -8,6 +8,7 @@ namespace Mustafar.Tests.Modules;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 public sealed class MustafarAttentionTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 8 };
     private readonly Device _device = new(device);
 
     private static readonly MustafarAttentionOptions s_options = new() { HiddenSize = 24, NumHeads = 4, NumKvHeads = 2, HeadDim = 8 };
@@ -45,9 +46,9 @@ public sealed class MustafarAttentionTests(string device)
         using DisposeScope scope = NewDisposeScope();
         manual_seed(5);
         using MustafarAttention attention = Random(s_options);
-        using DenseModelCache cache = new(2, 2, 8, ScalarType.Float32, _device);
+        using DenseModelCache cache = new(2, s_shape, ScalarType.Float32, _device);
         int[] sequences = [cache.AddSequence(), cache.AddSequence()];
-        DenseCache[] alone = [.. sequences.Select(_ => new DenseCache(1, 2, 8, ScalarType.Float32, _device))];
+        DenseCache[] alone = [.. sequences.Select(_ => new DenseCache(1, s_shape, ScalarType.Float32, _device))];
         foreach (int[] counts in (int[][])[[5, 2], [1, 1], [0, 3]])
         {
             Tensor hidden = randn(2, counts.Max(), 24, device: _device);
@@ -66,7 +67,7 @@ public sealed class MustafarAttentionTests(string device)
         Array.ForEach(alone, one => one.Dispose());
         using CacheStep other = cache.BeginStep(sequences, 1);
         Assert.That(() => attention.forward(randn(1, 1, 24, device: _device), other, 0), Throws.ArgumentException.With.Message.Contains("[2, tokens, 24]"));
-        using DenseModelCache wide = new(1, 2, 16, ScalarType.Float32, _device);
+        using DenseModelCache wide = new(1, new() { NumKvHeads = 2, HeadDim = 16 }, ScalarType.Float32, _device);
         using CacheStep misfit = wide.BeginStep([wide.AddSequence()], 1);
         Assert.That(() => attention.forward(randn(1, 1, 24, device: _device), misfit, 0), Throws.ArgumentException.With.Message.Contains("heads of 8"));
     }
@@ -85,7 +86,7 @@ public sealed class MustafarAttentionTests(string device)
             normalised ? HeadNorm() : null, normalised ? HeadNorm() : null);
         RmsNorm norm = new(24, 1e-5, ScalarType.Float32, _device);
         norm.Weight.uniform_(0.5, 1.5);
-        using DenseModelCache cache = new(2, 2, 8, ScalarType.Float32, _device), expected = new(2, 2, 8, ScalarType.Float32, _device);
+        using DenseModelCache cache = new(2, s_shape, ScalarType.Float32, _device), expected = new(2, s_shape, ScalarType.Float32, _device);
         int[] sequences = [cache.AddSequence(), cache.AddSequence()], others = [expected.AddSequence(), expected.AddSequence()];
         foreach (int tokens in new[] { 4, 1, 1 })
         {
@@ -150,7 +151,7 @@ public sealed class MustafarAttentionTests(string device)
             Assert.That(numbers.Distinct().Count(), name.Contains("norm") ? Is.EqualTo(1) : Is.GreaterThan(numbers.Length / 2), name);
         }
 
-        using DenseCache cache = new(1, s_options.NumKvHeads, s_options.HeadDim, ScalarType.Float32);
+        using DenseCache cache = new(1, s_options.KeyValueShape, ScalarType.Float32);
         Tensor output = attention.forward(randn(1, 5, s_options.HiddenSize, requires_grad: true), cache);
         Assert.That(Oracle.Values.Of(output), Has.All.Matches<float>(float.IsFinite).And.Some.Not.Zero);
     }
@@ -216,7 +217,7 @@ public sealed class MustafarAttentionTests(string device)
         using DenseCache together = NewCache();
         attention.forward(first, together, [6, 2]);
         Tensor output = attention.forward(second, together);
-        using DenseCache alone = new(1, 2, 8, ScalarType.Float32, _device);
+        using DenseCache alone = new(1, s_shape, ScalarType.Float32, _device);
         attention.forward(first.narrow(0, 1, 1).narrow(1, 0, 2), alone);
         Tensor expected = attention.forward(second.narrow(0, 1, 1), alone);
         Assert.That((output[1] - expected[0]).abs().max().item<float>(), Is.LessThan(1e-5));
@@ -242,7 +243,7 @@ public sealed class MustafarAttentionTests(string device)
         using DisposeScope scope = NewDisposeScope();
         using MustafarAttention attention = Random();
         using DenseCache cache = NewCache();
-        using DenseCache otherHeads = new(2, 1, 8, ScalarType.Float32, _device);
+        using DenseCache otherHeads = new(2, new() { NumKvHeads = 1, HeadDim = 8 }, ScalarType.Float32, _device);
         using RotaryEmbedding otherRotary = new(new RotaryOptions { HeadDim = 16 });
         using (Assert.EnterMultipleScope())
         {
@@ -257,7 +258,7 @@ public sealed class MustafarAttentionTests(string device)
         }
     }
 
-    private DenseCache NewCache() => new(2, 2, 8, ScalarType.Float32, _device);
+    private DenseCache NewCache() => new(2, s_shape, ScalarType.Float32, _device);
 
     private MustafarAttention Random(MustafarAttentionOptions? options = null)
     {

@@ -80,5 +80,5 @@ internal sealed class CudaPlacementTests
     }
 
     private static MustafarCache New(torch.Device device, bool balanced) =>
-        new(2, 2, 64, ScalarType.Float16, device, new MustafarOptions { BalancedKeys = balanced, BalancedValues = balanced, KeySparsity = 0.5, ValueSparsity = 0.5 });
+        new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float16, device, new MustafarOptions { BalancedKeys = balanced, BalancedValues = balanced, KeySparsity = 0.5, ValueSparsity = 0.5 });
 }

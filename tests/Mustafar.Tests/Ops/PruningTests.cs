@@ -106,7 +106,7 @@ internal sealed class PruningTests(string device)
         Tensor x = randn(1, 2, 3, 64, device: device);
         Assert.Multiple(() =>
         {
-            Assert.That(() => MustafarOps.PruneMask(x, 0), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("keep"));
+            Assert.That(() => MustafarOps.PruneMask(x, 0), Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ParamName").EqualTo("kept"));
             Assert.That(() => MustafarOps.PruneMask(x, 65), Throws.TypeOf<ArgumentOutOfRangeException>().With.Message.Contains("64"));
             Assert.That(() => MustafarOps.PruneMask(x[0], 4), Throws.ArgumentException.With.Message.Contains("[2, 3, 64]"));
             Assert.That(() => MustafarOps.PruneMask(x.to(ScalarType.Float64), 4), Throws.ArgumentException.With.Message.Contains("Float64"));

@@ -26,7 +26,7 @@ internal sealed class AtomicFileTests
     {
         using TemporaryDirectory directory = new();
         Directory.CreateDirectory(directory.File("taken"));
-        using MustafarCache cache = new(1, 1, 64, TorchSharp.torch.ScalarType.Float32);
+        using MustafarCache cache = new(1, new() { NumKvHeads = 1, HeadDim = 64 }, TorchSharp.torch.ScalarType.Float32);
         Assert.That(() => cache.Save(directory.File("taken"), "model"), Throws.InstanceOf<IOException>().Or.InstanceOf<UnauthorizedAccessException>());
         Assert.That(() => cache.Save(directory.File("none/file"), "model"), Throws.InstanceOf<DirectoryNotFoundException>());
         Assert.That(Directory.GetFileSystemEntries(directory.Path), Is.EqualTo(new[] { directory.File("taken") }));

@@ -9,6 +9,7 @@ namespace Mustafar.Tests.Storage;
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
 internal sealed class CacheFileContentTests(string device)
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
     private static readonly MustafarOptions Options = new() { LocalWindow = 0, GroupSize = 32, SinkTokens = 1, SlidingWindow = 60 };
 
     private TemporaryDirectory _directory = null!;
@@ -22,7 +23,7 @@ internal sealed class CacheFileContentTests(string device)
         _directory = new TemporaryDirectory();
         using var scope = NewDisposeScope();
         manual_seed(1);
-        using MustafarCache parent = new(2, 1, 64, ScalarType.Float16, new Device(device), Options);
+        using MustafarCache parent = new(2, s_shape, ScalarType.Float16, new Device(device), Options);
         Tensor tokens = randn(2, 1, 200, 64).to(ScalarType.Float16).to(device);
         parent.Append(tokens, tokens, [200, 40]);
         using MustafarCache cache = parent.Fork([0, 1, 0]);
@@ -90,7 +91,7 @@ internal sealed class CacheFileContentTests(string device)
     {
         using var scope = NewDisposeScope();
         MustafarOptions options = MustafarPresets.FourBits with { LocalWindow = 0, GroupSize = 32 };
-        using MustafarCache saved = new(1, 1, 64, ScalarType.Float16, new Device(device), options), restored = new(1, 1, 64, ScalarType.Float16, new Device(device), options);
+        using MustafarCache saved = new(1, s_shape, ScalarType.Float16, new Device(device), options), restored = new(1, s_shape, ScalarType.Float16, new Device(device), options);
         Tensor tokens = randn(1, 1, 40, 64).to(ScalarType.Float16).to(device);
         saved.Append(tokens, tokens);
         saved.Save(Path, "model");
@@ -234,7 +235,7 @@ internal sealed class CacheFileContentTests(string device)
         Oracle.Compare.Same(cache.Attend(tokens[.., .., ..1]), untouched.Attend(tokens[.., .., ..1]), "after the refusal");
     }
 
-    private MustafarCache New() => new(3, 1, 64, ScalarType.Float16, new Device(device), Options);
+    private MustafarCache New() => new(3, s_shape, ScalarType.Float16, new Device(device), Options);
 
     private int[] Table(string name)
     {

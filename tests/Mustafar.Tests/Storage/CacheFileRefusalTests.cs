@@ -106,7 +106,7 @@ internal sealed class CacheFileRefusalTests(string device)
     [TestCaseSource(nameof(OtherCaches))]
     public void A_cache_of_another_kind_is_named(string name, MustafarOptions options, int batch, int heads, int headDim, ScalarType dtype)
     {
-        using MustafarCache cache = new(batch, heads, headDim, dtype, new Device(device), options);
+        using MustafarCache cache = new(batch, new() { NumKvHeads = heads, HeadDim = headDim }, dtype, new Device(device), options);
         Assert.That(Refused(cache).Message, Does.StartWith(Path).And.Contain(name).And.Contain("expected"));
     }
 
@@ -114,7 +114,7 @@ internal sealed class CacheFileRefusalTests(string device)
     [Test]
     public void Options_that_come_to_the_same_are_accepted()
     {
-        using MustafarCache cache = New(Options with { KeySparsity = 0.65, ValueSparsity = 0.68, KeepMultiple = 24 });
+        using MustafarCache cache = New(Options with { KeySparsity = 0.65, ValueSparsity = 0.68, KeptMultiple = 24 });
         MustafarCacheFile.Load(Path, [cache], "model");
         Assert.That(cache.Lengths, Is.EqualTo(new[] { 70, 40 }));
     }
@@ -153,7 +153,8 @@ internal sealed class CacheFileRefusalTests(string device)
     public void Caches_that_can_not_be_restored_are_told_before_the_file_is_read()
     {
         using var scope = NewDisposeScope();
-        using MustafarCache filled = New(Options), empty = New(Options), other = new(2, 2, 64, ScalarType.Float16, new Device(device), Options);
+        using MustafarCache filled = New(Options), empty = New(Options);
+        using MustafarCache other = new(2, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float16, new Device(device), Options);
         Tensor tokens = Random(3);
         filled.Append(tokens, tokens);
         MustafarCache disposed = New(Options);
@@ -204,7 +205,7 @@ internal sealed class CacheFileRefusalTests(string device)
         Compare.Same(cache.Attend(tokens[.., .., ..1]), untouched.Attend(tokens[.., .., ..1]), "after refusals");
     }
 
-    private MustafarCache New(MustafarOptions options) => new(2, 1, 64, ScalarType.Float16, new Device(device), options);
+    private MustafarCache New(MustafarOptions options) => new(2, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float16, new Device(device), options);
 
     private Tensor Random(int tokens) => randn(2, 1, tokens, 64).to(ScalarType.Float16).to(device);
 }

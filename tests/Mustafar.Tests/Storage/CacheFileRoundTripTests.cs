@@ -20,7 +20,7 @@ internal sealed class CacheFileRoundTripTests(string device)
     private static IEnumerable<TestCaseData> Setups()
     {
         yield return Setup("plain", Small, 64);
-        yield return Setup("rows that are no multiple of 64 channels", Small with { KeepMultiple = 1, KeySparsity = 0.31 }, 80);
+        yield return Setup("rows that are no multiple of 64 channels", Small with { KeptMultiple = 1, KeySparsity = 0.31 }, 80);
         yield return Setup("large groups, no window", Small with { GroupSize = 96, LocalWindow = 0 }, 128);
         yield return Setup("a window of several groups", Small with { LocalWindow = 130 }, 256);
         yield return Setup("2:4", Small with { BalancedKeys = true, BalancedValues = true, KeySparsity = 0.5, ValueSparsity = 0.5 }, 128);
@@ -77,7 +77,7 @@ internal sealed class CacheFileRoundTripTests(string device)
     public void A_file_moves_between_devices(MustafarOptions options, int headDim) => ForEach(options, dtype =>
     {
         using MustafarCache cache = New(2, options, headDim, dtype), back = New(2, options, headDim, dtype);
-        using MustafarCache onCpu = new(2, Heads, headDim, dtype, CPU, options);
+        using MustafarCache onCpu = new(2, new() { NumKvHeads = Heads, HeadDim = headDim }, dtype, CPU, options);
         Fill(cache, [130, 300], special: true);
         cache.Save(File("there"), "model");
         onCpu.Load(File("there"), "model");
@@ -253,7 +253,7 @@ internal sealed class CacheFileRoundTripTests(string device)
         cache.Append(keys, values, lengths);
     }
 
-    private MustafarCache New(int batch, MustafarOptions options, int headDim, ScalarType dtype) => new(batch, Heads, headDim, dtype, new Device(device), options);
+    private MustafarCache New(int batch, MustafarOptions options, int headDim, ScalarType dtype) => new(batch, new() { NumKvHeads = Heads, HeadDim = headDim }, dtype, new Device(device), options);
 
     private Tensor Random(int batch, int tokens, int headDim, ScalarType dtype, int heads = Heads) => randn(batch, heads, tokens, headDim).to(dtype).to(device);
 

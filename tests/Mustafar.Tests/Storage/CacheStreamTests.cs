@@ -132,7 +132,7 @@ internal sealed class CacheStreamTests
         Assert.That(() => MustafarCacheFile.FingerprintOf(empty), Throws.ArgumentException);
     }
 
-    private static MustafarModelCache New() => new(Layers, 2, 64, ScalarType.Float32);
+    private static MustafarModelCache New() => new(Layers, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32);
 
     private static int Filled(MustafarModelCache cache, int length)
     {

@@ -98,7 +98,7 @@ internal sealed class FirstVersionFileTests(string device)
         File.WriteAllBytes(Path("old"), SafetensorsText.Sealed(text, [.. data]));
     }
 
-    private MustafarCache New(MustafarOptions options) => new(2, 1, HeadDim, ScalarType.Float16, new Device(device), options);
+    private MustafarCache New(MustafarOptions options) => new(2, new() { NumKvHeads = 1, HeadDim = HeadDim }, ScalarType.Float16, new Device(device), options);
 
     private Tensor Random(int tokens) => randn(2, 1, tokens, HeadDim).to(ScalarType.Float16).to(device);
 

@@ -7,6 +7,8 @@ namespace Mustafar.Tests.Storage;
 [TestFixture]
 internal sealed class LeftoverFileTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 1, HeadDim = 64 };
+
     private TemporaryDirectory _directory = null!;
 
     private string Path => _directory.File("cache.safetensors");
@@ -30,7 +32,7 @@ internal sealed class LeftoverFileTests
             File.WriteAllText(_directory.File(other), "kept");
         }
 
-        using MustafarCache cache = new(1, 1, 64, TorchSharp.torch.ScalarType.Float32);
+        using MustafarCache cache = new(1, s_shape, TorchSharp.torch.ScalarType.Float32);
         Leave();
         Leave();
         cache.Save(Path, "model");
@@ -75,7 +77,7 @@ internal sealed class LeftoverFileTests
     {
         MakePipe(Path);
         File.CreateSymbolicLink(_directory.File("null"), "/dev/null");
-        using MustafarCache cache = new(1, 1, 64, TorchSharp.torch.ScalarType.Float32);
+        using MustafarCache cache = new(1, s_shape, TorchSharp.torch.ScalarType.Float32);
         foreach ((string path, string kind) in (ReadOnlySpan<(string, string)>)
             [(Path, "a named pipe"), ("/dev/null", "a device"), (_directory.File("null"), "a device")])
         {

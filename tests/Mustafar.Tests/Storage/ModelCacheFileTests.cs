@@ -12,6 +12,7 @@ internal sealed class ModelCacheFileTests(string device)
     private const int Heads = 2;
     private const int HeadDim = 64;
     private const int Batch = 3;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = Heads, HeadDim = HeadDim };
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 20, GroupSize = 32, KeySparsity = 0.5, ValueSparsity = 0.65 };
 
@@ -54,7 +55,7 @@ internal sealed class ModelCacheFileTests(string device)
         if (byLayers)
         {
             MustafarCache[] caches = [.. layers.Select(layer =>
-                new MustafarCache(Batch, Heads, HeadDim, ScalarType.Float32, new torch.Device(device), layer))];
+                new MustafarCache(Batch, s_shape, ScalarType.Float32, new torch.Device(device), layer))];
             Assert.That(MustafarCacheFile.Load(file, caches, "weights"), Is.EqualTo(metadata));
             Assert.That(caches.Select(cache => cache.Lengths), Is.All.EqualTo(sequences.Select(saved.LengthOf)));
             file = File("layers");
@@ -148,7 +149,7 @@ internal sealed class ModelCacheFileTests(string device)
     }
 
     private MustafarModelCache New(MustafarOptions[] layers, CacheLimits? limits = null) =>
-        new(layers, Heads, HeadDim, ScalarType.Float32, new torch.Device(device), limits);
+        new(layers, s_shape, ScalarType.Float32, new torch.Device(device), limits);
 
     private string File(string name) => _directory.File(name);
 }

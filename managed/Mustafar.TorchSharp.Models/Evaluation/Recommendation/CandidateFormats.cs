@@ -18,7 +18,7 @@ internal sealed class CandidateFormats
     {
         LlamaConfig config = language.Model.Config;
         (_basis, HeadDim, NumLayers) = (basis, config.HeadDim, config.NumLayers);
-        CacheShape shape = CacheShape.Checked(config.NumKvHeads, config.HeadDim, language.Model.DType, language.Model.Device);
+        CacheShape shape = CacheShape.Checked(config.KeyValueShape, language.Model.DType, language.Model.Device);
         MustafarOptions unchanged = OperandCandidate.Unchanged(basis);
         MustafarOptions[] all = [unchanged, .. candidates ?? OperandCandidate.Defaults(basis)];
         ChannelSelection? rewriting = all.SelectMany(options => (ChannelSelection[])[options.KeySelection, options.ValueSelection]).FirstOrDefault(selection => selection.Rewrites);

@@ -6,24 +6,28 @@ using static TorchSharp.torch;
 namespace Mustafar;
 
 /// <summary>The properties that the layers of a cache have in common.</summary>
-/// <param name="NumKvHeads">Number of KV heads.</param>
-/// <param name="HeadDim">Elements of one head's key, and of its value.</param>
+/// <param name="Heads">Sizes of a token's key, and of its value.</param>
 /// <param name="DType">Type of keys, values and queries.</param>
 /// <param name="Device">Where keys and values live.</param>
-internal sealed record CacheShape(int NumKvHeads, int HeadDim, ScalarType DType, torch.Device Device)
+internal sealed record CacheShape(KeyValueShape Heads, ScalarType DType, torch.Device Device)
 {
     /// <summary>The shape of a cache that a caller asks for.</summary>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentNullException">The shape or the device is null.</exception>
     /// <exception cref="ArgumentException">The type is not a supported floating-point type.</exception>
-    internal static CacheShape Checked(int numKvHeads, int headDim, ScalarType dtype, torch.Device device)
+    internal static CacheShape Checked(KeyValueShape shape, ScalarType dtype, torch.Device device)
     {
-        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(numKvHeads);
-        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(headDim);
+        ArgumentNullException.ThrowIfNull(shape);
         ArgumentNullException.ThrowIfNull(device);
         return dtype is ScalarType.Float32 or ScalarType.Float16 or ScalarType.BFloat16
-            ? new CacheShape(numKvHeads, headDim, dtype, device)
+            ? new CacheShape(shape, dtype, device)
             : throw new ArgumentException($"A cache holds Float32, Float16 or BFloat16, not {dtype}.", nameof(dtype));
     }
+
+    /// <summary>Number of key/value heads.</summary>
+    internal int NumKvHeads => Heads.NumKvHeads;
+
+    /// <summary>Elements of one head's key, and of its value.</summary>
+    internal int HeadDim => Heads.HeadDim;
 
     internal int ElementBytes => TensorAccess.ElementBytes(DType);
 

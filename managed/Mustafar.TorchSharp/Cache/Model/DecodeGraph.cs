@@ -24,6 +24,21 @@ namespace Mustafar;
 /// itself. Only one thread at a time may use this object.
 /// </para>
 /// </remarks>
+/// <example>
+/// <code>
+/// using DecodeGraph decode = new(cache, step =&gt;
+/// {
+///     for (int layer = 0; layer &lt; cache.NumLayers; layer++)
+///     {
+///         output.copy_(step.Attend(layer, query, keys, values));
+///     }
+/// });
+///
+/// // Each call adds a token to the sequence; what the function reads is written before it.
+/// decode.Run([sequence]);
+/// decode.Run([sequence]);
+/// </code>
+/// </example>
 public sealed class DecodeGraph : IDisposable
 {
     // Enough for each number of sequences that occurs, and for some steps of shorter sequences.

@@ -18,46 +18,42 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 
     /// <summary>Makes a cache without sequences.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="shape">KV heads and head_dim.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="slidingWindow">How many of the latest tokens a token of any layer sees, including itself; all if null.</param>
     /// <param name="limits">Limits of the cache; none if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size or <paramref name="slidingWindow"/> is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="numLayers"/> or <paramref name="slidingWindow"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type.</exception>
     /// <exception cref="CacheBudgetException">The budget is too small for one token of each sequence.</exception>
     public DenseModelCache(
         int numLayers,
-        int numKvHeads,
-        int headDim,
+        KeyValueShape shape,
         ScalarType dtype,
         Device? device = null,
         int? slidingWindow = null,
         CacheLimits? limits = null)
-        : this(Repeated(numLayers, slidingWindow), numKvHeads, headDim, dtype, device, limits)
+        : this(Repeated(numLayers, slidingWindow), shape, dtype, device, limits)
     {
     }
 
     /// <summary>Makes a cache without sequences, for layers that see different numbers of tokens.</summary>
     /// <param name="slidingWindows">For each layer, how many of the latest tokens a token sees, including itself; all if null.</param>
-    /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value.</param>
+    /// <param name="shape">KV heads and head_dim.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="limits">Limits of the cache; none if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size or a window is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">A window is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or there is no layer.</exception>
     /// <exception cref="CacheBudgetException">The budget is too small for one token of each sequence.</exception>
     public DenseModelCache(
         IReadOnlyList<int?> slidingWindows,
-        int numKvHeads,
-        int headDim,
+        KeyValueShape shape,
         ScalarType dtype,
         Device? device = null,
         CacheLimits? limits = null)
         : base(
-            CacheShape.Checked(numKvHeads, headDim, dtype, Native.TensorAccess.Resolve(device ?? CPU)),
+            CacheShape.Checked(shape, dtype, Native.TensorAccess.Resolve(device ?? CPU)),
             Checked(slidingWindows).Count,
             limits ?? new CacheLimits())
     {

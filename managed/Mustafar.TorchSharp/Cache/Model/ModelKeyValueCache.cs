@@ -7,8 +7,15 @@ namespace Mustafar;
 /// <remarks>
 /// <para>
 /// A sequence is identified by the number that <see cref="AddSequence"/> or <see cref="Fork"/> returns. What belongs to a sequence (its
-/// length, its position, which tokens are compressed) is kept once for all layers. New tokens join in steps:
+/// length, its position, which tokens are compressed) is kept once for all layers. New tokens join in steps.
 /// </para>
+/// <para>
+/// Only one thread at a time may use a cache; a second one gets an <see cref="InvalidOperationException"/>. Any thread may read
+/// <see cref="Sequences"/>, <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/>, as long as
+/// no other one adds or removes sequences. Any thread may call <see cref="Dispose()"/>, which waits for a call in progress.
+/// </para>
+/// </remarks>
+/// <example>
 /// <code>
 /// int sequence = cache.AddSequence();
 /// using (CacheStep step = cache.BeginStep([sequence], tokens))
@@ -22,12 +29,7 @@ namespace Mustafar;
 ///     step.Commit();
 /// }
 /// </code>
-/// <para>
-/// Only one thread at a time may use a cache; a second one gets an <see cref="InvalidOperationException"/>. Any thread may read
-/// <see cref="Sequences"/>, <see cref="LengthOf"/>, <see cref="PositionOf"/>, <see cref="Memory"/> and <see cref="Usage"/>, as long as
-/// no other one adds or removes sequences. Any thread may call <see cref="Dispose()"/>, which waits for a call in progress.
-/// </para>
-/// </remarks>
+/// </example>
 public abstract class ModelKeyValueCache : IDisposable
 {
     // The slot of each sequence; slots are reused, sequence numbers are not.
@@ -44,6 +46,9 @@ public abstract class ModelKeyValueCache : IDisposable
 
     /// <summary>Number of layers.</summary>
     public int NumLayers { get; }
+
+    /// <summary>KV heads and head_dim of each layer.</summary>
+    public KeyValueShape KeyValueShape => Shape.Heads;
 
     /// <summary>Number of KV heads.</summary>
     public int NumKvHeads => Shape.NumKvHeads;

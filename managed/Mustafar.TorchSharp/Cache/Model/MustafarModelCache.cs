@@ -14,43 +14,61 @@ namespace Mustafar;
 /// pages, and only the recent window is copied. With <see cref="CacheLimits.MaxSequences"/> and <see cref="CacheLimits.MaxLength"/>, no
 /// sequence that joins, leaves or grows moves the data of the others.
 /// </remarks>
+/// <example>
+/// <code>
+/// KeyValueShape shape = new() { NumKvHeads = 2, HeadDim = 64 };
+/// CacheLimits limits = new() { MaxSequences = 8, BudgetBytes = 64 &lt;&lt; 20 };
+/// using MustafarModelCache cache = new(numLayers: 4, shape, ScalarType.Float32, CPU, MustafarPresets.FourBits, limits);
+/// int first = cache.AddSequence(), second = cache.AddSequence();
+///
+/// // 100 new tokens of both sequences, in all layers.
+/// using (CacheStep step = cache.BeginStep([first, second], tokens: 100))
+/// {
+///     for (int layer = 0; layer &lt; cache.NumLayers; layer++)
+///     {
+///         Tensor attended = step.Attend(layer, query: randn(2, 4, 100, 64), keys: randn(2, 2, 100, 64), values: randn(2, 2, 100, 64));
+///     }
+///
+///     step.Commit();
+/// }
+///
+/// int fork = cache.Fork(first); // shares the pages of the first
+/// cache.RemoveSequence(second);
+/// </code>
+/// </example>
 public sealed class MustafarModelCache : ModelKeyValueCache
 {
     private readonly CompressedStore _store;
 
     /// <summary>Makes a cache without sequences, for layers that are alike.</summary>
     /// <param name="numLayers">Number of layers.</param>
-    /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="shape">KV heads and head_dim, which is 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="options">Sparsity, bits, recent window and group of all layers; the defaults if null.</param>
     /// <param name="limits">Limits of the cache; none if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="numLayers"/> is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, or options contradict each other.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not supported, or not with these patterns and
     /// bits.</exception>
     /// <exception cref="CacheBudgetException">The budget is too small for one group of tokens.</exception>
     public MustafarModelCache(
         int numLayers,
-        int numKvHeads,
-        int headDim,
+        KeyValueShape shape,
         ScalarType dtype,
         torch.Device? device = null,
         MustafarOptions? options = null,
         CacheLimits? limits = null)
-        : this(Repeated(numLayers, options), numKvHeads, headDim, dtype, device, limits)
+        : this(Repeated(numLayers, options), shape, dtype, device, limits)
     {
     }
 
     /// <summary>Makes a cache without sequences, for layers that differ.</summary>
     /// <param name="layers">Sparsity, bits, recent window and group of each layer.</param>
-    /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="headDim">Elements of one head's key, and of its value: 64, 80, 96, 128 or 256.</param>
+    /// <param name="shape">KV heads and head_dim, which is 64, 80, 96, 128 or 256.</param>
     /// <param name="dtype">Type of keys, values and queries: Float32, Float16 or BFloat16.</param>
     /// <param name="device">Where keys and values live; the CPU if null.</param>
     /// <param name="limits">Limits of the cache; none if null.</param>
-    /// <exception cref="ArgumentOutOfRangeException">A size is not positive.</exception>
     /// <exception cref="ArgumentException"><paramref name="dtype"/> is not a supported floating-point type, options contradict each other, or
     /// layers differ in options that must be the same.</exception>
     /// <exception cref="NotSupportedException">The head_dim or the device is not supported, or not with these patterns and
@@ -58,13 +76,12 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     /// <exception cref="CacheBudgetException">The budget is too small for one group of tokens.</exception>
     public MustafarModelCache(
         IReadOnlyList<MustafarOptions> layers,
-        int numKvHeads,
-        int headDim,
+        KeyValueShape shape,
         ScalarType dtype,
         torch.Device? device = null,
         CacheLimits? limits = null)
         : base(
-            CacheShape.Checked(numKvHeads, headDim, dtype, TensorAccess.Resolve(device ?? CPU)),
+            CacheShape.Checked(shape, dtype, TensorAccess.Resolve(device ?? CPU)),
             Checked(layers).Count,
             limits ?? new CacheLimits()) =>
         _store = new CompressedStore(Shape, [.. layers], Limits);

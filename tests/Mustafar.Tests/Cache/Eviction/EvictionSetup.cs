@@ -18,7 +18,7 @@ internal sealed class EvictionSetup : IDisposable
     public EvictionSetup(string device, MustafarOptions options, ScalarType dtype = ScalarType.Float32, CacheLimits? limits = null)
     {
         (_device, _dtype) = (device, dtype);
-        Cache = new MustafarModelCache(Layers, KvHeads, HeadDim, dtype, torch.device(device), options, limits);
+        Cache = new MustafarModelCache(Layers, new() { NumKvHeads = KvHeads, HeadDim = HeadDim }, dtype, torch.device(device), options, limits);
         Sequence = Cache.AddSequence();
     }
 

@@ -199,7 +199,7 @@ internal sealed class KeepTokensTests(string device)
         Assert.That(
             () => MustafarCacheFile.Save("never.safetensors", setup.Cache, [setup.Sequence], "f"),
             Throws.TypeOf<NotSupportedException>().With.Message.Contains("of its 10 tokens 3 are left"));
-        using MustafarModelCache sliding = new(1, 2, 64, ScalarType.Float32, torch.device(device), new MustafarOptions { SlidingWindow = 50 });
+        using MustafarModelCache sliding = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, torch.device(device), new MustafarOptions { SlidingWindow = 50 });
         int sequence = sliding.AddSequence();
         Assert.That(() => sliding.KeepTokens(sequence, zeros([1, 2, 1], dtype: ScalarType.Int64)), Throws.TypeOf<NotSupportedException>());
 

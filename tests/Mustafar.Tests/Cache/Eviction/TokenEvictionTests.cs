@@ -9,6 +9,7 @@ internal sealed class TokenEvictionTests(string device)
 {
     private const int Capacity = 96;
     private const int Group = 32;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
 
     private static readonly MustafarOptions s_unpruned = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 16, GroupSize = Group };
 
@@ -144,12 +145,12 @@ internal sealed class TokenEvictionTests(string device)
             Refused("200 attention sinks", new MustafarOptions { Eviction = s_methods[2], SinkTokens = 200 });
             Refused("layer 1", new MustafarOptions { Eviction = s_methods[2] }, new MustafarOptions());
             Assert.That(
-                () => new MustafarCache(1, 2, 64, ScalarType.Float32, torch.device(device), new MustafarOptions { Eviction = s_methods[0] }),
+                () => new MustafarCache(1, s_shape, ScalarType.Float32, torch.device(device), new MustafarOptions { Eviction = s_methods[0] }),
                 Throws.TypeOf<NotSupportedException>());
         }
 
         void Refused(string word, params MustafarOptions[] layers) => Assert.That(
-            () => new MustafarModelCache(layers, 2, 64, ScalarType.Float32, torch.device(device)), Throws.ArgumentException.With.Message.Contains(word));
+            () => new MustafarModelCache(layers, s_shape, ScalarType.Float32, torch.device(device)), Throws.ArgumentException.With.Message.Contains(word));
     }
 
     /// <summary>Which tokens stay, by loops over all weights of all queries.</summary>

@@ -64,7 +64,7 @@ internal sealed record CacheAndModel(CacheSetup Setup, MustafarCache Cache, Refe
     {
         using TemporaryDirectory directory = new();
         Cache.Save(directory.File("cache"), "model");
-        MustafarCache restored = new(Model.Batch, Setup.NumKvHeads, Setup.HeadDim, Setup.DType, Cache.Device, Setup.Options);
+        MustafarCache restored = new(Model.Batch, Setup.KeyValueShape, Setup.DType, Cache.Device, Setup.Options);
         restored.Load(directory.File("cache"), "model");
         return this with { Cache = restored };
     }

@@ -29,7 +29,7 @@ internal sealed record CacheRun(CacheSetup Setup, CacheOperation[] Operations)
         {
             caches.Add(new CacheAndModel(
                 Setup,
-                new MustafarCache(Setup.BatchSize, Setup.NumKvHeads, Setup.HeadDim, Setup.DType, new Device(Setup.Device), Setup.Options),
+                new MustafarCache(Setup.BatchSize, Setup.KeyValueShape, Setup.DType, new Device(Setup.Device), Setup.Options),
                 new ReferenceCache(Setup.BatchSize, Setup.Options, Setup.HeadDim)));
             foreach (CacheOperation operation in Operations)
             {

@@ -7,6 +7,8 @@ namespace Mustafar.Tests.Cache.Model;
 /// <summary>The cache that a run begins with.</summary>
 internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize, int NumKvHeads, int Group, int HeadDim, MustafarOptions Options)
 {
+    internal KeyValueShape KeyValueShape => new() { NumKvHeads = NumKvHeads, HeadDim = HeadDim };
+
     internal int NumHeads => NumKvHeads * Group;
 
     /// <summary>
@@ -50,7 +52,7 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
         from rotation in Gen.Elements(true, false)
         from localWindow in Gen.Elements(0, 1, 7, 32, 40, 300)
         from groups in Gen.Elements(1, 1, 2, 3)
-        from keepMultiple in Gen.Choose(1, 8)
+        from keptMultiple in Gen.Choose(1, 8)
         from slidingWindow in Gen.Elements<int?>(null, null, null, null, 1, 33, 100, 257)
         from sinkTokens in Gen.Elements(0, 0, 0, 1, 4, 45)
         select new MustafarOptions
@@ -63,7 +65,7 @@ internal sealed record CacheSetup(string Device, ScalarType DType, int BatchSize
             KeyRotation = rotation && keyBits < 16 && keySparsity == 0,
             LocalWindow = localWindow,
             GroupSize = 32 * groups,
-            KeepMultiple = keepMultiple,
+            KeptMultiple = keptMultiple,
             BalancedKeys = patterns.Item1,
             BalancedValues = patterns.Item2,
             SlidingWindow = slidingWindow,

@@ -11,6 +11,7 @@ internal sealed partial class CacheLimitTests(string device)
 {
     private const int Layers = 2;
     private const int Group = 32;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 0, GroupSize = Group };
 
@@ -81,7 +82,7 @@ internal sealed partial class CacheLimitTests(string device)
     public void A_dense_cache_keeps_its_budget()
     {
         CacheLimits limits = new() { MaxSequences = 2, BudgetTokens = 2 * 128 };
-        using DenseModelCache cache = new(Layers, 2, 64, ScalarType.Float32, new torch.Device(device), limits: limits);
+        using DenseModelCache cache = new(Layers, s_shape, ScalarType.Float32, new torch.Device(device), limits: limits);
         int one = cache.AddSequence(), two = cache.AddSequence();
         Step(cache, 100, one);
         Assert.That(cache.Usage.FreeTokens, Is.Zero);
@@ -92,7 +93,7 @@ internal sealed partial class CacheLimitTests(string device)
         Step(cache, 28, two, one);
         Assert.That(cache.Usage.UsedBytes, Is.EqualTo((128 + 28) * cache.Usage.ReservedBytes / 256));
         Assert.That(
-            () => new DenseModelCache(Layers, 2, 64, ScalarType.Float32, limits: limits with { BudgetTokens = 100 }).Dispose(),
+            () => new DenseModelCache(Layers, s_shape, ScalarType.Float32, limits: limits with { BudgetTokens = 100 }).Dispose(),
             Throws.TypeOf<CacheBudgetException>());
     }
 
@@ -126,7 +127,7 @@ internal sealed partial class CacheLimitTests(string device)
     public void Room_is_made_for_as_many_sequences_as_were_asked_for([Values] bool dense)
     {
         using ModelKeyValueCache cache = dense
-            ? new DenseModelCache(Layers, 2, 64, ScalarType.Float32, new torch.Device(device))
+            ? new DenseModelCache(Layers, s_shape, ScalarType.Float32, new torch.Device(device))
             : New(new CacheLimits());
         int first = cache.AddSequence();
         Step(cache, 3 * Group, first);
@@ -205,17 +206,18 @@ internal sealed partial class CacheLimitTests(string device)
     [Test]
     public void Bad_layers_are_named() => Assert.Multiple(() =>
     {
-        NotMade("numLayers", () => new MustafarModelCache(0, 2, 64, ScalarType.Float32));
-        NotMade("layers", () => new MustafarModelCache([], 2, 64, ScalarType.Float32));
-        NotMade("layers", () => new MustafarModelCache(null!, 2, 64, ScalarType.Float32));
-        NotMade("layers", () => new MustafarModelCache([s_options, null!], 2, 64, ScalarType.Float32));
-        NotMade("layers", () => new MustafarModelCache([s_options, s_options with { GroupSize = 64 }], 2, 64, ScalarType.Float32));
-        NotMade("layers", () => new MustafarModelCache([s_options, s_options with { SinkTokens = 1 }], 2, 64, ScalarType.Float32));
-        NotMade("dtype", () => new MustafarModelCache(1, 2, 64, ScalarType.Float64));
-        NotMade("numLayers", () => new DenseModelCache(0, 2, 64, ScalarType.Float32));
-        NotMade("slidingWindows", () => new DenseModelCache([], 2, 64, ScalarType.Float32));
-        NotMade("slidingWindows", () => new DenseModelCache([null, 0], 2, 64, ScalarType.Float32));
-        NotMade("numKvHeads", () => new MustafarModelCache(1, 0, 64, ScalarType.Float32));
+        NotMade("numLayers", () => new MustafarModelCache(0, s_shape, ScalarType.Float32));
+        NotMade("layers", () => new MustafarModelCache([], s_shape, ScalarType.Float32));
+        NotMade("layers", () => new MustafarModelCache(null!, s_shape, ScalarType.Float32));
+        NotMade("layers", () => new MustafarModelCache([s_options, null!], s_shape, ScalarType.Float32));
+        NotMade("layers", () => new MustafarModelCache([s_options, s_options with { GroupSize = 64 }], s_shape, ScalarType.Float32));
+        NotMade("layers", () => new MustafarModelCache([s_options, s_options with { SinkTokens = 1 }], s_shape, ScalarType.Float32));
+        NotMade("dtype", () => new MustafarModelCache(1, s_shape, ScalarType.Float64));
+        NotMade("numLayers", () => new DenseModelCache(0, s_shape, ScalarType.Float32));
+        NotMade("slidingWindows", () => new DenseModelCache([], s_shape, ScalarType.Float32));
+        NotMade("slidingWindows", () => new DenseModelCache([null, 0], s_shape, ScalarType.Float32));
+        NotMade("shape", () => new DenseModelCache(1, null!, ScalarType.Float32));
+        NotMade("shape", () => new MustafarModelCache(1, null!, ScalarType.Float32));
     });
 
     /// <summary>Sequences that join, leave, fork and grow move nothing of the others.</summary>
@@ -258,5 +260,5 @@ internal sealed partial class CacheLimitTests(string device)
     }
 
     private MustafarModelCache New(CacheLimits limits) =>
-        new(Layers, 2, 64, ScalarType.Float32, new torch.Device(device), s_options, limits);
+        new(Layers, s_shape, ScalarType.Float32, new torch.Device(device), s_options, limits);
 }

@@ -10,6 +10,7 @@ namespace Mustafar.Tests.Cache.Sequences;
 internal sealed class CacheStepTests(string device, bool dense)
 {
     private const int Layers = 3;
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 16, GroupSize = 32 };
 
@@ -271,8 +272,8 @@ internal sealed class CacheStepTests(string device, bool dense)
     }
 
     private ModelKeyValueCache New(int sinks) => dense
-        ? new DenseModelCache(Layers, 2, 64, ScalarType.Float32, new torch.Device(device))
-        : new MustafarModelCache(Layers, 2, 64, ScalarType.Float32, new torch.Device(device), s_options with { SinkTokens = sinks });
+        ? new DenseModelCache(Layers, s_shape, ScalarType.Float32, new torch.Device(device))
+        : new MustafarModelCache(Layers, s_shape, ScalarType.Float32, new torch.Device(device), s_options with { SinkTokens = sinks });
 
     private (Tensor Query, Tensor Keys, Tensor Values) Random(int tokens) =>
         (randn(2, 4, tokens, 64).to(device), randn(2, 2, tokens, 64).to(device), randn(2, 2, tokens, 64).to(device));

@@ -20,7 +20,7 @@ internal sealed class DecodeGraphTests(string device)
     {
         _scope = NewDisposeScope();
         _cache = new MustafarModelCache(
-            Layers, 2, 64, ScalarType.BFloat16, new torch.Device(device), new MustafarOptions { LocalWindow = 16, GroupSize = 32 },
+            Layers, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.BFloat16, new torch.Device(device), new MustafarOptions { LocalWindow = 16, GroupSize = 32 },
             new CacheLimits { MaxSequences = 4, MaxLength = 300, BudgetTokens = 4 * 320 });
         _heads = randn([2, 2, 1, 64], dtype: ScalarType.BFloat16, device: device);
     }

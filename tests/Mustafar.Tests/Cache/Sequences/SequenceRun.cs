@@ -18,7 +18,7 @@ internal sealed class SequenceRun : IDisposable
 
     private readonly Random _random;
     private readonly MustafarOptions[] _layers;
-    private readonly int _headDim;
+    private readonly KeyValueShape _shape;
     private readonly ScalarType _dtype;
     private readonly string _device;
     private readonly bool _dense;
@@ -32,7 +32,7 @@ internal sealed class SequenceRun : IDisposable
         _random = new Random(seed);
         _device = device;
         manual_seed(seed);
-        _headDim = Any(64, 80, 128);
+        _shape = new() { NumKvHeads = NumKvHeads, HeadDim = Any(64, 80, 128) };
         bool integers = !dense && Any(true, false);
         _dtype = !integers || device == "cpu" ? ScalarType.Float32 : Any(ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16);
         MustafarOptions common = new()
@@ -43,8 +43,8 @@ internal sealed class SequenceRun : IDisposable
         {
             KeySparsity = Any(0, 0.5, 0.65),
             ValueSparsity = Any(0, 0.5, 0.65),
-            BalancedKeys = _headDim != 80 && Any(true, false, false),
-            BalancedValues = _headDim != 80 && Any(true, false, false),
+            BalancedKeys = _shape.HeadDim != 80 && Any(true, false, false),
+            BalancedValues = _shape.HeadDim != 80 && Any(true, false, false),
             KeyBits = integers ? Any(16, 8, 4) : 16,
             ValueBits = integers ? Any(16, 8, 4) : 16,
             SlidingWindow = Any<int?>(null, 20, 100),
@@ -54,9 +54,9 @@ internal sealed class SequenceRun : IDisposable
             new CacheLimits { MaxSequences = MostSequences, MaxLength = 8_000 },
             new CacheLimits { MaxSequences = MostSequences, BudgetTokens = 30_000 });
         _cache = dense
-            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], NumKvHeads, _headDim, _dtype, new torch.Device(device), limits)
-            : new MustafarModelCache(_layers, NumKvHeads, _headDim, _dtype, new torch.Device(device), limits);
-        Log.Add($"seed {seed}: head_dim {_headDim}, {_dtype}, {limits}, {string.Join("; ", (object[])_layers)}");
+            ? new DenseModelCache([.. _layers.Select(layer => layer.SlidingWindow)], _shape, _dtype, new torch.Device(device), limits)
+            : new MustafarModelCache(_layers, _shape, _dtype, new torch.Device(device), limits);
+        Log.Add($"seed {seed}: head_dim {_shape.HeadDim}, {_dtype}, {limits}, {string.Join("; ", (object[])_layers)}");
     }
 
     /// <summary>What was done so far.</summary>
@@ -118,8 +118,8 @@ internal sealed class SequenceRun : IDisposable
     }
 
     private KeyValueCache Alone(MustafarOptions layer) => _dense
-        ? new DenseCache(1, NumKvHeads, _headDim, _dtype, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
-        : new MustafarCache(1, NumKvHeads, _headDim, _dtype, new torch.Device(_device), layer);
+        ? new DenseCache(1, _shape, _dtype, new torch.Device(_device), slidingWindow: layer.SlidingWindow)
+        : new MustafarCache(1, _shape, _dtype, new torch.Device(_device), layer);
 
     private void Remove()
     {
@@ -182,7 +182,7 @@ internal sealed class SequenceRun : IDisposable
             step.Commit();
         }
 
-        Tensor Rows(int heads) => randn(sequences.Length, heads, tokens, _headDim).to(_dtype).to(_device);
+        Tensor Rows(int heads) => randn(sequences.Length, heads, tokens, _shape.HeadDim).to(_dtype).to(_device);
     }
 
     private int AnySequence() => _alone.Keys.ElementAt(_random.Next(_alone.Count));

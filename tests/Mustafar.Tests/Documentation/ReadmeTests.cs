@@ -1,4 +1,3 @@
-using Mustafar.BindingGenerator;
 using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
@@ -6,12 +5,14 @@ using Mustafar.Tests.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 
-namespace Mustafar.Tests.DropIn;
+namespace Mustafar.Tests.Documentation;
 
 /// <summary>What the readme and docs/drop-in.md show, as they show it.</summary>
 [TestFixture]
 public sealed class ReadmeTests
 {
+    private static readonly KeyValueShape s_shape = new() { NumKvHeads = 8, HeadDim = 128 };
+
     private DisposeScope _scope = null!;
 
     [SetUp]
@@ -39,7 +40,8 @@ public sealed class ReadmeTests
         Tensor values = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
 
         MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
-        using MustafarCache cache = new(batchSize: 1, numKvHeads: 8, headDim: 128, ScalarType.BFloat16, CPU, options);
+        KeyValueShape shape = new() { NumKvHeads = 8, HeadDim = 128 };
+        using MustafarCache cache = new(batchSize: 1, shape, ScalarType.BFloat16, CPU, options);
         Tensor output = cache.Forward(query, keys, values);
 
         Assert.That(output.shape, Is.EqualTo(query.shape));
@@ -59,7 +61,7 @@ public sealed class ReadmeTests
         static float[] Generated(MustafarOptions options)
         {
             manual_seed(1);
-            using MustafarCache cache = new(1, 2, 64, ScalarType.Float32, options: options);
+            using MustafarCache cache = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, options: options);
             Tensor keys = randn(1, 2, 200, 64), query = randn(1, 4, 200, 64) * arange(1f, 65, dtype: ScalarType.Float32);
             cache.Forward(query, keys, keys);
             return [.. cache.Attend(query.narrow(2, 199, 1)).data<float>()];
@@ -78,7 +80,7 @@ public sealed class ReadmeTests
 
         static double Ratio(MustafarOptions options)
         {
-            using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16, options: options);
+            using MustafarCache cache = new(1, s_shape, ScalarType.BFloat16, options: options);
             Tensor tokens = randn(1, 8, 1000, 128, dtype: ScalarType.BFloat16);
             cache.Append(tokens, tokens);
             return cache.Memory.RatioToFp16;
@@ -93,9 +95,9 @@ public sealed class ReadmeTests
         Tensor values = randn(2, 8, 1, 128, dtype: ScalarType.BFloat16);
 
         MustafarOptions options = new() { KeySparsity = 0.5, ValueSparsity = 0.7 };
-        using MustafarModelCache model = new(
-            numLayers: 32, numKvHeads: 8, headDim: 128, ScalarType.BFloat16, CPU, options,
-            new CacheLimits { MaxSequences = 8, BudgetBytes = 1L << 30 });
+        KeyValueShape shape = new() { NumKvHeads = 8, HeadDim = 128 };
+        CacheLimits limits = new() { MaxSequences = 8, BudgetBytes = 1L << 30 };
+        using MustafarModelCache model = new(numLayers: 32, shape, ScalarType.BFloat16, CPU, options, limits);
         int first = model.AddSequence(), second = model.AddSequence();
         using (CacheStep step = model.BeginStep([first, second], tokens: 1))
         {
@@ -129,7 +131,7 @@ public sealed class ReadmeTests
     [Test]
     public void AWholeAttentionLayer()
     {
-        using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
+        using MustafarCache cache = new(1, s_shape, ScalarType.BFloat16);
         Tensor states = randn(1, 3, 4096, dtype: ScalarType.BFloat16);
 
         RotaryEmbedding rotary = new(new RotaryOptions { HeadDim = 128, Theta = 500000 });
@@ -163,7 +165,7 @@ public sealed class ReadmeTests
         using TemporaryDirectory directory = new();
         string path = directory.File("cache");
         using TorchSharp.Modules.Linear model = TorchSharp.torch.nn.Linear(4, 4);
-        using MustafarCache cache = new(1, 8, 128, ScalarType.BFloat16);
+        using MustafarCache cache = new(1, s_shape, ScalarType.BFloat16);
         MustafarCache[] layers = [cache];
         Tensor tokens = randn(1, 8, 100, 128, dtype: ScalarType.BFloat16);
         cache.Append(tokens, tokens);
@@ -181,33 +183,16 @@ public sealed class ReadmeTests
     [Test]
     public void WhatIsShownIsWhatIsTested()
     {
-        string root = GeneratorCommand.FindRoot(TestContext.CurrentContext.TestDirectory);
-        string folder = Path.Combine(root, "tests", "Mustafar.Tests", "DropIn");
-        string use = File.ReadAllText(Path.Combine(root, "README.md")).Split("\n## ")
-            .Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
-        string[] shown = [.. CodeOf(use).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('='))];
+        string use = ShownCode.Read("README.md").Split("\n## ").Single(section => section.StartsWith("Use\n", StringComparison.Ordinal));
+        string[] shown =
+        [
+            .. ShownCode.OfMarkdown(use).Where(line => !line.StartsWith("using ", StringComparison.Ordinal) || line.Contains('=')),
+        ];
         Assert.That(shown, Has.Length.GreaterThan(8));
-        Assert.That(shown, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "ReadmeTests.cs")), fenced: false)));
-        string[] adapter = [.. CodeOf(File.ReadAllText(Path.Combine(root, "docs", "drop-in.md")))];
+        Assert.That(shown, Is.SubsetOf(ShownCode.OfTest("Documentation", "ReadmeTests.cs")));
+        string[] adapter = [.. ShownCode.OfMarkdown(ShownCode.Read("docs", "drop-in.md"))];
         Assert.That(adapter, Has.Length.GreaterThan(25));
-        Assert.That(adapter, Is.SubsetOf(CodeOf(File.ReadAllText(Path.Combine(folder, "Models", "OwnAttention.cs")), fenced: false)));
-    }
-
-    // Lines of code, or of those in C# blocks of a document, without comments and spaces around.
-    internal static IEnumerable<string> CodeOf(string text, bool fenced = true)
-    {
-        bool inside = !fenced;
-        foreach (string line in text.Split('\n'))
-        {
-            if (fenced && line.StartsWith("```", StringComparison.Ordinal))
-            {
-                inside = line == "```csharp";
-            }
-            else if (inside && line.Split("//")[0].Trim() is { Length: > 0 } code)
-            {
-                yield return code;
-            }
-        }
+        Assert.That(adapter, Is.SubsetOf(ShownCode.OfTest("DropIn", "Models", "OwnAttention.cs")));
     }
 
     private static int Generate(LlamaForCausalLM model, int tokens)

@@ -1,0 +1,39 @@
+namespace Mustafar;
+
+/// <summary>The sizes of a token's key and of its value in one layer: [num_kv_heads, head_dim].</summary>
+/// <remarks>
+/// Query heads are not among them: a cache takes any multiple of <see cref="NumKvHeads"/>. It does not change, and so is safe from any
+/// thread.
+/// </remarks>
+/// <example>
+/// <code>
+/// KeyValueShape shape = new() { NumKvHeads = 8, HeadDim = 128 };
+/// using MustafarCache pruned = new(batchSize: 1, shape, ScalarType.BFloat16);
+/// using DenseCache dense = new(batchSize: 1, shape, ScalarType.BFloat16);
+/// </code>
+/// </example>
+public sealed record KeyValueShape
+{
+    private readonly int _numKvHeads;
+    private readonly int _headDim;
+
+    /// <summary>Number of key/value heads; a divisor of the number of query heads.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
+    public required int NumKvHeads
+    {
+        get => _numKvHeads;
+        init => _numKvHeads = value > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(NumKvHeads), value, "Expected a positive number of key/value heads.");
+    }
+
+    /// <summary>Elements of one head's key, and of its value.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
+    public required int HeadDim
+    {
+        get => _headDim;
+        init => _headDim = value > 0
+            ? value
+            : throw new ArgumentOutOfRangeException(nameof(HeadDim), value, "Expected a positive number of elements of a head.");
+    }
+}
