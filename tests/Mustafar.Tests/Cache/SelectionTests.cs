@@ -166,8 +166,8 @@ internal sealed class SelectionTests(string device)
     public void Queries_are_counted_and_of_as_many_heads_as_before()
     {
         MustafarOptions options = s_options with { ValueSelection = ValueSelection.OutputAware };
-        using MustafarModelCache cache = new(1, new(2, HeadDim), ScalarType.Float32, new torch.Device(device), options);
-        using MustafarModelCache plain = new(1, new(2, HeadDim), ScalarType.Float32, new torch.Device(device), options with { ValueSelection = ValueSelection.PerChannel });
+        using MustafarModelCache cache = new(1, new() { NumKvHeads = 2, HeadDim = HeadDim }, ScalarType.Float32, new torch.Device(device), options);
+        using MustafarModelCache plain = new(1, new() { NumKvHeads = 2, HeadDim = HeadDim }, ScalarType.Float32, new torch.Device(device), options with { ValueSelection = ValueSelection.PerChannel });
         int sequence = cache.AddSequence();
         Assert.That(plain.AddSequence(), Is.EqualTo(sequence));
         Step(150);
