@@ -22,7 +22,7 @@ public sealed class CheckpointKindTests
     public void DeleteDirectory() => _directory.Dispose();
 
     [TestCase("quantization_config", """{ "quant_method": "fp8", "fmt": "e4m3" }""", "'quantization_config' with quant_method \"fp8\" is not supported")]
-    [TestCase("rope_parameters", """{ "full_attention": { "rope_type": "yarn" }, "sliding_attention": {} }""", "'rope_parameters' with a set of its own for 'full_attention' is not supported")]
+    [TestCase("rope_parameters", """{ "full_attention": { "rope_type": "yarn" }, "sliding_attention": {} }""", "'rope_parameters' with a separate set for 'full_attention' is not supported")]
     [TestCase("rope_scaling", """{ "rope_type": "default", "mrope_section": [8, 12, 12] }""", "'mrope_section' = [8,12,12] with RoPE type 'default' is not supported")]
     [TestCase("rope_scaling", """["yarn", 4.0]""", "expected an object as 'rope_scaling', the parameters of RoPE, but got [\"yarn\",4.0].")]
     [TestCase("rope_scaling", """{ "rope_type": "yarn", "factor": 4.0 }""", "RoPE type 'yarn' is not supported; expected 'default' or 'llama3'.")]
@@ -133,8 +133,8 @@ public sealed class CheckpointKindTests
         [
             (gguf, "this is a GGUF file, which is not supported"),
             (other.Path, "'model.gguf' is a GGUF file"),
-            (other.File("models--a--b"), $"this is a folder of the Hugging Face cache; the checkpoints are below it: give '{snapshot}'"),
-            (_directory.File("model.safetensors"), $"give the directory, '{_directory.Path}'"),
+            (other.File("models--a--b"), $"this is a folder of the Hugging Face cache; the checkpoints are below it: pass '{snapshot}'"),
+            (_directory.File("model.safetensors"), $"pass the directory, '{_directory.Path}'"),
             (other.File("empty"), "but there is no config.json"),
             ("meta-llama/Llama-3.2-1B", "hf download meta-llama/Llama-3.2-1B --local-dir DIR"),
             (other.File("none"), "the directory doesn't exist."),
@@ -149,7 +149,7 @@ public sealed class CheckpointKindTests
 
     [TestCase("pytorch_model.bin", "convert it to safetensors")]
     [TestCase("model.gguf", "convert it to safetensors")]
-    [TestCase("consolidated.safetensors", "weights in one file are to be named model.safetensors")]
+    [TestCase("consolidated.safetensors", "name weights in a single file model.safetensors")]
     public void WeightsOfAnotherFormatOrNameAreNamed(string name, string expected)
     {
         File.Move(_directory.File("model.safetensors"), _directory.File(name));
