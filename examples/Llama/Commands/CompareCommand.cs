@@ -14,7 +14,7 @@ internal sealed class CompareCommand : LlamaCommand
 
     private readonly Option<string?> _promptFile = new("--prompt-file")
     {
-        Description = $"File with the text to continue; - for standard input. Default: the first {TokensOfShippedText} tokens of the shipped text.",
+        Description = $"File with the text to continue; - for standard input. Default: the first {TokensOfShippedText} tokens of the shipped text, continued at temperature 0.7 and top-p 0.9 unless options say otherwise.",
         HelpName = "FILE",
     };
 
@@ -34,6 +34,12 @@ internal sealed class CompareCommand : LlamaCommand
         SamplingParameters sampling = _generation.Sampling(arguments, settings.Model, output);
         int maxTokens = Positive(arguments, _generation.MaxTokens);
         string? file = arguments.GetValue(_promptFile);
+        if (file is null && _generation.GivenSampling(arguments).Count == 0)
+        {
+            // The likeliest tokens of a model as small as the shipped one soon repeat themselves.
+            sampling = sampling with { Temperature = 0.7, TopP = 0.9 };
+        }
+
         string text = file is null ? ShippedFiles.ReadDocuments(ShippedFiles.HeldOutText) : _input.ReadText(file);
         using ModelSession session = ModelSession.Load(settings with { Attention = AttentionKind.Mustafar }, output);
         List<int> prompt = session.Tokenizer.Encode(text);
