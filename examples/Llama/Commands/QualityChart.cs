@@ -34,8 +34,8 @@ internal static class QualityChart
         }
 
         plot.XLabel("bytes of the cache, % of dense fp16");
-        plot.YLabel("perplexity added to the dense cache's");
-        plot.Title(string.Create(CultureInfo.InvariantCulture, $"Quality against bytes; dense perplexity {dense:F3}"));
+        plot.YLabel("perplexity above that of the dense cache");
+        plot.Title(string.Create(CultureInfo.InvariantCulture, $"Quality against bytes: better is lower and farther left (dense: perplexity {dense:F3})"));
         plot.SavePng(path, Width, Height);
     }
 
