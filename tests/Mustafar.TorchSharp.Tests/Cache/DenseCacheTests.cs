@@ -218,8 +218,8 @@ public sealed class DenseCacheTests(string device)
             Refuses(() => cache.Forward(query, kv.to_sparse(), kv), "keys", "sparse");
             Refuses(() => cache.Forward(query, kv, kv, scale: double.NaN), "scale", "finite");
             Refuses(() => cache.Forward(query, kv, kv, counts: [1]), "counts", "2 sequences");
-            Refuses(() => cache.Forward(query, kv, kv, counts: [1, 4]), "counts", "Sequence 1");
-            Refuses(() => cache.Forward(query, kv, kv, counts: [-1, 1]), "counts", "Sequence 0");
+            Refuses(() => cache.Forward(query, kv, kv, counts: [1, 4]), "counts", "sequence 1");
+            Refuses(() => cache.Forward(query, kv, kv, counts: [-1, 1]), "counts", "sequence 0");
             Refuses(() => cache.Truncate(1), "length", "0 to 0");
             Assert.That(cache.Lengths, Is.EqualTo(new[] { 0, 0 }));
             Assert.That(() => new DenseCache(0, new() { NumKvHeads = 1, HeadDim = 1 }, ScalarType.Float32), Throws.TypeOf<ArgumentOutOfRangeException>());

@@ -198,7 +198,7 @@ internal sealed class KeepTokensTests(string device)
         setup.Cache.KeepTokens(setup.Sequence, tensor((long[])[0, 1, 7]).expand(2, 2, 3));
         Assert.That(
             () => MustafarCacheFile.Save("never.safetensors", setup.Cache, [setup.Sequence], "f"),
-            Throws.TypeOf<NotSupportedException>().With.Message.Contains("of its 10 tokens 3 are left"));
+            Throws.TypeOf<NotSupportedException>().With.Message.Contains("only 3 of its 10 tokens are left"));
         using MustafarModelCache sliding = new(1, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.Float32, torch.device(device), new MustafarOptions { SlidingWindow = 50 });
         int sequence = sliding.AddSequence();
         Assert.That(() => sliding.KeepTokens(sequence, zeros([1, 2, 1], dtype: ScalarType.Int64)), Throws.TypeOf<NotSupportedException>());
