@@ -181,7 +181,7 @@ internal sealed class CacheFileRoundTripTests(string device)
         Assert.That(header.Tensors["layers.2.sink_values"].Shape, Is.EqualTo(new long[] { 1, Heads, 3, 64 }));
         Assert.That(header.Tensors["layers.0.key_pages"].Shape, Is.EqualTo(new long[] { 4, Heads, 1, 256 + (64 * 32) }));
         byte[] length = new byte[4];
-        file.Position = header.DataOffset + header.Tensors["layers.0.lengths"].Offset;
+        file.Position = header.Tensors["layers.0.lengths"].Offset;
         file.ReadExactly(length);
         Assert.That(BitConverter.ToInt32(length), Is.EqualTo(150));
     }
