@@ -2,9 +2,11 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>How the channels that a cache keeps of keys or values are chosen, how many being <see cref="MustafarOptions"/>' sparsity; or what is
-/// stored in place of all of them.</summary>
-/// <remarks>Objects do not change, and so are safe from any thread. Two of one name are the same to a saved cache.</remarks>
+/// <summary>How a cache selects the channels that it keeps of keys or values, or what it stores in place of all of them.</summary>
+/// <remarks>
+/// The sparsity in <see cref="MustafarOptions"/> sets the number of channels. Selections are immutable and so safe from any thread. Saved
+/// caches know them by name: two of the same name count as equal.
+/// </remarks>
 public abstract class ChannelSelection
 {
     private protected ChannelSelection(string name, SelectionRule rule, Func<SelectionInput, Tensor>? function = null)
@@ -21,20 +23,20 @@ public abstract class ChannelSelection
     /// <summary>Its name in settings, on command lines and in the files of saved caches.</summary>
     public string Name { get; }
 
-    /// <summary>Whether it needs the queries of the tokens that are added: tokens can't come without then.</summary>
+    /// <summary>Whether it needs the queries of new tokens, so that tokens can't be added without them.</summary>
     public bool NeedsQueries => Rule is SelectionRule.OutputAware or SelectionRule.StructuredKeys or SelectionRule.PerChannelOutputAware;
 
     internal SelectionRule Rule { get; }
 
     internal Func<SelectionInput, Tensor>? Function { get; }
 
-    /// <summary>Whether each group of tokens gets a mask of its own when it is compressed, by operations on its tokens.</summary>
+    /// <summary>Whether each group of tokens gets its own mask when it is compressed, computed from its tokens.</summary>
     internal bool MakesMasks => IsPerChannel || Rule is SelectionRule.Scores or SelectionRule.Mask;
 
-    /// <summary>Whether the tokens of each channel are ranked, and not the channels of each token.</summary>
+    /// <summary>Whether the tokens of each channel are ranked instead of the channels of each token.</summary>
     internal bool IsPerChannel => Rule is SelectionRule.PerChannel or SelectionRule.PerChannelOutputAware;
 
-    /// <summary>Whether tokens are rewritten when they are compressed, and all channels kept.</summary>
+    /// <summary>Whether tokens are rewritten when they are compressed, with all channels kept.</summary>
     internal bool Rewrites => Rule == SelectionRule.Rewritten;
 
     /// <summary>Whether tokens may keep different numbers of channels.</summary>

@@ -2,7 +2,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>How the channels of keys are chosen.</summary>
+/// <summary>How the kept channels of keys are selected.</summary>
 public sealed class KeySelection : ChannelSelection
 {
     private KeySelection(string name, SelectionRule rule, Func<SelectionInput, Tensor>? function = null)
@@ -10,35 +10,35 @@ public sealed class KeySelection : ChannelSelection
     {
     }
 
-    /// <summary>Per token by magnitude, the default: of each key the channels of largest |k|. (Mustafar, arXiv 2505.22913.)</summary>
+    /// <summary>Per token by magnitude, the default: in each key, the channels with the largest |k|. (Mustafar, arXiv 2505.22913.)</summary>
     public static KeySelection Magnitude { get; } = new("magnitude", SelectionRule.Magnitude);
 
     /// <summary>
-    /// Per token, output-aware: of each key the channels of largest |k| · Σ|q|, an estimate of what a channel adds to the scores.
+    /// Per token, output-aware: in each key, the channels with the largest |k| · Σ|q|, an estimate of what a channel adds to the scores.
     /// (Mustafar, arXiv 2505.22913.)
     /// </summary>
     /// <remarks>
-    /// Σ|q| is over the last 32 queries of the prompt and all query heads that read the key/value head; each sequence has its own. It is
-    /// found when a sequence's first tokens are compressed and kept from then on, also by forks and in files. Steps of less than 32
-    /// tokens before that add up.
+    /// Σ|q| is the sum over the last 32 queries of the prompt and all query heads that read the KV head. Each sequence has its own. It is
+    /// computed when the first tokens of a sequence are compressed and does not change after that; forks and files keep it. If the prompt
+    /// comes in steps of fewer than 32 tokens, the sum is over all of them.
     /// </remarks>
     public static KeySelection OutputAware { get; } = new("output-aware", SelectionRule.OutputAware);
 
     /// <summary>
-    /// Whole channels, the same of all tokens of a sequence and head: those of largest ‖q‖ · ‖k‖, norms of a channel over tokens.
+    /// Whole channels, the same ones in all tokens of a sequence and head: those with the largest ‖q‖ · ‖k‖, norms of a channel over tokens.
     /// (ThinK, arXiv 2407.21018.)
     /// </summary>
     /// <remarks>
-    /// ‖q‖ is over the last 32 queries of the prompt and all query heads that read the key/value head, ‖k‖ over the sequence's tokens,
-    /// both until its first tokens are compressed. A key that is 0 in a chosen channel keeps another channel in its place.
+    /// ‖q‖ is over the last 32 queries of the prompt and all query heads that read the KV head, ‖k‖ over the sequence's tokens, both before
+    /// the first compression. A key that is 0 in a selected channel keeps another channel instead.
     /// </remarks>
     public static KeySelection Structured { get; } = new("structured", SelectionRule.StructuredKeys);
 
-    /// <summary>Of each key the channels for which a function gives the largest numbers.</summary>
-    /// <param name="name">What saved caches call it.</param>
+    /// <summary>In each key, the channels to which a function gives the largest scores.</summary>
+    /// <param name="name">Its name in the files of saved caches.</param>
     /// <param name="function">
-    /// Gives Float32 [num_kv_heads, tokens, head_dim] for the tokens of <see cref="SelectionInput.Tokens"/>; magnitudes are compared, of
-    /// equal ones the lower channel is kept, NaN is larger than any number. It is called whenever tokens of a sequence are compressed.
+    /// Returns Float32 [num_kv_heads, tokens, head_dim] for <see cref="SelectionInput.Tokens"/>. Magnitudes are compared; among equal ones
+    /// the lower channel is kept, and NaN counts as larger than any number. Called whenever tokens of a sequence are compressed.
     /// </param>
     /// <exception cref="ArgumentException">The name is empty or has white space, '=', ',' or ';'.</exception>
     public static KeySelection ByScores(string name, Func<SelectionInput, Tensor> function)
@@ -47,11 +47,11 @@ public sealed class KeySelection : ChannelSelection
         return new KeySelection(name, SelectionRule.Scores, function);
     }
 
-    /// <summary>The channels that a function chooses, any number of each key.</summary>
-    /// <param name="name">What saved caches call it.</param>
+    /// <summary>The channels that a function selects, any number of each key.</summary>
+    /// <param name="name">Its name in the files of saved caches.</param>
     /// <param name="function">
-    /// Gives Bool [num_kv_heads, tokens, head_dim] for the tokens of <see cref="SelectionInput.Tokens"/>, with at most 32 times
-    /// <see cref="SelectionInput.Kept"/> true in each 32 tokens of a head. It is called whenever tokens of a sequence are compressed.
+    /// Returns Bool [num_kv_heads, tokens, head_dim] for <see cref="SelectionInput.Tokens"/>, with at most 32 times
+    /// <see cref="SelectionInput.Kept"/> true in every 32 tokens of a head. Called whenever tokens of a sequence are compressed.
     /// </param>
     /// <exception cref="ArgumentException">The name is empty or has white space, '=', ',' or ';'.</exception>
     public static KeySelection ByMask(string name, Func<SelectionInput, Tensor> function)
@@ -60,17 +60,17 @@ public sealed class KeySelection : ChannelSelection
         return new KeySelection(name, SelectionRule.Mask, function);
     }
 
-    /// <summary>All channels of each key, as a function rewrites it when it is compressed: what a format that there is not would make of it.</summary>
+    /// <summary>All channels of each key, rewritten by a function when the key is compressed: simulates a format that does not exist.</summary>
     /// <remarks>
-    /// For measuring quality: keys take as many bytes as they are, attention reads what the function gave, and the recent window stays as it
-    /// is. It needs <see cref="MustafarOptions.KeySparsity"/> 0 and <see cref="MustafarOptions.KeyBits"/> 16. Tokens that are taken back into the recent window
-    /// by a shorter length are those that were stored, and are rewritten once more when they are compressed again.
+    /// This is for measuring quality: keys take their full size, attention reads what the function returned, and the recent window is
+    /// unchanged. It needs <see cref="MustafarOptions.KeySparsity"/> 0 and <see cref="MustafarOptions.KeyBits"/> 16. Compressed tokens that
+    /// <c>Truncate</c> returns to the recent window have their rewritten values, and are rewritten again at the next compression.
     /// </remarks>
-    /// <param name="name">What saved caches call it.</param>
+    /// <param name="name">Its name in the files of saved caches.</param>
     /// <param name="function">
-    /// Gives a tensor of the shape, type and device of <see cref="SelectionInput.Tokens"/>, whose number is a multiple of
-    /// <see cref="MustafarOptions.GroupSize"/>. It is called whenever tokens of a sequence are compressed, of a prompt with many groups at once:
-    /// what it makes of a group must not depend on the others.
+    /// Returns a tensor of the shape, type and device of <see cref="SelectionInput.Tokens"/>. The number of tokens is a multiple of
+    /// <see cref="MustafarOptions.GroupSize"/>. Called whenever tokens of a sequence are compressed, with many groups at once for a prompt;
+    /// the result for a group must not depend on the others.
     /// </param>
     /// <exception cref="ArgumentException">The name is empty or has white space, '=', ',' or ';'.</exception>
     public static KeySelection Rewritten(string name, Func<SelectionInput, Tensor> function)

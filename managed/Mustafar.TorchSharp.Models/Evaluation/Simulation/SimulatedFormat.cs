@@ -3,17 +3,17 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A format of keys or values that caches do not have, for measuring what it costs in quality.</summary>
+/// <summary>A format of keys or values that caches do not have, to measure what it costs in quality.</summary>
 /// <remarks>
-/// <see cref="Keys"/> and <see cref="Values"/> keep all channels as they are and put in their place what the format would make of them, so that
-/// speed and memory are those of 16 bits. Reports have <see cref="BitsPerNumber"/> instead. Scales, smallest numbers and means are Float16,
-/// as they are counted. <c>docs/accuracy.md</c> describes the formats.
+/// <see cref="Keys"/> and <see cref="Values"/> keep all channels in 16 bits, with the values that the format would give them, so speed and
+/// memory are those of 16 bits. Reports show the bytes by <see cref="BitsPerNumber"/>. Scales, minima and means are Float16 and counted.
+/// <c>docs/accuracy.md</c> describes the formats.
 /// </remarks>
 public sealed class SimulatedFormat
 {
     private const int KiviGroup = 64;
 
-    // Of a scale, a smallest number or a mean.
+    // Of a scale, a minimum or a mean.
     private const int ScaleBits = 16;
 
     private readonly Func<int, double> _rowBits;
@@ -21,8 +21,8 @@ public sealed class SimulatedFormat
     private readonly int _channels;
     private readonly int _tokens;
 
-    // rewritten: what becomes of keys, or of values, Float32 [num_kv_heads, tokens, head_dim]; rowBits: bits of a row by its head_dim; mostKept: what
-    // the head_dim is above; channels, tokens: what it and the tokens of a group are multiples of.
+    // rewritten: maps keys or values, Float32 [num_kv_heads, tokens, head_dim]; rowBits: bits of a row by its head_dim; mostKept: the head_dim
+    // must be above it; channels, tokens: head_dim and the group size must be multiples of these.
     private SimulatedFormat(
         string name, Func<Tensor, bool, Tensor> rewritten, Func<int, double> rowBits, int mostKept = 0, int channels = 1, int tokens = 1)
     {
@@ -39,7 +39,7 @@ public sealed class SimulatedFormat
         }
     }
 
-    /// <summary>The names there are, as error messages and help texts have them.</summary>
+    /// <summary>All names, as error messages and help texts show them.</summary>
     public static string Names => "fp8-e4m3, int{8|4|3|2}-g{128|64|32}, kivi-int{8|4|3|2}, signs-KEPT, signs-KEPT-int4";
 
     /// <summary>Its name in settings and in the files of saved caches.</summary>
@@ -60,7 +60,7 @@ public sealed class SimulatedFormat
         return Find(name) ?? throw new ArgumentException($"Expected one of {Names}, but got '{name}'.", nameof(name));
     }
 
-    /// <summary>Bits that the format takes for each channel of a key or value, all that belongs to it counted.</summary>
+    /// <summary>Bits per channel of a key or value, including bitmaps, scales and whatever else the format stores.</summary>
     /// <param name="headDim">Channels of a key.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="headDim"/> is not positive.</exception>
     public double BitsPerNumber(int headDim)
@@ -114,7 +114,7 @@ public sealed class SimulatedFormat
         channels: KiviGroup,
         tokens: KiviGroup);
 
-    // Each group of them has a smallest number and a step.
+    // Each group has a minimum and a step.
     private static double Integers(int numbers, int bits, int group) => numbers * (bits + (2.0 * ScaleBits / group));
 
     private static Tensor OfChannels(Tensor rows, int bits, int group) =>

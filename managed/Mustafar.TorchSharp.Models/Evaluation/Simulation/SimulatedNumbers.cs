@@ -3,10 +3,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Numbers as few bits have them, in Float32.</summary>
+/// <summary>Numbers rounded to formats of few bits, in Float32.</summary>
 internal static class SimulatedNumbers
 {
-    // Of the kept numbers beside signs.
+    // The largest 4-bit integer of the kept numbers.
     private const int MostOfFourBits = 7;
 
     private static readonly Scalar s_mostOfFourBits = MostOfFourBits;
@@ -15,7 +15,7 @@ internal static class SimulatedNumbers
     private static readonly Scalar s_smallestE4M3 = -448;
     private static readonly Scalar s_leastExponent = -6;
 
-    /// <summary>Integers 0 to 2^bits − 1 in equal steps from the smallest number of each row to the largest, [.., n].</summary>
+    /// <summary>Integers 0 to 2^bits − 1, in equal steps from the smallest number of each row [.., n] to the largest.</summary>
     internal static Tensor Asymmetric(Tensor rows, int bits)
     {
         int most = (1 << bits) - 1;
@@ -27,11 +27,11 @@ internal static class SimulatedNumbers
         return smallest.addcmul(integers, step, Scalars.One);
     }
 
-    /// <summary>The channels of largest magnitude of each row [.., n], and for each of the others its sign times their mean magnitude. A zero
-    /// counts as positive.</summary>
-    /// <param name="rows">The rows.</param>
-    /// <param name="kept">Channels that are kept.</param>
-    /// <param name="bits">Bits of their numbers: 16 for as they are, or 4, for −7 to 7 times a scale of the row.</param>
+    /// <summary>Each row's channels of largest magnitude, and for each of the others its sign times their mean magnitude; zero counts as
+    /// positive.</summary>
+    /// <param name="rows">The rows [.., n].</param>
+    /// <param name="kept">Number of kept channels.</param>
+    /// <param name="bits">Bits of the kept numbers: 16, unchanged, or 4, for −7 to 7 times a scale per row.</param>
     internal static Tensor Signs(Tensor rows, int kept, int bits)
     {
         Tensor magnitudes = rows.abs();
@@ -42,11 +42,10 @@ internal static class SimulatedNumbers
         return where(isKept, bits == 4 ? InFourBits(rows, magnitudes) : rows, signs);
     }
 
-    /// <summary>FP8 with 4 bits of exponent and 3 of mantissa (e4m3fn), to the nearest, of two the even one. What is larger than 448, the largest,
-    /// becomes that.</summary>
+    /// <summary>FP8 with 4 bits of exponent and 3 of mantissa (e4m3fn), rounded to nearest even and clamped to ±448.</summary>
     internal static Tensor E4M3(Tensor rows)
     {
-        // Between two powers of two numbers are an eighth of the lower one apart, and below 2^-6 as far as just above it.
+        // Between two powers of two, numbers are an eighth of the lower one apart; below 2^-6 the spacing stays the same.
         Tensor bounded = rows.clamp(s_smallestE4M3, s_largestE4M3);
         Tensor step = bounded.abs().log2().floor().clamp(s_leastExponent).exp2().Times(1.0 / 8);
         return (bounded / step).round() * step;
@@ -58,7 +57,7 @@ internal static class SimulatedNumbers
         return (rows / step).round().clamp(s_leastOfFourBits, s_mostOfFourBits) * step;
     }
 
-    // Of rows without a difference, any step will do.
+    // Any step will do for rows whose numbers are all equal.
     private static Tensor Step(Tensor step)
     {
         Tensor rounded = Rounded(step);
