@@ -3,35 +3,35 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A named way to cache keys and values, to be compared with others.</summary>
-/// <param name="Name">What reports call it.</param>
-/// <param name="Options">How the cache prunes and stores; it is dense if null.</param>
+/// <summary>A named configuration of a cache, to be compared with others.</summary>
+/// <param name="Name">The name in reports.</param>
+/// <param name="Options">How the cache prunes and stores tokens; null for a dense cache.</param>
 public sealed record CacheSetting(string Name, MustafarOptions? Options)
 {
-    /// <summary>The dense cache, which all others are compared with.</summary>
+    /// <summary>The dense cache, with which all others are compared.</summary>
     public static CacheSetting Dense { get; } = new("dense", null);
 
-    /// <summary>The options of each layer, where layers differ; null if <see cref="Options"/> are those of all.</summary>
-    /// <remarks>Layers have the windows and groups of <see cref="Options"/> in common.</remarks>
+    /// <summary>The options of each layer if layers differ; null if <see cref="Options"/> applies to all.</summary>
+    /// <remarks>All layers share the windows and groups of <see cref="Options"/>.</remarks>
     public IReadOnlyList<MustafarOptions>? Layers { get; init; }
 
-    /// <summary>Whether keys or values of a layer are in a <see cref="SimulatedFormat"/>, so that bytes are computed.</summary>
+    /// <summary>Whether keys or values of any layer are in a <see cref="SimulatedFormat"/>, whose bytes are computed.</summary>
     public bool IsSimulated => AllOptions.Any(options => SimulatedFormat.Of(options.KeySelection) is not null || SimulatedFormat.Of(options.ValueSelection) is not null);
 
     private IReadOnlyList<MustafarOptions> AllOptions => Layers ?? (Options is null ? [] : [Options]);
 
-    /// <summary>Makes empty sequences for a model.</summary>
+    /// <summary>Makes an empty cache for a model.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batchSize">Number of sequences.</param>
-    /// <exception cref="ArgumentException">It has options of another number of layers than the model.</exception>
+    /// <exception cref="ArgumentException">The setting has options for a different number of layers than the model has.</exception>
     public ModelCache NewCache(LlamaForCausalLM model, int batchSize) => Layers is not null
         ? ModelCache.Mustafar(model, Layers, batchSize)
         : Options is not null ? ModelCache.Mustafar(model, Options, batchSize) : ModelCache.Dense(model, batchSize);
 
-    /// <summary>Refuses options that a model's keys and values can't be compressed with.</summary>
-    /// <param name="config">The model.</param>
-    /// <param name="path">Its config.json, for the message.</param>
-    /// <exception cref="Checkpoint.UnsupportedModelException">They can't.</exception>
+    /// <summary>Throws if a model's keys and values can't be compressed with these options.</summary>
+    /// <param name="config">The model's configuration.</param>
+    /// <param name="path">Path of its config.json, for messages.</param>
+    /// <exception cref="Checkpoint.UnsupportedModelException">The options don't fit the model.</exception>
     public void CheckFits(LlamaConfig config, string path)
     {
         ArgumentNullException.ThrowIfNull(config);
@@ -54,7 +54,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         }
     }
 
-    /// <summary>Bytes that a cache of this setting has in use: of simulated formats those that they would take.</summary>
+    /// <summary>Bytes in use by a cache of this setting. Simulated formats count with the bytes that they would take.</summary>
     internal static long UsedBytes(ModelCache cache)
     {
         long bytes = cache.Cache.Usage.UsedBytes;
@@ -66,7 +66,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
                 LayerFormat format = new(shape, options);
                 bytes += compressed.UsedPages * shape.NumKvHeads * (Saved(options.KeySelection, format.KeyBytes) + Saved(options.ValueSelection, format.ValueBytes));
 
-                // Of a head in a page, the bytes of the simulated format less those that it has.
+                // Bytes of the simulated format minus those that are stored, for one head in a page.
                 long Saved(ChannelSelection selection, long stored) => SimulatedFormat.Of(selection) is SimulatedFormat simulated
                     ? (long)(simulated.BitsPerNumber(shape.HeadDim) * shape.HeadDim * options.GroupSize / 8) - stored
                     : 0;
@@ -76,7 +76,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         return bytes;
     }
 
-    /// <summary>All that the options say, by the names that settings files have.</summary>
+    /// <summary>All options, under the keys of settings files.</summary>
     internal JsonObject ToJson()
     {
         JsonObject json = new() { ["name"] = Name };
@@ -110,7 +110,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         return json;
     }
 
-    // What layers may differ in.
+    // The options that may differ between layers.
     private static void AddFormat(JsonObject json, MustafarOptions options)
     {
         json["key_sparsity"] = options.KeySparsity;

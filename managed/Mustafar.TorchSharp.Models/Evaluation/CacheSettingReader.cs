@@ -5,22 +5,22 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Reads settings of caches: from a JSON file, or each from a line of text.</summary>
+/// <summary>Reads cache settings from a JSON file, or one from a line of text.</summary>
 /// <remarks>
 /// A file is one JSON object. Each key is the name of a setting; its value is the name of a preset (<see cref="Presets"/>) or an object
 /// with any of <c>preset</c>, <c>key_sparsity</c>, <c>value_sparsity</c>, <c>balanced_keys</c>, <c>balanced_values</c>,
 /// <c>key_selection</c>, <c>value_selection</c>, <c>key_bits</c>, <c>value_bits</c>, <c>key_channel_scales</c>, <c>key_rotation</c>,
 /// <c>local_window</c>, <c>sinks</c>, <c>group_size</c>, <c>kept_multiple</c> and <c>sliding_window</c>, and <c>eviction</c>
 /// (<c>streaming-llm</c>, <c>snapkv</c> or <c>h2o</c>) with <c>capacity</c>, <c>recent_tokens</c> and <c>kernel_size</c>
-/// (<see cref="TokenEviction"/>). <c>key_simulation</c> and <c>value_simulation</c>, names of a <see cref="SimulatedFormat"/>, stand in place of all
-/// else that is said of keys, or values:
+/// (<see cref="TokenEviction"/>). <c>key_simulation</c> and <c>value_simulation</c>, the name of a <see cref="SimulatedFormat"/>, replace
+/// all other options of keys, or values:
 /// <code>{ "4 bits": "FourBits", "64 / 40": { "key_sparsity": 0.5, "value_sparsity": 0.6875 } }</code>
-/// Where layers differ, <c>layers</c> is an array of a preset or an object for each, with what the setting itself does not say of all;
-/// windows and groups are common to all layers:
+/// Where layers differ, <c>layers</c> is an array with a preset or an object for each layer, for the options that the setting itself does
+/// not specify for all of them. Windows and groups are the same in all layers:
 /// <code>{ "first layer in 8 bits": { "local_window": 64, "layers": [ "EightBits", "FourBits", { "key_bits": 4, "value_sparsity": 0.5 } ] } }</code>
 /// <see cref="CacheSettingWriter"/> writes such files.
-/// As text the same is <c>4 bits: FourBits</c> and <c>64 / 40: key_sparsity=0.5, value_sparsity=0.6875</c>.
-/// What a setting leaves out is as in its preset or, without one, in the defaults.
+/// As text, the same settings are <c>4 bits: FourBits</c> and <c>64 / 40: key_sparsity=0.5, value_sparsity=0.6875</c>. Options that a
+/// setting leaves out come from its preset or, without one, from the defaults.
 /// </remarks>
 public static class CacheSettingReader
 {
@@ -55,9 +55,10 @@ public static class CacheSettingReader
 
     /// <summary>Reads a file of settings.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="defaults">What settings leave out; the options' own defaults if null.</param>
+    /// <param name="defaults">The values of options that settings leave out; those of a new <see cref="MustafarOptions"/> if null.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="UnusableFileException">It is not a JSON object, or a setting is not valid; the message names it and the key.</exception>
+    /// <exception cref="UnusableFileException">It is not a JSON object, or a setting is not valid; the message names the setting and the
+    /// key.</exception>
     public static IReadOnlyList<CacheSetting> Load(string path, MustafarOptions? defaults = null)
     {
         ArgumentNullException.ThrowIfNull(path);
@@ -69,7 +70,7 @@ public static class CacheSettingReader
 
     /// <summary>Reads a setting from a line of text.</summary>
     /// <param name="text"><c>NAME: PRESET</c>, <c>NAME: key=value, key=value</c>, both together, or a preset alone.</param>
-    /// <param name="defaults">What the text leaves out; the options' own defaults if null.</param>
+    /// <param name="defaults">The values of options that the text leaves out; those of a new <see cref="MustafarOptions"/> if null.</param>
     /// <exception cref="UnusableFileException">It is not valid; the message names the setting and the key.</exception>
     public static CacheSetting Parse(string text, MustafarOptions? defaults = null)
     {
@@ -91,8 +92,8 @@ public static class CacheSettingReader
         return Read("", name, document.RootElement, defaults ?? new MustafarOptions());
     }
 
-    /// <summary>The dense setting and others, each name once.</summary>
-    /// <exception cref="ArgumentException">Two settings have one name, or one has that of the dense setting.</exception>
+    /// <summary>The dense setting, followed by others.</summary>
+    /// <exception cref="ArgumentException">Two settings have the same name, or one has that of the dense setting.</exception>
     public static IReadOnlyList<CacheSetting> WithDense(IEnumerable<CacheSetting> settings)
     {
         CacheSetting[] all = [CacheSetting.Dense, .. settings];
@@ -103,7 +104,7 @@ public static class CacheSettingReader
                 $"Expected settings of different names ('{CacheSetting.Dense.Name}' is always there), but there are two '{repeated}'.", nameof(settings));
     }
 
-    // The words of a command line are numbers and truth values where they look like them.
+    // Words that look like numbers or Boolean values are read as such.
     private static JsonValue ValueOf(string word)
     {
         try
@@ -185,7 +186,7 @@ public static class CacheSettingReader
         return Checked(() => Changed(basis, entry, place), place);
     }
 
-    // Windows and groups are those of the defaults: presets say what is kept of a token.
+    // Windows and groups come from the defaults: presets only say what is kept of a token.
     private static MustafarOptions PresetOf(string name, MustafarOptions defaults, string place) =>
         Presets.TryGetValue(name, out MustafarOptions? preset)
             ? preset with
@@ -233,7 +234,7 @@ public static class CacheSettingReader
         }
     }
 
-    // What the options say of a value is told in terms of the key.
+    // Errors about the options' values are reported with the setting's keys.
     private static MustafarOptions Checked(Func<MustafarOptions> make, string place)
     {
         try

@@ -3,15 +3,15 @@ using System.Text.Json.Nodes;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Writes settings of caches to a file that <see cref="CacheSettingReader.Load"/> reads.</summary>
+/// <summary>Writes cache settings to a file that <see cref="CacheSettingReader.Load"/> reads.</summary>
 public static class CacheSettingWriter
 {
     private static readonly JsonSerializerOptions s_indented = new() { WriteIndented = true };
 
-    /// <summary>Writes a file; one that is there is replaced once the new one is complete.</summary>
+    /// <summary>Writes a file. An existing one is replaced once the new one is complete.</summary>
     /// <param name="path">The file.</param>
-    /// <param name="settings">Settings of different names that are not dense. All options are written, defaults too.</param>
-    /// <exception cref="ArgumentException">There are none, one is dense, or two have one name.</exception>
+    /// <param name="settings">Settings with different names, none of them dense. All options are written, including defaults.</param>
+    /// <exception cref="ArgumentException">There are no settings, one is dense, or two have the same name.</exception>
     /// <exception cref="IOException">The file can't be written.</exception>
     public static void Save(string path, IReadOnlyCollection<CacheSetting> settings)
     {

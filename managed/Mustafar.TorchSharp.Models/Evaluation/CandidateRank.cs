@@ -5,14 +5,14 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Which of several continuations a model finds the likeliest: a measure for models too small to write them.</summary>
+/// <summary>Ranks continuations by their probability: a measure for models too small to write them.</summary>
 internal static class CandidateRank
 {
-    /// <summary>The place of the first of several continuations of a cached text, by their probabilities: 1 for the likeliest.</summary>
+    /// <summary>The rank of the first of several continuations of a cached text by probability: 1 for the likeliest.</summary>
     /// <param name="model">The model.</param>
-    /// <param name="cache">The texts; they stay as they are.</param>
-    /// <param name="sequence">Which of them is continued.</param>
-    /// <param name="candidates">The continuations, two or more that differ. What all begin with alike makes no difference.</param>
+    /// <param name="cache">The cached texts; they are not changed.</param>
+    /// <param name="sequence">The text to continue.</param>
+    /// <param name="candidates">Two or more distinct continuations. Their common beginning makes no difference.</param>
     public static int OfFirst(LlamaForCausalLM model, ModelCache cache, int sequence, IReadOnlyList<IReadOnlyList<int>> candidates)
     {
         double[] scores = LogProbabilities(model, cache, sequence, candidates);

@@ -3,7 +3,8 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Prompts as LongBench's published scripts make them: one that is too long loses its middle, and a chat template stands around it.</summary>
+/// <summary>Prompts as LongBench's published scripts build them: one that is too long loses its middle, and a chat template is
+/// applied.</summary>
 internal sealed class CutPrompts
 {
     private const int CharactersOfToken = 4; // roughly
@@ -15,10 +16,11 @@ internal sealed class CutPrompts
 
     /// <summary>Prepares prompts.</summary>
     /// <param name="language">The model.</param>
-    /// <param name="template">The chat template; none if null.</param>
-    /// <param name="maxPromptTokens">Tokens that are left of a longer prompt, without the chat template's; what the context leaves if null.</param>
-    /// <param name="answerTokens">Tokens that an answer takes at most.</param>
-    /// <param name="name">What is measured, for messages.</param>
+    /// <param name="template">The chat template; null for none.</param>
+    /// <param name="maxPromptTokens">Number of tokens to which longer prompts are cut, not counting the chat template; what the context
+    /// leaves if null.</param>
+    /// <param name="answerTokens">Maximum number of tokens in an answer.</param>
+    /// <param name="name">The task's name, for messages.</param>
     /// <exception cref="ArgumentException">The model's context is too small for any prompt.</exception>
     public CutPrompts(LanguageModel language, ChatTemplate? template, int? maxPromptTokens, int answerTokens, string name)
     {
@@ -41,21 +43,21 @@ internal sealed class CutPrompts
         StopTokens = _chat?.EndOfReply is int end ? new HashSet<int>([.. language.StopTokens, end]) : language.StopTokens;
     }
 
-    /// <summary>Tokens that are left of a longer prompt; what the context leaves if null.</summary>
+    /// <summary>Number of tokens to which longer prompts are cut; null for what the context leaves.</summary>
     public int? MaxTokens { get; }
 
-    /// <summary>What tells the chat template apart from others; null without one.</summary>
+    /// <summary>Identifies the chat template; null without one.</summary>
     public string? TemplateHash { get; }
 
     /// <summary>Tokens that end an answer.</summary>
     public IReadOnlySet<int> StopTokens { get; }
 
-    /// <summary>Tokens that a prompt has, roughly.</summary>
+    /// <summary>The approximate number of tokens in a prompt.</summary>
     public long TokensOf(string prompt) => Math.Min(MaxTokens ?? _language.Model.Config.MaxPositions, prompt.Length / CharactersOfToken);
 
-    /// <summary>The ids of a prompt. Halves are text again, around which the chat template stands; as ids they may be a few more than they
-    /// were.</summary>
-    /// <exception cref="ArgumentException">There is no room for any prompt beside the chat template.</exception>
+    /// <summary>The token ids of a prompt. The halves of a cut prompt are decoded to text for the chat template; encoded again, they may
+    /// have a few more tokens than before.</summary>
+    /// <exception cref="ArgumentException">There is no room for any prompt next to the chat template.</exception>
     public List<int> Encode(string prompt)
     {
         List<int> all = _language.Tokenizer.Encode(prompt);

@@ -4,7 +4,7 @@ using System.Text.Json.Nodes;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>The parts of a unit that are done, in a file to which each is added as a line.</summary>
+/// <summary>The finished parts of a unit, in a file with one line per part.</summary>
 internal sealed class EvaluationParts : IDisposable
 {
     private readonly FileStream _file;
@@ -12,13 +12,13 @@ internal sealed class EvaluationParts : IDisposable
 
     private EvaluationParts(FileStream file) => _file = file;
 
-    /// <summary>The parts, in order.</summary>
+    /// <summary>The results of the parts, in order.</summary>
     public IReadOnlyList<JsonNode> Results => [.. _done.Select(part => part.Result)];
 
-    /// <summary>Time that they took.</summary>
+    /// <summary>How long the parts took, in seconds.</summary>
     public double Seconds => _done.Sum(part => part.Seconds);
 
-    /// <summary>Reads a file up to where it is whole, and cuts off the rest.</summary>
+    /// <summary>Reads a file up to the first line that is incomplete or invalid, and truncates it there.</summary>
     /// <exception cref="IOException">Another process has it open.</exception>
     public static EvaluationParts Open(string path)
     {
@@ -35,7 +35,7 @@ internal sealed class EvaluationParts : IDisposable
         }
     }
 
-    /// <summary>Adds a part, and brings it to the disk.</summary>
+    /// <summary>Adds a part and flushes it to disk.</summary>
     public void Add(JsonNode result, double seconds)
     {
         JsonObject part = new() { ["seconds"] = seconds, ["result"] = result.DeepClone() };
@@ -43,7 +43,7 @@ internal sealed class EvaluationParts : IDisposable
         _file.Write(line);
         _file.Flush(flushToDisk: true);
 
-        // As a later run would read it.
+        // Parse the line as a later run would.
         Parse(line);
     }
 

@@ -11,7 +11,7 @@ public sealed record EvaluationReport(IReadOnlyList<EvaluationUnit> Units)
 {
     private static readonly JsonSerializerOptions s_indented = new() { WriteIndented = true };
 
-    /// <summary>All metrics of all settings, without the details of single answers, which the units' files have.</summary>
+    /// <summary>All metrics of all settings, without the details of single answers, which are in the units' files.</summary>
     public JsonObject ToJson()
     {
         EvaluationUnit first = Units[0];
@@ -55,9 +55,9 @@ public sealed record EvaluationReport(IReadOnlyList<EvaluationUnit> Units)
         return text.ToString();
     }
 
-    /// <summary>Writes results.json and results.md; files of that name are replaced.</summary>
-    /// <param name="directory">Where.</param>
-    /// <exception cref="IOException">They can't be written.</exception>
+    /// <summary>Writes results.json and results.md, and replaces existing files.</summary>
+    /// <param name="directory">The directory.</param>
+    /// <exception cref="IOException">A file can't be written.</exception>
     public void Write(string directory)
     {
         ArgumentNullException.ThrowIfNull(directory);

@@ -2,19 +2,19 @@ using System.Diagnostics;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>How far an evaluation is.</summary>
-/// <param name="Unit">The unit that is measured, 0 to <paramref name="Units"/> − 1.</param>
+/// <summary>The progress of an evaluation.</summary>
+/// <param name="Unit">The unit that is being measured, 0 to <paramref name="Units"/> − 1.</param>
 /// <param name="Units">Number of units: tasks times settings.</param>
-/// <param name="Task">Its task.</param>
-/// <param name="Setting">Its setting.</param>
-/// <param name="Share">Share of the unit that is done, 0 to 1.</param>
-/// <param name="Left">Time that all the rest may take; null as long as nothing was measured.</param>
+/// <param name="Task">The unit's task.</param>
+/// <param name="Setting">The unit's setting.</param>
+/// <param name="Share">Finished share of the unit, 0 to 1.</param>
+/// <param name="Left">Estimated time left for all units; null until something has been measured.</param>
 public sealed record EvaluationProgress(int Unit, int Units, EvaluationTask Task, CacheSetting Setting, double Share, TimeSpan? Left);
 
-/// <summary>Measures tasks for cache settings, and keeps each result as soon as it is there.</summary>
+/// <summary>Measures tasks for cache settings, and saves each result as soon as it is finished.</summary>
 /// <remarks>
-/// Results lie in a directory. A second run with the same model, settings and tasks takes what is there, and goes on where the first one
-/// ended, were it in the middle of a unit: of that the parts that were not finished are measured again.
+/// Results are saved in a directory. A second run with the same model, settings and tasks reuses them and continues where the first one
+/// stopped. If that was in the middle of a unit, only the unit's unfinished parts are measured again.
 /// </remarks>
 /// <example>
 /// <code>
@@ -31,18 +31,18 @@ public sealed class EvaluationRun
     private readonly IReadOnlyList<CacheSetting> _settings;
     private readonly EvaluationStore _store;
 
-    // Of what this run measured itself, for the estimate of the rest.
+    // What this run has measured itself, to estimate the time left.
     private readonly Stopwatch _measuring = new();
     private double _measuredTokens;
     private double _tokensLeft;
 
     /// <summary>Prepares a run.</summary>
-    /// <param name="tasks">What to measure.</param>
-    /// <param name="settings">For what; the dense setting is added in front if it is not among them.</param>
-    /// <param name="directory">Where results are kept; it is made if it doesn't exist.</param>
-    /// <exception cref="ArgumentException">There are no tasks, or two tasks or settings have one name.</exception>
-    /// <exception cref="Checkpoint.UnsupportedModelException">The model's keys and values can't be compressed as a setting says.</exception>
-    /// <exception cref="IOException">The directory can't be made or written to.</exception>
+    /// <param name="tasks">The tasks to measure.</param>
+    /// <param name="settings">The settings to measure them for; the dense setting is put first if it is not among them.</param>
+    /// <param name="directory">Where results are saved; created if it does not exist.</param>
+    /// <exception cref="ArgumentException">There are no tasks, or two tasks or settings have the same name.</exception>
+    /// <exception cref="Checkpoint.UnsupportedModelException">The model's keys and values can't be compressed with a setting.</exception>
+    /// <exception cref="IOException">The directory can't be created or written to.</exception>
     public EvaluationRun(IReadOnlyList<EvaluationTask> tasks, IEnumerable<CacheSetting> settings, string directory)
     {
         ArgumentNullException.ThrowIfNull(tasks);
@@ -67,11 +67,11 @@ public sealed class EvaluationRun
     /// <summary>Number of units: tasks times settings.</summary>
     public int Units => _tasks.Count * _settings.Count;
 
-    /// <summary>Measures what is not there yet.</summary>
-    /// <param name="progress">Told how far it is.</param>
-    /// <param name="cancellationToken">Stops the work; what is finished is kept.</param>
-    /// <returns>Each unit as soon as it is known, task by task, dense first.</returns>
-    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <summary>Measures what has not been measured yet.</summary>
+    /// <param name="progress">Receives the progress.</param>
+    /// <param name="cancellationToken">Cancels the work; finished parts are kept.</param>
+    /// <returns>Each unit as soon as its result is known, task by task, the dense setting first.</returns>
+    /// <exception cref="OperationCanceledException">The work was cancelled.</exception>
     /// <exception cref="IOException">A result can't be written.</exception>
     public IEnumerable<EvaluationUnit> Run(IProgress<EvaluationProgress>? progress = null, CancellationToken cancellationToken = default)
     {
@@ -114,7 +114,7 @@ public sealed class EvaluationRun
         return unit;
     }
 
-    // After a given number of tokens of the part that is being measured.
+    // The time left after the given number of tokens of the current part.
     private TimeSpan? TimeLeft(double ofPart)
     {
         double done = _measuredTokens + ofPart;

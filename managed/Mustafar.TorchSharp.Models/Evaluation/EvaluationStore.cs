@@ -3,10 +3,11 @@ using System.Text.Json.Nodes;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A directory of results: a JSON file for each finished unit, and a file of lines for each unit that is being measured.</summary>
+/// <summary>A directory of results: a JSON file for each finished unit, and a file with a line per part for each unit in
+/// progress.</summary>
 /// <remarks>
-/// File names carry a hash of all that a result depends on, so that a change of any of it finds no file and is measured anew, while
-/// former results stay. A unit's file is written as a whole or not at all. Of a file of parts a last line that broke off is cut away.
+/// File names contain a hash of everything that a result depends on. If any of it changes, no file matches and the unit is measured again;
+/// earlier results stay. A unit's file is written completely or not at all. An incomplete last line of a file of parts is cut off.
 /// </remarks>
 internal sealed class EvaluationStore
 {
@@ -16,8 +17,8 @@ internal sealed class EvaluationStore
 
     private readonly string _directory;
 
-    /// <summary>Opens a directory, which is made if there is none.</summary>
-    /// <exception cref="IOException">It can't be made or written to.</exception>
+    /// <summary>Opens a directory, and creates it if it does not exist.</summary>
+    /// <exception cref="IOException">The directory can't be created or written to.</exception>
     public EvaluationStore(string directory)
     {
         ArgumentException.ThrowIfNullOrEmpty(directory);
@@ -41,12 +42,12 @@ internal sealed class EvaluationStore
         }
         catch (Exception exception) when (exception is JsonException or InvalidOperationException or FormatException)
         {
-            // Somebody edited it: it is measured anew.
+            // The file was edited: measure the unit again.
             return null;
         }
     }
 
-    /// <summary>Keeps a finished unit; its parts are no longer needed.</summary>
+    /// <summary>Saves a finished unit, and deletes its parts, which are no longer needed.</summary>
     public void Save(EvaluationUnit unit)
     {
         AtomicFile.WriteText(FileOf(unit.Task, unit.Setting, ".json"), unit.ToJson().ToJsonString(s_indented) + "\n");

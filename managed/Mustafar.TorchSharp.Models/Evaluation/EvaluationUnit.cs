@@ -8,8 +8,8 @@ namespace Mustafar.Models.Evaluation;
 /// <summary>A task measured for a setting.</summary>
 /// <param name="Task">The task.</param>
 /// <param name="Setting">The setting.</param>
-/// <param name="Result">What was found.</param>
-/// <param name="Seconds">Time that it took.</param>
+/// <param name="Result">The measurements.</param>
+/// <param name="Seconds">How long it took, in seconds.</param>
 public sealed record EvaluationUnit(EvaluationTask Task, CacheSetting Setting, TaskResult Result, double Seconds)
 {
     private const int Format = 1;
@@ -17,7 +17,7 @@ public sealed record EvaluationUnit(EvaluationTask Task, CacheSetting Setting, T
     /// <summary>The value of a metric; NaN if there is none.</summary>
     public double Value(string key) => Result.Metrics.TryGetValue(key, out double value) ? value : double.NaN;
 
-    /// <summary>All that a result depends on.</summary>
+    /// <summary>Everything that a result depends on.</summary>
     internal static JsonObject Identity(EvaluationTask task, CacheSetting setting) => new()
     {
         ["format"] = Format,
@@ -29,7 +29,7 @@ public sealed record EvaluationUnit(EvaluationTask Task, CacheSetting Setting, T
         ["inputs"] = task.Inputs,
     };
 
-    /// <summary>A name for files that no other identity has.</summary>
+    /// <summary>A file name, without extension, that no other identity has.</summary>
     internal static string FileStem(EvaluationTask task, CacheSetting setting)
     {
         string hash = Convert.ToHexString(SHA256.HashData(Encoding.UTF8.GetBytes(Identity(task, setting).ToJsonString())));
@@ -37,7 +37,7 @@ public sealed record EvaluationUnit(EvaluationTask Task, CacheSetting Setting, T
         return $"{task.Name}.{name[..Math.Min(name.Length, 40)]}.{hash[..16]}";
     }
 
-    /// <summary>The unit as its file holds it.</summary>
+    /// <summary>The unit as it is stored in its file.</summary>
     internal JsonObject ToJson() => new()
     {
         ["identity"] = Identity(Task, Setting),
@@ -46,7 +46,7 @@ public sealed record EvaluationUnit(EvaluationTask Task, CacheSetting Setting, T
         ["details"] = Result.Details?.DeepClone(),
     };
 
-    /// <summary>Reads what <see cref="ToJson"/> wrote, or gives null if it is of another identity or not such a unit.</summary>
+    /// <summary>Reads what <see cref="ToJson"/> wrote; returns null if it has another identity or is not a unit.</summary>
     internal static EvaluationUnit? FromJson(JsonNode? json, EvaluationTask task, CacheSetting setting)
     {
         if (json is not JsonObject root
@@ -61,7 +61,7 @@ public sealed record EvaluationUnit(EvaluationTask Task, CacheSetting Setting, T
         return new EvaluationUnit(task, setting, result, (double)seconds);
     }
 
-    /// <summary>The value of a metric in words.</summary>
+    /// <summary>The value of a metric as text.</summary>
     internal string Describe(Metric metric)
     {
         double value = Value(metric.Key);

@@ -5,8 +5,8 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Eviction as settings of caches say it: <c>eviction</c> is a method, <c>capacity</c> the tokens that stay, <c>recent_tokens</c> and
-/// <c>kernel_size</c> what <see cref="TokenEviction"/> calls so.</summary>
+/// <summary>Eviction in cache settings: <c>eviction</c> is the method, <c>capacity</c> the number of tokens that stay; <c>recent_tokens</c>
+/// and <c>kernel_size</c> are the properties of the same names in <see cref="TokenEviction"/>.</summary>
 internal static class EvictionSetting
 {
     /// <summary>The methods' names.</summary>
@@ -15,11 +15,11 @@ internal static class EvictionSetting
     /// <summary>The keys of a setting.</summary>
     public static readonly string[] Keys = ["eviction", "capacity", "recent_tokens", "kernel_size"];
 
-    /// <summary>Eviction by a method.</summary>
+    /// <summary>Makes the eviction of a method.</summary>
     /// <param name="method">One of <see cref="Methods"/>.</param>
-    /// <param name="capacity">Tokens that stay.</param>
-    /// <param name="recentTokens">The latest tokens among them; the method's own number if null.</param>
-    /// <param name="kernelSize">Neighbouring tokens over which SnapKV pools scores; its own number if null.</param>
+    /// <param name="capacity">Number of tokens that stay.</param>
+    /// <param name="recentTokens">Number of latest tokens among them; the method's default if null.</param>
+    /// <param name="kernelSize">Number of neighbouring tokens over which SnapKV pools scores; its default if null.</param>
     /// <exception cref="ArgumentOutOfRangeException">A number is out of range.</exception>
     public static TokenEviction Of(string method, int capacity, int? recentTokens = null, int? kernelSize = null) => method switch
     {
@@ -28,8 +28,8 @@ internal static class EvictionSetting
         _ => TokenEviction.HeavyHitters(capacity, recentTokens),
     };
 
-    /// <summary>Reads a setting's eviction; that of a basis if it says nothing of it.</summary>
-    /// <exception cref="CheckpointException">It is not valid.</exception>
+    /// <summary>Reads the eviction of a setting; returns <paramref name="basis"/> if the setting does not mention it.</summary>
+    /// <exception cref="CheckpointException">The eviction is not valid.</exception>
     public static TokenEviction? Read(JsonElement entry, TokenEviction? basis, string place)
     {
         if (entry.FindString(Keys[0], place) is not string method)
@@ -59,7 +59,7 @@ internal static class EvictionSetting
         }
     }
 
-    /// <summary>Adds what <see cref="Read"/> reads.</summary>
+    /// <summary>Writes the keys that <see cref="Read"/> reads.</summary>
     public static void AddTo(JsonObject json, TokenEviction eviction)
     {
         json[Keys[0]] = Methods[(int)eviction.Method];

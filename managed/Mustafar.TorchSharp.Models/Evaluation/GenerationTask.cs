@@ -6,8 +6,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A task whose samples are answered by greedy decoding over the cached prompt, and scored one by one.</summary>
-/// <remarks>Derive from it for a task of your own. The prompt has dense attention, whatever the cache; what follows reads the cache.</remarks>
+/// <summary>A task whose samples are answered by greedy decoding over the cached prompt and scored one by one.</summary>
+/// <remarks>Derive from it to define a task of your own. Prompts always have dense attention; what follows reads the cache.</remarks>
 public abstract class GenerationTask : EvaluationTask
 {
     private static readonly Metric[] s_metrics = [new("score", "score", "P1"), new("standard_error", "standard error", "P1")];
@@ -19,7 +19,7 @@ public abstract class GenerationTask : EvaluationTask
     /// <param name="name">Its name.</param>
     /// <param name="language">The model.</param>
     /// <param name="samples">Number of samples.</param>
-    /// <param name="batch">Samples that are answered side by side.</param>
+    /// <param name="batch">Number of samples answered in one batch.</param>
     protected GenerationTask(string name, LanguageModel language, int samples, int batch)
         : base(name, language)
     {
@@ -110,25 +110,25 @@ public abstract class GenerationTask : EvaluationTask
         static double IsLikeliest(JsonObject answer) => (int)answer["rank"]! == 1 ? 1 : 0;
     }
 
-    /// <summary>Makes a sample, the same each time.</summary>
-    /// <param name="sample">0 to <see cref="Samples"/> − 1.</param>
+    /// <summary>Makes a sample: always the same one for the same number.</summary>
+    /// <param name="sample">The sample's number, 0 to <see cref="Samples"/> − 1.</param>
     public abstract PromptSample MakeSample(int sample);
 
     /// <summary>Scores an answer.</summary>
-    /// <param name="sample">Whose answer, as <see cref="MakeSample"/> made it.</param>
+    /// <param name="sample">The sample, from <see cref="MakeSample"/>.</param>
     /// <param name="answer">What the model wrote.</param>
-    /// <returns>0 to 1.</returns>
+    /// <returns>The score, 0 to 1.</returns>
     public abstract double Score(PromptSample sample, string answer);
 
-    /// <summary>Tokens that a sample takes through the model, roughly.</summary>
+    /// <summary>The approximate number of tokens that the model processes for a sample.</summary>
     protected abstract long TokensOfSample(int sample);
 
-    /// <summary>Whether what comes after an answer can no longer change its score, so that it may end there.</summary>
+    /// <summary>Whether an answer is long enough that its score can no longer change, so that decoding may stop.</summary>
     protected virtual bool IsComplete(string answer) => false;
 
     private IEnumerable<int> SamplesOf(int part) => Enumerable.Range(part * _batch, Math.Min(_batch, _samples - (part * _batch)));
 
-    // With a question the contexts are cached before; without, the generator caches them.
+    // Caches the contexts if there are questions; without, the generator caches them.
     private void Prefill(ModelCache cache, PromptSample[] samples, CancellationToken cancellationToken)
     {
         if (samples.Any(sample => (sample.Question.Count == 0) != (samples[0].Question.Count == 0)))

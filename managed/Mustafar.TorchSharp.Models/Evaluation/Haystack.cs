@@ -5,14 +5,16 @@ namespace Mustafar.Models.Evaluation;
 /// <summary>Long texts that hide a few lines.</summary>
 internal static class Haystack
 {
-    /// <summary>Puts lines into a random part of a text.</summary>
+    /// <summary>Inserts lines into a random part of a text.</summary>
     /// <param name="tokenizer">The tokenizer.</param>
-    /// <param name="text">Ids of the text.</param>
-    /// <param name="length">Ids of the result, those that stand in front of a text included.</param>
-    /// <param name="lines">Ids of each line, its end included, in the order in which they stand.</param>
+    /// <param name="text">Token ids of the text.</param>
+    /// <param name="length">Number of token ids in the result, including the tokenizer's prefix.</param>
+    /// <param name="lines">Token ids of each line, including its line end, in the order in which the lines appear.</param>
     /// <param name="random">Chooses the part.</param>
-    /// <param name="choosePlaces">Gets all places that follow the end of a line, and the part's length, and chooses one for each line.</param>
-    /// <exception cref="ArgumentException">There is no room for text beside the lines, or the text is shorter or has no ends of lines.</exception>
+    /// <param name="choosePlaces">Gets all positions after a line end and the length of the part, and chooses a position for each
+    /// line.</param>
+    /// <exception cref="ArgumentException">There is no room for text next to the lines, or the text is shorter or has no line
+    /// ends.</exception>
     public static List<int> Hide(
         TextTokenizer tokenizer,
         IReadOnlyList<int> text,
@@ -55,6 +57,6 @@ internal static class Haystack
         return context;
     }
 
-    /// <summary>The end of a line that is nearest to a share of a text.</summary>
+    /// <summary>The line end nearest to a relative depth in a text.</summary>
     public static int Nearest(int[] lineEnds, int length, double depth) => lineEnds.MinBy(end => Math.Abs(end - (depth * length)));
 }

@@ -3,13 +3,13 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Files with a JSON object in each line.</summary>
+/// <summary>Files with one JSON object per line.</summary>
 internal static class JsonLines
 {
-    /// <summary>Reads the objects of a file. Empty lines are left out.</summary>
-    /// <param name="bytes">The file.</param>
+    /// <summary>Reads the objects of a file, and skips empty lines.</summary>
+    /// <param name="bytes">The file's contents.</param>
     /// <param name="path">Its path, for messages.</param>
-    /// <param name="read">Makes something of an object; it is also given where that stands, for messages.</param>
+    /// <param name="read">Converts an object; also gets its location, for messages.</param>
     /// <exception cref="CheckpointException">A line is not a JSON object.</exception>
     public static List<T> Read<T>(byte[] bytes, string path, Func<JsonElement, string, T> read)
     {

@@ -3,12 +3,12 @@ using System.Text.Json.Nodes;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Numbers in JSON, which has none that are not finite: those are null.</summary>
+/// <summary>Numbers in JSON, which has only finite ones: others are null.</summary>
 internal static class JsonNumber
 {
     public static JsonNode? Of(double value) => double.IsFinite(value) ? JsonValue.Create(value) : null;
 
-    // With as few digits as tell floats apart.
+    // With the fewest digits that tell floats apart.
     public static JsonNode? Of(float value) =>
         Of(double.Parse(value.ToString("R", CultureInfo.InvariantCulture), CultureInfo.InvariantCulture));
 

@@ -4,26 +4,26 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>LongBench (Bai et al., arXiv 2308.14508) on the disk, as it is published.</summary>
+/// <summary>LongBench (Bai et al., arXiv 2308.14508) on disk, as it is published.</summary>
 /// <remarks>
-/// A folder with <c>dataset2prompt.json</c> and <c>dataset2maxlen.json</c>, in it or in <c>config</c>, and the data sets as
-/// <c>NAME.jsonl</c>, in it or in <c>data</c>. Only the 16 English and code data sets (<see cref="Datasets"/>) can be measured.
+/// A folder with <c>dataset2prompt.json</c> and <c>dataset2maxlen.json</c>, directly or in <c>config</c>, and the data sets as
+/// <c>NAME.jsonl</c>, directly or in <c>data</c>. Only the 16 English and code data sets (<see cref="Datasets"/>) can be measured.
 /// </remarks>
 public sealed class LongBenchFolder
 {
     private const string PromptFile = "dataset2prompt.json";
     private const string LengthFile = "dataset2maxlen.json";
 
-    // Far above any of LongBench's, of which the largest has some 20 MB.
+    // Far above LongBench's own files, the largest of which has about 20 MB.
     private const long LargestFile = 1L << 30;
 
     private readonly string _directory;
     private readonly string _prompts;
     private readonly string _lengths;
 
-    /// <summary>Takes a folder.</summary>
+    /// <summary>Opens a folder.</summary>
     /// <param name="directory">The folder.</param>
-    /// <exception cref="FileNotFoundException">It lacks one of the two files.</exception>
+    /// <exception cref="FileNotFoundException">One of the two files is missing.</exception>
     public LongBenchFolder(string directory)
     {
         ArgumentNullException.ThrowIfNull(directory);
@@ -39,15 +39,16 @@ public sealed class LongBenchFolder
         "triviaqa", "samsum", "passage_retrieval_en", "passage_count", "lcc", "repobench-p",
     ];
 
-    /// <summary>Those of <see cref="Datasets"/> whose files are there.</summary>
+    /// <summary>Those of <see cref="Datasets"/> whose files exist.</summary>
     public IReadOnlyList<string> Available =>
         [.. Datasets.Where(name => Candidates($"{name}.jsonl", "data").Any(File.Exists))];
 
     /// <summary>Reads a data set.</summary>
     /// <param name="name">One of <see cref="Datasets"/>.</param>
     /// <exception cref="ArgumentException">There is no such data set.</exception>
-    /// <exception cref="FileNotFoundException">Its file is not there.</exception>
-    /// <exception cref="UnusableFileException">It has no prompt or length, or a line is not valid: the message names file, line and key.</exception>
+    /// <exception cref="FileNotFoundException">Its file does not exist.</exception>
+    /// <exception cref="UnusableFileException">It has no prompt or length, or a line is not valid; the message names the file, line and
+    /// key.</exception>
     internal LongBenchDataset Read(string name)
     {
         if (!Datasets.Contains(name))
@@ -105,14 +106,14 @@ public sealed class LongBenchFolder
 
 /// <summary>A data set of LongBench.</summary>
 /// <param name="Name">Its name.</param>
-/// <param name="Prompt">The prompts' template.</param>
-/// <param name="MaxTokens">Tokens of an answer at most.</param>
+/// <param name="Prompt">The prompt template.</param>
+/// <param name="MaxTokens">Maximum number of tokens in an answer.</param>
 /// <param name="Items">Its samples.</param>
 /// <param name="Hash">SHA-256 of its file.</param>
 internal sealed record LongBenchDataset(string Name, string Prompt, int MaxTokens, IReadOnlyList<LongBenchItem> Items, string Hash);
 
 /// <summary>A sample of LongBench.</summary>
 /// <param name="Prompt">The prompt, from the template.</param>
-/// <param name="Answers">Right answers.</param>
+/// <param name="Answers">The correct answers.</param>
 /// <param name="Classes">For classification, the names of all classes.</param>
 internal sealed record LongBenchItem(string Prompt, IReadOnlyList<string> Answers, IReadOnlyList<string> Classes);

@@ -2,10 +2,10 @@ using System.Text.RegularExpressions;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>The metrics of LongBench (Bai et al., arXiv 2308.14508) for English and code, each 0 to 1.</summary>
+/// <summary>The metrics of LongBench (Bai et al., arXiv 2308.14508) for English and code, each from 0 to 1.</summary>
 public static partial class LongBenchMetrics
 {
-    /// <summary>F1 of the words of an answer, in lower case, without punctuation and articles; words count as often as they occur.</summary>
+    /// <summary>F1 over the words of an answer, in lower case, without punctuation and articles; repeated words count each time.</summary>
     public static double QaF1(string prediction, string answer)
     {
         string[] predicted = NormalizedWords(prediction), expected = NormalizedWords(answer);
@@ -32,10 +32,10 @@ public static partial class LongBenchMetrics
     /// <summary>ROUGE-L of summaries: <see cref="Evaluation.RougeL"/>.</summary>
     public static double RougeL(string prediction, string answer) => Evaluation.RougeL.F1(prediction, answer);
 
-    /// <summary>1 over the number of classes that an answer names, if the right one is among them.</summary>
-    /// <remarks>A class whose name is part of the right one's is named by it, and does not count.</remarks>
+    /// <summary>1 divided by the number of classes that an answer names if the correct one is among them; otherwise 0.</summary>
+    /// <remarks>A class whose name is part of the correct one's is named along with it, and does not count.</remarks>
     /// <param name="prediction">What the model wrote.</param>
-    /// <param name="answer">The right class.</param>
+    /// <param name="answer">The correct class.</param>
     /// <param name="classes">The names of all classes.</param>
     public static double Classification(string prediction, string answer, IReadOnlyList<string> classes)
     {
@@ -44,8 +44,8 @@ public static partial class LongBenchMetrics
         ArgumentNullException.ThrowIfNull(classes);
         List<string> named = [.. classes.Where(name => prediction.Contains(name, StringComparison.Ordinal))];
 
-        // The published script takes names out of the list that it walks along, and so passes over the one behind each. Its scores are
-        // those that others compare with.
+        // The published script removes names from the list that it iterates over, and so skips the one after each. Others compare with its
+        // scores, so this does the same.
         for (int i = 0; i < named.Count; i++)
         {
             if (named[i] != answer && answer.Contains(named[i], StringComparison.Ordinal))
@@ -57,10 +57,10 @@ public static partial class LongBenchMetrics
         return named.Contains(answer) ? 1.0 / named.Count : 0;
     }
 
-    /// <summary>Share of the numbers in an answer that are the right paragraph's.</summary>
+    /// <summary>Share of the numbers in an answer that are the correct paragraph's.</summary>
     /// <param name="prediction">What the model wrote.</param>
-    /// <param name="answer">The right paragraph, as in "Paragraph 5".</param>
-    /// <exception cref="FormatException">The right answer names no paragraph.</exception>
+    /// <param name="answer">The correct paragraph, such as "Paragraph 5".</param>
+    /// <exception cref="FormatException">The correct answer names no paragraph.</exception>
     public static double Retrieval(string prediction, string answer)
     {
         Match paragraph = Paragraph().Match(answer);
@@ -69,13 +69,13 @@ public static partial class LongBenchMetrics
             : throw new FormatException($"Expected an answer such as 'Paragraph 5', but got '{answer}'.");
     }
 
-    /// <summary>Share of the numbers in an answer that are the right one.</summary>
+    /// <summary>Share of the numbers in an answer that are the correct one.</summary>
     public static double Count(string prediction, string answer) => ShareOfNumbers(prediction, answer);
 
-    /// <summary>Similarity of the first line of an answer that is neither a comment nor the mark of a code block, in whole percents.</summary>
+    /// <summary>Similarity of the first line of an answer that is neither a comment nor a code fence, rounded to whole per cent.</summary>
     /// <remarks>
-    /// Twice the length of the longest common subsequence over the sum of both lengths, as the ratio of Levenshtein's library, with which
-    /// the published script works where it is installed.
+    /// Twice the length of the longest common subsequence divided by the sum of both lengths: the ratio of the Levenshtein library, which
+    /// the published script uses where it is installed.
     /// </remarks>
     public static double CodeSimilarity(string prediction, string answer)
     {
@@ -95,7 +95,7 @@ public static partial class LongBenchMetrics
             return 0;
         }
 
-        // Characters of Unicode, not UTF-16's halves of them.
+        // Unicode characters, not UTF-16 code units.
         int[] a = [.. line.EnumerateRunes().Select(rune => rune.Value)], b = [.. answer.EnumerateRunes().Select(rune => rune.Value)];
         int common = LongestCommonSubsequence.Table<int>(a, b)[a.Length, b.Length];
         return Math.Round(200.0 * common / (a.Length + b.Length), MidpointRounding.ToEven) / 100;

@@ -4,11 +4,11 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A data set of LongBench (Bai et al., arXiv 2308.14508), with its prompts, lengths of answers and metric.</summary>
+/// <summary>A data set of LongBench (Bai et al., arXiv 2308.14508), with its prompts, answer lengths and metric.</summary>
 /// <remarks>
-/// As published: a prompt that is too long loses its middle; a chat template stands around it, except in the few-shot and code data sets
-/// trec, triviaqa, samsum, lcc and repobench-p; answers are decoded greedily; of those of trec, triviaqa and samsum the first line counts,
-/// and decoding ends there. An answer's score is the best over all right answers.
+/// As published: a prompt that is too long loses its middle; a chat template is applied, except in the few-shot and code data sets trec,
+/// triviaqa, samsum, lcc and repobench-p; answers are decoded greedily; in trec, triviaqa and samsum only the first line of an answer
+/// counts, and decoding ends there. The score of an answer is the best over all correct answers.
 /// </remarks>
 public sealed class LongBenchTask : GenerationTask
 {
@@ -20,14 +20,15 @@ public sealed class LongBenchTask : GenerationTask
 
     /// <summary>Reads a data set.</summary>
     /// <param name="language">The model.</param>
-    /// <param name="folder">Where LongBench lies.</param>
+    /// <param name="folder">The LongBench folder.</param>
     /// <param name="dataset">One of <see cref="LongBenchFolder.Datasets"/>.</param>
-    /// <param name="template">The chat template; none for a model without.</param>
-    /// <param name="maxPromptTokens">Tokens that are left of a longer prompt, without the chat template's; what the model's context
-    /// leaves beside an answer if null. Published numbers took some hundreds less than the context: 3500 of 4096, 7500 of 8192.</param>
-    /// <param name="samples">Samples to measure at most, the first of the file; all if null.</param>
-    /// <exception cref="FileNotFoundException">A file is not there.</exception>
-    /// <exception cref="UnusableFileException">A file is not valid: the message names file, line and key.</exception>
+    /// <param name="template">The chat template; null for a model without one.</param>
+    /// <param name="maxPromptTokens">Number of tokens to which longer prompts are cut, not counting the chat template; if null, what the
+    /// model's context leaves next to an answer. Published numbers used a few hundred less than the context: 3500 of 4096, 7500 of
+    /// 8192.</param>
+    /// <param name="samples">Maximum number of samples to measure, from the start of the file; null for all.</param>
+    /// <exception cref="FileNotFoundException">A file does not exist.</exception>
+    /// <exception cref="UnusableFileException">A file is not valid; the message names the file, line and key.</exception>
     /// <exception cref="ArgumentException">There is no such data set, or the model's context is too small for any prompt.</exception>
     public LongBenchTask(
         LanguageModel language, LongBenchFolder folder, string dataset, ChatTemplate? template = null, int? maxPromptTokens = null, int? samples = null)

@@ -11,13 +11,13 @@ namespace Mustafar.Models.Evaluation;
 /// <param name="Hash">SHA-256 of the file.</param>
 internal sealed record LongBenchV2File(IReadOnlyList<LongBenchV2Question> Questions, string Hash)
 {
-    private const long LargestFile = 1L << 30; // the published file has some 470 MB
+    private const long LargestFile = 1L << 30; // the published file has about 470 MB
 
     private static readonly string[] s_choices = ["A", "B", "C", "D"];
 
-    /// <summary>Reads a file: an array of objects, or an object in each line.</summary>
+    /// <summary>Reads a file: a JSON array of objects, or one object per line.</summary>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="CheckpointException">It is not valid.</exception>
+    /// <exception cref="CheckpointException">The file is not valid.</exception>
     public static LongBenchV2File Load(string path)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
@@ -31,7 +31,7 @@ internal sealed record LongBenchV2File(IReadOnlyList<LongBenchV2Question> Questi
 
     private static List<LongBenchV2Question> Array(byte[] bytes, string path)
     {
-        // As the value of a key, since a root is an object.
+        // Wrapped in an object, because the root has to be one.
         using JsonDocument document = JsonFile.Parse((byte[])[.. "{\"questions\":"u8, .. bytes, (byte)'}'], path);
         return
         [
@@ -67,7 +67,7 @@ internal sealed record LongBenchV2File(IReadOnlyList<LongBenchV2Question> Questi
 
 /// <summary>A question of LongBench v2.</summary>
 /// <param name="Prompt">The whole prompt.</param>
-/// <param name="Answer">The right choice.</param>
-/// <param name="Difficulty">easy or hard.</param>
-/// <param name="Length">short, medium or long.</param>
+/// <param name="Answer">The correct choice.</param>
+/// <param name="Difficulty">The difficulty: easy or hard.</param>
+/// <param name="Length">The length: short, medium or long.</param>
 internal sealed record LongBenchV2Question(string Prompt, string Answer, string Difficulty, string Length);

@@ -5,10 +5,10 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>LongBench v2 (Bai et al., arXiv 2412.15204): questions about long texts with four choices, of which one is right.</summary>
+/// <summary>LongBench v2 (Bai et al., arXiv 2412.15204): questions about long texts with four choices, one of which is correct.</summary>
 /// <remarks>
-/// The prompt and the reading of answers are those of the published script without reasoning: a prompt that is too long loses its middle, an
-/// answer has 128 tokens at most, and an answer that names no choice is wrong. Answers are decoded greedily.
+/// Prompts and the parsing of answers are those of the published script without reasoning: a prompt that is too long loses its middle, an
+/// answer has at most 128 tokens, and an answer that names no choice is wrong. Answers are decoded greedily.
 /// </remarks>
 public sealed partial class LongBenchV2Task : GenerationTask
 {
@@ -19,13 +19,13 @@ public sealed partial class LongBenchV2Task : GenerationTask
 
     /// <summary>Reads the questions.</summary>
     /// <param name="language">The model.</param>
-    /// <param name="path">The published data.json, or the same objects in lines (JSONL).</param>
-    /// <param name="template">The chat template; none for a model without.</param>
-    /// <param name="maxPromptTokens">Tokens that are left of a longer prompt, without the chat template's; what the model's context
-    /// leaves beside an answer if null.</param>
-    /// <param name="samples">Questions to measure at most, the first of the file; all if null.</param>
+    /// <param name="path">The published data.json, or the same objects one per line (JSONL).</param>
+    /// <param name="template">The chat template; null for a model without one.</param>
+    /// <param name="maxPromptTokens">Number of tokens to which longer prompts are cut, not counting the chat template; if null, what the
+    /// model's context leaves next to an answer.</param>
+    /// <param name="samples">Maximum number of questions to measure, from the start of the file; null for all.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
-    /// <exception cref="UnusableFileException">The file is not valid: the message names file, question and key.</exception>
+    /// <exception cref="UnusableFileException">The file is not valid; the message names the file, question and key.</exception>
     /// <exception cref="ArgumentException">The model's context is too small for any prompt.</exception>
     public LongBenchV2Task(
         LanguageModel language, string path, ChatTemplate? template = null, int? maxPromptTokens = null, int? samples = null)

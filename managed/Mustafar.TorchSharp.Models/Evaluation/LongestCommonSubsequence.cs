@@ -3,7 +3,7 @@ namespace Mustafar.Models.Evaluation;
 /// <summary>Lengths of longest common subsequences.</summary>
 internal static class LongestCommonSubsequence
 {
-    /// <summary>For the first i items of one sequence and the first j of another the length at [i, j].</summary>
+    /// <summary>A table with, at [i, j], the length for the first i items of one sequence and the first j of the other.</summary>
     public static int[,] Table<T>(IReadOnlyList<T> a, IReadOnlyList<T> b)
         where T : IEquatable<T>
     {

@@ -5,12 +5,12 @@ using Mustafar.Models.Generation;
 namespace Mustafar.Models.Evaluation;
 
 /// <summary>
-/// Needle in a haystack: a sentence with a number at a given depth of a text of a given length, and the question for the number, decoded
-/// over the cached text.
+/// Needle in a haystack: a sentence with a number is hidden at a given depth in a text of a given length, and the question about the number
+/// is decoded over the cached text.
 /// </summary>
 /// <remarks>
-/// The score is the share of answers that begin with the number. Models too small to write it may still tell it from others:
-/// <c>likeliest</c> is the share of samples where the model finds it more likely than nine other numbers (0.1 by chance).
+/// The score is the share of answers that begin with the number. A model too small to write the number may still prefer it:
+/// <c>likeliest</c> is the share of samples in which the model finds it more likely than nine other numbers (0.1 by chance).
 /// </remarks>
 public sealed class NeedleTask : GenerationTask
 {
@@ -24,13 +24,13 @@ public sealed class NeedleTask : GenerationTask
 
     /// <summary>Makes a task.</summary>
     /// <param name="language">The model.</param>
-    /// <param name="text">The text to hide the sentence in, with ends of lines.</param>
-    /// <param name="lengths">Tokens of the contexts.</param>
-    /// <param name="depths">Places of the sentence, 0 (the beginning) to 1 (the end).</param>
-    /// <param name="samples">Samples for each length and depth, with numbers and parts of the text of their own.</param>
-    /// <param name="seed">Start of the random numbers.</param>
-    /// <param name="batch">Samples that are answered side by side.</param>
-    /// <exception cref="ArgumentException">The text is shorter than a context, or a context doesn't fit into the model.</exception>
+    /// <param name="text">The text to hide the sentence in; it must have line ends.</param>
+    /// <param name="lengths">Context lengths, in tokens.</param>
+    /// <param name="depths">Positions of the sentence, from 0 (the beginning) to 1 (the end).</param>
+    /// <param name="samples">Number of samples for each length and depth, each with its own numbers and part of the text.</param>
+    /// <param name="seed">Seed of the random numbers.</param>
+    /// <param name="batch">Number of samples answered in one batch.</param>
+    /// <exception cref="ArgumentException">The text is shorter than a context, or a context does not fit the model.</exception>
     public NeedleTask(
         LanguageModel language,
         string text,
@@ -61,15 +61,15 @@ public sealed class NeedleTask : GenerationTask
             ["batch"] = batch,
         };
 
-        // The longest one, so that a text that is too short is told before anything is measured.
+        // Make the longest sample now, so that a text that is too short is reported before anything is measured.
         PromptSample longest = MakeSample(Array.FindIndex(_cells, cell => cell.Length == lengths.Max()));
         TokenIds.Check([.. longest.Context, .. longest.Question, .. new int[longest.MaxTokens]], language.Model.Config);
     }
 
-    /// <summary>Tokens of the contexts.</summary>
+    /// <summary>Context lengths, in tokens.</summary>
     public IReadOnlyList<int> Lengths { get; }
 
-    /// <summary>Places of the sentence.</summary>
+    /// <summary>Positions of the sentence, from 0 (the beginning) to 1 (the end).</summary>
     public IReadOnlyList<double> Depths { get; }
 
     /// <inheritdoc/>
@@ -78,7 +78,7 @@ public sealed class NeedleTask : GenerationTask
     /// <inheritdoc/>
     public override JsonObject Inputs => _inputs.DeepClone().AsObject();
 
-    /// <summary>What results call the samples of a length and a depth.</summary>
+    /// <summary>The name of the samples of one length and depth in results.</summary>
     public static string GroupOf(int length, double depth) => string.Create(CultureInfo.InvariantCulture, $"{length} tokens, depth {depth:0.###}");
 
     /// <inheritdoc/>

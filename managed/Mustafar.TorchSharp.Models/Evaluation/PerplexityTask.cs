@@ -7,12 +7,12 @@ using static TorchSharp.torch;
 namespace Mustafar.Models.Evaluation;
 
 /// <summary>
-/// Perplexity, divergence from the dense model and bytes. Of each window of a text a prefix is the prompt, and the rest is decoded token
-/// by token with the true tokens, so that every prediction reads the cache as it is at decode.
+/// Perplexity, divergence from the dense model, and bytes. The beginning of each window of a text is the prompt; the rest is decoded token
+/// by token with the true tokens, so that every prediction reads the cache as it is during decode.
 /// </summary>
 /// <remarks>
-/// The dense model's predictions come from one pass over each whole window, of which the hidden states are kept while the window is
-/// decoded. So the divergence of the dense setting is that of rounding, below which no other setting can get.
+/// The dense model's predictions come from one pass over each whole window, whose hidden states are kept while the window is decoded. The
+/// divergence of the dense setting is therefore rounding error, and no other setting can get below it.
 /// </remarks>
 public sealed class PerplexityTask : EvaluationTask
 {
@@ -23,20 +23,20 @@ public sealed class PerplexityTask : EvaluationTask
     private readonly bool _comparesWithDense;
     private readonly string _textHash;
 
-    // Of a task that is measured in one part, for all settings.
+    // The dense model's hidden states, kept for all settings if the task has a single part.
     private Tensor? _reference;
 
     /// <summary>Makes a task.</summary>
     /// <param name="language">The model.</param>
     /// <param name="text">The text to predict.</param>
-    /// <param name="context">Tokens of a window.</param>
-    /// <param name="prefill">Tokens of a window that are its prompt, 1 to <paramref name="context"/> − 1.</param>
-    /// <param name="windows">Windows to measure at most; all that the text has if null.</param>
-    /// <param name="batch">Windows that are decoded side by side.</param>
-    /// <param name="step">Tokens that are decoded at once. Those of one step see each other as they come; with a few instead of 1, the measure is
-    /// nearly the same and comes in a fraction of the time.</param>
-    /// <param name="comparesWithDense">Whether to measure the divergence from the dense model, for which that is run too.</param>
-    /// <exception cref="ArgumentException">The text is shorter than a window, or a window doesn't fit into the model.</exception>
+    /// <param name="context">Number of tokens in a window.</param>
+    /// <param name="prefill">Number of tokens of a window that are its prompt, 1 to <paramref name="context"/> − 1.</param>
+    /// <param name="windows">Maximum number of windows to measure; null for all of the text.</param>
+    /// <param name="batch">Number of windows decoded in one batch.</param>
+    /// <param name="step">Number of tokens decoded at once. The tokens of one step see each other uncompressed; with a few instead of 1,
+    /// the results are nearly the same and take a fraction of the time.</param>
+    /// <param name="comparesWithDense">Whether to measure the divergence from the dense model, which is then run too.</param>
+    /// <exception cref="ArgumentException">The text is shorter than a window, or a window does not fit the model.</exception>
     public PerplexityTask(
         LanguageModel language,
         string text,
@@ -101,7 +101,7 @@ public sealed class PerplexityTask : EvaluationTask
         }
     }
 
-    /// <summary>Windows that are measured.</summary>
+    /// <summary>Number of windows that are measured.</summary>
     internal int Windows => _windows.Count;
 
     /// <inheritdoc/>
@@ -111,7 +111,7 @@ public sealed class PerplexityTask : EvaluationTask
     public override JsonNode MeasurePart(CacheSetting setting, int part, IProgress<double> progress, CancellationToken cancellationToken) =>
         Measure(setting, part, progress, cancellationToken).Result;
 
-    /// <summary>Measures a part, and tells what its cache holds and occupies at the end.</summary>
+    /// <summary>Measures a part; also returns how many tokens its cache holds at the end, and the memory that it takes.</summary>
     /// <inheritdoc cref="MeasurePart"/>
     internal (JsonNode Result, int Tokens, KeyValueCacheMemory Memory) Measure(
         CacheSetting setting, int part, IProgress<double> progress, CancellationToken cancellationToken)
@@ -129,7 +129,7 @@ public sealed class PerplexityTask : EvaluationTask
         Tensor first = model.NextTokenLogits(ids.narrow(1, 0, _prefill), cache, cancellationToken: cancellationToken).unsqueeze(1);
         List<Tensor> nll = [TeacherForcing.OfToken(first, ids.narrow(1, _prefill, 1))], divergence = [], same = [];
 
-        // Not of the first token: its prediction comes from the prompt, whose attention is dense in any case.
+        // No divergence for the first token: its prediction comes from the prompt, whose attention is always dense.
         TeacherForcing.Decode(
             model,
             cache,
@@ -192,13 +192,13 @@ public sealed class PerplexityTask : EvaluationTask
         });
     }
 
-    /// <summary>The smallest of some numbers that at least a given share of them does not exceed.</summary>
+    /// <summary>The smallest of the numbers that at least the given share of them does not exceed.</summary>
     internal static double Percentile(IReadOnlyCollection<double> numbers, double share) =>
         numbers.Order().ElementAt(Math.Max(0, (int)Math.Ceiling(share * numbers.Count) - 1));
 
     private IEnumerable<List<int>> WindowsOf(int part) => _windows.Skip(part * _batch).Take(_batch);
 
-    // The same for all settings, but only those of one part are kept.
+    // The same for all settings, but kept only if there is a single part.
     private Tensor Reference(Tensor ids, CancellationToken cancellationToken)
     {
         if (Parts > 1)
@@ -210,7 +210,7 @@ public sealed class PerplexityTask : EvaluationTask
     }
 
     // The dense model's hidden states at the positions that predict tokens prefill, prefill + 1, …: [batch, tokens − prefill, hidden_size].
-    // Window by window, so that what a pass needs beside them does not grow with the batch.
+    // Computed window by window, so that the memory of a pass does not grow with the batch.
     private Tensor DenseStates(Tensor ids, CancellationToken cancellationToken)
     {
         using DisposeScope scope = NewDisposeScope();

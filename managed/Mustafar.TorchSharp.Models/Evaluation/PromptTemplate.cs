@@ -4,18 +4,18 @@ using Mustafar.Models.Checkpoint;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A text with {names} in it, as Python's <c>str.format</c> reads it: doubled braces are braces.</summary>
+/// <summary>A text with {names}, as in Python's <c>str.format</c>: a doubled brace stands for a single one.</summary>
 internal sealed class PromptTemplate
 {
-    // Texts at even places, names at odd ones.
+    // Texts at even indices, names at odd ones.
     private readonly List<string> _parts;
 
     private PromptTemplate(List<string> parts) => _parts = parts;
 
     /// <summary>Reads a template.</summary>
     /// <param name="text">The template.</param>
-    /// <param name="place">Where it stands, for messages.</param>
-    /// <exception cref="CheckpointException">A brace is alone, or holds something else than a name.</exception>
+    /// <param name="place">Its location, for messages.</param>
+    /// <exception cref="CheckpointException">A brace is unmatched, or braces enclose something other than a name.</exception>
     public static PromptTemplate Parse(string text, string place)
     {
         List<string> parts = [];
@@ -53,10 +53,10 @@ internal sealed class PromptTemplate
         return new PromptTemplate(parts);
     }
 
-    /// <summary>The text with the values of an object.</summary>
-    /// <param name="values">An object with a text for each name.</param>
-    /// <param name="place">Where it stands, for messages.</param>
-    /// <exception cref="CheckpointException">A name has no text.</exception>
+    /// <summary>The text with the values of an object filled in.</summary>
+    /// <param name="values">An object with a string for each name.</param>
+    /// <param name="place">Its location, for messages.</param>
+    /// <exception cref="CheckpointException">There is no string for a name.</exception>
     public string Fill(JsonElement values, string place) => string.Concat(_parts.Select((part, i) =>
         i % 2 == 0 ? part : values.Require(part, JsonValueKind.String, place).GetString()));
 }

@@ -5,8 +5,8 @@ using Mustafar.Models.Tokenizer;
 namespace Mustafar.Models.Evaluation;
 
 /// <summary>
-/// Recall of notes in code: four lines <c># note NAME = DIGITS</c> in a long context, and the question <c># recall NAME =</c>, decoded
-/// over the cached context. The score is the share of answers that begin with the digits.
+/// Recall of notes in code: a long context contains four lines <c># note NAME = DIGITS</c>, and the question <c># recall NAME =</c> is
+/// decoded over the cached context. The score is the share of answers that begin with the digits.
 /// </summary>
 public sealed class RecallTask : GenerationTask
 {
@@ -19,13 +19,13 @@ public sealed class RecallTask : GenerationTask
 
     /// <summary>Makes a task.</summary>
     /// <param name="language">The model.</param>
-    /// <param name="text">Code, of which random parts become the contexts.</param>
+    /// <param name="text">Code; random parts of it become the contexts.</param>
     /// <param name="contexts">Number of contexts.</param>
-    /// <param name="context">Tokens of a context.</param>
-    /// <param name="seed">Start of the random numbers, which choose parts, places, names, digits, and which note is asked for.</param>
-    /// <param name="batch">Contexts that are decoded side by side.</param>
-    /// <exception cref="ArgumentException">The context leaves no room for code or doesn't fit into the model, or the text is shorter or has
-    /// no lines.</exception>
+    /// <param name="context">Number of tokens in a context.</param>
+    /// <param name="seed">Seed of the random numbers, which choose parts, positions, names, digits, and the note that is asked for.</param>
+    /// <param name="batch">Number of contexts decoded in one batch.</param>
+    /// <exception cref="ArgumentException">The context leaves no room for code or does not fit the model, or the text is shorter or has no
+    /// lines.</exception>
     public RecallTask(LanguageModel language, string text, int contexts = 100, int context = 2048, int seed = 0, int batch = 10)
         : base("recall", language, contexts, batch)
     {
@@ -69,7 +69,7 @@ public sealed class RecallTask : GenerationTask
         int asked = random.Next(Notes);
         List<int> question = tokenizer.Encode($"\n# recall {names[asked]} =", addSpecialTokens: false);
 
-        // A space, and six digits of one token each at worst.
+        // A space and, at worst, six digits of one token each.
         return new PromptSample(context, question, [answers[asked]], Digits + 1);
     }
 

@@ -1,14 +1,14 @@
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>ROUGE-L of summaries (Lin, 2004), as Python's package <c>rouge</c>, which LongBench uses, computes it.</summary>
+/// <summary>ROUGE-L of summaries (Lin, 2004), as computed by the Python package <c>rouge</c>, which LongBench uses.</summary>
 internal static class RougeL
 {
-    // Where neither is right, the package divides by this.
+    // The package adds this to the denominator, which would be 0 if nothing matched.
     private const double Epsilon = 1e-8;
 
     /// <summary>
-    /// F1 of different words: of those that longest common subsequences of each sentence of the reference with each of the summary
-    /// consist of, among all of the summary (precision) and of the reference (recall). A sentence ends with a full stop.
+    /// F1 over distinct words. The common words are those in the longest common subsequences of each reference sentence with each summary
+    /// sentence; precision is their share of the summary's words, recall their share of the reference's. A sentence ends with a full stop.
     /// </summary>
     public static double F1(string summary, string reference)
     {
@@ -34,15 +34,15 @@ internal static class RougeL
         return 2 * precision * recall / (precision + recall + Epsilon);
     }
 
-    // Nothing between two full stops is no sentence; white space alone is one of an empty word.
+    // Nothing between two full stops is not a sentence; white space alone is a sentence of one empty word.
     private static string[][] Sentences(string text) =>
     [
         .. text.Split('.').Where(sentence => sentence.Length > 0)
             .Select(sentence => sentence.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries) is { Length: > 0 } words ? words : [""]),
     ];
 
-    // The words of one longest common subsequence: of several that which is found from the ends, going back in the first sentence only
-    // where that is longer.
+    // Adds the words of one longest common subsequence. If there are several, it is the one found by walking back from the ends, stepping
+    // back in the first sentence only where that keeps more.
     private static void AddCommon(string[] a, string[] b, HashSet<string> common)
     {
         int[,] table = LongestCommonSubsequence.Table<string>(a, b);

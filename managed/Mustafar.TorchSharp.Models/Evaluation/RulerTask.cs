@@ -3,25 +3,25 @@ using Mustafar.Models.Generation;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>What a <see cref="RulerTask"/> hides in a text, and asks for.</summary>
+/// <summary>What a <see cref="RulerTask"/> hides in a text and asks for.</summary>
 public enum RulerKind
 {
-    /// <summary>Numbers of several names, of which one is asked for.</summary>
+    /// <summary>Numbers of several names, one of which is asked for.</summary>
     MultiKey,
 
     /// <summary>Several numbers of one name, all of which are asked for.</summary>
     MultiValue,
 
-    /// <summary>A variable that gets a number, others that get its value, each from the one before, and other chains like it: asked for
-    /// are all variables of one chain.</summary>
+    /// <summary>Chains of variables: the first one of a chain gets a number, each of the others the value of the one before. All variables
+    /// of one chain are asked for.</summary>
     VariableTracking,
 }
 
-/// <summary>Synthetic tasks in the manner of RULER (Hsieh et al., arXiv 2404.06654): retrieval of several things, and tracing.</summary>
+/// <summary>Synthetic tasks in the style of RULER (Hsieh et al., arXiv 2404.06654): retrieval of several items, and tracing.</summary>
 /// <remarks>
-/// The lines stand at random ends of lines of the text, and the question is decoded over the cached text. As in RULER, an answer's score is
-/// the share of what is asked for that occurs in it. Names, wording and the text are not those of RULER, so scores are for comparing
-/// caches of one model, and not with published ones.
+/// The lines are inserted at random line ends of the text, and the question is decoded over the cached text. As in RULER, the score of an
+/// answer is the share of the expected items that it contains. Names, wording and text are not those of RULER, so the scores are for
+/// comparing caches of one model, not for comparison with published ones.
 /// </remarks>
 public sealed class RulerTask : GenerationTask
 {
@@ -39,13 +39,13 @@ public sealed class RulerTask : GenerationTask
 
     /// <summary>Makes a task.</summary>
     /// <param name="language">The model.</param>
-    /// <param name="kind">What is hidden and asked for.</param>
-    /// <param name="text">The text to hide it in, with ends of lines.</param>
-    /// <param name="lengths">Tokens of the contexts.</param>
-    /// <param name="samples">Samples for each length.</param>
-    /// <param name="seed">Start of the random numbers.</param>
-    /// <param name="batch">Samples that are answered side by side.</param>
-    /// <exception cref="ArgumentException">The text is shorter than a context, or a context doesn't fit into the model.</exception>
+    /// <param name="kind">What to hide and ask for.</param>
+    /// <param name="text">The text to hide it in; it must have line ends.</param>
+    /// <param name="lengths">Context lengths, in tokens.</param>
+    /// <param name="samples">Number of samples for each length.</param>
+    /// <param name="seed">Seed of the random numbers.</param>
+    /// <param name="batch">Number of samples answered in one batch.</param>
+    /// <exception cref="ArgumentException">The text is shorter than a context, or a context does not fit the model.</exception>
     public RulerTask(
         LanguageModel language, RulerKind kind, string text, IReadOnlyList<int> lengths, int samples = 20, int seed = 0, int batch = 10)
         : base(NameOf(kind), language, checked((lengths ?? throw new ArgumentNullException(nameof(lengths))).Count * samples), batch)
@@ -84,7 +84,7 @@ public sealed class RulerTask : GenerationTask
         List<int> context = Haystack.Hide(
             Language.Tokenizer, _text, _lengths[sample], ids, random, (ends, _) => ids.Select(_ => ends[random.Next(ends.Length)]).ToArray());
 
-        // Room for the answers twice over, and some words between them.
+        // Room for twice the answers, and some words between them.
         int most = (2 * Language.Tokenizer.Encode(string.Join(", ", answers), addSpecialTokens: false).Count) + 8;
         return new PromptSample(
             context, Language.Tokenizer.Encode($"\n{question}", addSpecialTokens: false), answers, most, $"{_lengths[sample]} tokens");
@@ -130,7 +130,7 @@ public sealed class RulerTask : GenerationTask
             numbers);
     }
 
-    // The lines of a chain stand in their order; those of the chains are mixed.
+    // The lines of a chain stay in order; the chains are interleaved.
     private static (string[] Lines, string Question, string[] Answers) VariableTracking(Random random)
     {
         string[][] names = [.. Words.Names(random, Chains * (Hops + 1)).Select(name => name.ToUpperInvariant()).Chunk(Hops + 1)];

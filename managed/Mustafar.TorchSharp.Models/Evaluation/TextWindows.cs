@@ -4,15 +4,15 @@ using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Windows of a long text, each of which begins like a text of its own.</summary>
+/// <summary>Windows of a long text, each of which begins like a separate text.</summary>
 public static class TextWindows
 {
-    /// <summary>Cuts a text, which is encoded as a whole, into windows of equal length; a shorter rest is left out.</summary>
+    /// <summary>Encodes a text as a whole and cuts it into windows of equal length; a shorter remainder is dropped.</summary>
     /// <param name="tokenizer">The tokenizer.</param>
     /// <param name="text">The text.</param>
-    /// <param name="length">Tokens of a window, those that stand in front of a text included.</param>
-    /// <returns>The windows; none if the text is shorter than one.</returns>
-    /// <exception cref="ArgumentOutOfRangeException">A window would have no token of the text.</exception>
+    /// <param name="length">Number of tokens in a window, including the tokenizer's prefix.</param>
+    /// <returns>The windows; none if the text is shorter than one window.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">A window would have no tokens of the text.</exception>
     public static List<List<int>> Of(TextTokenizer tokenizer, string text, int length)
     {
         ArgumentNullException.ThrowIfNull(tokenizer);
@@ -29,6 +29,6 @@ public static class TextWindows
         return windows;
     }
 
-    /// <summary>Tells texts apart: the SHA-256 of a text in UTF-8, in hexadecimal.</summary>
+    /// <summary>Identifies a text: the SHA-256 of its UTF-8 bytes, in hexadecimal.</summary>
     internal static string HashOf(string text) => Convert.ToHexString(SHA256.HashData(Encoding.UTF8.GetBytes(text)));
 }

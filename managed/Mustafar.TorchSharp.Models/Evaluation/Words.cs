@@ -1,16 +1,16 @@
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Names and numbers that no text has, drawn alike on every machine.</summary>
+/// <summary>Random names and numbers that no text contains, the same on every machine.</summary>
 internal static class Words
 {
     private const string Consonants = "bdfgklmnprstvz";
     private const string Vowels = "aeiou";
     private const int Syllables = 3;
 
-    /// <summary>The random numbers of a sample.</summary>
+    /// <summary>The random number generator of a sample.</summary>
     public static Random RandomOf(int seed, int sample) => new(unchecked((seed * 1_000_003) + sample));
 
-    /// <summary>A name that can be spoken, such as Rodaki.</summary>
+    /// <summary>A pronounceable name, such as Rodaki.</summary>
     public static string Name(Random random)
     {
         string name = string.Concat(Enumerable.Range(0, Syllables).Select(_ => $"{Letter(Consonants)}{Letter(Vowels)}"));
@@ -19,10 +19,10 @@ internal static class Words
         char Letter(string letters) => letters[random.Next(letters.Length)];
     }
 
-    /// <summary>Different names.</summary>
+    /// <summary>Distinct names.</summary>
     public static string[] Names(Random random, int count) => Different(() => Name(random), count);
 
-    /// <summary>Different numbers of as many digits, of which the first is not 0.</summary>
+    /// <summary>Distinct numbers with the given number of digits, the first of which is not 0.</summary>
     public static string[] Numbers(Random random, int digits, int count) => Different(
         () => $"{(char)('1' + random.Next(9))}{new string(random.GetItems<char>("0123456789", digits - 1))}", count);
 

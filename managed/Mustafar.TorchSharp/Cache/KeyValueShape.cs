@@ -2,8 +2,8 @@ namespace Mustafar;
 
 /// <summary>The sizes of a token's key and of its value in one layer: [num_kv_heads, head_dim].</summary>
 /// <remarks>
-/// Query heads are not among them: a cache takes any multiple of <see cref="NumKvHeads"/>. It does not change, and so is safe from any
-/// thread.
+/// The number of query heads is not part of it: a cache takes any multiple of <see cref="NumKvHeads"/>. A shape is immutable, and so safe
+/// to use from any thread.
 /// </remarks>
 /// <example>
 /// <code>
@@ -17,7 +17,7 @@ public sealed record KeyValueShape
     private readonly int _numKvHeads;
     private readonly int _headDim;
 
-    /// <summary>Number of key/value heads; a divisor of the number of query heads.</summary>
+    /// <summary>Number of KV heads; a divisor of the number of query heads.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public required int NumKvHeads
     {
@@ -27,7 +27,7 @@ public sealed record KeyValueShape
             : throw new ArgumentOutOfRangeException(nameof(NumKvHeads), value, "Expected a positive number of key/value heads.");
     }
 
-    /// <summary>Elements of one head's key, and of its value.</summary>
+    /// <summary>Number of elements of one head's key, and of its value.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is not positive.</exception>
     public required int HeadDim
     {

@@ -3,18 +3,18 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What a selection gathers of each sequence until its first tokens are compressed, and the importance of channels that follows
+/// <summary>What a selection gathers about each sequence until its first tokens are compressed, and the channel importance that follows
 /// from it.</summary>
 /// <remarks>All tensors are Float32 [slots, num_kv_heads, head_dim].</remarks>
 internal sealed class ChannelStatistics : IDisposable
 {
-    /// <summary>Queries that count, the last ones.</summary>
+    /// <summary>Number of latest queries that count.</summary>
     internal const int MostQueries = 32;
 
     private readonly CacheShape _shape;
     private readonly SelectionRule _rule;
     private readonly int _kept;
-    private readonly List<(int Slot, Tensor[] Rows)> _before = []; // of the step that is on
+    private readonly List<(int Slot, Tensor[] Rows)> _before = []; // as they were before the current step
 
     private ChannelStatistics(CacheShape shape, SelectionRule rule, int kept, int slots)
     {
@@ -24,20 +24,20 @@ internal sealed class ChannelStatistics : IDisposable
         Importance = rule == SelectionRule.OutputAware ? Queries! : Allocate(slots);
     }
 
-    /// <summary>Σ|q| or Σq² over queries; null where they don't count.</summary>
+    /// <summary>Σ|q| or Σq² over queries; null if queries don't count.</summary>
     internal Tensor? Queries { get; }
 
-    /// <summary>Σx² over keys or values; null where they don't count.</summary>
+    /// <summary>Σx² over keys or values; null if they don't count.</summary>
     internal Tensor? Tokens { get; }
 
-    /// <summary>What magnitudes are multiplied with.</summary>
+    /// <summary>What magnitudes are multiplied by.</summary>
     internal Tensor Importance { get; }
 
-    /// <summary>Those of a selection; null if it gathers nothing.</summary>
+    /// <summary>The statistics of a selection; null if it gathers none.</summary>
     /// <param name="selection">The selection.</param>
     /// <param name="shape">Heads and head_dim.</param>
-    /// <param name="kept">Channels that are kept of a token.</param>
-    /// <param name="slots">Sequences that there is room for.</param>
+    /// <param name="kept">Number of channels kept per token.</param>
+    /// <param name="slots">Number of sequences that there is room for.</param>
     internal static ChannelStatistics? For(ChannelSelection selection, CacheShape shape, int kept, int slots) =>
         SlotBytes(selection, shape, kept) == 0 ? null : new ChannelStatistics(shape, selection.Rule, kept, slots);
 
@@ -54,9 +54,9 @@ internal sealed class ChannelStatistics : IDisposable
         return tensors * (long)shape.NumKvHeads * shape.HeadDim * sizeof(float);
     }
 
-    /// <summary>Takes in a step's tokens, of sequences of which nothing is compressed.</summary>
+    /// <summary>Adds a step's tokens, for sequences that have no compressed tokens.</summary>
     /// <param name="plan">The step.</param>
-    /// <param name="query">[batch, num_heads, n, head_dim]; null only where queries don't count.</param>
+    /// <param name="query">[batch, num_heads, n, head_dim]; null only if queries don't count.</param>
     /// <param name="tokens">Keys or values [batch, num_kv_heads, n, head_dim].</param>
     internal void Add(StepPlan plan, Tensor? query, Tensor tokens)
     {
@@ -89,7 +89,7 @@ internal sealed class ChannelStatistics : IDisposable
         }
     }
 
-    /// <summary>Whether a step's tokens are taken in.</summary>
+    /// <summary>Whether <see cref="Add"/> uses any of a step's tokens.</summary>
     internal static bool Counts(StepPlan plan)
     {
         for (int b = 0; b < plan.Batch; b++)
@@ -103,7 +103,7 @@ internal sealed class ChannelStatistics : IDisposable
         return false;
     }
 
-    /// <summary>Finds a sequence's importance anew, after its statistics came from elsewhere.</summary>
+    /// <summary>Recomputes a sequence's importance, after its statistics came from elsewhere.</summary>
     internal void Weigh(int slot)
     {
         if (Tokens is null)
@@ -118,7 +118,7 @@ internal sealed class ChannelStatistics : IDisposable
         Importance[slot].zero_().scatter_(1, largest, ones_like(largest, dtype: ScalarType.Float32));
     }
 
-    /// <summary>Ends a step for good.</summary>
+    /// <summary>Commits a step.</summary>
     internal void Commit()
     {
         _before.ForEach(row => Array.ForEach(row.Rows, tensor => tensor.Dispose()));
@@ -139,7 +139,7 @@ internal sealed class ChannelStatistics : IDisposable
         Commit();
     }
 
-    /// <summary>The same with room for so many slots.</summary>
+    /// <summary>A copy with room for the given number of slots.</summary>
     internal ChannelStatistics Grown(int slots)
     {
         ChannelStatistics grown = new(_shape, _rule, _kept, slots);
@@ -151,7 +151,7 @@ internal sealed class ChannelStatistics : IDisposable
         return grown;
     }
 
-    /// <summary>Takes over a sequence's.</summary>
+    /// <summary>Copies the statistics of the sequence that this one continues.</summary>
     internal void Continue(int slot, ChannelStatistics source, int parent)
     {
         foreach ((Tensor target, Tensor other) in All().Zip(source.All()))

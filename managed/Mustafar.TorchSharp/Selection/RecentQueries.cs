@@ -7,7 +7,7 @@ namespace Mustafar;
 /// <remarks>What a step adds counts once the step is committed.</remarks>
 internal sealed class RecentQueries : IDisposable
 {
-    /// <summary>Queries of a sequence that are kept.</summary>
+    /// <summary>Number of queries kept per sequence.</summary>
     internal const int Most = ChannelStatistics.MostQueries;
 
     private readonly Dictionary<int, AttentionHistory> _histories = [];
@@ -17,20 +17,20 @@ internal sealed class RecentQueries : IDisposable
     /// <summary>Bytes of all sequences' queries. Any thread may read it.</summary>
     internal long Bytes => Volatile.Read(ref _bytes);
 
-    /// <summary>Query heads; 0 as long as there are no queries.</summary>
+    /// <summary>Number of query heads; 0 while there are no queries.</summary>
     internal int Heads => (int)(_histories.Values.FirstOrDefault(history => history.Queries is not null)?.Queries!.size(0) ?? 0);
 
-    /// <summary>Those of a selection; null if it needs none.</summary>
+    /// <summary>The queries of a selection; null if it needs none.</summary>
     /// <param name="selection">The selection.</param>
-    /// <param name="kept">Channels that are kept of a token.</param>
-    /// <param name="headDim">Channels that there are.</param>
+    /// <param name="kept">Number of channels kept per token.</param>
+    /// <param name="headDim">Number of channels.</param>
     internal static RecentQueries? For(ChannelSelection selection, int kept, int headDim) =>
         selection.Rule == SelectionRule.PerChannelOutputAware && kept < headDim ? new RecentQueries() : null;
 
-    /// <summary>Takes in a step's queries.</summary>
+    /// <summary>Records a step's queries.</summary>
     /// <param name="plan">The step.</param>
     /// <param name="query">[batch, num_heads, n, head_dim].</param>
-    /// <exception cref="ArgumentException">There were queries of another number of heads before.</exception>
+    /// <exception cref="ArgumentException">Earlier queries had a different number of heads.</exception>
     internal void Add(StepPlan plan, Tensor query)
     {
         if (Heads is int heads && heads > 0 && heads != query.size(1))
@@ -49,10 +49,10 @@ internal sealed class RecentQueries : IDisposable
         }
     }
 
-    /// <summary>The latest queries of a sequence with some of the step that is on, [num_heads, 1 to <see cref="Most"/>, head_dim]; null if there are
-    /// none.</summary>
+    /// <summary>The latest queries of a sequence, with some of the current step, [num_heads, 1 to <see cref="Most"/>, head_dim]; null if
+    /// there are none.</summary>
     /// <param name="slot">The sequence.</param>
-    /// <param name="added">Those of the step, [num_heads, count, head_dim].</param>
+    /// <param name="added">The queries of the step, [num_heads, count, head_dim].</param>
     internal Tensor? Latest(int slot, Tensor added)
     {
         Tensor? before = _histories.GetValueOrDefault(slot)?.Queries;
@@ -61,7 +61,7 @@ internal sealed class RecentQueries : IDisposable
         return count == 0 ? null : all.narrow(1, all.size(1) - count, count);
     }
 
-    /// <summary>Ends a step for good.</summary>
+    /// <summary>Commits a step.</summary>
     internal void Commit()
     {
         foreach ((int slot, Tensor queries) in _added)
@@ -80,7 +80,7 @@ internal sealed class RecentQueries : IDisposable
         _added.Clear();
     }
 
-    /// <summary>Forgets the queries of a sequence's latest tokens.</summary>
+    /// <summary>Discards the queries of a sequence's latest tokens.</summary>
     internal void Shorten(int slot, int dropped)
     {
         if (_histories.TryGetValue(slot, out AttentionHistory? history))
@@ -90,7 +90,7 @@ internal sealed class RecentQueries : IDisposable
         }
     }
 
-    /// <summary>Forgets a sequence.</summary>
+    /// <summary>Discards a sequence.</summary>
     internal void Remove(int slot)
     {
         if (_histories.Remove(slot, out AttentionHistory? history))
@@ -100,7 +100,7 @@ internal sealed class RecentQueries : IDisposable
         }
     }
 
-    /// <summary>Takes over the queries of a sequence that another one continues.</summary>
+    /// <summary>Copies the queries of a sequence to one that continues it.</summary>
     internal void Continue(int slot, RecentQueries source, int parent)
     {
         Remove(slot);
@@ -111,10 +111,11 @@ internal sealed class RecentQueries : IDisposable
         }
     }
 
-    /// <summary>How many queries sequences have.</summary>
+    /// <summary>The number of queries of each sequence.</summary>
     internal int[] Counts(int[] slots) => [.. slots.Select(slot => (int)(_histories.GetValueOrDefault(slot)?.Queries?.size(1) ?? 0))];
 
-    /// <summary>The queries of sequences on the CPU, [slots, num_heads, <see cref="Most"/>, head_dim]: in order, then zeros.</summary>
+    /// <summary>The queries of sequences, on the CPU, [slots, num_heads, <see cref="Most"/>, head_dim]: in order, padded with
+    /// zeros.</summary>
     internal Tensor Padded(int[] slots, CacheShape shape)
     {
         using IDisposable noGrad = no_grad();
@@ -131,7 +132,7 @@ internal sealed class RecentQueries : IDisposable
         return all.MoveToOuterDisposeScope();
     }
 
-    /// <summary>What is wrong with such queries in a file, if they are not those of sequences of a given length; null if nothing is.</summary>
+    /// <summary>What is wrong with queries from a file for sequences of given lengths; null if nothing is.</summary>
     internal string? FindProblem(long heads, int[] counts, int[] lengths, int kvHeads)
     {
         if (heads % kvHeads != 0 || (Heads > 0 && heads > 0 && heads != Heads))
@@ -151,7 +152,7 @@ internal sealed class RecentQueries : IDisposable
         return null;
     }
 
-    /// <summary>Puts such queries in the place of those of sequences.</summary>
+    /// <summary>Replaces the queries of sequences with those from a file.</summary>
     internal void Restore(int[] slots, Tensor padded, int[] counts, CacheShape shape)
     {
         for (int b = 0; b < slots.Length; b++)

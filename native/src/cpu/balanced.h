@@ -1,5 +1,5 @@
-// Which elements a balanced pattern keeps, for all units of up to four tokens at once. As row.h, compiled for each
-// instruction set: every loop is over positions or units, for the compiler to vectorise.
+// Finds the elements that a balanced pattern keeps, for all units of up to four tokens at once. Like row.h, compiled
+// for each instruction set: every loop is over positions or units, so that the compiler can vectorise it.
 #pragma once
 
 #include <limits>
@@ -12,13 +12,13 @@ namespace mustafar {
 namespace {
 
 /*
- * Positions are columns of four elements, the groups of the pattern; four of them make a unit. The elements of values'
- * positions are a channel's of four tokens; those of keys' are a token's channels a quarter of head_dim apart. Either
- * way the elements m of all positions lie in a few long runs of memory.
+ * Positions are columns of four elements, the groups of the pattern; four positions make a unit. For values, the
+ * elements of a position are one channel of four tokens; for keys, they are channels of one token, a quarter of
+ * head_dim apart. Either way, the elements m of all positions lie in a few long runs of memory.
  */
 template <bool Keys>
 struct Positions {
-    // A position's unit and its place in it, from core/balanced.h's order of channels.
+    // A position's unit, and its group in the unit, from the order of channels in core/balanced.h.
     static constexpr int unit(int position) { return Keys ? position / 16 * 4 + position % 4 : position / 4; }
     static constexpr int group(int position) { return Keys ? position / 4 % 4 : position % 4; }
     static constexpr int position(int unit, int group) {
@@ -37,7 +37,7 @@ Rank higher(Rank a, Rank b) {
     return a < b ? b : a;
 }
 
-// By keys of which ranks with four more bits can be made: key(row, channel).
+// Selects by key(row, channel). Keys must leave room for four more bits in a rank.
 template <class Rank, bool Keys, class Key>
 MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int kept, uint32_t* bitmap) {
     using Order = Positions<Keys>;
@@ -45,7 +45,7 @@ MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int ke
     const int run = Keys ? head_dim / 4 : head_dim, runs = Keys ? tokens : 1, positions = run * runs;
     const int units = positions / 4;
 
-    // Keys made unique within a unit: of equal ones the lower place ranks higher.
+    // Makes keys unique within a unit: of equal ones, the lower place ranks higher.
     const auto ranked = [](auto number, int m, int p) {
         return static_cast<Rank>((static_cast<Rank>(number) << 4) + 16 - 4 * m - Order::group(p));
     };
@@ -60,7 +60,7 @@ MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int ke
             for (int p = 0; p < run; ++p) out[p] = ranked(key(Keys ? r : m, (Keys ? m * run : 0) + p), m, p);
         }
 
-    // The two of each position that may be kept, and of the unit's eight the 8 - kept that are not.
+    // The two elements of each position that may be kept. Of the eight in a unit, the 8 - kept lowest are dropped.
     alignas(64) Rank first[most_positions], second[most_positions];
     for (int p = 0; p < positions; ++p) {
         const Rank a = higher(rank[0][p], rank[1][p]), b = lower(rank[0][p], rank[1][p]);
@@ -93,7 +93,7 @@ MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int ke
         }
 }
 
-// By magnitude, or with an importance by score.
+// Selects by magnitude or, with an importance, by score.
 template <class T, bool Keys>
 void balance(const char* const* rows, const float* importance, int tokens, int head_dim, int kept, uint32_t* bitmap) {
     using Bits = typename T::Bits;
@@ -104,7 +104,7 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
         return balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
     }
 
-    // Keys of 31 bits, which 27 bits tell apart if all but zeros lie within some 16 octaves, as they mostly do.
+    // Keys have 31 bits; 27 distinguish them if all but zeros lie within about 16 octaves, as they mostly do.
     constexpr uint32_t span = (1u << 27) - 2;
     alignas(64) uint32_t keys[4][256];
     uint32_t largest = span;

@@ -1,5 +1,6 @@
-// Portable work on one token's row. Each instruction set's source file includes this and so compiles its own copy:
-// everything is in an unnamed namespace, since code built for one instruction set must never be linked into another's.
+// Portable operations on one token's row. Each instruction set's source file includes this header and compiles its own
+// copy. Everything is in an unnamed namespace, since code built for one instruction set must never be linked into
+// another's.
 #pragma once
 
 #include <bit>
@@ -89,7 +90,7 @@ struct BF16 {
     static Bits store(float value) { return f32_to_bf16(value); }
 };
 
-// The lowest `count` set bits of bits.
+// The lowest `count` set bits of `bits`.
 [[maybe_unused]] inline uint32_t lowest_set(uint32_t bits, int count) {
     uint32_t rest = bits;
     for (int i = 0; i < count; ++i) rest &= rest - 1;
@@ -102,7 +103,7 @@ struct BF16 {
     for (int half = 0; half < 2; ++half) {
         uint64_t bytes = 0;
         for (int i = 0; i < 8; ++i) bytes |= uint64_t{flags[8 * half + i]} << 8 * i;
-        // The product's highest byte has the lowest bit of byte i at bit i; no sum in it carries.
+        // Bit i of the product's highest byte is the lowest bit of byte i; no sum carries.
         bits |= static_cast<uint32_t>(bytes * 0x0102040810204080u >> 56) << 8 * half;
     }
     return bits;
@@ -121,7 +122,7 @@ struct Magnitude {
     }
 };
 
-// Bits of value * importance, f32, of a row's channels.
+// The bits of value * importance, as f32, for each channel of a row.
 template <class T>
 void score_row(const void* source, const float* importance, int head_dim, uint32_t* scores) {
     const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
@@ -144,7 +145,7 @@ void score_row(const void* source, const float* importance, int head_dim, uint32
     for (; c < head_dim; ++c) scores[c] = bits_of_f32(T::load(row[c]) * importance[c]);
 }
 
-// Keys of a row's channels in the order of their magnitudes, or with an importance of their scores; below 2^31.
+// Keys of a row's channels, in the order of their magnitudes or, with an importance, of their scores; below 2^31.
 template <class T>
 void keys_of(const void* source, const float* importance, int head_dim, uint32_t* __restrict__ keys) {
     const typename T::Bits* row = static_cast<const typename T::Bits*>(source);

@@ -1,4 +1,4 @@
-// Which channels of a row are largest. As row.h, compiled for each instruction set.
+// Finds the largest channels of a row. Like row.h, compiled for each instruction set.
 #pragma once
 
 #include "cpu/row.h"
@@ -6,7 +6,7 @@
 namespace mustafar {
 namespace {
 
-// Bit i says whether keys[i] is at least a threshold, of 32 keys.
+// For 32 keys: bit i says whether keys[i] is at least the threshold.
 [[maybe_unused]] MUSTAFAR_INLINE uint32_t reach(const uint16_t* keys, uint16_t threshold) {
 #if defined(__AVX512BW__)
     return _mm512_cmpge_epu16_mask(_mm512_loadu_si512(keys), _mm512_set1_epi16(static_cast<int16_t>(threshold)));
@@ -26,7 +26,7 @@ namespace {
 #endif
 }
 
-// The bits of a row's channels, W words.
+// A set of a row's channels: bits in W words.
 template <int W>
 struct Channels {
     uint32_t words[W] = {};
@@ -45,7 +45,7 @@ struct Channels {
         for (int w = 0; w < W; ++w) words[w] |= others.words[w];
     }
     void store(uint32_t* bitmap) const { std::memcpy(bitmap, words, sizeof words); }
-    // Keeps only the lowest so many.
+    // Keeps only the `most` lowest channels.
     void keep_lowest(int most) {
         for (int w = 0; w < W; ++w) {
             const int there = std::popcount(words[w]);
@@ -55,12 +55,12 @@ struct Channels {
     }
 };
 
-// 16-bit keys of a row's channels; those of channels beyond the row are 0.
+// 16-bit keys of a row's channels; keys beyond the row are 0.
 template <int W>
 struct Keys16 {
     alignas(64) uint16_t keys[32 * W];
 
-    // How many are at least a threshold above 0.
+    // The number of keys that are at least a threshold, which is above 0.
     MUSTAFAR_INLINE int count_from(uint32_t threshold) const {
 #if defined(__AVX2__)
         int count = 0;
@@ -81,7 +81,8 @@ struct Keys16 {
         return reached;
     }
 
-    // `keep` of some channels, of which at least as many reach the threshold and fewer exceed it; of equal ones the lower.
+    // The `keep` largest of some channels. At least `keep` of them reach the threshold and fewer exceed it; of equal
+    // ones the lower are taken.
     Channels<W> largest(uint32_t threshold, int keep, const Channels<W>& among) const {
         Channels<W> chosen = at_least(threshold + 1, among), level = at_least(threshold, among);
         for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
@@ -94,12 +95,13 @@ struct Keys16 {
 #if defined(__AVX2__)
 constexpr int rows_together = 4;
 #else
-constexpr int rows_together = 1;  // a count takes longer than what it waits for
+constexpr int rows_together = 1;  // a count takes longer than the wait for the one before
 #endif
 
 /*
- * Exact selection without a sort: for each row the largest threshold of so many bits that at least `keep` of its keys reach,
- * or any that exactly `keep` reach, bit by bit. Each count waits for the one before, so several rows take turns.
+ * Exact selection without a sort: finds for each row, bit by bit, the largest threshold of `bits` bits that at least
+ * `keep` of its keys reach, or any threshold that exactly `keep` reach. Each count waits for the one before, so several
+ * rows take turns.
  */
 template <int R, int W>
 void find_thresholds(const Keys16<W>* rows, int bits, int keep, uint32_t* found) {
@@ -117,7 +119,7 @@ template <int W>
 struct Keys32 {
     alignas(64) uint32_t keys[32 * W];
 
-    // The upper 16 of the 27 bits that tell those of the 16 octaves below the largest apart, which mostly decide.
+    // Takes the upper 16 of the 27 bits that distinguish keys within 16 octaves of the largest. They mostly decide.
     void narrow(Keys16<W>* narrowed) const {
         constexpr uint32_t octaves = 1u << 27;
         uint32_t largest = octaves;
@@ -127,7 +129,7 @@ struct Keys32 {
             narrowed->keys[c] = static_cast<uint16_t>(((keys[c] > base ? keys[c] : base) - base) >> 11);
     }
 
-    // By the upper half, and by the lower half of those that are level in it.
+    // Decides by the upper halves of the keys, and among equal ones by the lower halves.
     Channels<W> largest(int keep, const Channels<W>& all) const {
         Keys16<W> part;
         uint32_t threshold;
@@ -148,7 +150,7 @@ struct Keys32 {
     }
 };
 
-// The `keep` largest of each row's channels; of equal ones the lower.
+// Marks the `keep` largest of each row's channels; of equal ones, the lower.
 template <int W>
 void mark_largest(const Keys16<W>* rows, int count, int keep, const Channels<W>& all, uint32_t* bitmap) {
     uint32_t thresholds[rows_together];
@@ -169,7 +171,8 @@ void mark_largest(const Keys32<W>* rows, int count, int keep, const Channels<W>&
     }
 }
 
-// Bits of the `keep` channels of largest magnitude of each row, or with an importance of largest score.
+// Sets the bits of the `keep` channels with the largest magnitudes in each row or, with an importance, the largest
+// scores.
 template <class T, int W>
 void select_rows(const char* const* rows, const float* importance, int tokens, int head_dim, int keep,
                  uint32_t* bitmap) {

@@ -5,37 +5,38 @@ using System.Text.Json.Nodes;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>What a format of one layer's keys, or values, loses alone.</summary>
+/// <summary>The loss of a format that is used for one layer's keys, or values, alone.</summary>
 /// <param name="Layer">The layer, from 0.</param>
-/// <param name="IsKeys">Whether it is that of keys.</param>
+/// <param name="IsKeys">Whether the format is one of keys.</param>
 /// <param name="Format">The format in words.</param>
 /// <param name="BytesRatio">Its bytes relative to dense fp16.</param>
-/// <param name="Loss">Mean KL divergence from the dense model, in nats, without that of rounding.</param>
+/// <param name="Loss">Mean KL divergence from the dense model, in nats, minus the part that is rounding error.</param>
 public sealed record FormatLoss(int Layer, bool IsKeys, string Format, double BytesRatio, double Loss);
 
-/// <summary>What a layer is stored as.</summary>
+/// <summary>The formats chosen for a layer.</summary>
 /// <param name="Layer">The layer, from 0.</param>
 /// <param name="Keys">The format of its keys in words.</param>
-/// <param name="KeysLoss">What that loses alone, as <see cref="FormatLoss.Loss"/>.</param>
+/// <param name="KeysLoss">The loss of that format alone, as in <see cref="FormatLoss.Loss"/>.</param>
 /// <param name="Values">The format of its values in words.</param>
-/// <param name="ValuesLoss">What that loses alone.</param>
-/// <param name="BytesRatio">Bytes of both relative to dense fp16.</param>
+/// <param name="ValuesLoss">The loss of that format alone.</param>
+/// <param name="BytesRatio">Bytes of keys and values relative to dense fp16.</param>
 public sealed record LayerChoice(int Layer, string Keys, double KeysLoss, string Values, double ValuesLoss, double BytesRatio);
 
-/// <summary>A setting that was measured as a whole.</summary>
+/// <summary>A setting measured as a whole.</summary>
 /// <param name="Unit">The measurement: perplexity, KL divergence and the bytes in use.</param>
 /// <param name="BytesRatio">Bytes of compressed tokens relative to dense fp16, without the recent window.</param>
-/// <param name="EstimatedLoss">The sum of what its formats lose alone, which is to come near its KL divergence; null of the dense cache.</param>
+/// <param name="EstimatedLoss">The sum of the losses of its formats alone, which should be close to its KL divergence; null for the dense
+/// cache.</param>
 public sealed record MeasuredSetting(EvaluationUnit Unit, double BytesRatio, double? EstimatedLoss);
 
-/// <summary>A recommended cache setting, and what it was found by.</summary>
-/// <param name="Budget">What it had to keep to.</param>
+/// <summary>A recommended cache setting, and the measurements behind it.</summary>
+/// <param name="Budget">The budget that was given.</param>
 /// <param name="Setting">The setting.</param>
-/// <param name="Layers">What each layer is stored as.</param>
-/// <param name="OnSearchText">Measured on the text that it was found on: dense, recommended and, if there is one of no more bytes, the best
-/// setting in which all layers are alike.</param>
-/// <param name="OnCheckText">The same on another text.</param>
-/// <param name="Losses">What each format loses alone, in each layer.</param>
+/// <param name="Layers">The formats of each layer.</param>
+/// <param name="OnSearchText">Measurements on the text that was searched on: the dense cache, the recommended setting and, if there is one
+/// of no more bytes, the best setting with the same formats in all layers.</param>
+/// <param name="OnCheckText">The same measurements on another text.</param>
+/// <param name="Losses">The loss of each format alone, in each layer.</param>
 public sealed record CacheRecommendation(
     RecommendationBudget Budget,
     CacheSetting Setting,
@@ -44,12 +45,12 @@ public sealed record CacheRecommendation(
     IReadOnlyList<MeasuredSetting> OnCheckText,
     IReadOnlyList<FormatLoss> Losses)
 {
-    /// <summary>The file of the setting, which <see cref="CacheSettingReader.Load"/> reads.</summary>
+    /// <summary>Name of the file with the setting, which <see cref="CacheSettingReader.Load"/> reads.</summary>
     public const string SettingFile = "cache-settings.json";
 
     private static readonly JsonSerializerOptions s_indented = new() { WriteIndented = true };
 
-    /// <summary>All numbers.</summary>
+    /// <summary>All numbers as JSON.</summary>
     public JsonObject ToJson()
     {
         EvaluationTask task = OnSearchText[0].Unit.Task;
@@ -95,7 +96,7 @@ public sealed record CacheRecommendation(
         };
     }
 
-    /// <summary>Tables of the settings that were measured, of the layers, and of what each format loses.</summary>
+    /// <summary>Tables of the measured settings, of the layers, and of the loss of each format.</summary>
     public string ToMarkdown()
     {
         StringBuilder text = new();
@@ -148,9 +149,9 @@ public sealed record CacheRecommendation(
         }
     }
 
-    /// <summary>Writes <see cref="SettingFile"/>, recommendation.json and recommendation.md; files of those names are replaced.</summary>
-    /// <param name="directory">Where; it must exist.</param>
-    /// <exception cref="IOException">They can't be written.</exception>
+    /// <summary>Writes <see cref="SettingFile"/>, recommendation.json and recommendation.md, and replaces existing files.</summary>
+    /// <param name="directory">The directory, which must exist.</param>
+    /// <exception cref="IOException">A file can't be written.</exception>
     public void Write(string directory)
     {
         ArgumentNullException.ThrowIfNull(directory);

@@ -1,23 +1,23 @@
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>Finds formats of keys and values, for each layer, by measuring on a text.</summary>
+/// <summary>Finds formats for the keys and values of each layer by measuring on a text.</summary>
 /// <remarks>
 /// <para>
-/// First each format is measured for the keys, and for the values, of one layer while all else stays as it is: what it loses is the mean
-/// KL divergence of the next-token distribution from the dense model's. Perplexity changes by about as much and varies far more from
-/// text to text. Losses of small changes add up: each moves the scores a little, and the divergence of small moves that are independent is
-/// the sum of their own. So the formats whose losses have the smallest sum within a number of bytes are found exactly, as a knapsack
+/// First, each format is measured for the keys, or the values, of one layer while everything else is stored unchanged. Its loss is the mean
+/// KL divergence of the next-token distribution from the dense model's. Perplexity changes by about as much, but varies far more from text
+/// to text. Losses of small changes add up: each change moves the scores a little, and the divergence of small independent moves is the sum
+/// of their divergences. The formats with the smallest sum of losses within a number of bytes are therefore found exactly, as a knapsack
 /// problem.
 /// </para>
 /// <para>
-/// That sum is only an estimate. The setting it leads to is measured as a whole, beside the best one in which all layers are alike, and
-/// with a budget of quality its bytes are changed until what is measured keeps to it. Both are measured again on another text. All
-/// measurements are those of an <see cref="EvaluationRun"/>, which keeps each as soon as it is there.
+/// That sum is only an estimate. The resulting setting is measured as a whole, next to the best one with the same formats in all layers.
+/// With a quality budget, its bytes are changed until the measured quality is within the budget. Both settings are measured again on
+/// another text. All measurements are made by an <see cref="EvaluationRun"/>, which saves each one as soon as it is finished.
 /// </para>
 /// </remarks>
 public sealed class CacheRecommender
 {
-    // Of a budget of quality: settings that are measured to find the one of the fewest bytes.
+    // With a quality budget: the most settings measured to find the one with the fewest bytes.
     private const int MostRounds = 8;
 
     private readonly PerplexityTask _search;
@@ -26,14 +26,15 @@ public sealed class CacheRecommender
     private readonly CandidateFormats _formats;
 
     /// <summary>Prepares a search.</summary>
-    /// <param name="search">The text to search on. Several tokens in a step make it faster.</param>
-    /// <param name="check">Another text, of the same model, to check on.</param>
-    /// <param name="directory">Where measurements are kept; it is made if it doesn't exist.</param>
+    /// <param name="search">The text to search on. Decoding several tokens in a step makes it faster.</param>
+    /// <param name="check">Another text, for the same model, to check on.</param>
+    /// <param name="directory">Where measurements are saved; created if it does not exist.</param>
     /// <param name="basis">Windows and groups; the defaults if null.</param>
-    /// <param name="candidates">Options whose keys and values are tried, apart from each other; common formats of 8 and 4 bits if null.
-    /// Keys and values as they are, are always among them.</param>
-    /// <exception cref="ArgumentException">The tasks are of different models, or a candidate is simulated: <see cref="SimulatedFormat"/>.</exception>
-    /// <exception cref="NotSupportedException">The model's keys and values can't be compressed as a candidate says.</exception>
+    /// <param name="candidates">Options whose keys and values are tried independently of each other; common 8-bit and 4-bit formats if
+    /// null. Unchanged keys and values are always among the candidates.</param>
+    /// <exception cref="ArgumentException">The tasks have different models, or a candidate is simulated
+    /// (<see cref="SimulatedFormat"/>).</exception>
+    /// <exception cref="NotSupportedException">The model's keys and values can't be compressed with a candidate.</exception>
     public CacheRecommender(
         PerplexityTask search, PerplexityTask check, string directory, MustafarOptions? basis = null, IEnumerable<MustafarOptions>? candidates = null)
     {
@@ -50,11 +51,11 @@ public sealed class CacheRecommender
     }
 
     /// <summary>Measures what is not known yet, and recommends a setting.</summary>
-    /// <param name="budget">What it has to keep to.</param>
-    /// <param name="progress">Told how far each of the runs is: of single formats, of settings, and on the text to check on.</param>
-    /// <param name="cancellationToken">Stops the work; what is finished is kept.</param>
-    /// <exception cref="ArgumentException">No setting has so few bytes.</exception>
-    /// <exception cref="OperationCanceledException">It was stopped.</exception>
+    /// <param name="budget">The budget of the setting.</param>
+    /// <param name="progress">Receives the progress of each run: of single formats, of settings, and on the text to check on.</param>
+    /// <param name="cancellationToken">Cancels the work; finished measurements are kept.</param>
+    /// <exception cref="ArgumentException">No setting has as few bytes as the budget.</exception>
+    /// <exception cref="OperationCanceledException">The work was cancelled.</exception>
     /// <exception cref="IOException">A result can't be read or written.</exception>
     public CacheRecommendation Recommend(
         RecommendationBudget budget, IProgress<EvaluationProgress>? progress = null, CancellationToken cancellationToken = default)
@@ -90,13 +91,13 @@ public sealed class CacheRecommender
     private (FormatPlan Chosen, FormatPlan? Uniform) OfLoss(
         FormatKnapsack knapsack, double target, IProgress<EvaluationProgress>? progress, CancellationToken cancellationToken)
     {
-        // What is left as it is loses nothing, so that there always is a plan. Nothing of fewer bytes than tooFew will do.
+        // Unchanged formats lose nothing, so there is always a plan. No plan of tooFew bytes or fewer meets the budget.
         FormatPlan chosen = knapsack.Losing(0)!;
         long tooFew = knapsack.FewestBytes - 1;
-        double factor = 1; // of what is measured to what is estimated
+        double factor = 1; // measured loss over estimated loss
         for (int round = 0; round < MostRounds; round++)
         {
-            // What the estimate says, or halfway between what will do and what will not.
+            // Follow the estimate, or go halfway between what meets the budget and what does not.
             FormatPlan plan = knapsack.Losing(target / factor)!;
             if (plan.BlockBytes <= tooFew || plan.BlockBytes >= chosen.BlockBytes)
             {
@@ -125,11 +126,11 @@ public sealed class CacheRecommender
         return (chosen, uniform);
     }
 
-    // What the estimate says is best need not be, of two that are close.
+    // Of two plans that are close, the one that is estimated to be better need not be.
     private FormatPlan Better(FormatPlan plan, FormatPlan? uniform, IProgress<EvaluationProgress>? progress, CancellationToken cancellationToken) =>
         uniform is not null && LossOf(uniform, progress, cancellationToken) < LossOf(plan, progress, cancellationToken) ? uniform : plan;
 
-    // How much a plan raises the mean negative log-likelihood, as a whole.
+    // How much a plan as a whole raises the mean negative log-likelihood.
     private double LossOf(FormatPlan plan, IProgress<EvaluationProgress>? progress, CancellationToken cancellationToken)
     {
         List<EvaluationUnit> units = Run(_search, [_formats.Setting("plan", plan)], progress, cancellationToken);
@@ -155,7 +156,7 @@ public sealed class CacheRecommender
                 losses.Add((keys, layer), own = new double[_formats.Of(keys).Count]);
             }
 
-            // What the dense cache has too is rounding. A model that breaks has no number: nothing is worse.
+            // The dense cache's divergence is rounding error. A model that breaks has no finite number, and nothing is worse.
             double loss = unit.Value("kl_mean") - rounding;
             own[candidate] = double.IsFinite(loss) ? Math.Max(0, loss) : double.MaxValue / (4 * _formats.NumLayers);
         }

@@ -3,7 +3,7 @@ using Mustafar.Models.Llama;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>What the keys and the values of a layer can be stored as, and which formats of both go together.</summary>
+/// <summary>The formats that a layer's keys and values can have, and which of them can be combined.</summary>
 internal sealed class CandidateFormats
 {
     private readonly MustafarOptions _basis;
@@ -11,9 +11,9 @@ internal sealed class CandidateFormats
     /// <summary>Finds the formats.</summary>
     /// <param name="language">The model.</param>
     /// <param name="basis">Windows and groups.</param>
-    /// <param name="candidates">Options whose keys and values are candidates, apart from each other; the defaults if null.</param>
-    /// <exception cref="ArgumentException">A candidate rewrites keys or values: there is no such format.</exception>
-    /// <exception cref="NotSupportedException">The model's head_dim is not served, or not by a candidate.</exception>
+    /// <param name="candidates">Options whose keys and values are candidates independently of each other; the defaults if null.</param>
+    /// <exception cref="ArgumentException">A candidate rewrites keys or values: caches have no such format.</exception>
+    /// <exception cref="NotSupportedException">The model's head_dim is not supported, or not with a candidate.</exception>
     public CandidateFormats(LanguageModel language, MustafarOptions basis, IEnumerable<MustafarOptions>? candidates)
     {
         LlamaConfig config = language.Model.Config;
@@ -62,25 +62,25 @@ internal sealed class CandidateFormats
     /// <summary>Elements of one head's key.</summary>
     public int HeadDim { get; }
 
-    /// <summary>Formats of keys; the first one stores them as they are.</summary>
+    /// <summary>Formats of keys; the first one stores them unchanged.</summary>
     public IReadOnlyList<OperandCandidate> Keys { get; }
 
-    /// <summary>Formats of values; the first one stores them as they are.</summary>
+    /// <summary>Formats of values; the first one stores them unchanged.</summary>
     public IReadOnlyList<OperandCandidate> Values { get; }
 
-    /// <summary>Formats that go together in a layer: on CUDA those that tensor cores read together.</summary>
+    /// <summary>Formats that can be combined in a layer: on CUDA, those that tensor cores can read together.</summary>
     public IReadOnlyList<FormatPair> Pairs { get; }
 
-    /// <summary>Bytes of a block's keys and values of one head, dense in fp16.</summary>
+    /// <summary>Bytes of one head's keys and values in a block, dense in fp16.</summary>
     public long DenseBlockBytes { get; }
 
-    /// <summary>The formats of keys, or those of values.</summary>
+    /// <summary>The formats of keys, or of values.</summary>
     public IReadOnlyList<OperandCandidate> Of(bool keys) => keys ? Keys : Values;
 
-    /// <summary>The options of a layer.</summary>
+    /// <summary>The options of a layer with the given formats.</summary>
     public MustafarOptions Combine(int keys, int values) => OperandCandidate.Combine(Keys[keys].Options, Values[values].Options, _basis);
 
-    /// <summary>The cache in which a layer's keys, or values, have one format and all else is as it is.</summary>
+    /// <summary>The setting in which one layer's keys, or values, have a format and everything else is stored unchanged.</summary>
     public CacheSetting Alone(int layer, bool keys, int candidate)
     {
         MustafarOptions[] layers = new MustafarOptions[NumLayers];
@@ -89,7 +89,7 @@ internal sealed class CandidateFormats
         return new CacheSetting($"layer {layer} {(keys ? "keys" : "values")}, {Of(keys)[candidate].Name}", layers[0]) { Layers = layers };
     }
 
-    /// <summary>The cache of a plan.</summary>
+    /// <summary>The setting of a plan.</summary>
     public CacheSetting Setting(string name, FormatPlan plan)
     {
         MustafarOptions[] layers = [.. plan.Layers.Select(pair => Combine(pair.Keys, pair.Values))];
@@ -100,11 +100,11 @@ internal sealed class CandidateFormats
     public double Ratio(FormatPlan plan) => (double)plan.BlockBytes / (NumLayers * DenseBlockBytes);
 }
 
-/// <summary>Formats of a layer's keys and values, by their numbers, and the bytes of a block of both.</summary>
+/// <summary>The indices of the formats of a layer's keys and values, and the bytes of a block of both.</summary>
 internal readonly record struct FormatPair(int Keys, int Values, long BlockBytes);
 
 /// <summary>The formats of all layers.</summary>
-/// <param name="Layers">Those of each layer.</param>
-/// <param name="BlockBytes">Bytes of a block in all layers.</param>
-/// <param name="Loss">The sum of what each loses alone.</param>
+/// <param name="Layers">The formats of each layer.</param>
+/// <param name="BlockBytes">Bytes of a block, summed over all layers.</param>
+/// <param name="Loss">The sum of the losses of the formats alone.</param>
 internal sealed record FormatPlan(IReadOnlyList<FormatPair> Layers, long BlockBytes, double Loss);

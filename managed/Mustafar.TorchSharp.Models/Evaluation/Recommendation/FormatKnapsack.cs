@@ -3,8 +3,8 @@ using System.Numerics;
 namespace Mustafar.Models.Evaluation;
 
 /// <summary>
-/// Chooses formats of all layers: of those that fit into so many bytes the ones whose losses have the smallest sum. The multiple-choice
-/// knapsack problem, solved exactly for all numbers of bytes by dynamic programming.
+/// Chooses the formats of all layers: within a number of bytes, those with the smallest sum of losses. This is the multiple-choice knapsack
+/// problem, solved exactly for all numbers of bytes by dynamic programming.
 /// </summary>
 internal sealed class FormatKnapsack
 {
@@ -12,13 +12,13 @@ internal sealed class FormatKnapsack
     private readonly Func<int, FormatPair, double> _loss;
     private readonly int _layers;
     private readonly long _unit;
-    private readonly double[] _best; // the smallest loss of all layers within so many units of bytes
-    private readonly short[][] _choices; // for each layer the pair that is in it
+    private readonly double[] _best; // for each number of units of bytes, the smallest loss of all layers
+    private readonly short[][] _choices; // for each layer and number of units, the layer's pair
 
     /// <summary>Solves the problem.</summary>
-    /// <param name="pairs">What a layer can have.</param>
+    /// <param name="pairs">The pairs of formats that a layer can have.</param>
     /// <param name="layers">Number of layers.</param>
-    /// <param name="loss">What a layer loses by a pair; not negative.</param>
+    /// <param name="loss">The loss of a layer with a pair; not negative.</param>
     public FormatKnapsack(IReadOnlyList<FormatPair> pairs, int layers, Func<int, FormatPair, double> loss)
     {
         (_pairs, _layers, _loss) = (pairs, layers, loss);
@@ -51,33 +51,33 @@ internal sealed class FormatKnapsack
         _best = best;
     }
 
-    /// <summary>Bytes of a block in all layers, at least.</summary>
+    /// <summary>The fewest bytes that a block can have, summed over all layers.</summary>
     public long FewestBytes => _unit * Array.FindIndex(_best, double.IsFinite);
 
-    /// <summary>The plan with the smallest loss within so many bytes; null if there is none.</summary>
+    /// <summary>The plan with the smallest loss within a number of bytes; null if there is none.</summary>
     public FormatPlan? Within(double bytes)
     {
         int units = (int)Math.Clamp(Math.Floor(bytes / _unit), -1, _best.Length - 1);
         return units < 0 || !double.IsFinite(_best[units]) ? null : PlanOf(units);
     }
 
-    /// <summary>The plan with the fewest bytes whose loss is at most so much; null if there is none.</summary>
+    /// <summary>The plan with the fewest bytes whose loss does not exceed a limit; null if there is none.</summary>
     public FormatPlan? Losing(double loss)
     {
         int units = Array.FindIndex(_best, best => best <= loss);
         return units < 0 ? null : PlanOf(units);
     }
 
-    /// <summary>The best plan of those in which all layers have the same formats; null if none is as it must be.</summary>
-    /// <param name="allowed">Whether a plan is as it must be.</param>
-    /// <param name="better">What the best plan has least of.</param>
+    /// <summary>The best plan with the same formats in all layers; null if none is allowed.</summary>
+    /// <param name="allowed">Whether a plan is allowed.</param>
+    /// <param name="better">What to minimise.</param>
     public FormatPlan? Uniform(Func<FormatPlan, bool> allowed, Func<FormatPlan, (double, double)> better) => _pairs
         .Select(pair => new FormatPlan(
             [.. Enumerable.Repeat(pair, _layers)], _layers * pair.BlockBytes, Enumerable.Range(0, _layers).Sum(layer => _loss(layer, pair))))
         .Where(allowed)
         .MinBy(better);
 
-    // Of pairs of a layer those than which none is smaller and loses no more.
+    // The pairs of a layer for which no smaller pair loses as little.
     private IEnumerable<int> Efficient(int layer)
     {
         double least = double.PositiveInfinity;

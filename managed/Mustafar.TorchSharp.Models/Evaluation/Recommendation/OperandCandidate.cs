@@ -2,19 +2,19 @@ using System.Globalization;
 
 namespace Mustafar.Models.Evaluation;
 
-/// <summary>A way to prune and store the keys, or the values, of a layer.</summary>
-/// <param name="Name">What reports call it.</param>
-/// <param name="Options">Options whose key part, or value part, it is.</param>
+/// <summary>A format of a layer's keys, or values.</summary>
+/// <param name="Name">The name in reports.</param>
+/// <param name="Options">Options whose key part, or value part, is this format.</param>
 /// <param name="BlockBytes">Bytes of a block of 32 tokens of one head.</param>
 internal sealed record OperandCandidate(string Name, MustafarOptions Options, long BlockBytes)
 {
-    // Of 16 channels. Formats between these are seldom worth more than a mixture of their neighbours in different layers; 16-bit numbers
-    // of pruned rows take more bytes than 8-bit ones of more channels, which lose less.
+    // Of 16 channels. Formats between these are seldom worth more than a mixture of their neighbours in different layers. Pruned rows of
+    // 16-bit numbers take more bytes than 8-bit rows with more channels, and lose more.
     private static readonly int[] s_keptInEightBits = [16, 12, 10, 8];
     private static readonly int[] s_keptInFourBits = [16, 10, 8, 7, 6, 5, 4, 3, 2];
 
-    /// <summary>The formats that are tried where the caller names none: 16 bits unpruned, and 8 and 4 bits with several shares of the channels.</summary>
-    /// <param name="basis">Options that say all else.</param>
+    /// <summary>The formats that are tried by default: 16 bits unpruned, and 8 and 4 bits with several shares of the channels.</summary>
+    /// <param name="basis">Options for everything else.</param>
     public static IEnumerable<MustafarOptions> Defaults(MustafarOptions basis)
     {
         foreach (int kept in s_keptInEightBits)
@@ -39,14 +39,14 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
         }
     }
 
-    /// <summary>Options that store everything as it is.</summary>
+    /// <summary>Options that store everything unchanged.</summary>
     public static MustafarOptions Unchanged(MustafarOptions basis) => basis with
     {
         KeySparsity = 0, ValueSparsity = 0, BalancedKeys = false, BalancedValues = false, KeyBits = 16, ValueBits = 16, KeyChannelScales = false,
         KeyRotation = false, KeySelection = KeySelection.Magnitude, ValueSelection = ValueSelection.Magnitude,
     };
 
-    /// <summary>Options with the keys of some, the values of others, and all else of a basis.</summary>
+    /// <summary>Options with the keys of one, the values of another, and everything else of a basis.</summary>
     public static MustafarOptions Combine(MustafarOptions keys, MustafarOptions values, MustafarOptions basis) => basis with
     {
         KeySparsity = keys.KeySparsity,
@@ -61,7 +61,7 @@ internal sealed record OperandCandidate(string Name, MustafarOptions Options, lo
         ValueSelection = values.ValueSelection,
     };
 
-    /// <summary>Keys, or values, in words: 64 of 128 in 4 bits.</summary>
+    /// <summary>Keys, or values, in words, such as "64 of 128 in 4 bits".</summary>
     public static string Describe(MustafarOptions options, bool keys, int headDim)
     {
         (int kept, int bits, bool balanced) = keys

@@ -3,8 +3,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>What eviction knows about one sequence in one layer: its latest queries, and the attention that its tokens received before
-/// those.</summary>
+/// <summary>What eviction knows about one sequence in one layer: its latest queries, and the attention that its tokens received from
+/// earlier ones.</summary>
 internal sealed class AttentionHistory : IDisposable
 {
     // Number of queries whose weights are in memory at a time.
@@ -76,8 +76,8 @@ internal sealed class AttentionHistory : IDisposable
     /// <param name="first">Index of the first query's token; the others follow. A query sees its own token and earlier ones.</param>
     /// <param name="keys">[num_kv_heads, tokens, head_dim].</param>
     /// <param name="scale">Factor of the scores.</param>
-    /// <param name="window">Latest tokens that a query sees, its own included; null for all.</param>
-    /// <param name="sinks">First tokens that each query sees in any case.</param>
+    /// <param name="window">Number of latest tokens that a query sees, including its own; null for all.</param>
+    /// <param name="sinks">Number of first tokens that every query sees.</param>
     /// <returns>Float32 [num_kv_heads, tokens].</returns>
     internal static Tensor Received(Tensor queries, int first, Tensor keys, double scale, int? window = null, int sinks = 0)
     {

@@ -9,11 +9,11 @@ internal static class KeptTokens
     /// <param name="tokens">The tokens, Int64 [num_layers, num_kv_heads, count].</param>
     /// <param name="numLayers">Number of layers.</param>
     /// <param name="numKvHeads">Number of KV heads.</param>
-    /// <param name="length">Tokens of the sequence.</param>
+    /// <param name="length">Number of tokens of the sequence.</param>
     /// <param name="sinks">How many of them are sinks.</param>
-    /// <param name="sequence">Its number, for messages.</param>
+    /// <param name="sequence">Number of the sequence, for messages.</param>
     /// <returns>How many of the latest tokens are kept without a gap in every layer and head.</returns>
-    /// <exception cref="ArgumentException">They can't.</exception>
+    /// <exception cref="ArgumentException">The tokens can't be kept.</exception>
     internal static int Check(Tensor tokens, int numLayers, int numKvHeads, int length, int sinks, int sequence)
     {
         if (tokens.dtype != ScalarType.Int64)

@@ -185,10 +185,10 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
             scores = nn.functional.max_pool1d(scores.unsqueeze(0), options.KernelSize, 1, options.KernelSize / 2)[0];
         }
 
-        // The sinks stay in any case.
+        // The sinks always stay.
         scores = cat([full_like(scores.narrow(1, 0, table[slot].Sinks), Scalars.PositiveInfinity), scores.narrow(1, table[slot].Sinks, earlier - table[slot].Sinks)], 1);
 
-        // Among equal scores, which pooling produces, the first: the same order on every device.
+        // Of equal scores, which pooling produces, the first wins, so that all devices choose alike.
         Tensor best = sort(scores, -1, true, true).indices.narrow(1, 0, chosen).sort(-1).Values;
         return cat([best, Scalars.Range(earlier, options.RecentTokens, best.device).expand(best.size(0), -1)], 1);
     }
@@ -212,7 +212,7 @@ internal sealed class TokenEvictor(TokenEviction options, SequenceTable table, I
 
                 return scores;
             default:
-                // The first ones first.
+                // The first tokens rank highest.
                 return Scalars.Range(0, tokens, storage.Device).neg().to(ScalarType.Float32).expand(storage.NumKvHeads, -1);
         }
 

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-// Selecting channels if magnitudes alone don't decide.
+// Channel selection where magnitudes alone don't decide.
 internal sealed partial class LayerStorage
 {
     /// <summary>What the selection of keys gathers; null if it gathers nothing.</summary>
@@ -13,7 +13,7 @@ internal sealed partial class LayerStorage
     /// <summary>What the selection of values gathers; null if it gathers nothing.</summary>
     internal ChannelStatistics? ValueStatistics { get; private set; }
 
-    /// <summary>The queries by whose attention values are selected; null if none are.</summary>
+    /// <summary>The queries whose attention decides the selection of values; null if none are needed.</summary>
     internal RecentQueries? RecentQueries { get; }
 
     /// <summary>The option whose selection needs queries, and the selection; null if none does.</summary>
@@ -22,7 +22,7 @@ internal sealed partial class LayerStorage
             : RecentQueries is not null ? (nameof(MustafarOptions.ValueSelection), Options.ValueSelection)
             : null;
 
-    /// <summary>Whether its selections do work in a step that other steps don't do.</summary>
+    /// <summary>Whether the selections need extra operations in this step.</summary>
     internal bool SelectsByOperations(StepPlan plan) =>
         RecentQueries is not null
         || ((KeyStatistics is not null || ValueStatistics is not null) && ChannelStatistics.Counts(plan))
@@ -55,7 +55,7 @@ internal sealed partial class LayerStorage
         RecentQueries?.Add(plan, query!);
     }
 
-    // The masks of what a step compresses, Int32 [batch, num_kv_heads, tokens, words]; null where none are needed.
+    // The masks of the tokens that a step compresses, Int32 [batch, num_kv_heads, tokens, words]; null if none are needed.
     private Tensor? Masks(StepPlan plan, bool ofKeys, StepTokens tokens, bool isEarly)
     {
         int most = MakesMasks(ofKeys) ? MostDue(plan, isEarly) : 0;
@@ -81,7 +81,7 @@ internal sealed partial class LayerStorage
         return masks;
     }
 
-    // What a step compresses of a row, [num_kv_heads, tokens, head_dim]: from the ring, and of the new tokens.
+    // The tokens that a step compresses in a row, [num_kv_heads, tokens, head_dim]: from the ring, then from the new tokens.
     private Tensor DueTokens(StepPlan plan, int row, bool ofKeys, StepTokens tokens, bool isEarly)
     {
         (int first, int end) = plan.Due(row, isEarly);
@@ -96,8 +96,8 @@ internal sealed partial class LayerStorage
         return parts.Count == 1 ? parts[0] : cat(parts, 1);
     }
 
-    // Int32 [1, num_kv_heads, tokens, words] for the tokens [num_kv_heads, tokens, head_dim] from `first` on, of which some selections weigh
-    // each by the attention that it received.
+    // Int32 [1, num_kv_heads, tokens, words] for the tokens [num_kv_heads, tokens, head_dim] from `first` on. Some selections weigh each
+    // token by the attention that it received.
     private Tensor Mask(bool ofKeys, Tensor tokens, int first, Tensor? received)
     {
         ChannelSelection selection = Selection(ofKeys);
@@ -124,7 +124,7 @@ internal sealed partial class LayerStorage
                 NameOf(selection));
     }
 
-    // What a selection's function gives for tokens [num_kv_heads, tokens, head_dim] from `first` on, of the same shape.
+    // What a selection's function returns for the tokens [num_kv_heads, tokens, head_dim] from `first` on, in the same shape.
     private Tensor Ask(bool ofKeys, Tensor tokens, int first, ScalarType type)
     {
         ChannelSelection selection = Selection(ofKeys);
@@ -136,7 +136,7 @@ internal sealed partial class LayerStorage
 
     private static string NameOf(ChannelSelection selection) => $"selection '{selection.Name}'";
 
-    // True at the largest numbers of each channel, `count` of every 32 tokens.
+    // True at the `count` largest numbers of each channel in every 32 tokens.
     private Tensor LargestOfChannels(Tensor magnitudes, int count)
     {
         Tensor groups = magnitudes.reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
