@@ -38,7 +38,7 @@ public sealed record CacheSetting(string Name, MustafarOptions? Options)
         if (Layers is not null && Layers.Count != config.NumLayers)
         {
             throw new Checkpoint.UnsupportedModelException(
-                $"the model has {config.NumLayers} layers, but the cache setting '{Name}' has options of {Layers.Count}; it is of another model.", path);
+                $"the model has {config.NumLayers} layers, but the cache setting '{Name}' has options for {Layers.Count}: it was made for another model.", path);
         }
 
         foreach (MustafarOptions options in AllOptions)

@@ -75,7 +75,9 @@ public static class CacheSettingReader
     public static CacheSetting Parse(string text, MustafarOptions? defaults = null)
     {
         ArgumentNullException.ThrowIfNull(text);
-        int colon = text.IndexOf(':', StringComparison.Ordinal);
+        // A name may have a colon, as in 2:4.
+        int colon = text.IndexOf(": ", StringComparison.Ordinal);
+        colon = colon < 0 ? text.IndexOf(':', StringComparison.Ordinal) : colon;
         string name = (colon < 0 ? text : text[..colon]).Trim();
         JsonObject entry = [];
         foreach (string word in text[(colon + 1)..].Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries))

@@ -42,6 +42,8 @@ public sealed class CacheSettingReaderTests
         {
             Assert.That(CacheSettingReader.Load(directory.File("s.json"), defaults), Is.EqualTo(expected));
             Assert.That(parsed, Is.EqualTo(expected));
+            Assert.That(CacheSettingReader.Parse("2:4: TwoOfFourInFourBits"), Is.EqualTo(new CacheSetting("2:4", MustafarPresets.TwoOfFourInFourBits)));
+            Assert.That(CacheSettingReader.Parse("8:EightBits"), Is.EqualTo(new CacheSetting("8", MustafarPresets.EightBits)));
             Assert.That(CacheSettingReader.Parse("EightBits"), Is.EqualTo(new CacheSetting("EightBits", MustafarPresets.EightBits)));
         }
     }

@@ -51,7 +51,7 @@ internal static class SimulationSetting
 
         if (said.FirstOrDefault(other => entry.Find(other) is not null) is string other)
         {
-            throw new CheckpointException($"expected no '{other}' beside '{key}', whose format says it, but it is there.", place);
+            throw new CheckpointException($"expected no '{other}' with '{key}', which determines it, but got both.", place);
         }
 
         try
