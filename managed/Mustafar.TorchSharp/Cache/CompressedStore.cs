@@ -167,14 +167,15 @@ internal sealed class CompressedStore : IDisposable, IMeasuredCache
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="rotation">What is still to be done to queries and keys, in place; null if nothing is.</param>
     /// <param name="isLast">Whether nothing that can fail follows, so that nothing has to be undone.</param>
-    internal Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
+    internal Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation, bool isLast)
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         keys = TensorAccess.WithContiguousRows(keys);
         values = TensorAccess.WithContiguousRows(values);
-        Tensor output = _layers[layer].Forward(Plan, query, keys, values, scale, isLast);
+        Tensor output = _layers[layer].Forward(Plan, query, keys, values, scale, rotation, isLast);
         _evictor?.Observe(layer, Plan, query, scale ?? 1 / Math.Sqrt(Shape.HeadDim));
         return output.MoveToOuterDisposeScope();
     }

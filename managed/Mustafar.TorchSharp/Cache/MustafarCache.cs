@@ -117,7 +117,7 @@ public sealed class MustafarCache : KeyValueCache
         Tensor output;
         try
         {
-            output = _store.Forward(0, query, keys, values, scale, isLast: true);
+            output = _store.Forward(0, query, keys, values, scale, rotation: null, isLast: true);
         }
         catch
         {

@@ -66,10 +66,11 @@ public sealed partial class MustafarAttention
         }
 
         Tensor all = projected.view(batch, tokens, heads, Options.HeadDim).transpose(1, 2);
-        RotaryHeads turned = new(all.narrow(1, 0, Options.NumHeads), all.narrow(1, Options.NumHeads, Options.NumKvHeads));
-        MustafarOps.Rotate(turned, step.DevicePositions, _rotary.AnglesOn(hidden.device), Norms(), turned);
-        Tensor attended = step.Attend(
-            layer, turned.Query, turned.Key, all.narrow(1, Options.NumHeads + Options.NumKvHeads, Options.NumKvHeads), Options.Scale);
+        RotaryHeads parts = new(
+            all.narrow(1, 0, Options.NumHeads),
+            all.narrow(1, Options.NumHeads, Options.NumKvHeads),
+            all.narrow(1, Options.NumHeads + Options.NumKvHeads, Options.NumKvHeads));
+        Tensor attended = step.Attend(layer, parts, _rotary.AnglesOn(hidden.device), Norms(), Options.Scale);
         MustafarOps.FusedLinear(
             attended.transpose(1, 2).reshape(batch, tokens, Options.NumHeads * (long)Options.HeadDim),
             output.weight, new LinearFusion { Bias = output.bias, Residual = hidden }, hidden, buffers);

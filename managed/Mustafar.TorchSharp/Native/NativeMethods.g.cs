@@ -13,7 +13,7 @@ namespace Mustafar.Native;
 // enum mustafar_abi
 internal enum Abi
 {
-    Version = 5,
+    Version = 6,
 }
 
 // enum mustafar_status
@@ -482,6 +482,11 @@ internal static unsafe partial class NativeMethods
     // int32_t mustafar_rotate(const mustafar_context* context, const mustafar_rope* rope)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_rotate")]
     internal static partial int Rotate(NativeContext* context, NativeRope* rope);
+
+    // int32_t mustafar_rotate_append(const mustafar_context* context, const mustafar_rope* rope,
+    //     const mustafar_append* append)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_rotate_append")]
+    internal static partial int RotateAppend(NativeContext* context, NativeRope* rope, NativeAppend* append);
 
     // int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
     //     const mustafar_rows* input, const mustafar_rows* output)

@@ -27,7 +27,7 @@ public static unsafe partial class MustafarOps
     }
 
     /// <summary>Checks an optional tensor that must have the type and device of another.</summary>
-    private static void ValidateOptional(Tensor? tensor, string name, Tensor like, params ReadOnlySpan<long> shape)
+    internal static void ValidateOptional(Tensor? tensor, string name, Tensor like, params ReadOnlySpan<long> shape)
     {
         if (tensor is not null)
         {
@@ -35,7 +35,8 @@ public static unsafe partial class MustafarOps
         }
     }
 
-    private static float Epsilon(double eps) => eps >= 0 && float.IsFinite((float)eps)
+    /// <summary>The number that a norm adds to the mean square.</summary>
+    internal static float Epsilon(double eps) => eps >= 0 && float.IsFinite((float)eps)
         ? (float)eps
         : throw new ArgumentOutOfRangeException(nameof(eps), eps, "Expected a finite number of at least 0.");
 
@@ -43,5 +44,5 @@ public static unsafe partial class MustafarOps
     private static Tensor Returned(Tensor result, Tensor? given) => given ?? result.MoveToOuterDisposeScope();
 
     /// <summary>The address of an optional tensor. Keep the tensor alive past the call.</summary>
-    private static void* PointerOrNull(Tensor? tensor) => tensor is null ? null : TensorAccess.Pointer(tensor);
+    internal static void* PointerOrNull(Tensor? tensor) => tensor is null ? null : TensorAccess.Pointer(tensor);
 }

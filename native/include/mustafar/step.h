@@ -74,6 +74,12 @@ typedef struct mustafar_rope {
 
 MUSTAFAR_API int32_t mustafar_rotate(const mustafar_context* context, const mustafar_rope* rope);
 
+/* mustafar_rotate, then mustafar_append_tokens of the rotated keys, which new_keys must describe as key_output does; value
+   must be null, since values are appended from new_values. Sizes and dtype of both must agree. On CUDA it is one launch if
+   num_tokens is 1 and nothing of the append's selection is given. What key_output holds afterwards is unspecified. */
+MUSTAFAR_API int32_t mustafar_rotate_append(const mustafar_context* context, const mustafar_rope* rope,
+                                            const mustafar_append* append);
+
 /* output[r][i] = silu(input[r][i]) * input[r][width + i], silu(x) = x / (1 + exp(-x)): the gated activation of Llama's
    MLP on one product [rows, 2 * width] of the gate and up projections. output: [rows, width], not the input's memory. */
 MUSTAFAR_API int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,

@@ -23,6 +23,16 @@ int32_t mustafar_rotate(const mustafar_context* context, const mustafar_rope* ro
     });
 }
 
+int32_t mustafar_rotate_append(const mustafar_context* context, const mustafar_rope* rope,
+                               const mustafar_append* append) {
+    return exported([&] {
+        checked(context);
+        check_rotate_append(*context, rope, append);
+        ErrorText text;
+        pass_on(backend(*context).rotate_append(*context, *rope, *append, text), text);
+    });
+}
+
 int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
                           const mustafar_rows* input, const mustafar_rows* output) {
     return exported([&] {

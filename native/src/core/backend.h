@@ -36,6 +36,7 @@ struct Backend {
     int32_t (*append)(const mustafar_context&, const mustafar_append&, ErrorText&);
     int32_t (*rms_norm)(const mustafar_context&, const mustafar_norm&, ErrorText&);
     int32_t (*rotate)(const mustafar_context&, const mustafar_rope&, ErrorText&);
+    int32_t (*rotate_append)(const mustafar_context&, const mustafar_rope&, const mustafar_append&, ErrorText&);
     int32_t (*silu_mul)(const mustafar_context&, int32_t dtype, int64_t rows, int32_t width, const mustafar_rows& input,
                         const mustafar_rows& output, ErrorText&);
     int32_t (*linear)(const mustafar_context&, const mustafar_linear&, ErrorText&);

@@ -35,6 +35,7 @@ void check_append(const mustafar_context& context, const mustafar_append* append
 
 void check_norm(const mustafar_norm* norm);
 void check_rope(const mustafar_rope* rope);
+void check_rotate_append(const mustafar_context& context, const mustafar_rope* rope, const mustafar_append* append);
 void check_silu_mul(int32_t dtype, int64_t rows, int32_t width, const mustafar_rows* input,
                     const mustafar_rows* output);
 void check_linear(const mustafar_linear* linear);

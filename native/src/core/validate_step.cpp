@@ -83,6 +83,31 @@ void check_rope(const mustafar_rope* pointer) {
              (double)rope.attention_scaling);
 }
 
+void check_rotate_append(const mustafar_context& context, const mustafar_rope* rope_pointer,
+                         const mustafar_append* append_pointer) {
+    check_rope(rope_pointer);
+    check_append(context, append_pointer);
+    const mustafar_rope& rope = *rope_pointer;
+    const mustafar_append& append = *append_pointer;
+    const mustafar_format& format = append.keys.format;
+    const auto same = [](const char* name, int32_t of_rope, int32_t of_append) {
+        if (of_rope != of_append)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "rope.%s: expected %d as in the append, got %d", name, of_append,
+                 of_rope);
+    };
+    same("dtype", rope.dtype, format.dtype);
+    same("batch", rope.batch, append.batch);
+    same("num_tokens", rope.num_tokens, append.num_tokens);
+    same("num_kv_heads", rope.num_kv_heads, append.num_kv_heads);
+    same("head_dim", rope.head_dim, format.head_dim);
+    if (rope.value.data != nullptr)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "rope.value: expected null, since values are appended from new_values");
+    const mustafar_dense &rotated = rope.key_output, &fresh = append.new_keys;
+    if (rotated.data != fresh.data || rotated.batch_stride != fresh.batch_stride ||
+        rotated.head_stride != fresh.head_stride || rotated.token_stride != fresh.token_stride)
+        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "append.new_keys: expected rope.key_output");
+}
+
 void check_silu_mul(int32_t dtype, int64_t rows, int32_t width, const mustafar_rows* input,
                     const mustafar_rows* output) {
     check_dtype("dtype", dtype);

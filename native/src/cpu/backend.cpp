@@ -67,6 +67,14 @@ const Backend& cpu_backend() {
                        ErrorText& error) { return guarded(error, [&] { rms_norm(context, arguments); }); },
         .rotate = [](const mustafar_context& context, const mustafar_rope& arguments,
                      ErrorText& error) { return guarded(error, [&] { rotate(context, arguments); }); },
+        .rotate_append =
+            [](const mustafar_context& context, const mustafar_rope& rope, const mustafar_append& arguments,
+               ErrorText& error) {
+                return guarded(error, [&] {
+                    rotate(context, rope);
+                    append(context, arguments);
+                });
+            },
         .silu_mul =
             [](const mustafar_context& context, int32_t dtype, int64_t rows, int32_t width, const mustafar_rows& input,
                const mustafar_rows& output, ErrorText& error) {

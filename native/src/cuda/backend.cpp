@@ -73,6 +73,11 @@ int32_t rotate_call(const mustafar_context& context, const mustafar_rope& argume
     return guarded(error, [&] { rotate(context, arguments); });
 }
 
+int32_t rotate_append_call(const mustafar_context& context, const mustafar_rope& rope, const mustafar_append& arguments,
+                           ErrorText& error) {
+    return guarded(error, [&] { rotate_append(context, rope, arguments); });
+}
+
 int32_t silu_mul_call(const mustafar_context& context, int32_t dtype, int64_t rows, int32_t width,
                       const mustafar_rows& input, const mustafar_rows& output, ErrorText& error) {
     return guarded(error, [&] { silu_mul(context, dtype, rows, width, input, output); });
@@ -92,8 +97,8 @@ int32_t graph_call(const mustafar_context& context, GraphCall call, void* graph,
 
 constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,    key_factors_call, compress_call,
                         decompress_call,      convert_call, key_scores_call, value_sum_call,   attention_workspace_call,
-                        attention_call,       append_call,  rms_norm_call,   rotate_call,      silu_mul_call,
-                        linear_call,          sample_call,  graph_call};
+                        attention_call,       append_call,  rms_norm_call,   rotate_call,      rotate_append_call,
+                        silu_mul_call,        linear_call,  sample_call,     graph_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

@@ -14,7 +14,7 @@ VALUE_FORMATS = {16: 0, 8: 1, 4: 2}  # by bits
 BLOCK = 32
 PADDING = 64
 COUNTER_BYTES = 16384  # of a workspace, zero before its first use
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 
 class Context(ctypes.Structure):
@@ -87,7 +87,7 @@ class Sampling(ctypes.Structure):
 class _Table(ctypes.Structure):
     _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
         "prune", "offsets", "key_factors", "compress", "decompress", "convert", "key_scores", "value_sum", "attention_workspace", "attention",
-        "append", "rms_norm", "rotate", "silu_mul", "linear", "sample", "graph")]
+        "append", "rms_norm", "rotate", "rotate_append", "silu_mul", "linear", "sample", "graph")]
 
 
 _ARGUMENTS = {
@@ -104,6 +104,7 @@ _ARGUMENTS = {
     "append": (PTR,),
     "rms_norm": (PTR,),
     "rotate": (PTR,),
+    "rotate_append": (PTR, PTR),
     "silu_mul": (I32, I64, I32, PTR, PTR),
     "linear": (PTR,),
     "sample": (PTR,),

@@ -14,10 +14,17 @@ internal sealed unsafe partial class LayerStorage
 
     /// <summary>Adds a step's tokens and attends from them. If it fails, <see cref="Rollback"/> undoes what it did.</summary>
     /// <remarks>How a row attends does not depend on the other rows.</remarks>
-    internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, bool isLast)
+    internal Tensor Forward(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation, bool isLast)
     {
+        // Where something else reads the heads, or more than one token of a sequence, the rotation comes first.
+        if (plan.Tokens > 1 || plan.TakesSinks || SelectsByOperations(plan))
+        {
+            rotation?.Apply();
+            rotation = null;
+        }
+
         Tensor output;
-        StepTokens tokens = new(query, keys, values, scale ?? 1 / Math.Sqrt(_shape.HeadDim));
+        StepTokens tokens = new(query, keys, values, scale ?? 1 / Math.Sqrt(_shape.HeadDim), rotation);
         Gather(plan, query, keys, values);
         if (plan.Tokens == 1)
         {
@@ -61,7 +68,7 @@ internal sealed unsafe partial class LayerStorage
     internal void AppendAlone(StepPlan plan, Tensor keys, Tensor values)
     {
         Gather(plan, query: null, keys, values);
-        Append(plan, new StepTokens(null, keys, values, Scale: 1), isLast: true);
+        Append(plan, new StepTokens(null, keys, values, Scale: 1, Rotation: null), isLast: true);
     }
 
     /// <summary>Attends to what is stored after the step, from its last tokens.</summary>
@@ -151,12 +158,19 @@ internal sealed unsafe partial class LayerStorage
             ValueBitmap = valueMasks is null ? null : (uint*)TensorAccess.Pointer(valueMasks),
             BitmapTokens = checked((int)((keyMasks ?? valueMasks)?.size(2) ?? 0)),
         };
-        int status = NativeMethods.AppendTokens(&context, &append);
+        if (tokens.Rotation is HeadRotation rotation)
+        {
+            rotation.ApplyAndAppend(&append);
+        }
+        else
+        {
+            NativeCall.Check(NativeMethods.AppendTokens(&context, &append));
+        }
+
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
         GC.KeepAlive(keyMasks);
         GC.KeepAlive(valueMasks);
-        NativeCall.Check(status);
         Store(plan, ofKeys: true, rewrittenKeys, isEarly);
         Store(plan, ofKeys: false, rewrittenValues, isEarly);
     }
@@ -253,5 +267,6 @@ internal sealed unsafe partial class LayerStorage
     }
 
     // What a step brings. Query: [batch, num_heads, n, head_dim], null where tokens come alone; keys and values: [batch, num_kv_heads, n, head_dim].
-    private readonly record struct StepTokens(Tensor? Query, Tensor Keys, Tensor Values, double Scale);
+    // Rotation: what is still to be done to the queries and keys; null if nothing is.
+    private readonly record struct StepTokens(Tensor? Query, Tensor Keys, Tensor Values, double Scale, HeadRotation? Rotation);
 }

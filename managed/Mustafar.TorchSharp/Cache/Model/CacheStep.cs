@@ -66,6 +66,34 @@ public sealed class CacheStep : IDisposable
         return output;
     }
 
+    /// <summary>The same for heads whose positions are not encoded yet: <see cref="MustafarOps.Rotate"/> of queries and keys by
+    /// <see cref="DevicePositions"/>, then <see cref="Attend(int, Tensor, Tensor, Tensor, double?)"/>. On CUDA a step of one token mostly does
+    /// both the rotation and the appending in one launch.</summary>
+    /// <param name="layer">The layer, from 0; each attends once in a step, in any order.</param>
+    /// <param name="heads">Queries, keys and values as the projections leave them, in the type of the cache. The queries are rotated in place;
+    /// what the keys hold afterwards is unspecified.</param>
+    /// <param name="angles">The rotation angles.</param>
+    /// <param name="norms">RMSNorm of each head before the rotation; none if null.</param>
+    /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
+    /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding.</returns>
+    /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit, there are no values, or on the CPU a position is
+    /// outside the tables; only in the last case the step cannot continue.</exception>
+    /// <exception cref="InvalidOperationException">The layer has already attended, another one failed, the step has ended, or another
+    /// thread is using the cache.</exception>
+    /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>
+    public Tensor Attend(int layer, RotaryHeads heads, RotaryAngles angles, HeadNorms? norms = null, double? scale = null)
+    {
+        ArgumentNullException.ThrowIfNull(heads);
+        if (heads.Value is null)
+        {
+            throw new ArgumentException("Expected values, but got null.", nameof(heads));
+        }
+
+        Tensor output = Cache.Attend(this, layer, heads, angles, norms, scale);
+        _current = -1;
+        return output;
+    }
+
     /// <summary>Ends the step: the new tokens join their sequences, and tokens that <see cref="MustafarOptions.Eviction"/> gives up are
     /// removed.</summary>
     /// <exception cref="CacheBudgetException">The step is committed, but a sequence keeps all of its tokens for now: there are not enough

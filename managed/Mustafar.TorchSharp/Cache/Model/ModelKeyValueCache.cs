@@ -238,8 +238,18 @@ public abstract class ModelKeyValueCache : IDisposable
         }
     }
 
+    /// <summary>A layer's part of the current step, from heads that are not rotated yet.</summary>
+    internal Tensor Attend(CacheStep step, int layer, RotaryHeads heads, RotaryAngles angles, HeadNorms? norms, double? scale)
+    {
+        using IDisposable noGrad = no_grad();
+        using DisposeScope scope = NewDisposeScope();
+        HeadRotation rotation = new(heads with { Value = null }, DevicePositions(step), angles, norms, heads with { Value = null });
+        return Attend(step, layer, heads.Query, heads.Key, heads.Value!, scale, rotation).MoveToOuterDisposeScope();
+    }
+
     /// <summary>A layer's part of the current step.</summary>
-    internal Tensor Attend(CacheStep step, int layer, Tensor query, Tensor keys, Tensor values, double? scale)
+    internal Tensor Attend(
+        CacheStep step, int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation = null)
     {
         using CallGuard.Call call = EnterStep(step);
         ArgumentOutOfRangeException.ThrowIfNegative(layer);
@@ -259,7 +269,7 @@ public abstract class ModelKeyValueCache : IDisposable
             Prepare();
         }
 
-        return Forward(layer, query, keys, values, scale);
+        return Forward(layer, query, keys, values, scale, rotation);
     }
 
     /// <summary>The position of each new token of the current step.</summary>
@@ -385,7 +395,8 @@ public abstract class ModelKeyValueCache : IDisposable
     {
     }
 
-    private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale);
+    /// <summary>Adds the tokens to a layer and attends from them. Rotation: what is still to be done to queries and keys, in place.</summary>
+    private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation);
 
     /// <summary>Positions of the rows of the current step, Int32 [batch], always at the same address.</summary>
     private protected abstract Tensor Positions();

@@ -24,7 +24,7 @@ public:
         return quotient;
     }
 
-    __device__ __forceinline__ uint32_t value() const { return value_; }
+    __host__ __device__ __forceinline__ uint32_t value() const { return value_; }
 
 private:
     uint32_t value_, multiplier_, shift_ = 0;

@@ -21,5 +21,6 @@ void convert(const mustafar_context& context, int32_t batch, int32_t heads, int6
 void key_factors(const mustafar_context& context, int32_t dtype, int32_t head_dim, int32_t batch, int32_t heads,
                  int64_t tokens, const mustafar_dense& source, float* factors);
 void append(const mustafar_context& context, const mustafar_append& arguments);
+void rotate_append(const mustafar_context& context, const mustafar_rope& rope, const mustafar_append& arguments);
 
 }  // namespace mustafar::cuda
