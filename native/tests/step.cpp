@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -100,6 +101,69 @@ void rotation(const mustafar_context& context, int head_dim, int rotary_dim) {
     const int32_t bad[] = {0, -1};
     rope.positions = bad;
     EXPECT(mustafar_rotate(&context, &rope) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+}
+
+// The first token of a sequence: its rotated key and its value are in the ring, its rotated queries in their place.
+void rotated_append(const mustafar_context& context) {
+    constexpr int heads = 4, kv_heads = 2, head_dim = 64, all = heads + 2 * kv_heads, capacity = 32;
+    std::vector<float> qkv = numbers(all * head_dim), rotated = qkv, weight = numbers(head_dim);
+    std::vector<float> keys(kv_heads * capacity * head_dim), values(keys.size());
+    std::vector<double> inv_freq(head_dim / 2, 0.01);
+    const int32_t position = 1000, none = 0;
+    mustafar_rope rope{};
+    rope.batch = rope.num_tokens = 1;
+    rope.num_heads = heads;
+    rope.num_kv_heads = kv_heads;
+    rope.head_dim = rope.rotary_dim = head_dim;
+    rope.query = rope.query_output = {rotated.data(), 0, head_dim, 0};
+    rope.key = rope.key_output = {rotated.data() + heads * head_dim, 0, head_dim, 0};
+    rope.key_norm = weight.data();
+    rope.positions = &position;
+    rope.inv_freq = inv_freq.data();
+    rope.attention_scaling = 1;
+    EXPECT_OK(mustafar_rotate(&context, &rope));
+
+    rope.query = rope.query_output = {qkv.data(), 0, head_dim, 0};
+    rope.key = rope.key_output = {qkv.data() + heads * head_dim, 0, head_dim, 0};
+    mustafar_append append{};
+    append.batch = append.num_slots = append.num_tokens = append.max_tokens = 1;
+    append.num_kv_heads = kv_heads;
+    append.group_size = append.tail_capacity = capacity;
+    append.lengths = append.compressed = &none;
+    append.new_keys = rope.key_output;
+    append.new_values = {qkv.data() + (heads + kv_heads) * head_dim, 0, head_dim, 0};
+    append.keys.format = append.values.format = {
+        head_dim, MUSTAFAR_DTYPE_F32, 0, MUSTAFAR_PATTERN_UNSTRUCTURED, MUSTAFAR_LAYOUT_FIXED, 0, 32};
+    append.tail_keys = {keys.data(), 0, capacity * head_dim, head_dim};
+    append.tail_values = {values.data(), 0, capacity * head_dim, head_dim};
+    const auto refused = [&](const char* name, const auto& change) {
+        mustafar_rope wrong_rope = rope;
+        mustafar_append wrong_append = append;
+        change(wrong_rope, wrong_append);
+        EXPECT(mustafar_rotate_append(&context, &wrong_rope, &wrong_append) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+        EXPECT(std::strstr(mustafar_last_error(), name) != nullptr);
+    };
+    refused("rope.dtype", [](mustafar_rope& r, mustafar_append&) { r.dtype = MUSTAFAR_DTYPE_F16; });
+    refused("rope.batch", [](mustafar_rope& r, mustafar_append&) { r.batch = 0; });
+    refused("rope.num_tokens", [](mustafar_rope& r, mustafar_append&) { r.num_tokens = 0; });
+    refused("rope.num_kv_heads", [](mustafar_rope& r, mustafar_append&) { r.num_kv_heads = 1; });
+    refused("rope.head_dim", [](mustafar_rope& r, mustafar_append&) { r.head_dim = r.rotary_dim = 32; });
+    refused("rope.value", [](mustafar_rope& r, mustafar_append&) { r.value = r.value_output = r.key; });
+    refused("append.new_keys", [](mustafar_rope&, mustafar_append& a) { a.new_keys = a.new_values; });
+    refused("positions", [](mustafar_rope& r, mustafar_append&) {
+        static const int32_t negative = -1;
+        r.positions = &negative;
+    });
+    EXPECT(keys == std::vector<float>(keys.size()) && values == keys);
+
+    EXPECT_OK(mustafar_rotate_append(&context, &rope, &append));
+    EXPECT(std::equal(rotated.begin(), rotated.begin() + heads * head_dim, qkv.begin()));
+    for (int head = 0; head < kv_heads; ++head) {
+        const float* const key = rotated.data() + (heads + head) * head_dim;
+        EXPECT(std::equal(key, key + head_dim, keys.begin() + head * capacity * head_dim));
+        EXPECT(std::equal(key + kv_heads * head_dim, key + (kv_heads + 1) * head_dim,
+                          values.begin() + head * capacity * head_dim));
+    }
 }
 
 void linears(const mustafar_context& context, int rows, int in, int out, bool gated, bool extras) {
@@ -258,6 +322,7 @@ int main() {
             for (const int n : {1, 3, 64, 333}) norms(context, n);
             rotation(context, 64, 64);
             rotation(context, 80, 32);
+            rotated_append(context);
             for (const int rows : {0, 1, 3, 8})
                 for (const int in : {1, 31, 256, 333})
                     for (const int out : {1, 5, 18})
