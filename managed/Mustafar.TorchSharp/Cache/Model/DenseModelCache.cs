@@ -153,12 +153,8 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
         _step = step;
     }
 
-    private protected override Tensor Forward(
-        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation)
-    {
-        rotation?.Apply();
-        return _layers[layer].Forward(_step!, _step!.Tokens == 1 ? _decode : null, query, keys, values, scale);
-    }
+    private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
+        _layers[layer].Forward(_step!, _step!.Tokens == 1 ? _decode : null, query, keys, values, scale);
 
     private protected override void Prepare()
     {

@@ -269,7 +269,8 @@ public abstract class ModelKeyValueCache : IDisposable
             Prepare();
         }
 
-        return Forward(layer, query, keys, values, scale, rotation);
+        return rotation is null
+            ? Forward(layer, query, keys, values, scale) : Forward(layer, query, keys, values, scale, rotation);
     }
 
     /// <summary>The position of each new token of the current step.</summary>
@@ -395,8 +396,16 @@ public abstract class ModelKeyValueCache : IDisposable
     {
     }
 
-    /// <summary>Adds the tokens to a layer and attends from them. Rotation: what is still to be done to queries and keys, in place.</summary>
-    private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation);
+    /// <summary>Adds the tokens to a layer and attends from them.</summary>
+    private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale);
+
+    /// <summary>The same after a rotation of queries and keys in place.</summary>
+    private protected virtual Tensor Forward(
+        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation rotation)
+    {
+        rotation.Apply();
+        return Forward(layer, query, keys, values, scale);
+    }
 
     /// <summary>Positions of the rows of the current step, Int32 [batch], always at the same address.</summary>
     private protected abstract Tensor Positions();
