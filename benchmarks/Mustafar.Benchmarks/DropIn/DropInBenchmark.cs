@@ -18,6 +18,7 @@ internal static class DropInBenchmark
 {
     internal const int WarmUp = 6;
     private const int ChunkTokens = 16384; // of all sequences
+    private const int WarmUpPrompt = 512;
     private const int CompiledAfter = 200; // steps
 
     internal static void Run(DropInSettings settings)
@@ -28,7 +29,6 @@ internal static class DropInBenchmark
         using var noGrad = no_grad();
         manual_seed(0);
         zeros(1).cpu().Dispose(); // the memory that a device needs in any case is allocated from here on
-        long baseline = DeviceMemory.Used(settings.Device);
         using LlamaForCausalLM model = new(
             settings.Sizes.Heads, settings.Sizes.KvHeads, dtype: settings.DType,
             sizes: new ModelSizes(
@@ -41,7 +41,7 @@ internal static class DropInBenchmark
         MustafarOptions pruned = Data.Options(settings.Keep, settings.Sizes.Hidden / settings.Sizes.Heads);
         if (settings.Prompt > 0)
         {
-            Prompt(settings, model, pruned, baseline);
+            Prompt(settings, model, pruned);
         }
 
         (string Name, MustafarOptions? Options, bool Linear)[] forms =
@@ -149,13 +149,21 @@ internal static class DropInBenchmark
         }
     }
 
-    // One prompt in one forward. Counts what torch took from the device, which it doesn't give back by itself, without the weights. What
-    // else the device loads meanwhile, such as kernels and their workspaces, counts too.
-    private static void Prompt(DropInSettings settings, LlamaForCausalLM model, MustafarOptions options, long baseline)
+    // One prompt in one forward. Counts what torch took from the device meanwhile, which it doesn't give back by itself.
+    private static void Prompt(DropInSettings settings, LlamaForCausalLM model, MustafarOptions options)
     {
         Report report = new("dropin-prompt", "tokens", "attention", "first ms", "second ms", "peak MiB", "cache MiB", "peak - cache MiB");
         using MustafarAttachment attachment = model.UseMustafar(options, linearInWeightDType: true);
-        long before = baseline + model.state_dict().Values.Sum(weight => weight.numel() * weight.element_size());
+        // Loads kernels and their workspaces.
+        using (DisposeScope loading = NewDisposeScope())
+        using (DynamicKVCache cache = new())
+        {
+            model.LastLogits(Ids(settings, 1, WarmUpPrompt), 0, cache, Mask(settings, WarmUpPrompt, WarmUpPrompt)).cpu().Dispose();
+        }
+
+        attachment.ReleaseAll();
+        DeviceMemory.Restart(settings.Device);
+        long before = DeviceMemory.Used(settings.Device);
         double[] times = new double[2];
         double peak = 0, cached = 0;
         for (int i = 0; i < times.Length; i++)

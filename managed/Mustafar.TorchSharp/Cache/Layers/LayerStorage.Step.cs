@@ -7,8 +7,9 @@ namespace Mustafar;
 // A step of one layer: appending tokens, and attending to what is stored.
 internal sealed unsafe partial class LayerStorage
 {
-    // Maximum number of queries for the decode kernel; for more, dense attention over expanded tokens is faster.
-    private const int MostDecodeQueries = 8;
+    // Up to so many queries of a sequence attend by the decode kernel, which reads the cache once for a few of them. For more, dense
+    // attention over expanded tokens is faster: on a GPU later, since its host is slow to launch that for each sequence.
+    private const int MostDecodeQueriesCpu = 8, MostDecodeQueriesCuda = 32;
 
     private (Tensor Slots, Tensor Keys, Tensor Values)? _overwritten;
 
@@ -179,7 +180,7 @@ internal sealed unsafe partial class LayerStorage
     // sequence after another.
     private Tensor AttendNew(StepPlan plan, Tensor query, Tensor keys, Tensor values, double? scale)
     {
-        bool few = plan.Tokens <= MostDecodeQueries;
+        bool few = plan.Tokens <= (_shape.Device.type == DeviceType.CUDA ? MostDecodeQueriesCuda : MostDecodeQueriesCpu);
         if (!few && plan.IsUniform && IsEmpty(plan))
         {
             return DenseAttention.Causal(query, keys, values, scale, Options.SlidingWindow, Options.SinkTokens);

@@ -154,6 +154,7 @@ public sealed class DecodeGraph : IDisposable
                 return false;
             }
 
+            DropStale(kind);
             if (_graphs.Count == MostGraphs)
             {
                 Forget();
@@ -167,6 +168,21 @@ public sealed class DecodeGraph : IDisposable
         Launches++;
         step.EnterAll();
         return true;
+    }
+
+    // Drops the graphs of addresses that the cache has left.
+    private void DropStale(StepLayout now)
+    {
+        foreach ((StepLayout kind, Captured graph) in _graphs)
+        {
+            if (kind != now.WithRowsOf(kind))
+            {
+                graph.Dispose();
+                _graphs.Remove(kind);
+            }
+        }
+
+        _seen.RemoveWhere(kind => kind != now.WithRowsOf(kind));
     }
 
     private Captured? Capture(CacheStep step)

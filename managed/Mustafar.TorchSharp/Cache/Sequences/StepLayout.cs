@@ -7,10 +7,16 @@ namespace Mustafar;
 /// <param name="IsPadded">Whether a row gets no token, if that changes the work.</param>
 /// <param name="Tables">Addresses of what the host writes.</param>
 /// <param name="Workspace">Address of the workspace.</param>
-/// <param name="Storage">Address of what the first layer stores; those of the other layers change with it.</param>
+/// <param name="Storage">Address of what the first layer stores, of the first row in a dense cache; those of the other layers change with
+/// it.</param>
 /// <param name="Buffers">Version of the buffers that the layers share.</param>
 internal readonly record struct StepLayout(
-    int Batch, int MaxTokens, bool IsPadded, TableAddresses Tables, nint Workspace, nint Storage, int Buffers);
+    int Batch, int MaxTokens, bool IsPadded, TableAddresses Tables, nint Workspace, nint Storage, int Buffers)
+{
+    /// <summary>The layout of a step like another in the cache as this one finds it: the other itself, unless something has moved.</summary>
+    internal StepLayout WithRowsOf(StepLayout other) =>
+        this with { Batch = other.Batch, MaxTokens = other.MaxTokens, IsPadded = other.IsPadded, Storage = other.Storage };
+}
 
 /// <summary>Addresses of the tables that locate a cache's tokens.</summary>
 /// <param name="Plan">The step's numbers.</param>

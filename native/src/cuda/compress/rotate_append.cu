@@ -14,7 +14,7 @@ constexpr int warps = block_threads / 32;
 struct RotateAppendParams {
     AppendParams append;
     Rotary rotary;
-    Dense query, key, query_output;
+    Dense query, key, query_output, key_output;
     const void *query_norm, *key_norm;
     Divisor by_unit;  // thread blocks of a sequence
     int32_t num_heads;
@@ -42,8 +42,15 @@ __global__ void __launch_bounds__(block_threads) rotate_append_tokens(const __gr
         if (warp == 0)
             p.rotary.head(p.key.row<const T>(batch_row, tokens.head, 0), rotated, static_cast<const T*>(p.key_norm),
                           p.rotary.positions[batch_row], rows[0]);
-        tokens.fresh = rotated;
         __syncthreads();
+        tokens.fresh = rotated;
+        if (tokens.due > tokens.before) {
+            // Compression reads tokens from global memory.
+            T* const output = p.key_output.row<T>(batch_row, tokens.head, 0);
+            for (int c = threadIdx.x; c < HeadDim; c += block_threads) output[c] = rotated[c];
+            __syncthreads();
+            tokens.fresh = output;
+        }
     }
     append_part<T, HeadDim, false>(p.append, tokens, 0, memory);
 }
@@ -59,8 +66,9 @@ void rotate_append(const mustafar_context& context, const mustafar_rope& rope, c
     }
     const DeviceScope scope(context);
     const int64_t units = 2 * int64_t{a.num_kv_heads} + divide_up(rope.num_heads, warps);
-    const RotateAppendParams p{append_params,     Rotary(rope),    rope.query,    rope.key,
-                               rope.query_output, rope.query_norm, rope.key_norm, Divisor(static_cast<uint32_t>(units)),
+    const RotateAppendParams p{append_params,   Rotary(rope),      rope.query,
+                               rope.key,        rope.query_output, rope.key_output,
+                               rope.query_norm, rope.key_norm,     Divisor(static_cast<uint32_t>(units)),
                                rope.num_heads};
     dispatch("rotate and append", a.keys.format, [&](auto type, auto head_dim) {
         using T = typename decltype(type)::type;
