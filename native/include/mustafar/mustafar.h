@@ -514,7 +514,8 @@ typedef struct mustafar_append {
     const float* key_importance;   /* [num_slots, num_kv_heads, head_dim]; null: ranked by magnitude */
     const float* value_importance; /* likewise */
     const uint32_t* key_bitmap;    /* [batch, num_kv_heads, bitmap_tokens, ceil(head_dim / 32)]: row i of a sequence is
-                                      its token compressed + i. null: the pattern selects */
+                                      its token compressed + i. null: the pattern selects; MASK needs a bitmap if tokens
+                                      fall due, which on CUDA is not checked: they are then ranked by magnitude */
     const uint32_t* value_bitmap;  /* likewise */
     int32_t bitmap_tokens;         /* with bitmaps: at least the tokens of any sequence that the call compresses; on
                                       CUDA tokens past it use its last row */

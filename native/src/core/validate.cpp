@@ -211,15 +211,15 @@ void check_sequences(const mustafar_context& context, const int32_t* sequences, 
 }
 
 // What selects channels in addition to the pattern: a bitmap, an importance of each (slot or sequence, head), or
-// neither. of: the beginning of the arguments' names.
+// neither. of: the beginning of the arguments' names. selects: whether something is known to be selected.
 void check_selection(const char* of, const void* bitmap, const float* importance, const mustafar_format& format,
-                     int64_t slots, int64_t heads) {
+                     int64_t slots, int64_t heads, bool selects) {
     char bitmap_name[32], importance_name[32];
     std::snprintf(bitmap_name, sizeof bitmap_name, "%sbitmap", of);
     std::snprintf(importance_name, sizeof importance_name, "%simportance", of);
     check_optional(bitmap_name, bitmap, alignof(uint32_t));
     check_optional(importance_name, importance, alignof(float));
-    if (bitmap == nullptr && needs_bitmap(format))
+    if (bitmap == nullptr && needs_bitmap(format) && selects)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "%s: expected a bitmap for the mask pattern and for the offsets layout, got null", bitmap_name);
     if (bitmap != nullptr && keeps_all(format))
@@ -247,12 +247,12 @@ void check_pair(const char* name, const mustafar_dense& keys, const mustafar_den
 // due: maximum number of tokens that a sequence has to compress; on a device that is not known here.
 void check_append_selection(const mustafar_context& context, const mustafar_append& append, int64_t due) {
     // If nothing is ever compressed, nothing has to be specified.
-    const bool compresses = context.device != MUSTAFAR_DEVICE_CPU ? append.keys.slab_count > 0 : due > 0;
-    if (!compresses) return;
+    const bool on_cpu = context.device == MUSTAFAR_DEVICE_CPU;
+    if (on_cpu ? due == 0 : append.keys.slab_count == 0) return;
     check_selection("key_", append.key_bitmap, append.key_importance, append.keys.format, append.num_slots,
-                    append.num_kv_heads);
+                    append.num_kv_heads, on_cpu);
     check_selection("value_", append.value_bitmap, append.value_importance, append.values.format, append.num_slots,
-                    append.num_kv_heads);
+                    append.num_kv_heads, on_cpu);
     if (append.key_bitmap == nullptr && append.value_bitmap == nullptr) return;
     check_range("bitmap_tokens (those that fall due)", append.bitmap_tokens, std::max<int64_t>(due, 1),
                 INT_MAX - block_tokens);
@@ -323,7 +323,7 @@ void check_prune(const mustafar_context& context, const mustafar_format* format,
     if (format->pattern == MUSTAFAR_PATTERN_MASK)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "format.pattern: expected a pattern that selects channels, got %d (mask)", format->pattern);
-    check_selection("", nullptr, importance, *format, batch, heads);
+    check_selection("", nullptr, importance, *format, batch, heads, true);
 }
 
 void check_offsets(const mustafar_context& context, const mustafar_format* format, int32_t batch, int32_t heads,
@@ -356,7 +356,7 @@ void check_compress(const mustafar_context& context, int32_t batch, int32_t head
     check_key_factors(key_factors, destination->format, batch, heads);
     const Extent extent{batch, heads, tokens, destination->format.head_dim};
     check_dense("source", not_null("source", source), extent, element_bytes(destination->format.dtype));
-    if (!extent.empty()) check_selection("", bitmap, importance, destination->format, batch, heads);
+    if (!extent.empty()) check_selection("", bitmap, importance, destination->format, batch, heads, true);
 }
 
 void check_decompress(const mustafar_context& context, int32_t batch, int32_t heads, int64_t first, int64_t tokens,
