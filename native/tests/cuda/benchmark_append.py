@@ -31,6 +31,21 @@ def compress(library, dtype):
             calls = [lambda s=s: library.call("compress", 8, 8, 8192, dense(s), None, None, own, pages.blocks()) for s in sources]
             times.append(graph_time(calls))
         print(f"compress 64x8192x128 {dtype} {pattern} keep {keep} bits {bits}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
+        if keep < 128:
+            chosen(library, dtype, pattern, keep, bits, sources, factors)
+
+
+def chosen(library, dtype, pattern, keep, bits, sources, factors):
+    """The same by an importance of each channel, and from bitmaps."""
+    importance = torch.rand(8, 8, 128, device="cuda") + 0.5
+    bitmap = torch.empty(8, 8, 8192, 4, dtype=torch.int32, device="cuda")
+    for name, by in (("an importance", (None, importance)), ("a bitmap", (bitmap, None))):
+        times = []
+        for pages, own in zip(make_pages(8, 8, 8192, dtype, pattern, keep, bits), (factors, None)):
+            blocks = pages.blocks()
+            library.call("prune", blocks.format, 8, 8, 8192, dense(sources[0]), None, bitmap)
+            times.append(graph_time([lambda: library.call("compress", 8, 8, 8192, dense(sources[0]), *by, own, blocks)]))
+        print(f"  by {name}: keys {times[0]:.1f} us, values {times[1]:.1f} us", flush=True)
 
 
 def append(library, pattern, keep, bits):
