@@ -42,7 +42,7 @@ internal static class JsonFile
         }
         catch (JsonException exception)
         {
-            throw new CheckpointException($"expected JSON, but {exception.Message}", path, inner: exception);
+            throw new CheckpointException($"expected JSON, but {exception.Message}", path, innerException: exception);
         }
 
         if (document.RootElement.ValueKind == JsonValueKind.Object)

@@ -219,7 +219,7 @@ internal sealed class ExampleTests
         int[] promptIds = [1, 2, 3];
         Tensor logits = randn(2, vocabSize);
 
-        using SamplingState state = new(batch: 2, vocabSize, logits.device);
+        using SamplingState state = new(batchSize: 2, vocabSize, logits.device);
         state.Restart(0, new SamplingParameters { Temperature = 0.7, TopP = 0.9, Seed = 1 }, promptIds);
         state.Restart(1, SamplingParameters.Greedy, promptIds);
         Tensor ids = MustafarOps.Sample(logits, state);
