@@ -1,24 +1,15 @@
 using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn;
 
 /// <summary>What the readme and docs/drop-in.md show, as they show it.</summary>
 [TestFixture]
-public sealed class ReadmeTests
+public sealed class ReadmeTests : TensorFixture
 {
     private static readonly KeyValueShape s_shape = new() { NumKvHeads = 8, HeadDim = 128 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [Test]
     public void AnExistingModel()

@@ -5,16 +5,8 @@ namespace Mustafar.Tests.Documentation;
 
 /// <summary>The examples of the core's XML comments, as they show them.</summary>
 [TestFixture]
-internal sealed class ExampleTests
+internal sealed class ExampleTests : TensorFixture
 {
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
-
     [Test]
     public void What_is_shown_is_run_here() => ShownCode.AssertExamplesAreRun(
         "managed/Mustafar.TorchSharp",
