@@ -72,7 +72,7 @@ try {
     switch ($Task) {
         'configure' { Invoke-Tool cmake @('--preset', $Preset, "-DMUSTAFAR_CUDA=$Cuda") }
         'build' { Invoke-Tool dotnet (@('build', '-c', $Configuration) + $properties) }
-        'test' { Invoke-Tool dotnet (@('test', '-c', $Configuration) + $properties) }
+        'test' { Invoke-Tool dotnet (@('test', '-c', $Configuration, '--max-parallel-test-modules', '1') + $properties) }
         'bindings' { Invoke-Tool dotnet @('run', '--project', 'managed/Mustafar.BindingGenerator') }
         'pack' { Invoke-Tool dotnet (@('pack', '-c', $Configuration, '-o', $packages) + $properties) }
     }

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using System.Text.Json.Serialization.Metadata;
 using Microsoft.Extensions.AI;
 using Mustafar.Models.Chat;
 
@@ -95,8 +96,9 @@ internal sealed record ChatRequest(
 
         try
         {
-            // Whatever type holds them: a dictionary, JSON, an object with properties.
-            return Models.Chat.TemplateVariables.FromJson(JsonSerializer.SerializeToElement(value));
+            // Whatever type holds them: a dictionary, JSON or, unless compiled ahead of time, an object with properties.
+            JsonTypeInfo type = AIJsonUtilities.DefaultOptions.GetTypeInfo(value.GetType());
+            return Models.Chat.TemplateVariables.FromJson(JsonSerializer.SerializeToElement(value, type));
         }
         catch (Exception exception) when (exception is ArgumentException or NotSupportedException or JsonException or InvalidOperationException)
         {

@@ -72,11 +72,18 @@ public sealed class LlamaChatClient : IChatClient
     /// <summary>Loads a checkpoint.</summary>
     /// <param name="directory">A Hugging Face checkpoint: config.json, safetensors, tokenizer.json or tokenizer.model.</param>
     /// <param name="options">How to run it; the defaults if null.</param>
+    /// <param name="progress">Receives the share of bytes loaded, 0 to 1.</param>
+    /// <param name="cancellationToken">Cancels before the next tensor.</param>
     /// <exception cref="IOException">A file is missing or damaged.</exception>
     /// <exception cref="UnsupportedModelException">The checkpoint needs a feature that is not implemented, or has no chat template, or one
     /// that can't be rendered.</exception>
     /// <exception cref="ArgumentException">The chat template that the options name does not exist.</exception>
-    public static LlamaChatClient Load(string directory, LlamaChatClientOptions? options = null)
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
+    public static LlamaChatClient Load(
+        string directory,
+        LlamaChatClientOptions? options = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(directory);
         options ??= new LlamaChatClientOptions();
@@ -84,7 +91,7 @@ public sealed class LlamaChatClient : IChatClient
         CheckpointDirectory.Check(directory);
         ChatTemplate template = ChatTemplate.Load(directory, options.ChatTemplate);
         SamplingParameters sampling = GenerationConfig.Load(directory).Sampling;
-        LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device);
+        LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device, progress, cancellationToken: cancellationToken);
         try
         {
             LlamaChatClient client = new(new ChatModel(language, template), sampling, options, () => options.Cache is MustafarOptions pruned

@@ -10,23 +10,14 @@ namespace Mustafar.Tests.DropIn;
 
 /// <summary>A user's own adapter, and models and calls that are refused.</summary>
 [TestFixture]
-public sealed class AdapterTests
+public sealed class AdapterTests : TensorFixture
 {
     private const double Scale = 0.2;
 
     private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
 
-    private DisposeScope _scope = null!;
-
     [SetUp]
-    public void OpenScope()
-    {
-        _scope = NewDisposeScope();
-        random.manual_seed(3);
-    }
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
+    public void Seed() => random.manual_seed(3);
 
     [Test]
     public void AUsersAdapterReadsAUsersAttention()

@@ -9,7 +9,7 @@ namespace Mustafar.Tests.DropIn;
 
 /// <summary>Which call belongs to which conversation, how conversations begin, go back and end.</summary>
 [TestFixture]
-public sealed class ConversationTests
+public sealed class ConversationTests : TensorFixture
 {
     private const double Rounding = 1e-4;
     private const int Prompt = 50;
@@ -17,14 +17,6 @@ public sealed class ConversationTests
 
     private static readonly MustafarOptions s_pruned = new() { KeySparsity = 0.5, ValueSparsity = 0.7, LocalWindow = 8, GroupSize = 32 };
     private static readonly MustafarOptions s_everything = s_pruned with { KeySparsity = 0, ValueSparsity = 0 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [Test]
     public void ConversationsGoOnSideBySide([ValueSource(typeof(Subject), nameof(Subject.WithCacheObjects))] string name)

@@ -9,7 +9,7 @@ namespace Mustafar.Tests.DropIn;
 
 /// <summary>Linear layers that run in the data type of their weights, and projections that are one product.</summary>
 [TestFixture]
-public sealed class LinearTests
+public sealed class LinearTests : TensorFixture
 {
     private const int Prompt = 50;
     private const int Tokens = 75;
@@ -19,14 +19,6 @@ public sealed class LinearTests
     private const int Joint = (5 * Subject.Layers) + 1;
 
     private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [TestCase("genai", Separate)]
     [TestCase("genai-joint", Joint)]

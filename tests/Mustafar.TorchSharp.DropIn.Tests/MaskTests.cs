@@ -3,14 +3,13 @@ using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
 using Mustafar.Tests.DropIn.Models.LlmSharp;
 using Mustafar.Tests.Oracle;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn;
 
 /// <summary>Masks that a compressed cache can serve: causal, padding on the left, a sliding window; and those that it refuses.</summary>
 [TestFixture]
-public sealed class MaskTests
+public sealed class MaskTests : TensorFixture
 {
     private const double Rounding = 1e-4;
     private const int Prompt = 50;
@@ -18,14 +17,6 @@ public sealed class MaskTests
 
     private static readonly long[] s_padding = [0, 5, 47];
     private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [Test]
     public void PaddingOnTheLeftIsHidden([Values("genai", "llm-sharp")] string name)

@@ -11,20 +11,12 @@ namespace Mustafar.Tests.DropIn;
 
 /// <summary>A model with replaced attention is the same model to everyone else, and afterwards it is as it was.</summary>
 [TestFixture]
-public sealed class ModuleTests
+public sealed class ModuleTests : TensorFixture
 {
     private const int Prompt = 50;
     private const int Tokens = 60;
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 8, GroupSize = 32 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [Test]
     public void DisposingPutsTheModelsOwnAttentionBack([ValueSource(typeof(Subject), nameof(Subject.Names))] string name)

@@ -10,18 +10,10 @@ namespace Mustafar.Tests.DropIn;
 /// <summary>What a long prompt needs beside the model's own tensors stays bounded.</summary>
 [TestFixture]
 [Platform("Linux")]
-internal sealed class PromptMemoryTests
+internal sealed class PromptMemoryTests : TensorFixture
 {
     private const int Hidden = Subject.HeadDim;
     private const long MiB = 1 << 20;
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     /// <summary>Each takes some 200 MiB and more for all tokens at once, and has an output of 32 MiB at most.</summary>
     [TestCase(nameof(RMSNorm), 256 * 1024)]

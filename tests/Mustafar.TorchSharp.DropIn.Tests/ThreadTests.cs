@@ -8,20 +8,12 @@ namespace Mustafar.Tests.DropIn;
 
 /// <summary>Several threads with one model: what may go on at once, what waits, what is refused.</summary>
 [TestFixture]
-public sealed class ThreadTests
+public sealed class ThreadTests : TensorFixture
 {
     private const int Prompt = 50;
     private const int Tokens = 75;
 
     private static readonly MustafarOptions s_pruned = new() { KeySparsity = 0.5, ValueSparsity = 0.7, LocalWindow = 8, GroupSize = 32 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     // Each in a conversation of its own; threads take turns in a model that keeps the cache of the current call in a field.
     [Test]

@@ -117,7 +117,7 @@ internal static class ChatTemplateFiles
         }
         catch (DecoderFallbackException exception)
         {
-            throw new CheckpointException("expected a chat template in UTF-8, but some bytes are not.", path, inner: exception);
+            throw new CheckpointException("expected a chat template in UTF-8, but some bytes are not.", path, innerException: exception);
         }
     }
 

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using System.Text.Json.Serialization;
 
 namespace Mustafar.Models.Chat;
 
@@ -9,14 +10,8 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
 {
     private const string Key = "chat";
 
-    private static readonly JsonSerializerOptions s_json = new(JsonSerializerDefaults.Web)
-    {
-        RespectNullableAnnotations = true,
-        RespectRequiredConstructorParameters = true,
-    };
-
     /// <summary>The chat as metadata of a file.</summary>
-    public Dictionary<string, string> ToMetadata() => new() { [Key] = JsonSerializer.Serialize(this, s_json) };
+    public Dictionary<string, string> ToMetadata() => new() { [Key] = JsonSerializer.Serialize(this, SavedConversationJson.Default.SavedConversation) };
 
     /// <summary>The chat in a file's metadata.</summary>
     /// <param name="metadata">The metadata.</param>
@@ -34,7 +29,7 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
         SavedConversation saved;
         try
         {
-            saved = JsonSerializer.Deserialize<SavedConversation>(json, s_json) ?? throw new JsonException("it is null.");
+            saved = JsonSerializer.Deserialize(json, SavedConversationJson.Default.SavedConversation) ?? throw new JsonException("it is null.");
         }
         catch (JsonException exception)
         {
@@ -52,3 +47,8 @@ internal sealed record SavedConversation(IReadOnlyList<ChatTurn> Turns, IReadOnl
             : throw new MustafarCacheFileException("expected turns with a role and content, but one is null.", path);
     }
 }
+
+// Made by the compiler, so that it needs no reflection.
+[JsonSourceGenerationOptions(JsonSerializerDefaults.Web, RespectNullableAnnotations = true, RespectRequiredConstructorParameters = true)]
+[JsonSerializable(typeof(SavedConversation))]
+internal sealed partial class SavedConversationJson : JsonSerializerContext;

@@ -9,9 +9,9 @@ public sealed class CheckpointException : UnusableFileException
     /// <param name="message">What was expected, and what came.</param>
     /// <param name="file">The file at fault.</param>
     /// <param name="tensor">The tensor at fault, if there is one.</param>
-    /// <param name="inner">The cause, if another exception is.</param>
-    public CheckpointException(string message, string file, string? tensor = null, Exception? inner = null)
-        : base(tensor is null ? $"{file}: {message}" : $"{file}: tensor '{tensor}': {message}", inner)
+    /// <param name="innerException">The cause, if another exception is.</param>
+    public CheckpointException(string message, string file, string? tensor = null, Exception? innerException = null)
+        : base(tensor is null ? $"{file}: {message}" : $"{file}: tensor '{tensor}': {message}", innerException)
     {
         File = file;
         Tensor = tensor;

@@ -22,14 +22,14 @@ internal static class CheckpointFile
         }
         catch (UnauthorizedAccessException exception)
         {
-            throw new CheckpointException("expected a readable file, but access is denied.", path, inner: exception);
+            throw new CheckpointException("expected a readable file, but access is denied.", path, innerException: exception);
         }
         catch (IOException exception) when (exception is not (CheckpointException or FileNotFoundException))
         {
             string problem = exception.Message.StartsWith($"{path}: ", StringComparison.Ordinal)
                 ? exception.Message[(path.Length + 2)..]
                 : exception.Message;
-            throw new CheckpointException(problem, path, inner: exception);
+            throw new CheckpointException(problem, path, innerException: exception);
         }
     }
 

@@ -1,3 +1,4 @@
+using System.Buffers;
 using System.Text;
 using System.Text.Encodings.Web;
 using System.Text.Json;
@@ -14,7 +15,7 @@ internal static class JsonFile
 
     private const int LongestQuote = 60;
 
-    private static readonly JsonSerializerOptions s_quote = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+    private static readonly JsonWriterOptions s_quote = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 
     /// <summary>Parses a file whose root is an object.</summary>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
@@ -42,7 +43,7 @@ internal static class JsonFile
         }
         catch (JsonException exception)
         {
-            throw new CheckpointException($"expected JSON, but {exception.Message}", path, inner: exception);
+            throw new CheckpointException($"expected JSON, but {exception.Message}", path, innerException: exception);
         }
 
         if (document.RootElement.ValueKind == JsonValueKind.Object)
@@ -58,7 +59,13 @@ internal static class JsonFile
     /// <summary>A value as a message quotes it: on one line, and shortened if it is long.</summary>
     public static string Quote(this JsonElement value)
     {
-        string text = JsonSerializer.Serialize(value, s_quote);
+        ArrayBufferWriter<byte> bytes = new();
+        using (Utf8JsonWriter writer = new(bytes, s_quote))
+        {
+            value.WriteTo(writer);
+        }
+
+        string text = Encoding.UTF8.GetString(bytes.WrittenSpan);
         return text.Length > LongestQuote ? text[..LongestQuote] + "…" : text;
     }
 

@@ -39,7 +39,7 @@ internal static class JsonStrings
                 string shown = raw.Length > CharactersInMessage ? raw[..CharactersInMessage] + "…" : raw;
                 string what = reader.TokenType == JsonTokenType.PropertyName ? $"a key after '{key}'" : $"'{key}'";
                 throw new CheckpointException(
-                    $"expected whole characters in {what}, but got half a surrogate pair in \"{shown}\".", path, inner: exception);
+                    $"expected whole characters in {what}, but got half a surrogate pair in \"{shown}\".", path, innerException: exception);
             }
 
             key = reader.TokenType == JsonTokenType.PropertyName ? text : key;

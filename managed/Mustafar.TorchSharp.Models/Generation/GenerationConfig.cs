@@ -56,7 +56,7 @@ public sealed record GenerationConfig(SamplingParameters Sampling, IReadOnlyList
         catch (ArgumentOutOfRangeException exception)
         {
             string key = JsonNamingPolicy.SnakeCaseLower.ConvertName(exception.ParamName!);
-            throw new CheckpointException($"'{key}' = {root.Find(key)!.Value.Quote()} is out of range.", path, inner: exception);
+            throw new CheckpointException($"'{key}' = {root.Find(key)!.Value.Quote()} is out of range.", path, innerException: exception);
         }
     }
 }

@@ -68,15 +68,18 @@ public sealed class LanguageModel : IDisposable
     /// <param name="progress">Receives the share of bytes loaded, 0 to 1.</param>
     /// <param name="frame">Whether bos_token and eos_token are added to a text; as the tokenizer's files say if null.</param>
     /// <param name="withTokenizer">Whether to read the tokenizer; without it, the model only takes and returns ids.</param>
+    /// <param name="cancellationToken">Cancels before the next tensor.</param>
     /// <exception cref="IOException">A file is missing or damaged.</exception>
     /// <exception cref="UnsupportedModelException">The checkpoint needs a feature that is not implemented.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled.</exception>
     public static LanguageModel Load(
         string directory,
         ScalarType? dtype = null,
         Device? device = null,
         IProgress<double>? progress = null,
         TextFrame? frame = null,
-        bool withTokenizer = true)
+        bool withTokenizer = true,
+        CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(directory);
         CheckpointDirectory.Check(directory);
@@ -99,7 +102,7 @@ public sealed class LanguageModel : IDisposable
         LlamaForCausalLM model = new(config, dtype ?? config.DType, device);
         try
         {
-            IReadOnlyList<string> unused = [.. CheckpointLoader.Load(model, checkpoint, progress)
+            IReadOnlyList<string> unused = [.. CheckpointLoader.Load(model, checkpoint, progress, cancellationToken)
                 .Where(name => !name.EndsWith(DerivedSuffix, StringComparison.Ordinal) && !(name == Head && config.TieWordEmbeddings))];
             string fingerprint = ModelFingerprint.Of(configFile, checkpoint);
             return new LanguageModel(directory, fingerprint, model, tokenizer, stopTokens, unused);

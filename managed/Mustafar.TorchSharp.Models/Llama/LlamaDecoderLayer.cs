@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using static TorchSharp.torch;
 
 namespace Mustafar.Models.Llama;
@@ -17,6 +18,8 @@ public sealed class LlamaDecoderLayer : nn.Module
     /// <param name="rotary">Positions; shared by all layers.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights.</param>
+    // RegisterComponents finds the children by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(LlamaDecoderLayer))]
     public LlamaDecoderLayer(LlamaConfig config, RotaryEmbedding rotary, ScalarType dtype, Device device)
         : base(nameof(LlamaDecoderLayer))
     {

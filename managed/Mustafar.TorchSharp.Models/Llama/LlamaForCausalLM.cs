@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -22,6 +23,8 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="config">Its architecture.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights; the CPU if null.</param>
+    // RegisterComponents finds the children by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(LlamaForCausalLM))]
     public LlamaForCausalLM(LlamaConfig config, ScalarType dtype, Device? device = null)
         : base(nameof(LlamaForCausalLM))
     {

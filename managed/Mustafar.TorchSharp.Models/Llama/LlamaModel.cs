@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -18,6 +19,8 @@ public sealed class LlamaModel : nn.Module<Tensor, ModelCache, Tensor>
     /// <param name="config">The model.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights.</param>
+    // RegisterComponents finds the children by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(LlamaModel))]
     public LlamaModel(LlamaConfig config, ScalarType dtype, Device device)
         : base(nameof(LlamaModel))
     {

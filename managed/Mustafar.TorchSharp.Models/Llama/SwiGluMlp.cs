@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -18,6 +19,8 @@ public sealed class SwiGluMlp : nn.Module<Tensor, Tensor>
     /// <param name="config">The model.</param>
     /// <param name="dtype">Type of the weights.</param>
     /// <param name="device">Device of the weights.</param>
+    // RegisterComponents finds the children by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(SwiGluMlp))]
     public SwiGluMlp(LlamaConfig config, ScalarType dtype, Device device)
         : base(nameof(SwiGluMlp))
     {

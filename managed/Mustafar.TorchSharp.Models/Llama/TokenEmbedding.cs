@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using Mustafar.Modules;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -17,6 +18,8 @@ public sealed class TokenEmbedding : nn.Module<Tensor, Tensor>
     /// <param name="hiddenSize">Elements of a vector.</param>
     /// <param name="dtype">Type of the weight.</param>
     /// <param name="device">Device of the weight.</param>
+    // RegisterComponents finds the weight by reflection; compiled ahead of time, an application has only the fields that are named.
+    [DynamicDependency(DynamicallyAccessedMemberTypes.NonPublicFields, typeof(TokenEmbedding))]
     public TokenEmbedding(int vocabSize, int hiddenSize, ScalarType dtype, Device device)
         : base(nameof(TokenEmbedding))
     {

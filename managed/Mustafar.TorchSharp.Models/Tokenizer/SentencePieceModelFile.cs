@@ -64,7 +64,7 @@ internal sealed class SentencePieceModelFile
         }
         catch (InvalidProtocolBufferException exception)
         {
-            throw new CheckpointException($"expected a SentencePiece model, but the file is something else or damaged.", path, inner: exception);
+            throw new CheckpointException($"expected a SentencePiece model, but the file is something else or damaged.", path, innerException: exception);
         }
 
         file.RequireSupported();

@@ -11,7 +11,7 @@ namespace Mustafar;
 /// <remarks>All of it is in tensors on the device that stay in place, so calls can be captured into a CUDA graph.</remarks>
 /// <example>
 /// <code>
-/// using SamplingState state = new(batch: 2, vocabSize, logits.device);
+/// using SamplingState state = new(batchSize: 2, vocabSize, logits.device);
 /// state.Restart(0, new SamplingParameters { Temperature = 0.7, TopP = 0.9, Seed = 1 }, promptIds);
 /// state.Restart(1, SamplingParameters.Greedy, promptIds);
 /// Tensor ids = MustafarOps.Sample(logits, state); // Int64 [2]
@@ -20,37 +20,37 @@ namespace Mustafar;
 public sealed unsafe class SamplingState : IDisposable
 {
     /// <summary>Makes the state of sequences that sample with the default parameters and have not drawn yet.</summary>
-    /// <param name="batch">Number of sequences.</param>
+    /// <param name="batchSize">Number of sequences.</param>
     /// <param name="vocabSize">Number of tokens in the vocabulary: 1 to 2²².</param>
     /// <param name="device">The device of the logits; the CPU if null.</param>
     /// <param name="penalties">Whether tokens are counted, as penalties need: 4 bytes on the device per token of the vocabulary
     /// and sequence.</param>
     /// <exception cref="ArgumentOutOfRangeException">A number is out of range.</exception>
-    public SamplingState(int batch, int vocabSize, torch.Device? device = null, bool penalties = true)
+    public SamplingState(int batchSize, int vocabSize, torch.Device? device = null, bool penalties = true)
     {
-        ArgumentOutOfRangeException.ThrowIfNegative(batch);
+        ArgumentOutOfRangeException.ThrowIfNegative(batchSize);
         if (vocabSize is < 1 or > (1 << 22))
         {
             throw new ArgumentOutOfRangeException(nameof(vocabSize), vocabSize, "Expected 1 to 4194304 tokens.");
         }
 
         Device = TensorAccess.Resolve(device ?? CPU);
-        BatchSize = batch;
+        BatchSize = batchSize;
         VocabSize = vocabSize;
         // Tensors made in inference mode could not be written outside it.
         using IDisposable mode = inference_mode(false);
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        Tensor options = zeros([batch, sizeof(NativeSamplingOptions)], dtype: ScalarType.Byte, device: Device);
-        Tensor steps = zeros([batch], dtype: ScalarType.Int64, device: Device);
-        Tensor? counts = penalties ? zeros([batch, vocabSize], dtype: ScalarType.Int32, device: Device) : null;
-        Tensor? prompt = penalties ? zeros([batch, MustafarOps.Words(vocabSize)], dtype: ScalarType.Int32, device: Device) : null;
+        Tensor options = zeros([batchSize, sizeof(NativeSamplingOptions)], dtype: ScalarType.Byte, device: Device);
+        Tensor steps = zeros([batchSize], dtype: ScalarType.Int64, device: Device);
+        Tensor? counts = penalties ? zeros([batchSize, vocabSize], dtype: ScalarType.Int32, device: Device) : null;
+        Tensor? prompt = penalties ? zeros([batchSize, MustafarOps.Words(vocabSize)], dtype: ScalarType.Int32, device: Device) : null;
         Options = options.DetachFromDisposeScope();
         Steps = steps.DetachFromDisposeScope();
         Counts = counts?.DetachFromDisposeScope();
         Prompt = prompt?.DetachFromDisposeScope();
         SamplingParameters defaults = new();
-        for (int b = 0; b < batch; b++)
+        for (int b = 0; b < batchSize; b++)
         {
             Upload(b, defaults);
         }

@@ -327,13 +327,18 @@ public static partial class MustafarCacheFile
     /// <param name="cache">The cache.</param>
     /// <param name="path">The file; an existing one is replaced.</param>
     /// <param name="fingerprint">Text that identifies the model.</param>
-    public static void Save(this MustafarCache cache, string path, string fingerprint) => Save(path, [cache], fingerprint);
+    /// <param name="metadata">Additional metadata to store in the file.</param>
+    public static void Save(
+        this MustafarCache cache, string path, string fingerprint, IReadOnlyDictionary<string, string>? metadata = null) =>
+        Save(path, [cache], fingerprint, metadata);
 
     /// <summary>Restores one empty cache from a file of one layer.</summary>
     /// <param name="cache">The cache.</param>
     /// <param name="path">The file.</param>
     /// <param name="fingerprint">Text that identifies the model.</param>
-    public static void Load(this MustafarCache cache, string path, string fingerprint) => Load(path, [cache], fingerprint);
+    /// <returns>The metadata that was saved with it.</returns>
+    public static IReadOnlyDictionary<string, string> Load(this MustafarCache cache, string path, string fingerprint) =>
+        Load(path, [cache], fingerprint);
 
     private static void Write(
         Action<Action<Stream>> to,

@@ -6,9 +6,9 @@ public sealed class SafetensorsException : UnusableFileException
     /// <summary>Makes an exception.</summary>
     /// <param name="message">What was expected, and what came.</param>
     /// <param name="tensor">The tensor at fault, if there is one.</param>
-    /// <param name="inner">The cause, if another exception is.</param>
-    public SafetensorsException(string message, string? tensor = null, Exception? inner = null)
-        : base(tensor is null ? message : $"tensor '{tensor}': {message}", inner) => Tensor = tensor;
+    /// <param name="innerException">The cause, if another exception is.</param>
+    public SafetensorsException(string message, string? tensor = null, Exception? innerException = null)
+        : base(tensor is null ? message : $"tensor '{tensor}': {message}", innerException) => Tensor = tensor;
 
     /// <summary>The tensor at fault, or null.</summary>
     public string? Tensor { get; }

@@ -72,7 +72,7 @@ public sealed class SafetensorsHeader
         catch (Exception exception) when (exception is JsonException or InvalidOperationException)
         {
             // The latter comes from strings that are not Unicode.
-            throw new SafetensorsException($"expected JSON as header, but {exception.Message}", inner: exception);
+            throw new SafetensorsException($"expected JSON as header, but {exception.Message}", innerException: exception);
         }
     }
 

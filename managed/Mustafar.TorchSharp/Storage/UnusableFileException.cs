@@ -8,9 +8,9 @@ public abstract class UnusableFileException : IOException
 {
     /// <summary>Makes an exception.</summary>
     /// <param name="message">The file, what was expected, and what came.</param>
-    /// <param name="inner">The cause, if another exception is.</param>
-    protected UnusableFileException(string message, Exception? inner = null)
-        : base(message, inner)
+    /// <param name="innerException">The cause, if another exception is.</param>
+    protected UnusableFileException(string message, Exception? innerException = null)
+        : base(message, innerException)
     {
     }
 }

@@ -104,15 +104,13 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
         return balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
     }
 
-    // Keys have 31 bits; 27 distinguish them if all but zeros lie within about 16 octaves, as they mostly do.
-    constexpr uint32_t span = (1u << 27) - 2;
     alignas(64) uint32_t keys[4][256];
-    uint32_t largest = span;
+    uint32_t largest = 0;
     for (int t = 0; t < tokens; ++t) {
         keys_of<T>(rows[t], importance, head_dim, keys[t]);
-        for (int c = 0; c < head_dim; ++c) largest = keys[t][c] > largest ? keys[t][c] : largest;
+        largest = largest_key(keys[t], head_dim, largest);
     }
-    const uint32_t base = largest - span;
+    const uint32_t base = key_base(largest);
     uint32_t too_small = 0;
     for (int t = 0; t < tokens; ++t)
         for (int c = 0; c < head_dim; ++c) too_small |= uint32_t{keys[t][c] - 1 < base};
@@ -120,7 +118,7 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
         const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return keys[t][c]; };
         return balance_by<int64_t, Keys>(key, tokens, head_dim, kept, bitmap);
     }
-    const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return keys[t][c] > base ? keys[t][c] - base : 0; };
+    const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return above_base(keys[t][c], base); };
     balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
 }
 

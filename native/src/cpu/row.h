@@ -157,6 +157,27 @@ void keys_of(const void* source, const float* importance, int head_dim, uint32_t
     for (int c = 0; c < head_dim; ++c) keys[c] = Magnitude<F32>::key(keys[c]);
 }
 
+/*
+ * Keys have 31 bits. In the 16 octaves up to the largest, 27 bits distinguish them, and nearly all but zeros lie there:
+ * the key less a base, or 0 below it. A difference is at most key_span, which leaves a rank of 31 bits room for four
+ * more.
+ */
+[[maybe_unused]] constexpr uint32_t key_span = (1u << 27) - 2;
+
+[[maybe_unused]] MUSTAFAR_INLINE uint32_t key_base(uint32_t largest) {
+    return largest > key_span ? largest - key_span : 0;
+}
+
+[[maybe_unused]] MUSTAFAR_INLINE uint32_t above_base(uint32_t key, uint32_t base) {
+    return (key > base ? key : base) - base;
+}
+
+// The largest of some keys and an earlier one.
+[[maybe_unused]] MUSTAFAR_INLINE uint32_t largest_key(const uint32_t* keys, int count, uint32_t largest) {
+    for (int c = 0; c < count; ++c) largest = keys[c] > largest ? keys[c] : largest;
+    return largest;
+}
+
 template <class T, int W>
 int pack_row(const void* source, const uint32_t* bitmap, void* target) {
     using Bits = typename T::Bits;

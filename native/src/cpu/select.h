@@ -119,14 +119,10 @@ template <int W>
 struct Keys32 {
     alignas(64) uint32_t keys[32 * W];
 
-    // Takes the upper 16 of the 27 bits that distinguish keys within 16 octaves of the largest. They mostly decide.
+    // The upper 16 of the 27 bits above the base. They mostly decide.
     void narrow(Keys16<W>* narrowed) const {
-        constexpr uint32_t octaves = 1u << 27;
-        uint32_t largest = octaves;
-        for (int c = 0; c < 32 * W; ++c) largest = keys[c] > largest ? keys[c] : largest;
-        const uint32_t base = largest - octaves + 1;
-        for (int c = 0; c < 32 * W; ++c)
-            narrowed->keys[c] = static_cast<uint16_t>(((keys[c] > base ? keys[c] : base) - base) >> 11);
+        const uint32_t base = key_base(largest_key(keys, 32 * W, 0));
+        for (int c = 0; c < 32 * W; ++c) narrowed->keys[c] = static_cast<uint16_t>(above_base(keys[c], base) >> 11);
     }
 
     // Decides by the upper halves of the keys, and among equal ones by the lower halves.

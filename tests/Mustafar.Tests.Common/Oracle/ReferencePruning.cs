@@ -9,8 +9,10 @@ internal static class ReferencePruning
     internal static bool[] Keep(ReadOnlySpan<float> row, int keep)
     {
         double[] magnitudes = [.. row.ToArray().Select(Magnitude)];
+        int[] channels = [.. Enumerable.Range(0, row.Length)];
+        Array.Sort(channels, (a, b) => magnitudes[a] == magnitudes[b] ? a.CompareTo(b) : magnitudes[b].CompareTo(magnitudes[a]));
         bool[] kept = new bool[row.Length];
-        foreach (int channel in Enumerable.Range(0, row.Length).OrderByDescending(c => magnitudes[c]).ThenBy(c => c).Take(keep))
+        foreach (int channel in channels.Take(keep))
         {
             kept[channel] = true;
         }

@@ -1,24 +1,15 @@
 using Mustafar.DropIn;
 using Mustafar.Tests.DropIn.Models;
 using Mustafar.Tests.DropIn.Models.GenAI;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.DropIn;
 
 /// <summary>What the readme and docs/drop-in.md show, as they show it.</summary>
 [TestFixture]
-public sealed class ReadmeTests
+public sealed class ReadmeTests : TensorFixture
 {
     private static readonly KeyValueShape s_shape = new() { NumKvHeads = 8, HeadDim = 128 };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [Test]
     public void AnExistingModel()
@@ -149,7 +140,7 @@ public sealed class ReadmeTests
         int[] promptIds = [1, 2, 3];
         Tensor logits = randn(2, vocabSize);
 
-        using SamplingState state = new(batch: 2, vocabSize, logits.device);
+        using SamplingState state = new(batchSize: 2, vocabSize, logits.device);
         state.Restart(0, new SamplingParameters { Temperature = 0.7, TopP = 0.9, Seed = 1 }, promptIds);
         state.Restart(1, new SamplingParameters { TopK = 50, RepetitionPenalty = 1.1, Seed = 2 }, promptIds);
         Tensor ids = MustafarOps.Sample(logits, state);

@@ -1,6 +1,5 @@
 using Mustafar.Models.Generation;
 using Mustafar.Models.Llama;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;
@@ -137,15 +136,7 @@ internal sealed class DecodeStepsTests(string device)
             MlpBias = true,
             UnusedTokenIds = unused ?? [],
         };
-        manual_seed(3);
-        LlamaForCausalLM model = new(config, dtype, torch.device(device));
-        using IDisposable noGrad = no_grad();
-        foreach (TorchSharp.Modules.Parameter parameter in model.parameters())
-        {
-            _ = parameter.dim() == 1 ? parameter.fill_(1) : parameter.normal_(0, 0.1);
-        }
-
-        return model;
+        return RandomModel.New(config, seed: 3, deviation: 0.1, dtype, new Device(device));
     }
 
     private ModelKeyValueCache NewCache(bool compressed, bool limited, int sinks) => NewCache(_model, compressed, limited, sinks);

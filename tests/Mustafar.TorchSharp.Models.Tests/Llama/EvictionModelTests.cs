@@ -108,15 +108,8 @@ public sealed class EvictionModelTests(string device)
             Rotary = new RotaryOptions { HeadDim = 64, Theta = 10000 },
             MaxPositions = 512,
         };
-        manual_seed(11);
-        LlamaForCausalLM model = new(config, ScalarType.Float32, new Device(device));
-        using IDisposable noGrad = no_grad();
-        foreach (TorchSharp.Modules.Parameter parameter in model.parameters())
-        {
-            // Large enough for attention that prefers some tokens.
-            _ = parameter.dim() == 1 ? parameter.fill_(1) : parameter.normal_(0, 0.2);
-        }
 
-        return model;
+        // Weights large enough for attention that prefers some tokens.
+        return RandomModel.New(config, seed: 11, deviation: 0.2, device: new Device(device));
     }
 }

@@ -80,10 +80,10 @@ public sealed class GeneratorTests
     [Test]
     public void StopsAtTheModelsLongestText()
     {
-        using LlamaForCausalLM shortModel = Short(maxPositions: 20);
+        using LlamaForCausalLM shortModel = RandomModel.New(vocabSize: 20, seed: 1, maxPositions: 20);
         using ModelCache cache = ModelCache.Dense(shortModel);
         TokenGenerator generator = new(shortModel, cache);
-        int[] tokens = [.. generator.Generate(Golden.PromptIds[..16], new Sampler(SamplingParameters.Greedy), 100, new HashSet<int>())];
+        int[] tokens = [.. generator.Generate(RandomModel.Prompt(shortModel, 16), new Sampler(SamplingParameters.Greedy), 100, new HashSet<int>())];
         using (Assert.EnterMultipleScope())
         {
             Assert.That(tokens, Has.Length.EqualTo(5));
@@ -95,7 +95,7 @@ public sealed class GeneratorTests
     [Test]
     public void RefusesPromptsThatDoNotFit()
     {
-        using LlamaForCausalLM shortModel = Short(maxPositions: 20);
+        using LlamaForCausalLM shortModel = RandomModel.New(vocabSize: 20, seed: 1, maxPositions: 20);
         using ModelCache cache = ModelCache.Dense(shortModel);
         using ModelCache pair = ModelCache.Dense(shortModel, batchSize: 2);
         TokenGenerator generator = new(shortModel, cache);
@@ -154,19 +154,6 @@ public sealed class GeneratorTests
             Assert.That(counts[2..], Is.All.EqualTo(counts[1]));
             Assert.That(Tensor.TotalCount, Is.LessThan(counts[1]), "what chooses the tokens is gone too");
         }
-    }
-
-    private static LlamaForCausalLM Short(int maxPositions)
-    {
-        LlamaConfig config = LlamaConfig.Load(Path.Combine(Golden.Checkpoint, "config.json")) with { NumLayers = 1, MaxPositions = maxPositions };
-        LlamaForCausalLM model = new(config, ScalarType.Float32);
-        using IDisposable noGrad = no_grad();
-        foreach (TorchSharp.Modules.Parameter parameter in model.parameters())
-        {
-            parameter.normal_(0, 0.02);
-        }
-
-        return model;
     }
 
     private IEnumerable<int> Generate(ModelCache cache, int[] prompt, int maxTokens, params int[] stopTokens) =>

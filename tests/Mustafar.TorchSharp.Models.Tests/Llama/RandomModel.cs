@@ -4,10 +4,10 @@ using static TorchSharp.torch;
 
 namespace Mustafar.Tests.Llama;
 
-/// <summary>Small models of random weights and few tokens, whose continuations can all be tried.</summary>
+/// <summary>Small models of random weights.</summary>
 internal static class RandomModel
 {
-    /// <summary>Makes a model in float32 with two layers and grouped queries.</summary>
+    /// <summary>Makes a model in float32 with two layers, grouped queries and so few tokens that all continuations can be tried.</summary>
     /// <param name="vocabSize">Tokens that it knows.</param>
     /// <param name="seed">Start of the random numbers.</param>
     /// <param name="maxPositions">Its longest text.</param>
@@ -26,13 +26,24 @@ internal static class RandomModel
             Rotary = new RotaryOptions { HeadDim = 64, Theta = 10000 },
             MaxPositions = maxPositions,
         };
+        return New(config, seed, deviation: 0.25); // large enough for probabilities that differ clearly
+    }
+
+    /// <summary>Makes a model of normally distributed weights, with norms of one.</summary>
+    /// <param name="config">Its sizes.</param>
+    /// <param name="seed">Start of the random numbers.</param>
+    /// <param name="deviation">Standard deviation of the weights.</param>
+    /// <param name="dtype">Their data type.</param>
+    /// <param name="device">Where they are, the CPU by default.</param>
+    public static LlamaForCausalLM New(
+        LlamaConfig config, int seed, double deviation, ScalarType dtype = ScalarType.Float32, Device? device = null)
+    {
         manual_seed(seed);
-        LlamaForCausalLM model = new(config, ScalarType.Float32);
+        LlamaForCausalLM model = new(config, dtype, device);
         using IDisposable noGrad = no_grad();
         foreach (TorchSharp.Modules.Parameter parameter in model.parameters())
         {
-            // Large enough for probabilities that differ clearly.
-            _ = parameter.dim() == 1 ? parameter.fill_(1) : parameter.normal_(0, 0.25);
+            _ = parameter.dim() == 1 ? parameter.fill_(1) : parameter.normal_(0, deviation);
         }
 
         return model;

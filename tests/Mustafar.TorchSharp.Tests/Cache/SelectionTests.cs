@@ -6,7 +6,7 @@ namespace Mustafar.Tests.Cache;
 
 /// <summary>Caches keep the channels that their selections choose.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed class SelectionTests(string device)
+internal sealed class SelectionTests(string device) : TensorFixture
 {
     private const int HeadDim = 64;
     private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = HeadDim };
@@ -55,19 +55,10 @@ internal sealed class SelectionTests(string device)
         ("output-aware keys after sinks", s_options with { KeySelection = KeySelection.OutputAware, ValueSelection = s_valueScores, SinkTokens = 3 }),
     ];
 
-    private DisposeScope _scope = null!;
-
     public static IEnumerable<string> Names => s_cases.Select(item => item.Name);
 
     [SetUp]
-    public void Begin()
-    {
-        manual_seed(3);
-        _scope = NewDisposeScope();
-    }
-
-    [TearDown]
-    public void End() => _scope.Dispose();
+    public void Seed() => manual_seed(3);
 
     /// <summary>Prompts, single tokens and blocks, of sequences of different lengths; a fork goes on as its parent would.</summary>
     [Test]

@@ -5,16 +5,8 @@ namespace Mustafar.Tests.Documentation;
 
 /// <summary>The examples of the core's XML comments, as they show them.</summary>
 [TestFixture]
-internal sealed class ExampleTests
+internal sealed class ExampleTests : TensorFixture
 {
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
-
     [Test]
     public void What_is_shown_is_run_here() => ShownCode.AssertExamplesAreRun(
         "managed/Mustafar.TorchSharp",
@@ -219,7 +211,7 @@ internal sealed class ExampleTests
         int[] promptIds = [1, 2, 3];
         Tensor logits = randn(2, vocabSize);
 
-        using SamplingState state = new(batch: 2, vocabSize, logits.device);
+        using SamplingState state = new(batchSize: 2, vocabSize, logits.device);
         state.Restart(0, new SamplingParameters { Temperature = 0.7, TopP = 0.9, Seed = 1 }, promptIds);
         state.Restart(1, SamplingParameters.Greedy, promptIds);
         Tensor ids = MustafarOps.Sample(logits, state);

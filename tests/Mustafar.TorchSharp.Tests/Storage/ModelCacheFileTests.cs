@@ -6,7 +6,7 @@ namespace Mustafar.Tests.Storage;
 
 /// <summary>Files of a whole model's cache: the same as those of a cache for each layer, and read by both.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed class ModelCacheFileTests(string device)
+internal sealed class ModelCacheFileTests(string device) : TensorFixture
 {
     private const int Heads = 2;
     private const int HeadDim = 64;
@@ -24,20 +24,17 @@ internal sealed class ModelCacheFileTests(string device)
     ];
 
     private TemporaryDirectory _directory = null!;
-    private DisposeScope _scope = null!;
 
     [SetUp]
     public void Begin()
     {
         manual_seed(1);
         _directory = new TemporaryDirectory();
-        _scope = NewDisposeScope();
     }
 
     [TearDown]
     public void End()
     {
-        _scope.Dispose();
         _directory.Dispose();
     }
 

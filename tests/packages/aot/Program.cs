@@ -1,4 +1,10 @@
+using Microsoft.Extensions.AI;
 using Mustafar;
+using Mustafar.Extensions.AI;
+using Mustafar.Models.Chat;
+using Mustafar.Models.Evaluation;
+using Mustafar.Models.Generation;
+using Mustafar.Models.Llama;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -29,4 +35,39 @@ using (CacheStep step = model.BeginStep([sequence], tokens: 100))
     step.Commit();
 }
 
-Console.WriteLine($"{restored.Length} and {model.LengthOf(sequence)} tokens, {attention.state_dict().Count} weights");
+// A checkpoint: a chat that is saved and continued, a setting that is measured, and IChatClient.
+string checkpoint = args[0];
+Sampler greedy = new(SamplingParameters.Greedy);
+int turns, settings;
+using (LanguageModel language = LanguageModel.Load(checkpoint))
+{
+    ChatModel chat = new(language, ChatTemplate.Load(checkpoint, "llama3"));
+    using (Conversation conversation = new(chat, ModelCache.Mustafar(language.Model, MustafarPresets.Default)))
+    {
+        _ = string.Concat(conversation.Reply([new ChatTurn(ChatRoles.User, "def add(a, b):")], greedy, maxTokens: 8));
+        conversation.Save(file);
+    }
+
+    using Conversation continued = Conversation.Load(file, chat, ModelCache.Mustafar(language.Model, MustafarPresets.Default));
+    File.Delete(file);
+    _ = string.Concat(continued.Reply([new ChatTurn(ChatRoles.User, "class Stack:")], greedy, maxTokens: 8));
+    turns = continued.Turns.Count;
+
+    string results = Directory.CreateTempSubdirectory().FullName;
+    EvaluationTask task = new PerplexityTask(language, File.ReadAllText(args[1]), context: 128, prefill: 64, windows: 1);
+    EvaluationRun run = new([task], CacheSettingReader.WithDense([CacheSettingReader.Parse("4 bits: FourBits")]), results);
+    EvaluationReport report = new([.. run.Run()]);
+    report.Write(results);
+    Directory.Delete(results, recursive: true);
+    settings = report.Units.Count;
+}
+
+using IChatClient client = LlamaChatClient.Load(checkpoint, new LlamaChatClientOptions { ChatTemplate = "llama3" });
+ChatOptions request = new()
+{
+    MaxOutputTokens = 8,
+    AdditionalProperties = new() { ["chat_template_kwargs"] = new Dictionary<string, object?> { ["enable_thinking"] = false } },
+};
+ChatResponse response = await client.GetResponseAsync("def add(a, b):", request);
+Console.WriteLine($"core: {restored.Length} and {model.LengthOf(sequence)} tokens, {attention.state_dict().Count} weights; " +
+    $"models: {turns} turns, {settings} settings; chat: {response.Usage!.OutputTokenCount} tokens");

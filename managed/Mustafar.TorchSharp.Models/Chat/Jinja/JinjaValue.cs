@@ -1,5 +1,6 @@
 using System.Collections;
 using System.Text.Json;
+using System.Text.Json.Nodes;
 
 namespace Mustafar.Models.Chat.Jinja;
 
@@ -17,7 +18,7 @@ internal static class JinjaValue
         decimal number => (double)number,
         JsonElement json => From(json),
         JsonDocument document => From(document.RootElement),
-        System.Text.Json.Nodes.JsonNode node => From(JsonSerializer.SerializeToElement(node)),
+        JsonNode node => From(JsonElement.Parse(node.ToJsonString())),
         IEnumerable<KeyValuePair<string, object?>> dict => Dict(dict.Select(pair => (pair.Key, From(pair.Value)))),
         IEnumerable list => new JinjaList([.. list.Cast<object?>().Select(From)]),
         _ => throw new ArgumentException($"Expected text, numbers, true or false, JSON, lists or dictionaries, but got {value.GetType().Name}.", nameof(value)),

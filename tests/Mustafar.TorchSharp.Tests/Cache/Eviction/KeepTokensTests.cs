@@ -6,21 +6,12 @@ namespace Mustafar.Tests.Cache.Eviction;
 
 /// <summary>Attention over some kept tokens, against that over plain ones of which the others were dropped.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed class KeepTokensTests(string device)
+internal sealed class KeepTokensTests(string device) : TensorFixture
 {
     private static readonly MustafarOptions s_unpruned = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 16, GroupSize = 32 };
 
-    private DisposeScope _scope = null!;
-
     [SetUp]
-    public void OpenScope()
-    {
-        manual_seed(3);
-        _scope = NewDisposeScope();
-    }
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
+    public void Seed() => manual_seed(3);
 
     // Of lengths around groups and windows, to lengths around them.
     [Test]

@@ -5,7 +5,7 @@ namespace Mustafar.Tests.Cache.Eviction;
 
 /// <summary>Sequences of which tokens are evicted, against plain ones that drop the tokens which a plain computation of their scores names.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed class TokenEvictionTests(string device)
+internal sealed class TokenEvictionTests(string device) : TensorFixture
 {
     private const int Capacity = 96;
     private const int Group = 32;
@@ -19,17 +19,8 @@ internal sealed class TokenEvictionTests(string device)
         TokenEviction.SnapKv(Capacity, 16, 5), TokenEviction.HeavyHitters(Capacity), TokenEviction.HeavyHitters(Capacity, 10),
     ];
 
-    private DisposeScope _scope = null!;
-
     [SetUp]
-    public void OpenScope()
-    {
-        manual_seed(5);
-        _scope = NewDisposeScope();
-    }
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
+    public void Seed() => manual_seed(5);
 
     // Prompts and steps of several sizes, then token by token past several evictions.
     [Test]

@@ -7,21 +7,13 @@ namespace Mustafar.Tests.Cache.Sequences;
 
 /// <summary>Budgets and limits: what goes beyond them is refused before anything changes, and the others go on.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed partial class CacheLimitTests(string device)
+internal sealed partial class CacheLimitTests(string device) : TensorFixture
 {
     private const int Layers = 2;
     private const int Group = 32;
     private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 0, GroupSize = Group };
-
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
 
     [Test]
     public void A_step_beyond_the_budget_is_refused_and_the_others_go_on()

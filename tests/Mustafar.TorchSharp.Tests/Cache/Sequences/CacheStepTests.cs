@@ -7,27 +7,18 @@ namespace Mustafar.Tests.Cache.Sequences;
 
 /// <summary>A step is done in all layers or in none.</summary>
 [TestFixtureSource(nameof(Fixtures))]
-internal sealed class CacheStepTests(string device, bool dense)
+internal sealed class CacheStepTests(string device, bool dense) : TensorFixture
 {
     private const int Layers = 3;
     private static readonly KeyValueShape s_shape = new() { NumKvHeads = 2, HeadDim = 64 };
 
     private static readonly MustafarOptions s_options = new() { LocalWindow = 16, GroupSize = 32 };
 
-    private DisposeScope _scope = null!;
-
     private static IEnumerable<object[]> Fixtures =>
         TestDevices.All.SelectMany(device => new object[][] { [device, false], [device, true] });
 
     [SetUp]
-    public void OpenScope()
-    {
-        manual_seed(1);
-        _scope = NewDisposeScope();
-    }
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
+    public void Seed() => manual_seed(1);
 
     /// <summary>Blocks that compress, that fill the sinks, and that take the places of all dense tokens in the ring.</summary>
     [Test]

@@ -6,16 +6,8 @@ namespace Mustafar.Tests.Cache.Sequences;
 
 /// <summary>Which changes of a model move what a captured step reads.</summary>
 [TestFixture]
-internal sealed class CapturedWeightsTests
+internal sealed class CapturedWeightsTests : TensorFixture
 {
-    private DisposeScope _scope = null!;
-
-    [SetUp]
-    public void OpenScope() => _scope = NewDisposeScope();
-
-    [TearDown]
-    public void CloseScope() => _scope.Dispose();
-
     private static IEnumerable<TestCaseData> Moves()
     {
         yield return Case("conversion", "layers.0.weight", model => model.to(ScalarType.BFloat16));

@@ -7,18 +7,16 @@ namespace Mustafar.Tests.Cache.Sequences;
 
 /// <summary>What becomes of steps that can't be graphs, and of wrong ones.</summary>
 [TestFixtureSource(typeof(TestDevices), nameof(TestDevices.All))]
-internal sealed class DecodeGraphTests(string device)
+internal sealed class DecodeGraphTests(string device) : TensorFixture
 {
     private const int Layers = 2;
 
-    private DisposeScope _scope = null!;
     private MustafarModelCache _cache = null!;
     private Tensor _heads = null!;
 
     [SetUp]
     public void MakeCache()
     {
-        _scope = NewDisposeScope();
         _cache = new MustafarModelCache(
             Layers, new() { NumKvHeads = 2, HeadDim = 64 }, ScalarType.BFloat16, new torch.Device(device), new MustafarOptions { LocalWindow = 16, GroupSize = 32 },
             new CacheLimits { MaxSequences = 4, MaxLength = 300, BudgetTokens = 4 * 320 });
@@ -30,7 +28,6 @@ internal sealed class DecodeGraphTests(string device)
     {
         _cache.Dispose();
         _heads.Dispose();
-        _scope.Dispose();
     }
 
     [Test]
