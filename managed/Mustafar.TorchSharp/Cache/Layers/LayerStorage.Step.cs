@@ -7,8 +7,8 @@ namespace Mustafar;
 // A step of one layer: appending tokens, and attending to what is stored.
 internal sealed unsafe partial class LayerStorage
 {
-    // Maximum number of queries for the decode kernel; for more, dense attention over expanded tokens is faster.
-    private const int MostDecodeQueries = 8;
+    /// <summary>Maximum number of queries for the decode kernel; for more, torch's attention is faster.</summary>
+    internal const int MostDecodeQueries = 8;
 
     private (Tensor Slots, Tensor Keys, Tensor Values)? _overwritten;
 
