@@ -101,7 +101,7 @@ public sealed record MustafarOptions
     /// <remarks>
     /// A rotation spreads what is large in a few channels over all of them (QuaRot, Ashkboos et al., NeurIPS 2024, arXiv 2404.00456). It
     /// comes after the channel scales and does not replace them: with all channels in 4 bits, the shipped checkpoint has a perplexity of
-    /// 3.586 with rotation and 3.592 without (dense 3.569). It needs <see cref="KeySparsity"/> 0, since pruning relies on large channels,
+    /// 3.586 with rotation and 3.592 without (dense 3.568). It needs <see cref="KeySparsity"/> 0, since pruning relies on large channels,
     /// and a head_dim of 64, 128 or 256.
     /// </remarks>
     public bool KeyRotation { get; init; }

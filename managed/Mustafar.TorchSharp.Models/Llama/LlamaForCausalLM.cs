@@ -70,7 +70,12 @@ public sealed class LlamaForCausalLM : nn.Module<Tensor, ModelCache, Tensor>
     /// <summary>Scores of the next token from hidden states.</summary>
     /// <param name="hidden">[.., hidden_size].</param>
     /// <returns>Logits [.., vocab_size] in the type of the weights.</returns>
-    public Tensor Head(Tensor hidden) => lm_head is null ? model.Embedding.Project(hidden) : lm_head.call(hidden);
+    public Tensor Head(Tensor hidden)
+    {
+        // For rows that are not adjacent torch copies the weights once for each sequence.
+        using Tensor rows = hidden.contiguous();
+        return lm_head is null ? model.Embedding.Project(rows) : lm_head.call(rows);
+    }
 
     /// <summary>Scores of the next token after the last of the new tokens of each sequence.</summary>
     /// <remarks>

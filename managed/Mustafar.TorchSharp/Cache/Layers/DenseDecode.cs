@@ -73,7 +73,7 @@ internal sealed unsafe class DenseDecode : IDisposable
         {
             int slot = step.Slots[b];
             Span(Part.Slots)[b] = slot;
-            Span(Part.Counts)[b] = step.After[b] - step.Before[b];
+            Span(Part.Counts)[b] = step.Counts[b];
             Span(Part.Positions)[b] = step.Before[b];
             Span(Part.Lengths)[slot] = step.Before[b];
         }

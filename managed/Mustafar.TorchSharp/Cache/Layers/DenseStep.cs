@@ -13,12 +13,13 @@ internal sealed class DenseStep
     internal DenseStep(ReadOnlySpan<int> slots, ReadOnlySpan<int> lengths, int tokens, ReadOnlySpan<int> counts)
     {
         (Slots, Tokens) = (slots.ToArray(), tokens);
-        (Before, After) = (new int[slots.Length], new int[slots.Length]);
+        (Before, After, Counts) = (new int[slots.Length], new int[slots.Length], new int[slots.Length]);
+        LengthsAfter = lengths.ToArray();
         for (int b = 0; b < slots.Length; b++)
         {
-            int count = counts.IsEmpty ? tokens : counts[b];
+            int count = Counts[b] = counts.IsEmpty ? tokens : counts[b];
             Before[b] = lengths[slots[b]];
-            After[b] = checked(Before[b] + count);
+            After[b] = LengthsAfter[slots[b]] = checked(Before[b] + count);
             Longest = Math.Max(Longest, After[b]);
             IsPadded |= count < tokens;
         }
@@ -41,6 +42,12 @@ internal sealed class DenseStep
 
     /// <summary>Tokens of each row's sequence after the step.</summary>
     internal int[] After { get; }
+
+    /// <summary>Tokens of each row without padding.</summary>
+    internal int[] Counts { get; }
+
+    /// <summary>Tokens of the sequence in each slot after the step.</summary>
+    internal int[] LengthsAfter { get; }
 
     /// <summary>Tokens of the longest sequence after the step.</summary>
     internal int Longest { get; }

@@ -9,7 +9,7 @@ namespace Mustafar;
 /// Places past a sequence's length hold finite numbers: a masked one has weight 0, and 0 · NaN would be NaN. The capacity is that of the
 /// longest sequence, and the same for all.
 /// </remarks>
-internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWindow) : IDisposable
+internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWindow, DenseKernel? kernel) : IDisposable
 {
     private const int CapacityStep = 64;
 
@@ -61,7 +61,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     /// <summary>Adds a step's tokens, for which there is room, and attends from them. If it fails, <see cref="Rollback"/> undoes what it
     /// did.</summary>
     /// <param name="step">The step.</param>
-    /// <param name="decode">Computes the attention of a step of one token that was planned for it; torch in general if null.</param>
+    /// <param name="decode">Computes the attention of a step of one token that was planned for it; null if there is none.</param>
     /// <param name="query">Queries [batch, num_heads, n, head_dim].</param>
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
@@ -169,8 +169,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
 
         for (int b = 0; b < step.Slots.Length; b++)
         {
-            int count = step.After[b] - step.Before[b];
-            if (count > 0)
+            if (step.Counts[b] is > 0 and int count)
             {
                 destination[step.Slots[b]].narrow(1, step.Before[b], count).copy_(source[b].narrow(1, 0, count));
             }
@@ -180,6 +179,11 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     // The new tokens are already in storage.
     private Tensor Attend(DenseStep step, Tensor query, double? scale)
     {
+        if (kernel is not null && DenseKernel.Takes(step, scale))
+        {
+            return kernel.Forward(step, _keys!, _values!, SlidingWindow, query, scale);
+        }
+
         int first = SlidingWindow is int window ? (int)Math.Max(0, step.Before.Min() + 1L - window) : 0;
         Tensor keys = step.Rows(_keys!.narrow(2, first, step.Longest - first));
         Tensor values = step.Rows(_values!.narrow(2, first, step.Longest - first));
@@ -219,15 +223,6 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
         return visible;
     }
 
-    private Tensor Padding(DenseStep step)
-    {
-        int[] counts = new int[step.Slots.Length];
-        for (int b = 0; b < counts.Length; b++)
-        {
-            counts[b] = step.After[b] - step.Before[b];
-        }
-
-        return Scalars.Range(0, step.Tokens, _shape.Device).reshape(1, 1, -1, 1)
-            >= tensor(counts, dtype: ScalarType.Int64, device: _shape.Device).reshape(-1, 1, 1, 1);
-    }
+    private Tensor Padding(DenseStep step) => Scalars.Range(0, step.Tokens, _shape.Device).reshape(1, 1, -1, 1)
+        >= tensor(step.Counts, dtype: ScalarType.Int64, device: _shape.Device).reshape(-1, 1, 1, 1);
 }

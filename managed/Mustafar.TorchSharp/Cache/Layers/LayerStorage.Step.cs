@@ -7,9 +7,11 @@ namespace Mustafar;
 // A step of one layer: appending tokens, and attending to what is stored.
 internal sealed unsafe partial class LayerStorage
 {
-    // Up to so many queries of a sequence attend by the decode kernel, which reads the cache once for a few of them. For more, dense
-    // attention over expanded tokens is faster: on a GPU later, since its host is slow to launch that for each sequence.
-    private const int MostDecodeQueriesCpu = 8, MostDecodeQueriesCuda = 32;
+    /// <summary>Up to so many queries of a sequence attend by the decode kernel on the CPU; for more, torch's attention is faster.</summary>
+    internal const int MostDecodeQueriesCpu = 8;
+
+    // Later on a GPU, whose host is slow to launch attention for each sequence.
+    private const int MostDecodeQueriesCuda = 32;
 
     private (Tensor Slots, Tensor Keys, Tensor Values)? _overwritten;
 

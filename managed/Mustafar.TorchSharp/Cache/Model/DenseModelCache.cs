@@ -2,8 +2,8 @@ using static TorchSharp.torch;
 
 namespace Mustafar;
 
-/// <summary>The dense keys and values of all layers of a model, with torch's attention: the baseline of
-/// <see cref="ModelKeyValueCache"/>.</summary>
+/// <summary>The dense keys and values of all layers of a model, with the attention of a
+/// <see cref="DenseCache"/>: the baseline of <see cref="ModelKeyValueCache"/>.</summary>
 /// <remarks>
 /// Each layer stores a block of [sequences, num_kv_heads, capacity, head_dim] like a <see cref="DenseCache"/>, with room for the longest
 /// sequence in every slot. A step whose sequences are not adjacent in it copies what it reads of them. Forking copies all tokens. A budget
@@ -13,6 +13,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 {
     private readonly DenseStorage[] _layers;
     private int[] _lengths;
+    private readonly DenseKernel? _kernel;
     private DenseStep? _step;
     private DenseDecode? _decode;
 
@@ -58,7 +59,8 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
             limits ?? new CacheLimits())
     {
         _lengths = new int[Limits.MaxSequences ?? 1];
-        _layers = [.. slidingWindows.Select(window => new DenseStorage(Shape, _lengths.Length, window))];
+        _kernel = DenseKernel.TryMake(Shape);
+        _layers = [.. slidingWindows.Select(window => new DenseStorage(Shape, _lengths.Length, window, _kernel))];
         _decode = DenseDecode.TryMake(Shape, _lengths.Length);
         Require(_lengths.Length, DenseStorage.CapacityFor(1));
         if (Limits is { MaxSequences: not null, MaxLength: int longest })
@@ -189,6 +191,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
             MustafarMetrics.Remove(this);
             Array.ForEach(_layers, layer => layer.Dispose());
             _decode?.Dispose();
+            _kernel?.Dispose();
         }
     }
 
