@@ -1,6 +1,6 @@
 """Attention over the compressed cache against torch's dense SDPA back ends, in one run.
 
-    python3 benchmark.py LIBRARY [--keep 40,64] [--shapes 0,1,...] [--dtype f16|bf16] [--csv FILE]
+    python3 benchmark.py LIBRARY [--keep 40,64] [--shapes 0,1,1x8x1x2048,...] [--dtype f16|bf16] [--csv FILE]
 
 graph: replay of a CUDA graph whose calls rotate over copies of the cache larger than 250 MB in all, per call.
 cold:  single launches with the L2 flushed before each, device events around. Medians, microseconds.
@@ -25,6 +25,11 @@ SHAPES = [(8, 32, 8, 8192), (32, 32, 8, 4096), (8, 32, 32, 4096), (1, 32, 8, 327
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
 ROTATED = 250e6
 warnings.filterwarnings("ignore", category=UserWarning)  # why SDPA does not choose a back end
+
+
+def shape_of(text):
+    """An index of SHAPES, or a shape of its own: 1x8x1x2048."""
+    return tuple(map(int, text.split("x"))) if "x" in text else SHAPES[int(text)]
 
 
 def events(run, repeats, before=None):
@@ -109,7 +114,7 @@ def main():
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s, {arguments.dtype}", flush=True)
     rows = []
-    for shape in (SHAPES[int(i)] for i in arguments.shapes.split(",")):
+    for shape in map(shape_of, arguments.shapes.split(",")):
         batch, heads, kv_heads, tokens = shape
         generator = torch.Generator(device="cuda").manual_seed(1)
         longest = abs(tokens)
