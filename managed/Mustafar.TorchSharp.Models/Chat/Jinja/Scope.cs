@@ -5,6 +5,9 @@ namespace Mustafar.Models.Chat.Jinja;
 /// <summary>Variables of a part of a template, and of the parts around it.</summary>
 internal sealed class Scope
 {
+    // Memory for it and its variables.
+    private const int UnitsOfScope = 10;
+
     private readonly Scope? _outer;
     private Dictionary<string, object?>? _values;
 
@@ -25,7 +28,12 @@ internal sealed class Scope
     public Budget Budget { get; }
 
     /// <summary>A scope within this one.</summary>
-    public Scope Inner() => new(this);
+    /// <exception cref="JinjaException">The rendering took too long.</exception>
+    public Scope Inner()
+    {
+        Budget.Spend(UnitsOfScope);
+        return new(this);
+    }
 
     /// <summary>The value of a name.</summary>
     public object? Get(string name)
