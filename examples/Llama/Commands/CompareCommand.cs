@@ -11,6 +11,7 @@ namespace Mustafar.Examples.Llama.Commands;
 internal sealed class CompareCommand : LlamaCommand
 {
     private const int TokensOfShippedText = 3900;
+    private const int WarmUpPrompt = 256, WarmUpTokens = 64;
 
     private readonly Option<string?> _promptFile = new("--prompt-file")
     {
@@ -49,6 +50,7 @@ internal sealed class CompareCommand : LlamaCommand
         }
 
         TokenIds.Check(prompt, session.Model.Config);
+        WarmUp(session, prompt, output);
         (Side dense, List<int> denseTokens) = Generate(session, AttentionKind.Dense, prompt, sampling, maxTokens, output);
         (Side mustafar, List<int> mustafarTokens) = Generate(session, AttentionKind.Mustafar, prompt, sampling, maxTokens, output);
         int same = denseTokens.Zip(mustafarTokens).TakeWhile(pair => pair.First == pair.Second).Count();
@@ -75,6 +77,23 @@ internal sealed class CompareCommand : LlamaCommand
             output.WriteLine();
         }
     }
+
+    // The runtime compiles what either side uses while it first runs, which would be part of a short measurement.
+    private static void WarmUp(ModelSession session, List<int> prompt, ConsoleOutput output) => output.WithProgress("Warming up", progress =>
+    {
+        List<int> start = prompt[..Math.Min(prompt.Count, WarmUpPrompt)];
+        int most = Math.Clamp(session.Model.Config.MaxPositions - start.Count, 0, WarmUpTokens), done = 0;
+        foreach (AttentionKind attention in (AttentionKind[])[AttentionKind.Dense, AttentionKind.Mustafar])
+        {
+            using ModelCache cache = session.NewCache(attention);
+            foreach (int _ in new TokenGenerator(session.Model, cache).Generate(start, new Sampler(SamplingParameters.Greedy), most, new HashSet<int>()))
+            {
+                progress.Report(++done / (2.0 * WarmUpTokens));
+            }
+        }
+
+        return true;
+    });
 
     private static (Side Side, List<int> Tokens) Generate(
         ModelSession session, AttentionKind attention, List<int> prompt, SamplingParameters sampling, int maxTokens, ConsoleOutput output)
