@@ -159,13 +159,12 @@ void keys_of(const void* source, const float* importance, int head_dim, uint32_t
 
 /*
  * Keys have 31 bits. In the 16 octaves up to the largest, 27 bits distinguish them, and nearly all but zeros lie there:
- * the key less a base, or 0 below it. A difference is at most key_span, which leaves a rank of 31 bits room for four
+ * the key less a base, or 0 below it. A difference is at most 2^27 - 2, which leaves a rank of 31 bits room for four
  * more.
  */
-[[maybe_unused]] constexpr uint32_t key_span = (1u << 27) - 2;
-
 [[maybe_unused]] MUSTAFAR_INLINE uint32_t key_base(uint32_t largest) {
-    return largest > key_span ? largest - key_span : 0;
+    constexpr uint32_t span = (1u << 27) - 2;
+    return largest > span ? largest - span : 0;
 }
 
 [[maybe_unused]] MUSTAFAR_INLINE uint32_t above_base(uint32_t key, uint32_t base) {
