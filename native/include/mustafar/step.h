@@ -76,7 +76,7 @@ MUSTAFAR_API int32_t mustafar_rotate(const mustafar_context* context, const must
 
 /* mustafar_rotate, then mustafar_append_tokens of the rotated keys, which new_keys must describe as key_output does; value
    must be null, since values are appended from new_values. Sizes and dtype of both must agree. On CUDA it is one launch if
-   num_tokens is 1 and nothing of the append's selection is given. What key_output holds afterwards is unspecified. */
+   num_tokens is 1 and the append has neither importances nor bitmaps. What key_output holds afterwards is unspecified. */
 MUSTAFAR_API int32_t mustafar_rotate_append(const mustafar_context* context, const mustafar_rope* rope,
                                             const mustafar_append* append);
 

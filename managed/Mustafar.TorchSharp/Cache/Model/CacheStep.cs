@@ -77,7 +77,7 @@ public sealed class CacheStep : IDisposable
     /// <param name="scale">Factor of the scores before softmax; 1/√head_dim if null.</param>
     /// <returns>Output [batch, num_heads, n, head_dim] in the type of the queries; zero at padding.</returns>
     /// <exception cref="ArgumentException">A type, device, layout or shape doesn't fit, there are no values, or on the CPU a position is
-    /// outside the tables; only in the last case the step cannot continue.</exception>
+    /// outside the tables. Only in the last case can the step not continue.</exception>
     /// <exception cref="InvalidOperationException">The layer has already attended, another one failed, the step has ended, or another
     /// thread is using the cache.</exception>
     /// <exception cref="ObjectDisposedException">The cache was disposed.</exception>

@@ -243,7 +243,8 @@ public abstract class ModelKeyValueCache : IDisposable
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
-        HeadRotation rotation = new(heads with { Value = null }, DevicePositions(step), angles, norms, heads with { Value = null });
+        RotaryHeads rotated = heads with { Value = null };
+        HeadRotation rotation = new(rotated, DevicePositions(step), angles, norms, output: rotated);
         return Attend(step, layer, heads.Query, heads.Key, heads.Value!, scale, rotation).MoveToOuterDisposeScope();
     }
 

@@ -13,7 +13,7 @@ namespace Mustafar;
 internal readonly record struct StepLayout(
     int Batch, int MaxTokens, bool IsPadded, TableAddresses Tables, nint Workspace, nint Storage, int Buffers)
 {
-    /// <summary>The layout of a step like another in the cache as this one finds it: the other itself, unless something has moved.</summary>
+    /// <summary>What the layout of another step would be now: equal to it, unless something has moved since.</summary>
     internal StepLayout WithRowsOf(StepLayout other) =>
         this with { Batch = other.Batch, MaxTokens = other.MaxTokens, IsPadded = other.IsPadded, Storage = other.Storage };
 }
