@@ -6,9 +6,9 @@ import sys
 
 import torch
 
+from abi import ALL, BALANCED_KEYS, BALANCED_VALUES, KEY_FRAGMENT, UNSTRUCTURED, VALUE_FRAGMENT, Append
 from benchmark import graph_time
-from native import (ALL, BALANCED_KEYS, BALANCED_VALUES, KEY_FRAGMENT, UNSTRUCTURED, VALUE_FRAGMENT, Append, Library, Pages,
-                    dense)
+from native import Library, Pages, dense
 
 ORDERS = (KEY_FRAGMENT, VALUE_FRAGMENT)
 PATTERNS = {"unstructured": (UNSTRUCTURED, UNSTRUCTURED), "balanced": (BALANCED_KEYS, BALANCED_VALUES), "all": (ALL, ALL)}
@@ -61,7 +61,7 @@ def append(library, pattern, keep, bits):
         arguments = Append(batch, batch, heads, 1, 0, 64, 32, 96, 8256, None, None, lengths.data_ptr(), compressed.data_ptr(),
                            after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]), pages[0].blocks(),
                            pages[1].blocks(), None if factors is None else factors.data_ptr(), dense(tails[0]), dense(tails[1]))
-        time = graph_time([lambda: library.call("append", arguments)])
+        time = graph_time([lambda: library.call("append_tokens", arguments)])
         print(f"append 1 token to {batch} sequences x {heads} heads, {pattern} keep {keep} bits {bits}, group due {due} "
               f"({int(after[1][0]) - int(compressed[0])} tokens compressed): {time:.1f} us", flush=True)
 

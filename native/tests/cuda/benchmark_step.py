@@ -4,14 +4,14 @@
 
 Weights of linear layers rotate over as many copies as a model has layers, so that none is in the second-level cache.
 """
-import struct
 import sys
 
 import torch
 import torch.nn.functional as F
 
+from abi import Linear, Norm, Rope, Sampling, SamplingOptions
 from benchmark import graph_time
-from native import Linear, Library, Norm, Rope, Sampling, address, dense, rows
+from native import Library, address, dense, on_device, rows
 
 BF16 = torch.bfloat16
 HIDDEN, WIDTH, VOCAB, LAYERS = 4096, 14336, 128256, 32
@@ -41,7 +41,7 @@ def linears(library):
             product = random(count, weights[0].shape[0])
             arguments = [Linear(2, count, inputs, outputs, gated, 1e-5, rows(x), address(norm) if before else None, rows(w), None,
                                 rows(residual if after else None), rows(out)) for w in weights]
-            ours = graph_time([lambda a=a: library.call("linear", a) for a in arguments])
+            ours = graph_time([lambda a=a: library.call("linear_forward", a) for a in arguments])
             # The product alone, without the norm before it and what comes after it.
             torchs = graph_time([lambda w=w: torch.mm(x, w.T, out=product) for w in weights])
             report(f"{name}, {count} rows", ours, torchs, size)
@@ -89,8 +89,7 @@ def sampling(library):
         tokens, logs = torch.empty(batch, dtype=torch.int64, device="cuda"), torch.empty(batch, device="cuda")
 
         def ours(temperature, top_k, top_p, penalty=0.0, with_logs=False):
-            data = struct.pack("<fi5fiQ", temperature, top_k, top_p, 0, 1, penalty, 0, 0, 7) * batch
-            parameters = torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
+            parameters = on_device([SamplingOptions(temperature, top_k, top_p, 0, 1, penalty, 0, 0, 7)] * batch)
             arguments = Sampling(2, batch, VOCAB, 0, rows(logits), address(parameters), address(steps), address(counts) if penalty else None, None,
                                  None, address(tokens), address(logs) if with_logs else None)
             return graph_time([lambda: library.call("sample", arguments)])

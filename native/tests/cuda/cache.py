@@ -4,8 +4,9 @@ import math
 import torch
 
 import reference
-from native import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Attention,
-                    Pages, dense)
+from abi import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED,
+                 VALUE_FRAGMENT, Attention)
+from native import Pages, dense
 
 NAN = float("nan")
 
@@ -126,5 +127,5 @@ class Call:
         self.arguments.workspace_bytes = int(needed)
 
     def __call__(self):
-        self.library.call("attention", self.arguments)
+        self.library.call("attention_forward", self.arguments)
         return self.out

@@ -1,114 +1,17 @@
-"""The CUDA back end through its table of functions (native/src/core/backend.h), with torch tensors as memory."""
+"""The C API on a GPU, with torch tensors as memory."""
 import ctypes
 import math
 import os
 
 import torch
 
-I32, I64, PTR, F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+import abi
+from abi import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, CUDA, FIXED, OFFSETS, PADDING, PLAIN, UNSTRUCTURED,
+                 Blocks, Context, Dense, Format, Rows)
+
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-PLAIN, KEY_FRAGMENT, VALUE_FRAGMENT = 0, 1, 2
-FIXED, OFFSETS = 0, 1
-UNSTRUCTURED, BALANCED_KEYS, BALANCED_VALUES, ALL, MASK, ALL_ROTATED = 0, 1, 2, 3, 4, 5
 VALUE_FORMATS = {16: 0, 8: 1, 4: 2}  # by bits
-BLOCK = 32
-PADDING = 64
-COUNTER_BYTES = 16384  # of a workspace, zero before its first use
-ABI_VERSION = 6
-
-
-class Context(ctypes.Structure):
-    _fields_ = [("device", I32), ("device_index", I32), ("num_threads", I32), ("cpu_variant", I32), ("stream", PTR)]
-
-
-class Format(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("head_dim", "dtype", "value_format", "pattern", "layout", "order", "keep")]
-
-
-class Dense(ctypes.Structure):
-    _fields_ = [("data", PTR), ("batch_stride", I64), ("head_stride", I64), ("token_stride", I64)]
-
-
-class Blocks(ctypes.Structure):
-    _fields_ = [("format", Format), ("page_blocks", I32), ("slab_pages", I32), ("slab_count", I32), ("page_capacity", I64),
-                ("page_bytes", I64), ("base", I64), ("head_stride", I64), ("slab_bytes", I64), ("slabs", PTR), ("pages", PTR),
-                ("offsets", PTR)]
-
-
-class Product(ctypes.Structure):
-    _fields_ = [("batch", I32), ("num_heads", I32), ("num_kv_heads", I32), ("num_queries", I32), ("tokens", I64),
-                ("blocks", Blocks), ("dense", Dense), ("weights", Dense), ("scale", F32), ("key_factors", PTR)]
-
-
-class Attention(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_heads", "num_kv_heads", "num_queries", "num_fresh", "tail_capacity",
-                                   "max_tokens", "sliding_window")] + [
-        ("scale", F32), ("sequences", PTR), ("lengths", PTR), ("compressed", PTR), ("query_counts", PTR), ("query", Dense), ("output", Dense),
-        ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense), ("tail_values", Dense), ("fresh_keys", Dense),
-        ("fresh_values", Dense), ("log_sum_exp", PTR), ("workspace", PTR), ("workspace_bytes", I64)]
-
-
-class Append(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("batch", "num_slots", "num_kv_heads", "num_tokens", "lookahead", "group_size", "local_window",
-                                   "tail_capacity", "max_tokens")] + [
-        ("sequences", PTR), ("counts", PTR), ("lengths", PTR), ("compressed", PTR), ("new_lengths", PTR), ("new_compressed", PTR),
-        ("new_keys", Dense), ("new_values", Dense), ("keys", Blocks), ("values", Blocks), ("key_factors", PTR), ("tail_keys", Dense),
-        ("tail_values", Dense), ("key_importance", PTR), ("value_importance", PTR), ("key_bitmap", PTR), ("value_bitmap", PTR),
-        ("bitmap_tokens", I32)]
-
-
-class Rows(ctypes.Structure):
-    _fields_ = [("data", PTR), ("row_stride", I64)]
-
-
-class Norm(ctypes.Structure):
-    _fields_ = [("dtype", I32), ("hidden_size", I32), ("rows", I64), ("eps", F32), ("input", Rows), ("residual", Rows),
-                ("weight", PTR), ("output", Rows)]
-
-
-class Rope(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("dtype", "batch", "num_tokens", "num_heads", "num_kv_heads", "head_dim", "rotary_dim")] + [
-        ("eps", F32), ("query", Dense), ("key", Dense), ("value", Dense), ("query_output", Dense), ("key_output", Dense),
-        ("value_output", Dense), ("query_norm", PTR), ("key_norm", PTR), ("positions", PTR), ("inv_freq", PTR),
-        ("cosines", PTR), ("sines", PTR), ("table_positions", I64), ("attention_scaling", F32)]
-
-
-class Linear(ctypes.Structure):
-    _fields_ = [(n, I32) for n in ("dtype", "rows", "in_features", "out_features", "activation")] + [
-        ("eps", F32), ("input", Rows), ("norm", PTR), ("weight", Rows), ("bias", PTR), ("residual", Rows), ("output", Rows)]
-
-
-class Sampling(ctypes.Structure):
-    _fields_ = [("dtype", I32), ("batch", I32), ("vocab_size", I32), ("allowed_stride", I64), ("logits", Rows),
-                ("options", PTR), ("steps", PTR), ("counts", PTR), ("prompt", PTR), ("allowed", PTR), ("tokens", PTR),
-                ("log_probabilities", PTR)]
-
-
-class _Table(ctypes.Structure):
-    _fields_ = [("abi_version", I32)] + [(n, PTR) for n in (
-        "prune", "offsets", "key_factors", "compress", "decompress", "convert", "key_scores", "value_sum", "attention_workspace", "attention",
-        "append", "rms_norm", "rotate", "rotate_append", "silu_mul", "linear", "sample", "graph")]
-
-
-_ARGUMENTS = {
-    "prune": (PTR, I32, I32, I64, PTR, PTR, PTR),
-    "offsets": (PTR, I32, I32, I64, PTR, PTR, PTR),
-    "key_factors": (I32, I32, I32, I32, I64, PTR, PTR),
-    "compress": (I32, I32, I64, PTR, PTR, PTR, PTR, PTR),
-    "decompress": (I32, I32, I64, I64, PTR, PTR, PTR),
-    "convert": (I32, I32, I64, PTR, PTR),
-    "key_scores": (PTR,),
-    "value_sum": (PTR,),
-    "attention_workspace": (PTR, PTR),
-    "attention": (PTR,),
-    "append": (PTR,),
-    "rms_norm": (PTR,),
-    "rotate": (PTR,),
-    "rotate_append": (PTR, PTR),
-    "silu_mul": (I32, I64, I32, PTR, PTR),
-    "linear": (PTR,),
-    "sample": (PTR,),
-}
+CUDA_FILE = "libmustafar_cuda.so"
 
 
 class NativeError(RuntimeError):
@@ -118,25 +21,24 @@ class NativeError(RuntimeError):
 
 
 class Library:
-    def __init__(self, path=None):
-        path = path or os.environ.get("MUSTAFAR_CUDA_LIBRARY", "libmustafar_cuda.so")
-        self._library = ctypes.CDLL(path)
-        self._library.mustafar_cuda_backend.restype = ctypes.POINTER(_Table)
-        table = self._library.mustafar_cuda_backend().contents
-        if table.abi_version != ABI_VERSION:
-            raise RuntimeError(f"{path}: expected ABI version {ABI_VERSION}, got {table.abi_version}")
-        self._functions = {name: ctypes.CFUNCTYPE(I32, PTR, *arguments, PTR)(getattr(table, name))
-                           for name, arguments in _ARGUMENTS.items() if getattr(table, name)}
+    """libmustafar at a path, by default that of MUSTAFAR_LIBRARY. One process can use several, each with its CUDA library beside it."""
 
-    def call(self, name, *arguments, device=None):
-        index = torch.cuda.current_device() if device is None else device.index
-        context = Context(1, index, 0, 0, torch.cuda.current_stream(index).cuda_stream)
-        error = ctypes.create_string_buffer(512)
-        pass_on = [ctypes.addressof(a) if isinstance(a, ctypes.Structure) else
-                   a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-        status = self._functions[name](ctypes.addressof(context), *pass_on, ctypes.addressof(error))
+    def __init__(self, path=None):
+        path = path or os.environ.get("MUSTAFAR_LIBRARY", "libmustafar.so")
+        beside = os.path.join(os.path.dirname(os.path.abspath(path)), CUDA_FILE)
+        if not os.path.exists(beside):
+            # It would otherwise use the one that another libmustafar has loaded.
+            raise FileNotFoundError(f"{path}: expected {CUDA_FILE} in its folder")
+        self._library = abi.load(path)
+
+    def call(self, name, *arguments):
+        """mustafar_NAME on the current stream."""
+        context = Context(CUDA, torch.cuda.current_device(), 0, 0, torch.cuda.current_stream().cuda_stream)
+        pass_on = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a.data_ptr() if isinstance(a, torch.Tensor) else a
+                   for a in arguments]
+        status = getattr(self._library, "mustafar_" + name)(ctypes.byref(context), *pass_on)
         if status != 0:
-            raise NativeError(status, error.value.decode())
+            raise NativeError(status, self._library.mustafar_last_error().decode())
 
 
 def dense(tensor):
@@ -155,6 +57,11 @@ def rows(matrix):
 
 def address(tensor):
     return None if tensor is None else tensor.data_ptr()
+
+
+def on_device(structures):
+    """Their bytes, one behind the other."""
+    return torch.frombuffer(bytearray(b"".join(map(bytes, structures))), dtype=torch.uint8).cuda()
 
 
 def block_bytes(head_dim, dtype, keep, pattern=UNSTRUCTURED, order=PLAIN, bits=16):

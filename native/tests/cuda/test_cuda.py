@@ -1,6 +1,6 @@
 """Checks of the CUDA back end against the oracles of reference.py.
 
-    MUSTAFAR_CUDA_LIBRARY=.../libmustafar_cuda.so python3 test_cuda.py [--small] [NAME ...]
+    MUSTAFAR_LIBRARY=.../libmustafar.so python3 test_cuda.py [--small] [NAME ...]
 
 Every case draws fresh inputs from the seed that it prints. --small: the shapes for compute-sanitizer, of which
 racecheck is told to leave torch's kernels alone:
@@ -17,9 +17,10 @@ import traceback
 import torch
 
 import reference
+from abi import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT,
+                 Append, Attention, Format, Product)
 from cache import Cache, Call, compressed_tokens, last_tokens
-from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, DTYPES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT, Append, Attention, Dense, Format, Library, OffsetPages,
-                    Pages, Product, dense)
+from native import DTYPES, Library, OffsetPages, Pages, dense
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SMALL = False
@@ -321,7 +322,7 @@ def test_append():
                     target[b, :, :count] = source[b, :, expected_lengths[b]:expected_lengths[b] + count]
             after = [torch.full_like(lengths, -1) for _ in range(2)]
             given = torch.tensor(counts, dtype=torch.int32, device="cuda")
-            library.call("append", Append(
+            library.call("append_tokens", Append(
                 batch, batch, heads, most, lookahead, group, window, capacity, longest, None, given.data_ptr(), lengths.data_ptr(),
                 compressed.data_ptr(), after[0].data_ptr(), after[1].data_ptr(), dense(new[0]), dense(new[1]),
                 pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]), dense(tails[1])))
@@ -395,7 +396,8 @@ def test_tables_of_the_grid_before():
         memory[pages.gathered(pages.capacity * pages.page_blocks)] = before[places]
     query = rows("random", (slots, 4, 1, 128), F16, generator)
     scratch = Pages(1, 1, 64, 128, F16, 40, KEY_FRAGMENT, 1)
-    ring = torch.zeros((1, 1, 64, 128), dtype=F16, device="cuda")
+    # No token is in it or comes to it: it may be smaller than it is said to be.
+    ring = torch.zeros((slots * cache.key_pages.capacity, 1, 64, 128), dtype=F16, device="cuda")
 
     def writer(target, numbers):
         """An append without new tokens that writes numbers into target, as lengths or, multiples of 32, as compressed."""
@@ -404,8 +406,8 @@ def test_tables_of_the_grid_before():
         arguments = Append(count, count, 1, 0, 0, BLOCK, 1 << 20, (1 << 20) + BLOCK, 2 ** 30, None, None, given.data_ptr(),
                            given.data_ptr() if paged else zeros.data_ptr(), unused.data_ptr() if paged else target.data_ptr(),
                            target.data_ptr() if paged else unused.data_ptr(), dense(None), dense(None), scratch.blocks(),
-                           scratch.blocks(), None, Dense(ring.data_ptr(), 0, 0, 128), Dense(ring.data_ptr(), 0, 0, 128))
-        return lambda: (library.call("append", arguments), given)[0]
+                           scratch.blocks(), None, dense(ring), dense(ring))
+        return lambda: (library.call("append_tokens", arguments), given)[0]
 
     zeros, unused = (torch.zeros(slots * cache.key_pages.capacity, dtype=torch.int32, device="cuda") for _ in range(2))
     call = Call(library, cache, query, rows=list(range(slots)))
@@ -464,13 +466,13 @@ def test_captured_steps():
     sequences.copy_(torch.arange(batch))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        for call, arguments in (("append", append), ("attention", attend)):  # prepares the kernels; counts are 0
+        for call, arguments in (("append_tokens", append), ("attention_forward", attend)):  # prepares the kernels; counts are 0
             library.call(call, arguments)
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            library.call("append", append)
-            library.call("attention", attend)
+            library.call("append_tokens", append)
+            library.call("attention_forward", attend)
     torch.cuda.synchronize()
     expected = [0] * slots
     for step in range(330):

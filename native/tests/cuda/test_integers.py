@@ -8,8 +8,10 @@ import torch
 
 import reference
 import test_cuda
+from abi import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Append,
+                 Product)
 from cache import Cache, Call, compressed_tokens
-from native import ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, DTYPES, KEY_FRAGMENT, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Append, Pages, Product, dense
+from native import DTYPES, Pages, dense
 from test_cuda import BF16, F16, F32, check
 
 ORDER = {"keys": KEY_FRAGMENT, "values": VALUE_FRAGMENT}
@@ -249,7 +251,7 @@ def test_append():
             before = torch.tensor([length], dtype=torch.int32, device="cuda")
             done = torch.tensor([compressed_tokens(length, window, group)], dtype=torch.int32, device="cuda")
             new = [x[:, :, length:length + n].contiguous() for x in (keys, values)]
-            test_cuda.library.call("append", Append(
+            test_cuda.library.call("append_tokens", Append(
                 1, 1, heads, n, 0, group, window, capacity, total, None, None, before.data_ptr(), done.data_ptr(), None, None,
                 dense(new[0]), dense(new[1]), pages[0].blocks(), pages[1].blocks(), factors.data_ptr(), dense(tails[0]), dense(tails[1])))
             length += n

@@ -7,8 +7,9 @@ import torch
 
 import reference
 import test_cuda
+from abi import KEY_FRAGMENT, PLAIN, VALUE_FRAGMENT, Product
 from cache import Cache, Call, last_tokens
-from native import KEY_FRAGMENT, PLAIN, VALUE_FRAGMENT, Pages, Product, dense
+from native import Pages, dense
 from test_cuda import BF16, F16, F32, check
 
 SPECIAL = (float("nan"), float("inf"), -float("inf"))

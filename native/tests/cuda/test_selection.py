@@ -1,16 +1,14 @@
 """Choosing channels on a GPU apart from packing them: by an importance of each channel and by a caller's bitmap, in whole tensors and in
-appends, against plain computations.
-
-MUSTAFAR_CUDA_LIBRARY=.../libmustafar_cuda.so python test_selection.py [names]
-"""
+appends, against plain computations. Run as test_cuda.py, which it shares its command line with."""
 import sys
 
 import torch
 
 import reference
 import test_cuda
-from native import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, DTYPES, FIXED, KEY_FRAGMENT, MASK, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Append,
-                    Format, Pages, dense)
+from abi import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, FIXED, KEY_FRAGMENT, MASK, PLAIN, UNSTRUCTURED, VALUE_FRAGMENT, Append,
+                 Format)
+from native import DTYPES, Pages, dense
 from test_cuda import BF16, F16, F32, check, rows
 
 ROLES = (("keys", BALANCED_KEYS, KEY_FRAGMENT), ("values", BALANCED_VALUES, VALUE_FRAGMENT))
@@ -123,7 +121,7 @@ def test_append():
         pages = [Pages(slots, heads, before + added, head_dim, dtype, keep, order, 2) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
         bitmap = reference.bitmap_words(key_mask)
         new = [x[:, :, before:] for x in (keys, values)]
-        test_cuda.library.call("append", Append(
+        test_cuda.library.call("append_tokens", Append(
             batch, slots, heads, added, 0, BLOCK, 32, tail, before + added, places.data_ptr(), None, lengths.data_ptr(), compressed.data_ptr(), None,
             None, dense(new[0]), dense(new[1]), pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]), dense(tails[1]), None,
             importance.data_ptr(), bitmap.data_ptr(), None, due))

@@ -2,7 +2,6 @@
 command line with."""
 import itertools
 import math
-import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 
 import step_reference as reference
 import test_cuda
-from native import DTYPES, Linear, NativeError, Norm, Rope, Sampling, address, dense, rows
+from abi import Linear, Norm, Rope, Sampling, SamplingOptions
+from native import DTYPES, NativeError, address, dense, on_device, rows
 from test_cuda import BF16, F16, F32, check
 
 ROUNDING = {F32: 1e-6, F16: 2.0 ** -11, BF16: 2.0 ** -8}  # of the largest value, where torch happens to be exact
@@ -124,7 +124,7 @@ def linear_case(dtype, count, inputs, outputs, gated, extras, gap):
         exact, plain = reference.silu_mul(exact), F.silu(gate) * up
     if extras:
         exact, plain = exact + residual.double(), plain + residual
-    call("linear", Linear(DTYPES[dtype], count, inputs, outputs, gated, 1e-5, rows(x), address(norm), rows(weight), address(bias),
+    call("linear_forward", Linear(DTYPES[dtype], count, inputs, outputs, gated, 1e-5, rows(x), address(norm), rows(weight), address(bias),
                           rows(residual), rows(out)))
     close(f"{dtype} {count} x {inputs} -> {outputs} gated {gated} extras {extras} gap {gap}", out, exact, plain)
 
@@ -148,9 +148,6 @@ def test_linear():
         check("in_features" in str(error), str(error))
 
 
-OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed")
-
-
 pool = ThreadPoolExecutor(16)  # numpy sorts beside itself
 
 
@@ -168,8 +165,7 @@ def packed(bits):
 def draw(name, logits, chosen, draws=3, counts=None, prompt=None, allowed=None):
     """Draws for each row of logits, with its options, and compares with the oracle."""
     batch, vocab = logits.shape
-    data = b"".join(struct.pack("<fi5fiQ", *(o[n] for n in OPTIONS[:7]), 0, o["seed"]) for o in chosen)
-    parameters = torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
+    parameters = on_device(SamplingOptions(**o) for o in chosen)
     steps = torch.arange(batch, dtype=torch.int64, device="cuda") << 31
     tokens, logs = torch.empty(batch, dtype=torch.int64, device="cuda"), torch.empty(batch, device="cuda")
     device_counts = None if counts is None else torch.from_numpy(counts.astype(np.int32)).cuda()
@@ -307,17 +303,17 @@ def test_graph():
     norm = torch.ones(hidden, dtype=dtype, device="cuda")
     x, residual, h = x0.clone(), residual0.clone(), torch.empty(4, width, dtype=dtype, device="cuda")
     logits = torch.empty(4, vocab, dtype=dtype, device="cuda")
-    parameters = torch.frombuffer(bytearray(struct.pack("<fi5fiQ", 0.8, 40, 0.95, 0, 1.1, 0, 0, 0, 9) * 4), dtype=torch.uint8).cuda()
+    parameters = on_device([SamplingOptions(0.8, 40, 0.95, 0, 1.1, 0, 0, 0, 9)] * 4)
     steps, counts = torch.zeros(4, dtype=torch.int64, device="cuda"), torch.zeros(4, vocab, dtype=torch.int32, device="cuda")
     tokens = torch.empty(4, dtype=torch.int64, device="cuda")
     gate_up = torch.empty(4, 2 * width, dtype=dtype, device="cuda")
 
     def step():
         call("rms_norm", Norm(2, hidden, 4, 1e-5, rows(x), rows(residual), address(norm), rows(x)))
-        call("linear", Linear(2, 4, hidden, 2 * width, 0, 0, rows(x), None, rows(weights[0]), None, rows(None), rows(gate_up)))
+        call("linear_forward", Linear(2, 4, hidden, 2 * width, 0, 0, rows(x), None, rows(weights[0]), None, rows(None), rows(gate_up)))
         call("silu_mul", 2, 4, width, rows(gate_up), rows(h))
-        call("linear", Linear(2, 4, width, hidden, 0, 0, rows(h), None, rows(weights[1]), None, rows(residual), rows(residual)))
-        call("linear", Linear(2, 4, hidden, vocab, 0, 1e-5, rows(residual), address(norm), rows(weights[2]), None, rows(None), rows(logits)))
+        call("linear_forward", Linear(2, 4, width, hidden, 0, 0, rows(h), None, rows(weights[1]), None, rows(residual), rows(residual)))
+        call("linear_forward", Linear(2, 4, hidden, vocab, 0, 1e-5, rows(residual), address(norm), rows(weights[2]), None, rows(None), rows(logits)))
         call("sample", Sampling(2, 4, vocab, 0, rows(logits), address(parameters), address(steps), address(counts), None, None, address(tokens), None))
 
     def run(run_step):
