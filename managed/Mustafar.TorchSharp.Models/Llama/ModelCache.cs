@@ -193,6 +193,24 @@ public sealed class ModelCache : IDisposable
         string path, string fingerprint, IProgress<double>? progress = null, CancellationToken cancellationToken = default) =>
         MustafarCacheFile.Load(path, Compressed(), _sequences, fingerprint, progress, cancellationToken);
 
+    /// <inheritdoc cref="Save"/>
+    /// <returns>A task of the thread pool that completes when everything is written. It throws the exceptions listed here. The cache can't be
+    /// used meanwhile.</returns>
+    public Task SaveAsync(
+        string path,
+        string fingerprint,
+        IReadOnlyDictionary<string, string>? metadata = null,
+        IProgress<double>? progress = null,
+        CancellationToken cancellationToken = default) =>
+        Task.Run(() => Save(path, fingerprint, metadata, progress, cancellationToken), cancellationToken);
+
+    /// <inheritdoc cref="Load"/>
+    /// <returns>The additional metadata in the file. The task, of the thread pool, throws the exceptions listed here. The cache can't be used
+    /// meanwhile.</returns>
+    public Task<IReadOnlyDictionary<string, string>> LoadAsync(
+        string path, string fingerprint, IProgress<double>? progress = null, CancellationToken cancellationToken = default) =>
+        Task.Run(() => Load(path, fingerprint, progress, cancellationToken), cancellationToken);
+
     /// <summary>Shortens every sequence that is longer to its first tokens.</summary>
     /// <param name="length">Maximum number of tokens that remain.</param>
     /// <exception cref="ArgumentOutOfRangeException"><paramref name="length"/> is negative.</exception>

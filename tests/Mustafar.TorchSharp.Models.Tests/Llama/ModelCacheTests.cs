@@ -102,6 +102,46 @@ public sealed class ModelCacheTests
     }
 
     [Test]
+    public async Task ASavedBatchGoesOnAsItWould()
+    {
+        using TemporaryDirectory directory = new();
+        string path = directory.File("texts");
+        using ModelCache cache = NewCache(compressed: true, 2), restored = NewCache(compressed: true, 2);
+        _ = Next(cache, Prompts(90, 75));
+        List<double> saved = [], loaded = [];
+        await cache.SaveAsync(path, "model", new Dictionary<string, string> { ["title"] = "two" }, new Shares(saved.Add));
+        IReadOnlyDictionary<string, string> metadata = await restored.LoadAsync(path, "model", new Shares(loaded.Add));
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(metadata, Is.EqualTo(new Dictionary<string, string> { ["title"] = "two" }));
+            Assert.That(saved, Is.Ordered.And.Member(1.0));
+            Assert.That(loaded, Is.Ordered.And.Member(1.0));
+            Assert.That(restored.Lengths, Is.EqualTo(new[] { 90, 75 }));
+            Assert.That(Next(restored, [[3], [4]]), Is.EqualTo(Next(cache, [[3], [4]])));
+        }
+    }
+
+    [Test]
+    public async Task SavingThatFailsOrIsCancelledFailsInItsTask()
+    {
+        using TemporaryDirectory directory = new();
+        string path = directory.File("text");
+        using ModelCache cache = NewCache(compressed: true, 1), dense = NewCache(compressed: false, 1), empty = NewCache(compressed: true, 1);
+        _ = Next(cache, Prompts(90));
+        using CancellationTokenSource source = new();
+        Task saving = cache.SaveAsync(path, "model", progress: new Shares(_ => source.Cancel()), cancellationToken: source.Token);
+        Task unsupported = dense.SaveAsync(path, "model");
+        Assert.That(async () => await saving, Throws.InstanceOf<OperationCanceledException>());
+        Assert.That(async () => await unsupported, Throws.TypeOf<NotSupportedException>());
+        Assert.That(path, Does.Not.Exist);
+        await cache.SaveAsync(path, "model");
+        Task refused = empty.LoadAsync(path, "another"), stopped = empty.LoadAsync(path, "model", cancellationToken: new CancellationToken(true));
+        Assert.That(async () => await refused, Throws.TypeOf<MustafarCacheFileException>());
+        Assert.That(async () => await stopped, Throws.InstanceOf<OperationCanceledException>());
+        Assert.That(empty.Length, Is.Zero);
+    }
+
+    [Test]
     public void NothingIsLeftOfAForkThatFails()
     {
         using ModelCache cache = new(new DenseModelCache(2, new() { NumKvHeads = 1, HeadDim = 64 }, ScalarType.Float32, limits: new CacheLimits { MaxSequences = 2 }));
@@ -174,5 +214,11 @@ public sealed class ModelCacheTests
         using IDisposable mode = inference_mode();
         return _model.NextTokenLogits(
             TokenIds.ToPaddedTensor(tokens, CPU), cache, [.. tokens.Select(ids => ids.Length)]).data<float>().ToArray();
+    }
+
+    // At once, on the thread that reports.
+    private sealed class Shares(Action<double> report) : IProgress<double>
+    {
+        public void Report(double value) => report(value);
     }
 }
