@@ -42,7 +42,7 @@ internal sealed class EvaluationTaskOptions
     private readonly Option<int> _seed = CommandOption.Number("--seed", "Random seed of recall, needle and ruler.", "S", 0);
 
     private readonly Option<int> _batch = CommandOption.Number(
-        "--batch", "Sequences decoded as one batch; longbench and longbench-v2 decode one at a time.", "N", 11);
+        "--batch", "Sequences decoded as one batch; without it longbench and longbench-v2 decode one at a time.", "N", 11);
 
     private readonly Option<string?> _longBench = new("--longbench")
     {
@@ -164,11 +164,19 @@ internal sealed class EvaluationTaskOptions
 
         ChatTemplate? template = Template(arguments, language);
         return datasets.Distinct().Select(dataset => new LongBenchTask(
-            language, folder, dataset, template, arguments.GetValue(_promptTokens), arguments.GetValue(_samples)));
+            language, folder, dataset, template, arguments.GetValue(_promptTokens), arguments.GetValue(_samples), LongBatch(arguments)));
     }
 
     private LongBenchV2Task LongBenchV2(ParseResult arguments, LanguageModel language) => new(
-        language, arguments.GetValue(_longBenchV2)!, Template(arguments, language), arguments.GetValue(_promptTokens), arguments.GetValue(_samples));
+        language,
+        arguments.GetValue(_longBenchV2)!,
+        Template(arguments, language),
+        arguments.GetValue(_promptTokens),
+        arguments.GetValue(_samples),
+        LongBatch(arguments));
+
+    // Prompts may be as long as the context: several take much memory.
+    private int LongBatch(ParseResult arguments) => arguments.GetResult(_batch) is { Implicit: false } ? arguments.GetValue(_batch) : 1;
 
     private ChatTemplate? Template(ParseResult arguments, LanguageModel language)
     {

@@ -17,6 +17,7 @@ public sealed class LongBenchTask : GenerationTask
 
     private readonly LongBenchDataset _data;
     private readonly CutPrompts _prompts;
+    private readonly int _batch;
 
     /// <summary>Reads a data set.</summary>
     /// <param name="language">The model.</param>
@@ -27,19 +28,26 @@ public sealed class LongBenchTask : GenerationTask
     /// model's context leaves next to an answer. Published numbers used a few hundred less than the context: 3500 of 4096, 7500 of
     /// 8192.</param>
     /// <param name="samples">Maximum number of samples to measure, from the start of the file; null for all.</param>
+    /// <param name="batch">Number of samples answered in one batch, which takes so many times the memory.</param>
     /// <exception cref="FileNotFoundException">A file does not exist.</exception>
     /// <exception cref="UnusableFileException">A file is not valid; the message names the file, line and key.</exception>
     /// <exception cref="ArgumentException">There is no such data set, or the model's context is too small for any prompt.</exception>
     public LongBenchTask(
-        LanguageModel language, LongBenchFolder folder, string dataset, ChatTemplate? template = null, int? maxPromptTokens = null, int? samples = null)
-        : this(language, (folder ?? throw new ArgumentNullException(nameof(folder))).Read(dataset), template, maxPromptTokens, samples)
+        LanguageModel language,
+        LongBenchFolder folder,
+        string dataset,
+        ChatTemplate? template = null,
+        int? maxPromptTokens = null,
+        int? samples = null,
+        int batch = 1)
+        : this(language, (folder ?? throw new ArgumentNullException(nameof(folder))).Read(dataset), template, maxPromptTokens, samples, batch)
     {
     }
 
-    private LongBenchTask(LanguageModel language, LongBenchDataset data, ChatTemplate? template, int? maxPromptTokens, int? samples)
-        : base($"longbench-{data.Name}", language, Math.Min(samples ?? data.Items.Count, data.Items.Count), batch: 1)
+    private LongBenchTask(LanguageModel language, LongBenchDataset data, ChatTemplate? template, int? maxPromptTokens, int? samples, int batch)
+        : base($"longbench-{data.Name}", language, Math.Min(samples ?? data.Items.Count, data.Items.Count), batch)
     {
-        _data = data;
+        (_data, _batch) = (data, batch);
         _prompts = new CutPrompts(language, s_withoutChat.Contains(data.Name) ? null : template, maxPromptTokens, data.MaxTokens, data.Name);
     }
 
@@ -51,6 +59,7 @@ public sealed class LongBenchTask : GenerationTask
         ["max_tokens"] = _data.MaxTokens,
         ["max_prompt_tokens"] = _prompts.MaxTokens,
         ["samples"] = Samples,
+        ["batch"] = _batch,
         ["chat_template_sha256"] = _prompts.TemplateHash,
     };
 

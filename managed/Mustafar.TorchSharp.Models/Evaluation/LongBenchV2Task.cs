@@ -16,6 +16,7 @@ public sealed partial class LongBenchV2Task : GenerationTask
 
     private readonly LongBenchV2File _file;
     private readonly CutPrompts _prompts;
+    private readonly int _batch;
 
     /// <summary>Reads the questions.</summary>
     /// <param name="language">The model.</param>
@@ -24,18 +25,19 @@ public sealed partial class LongBenchV2Task : GenerationTask
     /// <param name="maxPromptTokens">Number of tokens to which longer prompts are cut, not counting the chat template; if null, what the
     /// model's context leaves next to an answer.</param>
     /// <param name="samples">Maximum number of questions to measure, from the start of the file; null for all.</param>
+    /// <param name="batch">Number of questions answered in one batch, which takes so many times the memory.</param>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="UnusableFileException">The file is not valid; the message names the file, question and key.</exception>
     /// <exception cref="ArgumentException">The model's context is too small for any prompt.</exception>
     public LongBenchV2Task(
-        LanguageModel language, string path, ChatTemplate? template = null, int? maxPromptTokens = null, int? samples = null)
-        : this(language, LongBenchV2File.Load(path), template, maxPromptTokens, samples)
+        LanguageModel language, string path, ChatTemplate? template = null, int? maxPromptTokens = null, int? samples = null, int batch = 1)
+        : this(language, LongBenchV2File.Load(path), template, maxPromptTokens, samples, batch)
     {
     }
 
-    private LongBenchV2Task(LanguageModel language, LongBenchV2File file, ChatTemplate? template, int? maxPromptTokens, int? samples)
-        : base("longbench-v2", language, Math.Min(samples ?? file.Questions.Count, file.Questions.Count), batch: 1) =>
-        (_file, _prompts) = (file, new CutPrompts(language, template, maxPromptTokens, AnswerTokens, "longbench-v2"));
+    private LongBenchV2Task(LanguageModel language, LongBenchV2File file, ChatTemplate? template, int? maxPromptTokens, int? samples, int batch)
+        : base("longbench-v2", language, Math.Min(samples ?? file.Questions.Count, file.Questions.Count), batch) =>
+        (_file, _prompts, _batch) = (file, new CutPrompts(language, template, maxPromptTokens, AnswerTokens, "longbench-v2"), batch);
 
     /// <inheritdoc/>
     public override JsonObject Inputs => new()
@@ -43,6 +45,7 @@ public sealed partial class LongBenchV2Task : GenerationTask
         ["data_sha256"] = _file.Hash,
         ["max_prompt_tokens"] = _prompts.MaxTokens,
         ["samples"] = Samples,
+        ["batch"] = _batch,
         ["chat_template_sha256"] = _prompts.TemplateHash,
     };
 

@@ -10,7 +10,7 @@ namespace Mustafar.Tests.Evaluation;
 public sealed class LongBenchTests : TinyLanguageFixture
 {
     [Test]
-    public void FromFilesToScores()
+    public void FromFilesToScores([Values(1, 2)] int batch)
     {
         using TemporaryDirectory folder = Folder();
         LongBenchFolder bench = new(folder.Path);
@@ -30,7 +30,8 @@ public sealed class LongBenchTests : TinyLanguageFixture
 
         double Score(string dataset, CacheSetting setting)
         {
-            LongBenchTask task = new(Language, bench, dataset, ChatTemplate.Load(Checkpoint));
+            LongBenchTask task = new(Language, bench, dataset, ChatTemplate.Load(Checkpoint), batch: batch);
+            Assert.That(task.Parts, Is.EqualTo(batch == 1 ? task.Samples : 1));
             TaskResult result = task.Summarize(
                 [.. Enumerable.Range(0, task.Parts).Select(part => task.MeasurePart(setting, part, new Progress<double>(), default))]);
             Assert.That(

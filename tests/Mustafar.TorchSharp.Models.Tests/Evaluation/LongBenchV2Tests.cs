@@ -57,10 +57,10 @@ public sealed class LongBenchV2Tests : TinyLanguageFixture
         Assert.That(LongBenchV2Task.ChoiceOf(answer), Is.EqualTo(choice));
 
     [Test]
-    public void ScoresAreThoseOfChoicesByDifficultyAndLength()
+    public void ScoresAreThoseOfChoicesByDifficultyAndLength([Values(1, 2)] int batch)
     {
         string path = Write(new JsonArray(Question(0, "A", "easy", "short"), Question(1, "B", "easy", "short"), Question(2, "A", "hard", "long")).ToJsonString());
-        LongBenchV2Task task = new(Language, path, ChatTemplate.Load(Checkpoint), maxPromptTokens: 60, samples: 2);
+        LongBenchV2Task task = new(Language, path, ChatTemplate.Load(Checkpoint), maxPromptTokens: 60, samples: 2, batch);
         PromptSample[] samples = [.. Enumerable.Range(0, 2).Select(task.MakeSample)];
         using (Assert.EnterMultipleScope())
         {
@@ -70,6 +70,7 @@ public sealed class LongBenchV2Tests : TinyLanguageFixture
 
         JsonNode[] parts = [.. Enumerable.Range(0, task.Parts).Select(part => task.MeasurePart(CacheSetting.Dense, part, new Progress<double>(), default))];
         TaskResult result = task.Summarize(parts);
+        Assert.That(parts, Has.Length.EqualTo(2 / batch));
         Assert.That(result.Metrics["score"], Is.Zero, "it says nothing but k");
         Assert.That(result.Details!["groups"]!["easy, short"], Is.Not.Null);
     }
