@@ -115,11 +115,7 @@ public sealed class Conversation : IDisposable
             throw new ArgumentException("Expected at least one turn to reply to.", nameof(newTurns));
         }
 
-        if (stopSequences?.Any(string.IsNullOrEmpty) ?? false)
-        {
-            throw new ArgumentException("Expected non-empty stop sequences.", nameof(stopSequences));
-        }
-
+        StopSequences.Check(stopSequences, nameof(stopSequences));
         List<int> prompt = _model.Encode([.. _turns, .. newTurns], TemplateVariables, cancellationToken);
         return Stream(newTurns, new Reply(_model, _cache, prompt, stopSequences ?? []), sampler, maxTokens, cancellationToken);
     }

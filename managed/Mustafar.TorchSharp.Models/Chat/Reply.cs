@@ -1,5 +1,4 @@
 using Mustafar.Models.Generation;
-using Mustafar.Models.Tokenizer;
 
 namespace Mustafar.Models.Chat;
 
@@ -40,40 +39,19 @@ internal sealed class Reply(ChatModel model, PromptCache cache, IReadOnlyList<in
     /// <returns>Its parts, each as soon as it is known.</returns>
     public IEnumerable<string> Read(Sampler sampler, int maxTokens, CancellationToken cancellationToken)
     {
-        StopSequences stops = new(stopSequences);
-        IncrementalDetokenizer detokenizer = new(model.Language.Tokenizer);
-        int generated = 0;
-        ReplyEnd end = ReplyEnd.Interrupted;
+        GeneratedText text = new(model.Language.Tokenizer, model.StopTokens, stopSequences, continuesText: false);
         try
         {
-            foreach (int token in cache.Generate(prompt, sampler, maxTokens, model.StopTokens, cancellationToken))
+            foreach (string part in text.Read(cache.Generate(prompt, sampler, maxTokens, model.StopTokens, cancellationToken)))
             {
-                generated++;
-                bool isEnd = model.StopTokens.Contains(token);
-                string part = stops.Append(isEnd ? detokenizer.Finish() : detokenizer.Append(token));
-                if (part.Length > 0)
-                {
-                    yield return part;
-                }
-
-                if (isEnd || stops.IsFound)
-                {
-                    end = ReplyEnd.Stop;
-                    break;
-                }
-            }
-
-            end = end == ReplyEnd.Stop ? end : ReplyEnd.Length;
-            string rest = (end == ReplyEnd.Length ? stops.Append(detokenizer.Finish()) : "") + stops.Finish();
-            if (rest.Length > 0)
-            {
-                yield return rest;
+                yield return part;
             }
         }
         finally
         {
             // Also if reading stopped in between, or generating failed.
-            Usage = new ReplyUsage(cache.ReusedTokens, prompt.Count - cache.ReusedTokens, generated, end);
+            ReplyEnd end = text.IsStopped ? ReplyEnd.Stop : text.HasEnded ? ReplyEnd.Length : ReplyEnd.Interrupted;
+            Usage = new ReplyUsage(cache.ReusedTokens, prompt.Count - cache.ReusedTokens, text.Tokens, end);
         }
     }
 }

@@ -10,10 +10,10 @@ namespace Mustafar.Models.Generation;
 /// <code>
 /// using LanguageModel language = LanguageModel.Load(directory);
 /// using ModelCache cache = ModelCache.Mustafar(language.Model, MustafarPresets.HalfInFourBits);
-/// TokenGenerator generator = new(language.Model, cache);
-/// List&lt;int&gt; prompt = language.Tokenizer.Encode("def main():");
-/// IEnumerable&lt;int&gt; tokens = generator.Generate(prompt, new Sampler(SamplingParameters.Greedy), maxTokens: 20, language.StopTokens);
-/// Console.WriteLine(language.Tokenizer.Decode(tokens));
+/// foreach (string part in language.Generate("def main():", cache, maxTokens: 20, SamplingParameters.Greedy))
+/// {
+///     Console.Write(part);
+/// }
 /// </code>
 /// </example>
 public sealed class LanguageModel : IDisposable
@@ -32,6 +32,7 @@ public sealed class LanguageModel : IDisposable
         LlamaForCausalLM model,
         TextTokenizer? tokenizer,
         IReadOnlySet<int> stopTokens,
+        SamplingParameters sampling,
         IReadOnlyList<string> unused)
     {
         Directory = directory;
@@ -39,6 +40,7 @@ public sealed class LanguageModel : IDisposable
         Model = model;
         _tokenizer = tokenizer;
         StopTokens = stopTokens;
+        Sampling = sampling;
         UnusedTensors = unused;
     }
 
@@ -57,6 +59,9 @@ public sealed class LanguageModel : IDisposable
 
     /// <summary>Tokens that end a text.</summary>
     public IReadOnlySet<int> StopTokens { get; }
+
+    /// <summary>How tokens are chosen if the caller doesn't say: <see cref="GenerationConfig.Sampling"/>.</summary>
+    public SamplingParameters Sampling { get; }
 
     /// <summary>Tensors of the checkpoint that the model doesn't use; usually a sign that it is of another kind.</summary>
     public IReadOnlyList<string> UnusedTensors { get; }
@@ -86,6 +91,7 @@ public sealed class LanguageModel : IDisposable
         string configFile = Path.Combine(directory, "config.json");
         LlamaConfig config = LlamaConfig.Load(configFile);
         IReadOnlySet<int> stopTokens = Generation.StopTokens.Load(directory, config);
+        SamplingParameters sampling = GenerationConfig.Load(directory).Sampling;
         TextTokenizer? tokenizer = withTokenizer ? TextTokenizer.Load(directory, frame) : null;
         tokenizer?.LimitIds(config.VocabSize, directory);
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(directory);
@@ -105,13 +111,52 @@ public sealed class LanguageModel : IDisposable
             IReadOnlyList<string> unused = [.. CheckpointLoader.Load(model, checkpoint, progress, cancellationToken)
                 .Where(name => !name.EndsWith(DerivedSuffix, StringComparison.Ordinal) && !(name == Head && config.TieWordEmbeddings))];
             string fingerprint = ModelFingerprint.Of(configFile, checkpoint);
-            return new LanguageModel(directory, fingerprint, model, tokenizer, stopTokens, unused);
+            return new LanguageModel(directory, fingerprint, model, tokenizer, stopTokens, sampling, unused);
         }
         catch
         {
             model.Dispose();
             throw;
         }
+    }
+
+    /// <summary>Continues a text until a stop token, a stop sequence, the maximum number of tokens, or the model's context
+    /// length.</summary>
+    /// <remarks><see cref="TokenGenerator"/> continues several texts at once, or a text that is already cached; <see cref="BeamSearch"/>
+    /// and <see cref="BestOf"/> search for the likeliest continuations.</remarks>
+    /// <param name="prompt">The text.</param>
+    /// <param name="cache">An empty cache of the model, of batch size 1. Afterwards it holds the prompt and the generated tokens but the
+    /// last; <see cref="ModelCache.Clear"/> prepares it for another text.</param>
+    /// <param name="maxTokens">Maximum number of tokens to generate.</param>
+    /// <param name="sampling">How tokens are chosen; <see cref="Sampling"/> if null.</param>
+    /// <param name="stopSequences">Texts that end the continuation and are not part of it; none if null.</param>
+    /// <param name="cancellationToken">Cancels before the next token, or while the prompt is read; nothing of it is cached then.</param>
+    /// <returns>The parts of the continuation, each as soon as it is known. They are generated as they are read.</returns>
+    /// <exception cref="ArgumentException">The cache is not empty or has a different batch size, the prompt has no tokens or does not fit into
+    /// the model, or a stop sequence is empty.</exception>
+    /// <exception cref="InvalidOperationException">The model was loaded without its tokenizer.</exception>
+    /// <exception cref="OperationCanceledException">The call was cancelled; thrown while the parts are read.</exception>
+    public IEnumerable<string> Generate(
+        string prompt,
+        ModelCache cache,
+        int maxTokens,
+        SamplingParameters? sampling = null,
+        IReadOnlyList<string>? stopSequences = null,
+        CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(prompt);
+        ArgumentNullException.ThrowIfNull(cache);
+        if (cache.BatchSize != 1 || cache.Positions[0] != 0)
+        {
+            throw new ArgumentException(
+                $"Expected an empty cache of one sequence, but got {cache.BatchSize} with up to {cache.Positions.Max()} tokens.", nameof(cache));
+        }
+
+        StopSequences.Check(stopSequences, nameof(stopSequences));
+        List<int> ids = Tokenizer.Encode(prompt, cancellationToken: cancellationToken);
+        IEnumerable<int> tokens = new TokenGenerator(Model, cache).Generate(
+            ids, new Sampler(sampling ?? Sampling), maxTokens, StopTokens, cancellationToken);
+        return new GeneratedText(Tokenizer, StopTokens, stopSequences ?? [], continuesText: true).Read(tokens);
     }
 
     /// <inheritdoc/>

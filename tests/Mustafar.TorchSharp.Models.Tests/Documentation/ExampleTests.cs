@@ -28,12 +28,12 @@ internal sealed class ExampleTests
 
         using LanguageModel language = LanguageModel.Load(directory);
         using ModelCache cache = ModelCache.Mustafar(language.Model, MustafarPresets.HalfInFourBits);
-        TokenGenerator generator = new(language.Model, cache);
-        List<int> prompt = language.Tokenizer.Encode("def main():");
-        IEnumerable<int> tokens = generator.Generate(prompt, new Sampler(SamplingParameters.Greedy), maxTokens: 20, language.StopTokens);
-        Console.WriteLine(language.Tokenizer.Decode(tokens));
+        foreach (string part in language.Generate("def main():", cache, maxTokens: 20, SamplingParameters.Greedy))
+        {
+            Console.Write(part);
+        }
 
-        Assert.That(cache.Length, Is.EqualTo(prompt.Count + 19));
+        Assert.That(cache.Length, Is.EqualTo(language.Tokenizer.Encode("def main():").Count + 19));
     }
 
     [Test]

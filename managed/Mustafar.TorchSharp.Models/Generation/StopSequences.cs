@@ -1,12 +1,24 @@
 using System.Text;
 
-namespace Mustafar.Models.Chat;
+namespace Mustafar.Models.Generation;
 
 /// <summary>Ends a streamed text when one of several sequences appears in it.</summary>
 /// <param name="sequences">The sequences, none empty.</param>
 internal sealed class StopSequences(IReadOnlyList<string> sequences)
 {
     private readonly StringBuilder _held = new();
+
+    /// <summary>Checks a caller's sequences.</summary>
+    /// <param name="sequences">The sequences; null for none.</param>
+    /// <param name="parameter">Name of the caller's parameter.</param>
+    /// <exception cref="ArgumentException">One is empty.</exception>
+    public static void Check(IReadOnlyList<string>? sequences, string parameter)
+    {
+        if (sequences?.Any(string.IsNullOrEmpty) ?? false)
+        {
+            throw new ArgumentException("Expected non-empty stop sequences.", parameter);
+        }
+    }
 
     /// <summary>Whether a sequence appeared.</summary>
     public bool IsFound { get; private set; }
