@@ -53,20 +53,35 @@ public sealed class LlamaChatClient : IChatClient
     private volatile bool _disposed;
 
     /// <summary>Takes over a loaded model.</summary>
+    /// <param name="language">The model, with its tokenizer. It is disposed with the client; nothing else may use it meanwhile.</param>
+    /// <param name="options">How to run it; the defaults if null. Data type and device are those of the model: the options must name
+    /// none.</param>
+    /// <exception cref="ArgumentException">The options name a data type or a device, or a chat template that does not exist.</exception>
+    /// <exception cref="UnsupportedModelException">The checkpoint has no chat template, or one that can't be rendered.</exception>
+    /// <exception cref="IOException">A file of the checkpoint is missing or damaged.</exception>
+    /// <exception cref="InvalidOperationException">The model was loaded without its tokenizer.</exception>
+    public LlamaChatClient(LanguageModel language, LlamaChatClientOptions? options = null)
+        : this(ChatModelOf(language, options), options ?? new LlamaChatClientOptions())
+    {
+    }
+
+    /// <summary>Takes over a loaded model with its template.</summary>
     /// <param name="model">The model that replies.</param>
-    /// <param name="sampling">How tokens are chosen if a request doesn't say.</param>
     /// <param name="options">How to run it.</param>
-    /// <param name="newCache">Makes an empty cache.</param>
-    internal LlamaChatClient(ChatModel model, SamplingParameters sampling, LlamaChatClientOptions options, Func<ModelCache> newCache)
+    /// <param name="newCache">Makes an empty cache; one as in the options if null.</param>
+    internal LlamaChatClient(ChatModel model, LlamaChatClientOptions options, Func<ModelCache>? newCache = null)
     {
         _model = model;
         _options = options;
         _logger = options.LoggerFactory?.CreateLogger<LlamaChatClient>() ?? (ILogger)NullLogger.Instance;
+        newCache ??= () => options.Cache is MustafarOptions pruned
+            ? ModelCache.Mustafar(model.Language.Model, pruned)
+            : ModelCache.Dense(model.Language.Model);
         _caches = new PromptCachePool(
             () => new PromptCache(model.Language.Model, newCache()), options.PrefixCaching ? options.MaxConversations : 1);
         string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(model.Language.Directory)));
         _metadata = new ChatClientMetadata("mustafar", defaultModelId: name.Length > 0 ? name : null);
-        _defaults = new ChatRequestDefaults(_metadata.DefaultModelId, sampling, options.MaxOutputTokens);
+        _defaults = new ChatRequestDefaults(_metadata.DefaultModelId, model.Language.Sampling, options.MaxOutputTokens);
     }
 
     /// <summary>Loads a checkpoint.</summary>
@@ -90,13 +105,10 @@ public sealed class LlamaChatClient : IChatClient
         long start = Stopwatch.GetTimestamp();
         CheckpointDirectory.Check(directory);
         ChatTemplate template = ChatTemplate.Load(directory, options.ChatTemplate);
-        SamplingParameters sampling = GenerationConfig.Load(directory).Sampling;
         LanguageModel language = LanguageModel.Load(directory, options.DType, options.Device, progress, cancellationToken: cancellationToken);
         try
         {
-            LlamaChatClient client = new(new ChatModel(language, template), sampling, options, () => options.Cache is MustafarOptions pruned
-                ? ModelCache.Mustafar(language.Model, pruned)
-                : ModelCache.Dense(language.Model));
+            LlamaChatClient client = new(new ChatModel(language, template), options);
             client.LogLoaded(Stopwatch.GetElapsedTime(start));
             return client;
         }
@@ -166,6 +178,18 @@ public sealed class LlamaChatClient : IChatClient
     {
         _disposed = true;
         FreeIfDisposed();
+    }
+
+    private static ChatModel ChatModelOf(LanguageModel language, LlamaChatClientOptions? options)
+    {
+        ArgumentNullException.ThrowIfNull(language);
+        if (options?.DType is not null || options?.Device is not null)
+        {
+            throw new ArgumentException(
+                $"Expected no data type and no device, since the model is loaded, but got {options.DType} and {options.Device}.", nameof(options));
+        }
+
+        return new ChatModel(language, ChatTemplate.Load(language.Directory, options?.ChatTemplate));
     }
 
     // The thread that disposes may be the one that reads a reply, so nothing is waited for: the last one to finish frees.

@@ -146,7 +146,7 @@ internal sealed class ChatClientRequestTests
         _directory.WithTinyCheckpoint();
         using ManualResetEventSlim isInLayer = new(), goOn = new();
         LanguageModel language = LanguageModel.Load(_directory.Path);
-        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), SamplingParameters.Greedy, s_options, () => LayerCaches.Of(
+        using LlamaChatClient client = new(new ChatModel(language, ChatTemplate.Load(_directory.Path)), s_options, () => LayerCaches.Of(
             Enumerable.Range(0, 2).Select(_ => new WatchedCache(
                 new DenseCache(1, new() { NumKvHeads = 1, HeadDim = 64 }, language.Model.DType),
                 () =>

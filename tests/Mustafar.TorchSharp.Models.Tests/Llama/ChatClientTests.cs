@@ -1,5 +1,6 @@
 using Microsoft.Extensions.AI;
 using Mustafar.Extensions.AI;
+using Mustafar.Models.Checkpoint;
 using Mustafar.Models.Generation;
 
 namespace Mustafar.Tests.Llama;
@@ -46,6 +47,20 @@ public sealed class ChatClientTests
             Assert.That(updates.SelectMany(update => update.Contents).OfType<UsageContent>().Single().Details.CachedInputTokenCount, Is.Zero);
             Assert.That(response.Usage.CachedInputTokenCount, Is.EqualTo(response.Usage.InputTokenCount - 1));
         }
+    }
+
+    [Test]
+    public async Task ALoadedModelRepliesLikeOneThatTheClientLoads()
+    {
+        LanguageModel language = LanguageModel.Load(Golden.Checkpoint, s_options.DType);
+        Assert.That(() => new LlamaChatClient(language, s_options), Throws.ArgumentException.With.Message.Contains("Float32"));
+        Assert.That(() => new LlamaChatClient(language), Throws.TypeOf<UnsupportedModelException>(), "it has no chat template");
+        LlamaChatClient client = new(language, s_options with { DType = null });
+        ChatResponse response = await client.GetResponseAsync("def add(a, b):");
+        Assert.That(response.Text, Is.EqualTo((await _client.GetResponseAsync("def add(a, b):")).Text).And.Not.Empty);
+        Assert.That(client.GetService(typeof(LanguageModel)), Is.SameAs(language));
+        client.Dispose();
+        Assert.That(language.Model.parameters().All(weight => weight.IsInvalid), "the client disposes it");
     }
 
     [Test]
