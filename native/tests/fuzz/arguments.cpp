@@ -128,6 +128,15 @@ mustafar_dense Arguments::dense(int64_t batch, int64_t heads, int64_t tokens, in
     return dense;
 }
 
+mustafar_rows Arguments::rows(int64_t count, int64_t width, int element) {
+    mustafar_rows rows{};
+    rows.row_stride = mishap() ? number(0, 300) : width + input.ConsumeIntegralInRange<int64_t>(0, 3);
+    const bool small_numbers = input.ConsumeIntegralInRange<int>(0, 3) != 0;
+    const wide elements = count > 0 ? times(count - 1, rows.row_stride) + width : 0;
+    rows.data = address(memory.make<char>(times(elements, element), small_numbers));
+    return rows;
+}
+
 mustafar_blocks Arguments::blocks(const mustafar_format& format, int64_t slots, int64_t heads, int64_t tokens) {
     mustafar_blocks blocks{};
     blocks.format = format;

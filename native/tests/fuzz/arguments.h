@@ -39,6 +39,8 @@ public:
     mustafar_format format(int32_t layout);
     // Rows of `width` elements that end with the buffer.
     mustafar_dense dense(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int element);
+    // The same of a matrix.
+    mustafar_rows rows(int64_t count, int64_t width, int element);
     // Strides of a dense tensor without its memory.
     mustafar_dense strides(int64_t heads, int64_t tokens, int64_t width);
     // Places for blocks with random content: slabs of pages in any order and, for the OFFSETS layout, a table that ascends.

@@ -139,8 +139,7 @@ void attention(Arguments& from) {
     if (from.memory.possible() && !lengthy(attention)) mustafar_attention_forward(&context, &attention);
 }
 
-void append(Arguments& from) {
-    const mustafar_context context = from.context();
+mustafar_append appended(Arguments& from) {
     mustafar_append append{};
     append.batch = from.number32(0, 2);
     slots(from, append);
@@ -175,6 +174,12 @@ void append(Arguments& from) {
     append.tail_values =
         from.dense(append.num_slots, append.num_kv_heads, append.tail_capacity, format.head_dim, element);
     selection(from, append);
+    return append;
+}
+
+void append(Arguments& from) {
+    const mustafar_context context = from.context();
+    const mustafar_append append = appended(from);
     if (from.memory.possible() && append.num_tokens <= 4096) mustafar_append_tokens(&context, &append);
 }
 

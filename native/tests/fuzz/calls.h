@@ -17,5 +17,14 @@ void products(Arguments& arguments);
 void attention(Arguments& arguments);
 void append(Arguments& arguments);
 void cache(Arguments& arguments);  // the life of a cache: appends, attention, corruption, attention
+void rms_norm(Arguments& arguments);
+void rotate(Arguments& arguments);
+void rotate_append(Arguments& arguments);
+void silu_mul(Arguments& arguments);
+void linear(Arguments& arguments);
+void sample(Arguments& arguments);
+
+// What append and rotate_append append.
+mustafar_append appended(Arguments& arguments);
 
 }  // namespace mustafar_fuzz
