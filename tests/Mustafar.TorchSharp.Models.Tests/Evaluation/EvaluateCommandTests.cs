@@ -88,6 +88,21 @@ public sealed class EvaluateCommandTests
         Assert.That(error.Split('\n').Count(line => line.EndsWith("(from an earlier run)", StringComparison.Ordinal)), Is.EqualTo(1));
     }
 
+    [TestCase(1)]
+    [TestCase(3, "--batch", "3")]
+    public void LongPromptsAreAnsweredOneAtATimeUnlessABatchIsGiven(int batch, params string[] args)
+    {
+        using TemporaryDirectory place = new();
+        File.WriteAllText(place.File("data.json"), """
+            {"_id":"1","domain":"d","sub_domain":"s","difficulty":"easy","length":"short","question":"q","choice_A":"a","choice_B":"b","choice_C":"c","choice_D":"d","answer":"A","context":"text"}
+            """);
+        (int code, _, string error) = Run(
+            ["--output", place.File("results"), "--tasks", "longbench-v2", "--longbench-v2", place.File("data.json"), .. args]);
+        Assert.That(code, Is.Zero, error);
+        JsonNode json = JsonNode.Parse(File.ReadAllText(Path.Combine(place.File("results"), "results.json")))!;
+        Assert.That((int)json["tasks"]![0]!["inputs"]!["batch"]!, Is.EqualTo(batch));
+    }
+
     [TestCase("--output", "--windows", "1")]
     [TestCase("--tasks", "--tasks", "perplexity,speed")]
     [TestCase("--prefill", "--context", "64", "--prefill", "64")]
