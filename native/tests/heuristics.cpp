@@ -11,15 +11,15 @@ namespace {
 
 using namespace mustafar::cuda;
 
-// multiprocessors, shared memory of a thread block and of a multiprocessor in KB, clusters.
+// multiprocessors, shared memory of a thread block and of a multiprocessor, clusters.
 struct Device {
     const char* name;
     AttentionDevice limits;
 };
-constexpr Device devices[] = {{"8.0", {108, 163 << 10, 164 << 10, false}},
-                              {"8.6", {84, 99 << 10, 100 << 10, false}},
-                              {"9.0", {132, 227 << 10, 228 << 10, true}},
-                              {"one multiprocessor", {1, 99 << 10, 100 << 10, false}}};
+constexpr Device devices[] = {{"8.0", {108, 163 << 10, 164 << 10, {108}}},
+                              {"8.6", {84, 99 << 10, 100 << 10, {84}}},
+                              {"9.0", {132, 227 << 10, 228 << 10, {132, 66, 32, 15, 6}}},
+                              {"one multiprocessor", {1, 99 << 10, 100 << 10, {1}}}};
 
 struct Case {
     const Device& device;
@@ -61,9 +61,11 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     const auto expect = [&](bool condition, const char* what) {
         if (!condition) stop(c, plan, what);
     };
-    const AttentionWarps* const chosen = std::find_if(
-        candidates, candidates + N, [&](const AttentionWarps& candidate) { return candidate.warps == plan.warps; });
-    expect(chosen != candidates + N, "there is a kernel of so many warps");
+    // Of candidates with as many warps, the one with the most thread blocks on a multiprocessor.
+    const AttentionWarps* chosen = nullptr;
+    for (const AttentionWarps& candidate : candidates)
+        if (candidate.warps == plan.warps) chosen = &candidate;
+    expect(chosen != nullptr, "there is a kernel of so many warps");
     expect(plan.ring_depth >= 1 && plan.ring_depth <= (c.footprint.light ? max_ring_depth : 2), "stages of the ring");
     expect(plan.ring_depth == 1 || c.footprint.waits_for_memory, "a second stage only where memory is waited for");
     expect(plan.span == 1 || (plan.span == 2 && c.footprint.pair_bytes != 0), "runs of two only where there are any");
@@ -76,15 +78,19 @@ AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     expect(plan.splits >= 1 && plan.splits <= max_splits, "1 to max_splits splits");
     const int64_t items = (c.work.blocks + plan.span - 1) / plan.span + c.work.dense_chunks;
     expect(plan.splits == 1 || plan.splits <= items, "no split is without items");
-    expect((plan.cluster & (plan.cluster - 1)) == 0, "clusters of 1, 2, 4 or 8");
-    expect(plan.cluster >= 1 && plan.splits % plan.cluster == 0, "clusters are whole");
-    expect(plan.cluster == 1 || limits.clusters, "clusters only where there are any");
+    const int* const size = std::find_if(limits.clusters, limits.clusters + cluster_sizes, [&](const int& count) {
+        return plan.cluster == 1 << (&count - limits.clusters);
+    });
+    expect(size != limits.clusters + cluster_sizes && *size > 0, "clusters of a size that there is");
+    expect(plan.splits % plan.cluster == 0, "clusters are whole");
     expect(plan.splits == plan.cluster || c.work.tiles <= max_counted_tiles, "partial results are counted");
     const int64_t resident =
         std::min<int64_t>(chosen->blocks_per_multiprocessor,
                           limits.shared_per_multiprocessor / (plan.shared_bytes + c.footprint.fixed_bytes));
     const int64_t slots = limits.multiprocessors * resident;
     expect(plan.splits == 1 || c.work.tiles % slots != 0, "tiles that fill the device in whole waves are not split");
+    expect(plan.cluster <= 2 || c.work.tiles * plan.splits / plan.cluster <= *size * resident,
+           "large clusters have room at the same time");
     return plan;
 }
 

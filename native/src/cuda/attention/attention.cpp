@@ -1,7 +1,9 @@
 // Chooses the kernel and the plan of an attention call. Axes: order (fragment or portable), dtype, head_dim.
 #include "cuda/attention/attention.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "cuda/attention/fragment.h"
 #include "cuda/attention/portable.h"
@@ -80,7 +82,7 @@ FragmentLauncher fragment_launcher(const mustafar_format& format) {
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
 AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevice& device, const AttentionWork& work,
                         int tile_count) {
-    using Key = std::array<int64_t, 15>;
+    using Key = std::array<int64_t, 18>;
     const Key key{footprint.iteration_bytes,
                   footprint.pair_bytes,
                   footprint.output_bytes,
@@ -91,7 +93,10 @@ AttentionPlan plan_once(const AttentionFootprint& footprint, const AttentionDevi
                   device.multiprocessors,
                   device.shared_per_block,
                   device.shared_per_multiprocessor,
-                  device.clusters,
+                  device.clusters[1],
+                  device.clusters[2],
+                  device.clusters[3],
+                  device.clusters[4],
                   work.tiles,
                   work.blocks,
                   work.dense_chunks,
@@ -129,7 +134,9 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     footprint.pair_bytes = footprint.light && pairs ? stage_bytes(2) : 0;
     footprint.output_bytes = align(std::min(rows, tile_rows) * (head_dim + 8) * 4);
     // A bitmap that contradicts its block may point as far as a dense block reaches.
-    footprint.padding_bytes = bitmap ? dense_block : 0;
+    // The same place takes what a cluster's thread blocks send each other.
+    footprint.padding_bytes =
+        std::max(bitmap ? dense_block : 0, align(exchange_quad_bytes * (tile_rows * head_dim / 4 + max_cluster)));
     footprint.fixed_bytes =
         reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers, integers);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
@@ -141,8 +148,9 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     const int64_t dense = std::min<int64_t>(seen, int64_t{a.tail_capacity} * 2 / 3);
     const AttentionWork work{result.tiles, divide_up(seen - dense, block_tokens),
                              divide_up(dense, chunk_tokens) + divide_up(a.num_fresh, chunk_tokens)};
-    const AttentionDevice limits{device.multiprocessors, device.shared_memory_per_block,
-                                 device.shared_memory_per_multiprocessor, device.compute_capability >= 90};
+    AttentionDevice limits{
+        device.multiprocessors, device.shared_memory_per_block, device.shared_memory_per_multiprocessor, {}};
+    std::copy(std::begin(device.clusters), std::end(device.clusters), limits.clusters);
     result.plan = plan_once(footprint, limits, work, result.tile_count);
     if (result.plan.warps == 0)
         fail(MUSTAFAR_STATUS_UNSUPPORTED, "attention: a block of keys and values (%lld bytes) does not fit this device",
@@ -187,6 +195,7 @@ AttentionParams parameters(const mustafar_attention& a) {
     p.num_fresh = a.num_fresh;
     p.tail_capacity = a.tail_capacity;
     p.sliding_window = a.sliding_window;
+    p.by_group = divisor(p.group);
     p.scale_log2 = a.scale * 1.4426950408889634f;
     return p;
 }
@@ -205,12 +214,12 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
     p.by_split = divisor(p.splits);
     p.by_tile = divisor(p.tiles);
     p.by_kv_head = divisor(p.num_kv_heads);
-    p.by_group = divisor(p.group);
     p.by_stride = divisor(p.splits * plan.plan.warps);
     p.cluster = plan.plan.cluster;
     p.partials = p.splits / p.cluster;
     p.ring_depth = plan.plan.ring_depth;
     p.span = plan.plan.span;
+    p.crowded = plan.tiles * p.splits >= scope.properties().multiprocessors;
     p.warp_bytes = static_cast<int32_t>(plan.plan.warp_bytes);
     p.aligned = is_vector_aligned(a.query, 2) &&
                 (a.tail_capacity == 0 || (is_vector_aligned(a.tail_keys, 2) && is_vector_aligned(a.tail_values, 2))) &&

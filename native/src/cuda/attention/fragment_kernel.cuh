@@ -75,8 +75,8 @@ template <class D, int Tiles, int Warps>
 struct FragmentMemory {
     uint64_t barriers[Warps][2 * max_ring_depth];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
-    float2 block_state[8 * Tiles];        // of all warps
-    int last;                             // whether this thread block is the tile's last one
+    uint64_t exchanged;
+    int last;  // whether this thread block is the tile's last one
     typename D::Shared decoder;
     uint2 query[DenseQuery<D, Tiles>::shared_pairs];
     uint2 block_query[D::integers ? SharedQuery<D, Tiles>::shared_pairs : 1];
@@ -104,6 +104,9 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     Walk walk{0, kv_head, item, stride, span, 0, 0};
     Ring<D::light ? 2 : 1> ring(p.keys, p.values, walk, shared_address(memory) + warp * p.warp_bytes,
                                 shared_address(fixed.barriers[warp]), p.ring_depth, lane);
+    constexpr int quads = channels / 4;
+    const ClusterExchange exchange(p.cluster, rows_in_tile * quads, shared_address(memory) + Warps * p.warp_bytes,
+                                   shared_address(&fixed.exchanged));
     D::prepare(fixed.decoder, p);
     const D decoder(fixed.decoder, p, lane);
     const int g = decoder.g, t = decoder.t;
@@ -146,15 +149,20 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     const uint32_t dense_items = valid_rows > 0 ? sequence.tail_chunks + sequence.fresh_chunks : 0;
     const uint32_t first_dense = item + walk.count * stride - (end_run - sequence.first_block);
 
-    // What all warps read beside blocks goes out before any of them asks for blocks.
+    // What all warps read beside blocks goes out before blocks do, where so many of light ones are asked for that it would wait for them.
     DenseChunk<T> chunk;
     DenseRows<T, D> dense;
     if (first_dense < dense_items) {
         chunk = dense_chunk<T>(p, sequence, kv_head, static_cast<int>(first_dense));
         dense.load(decoder, chunk, p.aligned);
     }
-    __syncthreads();
+    if (D::light && p.crowded) __syncthreads();
     ring.start();
+    if (p.cluster > 1) {
+        if (threadIdx.x == 0) exchange.open();
+        __syncwarp();
+        cluster_arrive_relaxed();
+    }
 
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
@@ -294,20 +302,16 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                     make_float2(accumulator[n][i][r], accumulator[n][i][r + 2]);
         }
     __syncthreads();
-    constexpr int quads = channels / 4;
-    const auto sees_token = [&](int row) {
-        return row < valid_rows && sequence.last_position((first_row + row) / p.group) >= 0;
-    };
-    const auto store = [&](MergedQuad& merged, int row, int quad) {
+    const auto output_row = [&](int row) { return OutputRow<T>(p, batch_row, kv_head, first_row + row); };
+    const auto store = [&](MergedQuad& merged, const OutputRow<T>& target, int row, int quad) {
         if (p.partials == 1)
-            merged.template store<T, channels>(p, batch_row, kv_head, first_row + row, quad, sees_token(row));
+            merged.template store<channels>(target, quad,
+                                            row < valid_rows && sequence.last_position(target.query) >= 0);
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
     };
-    const auto block_quad = [&](int row, int quad) {
-        return reinterpret_cast<float4*>(memory + row * row_bytes) + quad;
-    };
+    if (p.cluster > 1) cluster_wait();
     for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
         const int row = e / quads, quad = e % quads;
         MergedQuad merged(
@@ -316,29 +320,18 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 part_state = fixed.warp_state[w][row];
                 output = *reinterpret_cast<const float4*>(memory + w * p.warp_bytes + row * row_bytes + 16 * quad);
             });
-        if (p.cluster == 1) {
-            store(merged, row, quad);
-            continue;
-        }
-        // In the place of the first warp's quad, which no other thread reads.
-        *block_quad(row, quad) = merged.output;
-        if (quad == 0) fixed.block_state[row] = make_float2(merged.maximum, merged.sum);
+        if (p.cluster == 1)
+            store(merged, output_row(row), row, quad);
+        else
+            exchange.give(e, merged);
     }
-    if (p.cluster > 1) {
-        cluster_barrier();
-        for (int e = cluster_rank() * Warps * 32 + threadIdx.x; e < rows_in_tile * quads; e += p.cluster * Warps * 32) {
-            const int row = e / quads, quad = e % quads;
-            const uint32_t state = shared_address(fixed.block_state + row),
-                           output_quad = shared_address(block_quad(row, quad));
-            MergedQuad merged(std::integral_constant<int, max_cluster>{}, p.cluster,
-                              [&](int rank, float2& part_state, float4& output) {
-                                  part_state = load_cluster_f32x2(cluster_address(state, rank));
-                                  output = load_cluster_f32x4(cluster_address(output_quad, rank));
-                              });
-            store(merged, row, quad);
+    if (p.cluster > 1)
+        for (int i = threadIdx.x; i < exchange.own_quads(); i += Warps * 32) {
+            const int e = exchange.number(i), row = e / quads;
+            const OutputRow<T> target = output_row(row);  // found while others send
+            MergedQuad merged = exchange.take(i);
+            store(merged, target, row, e % quads);
         }
-        cluster_barrier_relaxed();  // until then another block may read this one's memory
-    }
     if (p.partials == 1) return;
 
     // The barrier puts the block's stores before the arrival that announces them.
@@ -347,9 +340,12 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
     if (threadIdx.x == 0) fixed.last = count_arrival(p.arrivals + tile_of_all, last) == last;
     __syncthreads();
     if (!fixed.last) return;
-    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32)
-        merge_partials<T, channels>(p, tile_of_all, rows, e / quads, e % quads, batch_row, kv_head, first_row,
-                                    sees_token(e / quads));
+    for (int e = threadIdx.x; e < rows_in_tile * quads; e += Warps * 32) {
+        const int row = e / quads, quad = e % quads;
+        const OutputRow<T> target = output_row(row);
+        MergedQuad merged = merge_partials<channels>(p, tile_of_all, rows, row, quad);
+        merged.template store<channels>(target, quad, row < valid_rows && sequence.last_position(target.query) >= 0);
+    }
 }
 
 }  // namespace mustafar::cuda

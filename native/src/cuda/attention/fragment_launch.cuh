@@ -9,11 +9,13 @@ namespace mustafar::cuda {
 template <class T, class D, int Tiles, int Warps>
 void launch_fragment(const DeviceScope& scope, const AttentionParams& params, const AttentionPlan& plan) {
     constexpr int blocks_per_multiprocessor = (Tiles == 2 ? 8 : D::light ? 16 : 12) / Warps;
-    static std::atomic<uint64_t> allowed{0};
+    static std::atomic<uint64_t> allowed{0}, allowed_clusters{0};
     const auto kernel = attention_fragment<T, D, Tiles, Warps, blocks_per_multiprocessor>;
     constexpr int static_bytes = fragment_static_bytes_bound(Tiles, D::has_shared, D::integers);
     static_assert(sizeof(FragmentMemory<D, Tiles, Warps>) + 128 <= static_bytes);
     allow_shared_memory(scope, kernel, allowed, static_bytes);
+    constexpr int portable_cluster = 8;
+    if (plan.cluster > portable_cluster) allow_large_clusters(scope, kernel, allowed_clusters);
     const int64_t tiles = int64_t{params.batch} * params.num_kv_heads * params.tiles;
     launch(scope, "attention", kernel,
            LaunchShape{tiles * plan.splits, Warps * 32, static_cast<size_t>(plan.shared_bytes), true, plan.cluster},

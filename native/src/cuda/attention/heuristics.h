@@ -4,13 +4,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/common/architecture.h"
 #include "cuda/common/ring_layout.h"
 #include "mustafar/mustafar.h"
 
 namespace mustafar::cuda {
 
 constexpr int max_splits = 144;
-constexpr int max_cluster = 8;  // thread blocks that any device runs as one
+constexpr int max_cluster = 1 << (cluster_sizes - 1);  // thread blocks
 
 // Tiles that there are counters for in the workspace. More of them fill any device: none is split into several partial
 // results, which would have to be counted.
@@ -30,7 +31,7 @@ struct AttentionFootprint {
 struct AttentionDevice {
     int multiprocessors;
     int64_t shared_per_block, shared_per_multiprocessor;
-    bool clusters;
+    int clusters[cluster_sizes];  // of 1, 2, 4, ... multiprocessors that run at the same time
 };
 
 struct AttentionPlan {
@@ -63,16 +64,6 @@ struct AttentionWork {
     int64_t dense_chunks;  // of a sequence, about
 };
 
-// Thread blocks of a cluster. One pays where it does without the workspace, not where it only halves the parts there. Clusters of more
-// than two do not always find room on a busy device, since the groups of multiprocessors they must lie in differ in size; where half of
-// its places for thread blocks (`slots`) stay free they do.
-constexpr int cluster_of(const AttentionDevice& device, int64_t slots, int64_t tiles, int splits) {
-    if (!device.clusters) return 1;
-    if (splits == 2) return 2;
-    const bool even = (splits & (splits - 1)) == 0;  // others take longer
-    return even && splits <= max_cluster && 2 * tiles * splits <= slots ? splits : 1;
-}
-
 // The numbers of warps that kernels exist for. With one tile twelve warps share a multiprocessor, of light ones sixteen, with two tiles
 // eight: what the registers allow.
 struct AttentionWarps {
@@ -93,16 +84,25 @@ constexpr RingShape light_ring(const AttentionFootprint& footprint, const Attent
     return {static_cast<int>(std::clamp<int64_t>(fitting / span, 1, max_ring_depth)), span};
 }
 
-// Costs are hundredths of what a warp takes for a block of the unstructured pattern, 2.3 ns where a multiprocessor is full (H200).
-// Starting and finishing a thread block takes about as long as two such blocks of all its warps; merging takes half of one, in the
-// workspace a little more than in a cluster, and more for each part.
+// Whether so many clusters of 2^log_size thread blocks each run at the same time, or take turns without waiting for room. Pairs of
+// multiprocessors are always there; larger clusters have to lie in one of the device's groups of multiprocessors, and those of 16
+// have found room only as if they had a multiprocessor for each thread block (H200).
+inline bool clusters_fit(const AttentionDevice& device, int log_size, int64_t clusters, int64_t fitting) {
+    const int64_t resident = device.clusters[log_size];
+    if (log_size <= 1) return resident > 0;
+    return clusters <= resident * (log_size <= 3 ? fitting : 1);
+}
+
+// Costs are nanoseconds, fitted to the fastest of all plans from 1 to 64 KV heads of 1024 to 131072 tokens (H200). A thread block has to
+// be started and finished. An iteration takes a latency, and longer for each warp that shares the multiprocessor. Then parts are merged:
+// in a cluster, which takes longer for each doubling, and in the workspace, which takes longer for each part.
 template <int N>
 AttentionPlan plan_attention(const AttentionFootprint& footprint, const AttentionDevice& device,
                              const AttentionWork& work, const AttentionWarps (&candidates)[N]) {
-    constexpr int64_t start_cost = 2000, cluster_cost = 500, rank_cost = 15, merge_cost = 640, part_cost = 20;
-    constexpr int64_t usual_bytes = 9216;  // of an unstructured key and value block
+    constexpr int64_t start_cost = 2750, cluster_cost = 450, merge_cost = 2250, part_cost = 75;
+    const int64_t latency = footprint.light ? 1300 : 900;
     const int64_t block_cost =
-        footprint.light ? std::clamp<int64_t>(100 * footprint.iteration_bytes / usual_bytes, 1, 100) : 100;
+        footprint.light ? std::clamp<int64_t>(footprint.iteration_bytes / 95, 1, 130) : 130;  // of one warp
     // Else a second stage of the ring pays for itself only where memory is waited for, in a long walk; in a short one it delays
     // the first blocks.
     constexpr int64_t long_walk = 16;
@@ -127,22 +127,20 @@ AttentionPlan plan_attention(const AttentionFootprint& footprint, const Attentio
         const int64_t items = std::max<int64_t>(1, (work.blocks + ring.span - 1) / ring.span + work.dense_chunks);
         for (int splits = 1; splits <= std::min<int64_t>(max_splits, items); ++splits) {
             const int64_t waves = (work.tiles * splits + slots - 1) / slots;
-            // Where thread blocks are so few that they share multiprocessors with fewer others, or none, a quarter of the time an
-            // iteration takes is the memory's and the instructions' latency still.
+            // Where thread blocks are few they share multiprocessors with fewer others, or none.
             const int64_t sharing =
                 std::min(fitting, (work.tiles * splits + device.multiprocessors - 1) / device.multiprocessors);
-            const int64_t iteration = warp_cost * warps * (3 * sharing + fitting) / 4;
+            const int64_t iteration = latency + warp_cost * warps * sharing;
             const int64_t share = int64_t{splits} * warps, walk = (items + share - 1) / share;
-            // One item more for some of the warps costs no whole iteration where all wait for the same memory, and half of one where
-            // warps that are done leave the others the multiprocessor.
-            const int64_t even_cost = iteration * (2 * items + share) / (2 * share);
-            const int64_t walk_cost = footprint.light ? even_cost : (iteration * walk + even_cost) / 2;
-            const int cluster = cluster_of(device, slots, work.tiles, splits), partials = splits / cluster;
-            if (partials > 1 && work.tiles > max_counted_tiles) break;
-            const int64_t cost = waves * (walk_cost + start_cost) +
-                                 (cluster > 1 ? cluster_cost + cluster * rank_cost : 0) +
-                                 (partials > 1 ? merge_cost + partials * part_cost : 0);
-            if (cost < best_cost) {
+            // One item more for some of the warps costs half of an iteration: those that are done leave the others the multiprocessor.
+            const int64_t walk_cost = (iteration * walk + iteration * (2 * items + share) / (2 * share)) / 2;
+            for (int log_size = 0; log_size < cluster_sizes && splits % (1 << log_size) == 0; ++log_size) {
+                const int cluster = 1 << log_size, partials = splits / cluster;
+                if (!clusters_fit(device, log_size, work.tiles * partials, fitting)) continue;
+                if (partials > 1 && work.tiles > max_counted_tiles) continue;
+                const int64_t cost = waves * (walk_cost + start_cost) + cluster_cost * log_size +
+                                     (partials > 1 ? merge_cost + partials * part_cost : 0);
+                if (cost >= best_cost) continue;
                 if (!footprint.light)
                     ring.depth = footprint.waits_for_memory && deeper_fits && walk >= long_walk ? 2 : 1;
                 best_cost = cost;

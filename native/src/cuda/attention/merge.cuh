@@ -16,21 +16,31 @@ __device__ __forceinline__ T rounded(float value) {
         return __float2bfloat16_rn(value);
 }
 
-// Query row r of a KV head: head r % group of the group, query r / group.
+// Where the result of query row r of a KV head goes: head r % group of the group, query r / group.
 template <class T>
-__device__ __forceinline__ void store_output(const AttentionParams& p, int sequence, int kv_head, int row, int channel,
-                                             float value) {
-    const int head = kv_head * p.group + row % p.group;
-    p.output.row<T>(sequence, head, row / p.group)[channel] = rounded<T>(value);
-}
+struct OutputRow {
+    T* channels;
+    float* log_sum_exp;  // or null
+    int query;
 
-__device__ __forceinline__ void store_log_sum_exp(const AttentionParams& p, int sequence, int kv_head, int row,
-                                                  float maximum, float sum) {
-    if (p.log_sum_exp == nullptr) return;
-    const int64_t head = static_cast<int64_t>(sequence) * p.num_kv_heads * p.group + kv_head * p.group + row % p.group;
-    constexpr float ln2 = 0.693147180559945309f;
-    p.log_sum_exp[head * p.num_queries + row / p.group] = sum == 0.0f ? minus_infinity : (maximum + log2f(sum)) * ln2;
-}
+    __device__ __forceinline__ OutputRow(const AttentionParams& p, int sequence, int kv_head, uint32_t row) {
+        query = p.by_group.split(row);
+        const int head = kv_head * p.group + row;
+        channels = p.output.row<T>(sequence, head, query);
+        log_sum_exp = p.log_sum_exp == nullptr
+                          ? nullptr
+                          : p.log_sum_exp +
+                                (static_cast<int64_t>(sequence) * p.num_kv_heads * p.group + head) * p.num_queries +
+                                query;
+    }
+
+    __device__ __forceinline__ void store(int channel, float value) const { channels[channel] = rounded<T>(value); }
+    // maximum: in base 2.
+    __device__ __forceinline__ void store_log_sum_exp(float maximum, float sum) const {
+        constexpr float ln2 = 0.693147180559945309f;
+        if (log_sum_exp != nullptr) *log_sum_exp = sum == 0.0f ? minus_infinity : (maximum + log2f(sum)) * ln2;
+    }
+};
 
 // Rows of accumulators are kept in the order in which a warp's lanes hold them: position 16i + 2g + b is channel
 // D/8 g + 2i + b. A quad is four positions.
@@ -80,20 +90,18 @@ struct MergedQuad {
     }
     MergedQuad() = default;
 
-    // The final result. row: of the KV head; seen: whether it sees any token. A sum of zero is otherwise one of scores that
-    // are all -infinity.
-    template <class T, int HeadDim>
-    __device__ __forceinline__ void store(const AttentionParams& p, int sequence, int kv_head, int row, int quad,
-                                          bool seen) {
+    // The final result. seen: whether the row sees any token. A sum of zero is otherwise one of scores that are all -infinity.
+    template <int HeadDim, class T>
+    __device__ __forceinline__ void store(const OutputRow<T>& row, int quad, bool seen) {
         if (seen)
             scale(1.0f / sum, false);
         else
             output = {};
-        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad), output.x);
-        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 1), output.y);
-        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 2), output.z);
-        store_output<T>(p, sequence, kv_head, row, channel_at<HeadDim>(4 * quad + 3), output.w);
-        if (quad == 0) store_log_sum_exp(p, sequence, kv_head, row, maximum, sum);
+        row.store(channel_at<HeadDim>(4 * quad), output.x);
+        row.store(channel_at<HeadDim>(4 * quad + 1), output.y);
+        row.store(channel_at<HeadDim>(4 * quad + 2), output.z);
+        row.store(channel_at<HeadDim>(4 * quad + 3), output.w);
+        if (quad == 0) row.store_log_sum_exp(maximum, sum);
     }
 
     // As one of several, in the workspace. at: row of the partial results.
@@ -110,16 +118,60 @@ private:
     }
 };
 
+// Puts together what the thread blocks of a cluster have of a tile: each sends every quad to one of them. Quads go in turns to the
+// thread blocks, whose number is a power of two.
+class ClusterExchange {
+public:
+    // `memory`: exchange_bytes of the tile, `barrier`: 8 more.
+    __device__ __forceinline__ ClusterExchange(int blocks, int quads, uint32_t memory, uint32_t barrier)
+        : blocks_(blocks), shift_(log2(blocks)), rank_(cluster_rank()), quads_(quads),
+          room_((quads + blocks - 1) >> shift_), memory_(memory), barrier_(barrier) {}
+
+    // By one thread, before the cluster_arrive after which other thread blocks may send.
+    __device__ __forceinline__ void open() const {
+        start_barrier(barrier_);
+        expect_bytes(barrier_, own_quads() * blocks_ * exchange_quad_bytes);
+    }
+
+    // Quad number e; after cluster_wait.
+    __device__ __forceinline__ void give(int e, const MergedQuad& merged) const {
+        const uint32_t target = e & (blocks_ - 1), place = rank_ * room_ + (e >> shift_);
+        const uint32_t barrier = cluster_address(barrier_, target);
+        send(cluster_address(memory_ + 16 * place, target), merged.output, barrier);
+        send(cluster_address(states() + 8 * place, target), make_float2(merged.maximum, merged.sum), barrier);
+    }
+
+    // Quads of this thread block; number i of them is quad number(i) of the tile.
+    __device__ __forceinline__ int own_quads() const { return (quads_ - rank_ + blocks_ - 1) >> shift_; }
+    __device__ __forceinline__ int number(int i) const { return i << shift_ | rank_; }
+
+    // Quad i of this thread block over the whole cluster.
+    __device__ __forceinline__ MergedQuad take(int i) const {
+        wait_for_bytes(barrier_, 0);
+        return MergedQuad(std::integral_constant<int, 8>{}, blocks_, [&](int rank, float2& state, float4& output) {
+            const uint32_t place = rank * room_ + i;
+            state = load_shared_f32x2(states() + 8 * place);
+            output = load_shared_f32x4(memory_ + 16 * place);
+        });
+    }
+
+private:
+    static __device__ __forceinline__ int log2(int power) { return __ffs(power) - 1; }
+    __device__ __forceinline__ uint32_t states() const { return memory_ + 16 * room_ * blocks_; }
+
+    const int blocks_, shift_, rank_, quads_, room_;
+    const uint32_t memory_, barrier_;
+};
+
 // One quad of a row of a tile over all its partial results.
-template <class T, int HeadDim>
-__device__ __forceinline__ void merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
-                                               int quad, int sequence, int kv_head, int first_row, bool seen) {
-    MergedQuad merged(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
+template <int HeadDim>
+__device__ __forceinline__ MergedQuad merge_partials(const AttentionParams& p, int64_t tile_of_all, int rows, int row,
+                                                     int quad) {
+    return MergedQuad(std::integral_constant<int, 16>{}, p.partials, [&](int part, float2& state, float4& output) {
         const int64_t at = partial_row(p, tile_of_all, part, rows) + row;
         state = __ldcg(p.partial_state + at);
         output = __ldcg(reinterpret_cast<const float4*>(p.partial_output + at * HeadDim) + quad);
     });
-    merged.store<T, HeadDim>(p, sequence, kv_head, first_row + row, quad, seen);
 }
 
 }  // namespace mustafar::cuda

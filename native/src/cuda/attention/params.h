@@ -7,6 +7,9 @@ namespace mustafar::cuda {
 
 constexpr int chunk_tokens = 16;  // of the dense part: their keys and values fit into a warp's registers at once
 
+// What a thread block of a cluster receives of a quad: four channels, their maximum and sum (attention/merge.cuh).
+constexpr int exchange_quad_bytes = 24;
+
 struct AttentionParams {
     Blocks keys, values;
     Dense query, output;             // [batch, num_heads, num_queries, head_dim]
@@ -31,6 +34,7 @@ struct AttentionParams {
     int32_t ring_depth;
     int32_t span;          // compressed blocks of an iteration: 1 or, of integers, 2
     int32_t warp_bytes;    // of shared memory
+    bool crowded;          // every multiprocessor has thread blocks
     bool factors_aligned;  // to 16 bytes
     bool aligned;          // rows of query, tail and fresh tokens start at multiples of 16 bytes
     float scale_log2;      // scale * log2(e)

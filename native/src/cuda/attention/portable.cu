@@ -121,15 +121,15 @@ __global__ void __launch_bounds__(warps * 32) attention_plain(const __grid_const
         factor[w] = states[w].x == minus_infinity ? (states[w].y == 0.0f ? 0.0f : 1.0f) : exp2f(states[w].x - maximum);
         total += states[w].y * factor[w];
     }
-    const int row = index * p.group + head % p.group;
+    const OutputRow<T> target(p, batch_row, kv_head, index * p.group + head % p.group);
     const bool seen = present && last_seen >= 0;
     for (int c = threadIdx.x; c < head_dim; c += warps * 32) {
         float output = 0.0f;
         for (int w = 0; w < warps; ++w)
             if (factor[w] != 0.0f) output += outputs[w][c] * factor[w];
-        store_output<T>(p, batch_row, kv_head, row, c, seen ? output / total : 0.0f);
+        target.store(c, seen ? output / total : 0.0f);
     }
-    if (threadIdx.x == 0) store_log_sum_exp(p, batch_row, kv_head, row, maximum, total);
+    if (threadIdx.x == 0) target.store_log_sum_exp(maximum, total);
 }
 
 template <class T>

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <mutex>
 
-#include "cuda/common/architecture.h"
-
 namespace mustafar::cuda {
 namespace {
 
@@ -16,8 +14,16 @@ DeviceProperties read(int device) {
     };
     const int capability =
         10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
-    return {attribute(cudaDevAttrMultiProcessorCount), std::min(capability, kernel_architecture()),
-            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+    DeviceProperties properties = {};
+    properties.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+    properties.compute_capability = std::min(capability, kernel_architecture());
+    properties.shared_memory_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    properties.shared_memory_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    properties.clusters[0] = properties.multiprocessors;
+    if (properties.compute_capability >= 90)
+        for (int i = 1; i < cluster_sizes; ++i)
+            properties.clusters[i] = resident_clusters(1 << i, properties.shared_memory_per_block);
+    return properties;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "cuda/common/architecture.h"
 
 namespace mustafar::cuda {
 
@@ -30,6 +31,7 @@ struct DeviceProperties {
     int compute_capability;                // 90 for 9.0: what the device and the kernels compiled for it both have
     int shared_memory_per_block;           // bytes, opted in
     int shared_memory_per_multiprocessor;  // bytes
+    int clusters[cluster_sizes];           // of 1, 2, 4, ... multiprocessors that run at the same time; 0: none
 };
 
 // Of the device, which is current; read once.
@@ -68,16 +70,34 @@ struct LaunchShape {
     int cluster = 1;  // consecutive thread blocks that form one
 };
 
-// Raises a kernel's limit of dynamic shared memory; `allowed` (one per kernel) remembers on which devices that was done.
+// Does something about a kernel once for each device; `done` (one per kernel and purpose) remembers.
+template <class Action>
+void once_per_device(const DeviceScope& scope, std::atomic<uint64_t>& done, Action&& action) {
+    const uint64_t bit = uint64_t{1} << scope.device();
+    if ((done.load(std::memory_order_relaxed) & bit) != 0) return;
+    action();
+    done.fetch_or(bit, std::memory_order_relaxed);
+}
+
+// Raises a kernel's limit of dynamic shared memory.
 template <class... Parameters>
 void allow_shared_memory(const DeviceScope& scope, void (*kernel)(Parameters...), std::atomic<uint64_t>& allowed,
                          int static_bytes) {
-    const uint64_t bit = uint64_t{1} << scope.device();
-    if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return;
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               scope.properties().shared_memory_per_block - static_bytes),
-          "shared memory of a kernel");
-    allowed.fetch_or(bit, std::memory_order_relaxed);
+    once_per_device(scope, allowed, [&] {
+        check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   scope.properties().shared_memory_per_block - static_bytes),
+              "shared memory of a kernel");
+    });
+}
+
+// Lets a kernel have clusters of 16 thread blocks.
+template <class... Parameters>
+void allow_large_clusters(const DeviceScope& scope, void (*kernel)(Parameters...), std::atomic<uint64_t>& allowed) {
+    once_per_device(scope, allowed, [&] {
+        check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+              "clusters of a kernel");
+    });
 }
 
 template <class... Parameters, class... Arguments>

@@ -33,6 +33,20 @@ __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
     return value;
 }
 
+__device__ __forceinline__ float2 load_shared_f32x2(uint32_t address) {
+    float2 value;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
+    return value;
+}
+
+__device__ __forceinline__ float4 load_shared_f32x4(uint32_t address) {
+    float4 value;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(address));
+    return value;
+}
+
 __device__ __forceinline__ uint4 load_shared_u128(uint32_t address) {
     uint4 value;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -235,10 +249,15 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 
-// Likewise, but nothing that was written before has to be seen.
-__device__ __forceinline__ void cluster_barrier_relaxed() {
+// Likewise in two parts, for mbarriers alone (start_barrier): nothing else that was written before has to be seen.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 
@@ -263,28 +282,50 @@ __device__ __forceinline__ const V* cluster_pointer(const V* own, uint32_t rank)
 #endif
 }
 
-__device__ __forceinline__ float2 load_cluster_f32x2(uint32_t address) {
-    float2 value;
+// Stores into the shared memory of a thread block of the cluster, which count as so many bytes at an mbarrier there. Both addresses are
+// cluster_address's.
+__device__ __forceinline__ void send(uint32_t address, float2 value, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
-#else
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
+                 "f"(value.x), "f"(value.y), "r"(barrier)
+                 : "memory");
 #endif
-    return value;
+}
+__device__ __forceinline__ void send(uint32_t address, float4 value, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+        "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
+        : "memory");
+#endif
 }
 
-__device__ __forceinline__ float4 load_cluster_f32x4(uint32_t address) {
-    float4 value;
+// An mbarrier that one arrival, and bytes that it announces, complete.
+__device__ __forceinline__ void start_barrier(uint32_t address) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-                 : "r"(address));
-#else
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-                 : "r"(address));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
-    return value;
+}
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_bytes(uint32_t barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni ready;\n"
+        "bra.uni again;\n"
+        "ready:\n"
+        "}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+#endif
 }
 
 // Keeps a value in a register: the compiler can't compute it again where it is used.

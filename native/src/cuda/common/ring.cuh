@@ -31,10 +31,7 @@ public:
           key_stage_(ring_stage_bytes(span() * keys.block_bytes)),
           stage_(key_stage_ + ring_stage_bytes(span() * values.block_bytes)) {
 #if __CUDA_ARCH__ >= 900
-        if (lane < 2 * depth) {
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * lane) : "memory");
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        }
+        if (lane < 2 * depth) start_barrier(barriers + 8 * lane);
         __syncwarp();
 #endif
     }
@@ -126,8 +123,7 @@ private:
                                          uint32_t block_bytes) {
         if (lane_ == (c & 31) && c < walk_.count) {
             const uint32_t address = barriers_ + 8 * barrier, bytes = blocks(c) * block_bytes;
-            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
-                         : "memory");
+            expect_bytes(address, bytes);
             // Blocks are read once: they need not drive code, tables and queries out of the second-level cache.
             uint64_t policy;
             asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -140,17 +136,7 @@ private:
         }
     }
     __device__ __forceinline__ void wait(int barrier, int) {
-        asm volatile(
-            "{\n"
-            ".reg .pred done;\n"
-            "again:\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-            "@done bra.uni ready;\n"
-            "bra.uni again;\n"
-            "ready:\n"
-            "}" ::"r"(barriers_ + 8 * barrier),
-            "r"(parity_)
-            : "memory");
+        wait_for_bytes(barriers_ + 8 * barrier, parity_);
     }
 #else
     __device__ __forceinline__ void copy(int c, const uint8_t* source, uint32_t target, int, uint32_t block_bytes) {
