@@ -185,22 +185,19 @@ __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t ke
     const auto clamp = [&](int key) { return min(max(key, static_cast<int>(low) + 1), static_cast<int>(high) - 1); };
     float distance = Part::key_distance, over = 4 * Part::channels - wanted, under = -wanted;
     uint32_t probe = clamp(static_cast<int>(mean_key(part)) + __float2int_rn((reaching_mean - wanted) * distance));
-    bool found = false;
     for (int step = 0;; ++step) {
         const float excess = static_cast<float>(static_cast<int>(count_from(part, probe) - keep));
-        if (!found) {
-            const bool enough = excess >= 0;
-            low = enough ? probe : low, over = enough ? excess : over;
-            high = enough ? high : probe, under = enough ? under : excess;
-            found = over == 0 || under == -1 || high - low <= 1;
-            const bool patient = step < patience;
-            const bool one_sided = (low == 0 || high == beyond) && patient;
-            const float share = patient ? (over + 0.5f) * reciprocal(over - under) : 0.5f;
-            const float way = one_sided ? (excess + 0.5f) * distance : static_cast<float>(high - low) * share;
-            probe = clamp(static_cast<int>(one_sided ? probe : low) + __float2int_rn(way));
-            distance *= 2;
-        }
-        if (__all_sync(full_warp, found)) break;
+        const bool enough = excess >= 0;
+        low = enough ? probe : low, over = enough ? excess : over;
+        high = enough ? high : probe, under = enough ? under : excess;
+        // What is found stays so while other rows of the warp are searched.
+        if (__all_sync(full_warp, over == 0 || under == -1 || high - low <= 1)) break;
+        const bool patient = step < patience;
+        const bool one_sided = (low == 0 || high == beyond) && patient;
+        const float share = patient ? (over + 0.5f) * reciprocal(over - under) : 0.5f;
+        const float way = one_sided ? (excess + 0.5f) * distance : static_cast<float>(high - low) * share;
+        probe = clamp(static_cast<int>(one_sided ? probe : low) + __float2int_rn(way));
+        distance *= 2;
     }
     const uint32_t largest = largest_below(part, high);
     return over != 0 && under == -1 ? largest : low;
