@@ -155,10 +155,7 @@ public:
                 return;
             }
         hide_absent();
-        const uint32_t count =
-            Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
-                memory_.values[index] = memory_.rows[token * Memory::stride + channel];
-            });
+        const uint32_t count = pack(order);
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
         const int header = header_bytes(order);
@@ -204,6 +201,20 @@ private:
     // Positions take as much room as a bitmap.
     static __device__ __forceinline__ int fixed_scale_start(ValueOrder order, uint32_t keep) {
         return header_bytes(order) + block_tokens * static_cast<int>(keep) * order.integer_bits / 8;
+    }
+
+    // Puts the values that the bitmap has in their order. Returns their number.
+    __device__ __forceinline__ uint32_t pack(ValueOrder order) {
+        if constexpr (has_fragments)
+            if (order.fragment) {
+                const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
+                auto* const values = reinterpret_cast<uint16_t*>(memory_.values);
+                return order.keys ? Layout::template pack<true>(memory_.layout, rows, Memory::stride, values)
+                                  : Layout::template pack<false>(memory_.layout, rows, Memory::stride, values);
+            }
+        return Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
+            memory_.values[index] = memory_.rows[token * Memory::stride + channel];
+        });
     }
 
     __device__ __forceinline__ typename Part::Mask by_magnitudes(uint32_t keep) const {

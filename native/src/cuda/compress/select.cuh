@@ -10,7 +10,7 @@
 
 namespace mustafar::cuda {
 
-// The upper half of a key of 31 bits.
+// The upper half of a key of 31 bits; that of a product which is NaN is 0x7fff.
 struct UpperHalf {
     uint16_t bits;
 };
