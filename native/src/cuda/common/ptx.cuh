@@ -61,6 +61,14 @@ __device__ __forceinline__ uint2 load_shared_u64(uint32_t address) {
     return value;
 }
 
+// If `condition` is not 0, writes the lower half of a value to shared memory and steps on. Without a branch or a selection.
+__device__ __forceinline__ void append_shared_u16(uint32_t& address, uint32_t condition, uint32_t value) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\n@p st.shared.u16 [%0], %2;\n@p add.u32 %0, %0, 2;\n}"
+                 : "+r"(address)
+                 : "r"(condition), "r"(value)
+                 : "memory");
+}
+
 // Byte permutation by the four low nibbles of the selector, whose upper half is of no interest (unlike __byte_perm, which
 // the compiler surrounds with a mask).
 __device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {

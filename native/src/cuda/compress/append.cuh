@@ -107,19 +107,17 @@ __device__ __forceinline__ void append_part(const AppendParams& p, const Appende
         const Blocks& blocks = p.blocks[which];
         const int token = block * block_tokens + writer.token();
         writer.load(tokens.row(token), p.aligned);
+        Choice choice;
         if constexpr (Chosen) {
             const int heads = static_cast<int>(p.by_head.value());
             const int row = min(token - tokens.compressed, p.bitmap_tokens - 1);
             const int64_t rows = (static_cast<int64_t>(tokens.batch_row) * heads + head) * p.bitmap_tokens;
             const uint32_t* const bitmap = p.bitmap[which];
-            const Choice choice{bitmap != nullptr, bitmap == nullptr ? nullptr : bitmap + (rows + row) * Writer::words,
-                                factors_of<HeadDim>(p.importance[which], slot, heads, head)};
-            writer.template compress_chosen<true>(choice, blocks.pattern, blocks.keep, blocks.fixed(slot, head, block),
-                                                  p.order[which], factors);
-        } else {
-            writer.template compress<true>(blocks.pattern, blocks.keep, blocks.fixed(slot, head, block), p.order[which],
-                                           factors);
+            choice = {bitmap != nullptr, bitmap == nullptr ? nullptr : bitmap + (rows + row) * Writer::words,
+                      factors_of<HeadDim>(p.importance[which], slot, heads, head)};
         }
+        writer.template compress<true>(choice, blocks.pattern, blocks.keep, blocks.fixed(slot, head, block),
+                                       p.order[which], factors);
     };
     const int first_new = (before + block_tokens - 1) / block_tokens;  // block of new tokens alone
     const int end = due / block_tokens;

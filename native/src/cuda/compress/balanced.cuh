@@ -54,35 +54,102 @@ __device__ constexpr void lowest_kept(const Rank (&rank)[unit_elements], int kep
     for (int i = 0; i < 4; ++i) lowest[i] = higher(second[i], dropped + 1);
 }
 
-// The bitmap of a block's rows, which lie `stride` elements apart. key(value, token, channel): what elements are ranked by.
-// bits: [32][words], all zero. Ends without a barrier.
-template <int HeadDim, class Rank, class T, class Bits, class Key>
+// Masks of units have element m of group i at bit 4i + m. `bit` is an element's place, 4m + i.
+
+// The elements m of the groups as bits of channels: every fourth one of keys, neighbours of values.
+__device__ __forceinline__ uint32_t channel_bits(uint32_t mask, int m, bool keys) {
+    const uint32_t elements = mask >> m & 0x1111u;
+    return keys ? elements : elements * 0x1248u >> 12 & 15u;  // bit 4i comes to bit 12 + i, and no other one there
+}
+
+// The elements whose rank reaches the lowest kept one of their group. Ranks are below 2^31.
+__device__ __forceinline__ uint32_t reaching_elements(const uint32_t (&rank)[unit_elements],
+                                                      const uint32_t (&lowest)[4]) {
+    uint32_t below = 0;
+#pragma unroll
+    for (int i = 3; i >= 0; --i)
+#pragma unroll
+        for (int m = 3; m >= 0; --m) below = __funnelshift_l(rank[4 * m + i] - lowest[i], below, 1);  // the sign
+    return ~below & 0xffffu;
+}
+
+// The `kept` elements of largest key(bit), of up to 27 bits, and from which ranks up the elements of each group are kept.
+template <class Key>
+__device__ __forceinline__ uint32_t largest_by_rank(Key&& key, int kept, uint32_t (&lowest)[4]) {
+    uint32_t rank[unit_elements];
+#pragma unroll
+    for (int bit = 0; bit < unit_elements; ++bit) rank[bit] = unit_rank(key(bit), bit);
+    lowest_kept(rank, kept, lowest);
+    return reaching_elements(rank, lowest);
+}
+
+// The same one by one, by keys of any size.
+template <class Key>
+__device__ __forceinline__ uint32_t largest_one_by_one(Key&& key, int kept) {
+    uint32_t mask = 0;
+#pragma unroll 1
+    for (; kept > 0; --kept) {
+        uint32_t largest = 0, next = 0;
+#pragma unroll 1
+        for (int bit = unit_elements - 1; bit >= 0; --bit) {
+            const int i = bit & 3;
+            const uint32_t element = 1u << (4 * i + (bit >> 2));
+            if ((mask & element) != 0 || __popc(mask >> 4 * i & 15) == 2) continue;
+            const uint32_t own = key(bit);
+            if (own >= largest) largest = own, next = element;
+        }
+        mask |= next;
+    }
+    return mask;
+}
+
+// The `kept` elements of largest key, of 31 bits. again(bit): the same keys, from memory.
+template <class Key>
+__device__ __forceinline__ uint32_t largest_by_keys(const uint32_t (&key)[unit_elements], int kept, Key&& again) {
+    // In the 16 octaves up to the largest, 27 bits distinguish keys, which leaves room for places in ranks of 31 bits. What
+    // lies below counts as zero, which matters only if the choice goes that far down.
+    constexpr uint32_t span = (1u << 27) - 2, lowest_above_zero = unit_rank(1u, unit_elements - 1);
+    uint32_t largest = span;
+#pragma unroll
+    for (int bit = 0; bit < unit_elements; ++bit) largest = higher(largest, key[bit]);
+    const uint32_t base = largest - span;
+    uint32_t lowest[4] = {};
+    const uint32_t mask = largest_by_rank(
+        [&](int bit) { return static_cast<uint32_t>(higher(static_cast<int>(key[bit] - base), 0)); }, kept, lowest);
+    if (lower(lower(lowest[0], lowest[1]), lower(lowest[2], lowest[3])) > lowest_above_zero) return mask;
+    bool exact = true;
+#pragma unroll 1
+    for (int bit = 0; bit < unit_elements; ++bit) exact &= again(bit) - 1 >= base;  // or zero
+    return exact ? mask : largest_one_by_one(again, kept);
+}
+
+// The bitmap of a block's rows, which lie `stride` elements apart. key(value, token, channel): what elements are ranked by, 31
+// bits if Wide, else 16. bits: [32][words], all zero. Ends without a barrier.
+template <int HeadDim, bool Wide, class T, class Bits, class Key>
 __device__ __forceinline__ void select_balanced(const T* rows, int stride, bool keys, int kept, Bits& bits, Key&& key) {
+#pragma unroll 1
     for (int unit = threadIdx.x; unit < block_tokens * HeadDim / unit_elements; unit += block_threads) {
         constexpr int per_token = HeadDim / unit_elements, per_quad = HeadDim / 4;
-        const int token = keys ? unit / per_token : unit / per_quad * 4;
-        const int channel = keys ? key_unit_channel(unit % per_token) : unit % per_quad * 4;
-        const T* const first = rows + token * stride + channel;
-        const int group = keys ? 4 : 1, element = keys ? HeadDim / 4 : stride;
-        Rank rank[unit_elements];
+        const int first_token = keys ? unit / per_token : unit / per_quad * 4;
+        const int first_channel = keys ? key_unit_channel(unit % per_token) : unit % per_quad * 4;
+        const auto key_at = [&](int bit) {
+            const int i = bit & 3, m = bit >> 2;
+            const int token = keys ? first_token : first_token + m;
+            const int channel = first_channel + (keys ? 4 * i + HeadDim / 4 * m : i);
+            return key(rows[token * stride + channel], token, channel);
+        };
+        uint32_t own[unit_elements], mask, lowest[4] = {};
 #pragma unroll
-        for (int bit = 0; bit < unit_elements; ++bit)
-            rank[bit] =
-                unit_rank(static_cast<Rank>(key(first[(bit & 3) * group + (bit >> 2) * element],
-                                                keys ? token : token + (bit >> 2),
-                                                channel + (bit & 3) * group + (keys ? (bit >> 2) * element : 0))),
-                          bit);
-        Rank lowest[4] = {};
-        lowest_kept(rank, kept, lowest);
-        uint32_t mask = 0;
-#pragma unroll
-        for (int bit = 0; bit < unit_elements; ++bit) mask |= uint32_t{rank[bit] >= lowest[bit & 3]} << bit;
+        for (int bit = 0; bit < unit_elements; ++bit) own[bit] = key_at(bit);
+        if constexpr (Wide)
+            mask = largest_by_keys(own, kept, key_at);
+        else
+            mask = largest_by_rank([&](int bit) { return own[bit]; }, kept, lowest);
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
-            const uint32_t four = mask >> 4 * m & 0xfu;
-            const int at = channel + (keys ? HeadDim / 4 * m : 0);
-            const uint32_t spread = (four & 1) | (four & 2) << 3 | (four & 4) << 6 | (four & 8) << 9;
-            atomicOr(&bits[keys ? token : token + m][at / 32], (keys ? spread : four) << at % 32);
+            const int channel = first_channel + (keys ? HeadDim / 4 * m : 0);
+            atomicOr(&bits[keys ? first_token : first_token + m][channel / 32], channel_bits(mask, m, keys)
+                                                                                    << channel % 32);
         }
     }
 }

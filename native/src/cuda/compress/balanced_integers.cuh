@@ -8,28 +8,26 @@
 namespace mustafar::cuda {
 
 // This thread's units of a block, and which elements of them are kept: masks as in balanced_writer.cuh.
-template <class T, int HeadDim, bool Keys>
+template <int HeadDim, bool Keys>
 class OwnUnits {
 public:
     using Geometry = BalancedGeometry<HeadDim>;
     static constexpr int pairs = Geometry::units / 2;
 
     // rows: `stride` elements apart, visible. bits: [32][words] of a bitmap, all zero; the units' bits are set.
-    template <class Bits>
-    __device__ __forceinline__ OwnUnits(const uint16_t* rows, int stride, Bits& bits)
+    // choose(unit, elements): the mask of what is kept.
+    template <class Bits, class Choose>
+    __device__ __forceinline__ OwnUnits(const uint16_t* rows, int stride, Bits& bits, Choose&& choose)
         : lane_(static_cast<int>(threadIdx.x) & 31), warp_(static_cast<int>(threadIdx.x) >> 5) {
         if (warp_ >= pairs) return;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const BalancedUnit<HeadDim> own = unit(r);
-            mask_[r] = largest_elements<T>(UnitElements(rows, stride, own), most_balanced);
+            mask_[r] = choose(own, UnitElements(rows, stride, own));
 #pragma unroll
             for (int m = 0; m < 4; ++m) {
-                uint32_t channels = 0;
-#pragma unroll
-                for (int i = 0; i < 4; ++i) channels |= (mask_[r] >> (4 * i + m) & 1) << (Keys ? 4 * i : i);
                 const int first = own.channel_of(0, m);
-                atomicOr(&bits[own.token_of(m)][first / 32], channels << first % 32);
+                atomicOr(&bits[own.token_of(m)][first / 32], channel_bits(mask_[r], m, Keys) << first % 32);
             }
         }
     }

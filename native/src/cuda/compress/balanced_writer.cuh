@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/compress/balanced.cuh"
+#include "cuda/compress/importance.cuh"
 
 namespace mustafar::cuda {
 
@@ -61,8 +62,6 @@ struct UnitElements {
     }
 };
 
-// Masks of units have element m of group i at bit 4i + m.
-
 // The `kept` elements of largest magnitude. Ranks are a key and, below it, how early the element is; never 0.
 template <class T>
 __device__ __forceinline__ uint32_t largest_elements(const UnitElements& elements, int kept) {
@@ -78,12 +77,28 @@ __device__ __forceinline__ uint32_t largest_elements(const UnitElements& element
             rank[odd] = (keys & 0xffff0000u) | static_cast<uint32_t>(unit_elements - odd);
         }
     lowest_kept(rank, kept, lowest);
-    uint32_t below = 0;
+    return reaching_elements(rank, lowest);
+}
+
+// The `kept` elements of largest score. rows: where they come from, `stride` elements apart.
+template <class T, int HeadDim>
+__device__ __forceinline__ uint32_t largest_scores(const UnitElements& elements, const BalancedUnit<HeadDim>& unit,
+                                                   const T* rows, int stride, const Importance<HeadDim>& importance,
+                                                   int kept) {
+    const float* const first = importance.from(unit.channel);
+    const auto importance_of = [&](int bit) {
+        return unit.keys ? first[4 * (bit & 3) + (bit >> 2) * Importance<HeadDim>::stride] : first[bit & 3];
+    };
+    uint32_t key[unit_elements];
 #pragma unroll
-    for (int i = 3; i >= 0; --i)
-#pragma unroll
-        for (int m = 3; m >= 0; --m) below = __funnelshift_l(rank[4 * m + i] - lowest[i], below, 1);  // the sign
-    return ~below & 0xffffu;
+    for (int bit = 0; bit < unit_elements; ++bit) {
+        const T value = reinterpret_cast<const T*>(elements.word[bit & 3])[bit >> 2];
+        key[bit] = score(as_float(value), importance_of(bit));
+    }
+    return largest_by_keys(key, kept, [&](int bit) {
+        const int m = bit >> 2;
+        return score(as_float(rows[unit.token_of(m) * stride + unit.channel_of(bit & 3, m)]), importance_of(bit));
+    });
 }
 
 // Those that a bitmap has.

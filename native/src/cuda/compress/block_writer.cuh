@@ -7,12 +7,12 @@
 
 namespace mustafar::cuda {
 
-// What decides which channels of a block are kept: a caller's bitmap, the pattern by an importance of the head's channels, or
-// the pattern by magnitude. The same for all threads but for their rows.
+// What decides which channels of a block are kept: a caller's bitmap, or the pattern by magnitude or by an importance of the
+// head's channels. The same for all threads but for their rows.
 struct Choice {
-    bool by_bitmap;
-    const uint32_t* bits;     // the bitmap's row of this thread's token; null: there is no such token
-    const float* importance;  // [head_dim] or null
+    bool by_bitmap = false;
+    const uint32_t* bits = nullptr;     // the bitmap's row of this thread's token; null: there is no such token
+    const float* importance = nullptr;  // [head_dim] or null
 };
 
 template <class T, int HeadDim>
@@ -30,6 +30,7 @@ public:
         alignas(16) T values[block_tokens * HeadDim];
         T rows[block_tokens * stride];
         typename Layout::Memory layout;
+        Importance<HeadDim> importance;
         alignas(16) ChannelFactors<HeadDim> factors;
     };
 
@@ -51,41 +52,36 @@ public:
         for (int j = 0; j < Part::words; ++j) own[j] = part_.word[j];
     }
 
+    // Ranks channels by their magnitude times this importance: [head_dim], or null. Ends without a barrier.
+    __device__ __forceinline__ void rank_by(const float* importance) {
+        scores_ = importance != nullptr;
+        if (scores_) memory_.importance.load(importance);
+    }
+
     // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
             if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
+                const bool keys = pattern == MUSTAFAR_PATTERN_BALANCED_KEYS;
+                const int kept = balanced_kept(HeadDim, keep);
                 clear_bits();
-                using Rank = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
-                select_balanced<HeadDim, Rank>(memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
-                                               balanced_kept(HeadDim, keep), memory_.layout.bits,
-                                               [](T value, int, int) { return Part::key(value); });
+                if (scores_) {
+                    const int end = __syncthreads_count(present_) / 4;  // lanes of a token
+                    select_balanced<HeadDim, true>(
+                        memory_.rows, Memory::stride, keys, kept, memory_.layout.bits,
+                        [&](T value, int token, int channel) {
+                            return token < end ? score(as_float(value), *memory_.importance.from(channel)) : 0u;
+                        });
+                } else {
+                    select_balanced<HeadDim, !Part::paired>(memory_.rows, Memory::stride, keys, kept,
+                                                            memory_.layout.bits,
+                                                            [](T value, int, int) { return Part::key(value); });
+                }
                 __syncthreads();
                 marks_absent_ = true;
                 return;
             }
-        part_.to_keys();
-        const typename Part::Mask mask = select_channels(part_, keep, t_);
-        set_bits(present_ ? mask : typename Part::Mask{0});
-    }
-
-    // The same, ranking |value * importance|.
-    __device__ __forceinline__ void select_scores(int32_t pattern, uint32_t keep, const float* importance) {
-        if constexpr (HeadDim % 64 == 0)
-            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
-                const int present = __syncthreads_count(present_) / 4;  // tokens, each with four lanes
-                clear_bits();
-                select_balanced<HeadDim, uint64_t>(
-                    memory_.rows, Memory::stride, pattern == MUSTAFAR_PATTERN_BALANCED_KEYS,
-                    balanced_kept(HeadDim, keep), memory_.layout.bits, [&](T value, int token, int channel) {
-                        return token < present ? score_key(as_float(value), importance[channel]) : 0u;
-                    });
-                __syncthreads();
-                marks_absent_ = true;
-                return;
-            }
-        const typename Part::Mask mask =
-            select_channels(scores_of<T, HeadDim>(part_, importance + t_ * Part::channels), keep, t_);
+        const typename Part::Mask mask = scores_ ? by_scores(keep) : by_magnitudes(keep);
         set_bits(present_ ? mask : typename Part::Mask{0});
     }
 
@@ -101,14 +97,15 @@ public:
         return memory_.layout.bits[token_];
     }
 
-    // Prunes by the pattern and writes what is kept, `keep` values of each token. factors: channel scales of integer keys, or
-    // null. MayBeIntegers: else values are native, which takes fewer registers.
+    // Prunes and writes what is kept, `keep` values of each token. factors: channel scales of integer keys, or null.
+    // MayBeIntegers: else values are native, which takes fewer registers.
     template <bool MayBeIntegers>
-    __device__ __forceinline__ void compress(int32_t pattern, uint32_t keep, uint8_t* block, ValueOrder order,
-                                             const float* factors) {
+    __device__ __forceinline__ void compress(const Choice& choice, int32_t pattern, uint32_t keep, uint8_t* block,
+                                             ValueOrder order, const float* factors) {
         const bool integers = MayBeIntegers && order.integer_bits != 0;
+        rank_by(choice.importance);
         if constexpr (has_fragments)
-            if (order.arrangement == Arrangement::balanced) {
+            if (order.arrangement == Arrangement::balanced && !choice.by_bitmap && ranks_units()) {
                 if (!integers) return compress_balanced(balanced_kept(HeadDim, keep), block, order);
                 if constexpr (MayBeIntegers) {
                     if (order.keys)
@@ -118,42 +115,18 @@ public:
                 }
                 return;
             }
-        if constexpr (!MayBeIntegers) {
-            select(pattern, keep);
-            return store(block, order, block_tokens * keep);
-        }
-        const Part part = part_;
-        if (order.arrangement == Arrangement::all && order.fragment)
+        if (choice.by_bitmap)
+            take_bits(choice.bits);
+        else if (integers && order.arrangement == Arrangement::all && order.fragment)
             __syncthreads();
         else
-            select(pattern, keep);  // makes keys of the part
+            select(pattern, keep);
         if (!integers) return store(block, order, block_tokens * keep);
-        part_ = part;
-        hide_absent();
-        const int scale_start = fixed_scale_start(order, keep);
-        quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
-                 scale_start, order.rotated);
-        store_integers(block, order, keep, scale_start);
-    }
-
-    // The same by any choice.
-    template <bool MayBeIntegers>
-    __device__ __forceinline__ void compress_chosen(const Choice& choice, int32_t pattern, uint32_t keep,
-                                                    uint8_t* block, ValueOrder order, const float* factors) {
-        if (choice.by_bitmap) {
-            take_bits(choice.bits);
-        } else if (choice.importance != nullptr) {
-            select_scores(pattern, keep, choice.importance);
-        } else {
-            const Part part = part_;
-            select(pattern, keep);  // makes keys of the part
-            part_ = part;
-        }
-        if (!MayBeIntegers || order.integer_bits == 0) return store(block, order, block_tokens * keep);
         if constexpr (MayBeIntegers) {
             hide_absent();
             const int scale_start = fixed_scale_start(order, keep);
-            quantize(own_bits(), factors, order, scale_start, order.rotated);
+            quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
+                     scale_start, order.rotated);
             store_integers(block, order, keep, scale_start);
         }
     }
@@ -182,10 +155,7 @@ public:
                 return;
             }
         hide_absent();
-        const uint32_t count =
-            Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
-                memory_.values[index] = memory_.rows[token * Memory::stride + channel];
-            });
+        const uint32_t count = pack(order);
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
         const int header = header_bytes(order);
@@ -233,18 +203,66 @@ private:
         return header_bytes(order) + block_tokens * static_cast<int>(keep) * order.integer_bits / 8;
     }
 
+    // Puts the values that the bitmap has in their order. Returns their number.
+    __device__ __forceinline__ uint32_t pack(ValueOrder order) {
+        if constexpr (has_fragments)
+            if (order.fragment) {
+                const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
+                auto* const values = reinterpret_cast<uint16_t*>(memory_.values);
+                return order.keys ? Layout::template pack<true>(memory_.layout, rows, Memory::stride, values)
+                                  : Layout::template pack<false>(memory_.layout, rows, Memory::stride, values);
+            }
+        return Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
+            memory_.values[index] = memory_.rows[token * Memory::stride + channel];
+        });
+    }
+
+    __device__ __forceinline__ typename Part::Mask by_magnitudes(uint32_t keep) const {
+        if constexpr (Part::paired)
+            return select_by_keys(part_.keys(), keep, t_);
+        else
+            return by_halves(keep, [&](T value, int) { return Part::key(value); });
+    }
+
+    __device__ __forceinline__ typename Part::Mask by_scores(uint32_t keep) const {
+        __syncthreads();
+        const float* const importance = memory_.importance.from(t_ * Part::channels);
+        return by_halves(keep, [&](T value, int c) { return score(as_float(value), importance[c]); });
+    }
+
+    // key(value, channel of this lane): 31 bits.
+    template <class Key>
+    __device__ __forceinline__ typename Part::Mask by_halves(uint32_t keep, Key&& key) const {
+        const T* const own = memory_.rows + token_ * Memory::stride + t_ * Part::channels;
+        return select_by_halves(upper_halves<HeadDim>([&](int c) { return key(part_.value(c), c); }), keep, t_,
+                                [&](int c) { return key(own[c], c); });
+    }
+
+    // Whether units are ranked by themselves: not if an importance that is not finite would raise tokens that do not exist.
+    __device__ __forceinline__ bool ranks_units() const {
+        return !scores_ || __syncthreads_and(present_);
+    }
+
+    // The mask of what a unit keeps.
+    __device__ __forceinline__ uint32_t choose(const BalancedUnit<HeadDim>& unit, const UnitElements& elements,
+                                               int kept) const {
+        return scores_ ? largest_scores(elements, unit, memory_.rows, Memory::stride, memory_.importance, kept)
+                       : largest_elements<T>(elements, kept);
+    }
+
     __device__ __forceinline__ void compress_balanced(int kept, uint8_t* block, ValueOrder order) {
         __syncthreads();
         store_balanced(block, order, kept,
-                       [&](const auto&, const UnitElements& elements) { return largest_elements<T>(elements, kept); });
+                       [&](const auto& unit, const UnitElements& elements) { return choose(unit, elements, kept); });
     }
 
     template <bool Keys>
     __device__ __forceinline__ void compress_positions(uint32_t keep, uint8_t* block, ValueOrder order,
                                                        const float* factors) {
         clear_bits();
-        const OwnUnits<T, HeadDim, Keys> units(reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride,
-                                               memory_.layout.bits);
+        const OwnUnits<HeadDim, Keys> units(
+            reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride, memory_.layout.bits,
+            [&](const auto& unit, const UnitElements& elements) { return choose(unit, elements, most_balanced); });
         __syncthreads();
         const int scale_start = fixed_scale_start(order, keep);
         quantize(own_bits(), factors, order, scale_start, false);
@@ -270,9 +288,9 @@ private:
                                                      IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
                                                      integers(), integer_stride);
             else if (order.arrangement == Arrangement::balanced && order.keys)
-                write_units(OwnUnits<T, HeadDim, true>(memory_.layout.bits), order);
+                write_units(OwnUnits<HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
-                write_units(OwnUnits<T, HeadDim, false>(memory_.layout.bits), order);
+                write_units(OwnUnits<HeadDim, false>(memory_.layout.bits), order);
             else if (order.integer_bits == 4)
                 write_integers<HeadDim, 4>(image(), order.keys, integers(), integer_stride);
             else
@@ -397,7 +415,7 @@ private:
     Memory& memory_;
     Part part_;
     const int token_, t_;
-    bool present_ = false, marks_absent_ = false;
+    bool present_ = false, marks_absent_ = false, scores_ = false;
 };
 
 }  // namespace mustafar::cuda

@@ -35,10 +35,8 @@ __global__ void __launch_bounds__(block_threads)
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
-    if constexpr (ByImportance)
-        writer.select_scores(pattern, keep, factors_of<HeadDim>(importance, place.sequence, heads, place.head));
-    else
-        writer.select(pattern, keep);
+    if constexpr (ByImportance) writer.rank_by(factors_of<HeadDim>(importance, place.sequence, heads, place.head));
+    writer.select(pattern, keep);
     if (!present) return;
     uint32_t* const row =
         bitmap + ((static_cast<int64_t>(place.sequence) * heads + place.head) * tokens + token) * Writer::words;
@@ -63,15 +61,16 @@ __global__ void __launch_bounds__(block_threads)
     uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const float* const own_factors = factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head);
     if constexpr (!Chosen) {
-        writer.template compress<MayBeIntegers>(destination.pattern, destination.keep, block, order, own_factors);
+        writer.template compress<MayBeIntegers>(Choice{}, destination.pattern, destination.keep, block, order,
+                                                own_factors);
         return;
     }
     const int64_t row = (static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token;
     const Choice choice{bitmap != nullptr, bitmap != nullptr && present ? bitmap + row * Writer::words : nullptr,
                         factors_of<HeadDim>(importance, place.sequence, destination.heads, place.head)};
     if (destination.offsets == nullptr) {
-        writer.template compress_chosen<MayBeIntegers>(choice, destination.pattern, destination.keep, block, order,
-                                                       own_factors);
+        writer.template compress<MayBeIntegers>(choice, destination.pattern, destination.keep, block, order,
+                                                own_factors);
         return;
     }
     writer.take_bits(choice.bits);

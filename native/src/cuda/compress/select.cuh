@@ -1,5 +1,6 @@
-// Chooses the channels of largest magnitude of a row: exactly `keep`, of equal magnitudes the lower channel, NaNs equal to
-// each other and above everything. Four neighbouring lanes hold a row, a quarter of its channels each.
+// Chooses the channels of a row with the largest keys: exactly `keep`, of equal keys the lower channel. Keys are magnitudes or
+// scores as integers in the same order, NaNs equal to each other and above everything. Four neighbouring lanes hold a row, a
+// quarter of its channels each.
 #pragma once
 
 #include <type_traits>
@@ -9,26 +10,34 @@
 
 namespace mustafar::cuda {
 
+// The upper half of a key of 31 bits; that of a product which is NaN is 0x7fff.
+struct UpperHalf {
+    uint16_t bits;
+};
+
 // A lane's channels as 32-bit words: pairs of 16-bit values, or single f32.
 template <class T, int HeadDim>
 struct RowPart {
     static constexpr int channels = HeadDim / 4;
     static constexpr int words = channels * sizeof(T) / 4;
     static constexpr bool paired = sizeof(T) == 2;
-    static constexpr uint32_t nan_key = std::is_same_v<T, float>    ? 0x7f800001u
-                                        : std::is_same_v<T, __half> ? 0x7c01u
-                                                                    : 0x7f81u;
+    static constexpr uint32_t nan_key = std::is_same_v<T, float>           ? 0x7f800001u
+                                        : std::is_same_v<T, __half>        ? 0x7c01u
+                                        : std::is_same_v<T, __nv_bfloat16> ? 0x7f81u
+                                                                           : 0x7fffu;
     // Distance between keys that are neighbours in order of size and near the threshold, for most data.
     static constexpr float key_distance = (std::is_same_v<T, __half> ? 3840.0f : 480.0f) / HeadDim;
     using Mask = std::conditional_t<(channels > 32), uint64_t, uint32_t>;  // bit c: channel c
     uint32_t word[words];
 
-    // Makes keys of the values: magnitudes as integers in the same order.
-    __device__ __forceinline__ void to_keys() {
+    __device__ __forceinline__ T value(int c) const { return reinterpret_cast<const T*>(word)[c]; }
+
+    // Magnitudes of 16-bit values as keys.
+    __device__ __forceinline__ RowPart keys() const {
+        RowPart part;
 #pragma unroll
-        for (int j = 0; j < words; ++j)
-            word[j] =
-                paired ? __vminu2(word[j] & 0x7fff7fffu, nan_key * 0x10001u) : min(word[j] & 0x7fffffffu, nan_key);
+        for (int j = 0; j < words; ++j) part.word[j] = __vminu2(word[j] & 0x7fff7fffu, nan_key * 0x10001u);
+        return part;
     }
     static __device__ __forceinline__ uint32_t key(T value) {
         if constexpr (paired)
@@ -38,19 +47,13 @@ struct RowPart {
     }
 };
 
-// |value * importance| as the integer by which it is ranked.
-__device__ __forceinline__ uint32_t score_key(float value, float importance) {
-    return RowPart<float, 64>::key(__fmul_rn(value, importance));
-}
-
-// The scores of a lane's channels as keys. importance: those of the lane's channels.
-template <class T, int HeadDim>
-__device__ __forceinline__ RowPart<float, HeadDim> scores_of(const RowPart<T, HeadDim>& part, const float* importance) {
-    RowPart<float, HeadDim> scores;
+// The upper halves of a lane's keys. key(c): of channel c.
+template <int HeadDim, class Key>
+__device__ __forceinline__ RowPart<UpperHalf, HeadDim> upper_halves(Key&& key) {
+    RowPart<UpperHalf, HeadDim> part;
 #pragma unroll
-    for (int c = 0; c < RowPart<T, HeadDim>::channels; ++c)
-        scores.word[c] = score_key(as_float(reinterpret_cast<const T*>(part.word)[c]), importance[c]);
-    return scores;
+    for (int j = 0; j < part.words; ++j) part.word[j] = permute(key(2 * j), key(2 * j + 1), 0x7632u);
+    return part;
 }
 
 __device__ __forceinline__ uint32_t row_sum(uint32_t value) {
@@ -58,13 +61,18 @@ __device__ __forceinline__ uint32_t row_sum(uint32_t value) {
     return value + __shfl_xor_sync(full_warp, value, 2);
 }
 
-// Sum over the lanes of the row before this one.
-__device__ __forceinline__ uint32_t row_prefix(uint32_t value, int t) {
+__device__ __forceinline__ uint32_t row_smallest(uint32_t value) {
+    value = min(value, __shfl_xor_sync(full_warp, value, 1));
+    return min(value, __shfl_xor_sync(full_warp, value, 2));
+}
+
+// Sum over the lanes of the row behind this one.
+__device__ __forceinline__ uint32_t row_suffix(uint32_t value, int t) {
     uint32_t sum = value;
-    uint32_t before = __shfl_up_sync(full_warp, sum, 1, 4);
-    if (t >= 1) sum += before;
-    before = __shfl_up_sync(full_warp, sum, 2, 4);
-    if (t >= 2) sum += before;
+    uint32_t behind = __shfl_down_sync(full_warp, sum, 1, 4);
+    if (t < 3) sum += behind;
+    behind = __shfl_down_sync(full_warp, sum, 2, 4);
+    if (t < 2) sum += behind;
     return sum - value;
 }
 
@@ -73,6 +81,13 @@ __device__ __forceinline__ uint32_t count_bits(uint32_t mask) {
 }
 __device__ __forceinline__ uint32_t count_bits(uint64_t mask) {
     return __popcll(mask);
+}
+
+__device__ __forceinline__ int lowest_bit(uint32_t mask) {
+    return __ffs(static_cast<int>(mask)) - 1;
+}
+__device__ __forceinline__ int lowest_bit(uint64_t mask) {
+    return __ffsll(static_cast<long long>(mask)) - 1;
 }
 
 __device__ __forceinline__ uint32_t without_highest(uint32_t mask) {
@@ -127,27 +142,21 @@ __device__ __forceinline__ uint32_t swap_bits(uint32_t word, uint32_t from, int 
 // Bit c: channel c of this lane has a key of at least `threshold`.
 template <class Part>
 __device__ __forceinline__ typename Part::Mask mask_from(const Part& part, uint32_t threshold) {
+    const uint32_t add = reaching(threshold);
     typename Part::Mask mask = 0;
-    if constexpr (Part::paired) {
-        const uint32_t add = reaching(threshold);
 #pragma unroll
-        for (int first = 0; first < Part::words; first += 16) {
-            uint32_t reached = 0;  // bit k of the bytes: of words k, low and high half, and of words k + 8
+    for (int first = 0; first < Part::words; first += 16) {
+        uint32_t reached = 0;  // bit k of the bytes: of words k, low and high half, and of words k + 8
 #pragma unroll
-            for (int k = 0; k < 8 && first + k < Part::words; ++k) {
-                const uint32_t low = part.word[first + k] + add;
-                const uint32_t high = first + k + 8 < Part::words ? part.word[first + k + 8] + add : 0;
-                reached |= signs_of_halves(low, high) & 0x01010101u << k;
-            }
-            reached = swap_bits(reached, 0x00f000f0u, 4);
-            reached = swap_bits(reached, 0x0c0c0c0cu, 2);
-            reached = swap_bits(reached, 0x22222222u, 1);
-            mask |= static_cast<typename Part::Mask>(reached) << (2 * first);
+        for (int k = 0; k < 8 && first + k < Part::words; ++k) {
+            const uint32_t low = part.word[first + k] + add;
+            const uint32_t high = first + k + 8 < Part::words ? part.word[first + k + 8] + add : 0;
+            reached |= signs_of_halves(low, high) & 0x01010101u << k;
         }
-    } else {
-#pragma unroll
-        for (int c = 0; c < Part::channels; ++c)
-            mask |= static_cast<typename Part::Mask>(part.word[c] >= threshold) << c;
+        reached = swap_bits(reached, 0x00f000f0u, 4);
+        reached = swap_bits(reached, 0x0c0c0c0cu, 2);
+        reached = swap_bits(reached, 0x22222222u, 1);
+        mask |= static_cast<typename Part::Mask>(reached) << (2 * first);
     }
     return mask;
 }
@@ -167,78 +176,87 @@ __device__ __forceinline__ uint32_t mean_key(const Part& part) {
 // The largest key that at least `keep` channels reach, or another that exactly `keep` reach.
 template <class Part>
 __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t keep) {
-    constexpr int beyond = Part::nan_key + 1;
+    // From a guess outwards until the threshold is between two probes, then by interpolation; data on which that is
+    // slow is halved. The probes end when all but one of the channels sought are above them.
+    constexpr int beyond = Part::nan_key + 1, patience = 8;
+    constexpr float reaching_mean = 0.55f * 4 * Part::channels;
     uint32_t low = 0, high = beyond;
-    if constexpr (Part::paired) {
-        // From a guess outwards until the threshold is between two probes, then by interpolation; data on which that is
-        // slow is halved. The probes end when all but one of the channels sought are above them.
-        constexpr int patience = 8;
-        constexpr float reaching_mean = 0.55f * 4 * Part::channels;
-        const auto wanted = static_cast<float>(keep);
-        const auto clamp = [&](int key) {
-            return min(max(key, static_cast<int>(low) + 1), static_cast<int>(high) - 1);
-        };
-        float distance = Part::key_distance, over = 4 * Part::channels - wanted, under = -wanted;
-        uint32_t probe = clamp(static_cast<int>(mean_key(part)) + __float2int_rn((reaching_mean - wanted) * distance));
-        bool found = false;
-        for (int step = 0;; ++step) {
-            const float excess = static_cast<float>(static_cast<int>(count_from(part, probe) - keep));
-            if (!found) {
-                const bool enough = excess >= 0;
-                low = enough ? probe : low, over = enough ? excess : over;
-                high = enough ? high : probe, under = enough ? under : excess;
-                found = over == 0 || under == -1 || high - low <= 1;
-                const bool patient = step < patience;
-                const bool one_sided = (low == 0 || high == beyond) && patient;
-                const float share = patient ? (over + 0.5f) * reciprocal(over - under) : 0.5f;
-                const float way = one_sided ? (excess + 0.5f) * distance : static_cast<float>(high - low) * share;
-                probe = clamp(static_cast<int>(one_sided ? probe : low) + __float2int_rn(way));
-                distance *= 2;
-            }
-            if (__all_sync(full_warp, found)) break;
-        }
-        const uint32_t largest = largest_below(part, high);
-        if (over != 0 && under == -1) low = largest;
-    } else {
-        // The upper halves of the keys first, then by halving among those that are level.
-        RowPart<__nv_bfloat16, 4 * Part::channels> upper;
-#pragma unroll
-        for (int j = 0; j < upper.words; ++j) upper.word[j] = permute(part.word[2 * j], part.word[2 * j + 1], 0x7632u);
-        uint32_t probe = low = find_threshold(upper, keep) << 16;
-        high = min(low + 0x10000u, high);
-        bool found = false;
-        for (;;) {
-            uint32_t count = 0;
-#pragma unroll
-            for (int c = 0; c < Part::channels; ++c) count += part.word[c] >= probe;
-            count = row_sum(count);
-            if (!found) {
-                (count >= keep ? low : high) = probe;
-                found = count == keep || high - low <= 1;
-                probe = (low + high) >> 1;
-            }
-            if (__all_sync(full_warp, found)) break;
-        }
+    const auto wanted = static_cast<float>(keep);
+    const auto clamp = [&](int key) { return min(max(key, static_cast<int>(low) + 1), static_cast<int>(high) - 1); };
+    float distance = Part::key_distance, over = 4 * Part::channels - wanted, under = -wanted;
+    uint32_t probe = clamp(static_cast<int>(mean_key(part)) + __float2int_rn((reaching_mean - wanted) * distance));
+    for (int step = 0;; ++step) {
+        const float excess = static_cast<float>(static_cast<int>(count_from(part, probe) - keep));
+        const bool enough = excess >= 0;
+        low = enough ? probe : low, over = enough ? excess : over;
+        high = enough ? high : probe, under = enough ? under : excess;
+        // What is found stays so while other rows of the warp are searched.
+        if (__all_sync(full_warp, over == 0 || under == -1 || high - low <= 1)) break;
+        const bool patient = step < patience;
+        const bool one_sided = (low == 0 || high == beyond) && patient;
+        const float share = patient ? (over + 0.5f) * reciprocal(over - under) : 0.5f;
+        const float way = one_sided ? (excess + 0.5f) * distance : static_cast<float>(high - low) * share;
+        probe = clamp(static_cast<int>(one_sided ? probe : low) + __float2int_rn(way));
+        distance *= 2;
     }
-    return low;
+    const uint32_t largest = largest_below(part, high);
+    return over != 0 && under == -1 ? largest : low;
 }
 
-// Bit c: channel c of this lane is kept. All lanes of the warp take part. `part`: keys.
-template <class Part>
-__device__ __forceinline__ typename Part::Mask select_channels(const Part& part, uint32_t keep, int t) {
-    const uint32_t threshold = find_threshold(part, keep);
-    typename Part::Mask mask = mask_from(part, threshold);
-    const uint32_t reached = row_sum(count_bits(mask));
-    if (__any_sync(full_warp, reached != keep)) {
-        // Channels at the threshold itself are taken from the lowest up.
-        const typename Part::Mask above = mask_from(part, threshold + 1);
-        typename Part::Mask equal = mask & ~above;
-        const int wanted = static_cast<int>(keep - row_sum(count_bits(above)));
-        const int own = max(0, wanted - static_cast<int>(row_prefix(count_bits(equal), t)));
-        while (static_cast<int>(count_bits(equal)) > own) equal = without_highest(equal);
-        if (reached != keep) mask = above | equal;
+// The row's channels in `some` but the `count` highest.
+template <class Mask>
+__device__ __forceinline__ Mask without_highest(Mask some, int count, int t) {
+    const int own =
+        static_cast<int>(count_bits(some)) - max(0, count - static_cast<int>(row_suffix(count_bits(some), t)));
+    while (static_cast<int>(count_bits(some)) > max(own, 0)) some = without_highest(some);
+    return some;
+}
+
+// The row's channels in `some` but the `count` with the smallest keys, of equal keys the highest. key(c): of this lane's
+// channel c.
+template <class Mask, class Key>
+__device__ __forceinline__ Mask without_smallest(Mask some, int count, int t, Key&& key) {
+    while (__any_sync(full_warp, count > 0)) {
+        uint32_t smallest = 0xffffffffu;
+        Mask level = 0;  // the channels that have it
+        for (Mask rest = some; rest != 0; rest &= rest - 1) {
+            const int c = lowest_bit(rest);
+            const uint32_t own = key(c);
+            if (own < smallest) level = 0;
+            if (own <= smallest) level |= Mask{1} << c;
+            smallest = min(smallest, own);
+        }
+        if (smallest != row_smallest(smallest)) level = 0;
+        some = (some ^ level) | without_highest(level, count, t);
+        count -= static_cast<int>(row_sum(count_bits(level)));
     }
-    return mask;
+    return some;
+}
+
+// Bit c: channel c of this lane is kept. All lanes of the warp take part. reduce(some, count): the row's channels in `some`,
+// whose keys are equal, but `count` that are too many to be kept.
+template <class Part, class Reduce>
+__device__ __forceinline__ typename Part::Mask select_channels(const Part& part, uint32_t keep, Reduce&& reduce) {
+    const uint32_t threshold = find_threshold(part, keep);
+    const typename Part::Mask mask = mask_from(part, threshold);
+    const int surplus = static_cast<int>(row_sum(count_bits(mask)) - keep);
+    if (!__any_sync(full_warp, surplus != 0)) return mask;
+    const typename Part::Mask above = mask_from(part, threshold + 1);
+    return above | reduce(mask & ~above, surplus);
+}
+
+// By keys of 16 bits.
+template <class Part>
+__device__ __forceinline__ typename Part::Mask select_by_keys(const Part& part, uint32_t keep, int t) {
+    return select_channels(part, keep,
+                           [&](typename Part::Mask some, int count) { return without_highest(some, count, t); });
+}
+
+// By keys of 31 bits, whose upper halves mostly decide. key(c): of this lane's channel c.
+template <class Part, class Key>
+__device__ __forceinline__ typename Part::Mask select_by_halves(const Part& upper, uint32_t keep, int t, Key&& key) {
+    return select_channels(upper, keep,
+                           [&](typename Part::Mask some, int count) { return without_smallest(some, count, t, key); });
 }
 
 }  // namespace mustafar::cuda
