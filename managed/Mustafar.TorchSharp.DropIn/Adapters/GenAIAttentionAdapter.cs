@@ -65,7 +65,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         int layer = Reflected.GetCount(attention, "_layerIdx");
         Tensor hidden = Reflected.Get<Tensor>(input, "HiddenStates");
         (Tensor query, Tensor keys, Tensor values) = Project(attention, hidden);
-        DecoderLayer.FreeReturned();
+        DecoderLayer.FreeReturned(); // the hidden states, if they are the result of the layer's norm
         int start = Start(past, layer);
         (Tensor cos, Tensor sin) = Positions(attention, input, values, start);
         Rotary.RotateHalves(query, keys, cos, sin);

@@ -16,7 +16,7 @@ namespace Mustafar.DropIn;
 internal sealed class DecoderLayer(nn.Module original) : ModuleReplacement(original)
 {
     private static readonly string[] Names = ["LlamaDecoderLayer", "MistralDecoderLayer", "Phi3DecoderLayer"];
-    private static readonly string[] Norms = ["input_layernorm", "post_attention_layernorm"];
+    private static readonly string[] OfSingleTokens = ["input_layernorm", "post_attention_layernorm", "mlp"];
 
     // Of the layer that the thread runs; modules that are called without their layer free nothing.
     [ThreadStatic]
@@ -31,7 +31,7 @@ internal sealed class DecoderLayer(nn.Module original) : ModuleReplacement(origi
     internal static bool Matches(nn.Module candidate) =>
         Names.Contains(candidate.GetType().Name)
         && Reflected.Get(candidate, "self_attn") is nn.Module
-        && Array.TrueForAll([.. Norms, "mlp"], name => Reflected.Get(candidate, name) is nn.Module module && TokenPieces.Matches(module))
+        && Array.TrueForAll(OfSingleTokens, name => Reflected.Get(candidate, name) is nn.Module module && TokenPieces.Matches(module))
         && Reflected.ForwardParameters(candidate) is [ParameterInfo]
         && ReplacementType.WhyNot(candidate.GetType()) is null;
 
