@@ -177,6 +177,11 @@ public sealed class MustafarAttachment : IDisposable
             return new TokenPieces(module);
         }
 
+        if (DecoderLayer.Matches(module))
+        {
+            return new DecoderLayer(module);
+        }
+
         return adapters.Any(one => one.TakesTurns(module)) ? new ModelTurns(module) : null;
     }
 

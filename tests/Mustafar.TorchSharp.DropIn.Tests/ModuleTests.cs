@@ -25,14 +25,16 @@ public sealed class ModuleTests : TensorFixture
         Tensor ids = Subject.Ids(2, Tokens, seed: 1);
         Tensor expected = subject.Run(ids, Prompt);
         nn.Module[] own = subject.Attentions;
-        nn.Module[] others = [.. subject.Model.modules().Where(module => module is Models.GenAI.LlamaModel or Models.GenAI.LlamaMLP or Models.GenAI.RMSNorm)];
+        nn.Module[] others = [.. subject.Model.modules().Where(module =>
+            module is Models.GenAI.LlamaModel or Models.GenAI.LlamaDecoderLayer or Models.GenAI.LlamaMLP or Models.GenAI.RMSNorm)];
         Dictionary<string, object?> before = Fields(subject.Model);
         MustafarAttachment attachment = subject.Model.UseMustafar(s_options);
         nn.Module[] replaced = subject.Attentions;
         Assert.That(replaced, Has.Length.EqualTo(Subject.Layers));
         Assert.That(replaced.Intersect(own), Is.Empty);
         Assert.That(replaced.Select(module => module.GetType().BaseType), Is.EqualTo(own.Select(module => module.GetType())));
-        // Only where the model holds attention, modules of single tokens or what keeps the cache of the current call, there is another object.
+        // Only where the model holds attention, modules of single tokens, decoder layers or what keeps the cache of the current call, there is
+        // another object.
         Dictionary<string, object?> during = Fields(subject.Model);
         Assert.That(during.Keys, Is.SupersetOf(before.Keys));
         object?[] changed = [.. before.Where(field => !ReferenceEquals(field.Value, during[field.Key])).Select(field => field.Value)];

@@ -65,6 +65,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         int layer = Reflected.GetCount(attention, "_layerIdx");
         Tensor hidden = Reflected.Get<Tensor>(input, "HiddenStates");
         (Tensor query, Tensor keys, Tensor values) = Project(attention, hidden);
+        DecoderLayer.FreeReturned(); // the hidden states, if they are the result of the layer's norm
         int start = Start(past, layer);
         (Tensor cos, Tensor sin) = Positions(attention, input, values, start);
         Rotary.RotateHalves(query, keys, cos, sin);
@@ -102,6 +103,7 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
             result.ReleaseWith(scope);
         }
 
+        DecoderLayer.Return(hidden);
         return OutputOf(attention, hidden.MoveToOuterDisposeScope(), conversation);
 
         void SetLength(int tokens)
@@ -140,7 +142,8 @@ internal sealed class GenAIAttentionAdapter : AttentionAdapter
         long numKvHeads = Reflected.GetCount(attention, "_numKeyValueHeads");
         long headDim = Reflected.GetCount(attention, "_headDim");
         JointLinear? projections = ((attention as IReplacedModule)?.Replacement as AttentionLayer)?.Projections;
-        Tensor? joint = projections?.Project(hidden)
+        // Of a long prompt one by one: a tensor of all three is larger than any that was freed before, so that it needs memory of its own.
+        Tensor? joint = (hidden.size(0) * hidden.size(1) > TokenPieces.AtOnce ? null : projections?.Project(hidden))
             ?? (Reflected.Get(attention, "qkv_proj") as nn.Module<Tensor, Tensor>)?.forward(hidden);
         if (joint is Tensor all)
         {

@@ -11,16 +11,20 @@ namespace Mustafar.DropIn;
 /// </summary>
 internal sealed class TokenPieces(nn.Module original) : ModuleReplacement(original)
 {
+    /// <summary>Number of tokens at a time, over all sequences: enough for products to be as fast as with more.</summary>
+    internal const int AtOnce = 2048;
+
     // Each class, with the member that identifies it.
     private static readonly Dictionary<string, string> Members = new()
     {
         ["LlamaMLP"] = "down_proj",
+        ["MistralMLP"] = "down_proj",
         ["Phi3MLP"] = "down_proj",
         ["RMSNorm"] = "weight",
     };
 
-    /// <summary>Number of tokens at a time, over all sequences: enough for products to be as fast as with more.</summary>
-    internal int Most { get; set; } = 2048;
+    /// <summary>Another number in place of <see cref="AtOnce"/>, for tests.</summary>
+    internal int Most { get; set; } = AtOnce;
 
     /// <summary>Whether a module is such a one, by the names of its class and members, and its class can be derived from.</summary>
     [RequiresDynamicCode("Asks whether a subclass can be emitted.")]
@@ -54,6 +58,8 @@ internal sealed class TokenPieces(nn.Module original) : ModuleReplacement(origin
             output.narrow(1, first, count).copy_(piece);
         }
 
+        DecoderLayer.FreeReturned();
+        DecoderLayer.Return(output!);
         return output;
     }
 }

@@ -50,7 +50,7 @@ internal class LlamaMLP : nn.Module<Tensor, Tensor>
     }
 }
 
-internal sealed class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOutput>
+internal class LlamaDecoderLayer : nn.Module<AttentionInput, AttentionOutput>
 {
     private readonly LlamaMLP mlp;
     private readonly RMSNorm input_layernorm;
