@@ -6,6 +6,14 @@ namespace Mustafar.Tests.Evaluation;
 public sealed class CacheSettingReaderTests
 {
     [Test]
+    public void TheSettingsOfTheAccuracyPageDifferFromEachOther()
+    {
+        IReadOnlyList<CacheSetting> settings = CacheSettingReader.Load(RepositoryFiles.At("docs/accuracy-settings.json"));
+        Assert.That(settings, Has.Count.EqualTo(84));
+        Assert.That(settings.Select(setting => setting.Options), Is.Unique);
+    }
+
+    [Test]
     public void AFileAndLinesOfTextSayTheSame()
     {
         using TemporaryDirectory directory = new();
