@@ -186,7 +186,7 @@ public sealed class LlamaChatClient : IChatClient
         if (options?.DType is not null || options?.Device is not null)
         {
             throw new ArgumentException(
-                $"Expected no data type and no device, since the model is loaded, but got {options.DType} and {options.Device}.", nameof(options));
+                $"Expected no data type and no device, since the model is loaded, but got {options.DType?.ToString() ?? "none"} and {options.Device?.ToString() ?? "none"}.", nameof(options));
         }
 
         return new ChatModel(language, ChatTemplate.Load(language.Directory, options?.ChatTemplate));

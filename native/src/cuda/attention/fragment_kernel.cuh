@@ -75,8 +75,8 @@ template <class D, int Tiles, int Warps>
 struct FragmentMemory {
     uint64_t barriers[Warps][2 * max_ring_depth];
     float2 warp_state[Warps][8 * Tiles];  // maximum, sum
-    uint64_t exchanged;
-    int last;  // whether this thread block is the tile's last one
+    uint64_t exchanged;                   // mbarrier of what the cluster sends
+    int last;                             // whether this thread block is the tile's last one
     typename D::Shared decoder;
     uint2 query[DenseQuery<D, Tiles>::shared_pairs];
     uint2 block_query[D::integers ? SharedQuery<D, Tiles>::shared_pairs : 1];

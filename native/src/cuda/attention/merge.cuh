@@ -122,18 +122,18 @@ private:
 // thread blocks, whose number is a power of two.
 class ClusterExchange {
 public:
-    // `memory`: exchange_bytes of the tile, `barrier`: 8 more.
+    // `memory`: exchange_quad_bytes for each quad, and for one less than there are thread blocks. `barrier`: an mbarrier.
     __device__ __forceinline__ ClusterExchange(int blocks, int quads, uint32_t memory, uint32_t barrier)
         : blocks_(blocks), shift_(log2(blocks)), rank_(cluster_rank()), quads_(quads),
           room_((quads + blocks - 1) >> shift_), memory_(memory), barrier_(barrier) {}
 
-    // By one thread, before the cluster_arrive after which other thread blocks may send.
+    // By one thread, before it arrives at the cluster's barrier; behind that other thread blocks send.
     __device__ __forceinline__ void open() const {
         start_barrier(barrier_);
         expect_bytes(barrier_, own_quads() * blocks_ * exchange_quad_bytes);
     }
 
-    // Quad number e; after cluster_wait.
+    // Sends quad number e, after the cluster's barrier.
     __device__ __forceinline__ void give(int e, const MergedQuad& merged) const {
         const uint32_t target = e & (blocks_ - 1), place = rank_ * room_ + (e >> shift_);
         const uint32_t barrier = cluster_address(barrier_, target);
