@@ -303,10 +303,12 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         }
     __syncthreads();
     const auto output_row = [&](int row) { return OutputRow<T>(p, batch_row, kv_head, first_row + row); };
+    const auto finish = [&](MergedQuad& merged, const OutputRow<T>& target, int row, int quad) {
+        merged.template store<channels>(target, quad, row < valid_rows && sequence.last_position(target.query) >= 0);
+    };
     const auto store = [&](MergedQuad& merged, const OutputRow<T>& target, int row, int quad) {
         if (p.partials == 1)
-            merged.template store<channels>(target, quad,
-                                            row < valid_rows && sequence.last_position(target.query) >= 0);
+            finish(merged, target, row, quad);
         else
             merged.template store_partial<channels>(p, partial_row(p, tile_of_all, split / p.cluster, rows) + row,
                                                     quad);
@@ -344,7 +346,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         const int row = e / quads, quad = e % quads;
         const OutputRow<T> target = output_row(row);
         MergedQuad merged = merge_partials<channels>(p, tile_of_all, rows, row, quad);
-        merged.template store<channels>(target, quad, row < valid_rows && sequence.last_position(target.query) >= 0);
+        finish(merged, target, row, quad);
     }
 }
 
