@@ -120,10 +120,19 @@ internal sealed unsafe class DenseDecode : IDisposable
     /// <param name="keys">[batch, num_kv_heads, 1, head_dim].</param>
     /// <param name="values">[batch, num_kv_heads, 1, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
+    /// <param name="rotation">What is still to be done to the queries and keys, in place; nothing if null.</param>
     internal Tensor Forward(
-        DenseStep step, Tensor storedKeys, Tensor storedValues, int? window, Tensor query, Tensor keys, Tensor values, double? scale)
+        DenseStep step,
+        Tensor storedKeys,
+        Tensor storedValues,
+        int? window,
+        Tensor query,
+        Tensor keys,
+        Tensor values,
+        double? scale,
+        HeadRotation? rotation)
     {
-        Append(storedKeys, storedValues, TensorAccess.WithContiguousRows(keys), TensorAccess.WithContiguousRows(values));
+        Append(storedKeys, storedValues, TensorAccess.WithContiguousRows(keys), TensorAccess.WithContiguousRows(values), rotation);
         Tensor bias = Rows(_bias[window ?? 0]).reshape(Batch, 1, 1, Bound).expand(Batch, query.size(1), 1, Bound);
         Tensor output = TorchShim.CuDnnAttention(
             TensorAccess.WithAlignedRows(query), step.Rows(storedKeys.narrow(2, 0, Bound)), step.Rows(storedValues.narrow(2, 0, Bound)),
@@ -138,7 +147,7 @@ internal sealed unsafe class DenseDecode : IDisposable
     }
 
     // The recent window of a cache that never compresses is a dense cache: token t is in place t.
-    private void Append(Tensor storedKeys, Tensor storedValues, Tensor keys, Tensor values)
+    private void Append(Tensor storedKeys, Tensor storedValues, Tensor keys, Tensor values, HeadRotation? rotation)
     {
         int capacity = checked((int)storedKeys.size(2));
         NativeBlocks none = new() { Format = _format, PageBlocks = 1, SlabPages = 1 };
@@ -164,10 +173,17 @@ internal sealed unsafe class DenseDecode : IDisposable
             TailKeys = TensorAccess.Dense(storedKeys),
             TailValues = TensorAccess.Dense(storedValues),
         };
-        int status = NativeMethods.AppendTokens(&context, &append);
+        if (rotation is not null)
+        {
+            rotation.ApplyAndAppend(&append);
+        }
+        else
+        {
+            NativeCall.Check(NativeMethods.AppendTokens(&context, &append));
+        }
+
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
-        NativeCall.Check(status);
     }
 
     private void Allocate(int capacity, IEnumerable<int?> windows)

@@ -66,7 +66,9 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    internal Tensor Forward(DenseStep step, DenseDecode? decode, Tensor query, Tensor keys, Tensor values, double? scale)
+    /// <param name="rotation">What is still to be done to the queries and keys, in place; nothing if null.</param>
+    internal Tensor Forward(
+        DenseStep step, DenseDecode? decode, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation = null)
     {
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
@@ -77,9 +79,10 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
 
         if (decode is not null)
         {
-            return decode.Forward(step, _keys!, _values!, SlidingWindow, query, keys, values, scale).MoveToOuterDisposeScope();
+            return decode.Forward(step, _keys!, _values!, SlidingWindow, query, keys, values, scale, rotation).MoveToOuterDisposeScope();
         }
 
+        rotation?.Apply();
         _isFinite = _wasFinite && DenseAttention.IsFinite(keys, values);
         Write(step, _keys!, keys);
         Write(step, _values!, values);

@@ -106,6 +106,9 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 
     private protected override int Slots => _lengths.Length;
 
+    // Computes the attention of the current step; null if it has several tokens, or there is none.
+    private DenseDecode? StepDecode => _step!.Tokens == 1 ? _decode : null;
+
     // Bytes of a token in all layers.
     private long TokenBytes => NumLayers * Shape.TokenBytes;
 
@@ -155,16 +158,11 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
         _step = step;
     }
 
-    private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
-        _layers[layer].Forward(_step!, _step!.Tokens == 1 ? _decode : null, query, keys, values, scale);
+    private protected override Tensor Forward(
+        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation) =>
+        _layers[layer].Forward(_step!, StepDecode, query, keys, values, scale, rotation);
 
-    private protected override void Prepare()
-    {
-        if (_step!.Tokens == 1)
-        {
-            _decode?.Prepare();
-        }
-    }
+    private protected override void Prepare() => StepDecode?.Prepare();
 
     private protected override Tensor Positions() => _decode?.Positions ?? tensor(_step!.Before, device: Device);
 

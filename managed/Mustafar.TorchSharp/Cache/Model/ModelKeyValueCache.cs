@@ -270,8 +270,7 @@ public abstract class ModelKeyValueCache : IDisposable
             Prepare();
         }
 
-        return rotation is null
-            ? Forward(layer, query, keys, values, scale) : Forward(layer, query, keys, values, scale, rotation);
+        return Forward(layer, query, keys, values, scale, rotation);
     }
 
     /// <summary>The position of each new token of the current step.</summary>
@@ -398,15 +397,8 @@ public abstract class ModelKeyValueCache : IDisposable
     }
 
     /// <summary>Adds the tokens to a layer and attends from them.</summary>
-    private protected abstract Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale);
-
-    /// <summary>The same after a rotation of queries and keys in place.</summary>
-    private protected virtual Tensor Forward(
-        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation rotation)
-    {
-        rotation.Apply();
-        return Forward(layer, query, keys, values, scale);
-    }
+    private protected abstract Tensor Forward(
+        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation);
 
     /// <summary>Positions of the rows of the current step, Int32 [batch], always at the same address.</summary>
     private protected abstract Tensor Positions();

@@ -225,11 +225,8 @@ public sealed class MustafarModelCache : ModelKeyValueCache
     private protected override void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts) =>
         _store.Begin(slots, tokens, counts, StepKind.Forward);
 
-    private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
-        _store.Forward(layer, query, keys, values, scale, rotation: null, isLast: false);
-
     private protected override Tensor Forward(
-        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation rotation) =>
+        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation) =>
         _store.Forward(layer, query, keys, values, scale, rotation, isLast: false);
 
     private protected override Tensor Positions() => _store.Plan.Positions;

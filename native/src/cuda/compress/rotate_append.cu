@@ -29,11 +29,12 @@ __global__ void __launch_bounds__(block_threads) rotate_append_tokens(const __gr
     const int batch_row = static_cast<int>(p.by_unit.split(unit)), warp = threadIdx.x / 32;
     const int lists = 2 * static_cast<int>(p.append.by_head.value());
     wait_for_previous_grid();
+    const int32_t position = p.rotary.positions[batch_row];
     if (static_cast<int>(unit) >= lists) {
         const int head = (static_cast<int>(unit) - lists) * warps + warp;
         if (head < p.num_heads)
             p.rotary.head(p.query.row<const T>(batch_row, head, 0), p.query_output.row<T>(batch_row, head, 0),
-                          static_cast<const T*>(p.query_norm), p.rotary.positions[batch_row], rows[warp]);
+                          static_cast<const T*>(p.query_norm), position, rows[warp]);
         return;
     }
     AppendedTokens<T> tokens(p.append, batch_row, static_cast<int>(unit >> 1), static_cast<int>(unit & 1));
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(block_threads) rotate_append_tokens(const __gr
     if (tokens.which == 0) {
         if (warp == 0)
             p.rotary.head(p.key.row<const T>(batch_row, tokens.head, 0), rotated, static_cast<const T*>(p.key_norm),
-                          p.rotary.positions[batch_row], rows[0]);
+                          position, rows[0]);
         __syncthreads();
         tokens.fresh = rotated;
         if (tokens.due > tokens.before) {
