@@ -125,8 +125,11 @@ public:
         if constexpr (MayBeIntegers) {
             hide_absent();
             const int scale_start = fixed_scale_start(order, keep);
-            quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
-                     scale_start, order.rotated);
+            const bool largest_is_kept =
+                order.arrangement == Arrangement::all ||
+                (pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && !choice.by_bitmap && !scores_ && factors == nullptr);
+            quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors, order, scale_start,
+                     order.rotated);
             store_integers(block, order, keep, scale_start);
         }
     }
@@ -156,6 +159,7 @@ public:
             }
         hide_absent();
         const uint32_t count = pack(order);
+#pragma unroll 1
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
         const int header = header_bytes(order);
@@ -206,15 +210,19 @@ private:
     // Puts the values that the bitmap has in their order. Returns their number.
     __device__ __forceinline__ uint32_t pack(ValueOrder order) {
         if constexpr (has_fragments)
-            if (order.fragment) {
-                const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
-                auto* const values = reinterpret_cast<uint16_t*>(memory_.values);
-                return order.keys ? Layout::template pack<true>(memory_.layout, rows, Memory::stride, values)
-                                  : Layout::template pack<false>(memory_.layout, rows, Memory::stride, values);
-            }
+            if (order.fragment) return order.keys ? pack_fragments<true>() : pack_fragments<false>();
         return Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
             memory_.values[index] = memory_.rows[token * Memory::stride + channel];
         });
+    }
+
+    template <bool Keys>
+    __device__ __forceinline__ uint32_t pack_fragments() {
+        const typename Layout::template UnitValues<Keys, uint16_t> values(
+            reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride);
+        const typename Layout::Unit unit(Keys, memory_.layout);
+        values.pack(unit, reinterpret_cast<uint16_t*>(memory_.values));
+        return unit.whole;
     }
 
     __device__ __forceinline__ typename Part::Mask by_magnitudes(uint32_t keep) const {
@@ -267,7 +275,7 @@ private:
         const int scale_start = fixed_scale_start(order, keep);
         quantize(own_bits(), factors, order, scale_start, false);
         write_units(units, order);
-        copy_image(block, scale_start + 2 * block_tokens);
+        copy_image(block, 0, scale_start + 2 * block_tokens);
     }
 
     template <class Units>
@@ -280,13 +288,17 @@ private:
 
     // Integers are in their rows, their bitmap and scales where they belong; all visible.
     __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, int scale_start) {
+        const bool has_bitmap = order.arrangement == Arrangement::bitmap;
+        const int header = has_bitmap ? bitmap_bytes(HeadDim) : 0;
+        if (has_bitmap) copy(block, memory_.layout.bits, bitmap_bytes(HeadDim));
         if (!order.fragment) {
-            write_plain_integers<HeadDim>(image(), order, scale_start, memory_.layout, integers(), integer_stride);
+            write_plain_integers<HeadDim>(image(), order, header, scale_start, memory_.layout, integers(),
+                                          integer_stride);
         } else if constexpr (has_fragments) {
-            if (order.arrangement == Arrangement::bitmap)
-                write_unstructured_integers<HeadDim>(image(), image() + block_tokens * HeadDim,
-                                                     IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
-                                                     integers(), integer_stride);
+            if (has_bitmap && order.keys)
+                write_unstructured<true>(order, keep);
+            else if (has_bitmap)
+                write_unstructured<false>(order, keep);
             else if (order.arrangement == Arrangement::balanced && order.keys)
                 write_units(OwnUnits<HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
@@ -296,7 +308,14 @@ private:
             else
                 write_integers<HeadDim, 8>(image(), order.keys, integers(), integer_stride);
         }
-        copy_image(block, scale_start + 2 * block_tokens);
+        copy_image(block, header, scale_start + 2 * block_tokens);
+    }
+
+    template <bool Keys>
+    __device__ __forceinline__ void write_unstructured(ValueOrder order, uint32_t keep) {
+        write_unstructured_integers<HeadDim, Keys>(image() + bitmap_bytes(HeadDim), image() + block_tokens * HeadDim,
+                                                   IntegerByte{order.integer_bits}, keep, memory_.layout, integers(),
+                                                   integer_stride);
     }
 
     __device__ __forceinline__ void put_scale(ValueOrder order, int scale_start, uint16_t scale) {
@@ -330,7 +349,7 @@ private:
             memory_.factors.load(factors);
             __syncthreads();
         }
-        const QuantizedPart<T, Part::channels, typename Part::Mask> part(
+        const QuantizedPart<Part::channels, typename Part::Mask> part(
             number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, rotated);
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
@@ -347,9 +366,9 @@ private:
         return reinterpret_cast<uint8_t*>(memory_.values);
     }
 
-    __device__ __forceinline__ void copy_image(uint8_t* block, uint32_t bytes) {
+    __device__ __forceinline__ void copy_image(uint8_t* block, int first, int end) {
         __syncthreads();
-        copy(block, image(), bytes);
+        copy(block + first, image() + first, end - first);
         __syncthreads();
     }
 
@@ -365,6 +384,7 @@ private:
     }
 
     static __device__ __forceinline__ void copy(uint8_t* target, const void* source, uint32_t bytes) {
+#pragma unroll 1
         for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
             reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
     }
@@ -390,6 +410,7 @@ private:
 
     // Ends with a barrier.
     __device__ __forceinline__ void clear_bits() {
+#pragma unroll 1
         for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;
         __syncthreads();
     }
