@@ -120,11 +120,6 @@ struct IntegerByte {
     constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
     constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
 
-    // bytes: four SignedBytes.
-    constexpr uint32_t pack_four(int second, uint32_t bytes) const {
-        if (bits == 8) return bytes;
-        return second ? (bytes & 0x0f0f0f0fu) << 3 : (bytes & 0x07070707u) + (bytes & 0x08080808u) * 16;
-    }
     constexpr int unpack(int second, uint32_t byte) const {
         const int magnitude = static_cast<int>(byte >> magnitude_bit(second)) & ((1 << (bits - 1)) - 1);
         return byte >> sign_bit(second) & 1 ? -magnitude : magnitude;

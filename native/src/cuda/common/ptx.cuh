@@ -77,6 +77,15 @@ __device__ __forceinline__ void append_shared(uint32_t& address, uint32_t condit
                      : "memory");
 }
 
+// A value plus that of the lane so many further down, if there is one.
+__device__ __forceinline__ uint32_t plus_lower_lane(uint32_t value, int lanes) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b32 v;\nshfl.sync.up.b32 v|p, %0, %1, 0, 0xffffffff;\n@p add.u32 %0, %0, v;\n}"
+        : "+r"(value)
+        : "r"(lanes));
+    return value;
+}
+
 // Byte permutation by the four low nibbles of the selector, whose upper half is of no interest (unlike __byte_perm, which
 // the compiler surrounds with a mask).
 __device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {

@@ -27,9 +27,10 @@ public:
         // Rows are one 32-bit word longer than their channels, so that the same channel of several rows is spread over
         // the banks.
         static constexpr int stride = HeadDim + 4 / sizeof(T);
-        alignas(16) T values[block_tokens * HeadDim];
         T rows[block_tokens * stride];
+        // The image of a block: its bitmap, if it has one, and its values.
         typename Layout::Memory layout;
+        alignas(16) T values[block_tokens * HeadDim];
         Importance<HeadDim> importance;
         alignas(16) ChannelFactors<HeadDim> factors;
     };
@@ -47,6 +48,7 @@ public:
             read(row, aligned);
         else
             part_ = {};
+        largest_ = part_.largest();
         uint32_t* const own = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::words; ++j) own[j] = part_.word[j];
@@ -162,10 +164,7 @@ public:
 #pragma unroll 1
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
         __syncthreads();
-        const int header = header_bytes(order);
-        copy(block, memory_.layout.bits, header);
-        copy(block + header, memory_.values, capacity * sizeof(T));
-        __syncthreads();
+        copy_image(block, order, header_bytes(order) + capacity * sizeof(T));
     }
 
     // Of a block that is put together value by value, with the bitmap in memory.layout and a barrier before it is stored:
@@ -275,26 +274,24 @@ private:
         const int scale_start = fixed_scale_start(order, keep);
         quantize(own_bits(), factors, order, scale_start, false);
         write_units(units, order);
-        copy_image(block, 0, scale_start + 2 * block_tokens);
+        copy_image(block, order, scale_start + 2 * block_tokens);
     }
 
     template <class Units>
     __device__ __forceinline__ void write_units(const Units& units, ValueOrder order) {
         if (order.integer_bits == 4)
-            units.template write<4>(image(), integers(), integer_stride);
+            units.template write<4>(values(), integers(), integer_stride);
         else
-            units.template write<8>(image(), integers(), integer_stride);
+            units.template write<8>(values(), integers(), integer_stride);
     }
 
     // Integers are in their rows, their bitmap and scales where they belong; all visible.
     __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, int scale_start) {
-        const bool has_bitmap = order.arrangement == Arrangement::bitmap;
-        const int header = has_bitmap ? bitmap_bytes(HeadDim) : 0;
-        if (has_bitmap) copy(block, memory_.layout.bits, bitmap_bytes(HeadDim));
         if (!order.fragment) {
-            write_plain_integers<HeadDim>(image(), order, header, scale_start, memory_.layout, integers(),
-                                          integer_stride);
+            write_plain_integers<HeadDim>(values(), scale_start - header_bytes(order), order, memory_.layout,
+                                          integers(), integer_stride);
         } else if constexpr (has_fragments) {
+            const bool has_bitmap = order.arrangement == Arrangement::bitmap;
             if (has_bitmap && order.keys)
                 write_unstructured<true>(order, keep);
             else if (has_bitmap)
@@ -304,22 +301,22 @@ private:
             else if (order.arrangement == Arrangement::balanced)
                 write_units(OwnUnits<HeadDim, false>(memory_.layout.bits), order);
             else if (order.integer_bits == 4)
-                write_integers<HeadDim, 4>(image(), order.keys, integers(), integer_stride);
+                write_integers<HeadDim, 4>(values(), order.keys, integers(), integer_stride);
             else
-                write_integers<HeadDim, 8>(image(), order.keys, integers(), integer_stride);
+                write_integers<HeadDim, 8>(values(), order.keys, integers(), integer_stride);
         }
-        copy_image(block, header, scale_start + 2 * block_tokens);
+        copy_image(block, order, scale_start + 2 * block_tokens);
     }
 
     template <bool Keys>
     __device__ __forceinline__ void write_unstructured(ValueOrder order, uint32_t keep) {
-        write_unstructured_integers<HeadDim, Keys>(image() + bitmap_bytes(HeadDim), image() + block_tokens * HeadDim,
+        write_unstructured_integers<HeadDim, Keys>(values(), values() + block_tokens * HeadDim,
                                                    IntegerByte{order.integer_bits}, keep, memory_.layout, integers(),
                                                    integer_stride);
     }
 
     __device__ __forceinline__ void put_scale(ValueOrder order, int scale_start, uint16_t scale) {
-        reinterpret_cast<uint16_t*>(image() + scale_start)[order.fragment ? scale_place(token_) : token_] = scale;
+        reinterpret_cast<uint16_t*>(image(order) + scale_start)[order.fragment ? scale_place(token_) : token_] = scale;
     }
 
     // Zeros of tokens that do not exist fill up the units of balanced patterns, but a bitmap does not show them.
@@ -349,8 +346,8 @@ private:
             memory_.factors.load(factors);
             __syncthreads();
         }
-        const QuantizedPart<Part::channels, typename Part::Mask> part(
-            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, rotated);
+        const QuantizedPart<Part::channels, typename Part::Mask> part(number, largest_, kept, factors != nullptr,
+                                                                      memory_.factors, t_, order.integer_bits, rotated);
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
@@ -362,13 +359,21 @@ private:
     __device__ __forceinline__ uint8_t* integers() {
         return reinterpret_cast<uint8_t*>(memory_.rows);
     }
-    __device__ __forceinline__ uint8_t* image() {
+    __device__ __forceinline__ uint8_t* values() {
         return reinterpret_cast<uint8_t*>(memory_.values);
     }
+    __device__ __forceinline__ uint8_t* image(ValueOrder order) {
+        static_assert(offsetof(Memory, values) - offsetof(Memory, layout.bits) == bitmap_bytes(HeadDim));
+        return order.arrangement == Arrangement::bitmap ? reinterpret_cast<uint8_t*>(memory_.layout.bits) : values();
+    }
 
-    __device__ __forceinline__ void copy_image(uint8_t* block, int first, int end) {
+    // Between barriers.
+    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes) {
         __syncthreads();
-        copy(block + first, image() + first, end - first);
+        const auto* const source = reinterpret_cast<const uint4*>(image(order));
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
+            reinterpret_cast<uint4*>(block)[i] = source[i];
         __syncthreads();
     }
 
@@ -376,17 +381,10 @@ private:
     __device__ __forceinline__ void store_balanced(uint8_t* block, ValueOrder order, int kept, Choose&& choose) {
         const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
         if (order.keys)
-            write_balanced<HeadDim, true>(image(), kept, rows, Memory::stride, choose);
+            write_balanced<HeadDim, true>(values(), kept, rows, Memory::stride, choose);
         else
-            write_balanced<HeadDim, false>(image(), kept, rows, Memory::stride, choose);
-        copy(block, image(), BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
-        __syncthreads();
-    }
-
-    static __device__ __forceinline__ void copy(uint8_t* target, const void* source, uint32_t bytes) {
-#pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
-            reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
+            write_balanced<HeadDim, false>(values(), kept, rows, Memory::stride, choose);
+        copy_image(block, order, BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
     }
 
     __device__ __forceinline__ void read(const T* row, bool aligned) {
@@ -436,6 +434,7 @@ private:
     Memory& memory_;
     Part part_;
     const int token_, t_;
+    float largest_ = 0.0f;  // magnitude of this lane's channels
     bool present_ = false, marks_absent_ = false, scores_ = false;
 };
 

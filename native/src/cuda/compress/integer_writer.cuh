@@ -48,18 +48,24 @@ struct QuantizedPart {
     uint32_t word[Channels / 4];  // SignedBytes
     uint16_t scale;               // f16
 
-    // number: of the row as it comes; kept: bit c for channel c, or all bits if the largest one is kept. factors: or null; of quarter t.
-    // rotated: where all are kept.
+    // number: of the row as it comes. largest: magnitude, NaN if there is one. kept: bit c for channel c, or all bits if the largest of
+    // the row is kept. scaled: by factors, of quarter t. rotated: where all are kept.
     template <class Factors>
-    __device__ __forceinline__ QuantizedPart(float (&number)[Channels], Mask kept, const Factors* factors, int t,
-                                             int bits, bool rotated) {
+    __device__ __forceinline__ QuantizedPart(float (&number)[Channels], float largest, Mask kept, bool scaled,
+                                             const Factors& factors, int t, int bits, bool rotated) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
-        bool finite = tame(number, rotated);
-        if (factors != nullptr) {
+        constexpr float huge = 0x1p100f;
+        bool finite = isfinite(largest);
+        if (!rotated && __any_sync(full_warp, largest > huge)) {
+            // They are the largest integers in any case, but could not be divided.
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) number[c] = fminf(fmaxf(number[c], -huge), huge);
+        }
+        if (scaled) {
 #pragma unroll
             for (int c = 0; c < Channels; c += 4) {
-                const float4 nearest = *reinterpret_cast<const float4*>(factors->nearest[t] + c);
-                const float4 rest = *reinterpret_cast<const float4*>(factors->rest[t] + c);
+                const float4 nearest = *reinterpret_cast<const float4*>(factors.nearest[t] + c);
+                const float4 rest = *reinterpret_cast<const float4*>(factors.rest[t] + c);
                 number[c] = Inverse(nearest.x, rest.x).of(number[c]);
                 number[c + 1] = Inverse(nearest.y, rest.y).of(number[c + 1]);
                 number[c + 2] = Inverse(nearest.z, rest.z).of(number[c + 2]);
@@ -72,9 +78,8 @@ struct QuantizedPart {
             for (int c = 0; c < Channels; ++c) finite &= isfinite(number[c]);
         }
         float top = 0.0f;
-        if (__all_sync(full_warp, kept == ~Mask{0})) {
-#pragma unroll
-            for (int c = 0; c < Channels; ++c) top = fmaxf(top, fabsf(number[c]));
+        if (!scaled && !rotated && __all_sync(full_warp, kept == ~Mask{0})) {
+            top = largest;
         } else {
 #pragma unroll
             for (int c = 0; c < Channels; ++c)
@@ -111,23 +116,6 @@ struct QuantizedPart {
     }
 
 private:
-    // Whether all are finite. Limits those that are too large to be divided, which are the largest integers in any case.
-    static __device__ __forceinline__ bool tame(float (&number)[Channels], bool rotated) {
-        constexpr float huge = 0x1p100f;
-        float sum = 0.0f;  // overflows
-#pragma unroll
-        for (int c = 0; c < Channels; ++c) sum = fmaf(number[c], 0x1p28f, sum);
-        bool finite = true;
-        if (!__all_sync(full_warp, isfinite(sum))) {
-#pragma unroll
-            for (int c = 0; c < Channels; ++c) {
-                finite &= isfinite(number[c]);
-                if (!rotated) number[c] = fminf(fmaxf(number[c], -huge), huge);
-            }
-        }
-        return finite;
-    }
-
     static __device__ __forceinline__ uint32_t without_negative_zero(__half2 pair) {
         pair = __hadd2(pair, __half2());
         return *reinterpret_cast<const uint32_t*>(&pair);

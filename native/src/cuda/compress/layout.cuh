@@ -15,8 +15,8 @@ struct BlockLayout {
     static constexpr bool has_fragments = HeadDim == 64 || HeadDim == 128;
 
     struct Memory {
-        uint32_t bits[block_tokens][words];
-        uint32_t total[block_threads / 32];
+        alignas(16) uint32_t total[block_threads / 32];
+        uint32_t bits[block_tokens][words];  // the end: the values of a block that is written may follow
     };
 
     // Calls place(index, token, channel) for every kept channel, by whichever thread; index counts values from the start
@@ -67,24 +67,22 @@ struct BlockLayout {
                     word |= uint32_t{row[channel_of(keys, warp, g, t, m) / 8]} << (8 * m);
                 }
             }
-            // Bytes of count[]: values of this lane in the steps 0 ... 3 and 4 ... 7.
-            uint32_t count[2] = {0, 0};
+            // Counted by the steps r and 4 + r at once, in the nibbles of the highest byte.
+            uint32_t two[4];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) count[i >> 2] |= __popc(word & 0x01010101u << i) << (8 * (i & 3));
-            uint32_t sum[2] = {count[0], count[1]};
+            for (int r = 0; r < 4; ++r) two[r] = (word >> r & 0x11111111u) * 0x01010101u;
+            const uint32_t nibbles = permute(permute(two[0], two[1], 0x0073), permute(two[2], two[3], 0x0073), 0x5410);
+            // Bytes: the steps 0 ... 3 and 4 ... 7. Sums over the lanes up to this one, and over all.
+            const uint32_t count[2] = {nibbles & 0x0f0f0f0fu, nibbles >> 4 & 0x0f0f0f0fu};
+            uint32_t sum[2] = {count[0], count[1]}, all[2];
 #pragma unroll
-            for (int lanes = 1; lanes < 32; lanes <<= 1)
+            for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t before = __shfl_up_sync(full_warp, sum[half], lanes);
-                    if (lane >= lanes) sum[half] += before;
-                }
-            const uint32_t all[2] = {__shfl_sync(full_warp, sum[0], 31), __shfl_sync(full_warp, sum[1], 31)};
-            const auto byte = [](const uint32_t(&bytes)[2], int i) { return bytes[i >> 2] >> (8 * (i & 3)) & 0xffu; };
-            uint32_t total = 0;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) total += byte(all, i);
-            if (lane == 0) memory.total[warp] = total;
+                for (int lanes = 1; lanes < 32; lanes <<= 1) sum[half] = plus_lower_lane(sum[half], lanes);
+                all[half] = __shfl_sync(full_warp, sum[half], 31);
+                sum[half] -= count[half];
+            }
+            if (lane == 0) memory.total[warp] = __dp4a(all[0], 0x01010101u, __dp4a(all[1], 0x01010101u, 0u));
             __syncthreads();
             uint32_t first = 0;
             whole = 0;
@@ -94,8 +92,8 @@ struct BlockLayout {
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                start[i] = first + byte(sum, i) - byte(count, i);
-                first += byte(all, i);
+                start[i] = first + permute(sum[i >> 2], 0, 0x4440 + (i & 3));
+                first += permute(all[i >> 2], 0, 0x4440 + (i & 3));
             }
         }
 
@@ -147,10 +145,7 @@ private:
         for (int j = 0; j < words; ++j) count += __popc(memory.bits[lane][j]);
         uint32_t sum = count;
 #pragma unroll
-        for (int lanes = 1; lanes < 32; lanes <<= 1) {
-            const uint32_t before = __shfl_up_sync(full_warp, sum, lanes);
-            if (lane >= lanes) sum += before;
-        }
+        for (int lanes = 1; lanes < 32; lanes <<= 1) sum = plus_lower_lane(sum, lanes);
         const uint32_t all = __shfl_sync(full_warp, sum, 31);
         const int token = 8 * warp + (lane >> 2);
         uint32_t index = __shfl_sync(full_warp, sum - count, token);

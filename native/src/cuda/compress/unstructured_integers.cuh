@@ -16,10 +16,14 @@ __device__ __forceinline__ void write_unstructured_integers(uint8_t* values, uin
     constexpr int units_of_run = run_tokens(HeadDim, Keys) * Layout::units / block_tokens;
     const int run = byte.bits == 8 ? 0 : static_cast<int>(threadIdx.x) / 32 / units_of_run, second = run & 1;
     typename Layout::template UnitValues<Keys, uint8_t> own(rows, stride);
+    // Products of what the compiler does not know to be powers of two: shifts would keep busier units busy.
+    const uint32_t signs = 0x01010101u << (byte.bits - 1), magnitudes = signs - 0x01010101u;
+    const uint32_t up = pinned(1u << byte.magnitude_bit(second)),
+                   signs_up = pinned(1u << (byte.sign_bit(second) - (byte.bits - 1)));
 #pragma unroll
     for (int m = 0; m < 4; ++m)
 #pragma unroll
-        for (int j = 0; j < 2; ++j) own.word[m][j] = byte.pack_four(second, own.word[m][j]);
+        for (uint32_t& word : own.word[m]) word = (word & magnitudes) * up + (word & signs) * signs_up;
     const typename Layout::Unit unit(Keys, layout, byte.bits == 8 ? Layout::units : units_of_run);
     const int vectors = block_tokens * keep * byte.bits / 128;
     auto *const image = reinterpret_cast<uint4*>(values), *const second_image = reinterpret_cast<uint4*>(others);
