@@ -163,7 +163,6 @@ public:
         const uint32_t count = pack(order);
 #pragma unroll 1
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
-        __syncthreads();
         copy_image(block, order, header_bytes(order) + capacity * sizeof(T));
     }
 

@@ -9,8 +9,8 @@
 
 namespace mustafar::cuda {
 
-// The inverse of a number of up to 11 bits, and what rounding left of it. Quotients by them are rounded to nearest: none of 24 bits is
-// so close to the middle of two others that what is left of the remainder matters.
+// The inverse of a number of up to 11 bits, in two parts. Quotients are rounded to nearest: with so few bits none lies so close to the
+// middle between two f32 numbers that what the parts lack decides.
 struct Inverse {
     float nearest, rest;
 
@@ -93,7 +93,7 @@ struct QuantizedPart {
         scale = min(__half_as_ushort(__float2half_rn(Inverse(limit).of(top))), largest_scale);
         float divisor = __half2float(__ushort_as_half(scale));
         if (!__all_sync(full_warp, finite && top < (limit + 0.5f) * divisor)) {
-            // A row whose scale is 0, the smallest ones of f16, the largest one or NaN.
+            // Rows that are not finite, or for whose scale f16 has no number that is near enough.
             const float end = finite ? limit * divisor : 0.0f;
 #pragma unroll
             for (int c = 0; c < Channels; ++c) number[c] = fminf(fmaxf(number[c], -end), end);
