@@ -24,11 +24,6 @@ struct SignedByte {
         const int magnitude = static_cast<int>(byte & ((1u << (bits - 1)) - 1));
         return byte >> (bits - 1) & 1 ? -magnitude : magnitude;
     }
-    // Of four bytes of two's complement.
-    __device__ __forceinline__ uint32_t encode_four(uint32_t bytes) const {
-        const uint32_t negative = bytes >> 7 & 0x01010101u;
-        return ((bytes ^ negative * 0xffu) + negative) | negative << (bits - 1);
-    }
 };
 
 template <int Bits>
@@ -125,10 +120,6 @@ struct IntegerByte {
     constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
     constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
 
-    // byte: a SignedByte.
-    constexpr uint32_t pack(int second, uint32_t byte) const {
-        return (byte & ((1u << (bits - 1)) - 1)) << magnitude_bit(second) | byte >> (bits - 1) << sign_bit(second);
-    }
     constexpr int unpack(int second, uint32_t byte) const {
         const int magnitude = static_cast<int>(byte >> magnitude_bit(second)) & ((1 << (bits - 1)) - 1);
         return byte >> sign_bit(second) & 1 ? -magnitude : magnitude;

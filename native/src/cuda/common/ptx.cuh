@@ -61,12 +61,29 @@ __device__ __forceinline__ uint2 load_shared_u64(uint32_t address) {
     return value;
 }
 
-// If `condition` is not 0, writes the lower half of a value to shared memory and steps on. Without a branch or a selection.
-__device__ __forceinline__ void append_shared_u16(uint32_t& address, uint32_t condition, uint32_t value) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\n@p st.shared.u16 [%0], %2;\n@p add.u32 %0, %0, 2;\n}"
-                 : "+r"(address)
-                 : "r"(condition), "r"(value)
-                 : "memory");
+// If `condition` is not 0, writes the low bytes of a value to shared memory and steps on. Without a branch or a selection.
+template <class Value>
+__device__ __forceinline__ void append_shared(uint32_t& address, uint32_t condition, uint32_t value) {
+    static_assert(sizeof(Value) <= 2);
+    if constexpr (sizeof(Value) == 2)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\n@p st.shared.u16 [%0], %2;\n@p add.u32 %0, %0, 2;\n}"
+                     : "+r"(address)
+                     : "r"(condition), "r"(value)
+                     : "memory");
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\n@p st.shared.u8 [%0], %2;\n@p add.u32 %0, %0, 1;\n}"
+                     : "+r"(address)
+                     : "r"(condition), "r"(value)
+                     : "memory");
+}
+
+// A value plus that of the lane so many further down, if there is one.
+__device__ __forceinline__ uint32_t plus_lower_lane(uint32_t value, int lanes) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b32 v;\nshfl.sync.up.b32 v|p, %0, %1, 0, 0xffffffff;\n@p add.u32 %0, %0, v;\n}"
+        : "+r"(value)
+        : "r"(lanes));
+    return value;
 }
 
 // Byte permutation by the four low nibbles of the selector, whose upper half is of no interest (unlike __byte_perm, which

@@ -27,9 +27,10 @@ public:
         // Rows are one 32-bit word longer than their channels, so that the same channel of several rows is spread over
         // the banks.
         static constexpr int stride = HeadDim + 4 / sizeof(T);
-        alignas(16) T values[block_tokens * HeadDim];
         T rows[block_tokens * stride];
+        // The image of a block: its bitmap, if it has one, and its values.
         typename Layout::Memory layout;
+        alignas(16) T values[block_tokens * HeadDim];
         Importance<HeadDim> importance;
         alignas(16) ChannelFactors<HeadDim> factors;
     };
@@ -47,6 +48,7 @@ public:
             read(row, aligned);
         else
             part_ = {};
+        largest_ = part_.largest();
         uint32_t* const own = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::words; ++j) own[j] = part_.word[j];
@@ -125,8 +127,11 @@ public:
         if constexpr (MayBeIntegers) {
             hide_absent();
             const int scale_start = fixed_scale_start(order, keep);
-            quantize(order.arrangement == Arrangement::all ? ~typename Part::Mask{0} : own_bits(), factors, order,
-                     scale_start, order.rotated);
+            const bool largest_is_kept =
+                order.arrangement == Arrangement::all ||
+                (pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && !choice.by_bitmap && !scores_ && factors == nullptr);
+            quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors, order, scale_start,
+                     order.rotated);
             store_integers(block, order, keep, scale_start);
         }
     }
@@ -156,12 +161,9 @@ public:
             }
         hide_absent();
         const uint32_t count = pack(order);
+#pragma unroll 1
         for (uint32_t i = count + threadIdx.x; i < capacity; i += block_threads) memory_.values[i] = T(0.0f);
-        __syncthreads();
-        const int header = header_bytes(order);
-        copy(block, memory_.layout.bits, header);
-        copy(block + header, memory_.values, capacity * sizeof(T));
-        __syncthreads();
+        copy_image(block, order, header_bytes(order) + capacity * sizeof(T));
     }
 
     // Of a block that is put together value by value, with the bitmap in memory.layout and a barrier before it is stored:
@@ -206,15 +208,19 @@ private:
     // Puts the values that the bitmap has in their order. Returns their number.
     __device__ __forceinline__ uint32_t pack(ValueOrder order) {
         if constexpr (has_fragments)
-            if (order.fragment) {
-                const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
-                auto* const values = reinterpret_cast<uint16_t*>(memory_.values);
-                return order.keys ? Layout::template pack<true>(memory_.layout, rows, Memory::stride, values)
-                                  : Layout::template pack<false>(memory_.layout, rows, Memory::stride, values);
-            }
+            if (order.fragment) return order.keys ? pack_fragments<true>() : pack_fragments<false>();
         return Layout::for_each_value(order, memory_.layout, [&](uint32_t index, int token, int channel) {
             memory_.values[index] = memory_.rows[token * Memory::stride + channel];
         });
+    }
+
+    template <bool Keys>
+    __device__ __forceinline__ uint32_t pack_fragments() {
+        const typename Layout::template UnitValues<Keys, uint16_t> values(
+            reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride);
+        const typename Layout::Unit unit(Keys, memory_.layout);
+        values.pack(unit, reinterpret_cast<uint16_t*>(memory_.values));
+        return unit.whole;
     }
 
     __device__ __forceinline__ typename Part::Mask by_magnitudes(uint32_t keep) const {
@@ -267,40 +273,49 @@ private:
         const int scale_start = fixed_scale_start(order, keep);
         quantize(own_bits(), factors, order, scale_start, false);
         write_units(units, order);
-        copy_image(block, scale_start + 2 * block_tokens);
+        copy_image(block, order, scale_start + 2 * block_tokens);
     }
 
     template <class Units>
     __device__ __forceinline__ void write_units(const Units& units, ValueOrder order) {
         if (order.integer_bits == 4)
-            units.template write<4>(image(), integers(), integer_stride);
+            units.template write<4>(values(), integers(), integer_stride);
         else
-            units.template write<8>(image(), integers(), integer_stride);
+            units.template write<8>(values(), integers(), integer_stride);
     }
 
     // Integers are in their rows, their bitmap and scales where they belong; all visible.
     __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, int scale_start) {
         if (!order.fragment) {
-            write_plain_integers<HeadDim>(image(), order, scale_start, memory_.layout, integers(), integer_stride);
+            write_plain_integers<HeadDim>(values(), scale_start - header_bytes(order), order, memory_.layout,
+                                          integers(), integer_stride);
         } else if constexpr (has_fragments) {
-            if (order.arrangement == Arrangement::bitmap)
-                write_unstructured_integers<HeadDim>(image(), image() + block_tokens * HeadDim,
-                                                     IntegerByte{order.integer_bits}, order.keys, keep, memory_.layout,
-                                                     integers(), integer_stride);
+            const bool has_bitmap = order.arrangement == Arrangement::bitmap;
+            if (has_bitmap && order.keys)
+                write_unstructured<true>(order, keep);
+            else if (has_bitmap)
+                write_unstructured<false>(order, keep);
             else if (order.arrangement == Arrangement::balanced && order.keys)
                 write_units(OwnUnits<HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
                 write_units(OwnUnits<HeadDim, false>(memory_.layout.bits), order);
             else if (order.integer_bits == 4)
-                write_integers<HeadDim, 4>(image(), order.keys, integers(), integer_stride);
+                write_integers<HeadDim, 4>(values(), order.keys, integers(), integer_stride);
             else
-                write_integers<HeadDim, 8>(image(), order.keys, integers(), integer_stride);
+                write_integers<HeadDim, 8>(values(), order.keys, integers(), integer_stride);
         }
-        copy_image(block, scale_start + 2 * block_tokens);
+        copy_image(block, order, scale_start + 2 * block_tokens);
+    }
+
+    template <bool Keys>
+    __device__ __forceinline__ void write_unstructured(ValueOrder order, uint32_t keep) {
+        write_unstructured_integers<HeadDim, Keys>(values(), values() + block_tokens * HeadDim,
+                                                   IntegerByte{order.integer_bits}, keep, memory_.layout, integers(),
+                                                   integer_stride);
     }
 
     __device__ __forceinline__ void put_scale(ValueOrder order, int scale_start, uint16_t scale) {
-        reinterpret_cast<uint16_t*>(image() + scale_start)[order.fragment ? scale_place(token_) : token_] = scale;
+        reinterpret_cast<uint16_t*>(image(order) + scale_start)[order.fragment ? scale_place(token_) : token_] = scale;
     }
 
     // Zeros of tokens that do not exist fill up the units of balanced patterns, but a bitmap does not show them.
@@ -330,8 +345,8 @@ private:
             memory_.factors.load(factors);
             __syncthreads();
         }
-        const QuantizedPart<T, Part::channels, typename Part::Mask> part(
-            number, kept, factors == nullptr ? nullptr : &memory_.factors, t_, order.integer_bits, rotated);
+        const QuantizedPart<Part::channels, typename Part::Mask> part(number, largest_, kept, factors != nullptr,
+                                                                      memory_.factors, t_, order.integer_bits, rotated);
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
@@ -343,13 +358,21 @@ private:
     __device__ __forceinline__ uint8_t* integers() {
         return reinterpret_cast<uint8_t*>(memory_.rows);
     }
-    __device__ __forceinline__ uint8_t* image() {
+    __device__ __forceinline__ uint8_t* values() {
         return reinterpret_cast<uint8_t*>(memory_.values);
     }
+    __device__ __forceinline__ uint8_t* image(ValueOrder order) {
+        static_assert(offsetof(Memory, values) - offsetof(Memory, layout.bits) == bitmap_bytes(HeadDim));
+        return order.arrangement == Arrangement::bitmap ? reinterpret_cast<uint8_t*>(memory_.layout.bits) : values();
+    }
 
-    __device__ __forceinline__ void copy_image(uint8_t* block, uint32_t bytes) {
+    // Between barriers.
+    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes) {
         __syncthreads();
-        copy(block, image(), bytes);
+        const auto* const source = reinterpret_cast<const uint4*>(image(order));
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
+            reinterpret_cast<uint4*>(block)[i] = source[i];
         __syncthreads();
     }
 
@@ -357,16 +380,10 @@ private:
     __device__ __forceinline__ void store_balanced(uint8_t* block, ValueOrder order, int kept, Choose&& choose) {
         const auto* const rows = reinterpret_cast<const uint16_t*>(memory_.rows);
         if (order.keys)
-            write_balanced<HeadDim, true>(image(), kept, rows, Memory::stride, choose);
+            write_balanced<HeadDim, true>(values(), kept, rows, Memory::stride, choose);
         else
-            write_balanced<HeadDim, false>(image(), kept, rows, Memory::stride, choose);
-        copy(block, image(), BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
-        __syncthreads();
-    }
-
-    static __device__ __forceinline__ void copy(uint8_t* target, const void* source, uint32_t bytes) {
-        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
-            reinterpret_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
+            write_balanced<HeadDim, false>(values(), kept, rows, Memory::stride, choose);
+        copy_image(block, order, BalancedGeometry<HeadDim>::value_start(kept) + 4 * HeadDim * kept);
     }
 
     __device__ __forceinline__ void read(const T* row, bool aligned) {
@@ -390,6 +407,7 @@ private:
 
     // Ends with a barrier.
     __device__ __forceinline__ void clear_bits() {
+#pragma unroll 1
         for (int i = threadIdx.x; i < block_tokens * words; i += block_threads) (&memory_.layout.bits[0][0])[i] = 0;
         __syncthreads();
     }
@@ -415,6 +433,7 @@ private:
     Memory& memory_;
     Part part_;
     const int token_, t_;
+    float largest_ = 0.0f;  // magnitude of this lane's channels
     bool present_ = false, marks_absent_ = false, scores_ = false;
 };
 

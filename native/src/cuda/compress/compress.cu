@@ -97,10 +97,7 @@ __global__ void __launch_bounds__(1024) offset_table(const uint32_t* bitmap, uin
             units = (128 * words + scales) / 16 + (count * bits + 127) / 128;
         }
         uint32_t sum = units;
-        for (int lanes = 1; lanes < 32; lanes <<= 1) {
-            const uint32_t before = __shfl_up_sync(full_warp, sum, lanes);
-            if (lane >= lanes) sum += before;
-        }
+        for (int lanes = 1; lanes < 32; lanes <<= 1) sum = plus_lower_lane(sum, lanes);
         if (lane == 31) warp_sums[warp] = sum;
         __syncthreads();
         uint32_t before = start, all = start;

@@ -9,56 +9,67 @@
 
 namespace mustafar::cuda {
 
-// x / by, whose inverse is rounded to the nearest: the remainder corrects the last digit.
-template <class T>
-__device__ __forceinline__ float divided(float x, float by, float inverse) {
-    const float near = x * inverse, exact = fmaf(fmaf(-near, by, x), inverse, near);
-    // Numbers of f16 stay finite.
-    return std::is_same_v<T, __half> || !isinf(near) ? exact : near;
-}
+// The inverse of a number of up to 11 bits, in two parts. Quotients are rounded to nearest: with so few bits none lies so close to the
+// middle between two f32 numbers that what the parts lack decides.
+struct Inverse {
+    float nearest, rest;
 
-// What keys are divided by, and its inverse, for all channels: by quarters of a row, apart so that four lanes read different banks.
+    __device__ __forceinline__ explicit Inverse(float x) {
+        const float near = reciprocal(x);
+        nearest = fmaf(fmaf(-near, x, 1.0f), near, near);
+        rest = fmaf(-nearest, x, 1.0f) * nearest;
+    }
+    __device__ __forceinline__ Inverse(float nearest_one, float its_rest) : nearest(nearest_one), rest(its_rest) {}
+
+    // x divided by that number. Neither may be so large or small that this overflows or loses digits.
+    __device__ __forceinline__ float of(float x) const { return fmaf(x, nearest, x * rest); }
+};
+
+// The inverses of what keys are divided by, for all channels: by quarters of a row, apart so that four lanes read different banks.
 template <int HeadDim>
 struct ChannelFactors {
     static constexpr int quarter = HeadDim / 4;
-    float factor[4][quarter + 4], inverse[4][quarter + 4];
+    float nearest[4][quarter + 4], rest[4][quarter + 4];
 
     // Ends without a barrier.
     __device__ __forceinline__ void load(const float* factors) {
+#pragma unroll 1
         for (int c = threadIdx.x; c < HeadDim; c += block_threads) {
-            factor[c / quarter][c % quarter] = factors[c];
-            inverse[c / quarter][c % quarter] = 1.0f / factors[c];
+            const Inverse inverse(factors[c]);
+            nearest[c / quarter][c % quarter] = inverse.nearest;
+            rest[c / quarter][c % quarter] = inverse.rest;
         }
     }
 };
 
-// A quarter of a row, as integers that 4 lanes share a scale for; zeros where nothing is kept.
-template <class T, int Channels, class Mask>
+// A quarter of a row, as integers that 4 lanes share a scale for. Those of channels that are not kept mean nothing.
+template <int Channels, class Mask>
 struct QuantizedPart {
     uint32_t word[Channels / 4];  // SignedBytes
     uint16_t scale;               // f16
 
-    // number: of the row as it comes; kept: bit c for channel c. factors: or null; of quarter t. rotated: where all are kept.
+    // number: of the row as it comes. largest: magnitude, NaN if there is one. kept: bit c for channel c, or all bits if the largest of
+    // the row is kept. scaled: by factors, of quarter t. rotated: where all are kept.
     template <class Factors>
-    __device__ __forceinline__ QuantizedPart(float (&number)[Channels], Mask kept, const Factors* factors, int t,
-                                             int bits, bool rotated) {
+    __device__ __forceinline__ QuantizedPart(float (&number)[Channels], float largest, Mask kept, bool scaled,
+                                             const Factors& factors, int t, int bits, bool rotated) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
-        float top = 0.0f;
-        bool finite = true;
+        constexpr float huge = 0x1p100f;
+        bool finite = isfinite(largest);
+        if (!rotated && __any_sync(full_warp, largest > huge)) {
+            // They are the largest integers in any case, but could not be divided.
 #pragma unroll
-        for (int c = 0; c < Channels; ++c) {
-            finite &= isfinite(number[c]);
-            number[c] = kept >> c & 1 ? number[c] : 0.0f;
+            for (int c = 0; c < Channels; ++c) number[c] = fminf(fmaxf(number[c], -huge), huge);
         }
-        if (factors != nullptr) {
+        if (scaled) {
 #pragma unroll
             for (int c = 0; c < Channels; c += 4) {
-                const float4 by = *reinterpret_cast<const float4*>(factors->factor[t] + c);
-                const float4 inverse = *reinterpret_cast<const float4*>(factors->inverse[t] + c);
-                number[c] = divided<T>(number[c], by.x, inverse.x);
-                number[c + 1] = divided<T>(number[c + 1], by.y, inverse.y);
-                number[c + 2] = divided<T>(number[c + 2], by.z, inverse.z);
-                number[c + 3] = divided<T>(number[c + 3], by.w, inverse.w);
+                const float4 nearest = *reinterpret_cast<const float4*>(factors.nearest[t] + c);
+                const float4 rest = *reinterpret_cast<const float4*>(factors.rest[t] + c);
+                number[c] = Inverse(nearest.x, rest.x).of(number[c]);
+                number[c + 1] = Inverse(nearest.y, rest.y).of(number[c + 1]);
+                number[c + 2] = Inverse(nearest.z, rest.z).of(number[c + 2]);
+                number[c + 3] = Inverse(nearest.w, rest.w).of(number[c + 3]);
             }
         }
         if (rotated) {
@@ -66,28 +77,48 @@ struct QuantizedPart {
 #pragma unroll
             for (int c = 0; c < Channels; ++c) finite &= isfinite(number[c]);
         }
+        float top = 0.0f;
+        if (!scaled && !rotated && __all_sync(full_warp, kept == ~Mask{0})) {
+            top = largest;
+        } else {
 #pragma unroll
-        for (int c = 0; c < Channels; ++c) top = fmaxf(top, fabsf(number[c]));
+            for (int c = 0; c < Channels; ++c)
+                if (kept >> c & 1) top = fmaxf(top, fabsf(number[c]));
+        }
         top = fmaxf(top, __shfl_xor_sync(full_warp, top, 1));
         top = fmaxf(top, __shfl_xor_sync(full_warp, top, 2));
         const uint32_t group = 0xfu << (threadIdx.x & 28);
         finite = (__ballot_sync(full_warp, finite) & group) == group;
         const float limit = static_cast<float>((1 << (bits - 1)) - 1);
-        scale = min(__half_as_ushort(__float2half_rn(top / limit)), largest_scale);
-        const float divisor = __half2float(__ushort_as_half(scale)), inverse = 1.0f / divisor;
-        const bool empty = divisor == 0.0f || !finite;
+        scale = min(__half_as_ushort(__float2half_rn(Inverse(limit).of(top))), largest_scale);
+        float divisor = __half2float(__ushort_as_half(scale));
+        if (!__all_sync(full_warp, finite && top < (limit + 0.5f) * divisor)) {
+            // Rows that are not finite, or for whose scale f16 has no number that is near enough.
+            const float end = finite ? limit * divisor : 0.0f;
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) number[c] = fminf(fmaxf(number[c], -end), end);
+            if (end == 0.0f) divisor = 1.0f;
+            if (!finite) scale = nan_scale;
+        }
+        // The smallest numbers of f16 are such integers, with a sign: rounding to f16 makes them.
+        constexpr float units = 0x1p24f;
+        const Inverse inverse(divisor * units);
+        const uint32_t signs = 0x01010101u << (bits - 1);
 #pragma unroll
         for (int j = 0; j < Channels / 4; ++j) {
-            constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest digits
-            uint32_t digits[4];
+            uint32_t pair[2];
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                digits[i] = __float_as_uint(
-                    fminf(fmaxf(divided<T>(number[4 * j + i], divisor, inverse), -limit), limit) + shifter);
-            const uint32_t low = permute(digits[0], digits[1], 0x0040), high = permute(digits[2], digits[3], 0x0040);
-            word[j] = empty ? 0 : SignedByte{bits}.encode_four(permute(low, high, 0x5410));
+            for (int h = 0; h < 2; ++h)
+                pair[h] = without_negative_zero(
+                    __floats2half2_rn(inverse.of(number[4 * j + 2 * h]), inverse.of(number[4 * j + 2 * h + 1])));
+            word[j] = permute(pair[0], pair[1], 0x6420) | (permute(pair[0], pair[1], 0x7531) >> (8 - bits) & signs);
         }
-        if (!finite) scale = nan_scale;
+    }
+
+private:
+    static __device__ __forceinline__ uint32_t without_negative_zero(__half2 pair) {
+        pair = __hadd2(pair, __half2());
+        return *reinterpret_cast<const uint32_t*>(&pair);
     }
 };
 

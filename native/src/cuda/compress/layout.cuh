@@ -15,8 +15,8 @@ struct BlockLayout {
     static constexpr bool has_fragments = HeadDim == 64 || HeadDim == 128;
 
     struct Memory {
-        uint32_t bits[block_tokens][words];
-        uint32_t total[block_threads / 32];
+        alignas(16) uint32_t total[block_threads / 32];
+        uint32_t bits[block_tokens][words];  // the end: the values of a block that is written may follow
     };
 
     // Calls place(index, token, channel) for every kept channel, by whichever thread; index counts values from the start
@@ -28,65 +28,10 @@ struct BlockLayout {
         return plain(memory, place);
     }
 
-    // Packs the kept ones of 16-bit values in fragment order. rows: `stride` elements apart, visible. Returns their number.
-    template <bool Keys>
-    static __device__ __forceinline__ uint32_t pack(Memory& memory, const uint16_t* rows, int stride,
-                                                    uint16_t* values) {
-        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-        uint32_t pair[4][4] = {};  // of steps, read before the barrier so that no store is waited for
-        if (has_unit(warp))
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                const uint16_t* const first =
-                    rows + token_of(Keys, warp, g, t, m) * stride + channel_of(Keys, warp, g, t, m);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) pair[m][j] = reinterpret_cast<const uint32_t*>(first)[j];
-            }
-        const Unit unit(Keys, memory);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            uint32_t address = shared_address(values + unit.start[i]);
-#pragma unroll
-            for (int m = 0; m < 4; ++m) append_shared_u16(address, unit.kept(i, m), pair[m][i / 2] >> 16 * (i & 1));
-        }
-        return unit.whole;
-    }
-
-private:
-    template <class Place>
-    static __device__ __forceinline__ uint32_t plain(Memory& memory, Place&& place) {
-        // Every warp looks at all rows (lane = row) for the starts, then takes its 8 rows, 4 lanes each.
-        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-        uint32_t count = 0;
-#pragma unroll
-        for (int j = 0; j < words; ++j) count += __popc(memory.bits[lane][j]);
-        uint32_t sum = count;
-#pragma unroll
-        for (int lanes = 1; lanes < 32; lanes <<= 1) {
-            const uint32_t before = __shfl_up_sync(full_warp, sum, lanes);
-            if (lane >= lanes) sum += before;
-        }
-        const uint32_t all = __shfl_sync(full_warp, sum, 31);
-        const int token = 8 * warp + (lane >> 2);
-        uint32_t index = __shfl_sync(full_warp, sum - count, token);
-        for (int j = 0; j < words; ++j) {
-            const uint32_t word = memory.bits[token][j];
-            if ((j & 3) == (lane & 3)) {
-                uint32_t own = index;
-                for (uint32_t rest = word; rest != 0; rest &= rest - 1)
-                    place(own++, token, 32 * j + __ffs(static_cast<int>(rest)) - 1);
-            }
-            index += __popc(word);
-        }
-        return all;
-    }
-
     // Units of 32 words, one for each warp, as in common/expand.cuh: bit 8m + i of lane 4g + t.
     static constexpr int units = HeadDim / 32;
 
-    static __device__ __forceinline__ bool has_unit(int warp) {
-        return units == block_threads / 32 || warp < units;
-    }
+    static __device__ __forceinline__ bool has_unit(int warp) { return units == block_threads / 32 || warp < units; }
 
     static __device__ __forceinline__ int token_of(bool keys, int unit, int g, int t, int m) {
         if constexpr (HeadDim == 128) {
@@ -108,49 +53,47 @@ private:
     // The unit of this warp, if it has one: this lane's word, and where its values start.
     struct Unit {
         uint32_t word = 0;
-        uint32_t start[8];  // by step, counted from the start of the block
+        uint32_t start[8];  // by step, counted from the start of the run
         uint32_t whole;     // values of the block
 
-        // A barrier.
-        __device__ __forceinline__ Unit(bool keys, Memory& memory) {
+        // share_run: so many units, consecutive ones, make a run. A barrier.
+        __device__ __forceinline__ Unit(bool keys, Memory& memory, int share_run = units) {
             const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
             if (has_unit(warp)) {
 #pragma unroll
                 for (int m = 0; m < 4; ++m) {
-                    const int channel = channel_of(keys, warp, g, t, m);
-                    word |= (memory.bits[token_of(keys, warp, g, t, m)][channel / 32] >> (channel % 32) & 0xffu)
-                            << (8 * m);
+                    const auto* const row =
+                        reinterpret_cast<const uint8_t*>(memory.bits[token_of(keys, warp, g, t, m)]);
+                    word |= uint32_t{row[channel_of(keys, warp, g, t, m) / 8]} << (8 * m);
                 }
             }
-            // Bytes of count[]: values of this lane in the steps 0 ... 3 and 4 ... 7.
-            uint32_t count[2] = {0, 0};
+            // Counted by the steps r and 4 + r at once, in the nibbles of the highest byte.
+            uint32_t two[4];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) count[i >> 2] |= __popc(word & 0x01010101u << i) << (8 * (i & 3));
-            uint32_t sum[2] = {count[0], count[1]};
+            for (int r = 0; r < 4; ++r) two[r] = (word >> r & 0x11111111u) * 0x01010101u;
+            const uint32_t nibbles = permute(permute(two[0], two[1], 0x0073), permute(two[2], two[3], 0x0073), 0x5410);
+            // Bytes: the steps 0 ... 3 and 4 ... 7. Sums over the lanes up to this one, and over all.
+            const uint32_t count[2] = {nibbles & 0x0f0f0f0fu, nibbles >> 4 & 0x0f0f0f0fu};
+            uint32_t sum[2] = {count[0], count[1]}, all[2];
 #pragma unroll
-            for (int lanes = 1; lanes < 32; lanes <<= 1)
+            for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t before = __shfl_up_sync(full_warp, sum[half], lanes);
-                    if (lane >= lanes) sum[half] += before;
-                }
-            const uint32_t all[2] = {__shfl_sync(full_warp, sum[0], 31), __shfl_sync(full_warp, sum[1], 31)};
-            const auto byte = [](const uint32_t(&bytes)[2], int i) { return bytes[i >> 2] >> (8 * (i & 3)) & 0xffu; };
-            uint32_t total = 0;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) total += byte(all, i);
-            if (lane == 0) memory.total[warp] = total;
+                for (int lanes = 1; lanes < 32; lanes <<= 1) sum[half] = plus_lower_lane(sum[half], lanes);
+                all[half] = __shfl_sync(full_warp, sum[half], 31);
+                sum[half] -= count[half];
+            }
+            if (lane == 0) memory.total[warp] = __dp4a(all[0], 0x01010101u, __dp4a(all[1], 0x01010101u, 0u));
             __syncthreads();
             uint32_t first = 0;
             whole = 0;
             for (int unit = 0; unit < units; ++unit) {
-                if (unit < warp) first += memory.total[unit];
+                if (unit < warp && unit >= (warp & -share_run)) first += memory.total[unit];
                 whole += memory.total[unit];
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                start[i] = first + byte(sum, i) - byte(count, i);
-                first += byte(all, i);
+                start[i] = first + permute(sum[i >> 2], 0, 0x4440 + (i & 3));
+                first += permute(all[i >> 2], 0, 0x4440 + (i & 3));
             }
         }
 
@@ -159,6 +102,64 @@ private:
             return word & 1u << (8 * m + i);
         }
     };
+
+    // What a lane of a unit has of a block's values of 8 or 16 bits, kept or not: element m in word m, step after step.
+    template <bool Keys, class Value>
+    struct UnitValues {
+        static constexpr int per_word = 4 / sizeof(Value);
+        uint32_t word[4][8 / per_word] = {};
+
+        // rows: `stride` values apart, visible.
+        __device__ __forceinline__ UnitValues(const Value* rows, int stride) {
+            const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+            if (!has_unit(warp)) return;
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const Value* const first =
+                    rows + token_of(Keys, warp, g, t, m) * stride + channel_of(Keys, warp, g, t, m);
+#pragma unroll
+                for (int j = 0; j < 8 / per_word; ++j) word[m][j] = reinterpret_cast<const uint32_t*>(first)[j];
+            }
+        }
+
+        // Writes the kept ones to shared memory, where the values of the unit's run start.
+        __device__ __forceinline__ void pack(const Unit& unit, Value* run) const {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                uint32_t address = shared_address(run + unit.start[i]);
+#pragma unroll
+                for (int m = 0; m < 4; ++m)
+                    append_shared<Value>(address, unit.kept(i, m),
+                                         word[m][i / per_word] >> 8 * sizeof(Value) * (i % per_word));
+            }
+        }
+    };
+
+private:
+    template <class Place>
+    static __device__ __forceinline__ uint32_t plain(Memory& memory, Place&& place) {
+        // Every warp looks at all rows (lane = row) for the starts, then takes its 8 rows, 4 lanes each.
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+        uint32_t count = 0;
+#pragma unroll
+        for (int j = 0; j < words; ++j) count += __popc(memory.bits[lane][j]);
+        uint32_t sum = count;
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes <<= 1) sum = plus_lower_lane(sum, lanes);
+        const uint32_t all = __shfl_sync(full_warp, sum, 31);
+        const int token = 8 * warp + (lane >> 2);
+        uint32_t index = __shfl_sync(full_warp, sum - count, token);
+        for (int j = 0; j < words; ++j) {
+            const uint32_t word = memory.bits[token][j];
+            if ((j & 3) == (lane & 3)) {
+                uint32_t own = index;
+                for (uint32_t rest = word; rest != 0; rest &= rest - 1)
+                    place(own++, token, 32 * j + __ffs(static_cast<int>(rest)) - 1);
+            }
+            index += __popc(word);
+        }
+        return all;
+    }
 
     template <class Place>
     static __device__ __forceinline__ uint32_t fragment(bool keys, Memory& memory, Place&& place) {

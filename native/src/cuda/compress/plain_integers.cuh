@@ -6,23 +6,22 @@
 
 namespace mustafar::cuda {
 
-// Puts bitmap, if there is one, and SignedBytes, rows of `stride` bytes in shared memory, into an image of the block whose scales
-// start at `scale_start`. layout: bits are there and visible. Between barriers.
+// Puts SignedBytes, rows of `stride` bytes in shared memory, in place in an image of the block's values, which have so many bytes.
+// layout: bits are there and visible. Between barriers.
 template <int HeadDim>
-__device__ __forceinline__ void write_plain_integers(uint8_t* image, ValueOrder order, int scale_start,
+__device__ __forceinline__ void write_plain_integers(uint8_t* values, int bytes, ValueOrder order,
                                                      typename BlockLayout<HeadDim>::Memory& layout, const uint8_t* rows,
                                                      int stride) {
-    auto* const words = reinterpret_cast<uint32_t*>(image);
-    const int bitmap = order.arrangement == Arrangement::all ? 0 : bitmap_bytes(HeadDim) / 4;
-    for (int i = threadIdx.x; i < scale_start / 4; i += block_threads)
-        words[i] = i < bitmap ? (&layout.bits[0][0])[i] : 0;
+    auto* const words = reinterpret_cast<uint32_t*>(values);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < bytes / 4; i += block_threads) words[i] = 0;
     __syncthreads();
     const PlainInteger integer{order.integer_bits};
-    const uint32_t capacity = (scale_start - 4 * bitmap) * 8 / order.integer_bits;
+    const uint32_t capacity = bytes * 8 / order.integer_bits;
     BlockLayout<HeadDim>::for_each_value(order, layout, [&](uint32_t index, int token, int channel) {
         if (index >= capacity) return;
         const uint32_t bit = index * order.integer_bits;
-        atomicOr(words + bitmap + bit / 32, integer.pack(rows[token * stride + channel]) << bit % 32);
+        atomicOr(words + bit / 32, integer.pack(rows[token * stride + channel]) << bit % 32);
     });
 }
 

@@ -39,6 +39,20 @@ struct RowPart {
         for (int j = 0; j < words; ++j) part.word[j] = __vminu2(word[j] & 0x7fff7fffu, nan_key * 0x10001u);
         return part;
     }
+    // The largest magnitude; NaN or infinite if a value is.
+    __device__ __forceinline__ float largest() const {
+        uint32_t key = 0;
+        if constexpr (paired) {
+#pragma unroll
+            for (int j = 0; j < words; ++j) key = __vmaxu2(key, word[j] & 0x7fff7fffu);
+            const auto bits = static_cast<uint16_t>(max(key & 0xffffu, key >> 16));
+            return as_float(*reinterpret_cast<const T*>(&bits));
+        } else {
+#pragma unroll
+            for (int j = 0; j < words; ++j) key = max(key, word[j] & 0x7fffffffu);
+            return __uint_as_float(key);
+        }
+    }
     static __device__ __forceinline__ uint32_t key(T value) {
         if constexpr (paired)
             return min(*reinterpret_cast<const uint16_t*>(&value) & 0x7fffu, nan_key);

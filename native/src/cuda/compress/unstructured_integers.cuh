@@ -5,35 +5,44 @@
 
 namespace mustafar::cuda {
 
-// Puts bitmap and SignedBytes, rows of `stride` bytes in shared memory, into an image of the block. spare: room for as many bytes as
-// the values take. Between barriers.
-template <int HeadDim>
-__device__ __forceinline__ void write_unstructured_integers(uint8_t* image, uint8_t* spare, IntegerByte byte, bool keys,
+// Puts SignedBytes, rows of `stride` bytes in shared memory, in place in an image of the block's values. others: room for as many
+// bytes. layout: bits are there and visible. Between barriers.
+template <int HeadDim, bool Keys>
+__device__ __forceinline__ void write_unstructured_integers(uint8_t* values, uint8_t* others, IntegerByte byte,
                                                             int keep, typename BlockLayout<HeadDim>::Memory& layout,
                                                             const uint8_t* rows, int stride) {
-    constexpr int bitmap = bitmap_bytes(HeadDim);
-    const int value_words = block_tokens * keep * byte.bits / 32;
-    auto *const header = reinterpret_cast<uint32_t*>(image), *const values = header + bitmap / 4,
-                *const others = reinterpret_cast<uint32_t*>(spare);
-    for (int i = threadIdx.x; i < bitmap / 4; i += block_threads) header[i] = (&layout.bits[0][0])[i];
-    for (int i = threadIdx.x; i < value_words; i += block_threads) {
-        values[i] = 0;
-        if (byte.bits == 4) others[i] = 0;
+    using Layout = BlockLayout<HeadDim>;
+    // Two values of 4 bits share a byte: those of second runs are put together apart.
+    constexpr int units_of_run = run_tokens(HeadDim, Keys) * Layout::units / block_tokens;
+    const int run = byte.bits == 8 ? 0 : static_cast<int>(threadIdx.x) / 32 / units_of_run, second = run & 1;
+    typename Layout::template UnitValues<Keys, uint8_t> own(rows, stride);
+    // Products of what the compiler does not know to be powers of two: shifts would keep busier units busy.
+    const uint32_t signs = 0x01010101u << (byte.bits - 1), magnitudes = signs - 0x01010101u;
+    const uint32_t up = pinned(1u << byte.magnitude_bit(second)),
+                   signs_up = pinned(1u << (byte.sign_bit(second) - (byte.bits - 1)));
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (uint32_t& word : own.word[m]) word = (word & magnitudes) * up + (word & signs) * signs_up;
+    const typename Layout::Unit unit(Keys, layout, byte.bits == 8 ? Layout::units : units_of_run);
+    const int vectors = block_tokens * keep * byte.bits / 128;
+    auto *const image = reinterpret_cast<uint4*>(values), *const second_image = reinterpret_cast<uint4*>(others);
+    if (unit.whole != static_cast<uint32_t>(block_tokens * keep)) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < vectors; i += block_threads) {
+            image[i] = uint4{};
+            if (byte.bits == 4) second_image[i] = uint4{};
+        }
+        __syncthreads();
     }
+    own.pack(unit, (second ? others : values) + run / 2 * run_tokens(HeadDim, Keys) * keep);
+    if (byte.bits == 8) return;
     __syncthreads();
-    const int run_values = run_tokens(HeadDim, keys) * keep;
-    BlockLayout<HeadDim>::for_each_value(
-        ValueOrder{true, keys, Arrangement::bitmap, 0}, layout, [&](uint32_t index, int token, int channel) {
-            // Two values share a byte: those of second runs are put together apart.
-            const int run = byte.bits == 8 ? 0 : token / run_tokens(HeadDim, keys), second = run & 1;
-            const uint32_t place = index - run * run_values;
-            if (place >= static_cast<uint32_t>(byte.bits == 8 ? block_tokens * keep : run_values)) return;
-            (second ? spare : image + bitmap)[run / 2 * run_values + place] =
-                static_cast<uint8_t>(byte.pack(second, rows[token * stride + channel]));
-        });
-    if (byte.bits != 4) return;
-    __syncthreads();
-    for (int i = threadIdx.x; i < value_words; i += block_threads) values[i] |= others[i];
+#pragma unroll 1
+    for (int i = threadIdx.x; i < vectors; i += block_threads) {
+        const uint4 a = image[i], b = second_image[i];
+        image[i] = make_uint4(a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w);
+    }
 }
 
 // The reverse. place(token, channel, integer). layout: bits are there and visible.
