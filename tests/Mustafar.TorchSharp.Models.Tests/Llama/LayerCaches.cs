@@ -46,8 +46,12 @@ internal sealed class LayerCaches : ModelKeyValueCache
 
     private protected override void Begin(ReadOnlySpan<int> slots, int tokens, ReadOnlySpan<int> counts) => _counts = counts.ToArray();
 
-    private protected override Tensor Forward(int layer, Tensor query, Tensor keys, Tensor values, double? scale) =>
-        _layers[layer].Forward(query, keys, values, scale, _counts);
+    private protected override Tensor Forward(
+        int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation)
+    {
+        rotation?.Apply();
+        return _layers[layer].Forward(query, keys, values, scale, _counts);
+    }
 
     private protected override Tensor Positions() => tensor(new[] { _length }, device: Device);
 
