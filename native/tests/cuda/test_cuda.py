@@ -18,7 +18,7 @@ import torch
 
 import reference
 from abi import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT,
-                 Append, Attention, Format, Product)
+                 Append, Format, Product)
 from cache import Cache, Call, compressed_tokens, last_tokens
 from native import DTYPES, Library, OffsetPages, Pages, dense
 
@@ -436,69 +436,6 @@ def test_damaged_page_table():
             Call(library, cache, query)()
             torch.cuda.synchronize()
             pages.table.copy_(before)
-
-
-def test_captured_steps():
-    """A captured append and attention serve every later step: lengths, slots, counts and pages are read when they run."""
-    generator, host = torch.Generator(device="cuda").manual_seed(1), torch.Generator().manual_seed(1)
-    batch, slots, heads, longest, window, group, capacity = 3, 5, 2, 400, 32, 64, 96
-    keys, values = (rows("random", (slots, heads, longest, 128), F16, generator) for _ in range(2))
-    pages = [Pages(slots, heads, longest + BLOCK, 128, F16, 40, order, 2, host) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
-    tables = [page.table.clone() for page in pages]
-    for page in pages:
-        page.table.fill_(-1)  # entries appear only once they are needed
-    tails = [torch.full((slots, heads, capacity, 128), float("nan"), dtype=F16, device="cuda") for _ in range(2)]
-    lengths, compressed, after, due = (torch.zeros(slots, dtype=torch.int32, device="cuda") for _ in range(4))
-    sequences, counts = (torch.zeros(batch, dtype=torch.int32, device="cuda") for _ in range(2))
-    new = [torch.zeros((batch, heads, 1, 128), dtype=F16, device="cuda") for _ in range(2)]
-    query = rows("random", (batch, 4, 1, 128), F16, generator)
-    out = torch.full_like(query, float("nan"))
-    append = Append(batch, slots, heads, 1, 0, group, window, capacity, longest, sequences.data_ptr(), counts.data_ptr(),
-                    lengths.data_ptr(), compressed.data_ptr(), after.data_ptr(), due.data_ptr(), dense(new[0]), dense(new[1]),
-                    pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]), dense(tails[1]))
-    attend = Attention(batch, slots, 4, heads, 1, 0, capacity, longest, 0, 128 ** -0.5, sequences.data_ptr(), after.data_ptr(),
-                       due.data_ptr(), None, dense(query), dense(out), pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]),
-                       dense(tails[1]), dense(None), dense(None), None, None, 0)
-    needed = torch.zeros(1, dtype=torch.int64)
-    library.call("attention_workspace", attend, needed)
-    workspace = torch.zeros(max(1, int(needed)), dtype=torch.uint8, device="cuda")
-    attend.workspace, attend.workspace_bytes = workspace.data_ptr(), int(needed)
-    sequences.copy_(torch.arange(batch))
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call, arguments in (("append_tokens", append), ("attention_forward", attend)):  # prepares the kernels; counts are 0
-            library.call(call, arguments)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            library.call("append_tokens", append)
-            library.call("attention_forward", attend)
-    torch.cuda.synchronize()
-    expected = [0] * slots
-    for step in range(330):
-        chosen = torch.randperm(slots, generator=host)[:batch] if step % 4 else torch.tensor([4, 1, 2])
-        count = torch.randint(0, 2, (batch,), generator=host) if step % 3 == 0 else torch.ones(batch, dtype=torch.int64)
-        sequences.copy_(chosen)
-        counts.copy_(count)
-        for row, slot in enumerate(chosen.tolist()):
-            for target, source in zip(new, (keys, values)):
-                target[row, :, 0] = source[slot, :, expected[slot]] if count[row] else float("nan")
-            expected[slot] += int(count[row])
-            places = -(-compressed_tokens(expected[slot], window, group) // (2 * BLOCK))
-            for page, table in zip(pages, tables):
-                page.table[slot, :places] = table[slot, :places]
-        graph.replay()
-        lengths[chosen], compressed[chosen] = after[chosen], due[chosen]
-        check(lengths.tolist() == expected, f"step {step}: lengths {lengths.tolist()}, expected {expected}")
-        check(compressed.tolist() == [compressed_tokens(n, window, group) for n in expected], f"step {step}: {compressed.tolist()}")
-        if step % 30 < 3:
-            for row, slot in enumerate(chosen.tolist()):
-                n, c = expected[slot], compressed_tokens(expected[slot], window, group)
-                seen = [torch.cat([torch.where(reference.keep_mask(x[slot:slot + 1, :, :c], 40), x[slot:slot + 1, :, :c], 0),
-                                   x[slot:slot + 1, :, c:n]], 2) for x in (keys, values)]
-                exact, _ = reference.attention(query[row:row + 1], *seen, [n], [1], 128 ** -0.5)
-                check((out[row:row + 1].double() - exact).abs().max() <= 4e-3 * max(1.0, exact.abs().max().item()),
-                      f"step {step} row {row}")
 
 
 def main(tests):
