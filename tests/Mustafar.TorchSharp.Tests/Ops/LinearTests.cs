@@ -8,7 +8,8 @@ internal sealed class LinearTests(string device)
 {
     private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
 
-    private static readonly (int InFeatures, int OutFeatures)[] LargeSizes = [(1000, 1001), (256, 6144), (4096, 500), (14336, 200), (5000, 300), (16384, 77)];
+    private static readonly (int InFeatures, int OutFeatures)[] LargeSizes =
+        [(1000, 1001), (256, 6144), (4096, 500), (14336, 200), (5000, 300), (16384, 77)];
 
     [Test]
     public void Products_with_all_that_stands_around_them(

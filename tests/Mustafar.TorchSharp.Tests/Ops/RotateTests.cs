@@ -86,7 +86,8 @@ internal sealed class RotateTests(string device)
         string what = $"{dtype} [{batch}, {heads} {kvHeads}, {tokens}, {headDim}] {rotaryDim} tables {tables} norms {normed} in place {inPlace}";
         // Rows that lie three elements apart and begin as far from an aligned address.
         int width = (heads + (2 * kvHeads)) * headDim;
-        Tensor product = randn(batch, tokens, width + 3).to(dtype).to(device).narrow(2, 3, width).view(batch, tokens, -1, headDim).transpose(1, 2);
+        Tensor product = randn(batch, tokens, width + 3).to(dtype).to(device)
+            .narrow(2, 3, width).view(batch, tokens, -1, headDim).transpose(1, 2);
         RotaryHeads source = new(product.narrow(1, 0, heads), product.narrow(1, heads, kvHeads), product.narrow(1, heads + kvHeads, kvHeads));
         Tensor[] before = [.. ((Tensor[])[source.Query, source.Key, source.Value!]).Select(tensor => tensor.clone())];
         Tensor positions = randint(0, tables ? 300 : 1 << 20, [batch, tokens]).to(ScalarType.Int32).to(device);

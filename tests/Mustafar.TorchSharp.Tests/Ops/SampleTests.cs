@@ -19,8 +19,8 @@ internal sealed class SampleTests(string device)
 
     private static readonly (string Name, Func<Tensor, Tensor> Shape)[] Kinds =
     [
-        ("normal", x => 3 * x), ("ties", x => (2 * x).round()), ("equal", x => 0 * x), ("wide", x => 1e4 * x), ("close", x => 20 + (1e-3 * x)),
-        ("peaked", x => where(x == x.amax([-1], keepdim: true), tensor(40f), x)), ("signed zeros", x => where(x > 0, tensor(0f), tensor(-0f))),
+        ("normal", x => 3 * x), ("ties", x => (2 * x).round()), ("equal", x => 0 * x), ("signed zeros", x => where(x > 0, tensor(0f), tensor(-0f))),
+        ("wide", x => 1e4 * x), ("close", x => 20 + (1e-3 * x)), ("peaked", x => where(x == x.amax([-1], keepdim: true), tensor(40f), x)),
     ];
 
     [Test]
@@ -38,7 +38,9 @@ internal sealed class SampleTests(string device)
 
     [Test]
     public void So_are_those_of_many_sequences() =>
-        Check(ScalarType.BFloat16, 300, [.. Enumerable.Range(0, 512).Select(b => Varied[b % Varied.Length] with { Seed = (ulong)b })], penalties: true, draws: 1);
+        Check(
+            ScalarType.BFloat16, 300, [.. Enumerable.Range(0, 512).Select(b => Varied[b % Varied.Length] with { Seed = (ulong)b })],
+            penalties: true, draws: 1);
 
     [Test]
     public void Draws_follow_the_probabilities()

@@ -9,7 +9,8 @@ internal sealed class SiluMulTests(string device)
     private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
 
     [Test]
-    public void Gates_multiply([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 7, 64, 1001, 14336)] int width, [Values(0, 3)] int gap)
+    public void Gates_multiply(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 7, 64, 1001, 14336)] int width, [Values(0, 3)] int gap)
     {
         using var scope = NewDisposeScope();
         manual_seed(width);

@@ -122,7 +122,8 @@ internal sealed class DecodeGraphTests(string device) : TensorFixture
         const int Slots = 5, Rows = 3, Steps = 330;
         MustafarOptions options = new() { LocalWindow = 32, GroupSize = 64, BalancedKeys = balanced, BalancedValues = balanced };
         CacheLimits limits = new() { MaxSequences = Slots, MaxLength = 400, BudgetTokens = Slots * 448 };
-        using MustafarModelCache cache = new(1, new() { NumKvHeads = 2, HeadDim = headDim }, dtype, new torch.Device(device), options, limits);
+        KeyValueShape shape = new() { NumKvHeads = 2, HeadDim = headDim };
+        using MustafarModelCache cache = new(1, shape, dtype, new torch.Device(device), options, limits);
         ReferenceCache reference = new(Slots, options, headDim);
         manual_seed(1);
         Random random = new(1);
@@ -174,7 +175,8 @@ internal sealed class DecodeGraphTests(string device) : TensorFixture
     {
         const int Rows = 4, Hidden = 1024, Width = 2816, VocabSize = 40000;
         Tensor first = Random(Rows, Hidden), firstResidual = Random(Rows, Hidden), norm = ones_like(first[0]);
-        Tensor gateUpWeight = 0.03 * Random(2 * Width, Hidden), downWeight = 0.03 * Random(Hidden, Width), headWeight = 0.03 * Random(VocabSize, Hidden);
+        Tensor gateUpWeight = 0.03 * Random(2 * Width, Hidden), downWeight = 0.03 * Random(Hidden, Width);
+        Tensor headWeight = 0.03 * Random(VocabSize, Hidden);
         Tensor x = first.clone(), residual = firstResidual.clone();
         Tensor gateUp = Random(Rows, 2 * Width), gated = Random(Rows, Width), logits = Random(Rows, VocabSize);
         Tensor tokens = empty(Rows, dtype: ScalarType.Int64, device: device);
