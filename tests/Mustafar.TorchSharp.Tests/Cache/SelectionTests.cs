@@ -86,12 +86,14 @@ internal sealed class SelectionTests(string device) : TensorFixture
         Step(cache, reference, [100, 60]);
     }
 
-    /// <summary>On CUDA types of 16 bits have orders of their own, by whose kernels the chosen channels are written and read.</summary>
+    /// <summary>On CUDA they have orders of their own, in whose kernels the chosen channels are written and read.</summary>
     [Test]
-    public void So_do_steps_in_16_bits(
-        [Values("output-aware keys", "scores", "scores in balanced patterns", "masks")] string name, [Values(64, 128)] int headDim)
+    public void So_do_steps_of_types_of_16_bits(
+        [Values("output-aware keys", "scores", "scores in balanced patterns", "masks")] string name,
+        [Values(64, 128)] int headDim,
+        [Values(16, 8, 4)] int bits)
     {
-        MustafarOptions options = Options(name);
+        MustafarOptions options = Options(name) with { KeyBits = bits, ValueBits = bits };
         ScalarType dtype = headDim == 64 ? ScalarType.BFloat16 : ScalarType.Float16;
         using MustafarCache cache = new(2, s_shape with { HeadDim = headDim }, dtype, new torch.Device(device), options);
         ReferenceCache reference = new(2, options, headDim);
