@@ -91,12 +91,12 @@ def compression_cases():
 def test_compress():
     """Blocks in the order of the kernels, in pages anywhere: byte by byte, with nothing written beside them, and any range read back."""
     for seed, (kind, dtype, head_dim, keep, balanced) in enumerate(compression_cases()):
-        if SMALL and seed % 3:
+        if SMALL and seed % 5:
             continue
         generator = torch.Generator(device="cuda").manual_seed(seed)
-        batch, heads, tokens = 2, 3, (96, 75, 33)[seed // 3 % 3]
+        batch, heads, tokens = 2, 3, (96, 75, 96, 33)[seed % 4]
         x = rows(kind, (batch, heads, tokens, head_dim), dtype, generator)
-        source = strided(x, 1) if seed % 2 == 0 else x
+        source = strided(x, 1) if seed % 3 == 0 else x
         for order, role, balanced_pattern in ((KEY_FRAGMENT, "keys", BALANCED_KEYS), (VALUE_FRAGMENT, "values", BALANCED_VALUES)):
             case = f"{kind} {dtype} {role} head_dim {head_dim} keep {keep} balanced {balanced} seed {seed}"
             mask = reference.balanced_mask(x, keep, role) if balanced else reference.keep_mask(x, keep)
