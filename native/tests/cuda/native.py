@@ -6,7 +6,7 @@ import os
 import torch
 
 import abi
-from abi import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, CUDA, FIXED, OFFSETS, PADDING, PLAIN, UNSTRUCTURED,
+from abi import (ALL, ALL_ROTATED, BALANCED_KEYS, BALANCED_VALUES, BLOCK, CUDA, FIXED, PADDING, PLAIN, UNSTRUCTURED,
                  Blocks, Context, Dense, Format, Rows)
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -149,18 +149,3 @@ def place_in_slabs(keys, values, slab_pages=8):
         pages._place(memory, numbers, starts, slab_pages, base, head_stride, page, slab + PADDING)
         memory[pages.gathered(keys.capacity * keys.page_blocks)] = before[places]
     values.share_tables(keys)
-
-
-class OffsetPages:
-    """OFFSETS blocks: one buffer for all, the one page that every sequence has."""
-
-    def __init__(self, batch, heads, blocks, head_dim, dtype, offsets, slab_bytes):
-        self.format = Format(head_dim, DTYPES[dtype], 0, 0, OFFSETS, PLAIN, 0)
-        self.page_blocks, self.slab_bytes, self.offsets = max(1, blocks), slab_bytes, offsets
-        self.memory = torch.full((slab_bytes,), 0xff, dtype=torch.uint8, device="cuda")
-        self.slabs = torch.tensor([self.memory.data_ptr()], dtype=torch.int64, device="cuda")
-        self.table = torch.zeros(batch, dtype=torch.int32, device="cuda")
-
-    def blocks(self):
-        return Blocks(self.format, self.page_blocks, 1, 1, 1, 0, 0, 0, self.slab_bytes, self.slabs.data_ptr(),
-                      self.table.data_ptr(), self.offsets.data_ptr())

@@ -1,4 +1,5 @@
-"""Checks of the CUDA back end against the oracles of reference.py.
+"""Checks of what only the C API reaches on CUDA, against the oracles of reference.py: blocks byte by byte in the order of the kernels,
+pages in any order in memory that is NaN otherwise, log-sum-exps, damaged tables. The rest is tested by the C# fixtures.
 
     MUSTAFAR_LIBRARY=.../libmustafar.so python3 test_cuda.py [--small] [NAME ...]
 
@@ -9,6 +10,7 @@ racecheck is told to leave torch's kernels alone:
     compute-sanitizer --tool racecheck --kernel-name kernel_substring=mustafar python3 test_cuda.py --small
 """
 import argparse
+import itertools
 import math
 import sys
 import time
@@ -17,10 +19,10 @@ import traceback
 import torch
 
 import reference
-from abi import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, FIXED, KEY_FRAGMENT, OFFSETS, PADDING, PLAIN, VALUE_FRAGMENT,
-                 Append, Attention, Format, Product)
+from abi import (BALANCED_KEYS, BALANCED_VALUES, BLOCK, COUNTER_BYTES, KEY_FRAGMENT, PADDING, UNSTRUCTURED, VALUE_FRAGMENT, Append,
+                 Product)
 from cache import Cache, Call, compressed_tokens, last_tokens
-from native import DTYPES, Library, OffsetPages, Pages, dense
+from native import Library, Pages, dense
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SMALL = False
@@ -74,137 +76,71 @@ def strided(x, generator_offset):
 
 
 def compression_cases():
+    """Kind of rows, dtype, head_dim, kept channels, balanced?"""
     for kind in ("random", "ties", "special", "tiny", "huge", "zeros", "same channels"):
         for dtype in (F16, BF16, F32):
             for head_dim, keep in ((128, 40), (64, 20), (80, 33), (96, 96), (256, 77)):
-                yield kind, dtype, head_dim, keep
+                yield kind, dtype, head_dim, keep, False
+            for head_dim, of_sixteen in itertools.product((64, 128, 256), (5, 6, 7, 8)):
+                yield kind, dtype, head_dim, of_sixteen * head_dim // 16, True
     for keep in (1, 7, 39, 64, 127, 128):
-        yield "random", F16, 128, keep
-        yield "same channels", BF16, 128, keep
+        yield "random", F16, 128, keep, False
+        yield "same channels", BF16, 128, keep, False
 
 
 def test_compress():
-    for seed, (kind, dtype, head_dim, keep) in enumerate(compression_cases()):
-        case = f"{kind} {dtype} head_dim {head_dim} keep {keep} seed {seed}"
+    """Blocks in the order of the kernels, in pages anywhere: byte by byte, with nothing written beside them, and any range read back."""
+    for seed, (kind, dtype, head_dim, keep, balanced) in enumerate(compression_cases()):
+        if SMALL and seed % 5:
+            continue
         generator = torch.Generator(device="cuda").manual_seed(seed)
-        batch, heads, tokens = 2, 3, 96 if seed % 2 else 75
+        batch, heads, tokens = 2, 3, (96, 75, 96, 33)[seed % 4]
         x = rows(kind, (batch, heads, tokens, head_dim), dtype, generator)
         source = strided(x, 1) if seed % 3 == 0 else x
-        mask = reference.keep_mask(x, keep)
-        words = (head_dim + 31) // 32
-        bitmap = torch.full((batch, heads, tokens, words), -1, dtype=torch.int32, device="cuda")
-        library.call("prune", Format(head_dim, DTYPES[dtype], 0, 0, FIXED, PLAIN, keep), batch, heads, tokens, dense(source),
-                     None, bitmap)
-        check(torch.equal(bitmap, reference.bitmap_words(mask)), f"{case}: bitmap differs")
-        padded = tokens + -tokens % BLOCK
-        for order, role in ((PLAIN, "plain"), (KEY_FRAGMENT, "keys"), (VALUE_FRAGMENT, "values")):
-            if role != "plain" and (dtype == F32 or head_dim not in (64, 128)):
-                role = "plain"
-            pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48)
+        for order, role, balanced_pattern in ((KEY_FRAGMENT, "keys", BALANCED_KEYS), (VALUE_FRAGMENT, "values", BALANCED_VALUES)):
+            case = f"{kind} {dtype} {role} head_dim {head_dim} keep {keep} balanced {balanced} seed {seed}"
+            mask = reference.balanced_mask(x, keep, role) if balanced else reference.keep_mask(x, keep)
+            pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48,
+                          pattern=balanced_pattern if balanced else UNSTRUCTURED)
             before = pages.memory.clone()
             library.call("compress", batch, heads, tokens, dense(source), None, None, None, pages.blocks())
-            places = pages.gathered(padded // BLOCK)
-            if tokens % BLOCK == 0:
-                expected = reference.pack(x, mask, role)
-                check(torch.equal(pages.memory[places], expected), f"{case}: blocks differ in order {role}")
+            places = pages.gathered(-(-tokens // BLOCK))
+            if not balanced and tokens % BLOCK == 0:
+                expected = reference.pack(x, mask, role if dtype != F32 and head_dim in (64, 128) else "plain")
+                check(torch.equal(pages.memory[places], expected), f"{case}: blocks differ")
             outside = torch.ones_like(pages.memory, dtype=torch.bool)
             outside[places.flatten()] = False
             check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
-            for first, count in ((0, tokens), (37, 21)):
+            for first, count in ((0, tokens), (tokens // 4, tokens // 2)):
                 out = torch.full((batch, heads, count + 2, head_dim), float("nan"), dtype=dtype, device="cuda")
                 library.call("decompress", batch, heads, first, count, pages.blocks(), None, dense(out[:, :, 1:]))
                 expected = torch.where(mask, x, torch.zeros_like(x))[:, :, first:first + count]
-                same_bits(f"{case} decompress {role} {first}", out[:, :, 1:-1], expected)
+                same_bits(f"{case} decompressed from {first}", out[:, :, 1:-1], expected)
                 check(out[:, :, 0].isnan().all() and out[:, :, -1].isnan().all(), f"{case}: decompress wrote too much")
-
-
-def test_balanced():
-    cases = [(kind, dtype, head_dim, kept) for kind in ("random", "ties", "special", "zeros", "same channels")
-             for dtype in (F16, BF16, F32) for head_dim in (64, 128, 256) for kept in (5, 6, 7, 8)]
-    for seed, (kind, dtype, head_dim, kept) in enumerate(cases):
-        if SMALL and seed % 7:
-            continue
-        keep = kept * head_dim // 16
-        generator = torch.Generator(device="cuda").manual_seed(seed)
-        batch, heads, tokens = 2, 2, (96, 75, 33)[seed % 3]
-        x = rows(kind, (batch, heads, tokens, head_dim), dtype, generator)
-        source = strided(x, 1) if seed % 2 == 0 else x
-        for pattern, role, fragment in ((BALANCED_KEYS, "keys", KEY_FRAGMENT), (BALANCED_VALUES, "values", VALUE_FRAGMENT)):
-            case = f"{kind} {dtype} {role} head_dim {head_dim} keep {keep} seed {seed}"
-            mask = reference.balanced_mask(x, keep, role)
-            bitmap = torch.full((batch, heads, tokens, head_dim // 32), -1, dtype=torch.int32, device="cuda")
-            library.call("prune", Format(head_dim, DTYPES[dtype], 0, pattern, FIXED, PLAIN, keep), batch, heads, tokens,
-                         dense(source), None, bitmap)
-            check(torch.equal(bitmap, reference.bitmap_words(mask)), f"{case}: bitmap differs")
-            for order in (PLAIN, fragment):
-                pages = Pages(batch, heads, tokens, head_dim, dtype, keep, order, 2, base=48, pattern=pattern)
-                before = pages.memory.clone()
-                library.call("compress", batch, heads, tokens, dense(source), None, None, None, pages.blocks())
-                outside = torch.ones_like(pages.memory, dtype=torch.bool)
-                outside[pages.gathered((tokens + BLOCK - 1) // BLOCK).flatten()] = False
-                check(torch.equal(pages.memory[outside], before[outside]), f"{case}: bytes outside the blocks were written")
-                for first, count in ((0, tokens), (17, 11)):
-                    out = torch.full((batch, heads, count, head_dim), float("nan"), dtype=dtype, device="cuda")
-                    library.call("decompress", batch, heads, first, count, pages.blocks(), None, dense(out))
-                    expected = torch.where(mask, x, torch.zeros_like(x))[:, :, first:first + count]
-                    same_bits(f"{case} decompress order {order} from {first}", out, expected)
-
-
-def test_offsets():
-    for seed, (dtype, head_dim, tokens) in enumerate(((F16, 128, 200), (F32, 80, 33), (BF16, 64, 1), (F16, 96, 5000))):
-        generator = torch.Generator(device="cuda").manual_seed(seed)
-        batch, heads = 2, 2
-        x = rows("random", (batch, heads, tokens, head_dim), dtype, generator)
-        density = torch.rand((batch, heads, tokens, 1), device="cuda", generator=generator)
-        mask = torch.rand(x.shape, device="cuda", generator=generator) < density
-        bitmap = reference.bitmap_words(mask).contiguous()
-        blocks = math.ceil(tokens / BLOCK)
-        table = torch.full((batch * heads * blocks + 1,), -1, dtype=torch.int32, device="cuda")
-        size = torch.zeros(1, dtype=torch.int64, device="cuda")
-        form = Format(head_dim, DTYPES[dtype], 0, 0, OFFSETS, PLAIN, 0)
-        library.call("offsets", form, batch, heads, tokens, bitmap, table, size)
-        counts = torch.nn.functional.pad(mask, (0, 0, 0, blocks * BLOCK - tokens)).view(batch, heads, blocks, -1).sum(-1)
-        units = (128 * bitmap.shape[-1] + counts * x.element_size() + 15) // 16
-        expected = torch.cat([torch.zeros(1, dtype=torch.int64, device="cuda"), units.flatten().cumsum(0)])
-        check(torch.equal(table.long(), expected), f"offset table differs, seed {seed}")
-        check(int(size) == 16 * int(expected[-1]) + 64, f"page bytes {int(size)}")
-        pages = OffsetPages(batch, heads, blocks, head_dim, dtype, table, int(size))
-        library.call("compress", batch, heads, tokens, dense(x), bitmap, None, None, pages.blocks())
-        out = torch.full_like(x, float("nan"))
-        library.call("decompress", batch, heads, 0, tokens, pages.blocks(), None, dense(out))
-        same_bits(f"offsets seed {seed}", out, torch.where(mask, x, torch.zeros_like(x)))
-        scores_and_sums(f"offsets seed {seed}", pages, pages, out, out, 4, 2, generator)
-
-
-def scores_and_sums(case, key_pages, value_pages, keys, values, heads, queries, generator):
-    batch, kv_heads, tokens, head_dim = keys.shape
-    make = lambda *size: torch.randn(size, device="cuda", generator=generator)
-    query = make(batch, heads, queries, head_dim).to(keys.dtype)
-    group = heads // kv_heads
-    scores = torch.full((batch, heads, queries, tokens), float("nan"), device="cuda")
-    library.call("key_scores", Product(batch, heads, kv_heads, queries, tokens, key_pages.blocks(), dense(query),
-                                       dense(scores), 0.25))
-    exact = query.double() @ keys.double().repeat_interleave(group, 1).transpose(-1, -2) * 0.25
-    check((scores.double() - exact).abs().max() <= 1e-4 * exact.abs().max() + 1e-6, f"{case}: key scores")
-    weights = torch.softmax(make(batch, heads, queries, tokens), -1)
-    out = torch.full_like(query, float("nan"))
-    library.call("value_sum", Product(batch, heads, kv_heads, queries, tokens, value_pages.blocks(), dense(out),
-                                      dense(weights), 2.0))
-    exact = weights.double() @ values.double().repeat_interleave(group, 1) * 2
-    step = {F32: 1e-5, F16: 1e-3, BF16: 8e-3}[keys.dtype]
-    check((out.double() - exact).abs().max() <= step * exact.abs().max() + 1e-6, f"{case}: value sum")
 
 
 def test_products():
     for seed, (dtype, head_dim, keep, tokens) in enumerate(((F16, 128, 40, 128), (BF16, 64, 20, 96), (F32, 80, 30, 64),
                                                             (F16, 256, 100, 32))):
         generator = torch.Generator(device="cuda").manual_seed(seed)
-        x, y = (rows("random", (2, 2, tokens, head_dim), dtype, generator) for _ in range(2))
-        pages = [Pages(2, 2, tokens, head_dim, dtype, keep, order, 3) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
-        for page, tensor in zip(pages, (x, y)):
-            library.call("compress", 2, 2, tokens, dense(tensor), None, None, None, page.blocks())
-        pruned = [torch.where(reference.keep_mask(t, keep), t, torch.zeros_like(t)) for t in (x, y)]
-        scores_and_sums(f"products seed {seed}", *pages, *pruned, 6, 3, generator)
+        batch, heads, kv_heads, queries = 2, 6, 2, 3
+        keys, values = (rows("random", (batch, kv_heads, tokens, head_dim), dtype, generator) for _ in range(2))
+        pages = [Pages(batch, kv_heads, tokens, head_dim, dtype, keep, order, 3) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
+        for page, tensor in zip(pages, (keys, values)):
+            library.call("compress", batch, kv_heads, tokens, dense(tensor), None, None, None, page.blocks())
+        keys, values = (torch.where(reference.keep_mask(x, keep), x, 0).double().repeat_interleave(heads // kv_heads, 1)
+                        for x in (keys, values))
+        query = rows("random", (batch, heads, queries, head_dim), dtype, generator)
+        scores = torch.full((batch, heads, queries, tokens), float("nan"), device="cuda")
+        library.call("key_scores", Product(batch, heads, kv_heads, queries, tokens, pages[0].blocks(), dense(query), dense(scores), 0.25))
+        exact = query.double() @ keys.transpose(-1, -2) * 0.25
+        check((scores.double() - exact).abs().max() <= 1e-4 * exact.abs().max() + 1e-6, f"seed {seed}: key scores")
+        weights = torch.softmax(rows("random", scores.shape, F32, generator), -1)
+        out = torch.full_like(query, float("nan"))
+        library.call("value_sum", Product(batch, heads, kv_heads, queries, tokens, pages[1].blocks(), dense(out), dense(weights), 2.0))
+        exact = weights.double() @ values * 2
+        step = {F32: 1e-5, F16: 1e-3, BF16: 8e-3}[dtype]
+        check((out.double() - exact).abs().max() <= step * exact.abs().max() + 1e-6, f"seed {seed}: value sum")
 
 
 def attention_cases():
@@ -298,6 +234,26 @@ def test_attention():
         same_bits(f"{case}: second run", call.out, first)
 
 
+def test_special_log_sum_exp():
+    """A key that is not finite, compressed or dense, has the log-sum-exp of its score: NaN, or of minus infinity that of the others."""
+    for head_dim, dtype, keep, balanced in ((128, F16, 40, False), (64, BF16, 20, False), (128, BF16, 64, True), (64, F16, 20, True),
+                                            (80, F16, 30, False), (64, F32, 20, False), (256, BF16, 80, True)):
+        generator = torch.Generator(device="cuda").manual_seed(head_dim)
+        for value, token in itertools.product((float("nan"), float("inf"), -float("inf")), (10, 298)):
+            keys, values = (rows("random", (2, 2, 300, head_dim), dtype, generator) for _ in range(2))
+            query = rows("random", (2, 6, 2, head_dim), dtype, generator).abs() + 0.125
+            keys[1, 0, token, 7] = value
+            cache = Cache(keys, values, [300, 300], keep, keep, fragment=dtype != F32 and head_dim in (64, 128),
+                          balanced=library if balanced else None)
+            call = Call(library, cache, query)
+            call()
+            exact = reference.attention(query, cache.keys, cache.values, [300, 300], [2, 2], head_dim ** -0.5)[1]
+            exact = torch.where(exact == float("inf"), float("nan"), exact)
+            case = f"head_dim {head_dim} {dtype} balanced {balanced}, key {token} {value}"
+            check(torch.equal(call.lse.isnan(), exact.isnan()), f"{case}: NaN in the wrong places")
+            check((call.lse.double() - exact).nan_to_num().abs().max() <= 5e-3, f"{case}: log-sum-exp")
+
+
 def test_append():
     for seed, (dtype, head_dim, keep, window, group, queue) in enumerate((
             (F16, 128, 40, 32, 64, [1, 63, 1, 40, 1, 1, 200, 7]), (BF16, 64, 20, 0, 32, [31, 1, 1, 64, 33]),
@@ -362,14 +318,13 @@ def test_any_subset():
         cache = Cache(keys / 4, values, lengths, head_dim * 5 // 16, head_dim // 2, fragment=head_dim in (64, 128),
                       page_blocks=1 + seed, generator=torch.Generator().manual_seed(seed), balanced=library if balanced else None)
         query = rows("random", (5, heads, 1, head_dim), dtype, generator)
-        whole = Call(library, cache, query)()
+        exact, _ = reference.attention(query, cache.keys, cache.values, lengths, [min(1, n) for n in lengths], head_dim ** -0.5)
         for subset in ([4, 0, 2], [3], [2, 1, 0, 4, 3], [0, 0]):
             call = Call(library, cache, query[subset], rows=subset)
             call.arguments.workspace = workspace.data_ptr()
             case = f"seed {seed} sequences {subset}"
             out = call()
-            check((out.double() - whole[subset].double()).abs().max() <= {F16: 4e-3, BF16: 3e-2}[dtype] * whole.abs().max(),
-                  f"{case}: differs from the call of all sequences")
+            check((out.double() - exact[subset]).abs().max() <= {F16: 4e-3, BF16: 3e-2}[dtype] * exact.abs().max(), f"{case}: output")
             check(not workspace[:COUNTER_BYTES].any(), f"{case}: counters are not zero")
             # What is no sequence is read as the last one; nothing outside the cache is.
             call.sequences[-1] = 1000 if len(subset) % 2 else -7
@@ -436,69 +391,6 @@ def test_damaged_page_table():
             Call(library, cache, query)()
             torch.cuda.synchronize()
             pages.table.copy_(before)
-
-
-def test_captured_steps():
-    """A captured append and attention serve every later step: lengths, slots, counts and pages are read when they run."""
-    generator, host = torch.Generator(device="cuda").manual_seed(1), torch.Generator().manual_seed(1)
-    batch, slots, heads, longest, window, group, capacity = 3, 5, 2, 400, 32, 64, 96
-    keys, values = (rows("random", (slots, heads, longest, 128), F16, generator) for _ in range(2))
-    pages = [Pages(slots, heads, longest + BLOCK, 128, F16, 40, order, 2, host) for order in (KEY_FRAGMENT, VALUE_FRAGMENT)]
-    tables = [page.table.clone() for page in pages]
-    for page in pages:
-        page.table.fill_(-1)  # entries appear only once they are needed
-    tails = [torch.full((slots, heads, capacity, 128), float("nan"), dtype=F16, device="cuda") for _ in range(2)]
-    lengths, compressed, after, due = (torch.zeros(slots, dtype=torch.int32, device="cuda") for _ in range(4))
-    sequences, counts = (torch.zeros(batch, dtype=torch.int32, device="cuda") for _ in range(2))
-    new = [torch.zeros((batch, heads, 1, 128), dtype=F16, device="cuda") for _ in range(2)]
-    query = rows("random", (batch, 4, 1, 128), F16, generator)
-    out = torch.full_like(query, float("nan"))
-    append = Append(batch, slots, heads, 1, 0, group, window, capacity, longest, sequences.data_ptr(), counts.data_ptr(),
-                    lengths.data_ptr(), compressed.data_ptr(), after.data_ptr(), due.data_ptr(), dense(new[0]), dense(new[1]),
-                    pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]), dense(tails[1]))
-    attend = Attention(batch, slots, 4, heads, 1, 0, capacity, longest, 0, 128 ** -0.5, sequences.data_ptr(), after.data_ptr(),
-                       due.data_ptr(), None, dense(query), dense(out), pages[0].blocks(), pages[1].blocks(), None, dense(tails[0]),
-                       dense(tails[1]), dense(None), dense(None), None, None, 0)
-    needed = torch.zeros(1, dtype=torch.int64)
-    library.call("attention_workspace", attend, needed)
-    workspace = torch.zeros(max(1, int(needed)), dtype=torch.uint8, device="cuda")
-    attend.workspace, attend.workspace_bytes = workspace.data_ptr(), int(needed)
-    sequences.copy_(torch.arange(batch))
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call, arguments in (("append_tokens", append), ("attention_forward", attend)):  # prepares the kernels; counts are 0
-            library.call(call, arguments)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            library.call("append_tokens", append)
-            library.call("attention_forward", attend)
-    torch.cuda.synchronize()
-    expected = [0] * slots
-    for step in range(330):
-        chosen = torch.randperm(slots, generator=host)[:batch] if step % 4 else torch.tensor([4, 1, 2])
-        count = torch.randint(0, 2, (batch,), generator=host) if step % 3 == 0 else torch.ones(batch, dtype=torch.int64)
-        sequences.copy_(chosen)
-        counts.copy_(count)
-        for row, slot in enumerate(chosen.tolist()):
-            for target, source in zip(new, (keys, values)):
-                target[row, :, 0] = source[slot, :, expected[slot]] if count[row] else float("nan")
-            expected[slot] += int(count[row])
-            places = -(-compressed_tokens(expected[slot], window, group) // (2 * BLOCK))
-            for page, table in zip(pages, tables):
-                page.table[slot, :places] = table[slot, :places]
-        graph.replay()
-        lengths[chosen], compressed[chosen] = after[chosen], due[chosen]
-        check(lengths.tolist() == expected, f"step {step}: lengths {lengths.tolist()}, expected {expected}")
-        check(compressed.tolist() == [compressed_tokens(n, window, group) for n in expected], f"step {step}: {compressed.tolist()}")
-        if step % 30 < 3:
-            for row, slot in enumerate(chosen.tolist()):
-                n, c = expected[slot], compressed_tokens(expected[slot], window, group)
-                seen = [torch.cat([torch.where(reference.keep_mask(x[slot:slot + 1, :, :c], 40), x[slot:slot + 1, :, :c], 0),
-                                   x[slot:slot + 1, :, c:n]], 2) for x in (keys, values)]
-                exact, _ = reference.attention(query[row:row + 1], *seen, [n], [1], 128 ** -0.5)
-                check((out[row:row + 1].double() - exact).abs().max() <= 4e-3 * max(1.0, exact.abs().max().item()),
-                      f"step {step} row {row}")
 
 
 def main(tests):

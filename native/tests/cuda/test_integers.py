@@ -114,30 +114,6 @@ def test_blocks():
                 check(torch.equal(out.nan_to_num(7.0), exact.nan_to_num(7.0)), f"{name}: decompressed")
 
 
-def test_convert():
-    """From one order to the other, integers and native values."""
-    native = [Form(head_dim, dtype, 16, keep, balanced) for head_dim, dtype in ((128, F16), (64, BF16))
-              for keep, balanced in ((head_dim * 5 // 16, True), (head_dim // 2, True), (head_dim * 5 // 16, False))]
-    for seed, form in enumerate([form for form in FORMS if not form.plain] + native):
-        torch.manual_seed(seed)
-        batch, heads, tokens = 2, 3, 96
-        x = number((batch, heads, tokens, form.head_dim), form.dtype)
-        x[0, 1, 40] = 0
-        x[1, 1, 5, 7] = float("nan")
-        for role in ("keys", "values"):
-            fragment, plain, back = (f.pages(batch, heads, tokens, role) for f in (form, form._replace(plain=True), form))
-            for pages in (fragment, plain):
-                test_cuda.library.call("compress", batch, heads, tokens, dense(x), None, None, None, pages.blocks())
-            expected = plain.memory[plain.gathered(tokens // BLOCK)].clone()
-            plain.memory.fill_(0xaa)
-            test_cuda.library.call("convert", batch, heads, tokens, fragment.blocks(), plain.blocks())
-            got = plain.memory[plain.gathered(tokens // BLOCK)]
-            check(torch.equal(got, expected), f"{form} {role}: {int((got != expected).sum())} bytes differ")
-            test_cuda.library.call("convert", batch, heads, tokens, plain.blocks(), back.blocks())
-            check(torch.equal(back.memory[back.gathered(tokens // BLOCK)], fragment.memory[fragment.gathered(tokens // BLOCK)]),
-                  f"{form} {role}: back in fragment order")
-
-
 def test_products():
     for seed, form in enumerate(FORMS):
         head_dim, dtype = form[:2]

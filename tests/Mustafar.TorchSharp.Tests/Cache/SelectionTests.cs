@@ -28,7 +28,7 @@ internal sealed class SelectionTests(string device) : TensorFixture
         "every-third", input => ((Places(input) + Channels(input)) % 3).eq(0).expand(input.Tokens.shape));
 
     private static readonly ValueSelection s_valueMask = ValueSelection.ByMask(
-        "first-tokens", input => (Places(input) % 32).lt(input.Kept * 32 / HeadDim).expand(input.Tokens.shape));
+        "first-tokens", input => (Places(input) % 32).lt(input.Kept * 32 / input.Tokens.shape[2]).expand(input.Tokens.shape));
 
     // The mean of each group's tokens, in other channels for each place: what is rewritten twice, or with another group, shows.
     private static readonly KeySelection s_rewrittenKeys = KeySelection.Rewritten(
@@ -84,6 +84,23 @@ internal sealed class SelectionTests(string device) : TensorFixture
         cache.Truncate(lengths);
         reference.Truncate(lengths);
         Step(cache, reference, [100, 60]);
+    }
+
+    /// <summary>On CUDA they have orders of their own, in whose kernels the chosen channels are written and read.</summary>
+    [Test]
+    public void So_do_steps_of_types_of_16_bits(
+        [Values("output-aware keys", "scores", "scores in balanced patterns", "masks")] string name,
+        [Values(64, 128)] int headDim,
+        [Values(16, 8, 4)] int bits)
+    {
+        MustafarOptions options = Options(name) with { KeyBits = bits, ValueBits = bits };
+        ScalarType dtype = headDim == 64 ? ScalarType.BFloat16 : ScalarType.Float16;
+        using MustafarCache cache = new(2, s_shape with { HeadDim = headDim }, dtype, new torch.Device(device), options);
+        ReferenceCache reference = new(2, options, headDim);
+        foreach (int[] counts in (int[][])[[30, 150], [20, 1], [1, 1], [70, 70], [1, 1]])
+        {
+            Step(cache, reference, counts);
+        }
     }
 
     /// <summary>A step that is not committed leaves nothing behind in what a selection gathers.</summary>
@@ -266,25 +283,29 @@ internal sealed class SelectionTests(string device) : TensorFixture
 
     private static Tensor Places(SelectionInput input) => (input.First + arange(input.Tokens.shape[1], device: input.Tokens.device)).unsqueeze(1);
 
-    private static Tensor Channels(SelectionInput input) => arange(HeadDim, device: input.Tokens.device);
+    private static Tensor Channels(SelectionInput input) => arange(input.Tokens.shape[2], device: input.Tokens.device);
 
     private static MustafarOptions Options(string name) => s_cases.Single(item => item.Name == name).Options;
 
     private MustafarCache New(MustafarOptions options, int batch) => new(batch, s_shape, ScalarType.Float32, new torch.Device(device), options);
 
     // Channels of different sizes, in keys and in queries others.
-    private (Tensor Query, Tensor Keys, Tensor Values) Random(int batch, int tokens)
+    private (Tensor Query, Tensor Keys, Tensor Values) Random(int batch, int tokens, int headDim = HeadDim)
     {
-        Tensor sizes = (arange(HeadDim) % 5 + 1).to(ScalarType.Float32) / 3;
-        return ((randn(batch, 4, tokens, HeadDim) * sizes.flip(0)).to(device), (randn(batch, 2, tokens, HeadDim) * sizes).to(device), randn(batch, 2, tokens, HeadDim).to(device));
+        Tensor sizes = (arange(headDim) % 5 + 1).to(ScalarType.Float32) / 3;
+        return ((Normal(4) * sizes.flip(0)).to(device), (Normal(2) * sizes).to(device), Normal(2).to(device));
+
+        Tensor Normal(int heads) => randn(batch, heads, tokens, headDim);
     }
 
     private void Step(MustafarCache cache, ReferenceCache reference, int[] counts)
     {
-        (Tensor query, Tensor keys, Tensor values) = Random(counts.Length, counts.Max());
+        (Tensor query, Tensor keys, Tensor values) = Random(counts.Length, counts.Max(), cache.HeadDim);
+        (query, keys, values) = (query.to(cache.DType), keys.to(cache.DType), values.to(cache.DType));
         Tensor expected = reference.Forward(query.cpu(), keys.cpu(), values.cpu(), Scale, counts);
         string what = $"[{string.Join(", ", counts)}] tokens";
-        Compare.Close(cache.Forward(query, keys, values, counts: counts), expected, 1e-4, 1e-4, what);
+        double tolerance = cache.DType == ScalarType.Float32 ? 1e-4 : Compare.AttentionTolerance(cache.DType);
+        Compare.Close(cache.Forward(query, keys, values, Scale, counts), expected, tolerance, tolerance, what);
         Assert.That(cache.CompressedLengths, Is.EqualTo(reference.Compressed), what);
     }
 }

@@ -25,19 +25,14 @@ internal sealed class BitmapTensorTests(string device)
     }
 
     [Test]
-    public void Any_mask_survives([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 80, 128)] int headDim)
-    {
-        TestDevices.ForEachVariant(device, variant =>
-        {
-            using var scope = NewDisposeScope();
-            manual_seed(headDim);
-            Tensor x = randn(2, 2, 75, headDim).to(dtype).to(device);
-            // Each row has its own density; some rows are empty, some full.
-            Tensor mask = rand(2, 2, 75, headDim).lt(rand(2, 2, 75, 1).mul(1.6).sub(0.3)).to(device);
-            using BitmapTensor compressed = BitmapTensor.CompressMasked(x, mask);
-            Compare.Same(compressed.Decompress(), where(mask, x, zeros_like(x)), $"{variant} {dtype}");
-        });
-    }
+    public void Any_mask_survives([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 80, 96, 128, 256)] int headDim) =>
+        TestDevices.ForEachVariant(device, variant => CheckMask(dtype, headDim, tokens: 75, variant));
+
+    /// <summary>On CUDA the offsets of so many blocks are summed by several thread blocks.</summary>
+    [TestCase(1)]
+    [TestCase(5000)]
+    public void So_does_one_of_few_or_many_tokens(int tokens) =>
+        TestDevices.ForEachVariant(device, variant => CheckMask(ScalarType.Float16, headDim: 96, tokens, variant));
 
     [Test]
     public void Bytes_are_those_of_the_format()
@@ -50,7 +45,10 @@ internal sealed class BitmapTensorTests(string device)
 
     [Test]
     public void Products_agree_with_dense_ones(
-        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 80, 128)] int headDim, [Values(1, 3, 8, 12)] int group)
+        [ValueSource(nameof(DTypes))] ScalarType dtype,
+        [Values(64, 80, 128, 256)] int headDim,
+        [Values(1, 3, 8, 12)] int group,
+        [Values] bool masked)
     {
         double tolerance = dtype == ScalarType.Float32 ? 1e-5 : dtype == ScalarType.Float16 ? 2e-3 : 1.5e-2;
         TestDevices.ForEachVariant(device, variant =>
@@ -61,8 +59,9 @@ internal sealed class BitmapTensorTests(string device)
             Tensor x = randn(2, 2, tokens, headDim).to(dtype).to(device);
             Tensor query = randn(2, 2 * group, 2, headDim).to(dtype).to(device);
             Tensor weights = rand(2, 2 * group, 2, tokens, device: device);
-            using BitmapTensor compressed = BitmapTensor.Compress(x, headDim / 3);
-            Tensor dense = ReferencePruning.Prune(x, headDim / 3).cpu().to(ScalarType.Float64).repeat_interleave(group, 1);
+            Tensor mask = (masked ? rand(x.shape).lt(0.4) : ReferencePruning.Mask(x, headDim / 3)).to(device);
+            using BitmapTensor compressed = masked ? BitmapTensor.CompressMasked(x, mask) : BitmapTensor.Compress(x, headDim / 3);
+            Tensor dense = where(mask, x, zeros_like(x)).cpu().to(ScalarType.Float64).repeat_interleave(group, 1);
             Tensor scores = matmul(query.cpu().to(ScalarType.Float64), dense.transpose(2, 3)).mul(0.5);
             Tensor sums = matmul(weights.cpu().to(ScalarType.Float64), dense).mul(0.5);
             Assert.That(Compare.RelativeError(compressed.KeyScores(query, 0.5), scores), Is.LessThan(tolerance), $"scores, {variant}");
@@ -143,6 +142,25 @@ internal sealed class BitmapTensorTests(string device)
                 }
             });
         }
+    }
+
+    private void CheckMask(ScalarType dtype, int headDim, int tokens, string variant)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(headDim);
+        const int Blocks = NativeConstants.BlockTokens;
+        Tensor x = randn(2, 2, tokens, headDim).to(dtype).to(device);
+        // Each row has its own density; some rows are empty, some full.
+        Tensor mask = rand(2, 2, tokens, headDim).lt(rand(2, 2, tokens, 1).mul(1.6).sub(0.3));
+        using BitmapTensor compressed = BitmapTensor.CompressMasked(x, mask.to(device));
+        Compare.Same(compressed.Decompress(), where(mask.to(device), x, zeros_like(x)), $"{variant} {dtype}");
+
+        // Each block is a bitmap and its values, in units of 16 bytes; each has an offset, and so has the end.
+        long blocks = (tokens + Blocks - 1) / Blocks, bitmapBytes = 128 * ((headDim + 31) / 32);
+        long elementBytes = dtype == ScalarType.Float32 ? 4 : 2;
+        Tensor kept = nn.functional.pad(mask.to(ScalarType.Int64), (0, 0, 0, (blocks * Blocks) - tokens)).reshape(4 * blocks, -1).sum(1);
+        long units = kept.data<long>().Sum(count => (bitmapBytes + (count * elementBytes) + 15) / 16);
+        Assert.That(compressed.Bytes, Is.EqualTo((16 * units) + NativeConstants.PagePadding + (((4 * blocks) + 1) * sizeof(uint))));
     }
 
     private static unsafe void Overwrite(BitmapTensor tensor, int start, int count, byte value) =>

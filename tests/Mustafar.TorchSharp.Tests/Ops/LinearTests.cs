@@ -8,9 +8,12 @@ internal sealed class LinearTests(string device)
 {
     private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
 
+    private static readonly (int InFeatures, int OutFeatures)[] LargeSizes =
+        [(1000, 1001), (256, 6144), (4096, 500), (14336, 200), (5000, 300), (16384, 77)];
+
     [Test]
     public void Products_with_all_that_stands_around_them(
-        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(0, 1, 3, 8)] int rows, [Values] bool gated, [Values] bool everything)
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(0, 1, 3, 7, 8)] int rows, [Values] bool gated, [Values] bool everything)
     {
         TestDevices.ForEachVariant(device, variant =>
         {
@@ -19,6 +22,33 @@ internal sealed class LinearTests(string device)
                 Case(dtype, rows, inFeatures, outFeatures, gap, gated, everything, $"{variant} {dtype} {rows} x {inFeatures} -> {outFeatures}");
             }
         });
+    }
+
+    /// <summary>Rows as wide as those of large models, and weights of many or few rows.</summary>
+    [Test]
+    public void Large_products(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [ValueSource(nameof(LargeSizes))] (int InFeatures, int OutFeatures) size)
+    {
+        foreach ((int rows, bool gated, bool everything) in ((int, bool, bool)[])[(1, true, false), (3, false, true), (8, true, true)])
+        {
+            Case(dtype, rows, size.InFeatures, size.OutFeatures, gap: 0, gated, everything, $"{dtype} {rows} x {size}");
+        }
+    }
+
+    [TestCase(ScalarType.Float32, 16384)]
+    [TestCase(ScalarType.BFloat16, 32768)]
+    public void The_widest_rows_that_are_promised_are_served(ScalarType dtype, int inFeatures) =>
+        Case(dtype, 2, inFeatures, 40, gap: 0, gated: true, everything: true, $"{dtype} {inFeatures}");
+
+    /// <summary>Only CUDA keeps rows in shared memory; the CPU serves any.</summary>
+    [Test]
+    public void Rows_that_do_not_fit_are_refused()
+    {
+        using var scope = NewDisposeScope();
+        Tensor x = randn(1, 1 << 17, device: device);
+        Assert.That(
+            () => MustafarOps.Linear(x, x),
+            device == "cpu" ? Throws.Nothing : Throws.TypeOf<NotSupportedException>().With.Message.Contains("in_features"));
     }
 
     [Test]

@@ -8,6 +8,8 @@ internal sealed class PruningTests(string device)
 {
     private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
 
+    private static readonly string[] Kinds = ["random", "ties", "special values", "subnormal", "huge", "signed zeros", "same channels"];
+
     [Test]
     public void Random_rows_keep_what_sorting_keeps([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 80, 96, 128, 256)] int headDim)
     {
@@ -24,6 +26,28 @@ internal sealed class PruningTests(string device)
         });
     }
 
+    /// <summary>By their magnitudes and by those times an importance: the mask, and what is compressed.</summary>
+    [Test]
+    public void Rows_of_any_kind_keep_what_sorting_keeps(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [ValueSource(nameof(Kinds))] string kind, [Values] bool weighted)
+    {
+        TestDevices.ForEachVariant(device, variant =>
+        {
+            using var scope = NewDisposeScope();
+            manual_seed(4);
+            foreach ((int headDim, int keep) in ((int, int)[])[(128, 40), (64, 20), (80, 33), (96, 7), (256, 77)])
+            {
+                Tensor x = Rows(kind, dtype, 2, 2, 37, headDim).to(device);
+                Tensor? importance = weighted ? Importance(2, 2, headDim) : null;
+                Tensor mask = ReferencePruning.Mask(Weighted(x, importance), keep);
+                string what = $"{variant} {dtype} {kind} {headDim} keep {keep}";
+                Compare.Same(MustafarOps.PruneMask(x, keep, importance: importance), mask, what);
+                using BitmapTensor compressed = BitmapTensor.Compress(x, keep, importance: importance);
+                Compare.Same(compressed.Decompress(), where(mask.to(device), x, zeros_like(x)), what);
+            }
+        });
+    }
+
     [Test]
     public void Balanced_patterns_keep_the_largest_that_their_groups_allow(
         [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(64, 128, 256)] int headDim, [Values(5, 6, 7, 8)] int ofSixteen)
@@ -31,17 +55,17 @@ internal sealed class PruningTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(headDim + ofSixteen);
         int keep = headDim / 16 * ofSixteen;
-        Tensor ties = randint(-3, 4, [1, 2, 33, headDim]);
-        Tensor special = where(rand(1, 2, 37, headDim) < 0.1, tensor(float.NaN), where(rand(1, 2, 37, headDim) < 0.1, tensor(float.NegativeInfinity), randn(1, 2, 37, headDim)));
-        foreach ((string name, Tensor tensor) in new[] { ("random", randn(2, 2, 50, headDim)), ("ties", ties), ("special values", special) })
+        foreach ((string kind, bool weighted) in from kind in Kinds from weighted in (bool[])[false, true] select (kind, weighted))
         {
-            Tensor x = tensor.to(dtype).to(device);
+            Tensor x = Rows(kind, dtype, 1, 2, 37, headDim).to(device);
+            Tensor? importance = weighted ? Importance(1, 2, headDim) : null;
             foreach (SparsityPattern pattern in new[] { SparsityPattern.BalancedKeys, SparsityPattern.BalancedValues })
             {
-                Tensor mask = ReferencePruning.Mask(x, keep, pattern);
-                Compare.Same(MustafarOps.PruneMask(x, keep, pattern), mask, $"{name} {pattern} {dtype} {headDim} keep {keep}");
-                using BitmapTensor compressed = BitmapTensor.Compress(x, keep, pattern);
-                Compare.Same(compressed.Decompress(), where(mask.to(device), x, zeros_like(x)), $"{name} {pattern} {dtype} {headDim} keep {keep}");
+                Tensor mask = ReferencePruning.Mask(Weighted(x, importance), keep, pattern);
+                string what = $"{kind} {pattern} {dtype} {headDim} keep {keep} weighted {weighted}";
+                Compare.Same(MustafarOps.PruneMask(x, keep, pattern, importance), mask, what);
+                using BitmapTensor compressed = BitmapTensor.Compress(x, keep, pattern, importance: importance);
+                Compare.Same(compressed.Decompress(), where(mask.to(device), x, zeros_like(x)), what);
             }
         }
     }
@@ -117,4 +141,31 @@ internal sealed class PruningTests(string device)
             Assert.That(() => MustafarOps.PruneMask(randn(1, 1, 3, 80, device: device), 40, SparsityPattern.BalancedKeys), Throws.TypeOf<NotSupportedException>().With.Message.Contains("80"));
         });
     }
+
+    private static Tensor Rows(string kind, ScalarType dtype, params long[] shape)
+    {
+        bool isHalf = dtype == ScalarType.Float16;
+        Tensor x = randn(shape), uniform = rand(shape);
+        return (kind switch
+        {
+            "ties" => (2 * x).round(),
+            "special values" => where(uniform < 0.05, tensor(float.NaN), where(uniform < 0.1, tensor(float.NegativeInfinity),
+                where(uniform < 0.15, tensor(float.PositiveInfinity), where(uniform < 0.35, tensor(-0f), x)))),
+            "subnormal" => x * (isHalf ? 3e-7 : 1e-39),
+            "huge" => x * (isHalf ? 2e4 : 1e38),
+            "signed zeros" => where(uniform < 0.9, 0 * x, x),
+            "same channels" => x + (100 * (arange(shape[^1]) % 8).eq(3)),
+            _ => x,
+        }).to(dtype);
+    }
+
+    // Of several octaves; zeros, equal ones, negative ones and infinities among them.
+    private Tensor Importance(params long[] shape)
+    {
+        Tensor choice = randint(0, 32, shape), special = tensor([0f, 1f, 1f, 1e-30f, 1e30f, -2f, float.PositiveInfinity, 1f]);
+        return where(choice < 8, special[choice.clamp(max: 7)], 8 * rand(shape)).to(device);
+    }
+
+    private static Tensor Weighted(Tensor x, Tensor? importance) =>
+        importance is null ? x : x.to(ScalarType.Float32) * importance.unsqueeze(2);
 }

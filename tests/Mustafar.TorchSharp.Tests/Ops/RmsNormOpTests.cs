@@ -10,25 +10,28 @@ internal sealed class RmsNormOpTests(string device)
 
     [Test]
     public void Rows_are_divided_by_their_root_mean_square(
-        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 7, 64, 333, 4096)] int hidden, [Values] bool inPlace)
+        [ValueSource(nameof(DTypes))] ScalarType dtype,
+        [Values(1, 7, 64, 333, 1000, 4096, 8200, 14336, 40001)] int hidden,
+        [Values(0, 5)] int gap,
+        [Values] bool inPlace)
     {
         using var scope = NewDisposeScope();
         manual_seed(hidden);
-        Tensor x = (3 * randn(2, 3, hidden)).to(dtype).to(device), weight = randn(hidden).to(dtype).to(device);
+        Tensor x = (3 * randn(2, 3, hidden + gap)).to(dtype).to(device).narrow(2, gap, hidden), weight = randn(hidden).to(dtype).to(device);
         Tensor exact = ReferenceStep.RmsNorm(x, weight, 1e-5), torchs = ReferenceStep.RmsNormInTorch(x, weight, 1e-5);
         Tensor result = MustafarOps.RmsNorm(x, weight, 1e-5, output: inPlace ? x : null);
         Assert.That(ReferenceEquals(result, x), Is.EqualTo(inPlace));
-        ReferenceStep.AtMostTwiceTorchs(result, exact, torchs, $"{dtype} {hidden}");
+        ReferenceStep.AtMostTwiceTorchs(result, exact, torchs, $"{dtype} {hidden}, {gap} elements apart");
     }
 
     [Test]
-    public void A_residual_is_added_first([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(5, 256)] int hidden)
+    public void A_residual_is_added_first([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(5, 256, 1000, 8200)] int hidden)
     {
         using var scope = NewDisposeScope();
         manual_seed(hidden);
-        Tensor x = randn(7, hidden).to(dtype).to(device), weight = randn(hidden).to(dtype).to(device);
+        Tensor x = randn(70, hidden).to(dtype).to(device), weight = randn(hidden).to(dtype).to(device);
         // Every other row of a wider tensor.
-        Tensor wide = randn(14, hidden + 3).to(dtype).to(device);
+        Tensor wide = randn(140, hidden + 3).to(dtype).to(device);
         Tensor residual = wide[TensorIndex.Slice(0, null, 2), TensorIndex.Slice(0, hidden)];
         Tensor sum = residual + x, untouched = wide[TensorIndex.Slice(1, null, 2)].clone();
         Tensor result = MustafarOps.RmsNorm(x, weight, 1e-6, residual);

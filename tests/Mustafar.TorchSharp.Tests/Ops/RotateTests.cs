@@ -11,6 +11,8 @@ internal sealed class RotateTests(string device)
     [TestCase(1, 1, 32, 8, 128, 128)]
     [TestCase(3, 5, 6, 2, 64, 64)]
     [TestCase(2, 4, 4, 4, 80, 32)]
+    [TestCase(1, 7, 8, 1, 96, 96)]
+    [TestCase(2, 1, 5, 5, 256, 128)]
     [TestCase(1, 2, 3, 1, 2, 2)]
     [TestCase(1, 3, 2, 1, 512, 510)]
     public void Parts_of_one_product_turn_by_their_positions(int batch, int tokens, int heads, int kvHeads, int headDim, int rotaryDim)
@@ -21,7 +23,10 @@ internal sealed class RotateTests(string device)
             {
                 foreach (bool normed in (bool[])[false, true])
                 {
-                    Case(dtype, batch, tokens, heads, kvHeads, headDim, rotaryDim, tables, normed, inPlace: normed ^ tables);
+                    foreach (bool inPlace in (bool[])[false, true])
+                    {
+                        Case(dtype, batch, tokens, heads, kvHeads, headDim, rotaryDim, tables, normed, inPlace);
+                    }
                 }
             }
         }
@@ -79,10 +84,13 @@ internal sealed class RotateTests(string device)
         using var scope = NewDisposeScope();
         manual_seed(headDim + tokens);
         string what = $"{dtype} [{batch}, {heads} {kvHeads}, {tokens}, {headDim}] {rotaryDim} tables {tables} norms {normed} in place {inPlace}";
-        Tensor product = randn(batch, tokens, heads + (2 * kvHeads), headDim).to(dtype).to(device).transpose(1, 2);
+        // Rows that lie three elements apart and begin as far from an aligned address.
+        int width = (heads + (2 * kvHeads)) * headDim;
+        Tensor product = randn(batch, tokens, width + 3).to(dtype).to(device)
+            .narrow(2, 3, width).view(batch, tokens, -1, headDim).transpose(1, 2);
         RotaryHeads source = new(product.narrow(1, 0, heads), product.narrow(1, heads, kvHeads), product.narrow(1, heads + kvHeads, kvHeads));
         Tensor[] before = [.. ((Tensor[])[source.Query, source.Key, source.Value!]).Select(tensor => tensor.clone())];
-        Tensor positions = randint(0, tables ? 300 : 200_000, [batch, tokens]).to(ScalarType.Int32).to(device);
+        Tensor positions = randint(0, tables ? 300 : 1 << 20, [batch, tokens]).to(ScalarType.Int32).to(device);
         Tensor frequencies = pow(tensor(500_000.0), arange(rotaryDim / 2, dtype: ScalarType.Float64) * (-2.0 / rotaryDim)).to(device);
         Tensor angles = outer(arange(300, dtype: ScalarType.Float64, device: device), frequencies);
         const double Scaling = 1.25;

@@ -17,52 +17,30 @@ internal sealed class SampleTests(string device)
         new() { RepetitionPenalty = 0.7, FrequencyPenalty = -0.2, PresencePenalty = 1 }, new() { Temperature = 0, FrequencyPenalty = 100 },
     ];
 
+    private static readonly (string Name, Func<Tensor, Tensor> Shape)[] Kinds =
+    [
+        ("normal", x => 3 * x), ("ties", x => (2 * x).round()), ("equal", x => 0 * x), ("signed zeros", x => where(x > 0, tensor(0f), tensor(-0f))),
+        ("wide", x => 1e4 * x), ("close", x => 20 + (1e-3 * x)), ("peaked", x => where(x == x.amax([-1], keepdim: true), tensor(40f), x)),
+    ];
+
     [Test]
     public void Tokens_are_those_of_the_definition([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 2, 31, 257, 5000)] int vocabSize, [Values] bool penalties)
     {
-        using var scope = NewDisposeScope();
-        manual_seed(vocabSize);
-        Random random = new(vocabSize);
         SamplingParameters[] parameters = [.. Varied.Where(p => penalties || p.PresencePenalty + p.FrequencyPenalty + (p.RepetitionPenalty - 1) == 0)];
-        int batch = parameters.Length;
-        Tensor normal = randn(batch, vocabSize);
-        foreach ((string name, Tensor shaped) in ((string, Tensor)[])[("normal", 3 * normal), ("ties", (2 * normal).round()), ("equal", zeros_like(normal)),
-            ("wide", 1e4 * normal), ("close", 20 + (1e-3 * normal)), ("signed zeros", where(normal > 0, tensor(0f), tensor(-0f)))])
-        {
-            Tensor logits = shaped.clamp(-6e4, 6e4).to(dtype).to(device);
-            float[][] rows = [.. Enumerable.Range(0, batch).Select(b => Values.Of(logits[b]))];
-            bool[][]? allowed = penalties ? [.. rows.Select(row => row.Select(_ => random.Next(4) > 0).ToArray())] : null;
-            Tensor? mask = allowed is null ? null : MustafarOps.PackTokens(stack(allowed.Select(row => tensor(row)))).to(device);
-            bool[][] prompts = [.. rows.Select(row => row.Select(_ => penalties && random.Next(5) == 0).ToArray())];
-            int[][] counts = [.. rows.Select(row => new int[row.Length])];
-            using SamplingState state = new(batch, vocabSize, new Device(device), penalties);
-            for (int b = 0; b < batch; b++)
-            {
-                state.Restart(b, parameters[b], [.. Enumerable.Range(0, vocabSize).Where(t => prompts[b][t])], step: (long)b << 31);
-            }
-
-            Tensor logs = empty(batch, device: device), exact = ReferenceStep.Exact(logits).log_softmax(-1);
-            for (int draw = 0; draw < 4; draw++)
-            {
-                long[] tokens = [.. MustafarOps.Sample(logits, state, mask, logProbabilities: logs).cpu().data<long>()];
-                float[] probabilities = Values.Of(logs);
-                for (int b = 0; b < batch; b++)
-                {
-                    int expected = ReferenceSampling.Token(rows[b], parameters[b], ((long)b << 31) + draw, counts[b], prompts[b], allowed?[b]);
-                    Assert.That(tokens[b], Is.EqualTo(expected), $"{name} {dtype} {vocabSize}, draw {draw} with {parameters[b]}");
-                    if (expected < 0)
-                    {
-                        Assert.That(probabilities[b], Is.NaN, "log-probability of no token");
-                        break;
-                    }
-
-                    counts[b][expected]++;
-                    double log = exact[b, expected].item<double>();
-                    Assert.That(probabilities[b], Is.EqualTo(log).Within(1e-5 * (1 + Math.Abs(log))), $"{name} {dtype} {vocabSize}");
-                }
-            }
-        }
+        Check(dtype, vocabSize, parameters, penalties, draws: 4);
     }
+
+    /// <summary>On CUDA several thread blocks share a sequence's logits here.</summary>
+    [TestCase(ScalarType.Float32, 32001)]
+    [TestCase(ScalarType.BFloat16, 128256)]
+    public void So_are_those_of_large_vocabularies(ScalarType dtype, int vocabSize) =>
+        Check(dtype, vocabSize, [.. Varied.Where((_, i) => i is 0 or 2 or 4 or 14)], penalties: true, draws: 1);
+
+    [Test]
+    public void So_are_those_of_many_sequences() =>
+        Check(
+            ScalarType.BFloat16, 300, [.. Enumerable.Range(0, 512).Select(b => Varied[b % Varied.Length] with { Seed = (ulong)b })],
+            penalties: true, draws: 1);
 
     [Test]
     public void Draws_follow_the_probabilities()
@@ -88,7 +66,7 @@ internal sealed class SampleTests(string device)
     public void Special_values_have_results([Values(0, 1)] double temperature)
     {
         using var scope = NewDisposeScope();
-        Tensor logits = zeros(7, 100, device: device);
+        Tensor logits = zeros(8, 100, device: device);
         logits[0, 50] = tensor(float.NaN);
         logits[1] = tensor(float.NegativeInfinity);
         logits[2] = tensor(float.NegativeInfinity);
@@ -96,17 +74,26 @@ internal sealed class SampleTests(string device)
         logits[3, 3] = tensor(float.PositiveInfinity);
         logits[4, 70] = tensor(float.NaN);
         logits[5, 70] = tensor(float.PositiveInfinity);
-        Tensor mask = ones(7, 100, dtype: ScalarType.Bool);
+        logits[7, TensorIndex.Slice(0, null, 2)] = tensor(float.NegativeInfinity);
+        Tensor mask = ones(8, 100, dtype: ScalarType.Bool);
         mask[4, 70] = mask[5, 70] = tensor(false);
         mask[6] = tensor(false);
-        using SamplingState state = new(7, 100, new Device(device));
-        for (int b = 0; b < 7; b++)
+        using SamplingState state = new(8, 100, new Device(device));
+        for (int b = 0; b < 8; b++)
         {
             state.Restart(b, new SamplingParameters { Temperature = temperature, TopK = 1 });
         }
 
         Tensor tokens = MustafarOps.Sample(logits, state, MustafarOps.PackTokens(mask).to(device));
-        Assert.That(tokens.cpu().data<long>().ToArray(), Is.EqualTo(new long[] { -1, -1, 99, -1, 0, 0, -1 }));
+        Assert.That(tokens.cpu().data<long>().ToArray(), Is.EqualTo(new long[] { -1, -1, 99, -1, 0, 0, -1, 1 }));
+    }
+
+    [Test]
+    public void No_sequences_are_fine()
+    {
+        using var scope = NewDisposeScope();
+        using SamplingState state = new(0, 100, new Device(device));
+        Assert.That(MustafarOps.Sample(empty(0, 100, device: device), state).shape, Is.EqualTo(new long[] { 0 }));
     }
 
     [Test]
@@ -171,5 +158,50 @@ internal sealed class SampleTests(string device)
         });
         state.Dispose();
         Assert.That(() => MustafarOps.Sample(logits, state), Throws.TypeOf<ObjectDisposedException>());
+    }
+
+    // Draws from logits of each kind; with penalties also from a part of the tokens, after prompts.
+    private void Check(ScalarType dtype, int vocabSize, SamplingParameters[] parameters, bool penalties, int draws)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(vocabSize);
+        Random random = new(vocabSize);
+        int batch = parameters.Length;
+        Tensor normal = randn(batch, vocabSize);
+        foreach ((string name, Func<Tensor, Tensor> shape) in Kinds)
+        {
+            Tensor logits = shape(normal).clamp(-6e4, 6e4).to(dtype).to(device);
+            float[][] rows = [.. Enumerable.Range(0, batch).Select(b => Values.Of(logits[b]))];
+            bool[][]? allowed = penalties ? [.. rows.Select(row => row.Select(_ => random.Next(4) > 0).ToArray())] : null;
+            Tensor? mask = allowed is null ? null : MustafarOps.PackTokens(stack(allowed.Select(row => tensor(row)))).to(device);
+            bool[][] prompts = [.. rows.Select(row => row.Select(_ => penalties && random.Next(5) == 0).ToArray())];
+            int[][] counts = [.. rows.Select(row => new int[row.Length])];
+            using SamplingState state = new(batch, vocabSize, new Device(device), penalties);
+            for (int b = 0; b < batch; b++)
+            {
+                state.Restart(b, parameters[b], [.. Enumerable.Range(0, vocabSize).Where(t => prompts[b][t])], step: (long)b << 31);
+            }
+
+            Tensor logs = empty(batch, device: device), exact = ReferenceStep.Exact(logits).log_softmax(-1);
+            for (int draw = 0; draw < draws; draw++)
+            {
+                long[] tokens = [.. MustafarOps.Sample(logits, state, mask, logProbabilities: logs).cpu().data<long>()];
+                float[] probabilities = Values.Of(logs);
+                for (int b = 0; b < batch; b++)
+                {
+                    int expected = ReferenceSampling.Token(rows[b], parameters[b], ((long)b << 31) + draw, counts[b], prompts[b], allowed?[b]);
+                    Assert.That(tokens[b], Is.EqualTo(expected), $"{name} {dtype} {vocabSize}, draw {draw} with {parameters[b]}");
+                    if (expected < 0)
+                    {
+                        Assert.That(probabilities[b], Is.NaN, "log-probability of no token");
+                        continue;
+                    }
+
+                    counts[b][expected]++;
+                    double log = exact[b, expected].item<double>();
+                    Assert.That(probabilities[b], Is.EqualTo(log).Within(1e-5 * (1 + Math.Abs(log))), $"{name} {dtype} {vocabSize}");
+                }
+            }
+        }
     }
 }

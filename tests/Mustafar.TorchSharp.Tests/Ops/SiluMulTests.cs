@@ -9,19 +9,20 @@ internal sealed class SiluMulTests(string device)
     private static readonly ScalarType[] DTypes = [ScalarType.Float32, ScalarType.Float16, ScalarType.BFloat16];
 
     [Test]
-    public void Gates_multiply([ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 7, 64, 1001)] int width)
+    public void Gates_multiply(
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(1, 7, 64, 1001, 14336)] int width, [Values(0, 3)] int gap)
     {
         using var scope = NewDisposeScope();
         manual_seed(width);
-        Tensor x = (4 * randn(3, 2, 2 * width)).to(dtype).to(device);
+        Tensor x = (4 * randn(3, 2, (2 * width) + gap)).to(dtype).to(device).narrow(2, gap, 2 * width);
         x[0, 0, 0] = tensor(-100f);
         x[0, 1, 0] = tensor(60f);
         Tensor[] parts = x.chunk(2, -1);
         Tensor torchs = nn.functional.silu(parts[0]) * parts[1], exact = ReferenceStep.SiluMul(x);
-        ReferenceStep.AtMostTwiceTorchs(MustafarOps.SiluMul(x), exact, torchs, $"{dtype} {width}");
-        Tensor output = empty(3, 2, width, dtype: dtype, device: device);
+        ReferenceStep.AtMostTwiceTorchs(MustafarOps.SiluMul(x), exact, torchs, $"{dtype} {width}, {gap} elements apart");
+        Tensor output = empty(3, 2, width + gap, dtype: dtype, device: device).narrow(2, gap, width);
         Assert.That(MustafarOps.SiluMul(x, output), Is.SameAs(output));
-        ReferenceStep.AtMostTwiceTorchs(output, exact, torchs, $"{dtype} {width} into a tensor");
+        ReferenceStep.AtMostTwiceTorchs(output, exact, torchs, $"{dtype} {width}, {gap} elements apart, into a tensor");
     }
 
     [Test]

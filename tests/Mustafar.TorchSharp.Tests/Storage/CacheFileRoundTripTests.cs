@@ -34,6 +34,9 @@ internal sealed class CacheFileRoundTripTests(string device)
         yield return Setup("rotated keys of 4 bits", MustafarPresets.FourBits with { GroupSize = 32, KeyRotation = true }, 128);
         yield return Setup("half kept, 4 bits, with sinks", MustafarPresets.HalfInFourBits with { GroupSize = 32, SinkTokens = 3 }, 128);
         yield return Setup("keys all kept in 8 bits, values 2:4 in 4 bits", MustafarPresets.TwoOfFourInFourBits with { KeySparsity = 0, KeyBits = 8, GroupSize = 32 }, 64);
+        MustafarOptions integers = Small with { KeyBits = 8, KeyChannelScales = true, ValueBits = 4 };
+        yield return Setup("unstructured in 8 and 4 bits", integers, 128);
+        yield return Setup("5 and 7 of 16 in 8 and 4 bits", integers with { BalancedKeys = true, KeySparsity = 0.6875, BalancedValues = true, ValueSparsity = 0.5625 }, 64);
         yield return Setup("4 bits, sliding", MustafarPresets.FourBits with { GroupSize = 32, SlidingWindow = 50, KeyChannelScales = false, ValueBits = 16 }, 64);
 
         static TestCaseData Setup(string name, MustafarOptions options, int headDim) => new TestCaseData(options, headDim).SetArgDisplayNames(name);
@@ -71,12 +74,15 @@ internal sealed class CacheFileRoundTripTests(string device)
         Assert.That(Bytes("again"), Is.EqualTo(Bytes("own")));
     });
 
-    /// <summary>A file does not tell the device: on a GPU, whose pages have another order, this goes to the CPU and back.</summary>
+    /// <summary>
+    /// A file does not tell the device: on a GPU, whose pages have another order, this goes to the CPU and back. The CPU writes
+    /// the same file of the same tokens.
+    /// </summary>
     [TestCaseSource(nameof(Setups))]
     public void A_file_moves_between_devices(MustafarOptions options, int headDim) => ForEach(options, dtype =>
     {
         using MustafarCache cache = New(2, options, headDim, dtype), back = New(2, options, headDim, dtype);
-        using MustafarCache onCpu = new(2, new() { NumKvHeads = Heads, HeadDim = headDim }, dtype, CPU, options);
+        using MustafarCache onCpu = NewOnCpu(), filledThere = NewOnCpu();
         Fill(cache, [130, 300], special: true);
         cache.Save(File("there"), "model");
         onCpu.Load(File("there"), "model");
@@ -84,6 +90,12 @@ internal sealed class CacheFileRoundTripTests(string device)
         Assert.That(Bytes("cpu"), Is.EqualTo(Bytes("there")));
         back.Load(File("cpu"), "model");
         GoesOnAlike(back, cache, dtype);
+        manual_seed(1);
+        Fill(filledThere, [130, 300], special: true);
+        filledThere.Save(File("filled there"), "model");
+        Assert.That(Bytes("filled there"), Is.EqualTo(Bytes("there")));
+
+        MustafarCache NewOnCpu() => new(2, new() { NumKvHeads = Heads, HeadDim = headDim }, dtype, CPU, options);
     });
 
     [Test]
@@ -240,20 +252,22 @@ internal sealed class CacheFileRoundTripTests(string device)
         Compare.Same(actual.Attend(last), expected.Attend(last), $"{dtype}, after truncating");
     }
 
-    private void Fill(MustafarCache cache, int[] lengths, bool special = false)
+    // The same tokens on every device.
+    private static void Fill(MustafarCache cache, int[] lengths, bool special = false)
     {
-        int tokens = lengths.Max();
-        Tensor keys = Random(cache.BatchSize, tokens, cache.HeadDim, cache.DType), values = Random(cache.BatchSize, tokens, cache.HeadDim, cache.DType);
+        Tensor keys = Random(), values = Random();
         if (special)
         {
             // Rows of zeros, of few numbers, with -0, and such that are none.
-            Tensor few = rand(keys.shape, device: keys.device);
+            Tensor few = rand(keys.shape);
             keys = where(few < 0.4, zeros_like(keys), where(few < 0.8, -zeros_like(keys), keys));
             values = where(few < 0.05, full_like(values, double.NaN), where(few < 0.1, full_like(values, double.NegativeInfinity), values.round()));
             keys[0, 0, 5] = 0;
         }
 
-        cache.Append(keys, values, lengths);
+        cache.Append(keys.to(cache.Device), values.to(cache.Device), lengths);
+
+        Tensor Random() => randn(cache.BatchSize, Heads, lengths.Max(), cache.HeadDim).to(cache.DType);
     }
 
     private MustafarCache New(int batch, MustafarOptions options, int headDim, ScalarType dtype) => new(batch, new() { NumKvHeads = Heads, HeadDim = headDim }, dtype, new Device(device), options);

@@ -114,6 +114,114 @@ internal sealed class DecodeGraphTests(string device) : TensorFixture
         }
     }
 
+    /// <summary>A captured step serves every later one: lengths, slots, counts and pages are read when it runs.</summary>
+    [TestCase(ScalarType.Float16, 128, false)]
+    [TestCase(ScalarType.BFloat16, 64, true)]
+    public void Steps_of_any_sequences_are_what_their_tokens_say(ScalarType dtype, int headDim, bool balanced)
+    {
+        const int Slots = 5, Rows = 3, Steps = 330;
+        MustafarOptions options = new() { LocalWindow = 32, GroupSize = 64, BalancedKeys = balanced, BalancedValues = balanced };
+        CacheLimits limits = new() { MaxSequences = Slots, MaxLength = 400, BudgetTokens = Slots * 448 };
+        KeyValueShape shape = new() { NumKvHeads = 2, HeadDim = headDim };
+        using MustafarModelCache cache = new(1, shape, dtype, new torch.Device(device), options, limits);
+        ReferenceCache reference = new(Slots, options, headDim);
+        manual_seed(1);
+        Random random = new(1);
+        int[] sequences = [.. Enumerable.Range(0, Slots).Select(_ => cache.AddSequence())], slots = [.. Enumerable.Range(0, Slots)];
+        Tensor query = Random(Rows, 4), keys = Random(Rows, 2), values = Random(Rows, 2), output = empty_like(query);
+        using DecodeGraph graph = new(cache, step => output.copy_(step.Attend(0, query, keys, values, 0.1)));
+        for (int i = 0; i < Steps; i++)
+        {
+            random.Shuffle(slots);
+            int[] chosen = slots[..Rows], counts = [.. chosen.Select(_ => i % 3 == 0 ? random.Next(2) : 1)], all = new int[Slots];
+            (Tensor allQueries, Tensor allKeys, Tensor allValues) = (Random(Slots, 4), Random(Slots, 2), Random(Slots, 2));
+            for (int row = 0; row < Rows; row++)
+            {
+                all[chosen[row]] = counts[row];
+                foreach ((Tensor target, Tensor source) in ((Tensor, Tensor)[])[(query, allQueries), (keys, allKeys), (values, allValues)])
+                {
+                    // A row that gets no token may hold anything.
+                    target[row] = counts[row] == 1 ? source[chosen[row]] : full_like(target[row], double.NaN);
+                }
+            }
+
+            reference.Append(allKeys, allValues, all);
+            graph.Run([.. chosen.Select(slot => sequences[slot])], counts);
+            Assert.That(sequences.Select(cache.LengthOf), Is.EqualTo(reference.Lengths), $"step {i}");
+            Assert.That(sequences.Select(cache.CompressedLengthOf), Is.EqualTo(reference.Compressed), $"step {i}");
+            if (i % 16 == 0)
+            {
+                Tensor expected = reference.Attend(allQueries, 0.1);
+                double tolerance = Compare.AttentionTolerance(dtype);
+                foreach (int row in Enumerable.Range(0, Rows).Where(row => counts[row] == 1))
+                {
+                    Compare.Close(output[row], expected[chosen[row]], tolerance, tolerance, $"step {i}, row {row}");
+                }
+            }
+        }
+
+        if (device != "cpu")
+        {
+            Assert.That(graph.WhyEager, Is.Null);
+            Assert.That(graph.Launches, Is.GreaterThan(Steps / 2));
+        }
+
+        Tensor Random(int rows, int heads) => randn(rows, heads, 1, headDim).to(dtype).to(device);
+    }
+
+    /// <summary>On CUDA an operation starts before the one ahead of it has ended, in a graph too.</summary>
+    [Test]
+    public void Operations_that_follow_each_other_give_the_same_in_a_graph()
+    {
+        const int Rows = 4, Hidden = 1024, Width = 2816, VocabSize = 40000;
+        Tensor first = Random(Rows, Hidden), firstResidual = Random(Rows, Hidden), norm = ones_like(first[0]);
+        Tensor gateUpWeight = 0.03 * Random(2 * Width, Hidden), downWeight = 0.03 * Random(Hidden, Width);
+        Tensor headWeight = 0.03 * Random(VocabSize, Hidden);
+        Tensor x = first.clone(), residual = firstResidual.clone();
+        Tensor gateUp = Random(Rows, 2 * Width), gated = Random(Rows, Width), logits = Random(Rows, VocabSize);
+        Tensor tokens = empty(Rows, dtype: ScalarType.Int64, device: device);
+        using SamplingState sampling = new(Rows, VocabSize, new torch.Device(device));
+        SamplingParameters parameters = new() { Temperature = 0.8, TopK = 40, TopP = 0.95, RepetitionPenalty = 1.1, Seed = 9 };
+        (List<long> eagerTokens, Tensor eagerResidual) = Run(capture: false);
+        (List<long> graphTokens, Tensor graphResidual) = Run(capture: true);
+        Assert.That(graphTokens, Is.EqualTo(eagerTokens));
+        Compare.Same(graphResidual, eagerResidual.cpu(), "residual");
+
+        (List<long> Tokens, Tensor Residual) Run(bool capture)
+        {
+            x.copy_(first);
+            residual.copy_(firstResidual);
+            for (int row = 0; row < Rows; row++)
+            {
+                sampling.Restart(row, parameters);
+            }
+
+            int[] sequences = [_cache.AddSequence(), _cache.AddSequence()];
+            using DecodeGraph graph = new(_cache, Step, capture);
+            List<long> drawn = [];
+            for (int i = 0; i < 20; i++)
+            {
+                graph.Run(sequences);
+                drawn.AddRange(tokens.cpu().data<long>());
+            }
+
+            return (drawn, residual.clone());
+        }
+
+        void Step(CacheStep step)
+        {
+            MustafarOps.RmsNorm(x, norm, 1e-5, residual, output: x);
+            MustafarOps.Linear(x, gateUpWeight, output: gateUp);
+            MustafarOps.SiluMul(gateUp, gated);
+            MustafarOps.Linear(gated, downWeight, new LinearFusion { Residual = residual }, residual);
+            MustafarOps.Linear(residual, headWeight, new LinearFusion { Norm = norm, Eps = 1e-5 }, logits);
+            MustafarOps.Sample(logits, sampling, tokens: tokens);
+            Attend(step, Layers);
+        }
+
+        Tensor Random(int rows, int width) => randn(rows, width).to(ScalarType.BFloat16).to(device);
+    }
+
     [Test]
     public void Captured_steps_of_weights_that_have_moved_are_refused_and_the_sequences_go_on([Values] bool converted)
     {

@@ -1,27 +1,7 @@
-"""Slow, plain oracles of a decode step: float64 for what is rounded, the header's definition for sampling."""
+"""A slow, plain oracle of sampling: the header's definition."""
 import numpy as np
-import torch
 
 F32 = np.float32
-
-
-def rms_norm(x, weight, eps):
-    x = x.double()
-    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
-
-
-def rotated(x, positions, inv_freq, scaling):
-    """x: [batch, heads, tokens, head_dim], positions: [batch, tokens]."""
-    x = x.double()
-    angles = positions.double()[:, None, :, None] * inv_freq
-    cos, sin, pairs = angles.cos() * scaling, angles.sin() * scaling, inv_freq.numel()
-    a, b, rest = x[..., :pairs], x[..., pairs:2 * pairs], x[..., 2 * pairs:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
-
-
-def silu_mul(x):
-    gate, up = x.double().chunk(2, -1)
-    return torch.nn.functional.silu(gate) * up
 
 
 def random_bits(seed, step):
