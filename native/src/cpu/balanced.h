@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/balanced.h"
+#include "cpu/keys.h"
 #include "cpu/row.h"
 
 namespace mustafar {
@@ -107,8 +108,8 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
     alignas(64) uint32_t keys[4][256];
     uint32_t largest = 0;
     for (int t = 0; t < tokens; ++t) {
-        keys_of<T>(rows[t], importance, head_dim, keys[t]);
-        largest = largest_key(keys[t], head_dim, largest);
+        const uint32_t top = keys_of<T>(rows[t], importance, head_dim, keys[t]);
+        largest = top > largest ? top : largest;
     }
     const uint32_t base = key_base(largest);
     uint32_t too_small = 0;
