@@ -106,16 +106,10 @@ void balance(const char* const* rows, const float* importance, int tokens, int h
     }
 
     alignas(64) uint32_t keys[4][256];
-    uint32_t largest = 0;
-    for (int t = 0; t < tokens; ++t) {
-        const uint32_t top = keys_of<T>(rows[t], importance, head_dim, keys[t]);
-        largest = top > largest ? top : largest;
-    }
-    const uint32_t base = key_base(largest);
-    uint32_t too_small = 0;
-    for (int t = 0; t < tokens; ++t)
-        for (int c = 0; c < head_dim; ++c) too_small |= uint32_t{keys[t][c] - 1 < base};
-    if (too_small != 0) {
+    KeyRange range;
+    for (int t = 0; t < tokens; ++t) range.add(keys_of<T>(rows[t], importance, head_dim, keys[t]));
+    const uint32_t base = key_base(range.largest);
+    if (range.least < base) {
         const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return keys[t][c]; };
         return balance_by<int64_t, Keys>(key, tokens, head_dim, kept, bitmap);
     }

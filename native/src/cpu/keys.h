@@ -40,30 +40,40 @@ void score_row(const void* source, const float* importance, int head_dim, uint32
 }
 #endif
 
-// Keys of a row's channels, in the order of their magnitudes or, with an importance, of their scores; below 2^31. Returns
-// the largest.
+struct KeyRange {
+    uint32_t largest = 0, least = ~0u;  // least: the smallest above zero, minus one
+
+    void add(KeyRange other) {
+        largest = other.largest > largest ? other.largest : largest;
+        least = other.least < least ? other.least : least;
+    }
+};
+
+// Keys of a row's channels, in the order of their magnitudes or, with an importance, of their scores; below 2^31.
 template <class T>
-uint32_t keys_of(const void* source, const float* importance, int head_dim, uint32_t* __restrict__ keys) {
+MUSTAFAR_INLINE KeyRange keys_of(const void* source, const float* importance, int head_dim,
+                                 uint32_t* __restrict__ keys) {
     const typename T::Bits* row = static_cast<const typename T::Bits*>(source);
 #if defined(__AVX512F__)
     const __m512i mask = _mm512_set1_epi32(Magnitude<F32>::mask), nan = _mm512_set1_epi32(Magnitude<F32>::nan);
-    __m512i largest = _mm512_setzero_si512();
+    __m512i largest = _mm512_setzero_si512(), least = _mm512_set1_epi32(-1);
     for (int c = 0; c < head_dim; c += 16) {
         __m512 x = load16<T>(row + c);
         if (importance != nullptr) x = _mm512_mul_ps(x, _mm512_loadu_ps(importance + c));
         const __m512i key = _mm512_min_epu32(_mm512_and_si512(_mm512_castps_si512(x), mask), nan);
         _mm512_storeu_si512(keys + c, key);
         largest = _mm512_max_epu32(largest, key);
+        least = _mm512_min_epu32(least, _mm512_sub_epi32(key, _mm512_set1_epi32(1)));
     }
-    return _mm512_reduce_max_epu32(largest);
+    return {_mm512_reduce_max_epu32(largest), _mm512_reduce_min_epu32(least)};
 #else
-    uint32_t largest = 0;
+    KeyRange range;
     if (importance != nullptr) score_row<T>(source, importance, head_dim, keys);
     for (int c = 0; c < head_dim; ++c) {
         keys[c] = importance == nullptr ? uint32_t{Magnitude<T>::key(row[c])} : Magnitude<F32>::key(keys[c]);
-        largest = keys[c] > largest ? keys[c] : largest;
+        range.add({keys[c], keys[c] - 1});
     }
-    return largest;
+    return range;
 #endif
 }
 

@@ -212,7 +212,7 @@ void select_rows(const char* const* rows, const float* importance, int tokens, i
     }
     Keys32<W> keys[rows_together] = {};
     for_rows(keys, [&](const Bits* row, Keys32<W>& own)
-                       MUSTAFAR_INLINE_LAMBDA { own.top = keys_of<T>(row, importance, head_dim, own.keys); });
+                       MUSTAFAR_INLINE_LAMBDA { own.top = keys_of<T>(row, importance, head_dim, own.keys).largest; });
 }
 
 }  // namespace
