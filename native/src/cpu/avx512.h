@@ -13,9 +13,7 @@
 namespace mustafar {
 namespace {
 
-// With VBMI2 bf16 is expanded as stored, and then widened as even and odd channels, which are the lower and upper
-// halves of 32-bit lanes. Otherwise, and for f16 always, values are widened first: a conversion from memory needs no
-// shuffle.
+// With VBMI2, bf16 is widened as even and odd channels, which are the lower and upper halves of 32-bit lanes.
 template <class T>
 #if defined(__AVX512VBMI2__)
 constexpr bool by_parity = std::is_same_v<T, BF16>;
@@ -114,8 +112,9 @@ MUSTAFAR_INLINE __m512i compress_lanes(uint32_t mask, __m512i vector) {
 
 // A half of a bitmap word as a mask, straight from memory: the compiler would shift one mask to get another, and count its
 // bits by way of a general register.
-MUSTAFAR_INLINE __mmask16 load_mask(const uint16_t* half) {
-    __mmask16 mask = *half;
+MUSTAFAR_INLINE __mmask16 load_mask(const uint32_t* word, int half) {
+    __mmask16 mask;
+    std::memcpy(&mask, reinterpret_cast<const char*>(word) + 2 * half, sizeof mask);
     asm("" : "+k"(mask));
     return mask;
 }
@@ -131,11 +130,10 @@ MUSTAFAR_INLINE __m512i expand16(const uint16_t* values, uint32_t bits) {
 template <class T>
 MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, const uint32_t* word) {
 #if defined(__AVX512VBMI2__)
-    if constexpr (by_parity<T>) return widen<T>(expand16(values, *word));
+    if constexpr (sizeof(typename T::Bits) == 2) return widen<T>(expand16(values, *word));
 #endif
-    const uint16_t* const halves = reinterpret_cast<const uint16_t*>(word);
     const __m512 low = load16<T>(values), high = load16<T>(values + _mm_popcnt_u32(*word & 0xffffu));
-    return {expand_lanes(load_mask(halves), low), expand_lanes(load_mask(halves + 1), high)};
+    return {expand_lanes(load_mask(word, 0), low), expand_lanes(load_mask(word, 1), high)};
 }
 
 // 32 channels of a row, of which valid ones exist.

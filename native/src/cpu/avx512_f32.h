@@ -68,13 +68,16 @@ template <class T, int W, bool Packed, int R, int First, int Count, int Skip>
             }
         }
     }
-    for (int r = 0; r < R; ++r)
+    MUSTAFAR_UNROLL
+    for (int r = 0; r < R; ++r) {
+        MUSTAFAR_UNROLL
         for (int c = Skip; c < Count; ++c) {
             float* out = sums + (r * W + First + c) * 32;
             const Segment x = by_parity<T> ? in_order(total[r][c]) : total[r][c];
             _mm512_storeu_ps(out, _mm512_add_ps(x.first, _mm512_loadu_ps(out)));
             _mm512_storeu_ps(out + 16, _mm512_add_ps(x.second, _mm512_loadu_ps(out + 16)));
         }
+    }
 }
 
 template <class T, int W, bool Packed>
