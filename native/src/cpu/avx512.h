@@ -199,7 +199,7 @@ public:
     }
     MUSTAFAR_INLINE void skip(int w) {
         if constexpr (Packed) {
-            if (w % 2 == 0 || sizeof(Bits) == 4) prefetch_ahead(next_);
+            prefetch_ahead(next_);
             next_ += _mm_popcnt_u32(*bitmap_++);
         } else if (w == W - 1) {
             next_ += stride_;
