@@ -13,14 +13,20 @@
 namespace mustafar {
 namespace {
 
-// With VBMI2 bf16 is expanded as stored, and then widened as even and odd channels, which are the lower and upper
-// halves of 32-bit lanes. Otherwise, and for f16 always, values are widened first: a conversion from memory needs no
-// shuffle.
+// With VBMI2, bf16 is widened as even and odd channels, which are the lower and upper halves of 32-bit lanes.
 template <class T>
 #if defined(__AVX512VBMI2__)
 constexpr bool by_parity = std::is_same_v<T, BF16>;
 #else
 constexpr bool by_parity = false;
+#endif
+
+// GCC keeps arrays of vectors in memory unless it unrolls the loops over them. With a sanitizer, unrolled loops take the
+// compiler many minutes.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define MUSTAFAR_UNROLL _Pragma("GCC unroll 16")
+#else
+#define MUSTAFAR_UNROLL
 #endif
 
 // 32 channels in f32, in the cheapest order: even and odd ones, or the lower and the upper 16.
@@ -57,10 +63,8 @@ MUSTAFAR_INLINE Segment widen<BF16>(__m512i x) {
     }
 }
 
-// The same channels as the lower and the upper 16.
-template <class T>
+// Even and odd channels as the lower and the upper 16.
 MUSTAFAR_INLINE Segment in_order(Segment x) {
-    if constexpr (!by_parity<T>) return x;
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     return {_mm512_permutex2var_ps(x.first, low, x.second), _mm512_permutex2var_ps(x.first, high, x.second)};
@@ -71,30 +75,65 @@ MUSTAFAR_INLINE void prefetch_ahead(const void* address) {
     __builtin_prefetch(static_cast<const char*>(address) + 4096);
 }
 
-// A vector that the compiler must load separately. It would make the load a part of the expansion that follows, which
-// is microcode on AMD's CPUs when it reads memory: keep 40 in bf16 took 1.7 times as long on a Zen 5.
+// A vector that the compiler must load separately, for two products instead of once for each.
 template <class Vector>
 MUSTAFAR_INLINE Vector in_register(Vector vector) {
     asm("" : "+v"(vector));
     return vector;
 }
 
+/*
+ * Expansions and compressions within a register, of as many lanes as the mask has bits. The compiler would make two kinds
+ * that are slow on AMD's CPUs: one that reads memory is microcode, and one that writes another register waits for what that
+ * register held before.
+ */
+MUSTAFAR_INLINE __m512 expand_lanes(uint16_t mask, __m512 vector) {
+    asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(vector) : "Yk"(mask));
+    return vector;
+}
+MUSTAFAR_INLINE __m512i compress_lanes(uint16_t mask, __m512i vector) {
+    asm("vpcompressd %0, %0%{%1%}%{z%}" : "+v"(vector) : "Yk"(mask));
+    return vector;
+}
 #if defined(__AVX512VBMI2__)
-// 32 channels of a 16-bit dtype from packed values: bit c of bits says whether channel c is stored. Reads 64 bytes.
-MUSTAFAR_INLINE __m512i expand16(const uint16_t* values, uint32_t bits) {
-    return _mm512_maskz_expand_epi16(bits, in_register(_mm512_loadu_si512(values)));
+MUSTAFAR_INLINE __m512i expand_lanes(uint32_t mask, __m512i vector) {
+    asm("vpexpandw %0, %0%{%1%}%{z%}" : "+v"(vector) : "Yk"(mask));
+    return vector;
+}
+MUSTAFAR_INLINE __m512i expand_lanes(uint64_t mask, __m512i vector) {
+    asm("vpexpandb %0, %0%{%1%}%{z%}" : "+v"(vector) : "Yk"(mask));
+    return vector;
+}
+MUSTAFAR_INLINE __m512i compress_lanes(uint32_t mask, __m512i vector) {
+    asm("vpcompressw %0, %0%{%1%}%{z%}" : "+v"(vector) : "Yk"(mask));
+    return vector;
 }
 #endif
 
-template <class T>
-MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, uint32_t bits) {
+// A half of a bitmap word as a mask, straight from memory: the compiler would shift one mask to get another, and count its
+// bits by way of a general register.
+MUSTAFAR_INLINE __mmask16 load_mask(const uint32_t* word, int half) {
+    __mmask16 mask;
+    std::memcpy(&mask, reinterpret_cast<const char*>(word) + 2 * half, sizeof mask);
+    asm("" : "+k"(mask));
+    return mask;
+}
+
 #if defined(__AVX512VBMI2__)
-    if constexpr (by_parity<T>) return widen<T>(expand16(values, bits));
+// 32 channels of a 16-bit dtype from packed values: bit c of bits says whether channel c is stored. Reads 64 bytes.
+MUSTAFAR_INLINE __m512i expand16(const uint16_t* values, uint32_t bits) {
+    return expand_lanes(bits, _mm512_loadu_si512(values));
+}
 #endif
-    const __m512 low = in_register(load16<T>(values));
-    const __m512 high = in_register(load16<T>(values + _mm_popcnt_u32(bits & 0xffffu)));
-    return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), low),
-            _mm512_maskz_expand_ps(static_cast<__mmask16>(bits >> 16), high)};
+
+// 32 channels from packed values, by a word of the bitmap.
+template <class T>
+MUSTAFAR_INLINE Segment expand(const typename T::Bits* values, const uint32_t* word) {
+#if defined(__AVX512VBMI2__)
+    if constexpr (sizeof(typename T::Bits) == 2) return widen<T>(expand16(values, *word));
+#endif
+    const __m512 low = load16<T>(values), high = load16<T>(values + _mm_popcnt_u32(*word & 0xffffu));
+    return {expand_lanes(load_mask(word, 0), low), expand_lanes(load_mask(word, 1), high)};
 }
 
 // 32 channels of a row, of which valid ones exist.
@@ -122,6 +161,65 @@ MUSTAFAR_INLINE uint32_t valid_channels(int head_dim, int w) {
     return channels >= 32 ? ~0u : (1u << channels) - 1;
 }
 
+// Reads the tokens of a run one after another. Form says what a segment of 32 channels becomes.
+template <class Form, int W, bool Packed>
+class Reader {
+public:
+    using Bits = typename Form::Bits;
+    using Segment = typename Form::Segment;
+
+    Reader() = default;
+    MUSTAFAR_INLINE explicit Reader(const TokenRun& run)
+        : bitmap_(run.bitmap), next_(static_cast<const Bits*>(run.data)),
+          stride_(run.row_bytes / static_cast<int64_t>(sizeof(Bits))), tail_(valid_channels(run.head_dim, W - 1)) {}
+
+    // Segment w of the token. A token's segments are read or skipped in turn; the next token follows the last.
+    MUSTAFAR_INLINE Segment read(int w) {
+        const Bits* const values = next_ + (Packed ? 0 : 32 * w);
+        const uint32_t* const word = bitmap_;
+        if constexpr (!Packed) {
+            prefetch_ahead(values);
+            if (sizeof(Bits) == 4) prefetch_ahead(values + 16);
+        }
+        skip(w);
+        if constexpr (Packed)
+            return Form::expand(values, word);
+        else
+            return W == 3 && w == 2 ? Form::load(values, tail_) : Form::load(values);  // head_dim 80 and 96
+    }
+    // Segments First ... First + Count - 1 of the next token, in out.
+    template <int First, int Count>
+    MUSTAFAR_INLINE void read(Segment* out) {
+        for (int w = 0; w < W; ++w) {
+            if (w >= First && w < First + Count)
+                out[w - First] = read(w);
+            else
+                skip(w);
+        }
+    }
+    MUSTAFAR_INLINE void skip(int w) {
+        if constexpr (Packed) {
+            prefetch_ahead(next_);
+            next_ += _mm_popcnt_u32(*bitmap_++);
+        } else if (w == W - 1) {
+            next_ += stride_;
+        }
+    }
+    MUSTAFAR_INLINE void skip_token() {
+        if constexpr (Packed) {
+            for (int w = 0; w < W; ++w) next_ += _mm_popcnt_u32(*bitmap_++);
+        } else {
+            next_ += stride_;
+        }
+    }
+
+private:
+    const uint32_t* bitmap_;
+    const Bits* next_;
+    int64_t stride_;
+    uint32_t tail_;
+};
+
 // Each fold adds one half of a's lanes to the other half, b's likewise, and joins the two: 128-bit parts first, then lanes
 // within the parts.
 MUSTAFAR_INLINE __m512 fold_halves(__m512 a, __m512 b) {
@@ -142,35 +240,40 @@ MUSTAFAR_INLINE __m512 fold_four(const __m512* x) {
     return fold_lanes(fold_pairs(x[0], x[1]), fold_pairs(x[2], x[3]));
 }
 
-// Lane i of the result is the sum of all lanes of x[i].
-MUSTAFAR_INLINE __m512 sum_each_of_16(const __m512* x) {
-    const __m512 a = fold_four(x), b = fold_four(x + 4), c = fold_four(x + 8), d = fold_four(x + 12);
-    return fold_parts(fold_halves(a, b), fold_halves(c, d));
-}
-
-// R rows of scores for the tokens of a run, 16 / R tokens at a time. pair(both, sums) handles the next two tokens, or
-// only one if not both, so that each part of a query is loaded once for two tokens: it fills sums[r][0] and sums[r][1]
-// with vectors whose lanes add up to the scores.
-template <int R, class Pair>
-MUSTAFAR_INLINE void for_scores(int tokens, float* scores, int64_t stride, const Pair& pair) {
-    constexpr int batch = 16 / R;
+/*
+ * R rows of scores for the tokens of a run. A sum for each of 16 / R tokens, but not more than four, and for each row stays
+ * in registers, and each part of a query is loaded once for these tokens. multiply(r, w, segments, sums) adds to each of
+ * the tokens' sums the product of its segment w with row r.
+ */
+template <int W, int R, class Reader, class Multiply>
+MUSTAFAR_INLINE void find_scores(Reader reader, int tokens, float* scores, int64_t stride, const Multiply& multiply) {
+    constexpr int batch = 16 / R, together = batch < 4 ? batch : 4, groups = batch / together;
     for (int t = 0; t < tokens; t += batch) {
         const int count = tokens - t < batch ? tokens - t : batch;
-        __m512 sums[R][batch];
-        for (int i = 0; i < batch; i += 2) {
-            __m512 two[R][2];
-            if (i < count) {
-                pair(i + 1 < count, two);
-            } else {
-                for (int r = 0; r < R; ++r) two[r][0] = two[r][1] = _mm512_setzero_ps();
+        __m512 folded[4] = {};
+        for (int group = 0; group * together < count; ++group) {
+            Reader own[together];
+            own[0] = reader;
+            MUSTAFAR_UNROLL
+            for (int i = 1; i < together; ++i) {
+                own[i] = own[i - 1];
+                if (group * together + i < count) own[i].skip_token();  // otherwise the last one again
             }
-            for (int r = 0; r < R; ++r) {
-                sums[r][i] = two[r][0];
-                sums[r][i + 1] = two[r][1];
+            __m512 sums[R][together] = {};
+            MUSTAFAR_UNROLL
+            for (int w = 0; w < W; ++w) {
+                typename Reader::Segment segments[together];
+                MUSTAFAR_UNROLL
+                for (int i = 0; i < together; ++i) segments[i] = own[i].read(w);
+                MUSTAFAR_UNROLL
+                for (int r = 0; r < R; ++r) multiply(r, w, segments, sums[r]);
             }
+            reader = own[together - 1];
+            MUSTAFAR_UNROLL
+            for (int i = 0; i < R * together / 4; ++i) folded[i * groups + group] = fold_four(&sums[0][0] + 4 * i);
         }
         alignas(64) float out[R][batch];
-        _mm512_store_ps(&out[0][0], sum_each_of_16(&sums[0][0]));
+        _mm512_store_ps(&out[0][0], fold_parts(fold_halves(folded[0], folded[1]), fold_halves(folded[2], folded[3])));
         for (int r = 0; r < R; ++r) {
             float* row = scores + r * stride + t;
             if (count == batch)
@@ -241,8 +344,7 @@ int count_vector(const uint32_t* bitmap, int tokens) {
 constexpr int packed_channels = 32;  // of a 16-bit dtype at once
 
 MUSTAFAR_INLINE void pack16(const uint16_t* row, uint32_t bits, uint32_t kept, uint16_t* values) {
-    _mm512_mask_storeu_epi16(values, _bzhi_u32(~0u, kept),
-                             _mm512_maskz_compress_epi16(bits, _mm512_maskz_loadu_epi16(bits, row)));
+    _mm512_mask_storeu_epi16(values, _bzhi_u32(~0u, kept), compress_lanes(bits, _mm512_maskz_loadu_epi16(bits, row)));
 }
 MUSTAFAR_INLINE void unpack16(const uint16_t* values, uint32_t bits, uint32_t valid, uint16_t* row) {
     _mm512_mask_storeu_epi16(row, valid, expand16(values, bits));
@@ -254,12 +356,12 @@ MUSTAFAR_INLINE void pack16(const uint16_t* row, uint32_t bits, uint32_t kept, u
     const __mmask16 mask = static_cast<__mmask16>(bits);
     const __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
     _mm256_mask_storeu_epi16(values, static_cast<__mmask16>(_bzhi_u32(~0u, kept)),
-                             _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(mask, x)));
+                             _mm512_cvtepi32_epi16(compress_lanes(mask, x)));
 }
 MUSTAFAR_INLINE void unpack16(const uint16_t* values, uint32_t bits, uint32_t valid, uint16_t* row) {
     const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
-    _mm256_mask_storeu_epi16(row, static_cast<__mmask16>(valid),
-                             _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), x)));
+    const __m512 expanded = expand_lanes(static_cast<__mmask16>(bits), _mm512_castsi512_ps(x));
+    _mm256_mask_storeu_epi16(row, static_cast<__mmask16>(valid), _mm512_cvtepi32_epi16(_mm512_castps_si512(expanded)));
 }
 #endif
 
@@ -276,7 +378,7 @@ int pack_vector(const void* source, const uint32_t* bitmap, void* target) {
                 const __mmask16 bits = static_cast<__mmask16>(bitmap[w] >> 16 * half);
                 const int kept = _mm_popcnt_u32(bits);
                 const __m512i x = _mm512_maskz_loadu_epi32(bits, row + 32 * w + 16 * half);
-                _mm512_mask_storeu_epi32(values + count, first_lanes(kept), _mm512_maskz_compress_epi32(bits, x));
+                _mm512_mask_storeu_epi32(values + count, first_lanes(kept), compress_lanes(bits, x));
                 count += kept;
             }
         } else {
@@ -299,7 +401,7 @@ int unpack_vector(const void* source, const uint32_t* bitmap, int head_dim, void
     for (int w = 0; w < W; ++w) {
         const uint32_t bits = bitmap[w], valid = valid_channels(head_dim, w);
         if constexpr (sizeof(Bits) == 4) {
-            const Segment x = expand<T>(values, bits);
+            const Segment x = expand<T>(values, bitmap + w);
             _mm512_mask_storeu_ps(row + 32 * w, static_cast<__mmask16>(valid), x.first);
             _mm512_mask_storeu_ps(row + 32 * w + 16, static_cast<__mmask16>(valid >> 16), x.second);
         } else {

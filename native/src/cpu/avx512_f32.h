@@ -10,44 +10,16 @@
 namespace mustafar {
 namespace {
 
-// Reads the tokens of a run one after another, segment by segment.
-template <class T, int W, bool Packed>
-class Reader {
-public:
+// A segment in f32.
+template <class T>
+struct Widened {
     using Bits = typename T::Bits;
-    MUSTAFAR_INLINE explicit Reader(const TokenRun& run)
-        : bitmap_(run.bitmap), next_(static_cast<const Bits*>(run.data)),
-          stride_(run.row_bytes / static_cast<int64_t>(sizeof(Bits))), tail_(valid_channels(run.head_dim, W - 1)) {}
-
-    // Segments First ... First + Count - 1 of the next token.
-    template <int First, int Count>
-    MUSTAFAR_INLINE void read(Segment* out) {
-        if constexpr (Packed) {
-            const Bits* values = next_;
-            for (int w = 0; w < W; ++w) {
-                const uint32_t bits = bitmap_[w];
-                if (w % 2 == 0 || sizeof(Bits) == 4) prefetch_ahead(values);
-                if (w >= First && w < First + Count) out[w - First] = expand<T>(values, bits);
-                values += _mm_popcnt_u32(bits);
-            }
-            next_ = values;
-            bitmap_ += W;
-        } else {
-            for (int i = 0; i < Count; ++i) {
-                const Bits* row = next_ + 32 * (First + i);
-                prefetch_ahead(row);
-                if (sizeof(Bits) == 4) prefetch_ahead(row + 16);
-                out[i] = W == 3 && First + i == 2 ? load<T>(row, tail_) : load<T>(row);  // head_dim 80 and 96
-            }
-            next_ += stride_;
-        }
+    using Segment = mustafar::Segment;
+    MUSTAFAR_INLINE static Segment expand(const Bits* values, const uint32_t* word) {
+        return mustafar::expand<T>(values, word);
     }
-
-private:
-    const uint32_t* bitmap_;
-    const Bits* next_;
-    int64_t stride_;
-    uint32_t tail_;
+    MUSTAFAR_INLINE static Segment load(const Bits* row) { return mustafar::load<T>(row); }
+    MUSTAFAR_INLINE static Segment load(const Bits* row, uint32_t valid) { return mustafar::load<T>(row, valid); }
 };
 
 // A query in the order of channels in which tokens are widened.
@@ -66,32 +38,21 @@ template <class T, int W, bool Packed>
 void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
     for_row_chunks<8>(rows, [&]<int R>(int first) {
         const float* query = static_cast<const float*>(prepared) + first * 32 * W;
-        Reader<T, W, Packed> reader(run);
-        for_scores<R>(run.tokens, scores + first * stride, stride, [&](bool both, __m512(*sums)[2]) {
-            Segment one[W], two[W] = {};
-            reader.template read<0, W>(one);
-            if (both) reader.template read<0, W>(two);
-            for (int r = 0; r < R; ++r) {
-                __m512 sum[2][2] = {};  // two chains per token hide the latency
-                for (int w = 0; w < W; ++w) {
-                    const __m512 x = _mm512_loadu_ps(query + (r * W + w) * 32);
-                    const __m512 y = _mm512_loadu_ps(query + (r * W + w) * 32 + 16);
-                    sum[0][0] = _mm512_fmadd_ps(one[w].first, x, sum[0][0]);
-                    sum[1][0] = _mm512_fmadd_ps(two[w].first, x, sum[1][0]);
-                    sum[0][1] = _mm512_fmadd_ps(one[w].second, y, sum[0][1]);
-                    sum[1][1] = _mm512_fmadd_ps(two[w].second, y, sum[1][1]);
-                }
-                sums[r][0] = _mm512_add_ps(sum[0][0], sum[0][1]);
-                sums[r][1] = _mm512_add_ps(sum[1][0], sum[1][1]);
-            }
-        });
+        const auto multiply = [&](int r, int w, const Segment* tokens, auto& sums) MUSTAFAR_INLINE_LAMBDA {
+            constexpr int count = std::extent_v<std::remove_reference_t<decltype(sums)>>;
+            const __m512 x = in_register(_mm512_loadu_ps(query + (r * W + w) * 32));
+            for (int i = 0; i < count; ++i) sums[i] = _mm512_fmadd_ps(tokens[i].first, x, sums[i]);
+            const __m512 y = in_register(_mm512_loadu_ps(query + (r * W + w) * 32 + 16));
+            for (int i = 0; i < count; ++i) sums[i] = _mm512_fmadd_ps(tokens[i].second, y, sums[i]);
+        };
+        find_scores<W, R>(Reader<Widened<T>, W, Packed>(run), run.tokens, scores + first * stride, stride, multiply);
     });
 }
 
 // Segments First ... First + Count - 1 of the sums of R rows, without the first Skip of them. It shares no arguments
 // with its caller: the compiler would write those to memory with each token.
 template <class T, int W, bool Packed, int R, int First, int Count, int Skip>
-[[gnu::noinline]] void add_pass(Reader<T, W, Packed> reader, int tokens, const float* weights, int64_t stride,
+[[gnu::noinline]] void add_pass(Reader<Widened<T>, W, Packed> reader, int tokens, const float* weights, int64_t stride,
                                 float* sums) {
     Segment total[R][Count];
     for (int r = 0; r < R; ++r)
@@ -107,13 +68,16 @@ template <class T, int W, bool Packed, int R, int First, int Count, int Skip>
             }
         }
     }
-    for (int r = 0; r < R; ++r)
+    MUSTAFAR_UNROLL
+    for (int r = 0; r < R; ++r) {
+        MUSTAFAR_UNROLL
         for (int c = Skip; c < Count; ++c) {
             float* out = sums + (r * W + First + c) * 32;
-            const Segment x = in_order<T>(total[r][c]);
+            const Segment x = by_parity<T> ? in_order(total[r][c]) : total[r][c];
             _mm512_storeu_ps(out, _mm512_add_ps(x.first, _mm512_loadu_ps(out)));
             _mm512_storeu_ps(out + 16, _mm512_add_ps(x.second, _mm512_loadu_ps(out + 16)));
         }
+    }
 }
 
 template <class T, int W, bool Packed>
@@ -122,8 +86,8 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
         // As many segments at once as fit 16 accumulators; the others in further passes over the block.
         constexpr int most = 8 / R, C = most < W ? most : W;
         for_passes<W, C>([&]<int First, int Skip>() {
-            add_pass<T, W, Packed, R, First, C, Skip>(Reader<T, W, Packed>(run), run.tokens, weights + first * stride,
-                                                      stride, sums + first * 32 * W);
+            add_pass<T, W, Packed, R, First, C, Skip>(Reader<Widened<T>, W, Packed>(run), run.tokens,
+                                                      weights + first * stride, stride, sums + first * 32 * W);
         });
     });
 }

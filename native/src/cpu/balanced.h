@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/balanced.h"
+#include "cpu/keys.h"
 #include "cpu/row.h"
 
 namespace mustafar {
@@ -93,32 +94,31 @@ MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int ke
         }
 }
 
-// Selects by magnitude or, with an importance, by score.
+// Selects by 31-bit keys. Apart from the other way, which it would slow down: AVX2 has too few registers.
 template <class T, bool Keys>
-void balance(const char* const* rows, const float* importance, int tokens, int head_dim, int kept, uint32_t* bitmap) {
-    using Bits = typename T::Bits;
-    if (sizeof(Bits) == 2 && importance == nullptr) {
-        const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA {
-            return Magnitude<T>::key(reinterpret_cast<const Bits*>(rows[t])[c]);
-        };
-        return balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
-    }
-
+[[gnu::noinline]] void balance_by_keys(const char* const* rows, const float* importance, int tokens, int head_dim,
+                                       int kept, uint32_t* bitmap) {
     alignas(64) uint32_t keys[4][256];
-    uint32_t largest = 0;
-    for (int t = 0; t < tokens; ++t) {
-        keys_of<T>(rows[t], importance, head_dim, keys[t]);
-        largest = largest_key(keys[t], head_dim, largest);
-    }
-    const uint32_t base = key_base(largest);
-    uint32_t too_small = 0;
-    for (int t = 0; t < tokens; ++t)
-        for (int c = 0; c < head_dim; ++c) too_small |= uint32_t{keys[t][c] - 1 < base};
-    if (too_small != 0) {
+    KeyRange range;
+    for (int t = 0; t < tokens; ++t) range.add(keys_of<T>(rows[t], importance, head_dim, keys[t]));
+    const uint32_t base = key_base(range.largest);
+    if (range.least < base) {
         const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return keys[t][c]; };
         return balance_by<int64_t, Keys>(key, tokens, head_dim, kept, bitmap);
     }
     const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA { return above_base(keys[t][c], base); };
+    balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
+}
+
+// Selects by magnitude or, with an importance, by score.
+template <class T, bool Keys>
+void balance(const char* const* rows, const float* importance, int tokens, int head_dim, int kept, uint32_t* bitmap) {
+    using Bits = typename T::Bits;
+    if (sizeof(Bits) != 2 || importance != nullptr)
+        return balance_by_keys<T, Keys>(rows, importance, tokens, head_dim, kept, bitmap);
+    const auto key = [&](int t, int c) MUSTAFAR_INLINE_LAMBDA {
+        return Magnitude<T>::key(reinterpret_cast<const Bits*>(rows[t])[c]);
+    };
     balance_by<int32_t, Keys>(key, tokens, head_dim, kept, bitmap);
 }
 

@@ -1,4 +1,4 @@
-// AVX-512 with VBMI2: vpexpandw expands bf16 as stored.
+// AVX-512 with VBMI2: vpexpandw expands 16-bit values as stored.
 #include "cpu/avx512_f32.h"
 
 namespace mustafar {

@@ -11,40 +11,15 @@ MUSTAFAR_INLINE __m512 dot(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
-template <int W, bool Packed>
-class Reader {
-public:
-    MUSTAFAR_INLINE explicit Reader(const TokenRun& run)
-        : bitmap_(run.bitmap), next_(static_cast<const uint16_t*>(run.data)), stride_(run.row_bytes / 2),
-          tail_(valid_channels(run.head_dim, W - 1)) {}
-
-    // Segments First ... First + Count - 1 of the next token, 32 channels each.
-    template <int First, int Count>
-    MUSTAFAR_INLINE void read(__m512i* out) {
-        if constexpr (Packed) {
-            const uint16_t* values = next_;
-            for (int w = 0; w < W; ++w) {
-                const uint32_t bits = bitmap_[w];
-                if (w % 2 == 0) prefetch_ahead(values);
-                if (w >= First && w < First + Count) out[w - First] = expand16(values, bits);
-                values += _mm_popcnt_u32(bits);
-            }
-            next_ = values;
-            bitmap_ += W;
-        } else {
-            for (int i = 0; i < Count; ++i) {
-                out[i] = _mm512_maskz_loadu_epi16(First + i == W - 1 ? tail_ : ~0u, next_ + 32 * (First + i));
-                prefetch_ahead(next_ + 32 * (First + i));
-            }
-            next_ += stride_;
-        }
+// A segment as stored.
+struct AsStored {
+    using Bits = uint16_t;
+    using Segment = __m512i;
+    MUSTAFAR_INLINE static Segment expand(const Bits* values, const uint32_t* word) { return expand16(values, *word); }
+    MUSTAFAR_INLINE static Segment load(const Bits* row) { return _mm512_loadu_si512(row); }
+    MUSTAFAR_INLINE static Segment load(const Bits* row, uint32_t valid) {
+        return _mm512_maskz_loadu_epi16(valid, row);
     }
-
-private:
-    const uint32_t* bitmap_;
-    const uint16_t* next_;
-    int64_t stride_;
-    uint32_t tail_;
 };
 
 // The query stays bf16.
@@ -61,22 +36,12 @@ template <int W, bool Packed>
 void scores(const TokenRun& run, const void* prepared, int rows, float* scores, int64_t stride) {
     for_row_chunks<8>(rows, [&]<int R>(int first) {
         const char* query = static_cast<const char*>(prepared) + first * 128 * W;
-        Reader<W, Packed> reader(run);
-        for_scores<R>(run.tokens, scores + first * stride, stride, [&](bool both, __m512(*sums)[2]) {
-            __m512i one[W], two[W] = {};
-            reader.template read<0, W>(one);
-            if (both) reader.template read<0, W>(two);
-            for (int r = 0; r < R; ++r) {
-                __m512 sum[2] = {};
-                for (int w = 0; w < W; ++w) {
-                    const __m512i q = _mm512_loadu_si512(query + r * 128 * W + 64 * w);
-                    sum[0] = dot(sum[0], one[w], q);
-                    sum[1] = dot(sum[1], two[w], q);
-                }
-                sums[r][0] = sum[0];
-                sums[r][1] = sum[1];
-            }
-        });
+        const auto multiply = [&](int r, int w, const __m512i* tokens, auto& sums) MUSTAFAR_INLINE_LAMBDA {
+            const __m512i q = in_register(_mm512_loadu_si512(query + r * 128 * W + 64 * w));
+            for (int i = 0; i < int{std::extent_v<std::remove_reference_t<decltype(sums)>>}; ++i)
+                sums[i] = dot(sums[i], tokens[i], q);
+        };
+        find_scores<W, R>(Reader<AsStored, W, Packed>(run), run.tokens, scores + first * stride, stride, multiply);
     });
 }
 
@@ -101,15 +66,11 @@ void sum(const TokenRun& run, const float* weights, int64_t stride, int rows, fl
             __m512 total[R][C][2];
             for (int r = 0; r < R; ++r)
                 for (int c = 0; c < C; ++c) total[r][c][0] = total[r][c][1] = _mm512_setzero_ps();
-            Reader<W, Packed> reader(run);
+            Reader<AsStored, W, Packed> reader(run);
             for (int t = 0; t < run.tokens; t += 2) {
-                __m512i one[C], two[C];
+                __m512i one[C], two[C] = {};
                 reader.template read<First, C>(one);
-                if (t + 1 < run.tokens) {
-                    reader.template read<First, C>(two);
-                } else {
-                    for (int c = 0; c < C; ++c) two[c] = _mm512_setzero_si512();
-                }
+                if (t + 1 < run.tokens) reader.template read<First, C>(two);
                 for (int c = 0; c < C; ++c) {
                     const __m512i low = _mm512_unpacklo_epi16(one[c], two[c]),
                                   high = _mm512_unpackhi_epi16(one[c], two[c]);

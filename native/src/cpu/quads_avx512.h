@@ -10,13 +10,6 @@
 namespace mustafar {
 namespace {
 
-// As in quads_kernels.h.
-#if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define MUSTAFAR_UNROLL_ROWS _Pragma("GCC unroll 16")
-#else
-#define MUSTAFAR_UNROLL_ROWS
-#endif
-
 struct Vnni {
     static constexpr int bytes = 64, rows = 4, shift = 7;
     using Digit = int8_t;
@@ -52,7 +45,7 @@ private:
 // 64 channels of a token from packed values. Reads 64 bytes.
 MUSTAFAR_INLINE __m512i spread64(const int8_t* values, uint64_t bits) {
 #if defined(__AVX512VBMI2__)
-    return _mm512_maskz_expand_epi8(bits, in_register(_mm512_loadu_si512(values)));
+    return expand_lanes(bits, _mm512_loadu_si512(values));
 #else
     __m128i sixteen[4];
     for (int i = 0; i < 4; ++i) {
@@ -121,14 +114,14 @@ MUSTAFAR_INLINE void expand_keys(const Rows& rows, int head_dim, char* out) {
     for (int half = 0; half < 2; ++half)
         for (int segment = 0; 16 * segment < quads; ++segment) {
             __m512i x[16], y[16];
-            MUSTAFAR_UNROLL_ROWS
+            MUSTAFAR_UNROLL
             for (int t = 0; t < 16; ++t) x[t] = _mm512_xor_si512(rows.read(16 * half + t, segment), signs);
-            MUSTAFAR_UNROLL_ROWS
+            MUSTAFAR_UNROLL
             for (int i = 0; i < 16; i += 2) {
                 y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
                 y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
             }
-            MUSTAFAR_UNROLL_ROWS
+            MUSTAFAR_UNROLL
             for (int i = 0; i < 16; i += 4) {
                 x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
                 x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
@@ -138,10 +131,10 @@ MUSTAFAR_INLINE void expand_keys(const Rows& rows, int head_dim, char* out) {
             // Lane l of x[4i + j] now has quad 4l + j of tokens 4i ... 4i + 3.
             char* const vectors = out + (half * quads + 16 * segment) * 64;
             const int lanes = quads - 16 * segment < 16 ? (quads - 16 * segment) / 4 : 4;
-            MUSTAFAR_UNROLL_ROWS
+            MUSTAFAR_UNROLL
             for (int j = 0; j < 4; ++j) {
                 transpose_lanes(x[j], x[4 + j], x[8 + j], x[12 + j]);
-                MUSTAFAR_UNROLL_ROWS
+                MUSTAFAR_UNROLL
                 for (int l = 0; l < 4; ++l)
                     if (l < lanes) _mm512_storeu_si512(vectors + (4 * l + j) * 64, x[4 * l + j]);
             }
@@ -154,17 +147,17 @@ MUSTAFAR_INLINE void expand_values(const Rows& rows, int head_dim, char* out) {
     const int groups = head_dim / 16;
     for (int quad = 0; quad < block_tokens / 4; ++quad) {
         __m512i x[Segments][4];
-        MUSTAFAR_UNROLL_ROWS
+        MUSTAFAR_UNROLL
         for (int t = 0; t < 4; ++t)
             for (int s = 0; s < Segments; ++s) x[s][t] = _mm512_xor_si512(rows.read(4 * quad + t, s), signs);
-        MUSTAFAR_UNROLL_ROWS
+        MUSTAFAR_UNROLL
         for (int s = 0; s < Segments; ++s) {
             const __m512i a = _mm512_unpacklo_epi8(x[s][0], x[s][1]), b = _mm512_unpackhi_epi8(x[s][0], x[s][1]);
             const __m512i c = _mm512_unpacklo_epi8(x[s][2], x[s][3]), d = _mm512_unpackhi_epi8(x[s][2], x[s][3]);
             __m512i y[4] = {_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c), _mm512_unpacklo_epi16(b, d),
                             _mm512_unpackhi_epi16(b, d)};
             transpose_lanes(y[0], y[1], y[2], y[3]);
-            MUSTAFAR_UNROLL_ROWS
+            MUSTAFAR_UNROLL
             for (int l = 0; l < 4; ++l)
                 if (4 * s + l < groups) _mm512_storeu_si512(out + ((4 * s + l) * 8 + quad) * 64, y[l]);
         }

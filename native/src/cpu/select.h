@@ -1,6 +1,7 @@
 // Finds the largest channels of a row. Like row.h, compiled for each instruction set.
 #pragma once
 
+#include "cpu/keys.h"
 #include "cpu/row.h"
 
 namespace mustafar {
@@ -118,11 +119,24 @@ void find_thresholds(const Keys16<W>* rows, int bits, int keep, uint32_t* found)
 template <int W>
 struct Keys32 {
     alignas(64) uint32_t keys[32 * W];
+    uint32_t top;  // the largest
 
-    // The upper 16 of the 27 bits above the base. They mostly decide.
-    void narrow(Keys16<W>* narrowed) const {
-        const uint32_t base = key_base(largest_key(keys, 32 * W, 0));
-        for (int c = 0; c < 32 * W; ++c) narrowed->keys[c] = static_cast<uint16_t>(above_base(keys[c], base) >> 11);
+    // The upper 14 bits above the base. They mostly decide.
+    void narrow(Keys16<W>* narrowed) const { narrow_keys(keys, 32 * W, key_base(top), narrowed->keys); }
+
+    // The `wanted` largest of a few channels.
+    Channels<W> largest_of(const Channels<W>& few, int wanted) const {
+        Channels<W> chosen;
+        for (; wanted > 0; --wanted) {
+            int best = -1;
+            for (int w = 0; w < W; ++w)
+                for (uint32_t rest = few.words[w] & ~chosen.words[w]; rest != 0; rest &= rest - 1) {
+                    const int channel = 32 * w + std::countr_zero(rest);
+                    if (best < 0 || keys[channel] > keys[best]) best = channel;
+                }
+            chosen.words[best / 32] |= 1u << best % 32;
+        }
+        return chosen;
     }
 
     // Decides by the upper halves of the keys, and among equal ones by the lower halves.
@@ -160,10 +174,18 @@ void mark_largest(const Keys32<W>* rows, int count, int keep, const Channels<W>&
     Keys16<W> narrowed[rows_together];
     uint32_t thresholds[rows_together];
     for (int r = 0; r < rows_together; ++r) rows[r].narrow(&narrowed[r]);
-    find_thresholds<rows_together>(narrowed, 16, keep, thresholds);
+    find_thresholds<rows_together>(narrowed, 14, keep, thresholds);
     for (int r = 0; r < count; ++r) {
-        const bool decided = thresholds[r] > 0 && narrowed[r].count_from(thresholds[r]) == keep;
-        (decided ? narrowed[r].largest(thresholds[r], keep, all) : rows[r].largest(keep, all)).store(bitmap + r * W);
+        Channels<W> chosen = narrowed[r].at_least(thresholds[r] + 1, all);
+        Channels<W> level = narrowed[r].at_least(thresholds[r], all);
+        for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
+        const int wanted = keep - chosen.count(), there = level.count();
+        constexpr int few = 8;
+        if (there > few && there != wanted)
+            chosen = rows[r].largest(keep, all);
+        else
+            chosen.add(there == wanted ? level : rows[r].largest_of(level, wanted));
+        chosen.store(bitmap + r * W);
     }
 }
 
@@ -177,20 +199,20 @@ void select_rows(const char* const* rows, const float* importance, int tokens, i
     const auto for_rows = [&](auto* keys, const auto& fill) MUSTAFAR_INLINE_LAMBDA {
         for (int t = 0; t < tokens; t += rows_together) {
             const int count = tokens - t < rows_together ? tokens - t : rows_together;
-            for (int r = 0; r < count; ++r) fill(reinterpret_cast<const Bits*>(rows[t + r]), keys[r].keys);
+            for (int r = 0; r < count; ++r) fill(reinterpret_cast<const Bits*>(rows[t + r]), keys[r]);
             mark_largest(keys, count, keep, all, bitmap + t * W);
         }
     };
     if (sizeof(Bits) == 2 && importance == nullptr) {
         Keys16<W> keys[rows_together] = {};
-        for_rows(keys, [&](const Bits* row, uint16_t* own) MUSTAFAR_INLINE_LAMBDA {
-            for (int c = 0; c < head_dim; ++c) own[c] = static_cast<uint16_t>(Magnitude<T>::key(row[c]));
+        for_rows(keys, [&](const Bits* row, Keys16<W>& own) MUSTAFAR_INLINE_LAMBDA {
+            for (int c = 0; c < head_dim; ++c) own.keys[c] = static_cast<uint16_t>(Magnitude<T>::key(row[c]));
         });
         return;
     }
     Keys32<W> keys[rows_together] = {};
-    for_rows(keys, [&](const Bits* row, uint32_t* own)
-                       MUSTAFAR_INLINE_LAMBDA { keys_of<T>(row, importance, head_dim, own); });
+    for_rows(keys, [&](const Bits* row, Keys32<W>& own)
+                       MUSTAFAR_INLINE_LAMBDA { own.top = keys_of<T>(row, importance, head_dim, own.keys).largest; });
 }
 
 }  // namespace
