@@ -114,7 +114,7 @@ internal sealed class ChannelStatistics : IDisposable
         using DisposeScope scope = NewDisposeScope();
         Tensor norms = Tokens[slot].sqrt();
         Tensor scores = Queries is null ? norms : norms * Queries[slot].sqrt();
-        Tensor largest = scores.topk(_kept, 1).indexes;
+        Tensor largest = sort(scores, 1, descending: true, stable: true).indices.narrow(1, 0, _kept); // of equal ones the lower
         Importance[slot].zero_().scatter_(1, largest, ones_like(largest, dtype: ScalarType.Float32));
     }
 

@@ -340,7 +340,9 @@ MUSTAFAR_API int32_t mustafar_offsets(const mustafar_context* context, const mus
  * Keys have channels that are large in all tokens; channel scales let few bits suffice for them. A key k is stored as
  * k[c] / factor[c], and the query is multiplied by factor[c] before its product with the block (both in f32), so that
  * scores are those of the keys. Channels are selected by |k|. Factors are f32, one per channel of a (sequence, KV
- * head). If a call takes factors, null stands for ones; only integer values may have factors.
+ * head), and such as mustafar_key_factors makes: f16 numbers from 2^-10 to 2^10. With others a quotient may be rounded
+ * otherwise than to nearest, and be different on the CPU and on CUDA. If a call takes factors, null stands for ones; only
+ * integer values may have factors.
  */
 
 /* Computes factors from the first tokens of each (sequence, head); they hold as long as the blocks live. source:

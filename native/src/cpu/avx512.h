@@ -70,12 +70,13 @@ MUSTAFAR_INLINE Segment in_order(Segment x) {
     return {_mm512_permutex2var_ps(x.first, low, x.second), _mm512_permutex2var_ps(x.first, high, x.second)};
 }
 
-// Prefetches what will be read some 20 tokens later: the CPU's own prefetching falls behind. One call per 64 bytes.
+// Prefetches what will be read 4 KB later: the CPU's own prefetching falls behind. Readers of packed tokens call it for each word of the
+// bitmap, more than once per 64 bytes: where four tokens take turns, lines would else be missed.
 MUSTAFAR_INLINE void prefetch_ahead(const void* address) {
     __builtin_prefetch(static_cast<const char*>(address) + 4096);
 }
 
-// A vector that the compiler must load separately, for two products instead of once for each.
+// Loads a vector once for several products; the compiler would load it again for each.
 template <class Vector>
 MUSTAFAR_INLINE Vector in_register(Vector vector) {
     asm("" : "+v"(vector));

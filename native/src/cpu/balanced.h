@@ -94,7 +94,7 @@ MUSTAFAR_INLINE void balance_by(const Key& key, int tokens, int head_dim, int ke
         }
 }
 
-// Selects by 31-bit keys. Apart from the other way, which it would slow down: AVX2 has too few registers.
+// Selects by 31-bit keys. A function of its own: inlined, it would take registers from the other way, of which AVX2 has too few.
 template <class T, bool Keys>
 [[gnu::noinline]] void balance_by_keys(const char* const* rows, const float* importance, int tokens, int head_dim,
                                        int kept, uint32_t* bitmap) {

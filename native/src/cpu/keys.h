@@ -41,7 +41,8 @@ void score_row(const void* source, const float* importance, int head_dim, uint32
 #endif
 
 struct KeyRange {
-    uint32_t largest = 0, least = ~0u;  // least: the smallest above zero, minus one
+    uint32_t largest = 0;
+    uint32_t least = ~0u;  // the smallest above zero, minus one: zeros wrap around and drop out
 
     void add(KeyRange other) {
         largest = other.largest > largest ? other.largest : largest;

@@ -89,7 +89,7 @@ internal sealed class SelectionTests(string device) : TensorFixture
     /// <summary>On CUDA they have orders of their own, in whose kernels the chosen channels are written and read.</summary>
     [Test]
     public void So_do_steps_of_types_of_16_bits(
-        [Values("output-aware keys", "scores", "scores in balanced patterns", "masks")] string name,
+        [Values("output-aware keys", "structured", "per-channel values", "scores", "scores in balanced patterns", "masks")] string name,
         [Values(64, 128)] int headDim,
         [Values(16, 8, 4)] int bits)
     {

@@ -120,7 +120,7 @@ internal sealed unsafe class DenseDecode : IDisposable
     /// <param name="keys">[batch, num_kv_heads, 1, head_dim].</param>
     /// <param name="values">[batch, num_kv_heads, 1, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    /// <param name="rotation">What is still to be done to the queries and keys, in place; nothing if null.</param>
+    /// <param name="rotation">Still to be applied to queries and keys; none if null. What the keys hold afterwards is unspecified.</param>
     internal Tensor Forward(
         DenseStep step,
         Tensor storedKeys,

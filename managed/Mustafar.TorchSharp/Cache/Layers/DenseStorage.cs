@@ -66,7 +66,7 @@ internal sealed class DenseStorage(CacheShape shape, int slots, int? slidingWind
     /// <param name="keys">Keys [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="values">Values [batch, num_kv_heads, n, head_dim].</param>
     /// <param name="scale">Factor of the scores; 1/√head_dim if null.</param>
-    /// <param name="rotation">What is still to be done to the queries and keys, in place; nothing if null.</param>
+    /// <param name="rotation">Still to be applied to queries and keys; none if null. What the keys hold afterwards is unspecified.</param>
     internal Tensor Forward(
         DenseStep step, DenseDecode? decode, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation = null)
     {

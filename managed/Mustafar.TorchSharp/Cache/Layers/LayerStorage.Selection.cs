@@ -136,11 +136,11 @@ internal sealed partial class LayerStorage
 
     private static string NameOf(ChannelSelection selection) => $"selection '{selection.Name}'";
 
-    // True at the `count` largest numbers of each channel in every 32 tokens.
+    // True at the `count` largest numbers of each channel in every 32 tokens, of equal ones at the earlier.
     private Tensor LargestOfChannels(Tensor magnitudes, int count)
     {
         Tensor groups = magnitudes.reshape(_shape.NumKvHeads, -1, NativeConstants.BlockTokens, _shape.HeadDim);
-        Tensor largest = groups.topk(count, 2).indexes;
+        Tensor largest = sort(groups, 2, descending: true, stable: true).indices.narrow(2, 0, count);
         return zeros_like(groups, dtype: ScalarType.Bool).scatter_(2, largest, ones_like(largest, dtype: ScalarType.Bool)).reshape(magnitudes.shape);
     }
 }

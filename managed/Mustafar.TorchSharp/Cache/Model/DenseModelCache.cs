@@ -106,7 +106,7 @@ public sealed class DenseModelCache : ModelKeyValueCache, IMeasuredCache
 
     private protected override int Slots => _lengths.Length;
 
-    // Computes the attention of the current step; null if it has several tokens, or there is none.
+    // Computes the attention of the current step; null if that has several tokens, or such attention is not available.
     private DenseDecode? StepDecode => _step!.Tokens == 1 ? _decode : null;
 
     // Bytes of a token in all layers.

@@ -396,7 +396,7 @@ public abstract class ModelKeyValueCache : IDisposable
     {
     }
 
-    /// <summary>Adds the tokens to a layer and attends from them.</summary>
+    /// <summary>Adds the tokens to a layer and attends from them, after the rotation of queries and keys if there is one.</summary>
     private protected abstract Tensor Forward(
         int layer, Tensor query, Tensor keys, Tensor values, double? scale, HeadRotation? rotation);
 

@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(block_threads) rotate_append_tokens(const __gr
     const int batch_row = static_cast<int>(p.by_unit.split(unit)), warp = threadIdx.x / 32;
     const int lists = 2 * static_cast<int>(p.append.by_head.value());
     wait_for_previous_grid();
+    // Asked for by all, so that nobody waits for it after the sequence's numbers.
     const int32_t position = p.rotary.positions[batch_row];
     if (static_cast<int>(unit) >= lists) {
         const int head = (static_cast<int>(unit) - lists) * warps + warp;
