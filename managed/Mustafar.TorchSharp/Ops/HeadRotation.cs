@@ -1,4 +1,5 @@
 using Mustafar.Native;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Mustafar;
@@ -98,8 +99,23 @@ internal sealed unsafe class HeadRotation
         GC.KeepAlive(_read);
     }
 
-    /// <summary>Computes it, and appends the rotated keys: the <see cref="NativeAppend.NewKeys"/> of the call.</summary>
-    internal void ApplyAndAppend(NativeAppend* append)
+    /// <summary>Appends tokens to a cache.</summary>
+    /// <param name="rotation">Applied first, to what the <see cref="NativeAppend.NewKeys"/> of the call are then; none if null.</param>
+    /// <param name="device">The device of the cache.</param>
+    /// <param name="append">The call.</param>
+    internal static void Append(HeadRotation? rotation, torch.Device device, NativeAppend* append)
+    {
+        if (rotation is not null)
+        {
+            rotation.ApplyAndAppend(append);
+            return;
+        }
+
+        NativeContext context = TensorAccess.Context(device);
+        NativeCall.Check(NativeMethods.AppendTokens(&context, append));
+    }
+
+    private void ApplyAndAppend(NativeAppend* append)
     {
         fixed (NativeContext* context = &_context)
         fixed (NativeRope* rope = &_rope)

@@ -82,11 +82,20 @@ struct Keys16 {
         return reached;
     }
 
+    struct Split {
+        Channels<W> above, level;
+    };
+    // Of some channels those above a threshold, and those level with it.
+    Split split(uint32_t threshold, const Channels<W>& among) const {
+        Split parts{at_least(threshold + 1, among), at_least(threshold, among)};
+        for (int w = 0; w < W; ++w) parts.level.words[w] &= ~parts.above.words[w];
+        return parts;
+    }
+
     // The `keep` largest of some channels. At least `keep` of them reach the threshold and fewer exceed it; of equal
     // ones the lower are taken.
     Channels<W> largest(uint32_t threshold, int keep, const Channels<W>& among) const {
-        Channels<W> chosen = at_least(threshold + 1, among), level = at_least(threshold, among);
-        for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
+        auto [chosen, level] = split(threshold, among);
         level.keep_lowest(keep - chosen.count());
         chosen.add(level);
         return chosen;
@@ -145,8 +154,7 @@ struct Keys32 {
         uint32_t threshold;
         for (int c = 0; c < 32 * W; ++c) part.keys[c] = static_cast<uint16_t>(keys[c] >> 16);
         find_thresholds<1>(&part, 15, keep, &threshold);
-        Channels<W> chosen = part.at_least(threshold + 1, all), level = part.at_least(threshold, all);
-        for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
+        auto [chosen, level] = part.split(threshold, all);
         const int wanted = keep - chosen.count();
         if (level.count() > wanted) {
             const uint16_t upper = static_cast<uint16_t>(threshold);
@@ -176,11 +184,9 @@ void mark_largest(const Keys32<W>* rows, int count, int keep, const Channels<W>&
     for (int r = 0; r < rows_together; ++r) rows[r].narrow(&narrowed[r]);
     find_thresholds<rows_together>(narrowed, 14, keep, thresholds);
     for (int r = 0; r < count; ++r) {
-        Channels<W> chosen = narrowed[r].at_least(thresholds[r] + 1, all);
-        Channels<W> level = narrowed[r].at_least(thresholds[r], all);
-        for (int w = 0; w < W; ++w) level.words[w] &= ~chosen.words[w];
+        auto [chosen, level] = narrowed[r].split(thresholds[r], all);
         const int wanted = keep - chosen.count(), there = level.count();
-        constexpr int few = 8;
+        constexpr int few = 8;  // that are found one by one in less time than by counts of the row
         if (there > few && there != wanted)
             chosen = rows[r].largest(keep, all);
         else

@@ -151,7 +151,6 @@ internal sealed unsafe class DenseDecode : IDisposable
     {
         int capacity = checked((int)storedKeys.size(2));
         NativeBlocks none = new() { Format = _format, PageBlocks = 1, SlabPages = 1 };
-        NativeContext context = TensorAccess.Context(_shape.Device);
         NativeAppend append = new()
         {
             Batch = Batch,
@@ -173,15 +172,7 @@ internal sealed unsafe class DenseDecode : IDisposable
             TailKeys = TensorAccess.Dense(storedKeys),
             TailValues = TensorAccess.Dense(storedValues),
         };
-        if (rotation is not null)
-        {
-            rotation.ApplyAndAppend(&append);
-        }
-        else
-        {
-            NativeCall.Check(NativeMethods.AppendTokens(&context, &append));
-        }
-
+        HeadRotation.Append(rotation, _shape.Device, &append);
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
     }

@@ -132,7 +132,6 @@ internal sealed unsafe partial class LayerStorage
         List<(int Row, Tensor Tokens)> rewrittenKeys = Rewrite(plan, ofKeys: true, tokens, isEarly);
         List<(int Row, Tensor Tokens)> rewrittenValues = Rewrite(plan, ofKeys: false, tokens, isEarly);
         (Tensor? keys, Tensor? values) = isEarly ? (null, null) : ((Tensor?)tokens.Keys, (Tensor?)tokens.Values);
-        NativeContext context = TensorAccess.Context(_shape.Device);
         NativeAppend append = new()
         {
             Batch = plan.Batch,
@@ -161,15 +160,7 @@ internal sealed unsafe partial class LayerStorage
             ValueBitmap = valueMasks is null ? null : (uint*)TensorAccess.Pointer(valueMasks),
             BitmapTokens = checked((int)((keyMasks ?? valueMasks)?.size(2) ?? 0)),
         };
-        if (tokens.Rotation is HeadRotation rotation)
-        {
-            rotation.ApplyAndAppend(&append);
-        }
-        else
-        {
-            NativeCall.Check(NativeMethods.AppendTokens(&context, &append));
-        }
-
+        HeadRotation.Append(tokens.Rotation, _shape.Device, &append);
         GC.KeepAlive(keys);
         GC.KeepAlive(values);
         GC.KeepAlive(keyMasks);
