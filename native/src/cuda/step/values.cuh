@@ -101,7 +101,7 @@ __device__ __forceinline__ float block_sum(float value, float* partial) {
 }
 
 __device__ __forceinline__ float silu(float x) {
-    return x / (1.0f + __expf(-x));
+    return __fdividef(x, 1.0f + __expf(-x));
 }
 
 }  // namespace mustafar::cuda
