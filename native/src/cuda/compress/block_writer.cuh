@@ -40,8 +40,7 @@ public:
 
     int __device__ __forceinline__ token() const { return token_; }
 
-    // Reads this lane's quarter of its token's row; null: there is no such token. The rows are in shared memory after the
-    // next barrier.
+    // Reads this lane's quarter of its token's row; null: there is no such token.
     __device__ __forceinline__ void load(const T* row, bool aligned) {
         present_ = row != nullptr;
         if (present_)
@@ -49,6 +48,10 @@ public:
         else
             part_ = {};
         largest_ = part_.largest();
+    }
+
+    // Puts the rows into shared memory, complete after the next barrier.
+    __device__ __forceinline__ void share_rows() {
         uint32_t* const own = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::words; ++j) own[j] = part_.word[j];
@@ -60,10 +63,10 @@ public:
         if (scores_) memory_.importance.load(importance);
     }
 
-    // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
+    // Bitmap of the rows, which are shared, by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
-            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
+            if (is_balanced(pattern)) {
                 const bool keys = pattern == MUSTAFAR_PATTERN_BALANCED_KEYS;
                 const int kept = balanced_kept(HeadDim, keep);
                 clear_bits();
@@ -106,6 +109,8 @@ public:
                                              ValueOrder order, const float* factors) {
         const bool integers = MayBeIntegers && order.integer_bits != 0;
         rank_by(choice.importance);
+        // Magnitudes of 16 bits are ranked and quantised in registers.
+        if (!integers || !Part::paired || scores_ || is_balanced(pattern)) share_rows();
         if constexpr (has_fragments)
             if (order.arrangement == Arrangement::balanced && !choice.by_bitmap && ranks_units()) {
                 if (!integers) return compress_balanced(balanced_kept(HeadDim, keep), block, order);

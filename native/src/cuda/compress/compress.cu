@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(block_threads)
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
+    writer.share_rows();
     if constexpr (ByImportance) writer.rank_by(factors_of<HeadDim>(importance, place.sequence, heads, place.head));
     writer.select(pattern, keep);
     if (!present) return;
@@ -73,6 +74,7 @@ __global__ void __launch_bounds__(block_threads)
                                                 own_factors);
         return;
     }
+    if constexpr (!MayBeIntegers) writer.share_rows();
     writer.take_bits(choice.bits);
     writer.template compress_selected<MayBeIntegers>(block, order, bytes, own_factors);
 }
