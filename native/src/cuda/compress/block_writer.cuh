@@ -135,8 +135,14 @@ public:
             const bool largest_is_kept =
                 order.arrangement == Arrangement::all ||
                 (pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && !choice.by_bitmap && !scores_ && factors == nullptr);
-            quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors, order, scale_start,
-                     order.rotated);
+            const auto part = quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors, order,
+                                       scale_start, order.rotated);
+            if constexpr (has_fragments && Layout::units_are_rows(true))
+                if (order.fragment && order.arrangement == Arrangement::bitmap && order.keys) {
+                    write_unstructured(typename Layout::template UnitValues<true, uint8_t>(part.word), order, keep);
+                    return copy_image(block, order, scale_start + 2 * block_tokens);
+                }
+            share_integers(part);
             store_integers(block, order, keep, scale_start);
         }
     }
@@ -150,7 +156,7 @@ public:
         const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
         const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
         if (scale_start < header_bytes(order)) return;  // a table of offsets that has no room for this block
-        quantize(own_bits(), factors, order, scale_start, false);
+        share_integers(quantize(own_bits(), factors, order, scale_start, false));
         store_integers(block, order, 0, scale_start);
     }
 
@@ -177,11 +183,11 @@ public:
         for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory_.rows[i] = T(0.0f);
     }
     // ... takes a native value or an integer, ...
-    __device__ __forceinline__ void put(int token, int channel, T value, int) {
+    __device__ __forceinline__ void put(int token, int channel, T value, ValueOrder) {
         memory_.rows[token * Memory::stride + channel] = value;
     }
-    __device__ __forceinline__ void put(int token, int channel, int value, int bits) {
-        integers()[token * integer_stride + channel] = static_cast<uint8_t>(SignedByte{bits}.encode(value));
+    __device__ __forceinline__ void put(int token, int channel, int value, ValueOrder order) {
+        integers()[token * integer_stride + channel] = static_cast<uint8_t>(held(order, token).encode(value));
     }
     // ... hides the tokens from `end` on, and ends with a barrier.
     __device__ __forceinline__ void end_at(int end) {
@@ -276,7 +282,7 @@ private:
             [&](const auto& unit, const UnitElements& elements) { return choose(unit, elements, most_balanced); });
         __syncthreads();
         const int scale_start = fixed_scale_start(order, keep);
-        quantize(own_bits(), factors, order, scale_start, false);
+        share_integers(quantize(own_bits(), factors, order, scale_start, false));
         write_units(units, order);
         copy_image(block, order, scale_start + 2 * block_tokens);
     }
@@ -297,9 +303,9 @@ private:
         } else if constexpr (has_fragments) {
             const bool has_bitmap = order.arrangement == Arrangement::bitmap;
             if (has_bitmap && order.keys)
-                write_unstructured<true>(order, keep);
+                write_unstructured(shared_unit<true>(), order, keep);
             else if (has_bitmap)
-                write_unstructured<false>(order, keep);
+                write_unstructured(shared_unit<false>(), order, keep);
             else if (order.arrangement == Arrangement::balanced && order.keys)
                 write_units(OwnUnits<HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
@@ -313,10 +319,23 @@ private:
     }
 
     template <bool Keys>
-    __device__ __forceinline__ void write_unstructured(ValueOrder order, uint32_t keep) {
+    __device__ __forceinline__ auto shared_unit() {
+        return typename Layout::template UnitValues<Keys, uint8_t>(integers(), integer_stride);
+    }
+
+    template <bool Keys>
+    __device__ __forceinline__ void write_unstructured(const typename Layout::template UnitValues<Keys, uint8_t>& own,
+                                                       ValueOrder order, uint32_t keep) {
         write_unstructured_integers<HeadDim, Keys>(values(), values() + block_tokens * HeadDim,
-                                                   IntegerByte{order.integer_bits}, keep, memory_.layout, integers(),
-                                                   integer_stride);
+                                                   IntegerByte{order.integer_bits}, keep, memory_.layout, own);
+    }
+
+    // What an integer of a token is until its block is put together.
+    static __device__ __forceinline__ SignedByte held(ValueOrder order, int token) {
+        if constexpr (has_fragments)
+            if (order.fragment && order.arrangement == Arrangement::bitmap)
+                return unstructured_integer<HeadDim>(IntegerByte{order.integer_bits}, order.keys, token);
+        return SignedByte{order.integer_bits};
     }
 
     __device__ __forceinline__ void put_scale(ValueOrder order, int scale_start, uint16_t scale) {
@@ -339,10 +358,11 @@ private:
         return static_cast<typename Part::Mask>(both >> first % 32);
     }
 
-    // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
-    // channels. Ends with a barrier.
-    __device__ __forceinline__ void quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
-                                             int scale_start, bool rotated) {
+    using Quantized = QuantizedPart<Part::channels, typename Part::Mask>;
+
+    // Integers of this lane's channels, of which some are kept. Puts the scales into the image.
+    __device__ __forceinline__ Quantized quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
+                                                  int scale_start, bool rotated) {
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
@@ -350,12 +370,17 @@ private:
             memory_.factors.load(factors);
             __syncthreads();
         }
-        const QuantizedPart<Part::channels, typename Part::Mask> part(number, largest_, kept, factors != nullptr,
-                                                                      memory_.factors, t_, order.integer_bits, rotated);
+        const Quantized part(number, largest_, kept, factors != nullptr, memory_.factors, t_, held(order, token_),
+                             rotated);
+        if (t_ == 0) put_scale(order, scale_start, part.scale);
+        return part;
+    }
+
+    // Replaces the rows, which nobody reads any more, by integers. Ends with a barrier.
+    __device__ __forceinline__ void share_integers(const Quantized& part) {
         auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
-        if (t_ == 0) put_scale(order, scale_start, part.scale);
         __syncthreads();
     }
 
