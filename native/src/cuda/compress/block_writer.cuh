@@ -139,8 +139,8 @@ public:
                                        scale_start, order.rotated);
             if constexpr (has_fragments && Layout::units_are_rows(true))
                 if (order.fragment && order.arrangement == Arrangement::bitmap && order.keys) {
-                    write_unstructured(typename Layout::template UnitValues<true, uint8_t>(part.word), order, keep);
-                    return copy_image(block, order, scale_start + 2 * block_tokens);
+                    return store_unstructured(typename Layout::template UnitValues<true, uint8_t>(part.word), block,
+                                              order, keep, scale_start);
                 }
             share_integers(part);
             store_integers(block, order, keep, scale_start);
@@ -303,10 +303,9 @@ private:
         } else if constexpr (has_fragments) {
             const bool has_bitmap = order.arrangement == Arrangement::bitmap;
             if (has_bitmap && order.keys)
-                write_unstructured(shared_unit<true>(), order, keep);
-            else if (has_bitmap)
-                write_unstructured(shared_unit<false>(), order, keep);
-            else if (order.arrangement == Arrangement::balanced && order.keys)
+                return store_unstructured(shared_unit<true>(), block, order, keep, scale_start);
+            if (has_bitmap) return store_unstructured(shared_unit<false>(), block, order, keep, scale_start);
+            if (order.arrangement == Arrangement::balanced && order.keys)
                 write_units(OwnUnits<HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
                 write_units(OwnUnits<HeadDim, false>(memory_.layout.bits), order);
@@ -324,10 +323,18 @@ private:
     }
 
     template <bool Keys>
-    __device__ __forceinline__ void write_unstructured(const typename Layout::template UnitValues<Keys, uint8_t>& own,
-                                                       ValueOrder order, uint32_t keep) {
-        write_unstructured_integers<HeadDim, Keys>(values(), values() + block_tokens * HeadDim,
-                                                   IntegerByte{order.integer_bits}, keep, memory_.layout, own);
+    __device__ __forceinline__ void store_unstructured(const typename Layout::template UnitValues<Keys, uint8_t>& own,
+                                                       uint8_t* block, ValueOrder order, uint32_t keep,
+                                                       int scale_start) {
+        uint8_t* const second_values = values() + block_tokens * HeadDim;
+        write_unstructured_integers<HeadDim, Keys>(values(), second_values, IntegerByte{order.integer_bits}, keep,
+                                                   memory_.layout, own);
+        const uint32_t first = bitmap_bytes(HeadDim) / 16, end = order.integer_bits == 4 ? scale_start / 16 : 0;
+        copy_image(block, order, scale_start + 2 * block_tokens, [&](uint4& v, uint32_t i) {
+            if (i < first || i >= end) return;
+            const uint4 second = reinterpret_cast<const uint4*>(second_values)[i - first];
+            v.x |= second.x, v.y |= second.y, v.z |= second.z, v.w |= second.w;
+        });
     }
 
     // What an integer of a token is until its block is put together.
@@ -396,14 +403,21 @@ private:
         return order.arrangement == Arrangement::bitmap ? reinterpret_cast<uint8_t*>(memory_.layout.bits) : values();
     }
 
-    // Between barriers.
-    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes) {
+    // Between barriers. complete(v, i): adds to the 16 bytes with number i.
+    template <class Complete>
+    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes, Complete&& complete) {
         __syncthreads();
         const auto* const source = reinterpret_cast<const uint4*>(image(order));
 #pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
-            reinterpret_cast<uint4*>(block)[i] = source[i];
+        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads) {
+            uint4 v = source[i];
+            complete(v, i);
+            reinterpret_cast<uint4*>(block)[i] = v;
+        }
         __syncthreads();
+    }
+    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes) {
+        copy_image(block, order, bytes, [](uint4&, uint32_t) {});
     }
 
     template <class Choose>

@@ -138,9 +138,10 @@ struct BlockLayout {
 
         // Writes the kept ones to shared memory, where the values of the unit's run start.
         __device__ __forceinline__ void pack(const Unit& unit, Value* run) const {
+            const uint32_t first = shared_address(run);
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                uint32_t address = shared_address(run + unit.start[i]);
+                uint32_t address = first + sizeof(Value) * unit.start[i];
 #pragma unroll
                 for (int m = 0; m < 4; ++m)
                     append_shared<Value>(address, unit.kept(i, m),

@@ -11,19 +11,18 @@ __device__ __forceinline__ SignedByte unstructured_integer(IntegerByte byte, boo
     return byte.integer(byte.bits == 4 ? token / run_tokens(HeadDim, keys) & 1 : 0);
 }
 
-// Puts a unit's integers in place in an image of the block's values. others: room for as many bytes. layout: bits are there and
-// visible. Between barriers.
+// Puts a unit's integers in place in an image of the block's values, of 4 bits those of second runs in one of their own, to be added
+// to the first: second_values. layout: bits are there and visible. After a barrier.
 template <int HeadDim, bool Keys>
 __device__ __forceinline__ void write_unstructured_integers(
-    uint8_t* values, uint8_t* others, IntegerByte byte, int keep, typename BlockLayout<HeadDim>::Memory& layout,
+    uint8_t* values, uint8_t* second_values, IntegerByte byte, int keep, typename BlockLayout<HeadDim>::Memory& layout,
     const typename BlockLayout<HeadDim>::template UnitValues<Keys, uint8_t>& own) {
     using Layout = BlockLayout<HeadDim>;
-    // Two values of 4 bits share a byte: those of second runs are put together apart.
     constexpr int units_of_run = run_tokens(HeadDim, Keys) * Layout::units / block_tokens;
     const int run = byte.bits == 8 ? 0 : static_cast<int>(threadIdx.x) / 32 / units_of_run, second = run & 1;
     const typename Layout::Unit unit(Keys, layout, byte.bits == 8 ? Layout::units : units_of_run);
     const int vectors = block_tokens * keep * byte.bits / 128;
-    auto *const image = reinterpret_cast<uint4*>(values), *const second_image = reinterpret_cast<uint4*>(others);
+    auto *const image = reinterpret_cast<uint4*>(values), *const second_image = reinterpret_cast<uint4*>(second_values);
     if (unit.whole != static_cast<uint32_t>(block_tokens * keep)) {
 #pragma unroll 1
         for (int i = threadIdx.x; i < vectors; i += block_threads) {
@@ -32,14 +31,7 @@ __device__ __forceinline__ void write_unstructured_integers(
         }
         __syncthreads();
     }
-    own.pack(unit, (second ? others : values) + run / 2 * run_tokens(HeadDim, Keys) * keep);
-    if (byte.bits == 8) return;
-    __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < vectors; i += block_threads) {
-        const uint4 a = image[i], b = second_image[i];
-        image[i] = make_uint4(a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w);
-    }
+    own.pack(unit, (second ? second_values : values) + run / 2 * run_tokens(HeadDim, Keys) * keep);
 }
 
 // The reverse. place(token, channel, integer). layout: bits are there and visible.
