@@ -236,7 +236,7 @@ private:
 
     __device__ __forceinline__ typename Part::Mask by_magnitudes(uint32_t keep) const {
         if constexpr (Part::paired)
-            return select_by_keys(part_.keys(), keep, t_);
+            return select_by_keys(part_.keys(largest_), keep, t_);
         else
             return by_halves(keep, [&](T value, int) { return Part::key(value); });
     }

@@ -32,11 +32,15 @@ struct RowPart {
 
     __device__ __forceinline__ T value(int c) const { return reinterpret_cast<const T*>(word)[c]; }
 
-    // Magnitudes of 16-bit values as keys.
-    __device__ __forceinline__ RowPart keys() const {
+    // Magnitudes of 16-bit values as keys. largest: of this lane's. All lanes of the warp take part.
+    __device__ __forceinline__ RowPart keys(float largest) const {
         RowPart part;
 #pragma unroll
-        for (int j = 0; j < words; ++j) part.word[j] = __vminu2(word[j] & 0x7fff7fffu, nan_key * 0x10001u);
+        for (int j = 0; j < words; ++j) part.word[j] = word[j] & 0x7fff7fffu;
+        if (__any_sync(full_warp, isnan(largest))) {
+#pragma unroll
+            for (int j = 0; j < words; ++j) part.word[j] = __vminu2(part.word[j], nan_key * 0x10001u);
+        }
         return part;
     }
     // The largest magnitude; NaN or infinite if a value is.
