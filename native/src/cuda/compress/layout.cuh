@@ -138,15 +138,16 @@ struct BlockLayout {
 
         // Writes the kept ones to shared memory, where the values of the unit's run start.
         __device__ __forceinline__ void pack(const Unit& unit, Value* run) const {
-            const uint32_t first = shared_address(run);
+            uint32_t address[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                uint32_t address = first + sizeof(Value) * unit.start[i];
+            for (int i = 0; i < 8; ++i) address[i] = shared_address(run) + sizeof(Value) * unit.start[i];
+            // In this order a byte of bits becomes predicates at once.
 #pragma unroll
-                for (int m = 0; m < 4; ++m)
-                    append_shared<Value>(address, unit.kept(i, m),
+            for (int m = 0; m < 4; ++m)
+#pragma unroll
+                for (int i = 0; i < 8; ++i)
+                    append_shared<Value>(address[i], unit.kept(i, m),
                                          word[m][i / per_word] >> 8 * sizeof(Value) * (i % per_word));
-            }
         }
     };
 
