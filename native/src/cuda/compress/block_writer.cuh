@@ -109,6 +109,7 @@ public:
                                              ValueOrder order, const float* factors) {
         const bool integers = MayBeIntegers && order.integer_bits != 0;
         rank_by(choice.importance);
+        if (integers && factors != nullptr) memory_.factors.load(factors);
         // Magnitudes of 16 bits are ranked and quantised in registers.
         if (!integers || !Part::paired || scores_ || is_balanced(pattern)) share_rows();
         if constexpr (has_fragments)
@@ -116,9 +117,9 @@ public:
                 if (!integers) return compress_balanced(balanced_kept(HeadDim, keep), block, order);
                 if constexpr (MayBeIntegers) {
                     if (order.keys)
-                        compress_positions<true>(keep, block, order, factors);
+                        compress_positions<true>(keep, block, order, factors != nullptr);
                     else
-                        compress_positions<false>(keep, block, order, factors);
+                        compress_positions<false>(keep, block, order, factors != nullptr);
                 }
                 return;
             }
@@ -135,8 +136,8 @@ public:
             const bool largest_is_kept =
                 order.arrangement == Arrangement::all ||
                 (pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && !choice.by_bitmap && !scores_ && factors == nullptr);
-            const auto part = quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors, order,
-                                       scale_start, order.rotated);
+            const auto part = quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors != nullptr,
+                                       order, scale_start, order.rotated);
             if constexpr (has_fragments && Layout::units_are_rows(true))
                 if (order.fragment && order.arrangement == Arrangement::bitmap && order.keys) {
                     return store_unstructured(typename Layout::template UnitValues<true, uint8_t>(part.word), block,
@@ -156,7 +157,9 @@ public:
         const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
         const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
         if (scale_start < header_bytes(order)) return;  // a table of offsets that has no room for this block
-        share_integers(quantize(own_bits(), factors, order, scale_start, false));
+        if (factors != nullptr) memory_.factors.load(factors);
+        __syncthreads();
+        share_integers(quantize(own_bits(), factors != nullptr, order, scale_start, false));
         store_integers(block, order, 0, scale_start);
     }
 
@@ -274,15 +277,14 @@ private:
     }
 
     template <bool Keys>
-    __device__ __forceinline__ void compress_positions(uint32_t keep, uint8_t* block, ValueOrder order,
-                                                       const float* factors) {
+    __device__ __forceinline__ void compress_positions(uint32_t keep, uint8_t* block, ValueOrder order, bool scaled) {
         clear_bits();
         const OwnUnits<HeadDim, Keys> units(
             reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride, memory_.layout.bits,
             [&](const auto& unit, const UnitElements& elements) { return choose(unit, elements, most_balanced); });
         __syncthreads();
         const int scale_start = fixed_scale_start(order, keep);
-        share_integers(quantize(own_bits(), factors, order, scale_start, false));
+        share_integers(quantize(own_bits(), scaled, order, scale_start, false));
         write_units(units, order);
         copy_image(block, order, scale_start + 2 * block_tokens);
     }
@@ -367,18 +369,13 @@ private:
 
     using Quantized = QuantizedPart<Part::channels, typename Part::Mask>;
 
-    // Integers of this lane's channels, of which some are kept. Puts the scales into the image.
-    __device__ __forceinline__ Quantized quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
+    // Integers of this lane's channels, of which some are kept. scaled: by the factors in memory. Puts the scales into the image.
+    __device__ __forceinline__ Quantized quantize(typename Part::Mask kept, bool scaled, ValueOrder order,
                                                   int scale_start, bool rotated) {
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
-        if (factors != nullptr) {
-            memory_.factors.load(factors);
-            __syncthreads();
-        }
-        const Quantized part(number, largest_, kept, factors != nullptr, memory_.factors, t_, held(order, token_),
-                             rotated);
+        const Quantized part(number, largest_, kept, scaled, memory_.factors, t_, held(order, token_), rotated);
         if (t_ == 0) put_scale(order, scale_start, part.scale);
         return part;
     }

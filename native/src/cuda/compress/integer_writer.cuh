@@ -33,8 +33,10 @@ struct ChannelFactors {
 
     // Ends without a barrier.
     __device__ __forceinline__ void load(const float* factors) {
-#pragma unroll 1
-        for (int c = threadIdx.x; c < HeadDim; c += block_threads) {
+#pragma unroll
+        for (int first = 0; first < HeadDim; first += block_threads) {
+            const int c = first + static_cast<int>(threadIdx.x);
+            if (HeadDim - first < block_threads && c >= HeadDim) break;
             const Inverse inverse(factors[c]);
             nearest[c / quarter][c % quarter] = inverse.nearest;
             rest[c / quarter][c % quarter] = inverse.rest;
