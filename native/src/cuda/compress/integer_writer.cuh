@@ -105,6 +105,7 @@ struct QuantizedPart {
         // The smallest numbers of f16 are such integers, with a sign: rounding to f16 makes them.
         constexpr float units = 0x1p24f;
         const Inverse inverse(divisor * units);
+        const uint32_t signs = 0x01010101u << byte.sign_bit;
         const __half2 up = __half2half2(__ushort2half_rn(1 << byte.magnitude_bit));
 #pragma unroll
         for (int j = 0; j < Channels / 4; ++j) {
@@ -113,7 +114,7 @@ struct QuantizedPart {
             for (int h = 0; h < 2; ++h)
                 pair[h] = placed(
                     __floats2half2_rn(inverse.of(number[4 * j + 2 * h]), inverse.of(number[4 * j + 2 * h + 1])), up);
-            word[j] = permute(pair[0], pair[1], 0x6420) | permute(pair[0], pair[1], 0x7531) >> (7 - byte.sign_bit);
+            word[j] = permute(pair[0], pair[1], 0x6420) | (signs_of_halves(pair[0], pair[1]) & signs);
         }
     }
 

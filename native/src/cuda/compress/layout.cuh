@@ -141,7 +141,7 @@ struct BlockLayout {
             uint32_t address[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) address[i] = shared_address(run) + sizeof(Value) * unit.start[i];
-            // In this order a byte of bits becomes predicates at once.
+                // In this order a byte of bits becomes predicates at once.
 #pragma unroll
             for (int m = 0; m < 4; ++m)
 #pragma unroll
