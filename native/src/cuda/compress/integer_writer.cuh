@@ -106,7 +106,7 @@ struct QuantizedPart {
         constexpr float units = 0x1p24f;
         const Inverse inverse(divisor * units);
         const uint32_t signs = 0x01010101u << byte.sign_bit;
-        const __half2 up = __half2half2(__ushort2half_rn(1 << byte.magnitude_bit));
+        const uint32_t up = 0x3c003c00u + byte.magnitude_bit * 0x04000400u;  // a power of two, twice
 #pragma unroll
         for (int j = 0; j < Channels / 4; ++j) {
             uint32_t pair[2];
@@ -120,8 +120,8 @@ struct QuantizedPart {
 
 private:
     // Magnitudes moved to their bits; of no negative zero.
-    static __device__ __forceinline__ uint32_t placed(__half2 pair, __half2 up) {
-        pair = __hfma2(pair, up, __half2());
+    static __device__ __forceinline__ uint32_t placed(__half2 pair, uint32_t up) {
+        pair = __hfma2(pair, *reinterpret_cast<const __half2*>(&up), __half2());
         return *reinterpret_cast<const uint32_t*>(&pair);
     }
 };

@@ -7,7 +7,7 @@ namespace mustafar::cuda {
 
 // How an integer of a token is held before it is put in place.
 template <int HeadDim>
-__device__ __forceinline__ SignedByte unstructured_integer(IntegerByte byte, bool keys, int token) {
+__device__ __forceinline__ SignedByte unstructured_integer(IntegerByte byte, bool keys, uint32_t token) {
     return byte.integer(byte.bits == 4 ? token / run_tokens(HeadDim, keys) & 1 : 0);
 }
 
