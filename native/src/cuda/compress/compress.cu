@@ -62,14 +62,15 @@ __global__ void __launch_bounds__(block_threads, (resident_blocks<T, HeadDim>))
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
-    uint32_t bytes;
-    uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const float* const own_factors = factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head);
     if constexpr (!Chosen) {
-        writer.template compress<MayBeIntegers>(Choice{}, destination.pattern, destination.keep, block, order,
+        writer.template compress<MayBeIntegers>(Choice{}, destination.pattern, destination.keep,
+                                                destination.fixed(place.sequence, place.head, place.block), order,
                                                 own_factors);
         return;
     }
+    uint32_t bytes;
+    uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const int64_t row = (static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token;
     const Choice choice{bitmap != nullptr, bitmap != nullptr && present ? bitmap + row * Writer::words : nullptr,
                         factors_of<HeadDim>(importance, place.sequence, destination.heads, place.head)};
