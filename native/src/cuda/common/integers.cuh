@@ -26,6 +26,11 @@ struct SignedByte {
         const int magnitude = static_cast<int>(byte >> magnitude_bit) & ((1 << (bits - 1)) - 1);
         return byte >> sign_bit & 1 ? -magnitude : magnitude;
     }
+    // Of four whose signs follow their magnitudes, which start at bit 0.
+    constexpr uint32_t from_plain(uint32_t four) const {
+        const uint32_t signs = 0x01010101u << (bits - 1), magnitudes = signs - 0x01010101u;
+        return (four & magnitudes) << magnitude_bit | (four & signs) << (sign_bit - (bits - 1));
+    }
 };
 
 template <int Bits>

@@ -186,11 +186,11 @@ public:
         for (int i = threadIdx.x; i < block_tokens * Memory::stride; i += block_threads) memory_.rows[i] = T(0.0f);
     }
     // ... takes a native value or an integer, ...
-    __device__ __forceinline__ void put(int token, int channel, T value, ValueOrder) {
+    __device__ __forceinline__ void put(int token, int channel, T value, int) {
         memory_.rows[token * Memory::stride + channel] = value;
     }
-    __device__ __forceinline__ void put(int token, int channel, int value, ValueOrder order) {
-        integers()[token * integer_stride + channel] = static_cast<uint8_t>(held(order, token).encode(value));
+    __device__ __forceinline__ void put(int token, int channel, int value, int bits) {
+        integers()[token * integer_stride + channel] = static_cast<uint8_t>(SignedByte{bits}.encode(value));
     }
     // ... hides the tokens from `end` on, and ends with a barrier.
     __device__ __forceinline__ void end_at(int end) {
@@ -203,6 +203,8 @@ public:
     template <class Scale>
     __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, Scale&& scale) {
         const int scale_start = fixed_scale_start(order, keep);
+        const SignedByte byte = held(order, token_);
+        for (int j = 0; j < Part::channels / 4; ++j) own_integers()[j] = byte.from_plain(own_integers()[j]);
         if (t_ == 0) put_scale(order, scale_start, present_ ? scale(token_) : uint16_t{0});
         __syncthreads();
         store_integers(block, order, keep, scale_start);
@@ -382,15 +384,18 @@ private:
 
     // Replaces the rows, which nobody reads any more, by integers. Ends with a barrier.
     __device__ __forceinline__ void share_integers(const Quantized& part) {
-        auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
 #pragma unroll
-        for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
+        for (int j = 0; j < Part::channels / 4; ++j) own_integers()[j] = part.word[j];
         __syncthreads();
     }
 
     // SignedBytes.
     __device__ __forceinline__ uint8_t* integers() {
         return reinterpret_cast<uint8_t*>(memory_.rows);
+    }
+    // This lane's, four in a word.
+    __device__ __forceinline__ uint32_t* own_integers() {
+        return reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
     }
     __device__ __forceinline__ uint8_t* values() {
         return reinterpret_cast<uint8_t*>(memory_.values);

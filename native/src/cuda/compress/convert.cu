@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(block_threads)
     const bool marks = from.arrangement == Arrangement::balanced;
     const auto place = [&](int token, int channel, auto value) {
         if (marks) atomicOr(&image.layout.bits[token][channel / 32], 1u << channel % 32);
-        writer.put(token, channel, value, to);
+        writer.put(token, channel, value, from.integer_bits);
     };
     if (from.integer_bits != 0)
         contents.integers(image.layout, place);
