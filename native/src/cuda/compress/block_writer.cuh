@@ -15,6 +15,10 @@ struct Choice {
     const float* importance = nullptr;  // [head_dim] or null
 };
 
+// Thread blocks that may write integers for which the registers of a multiprocessor should do; 0: as many as come about.
+template <class T, int HeadDim>
+constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
+
 template <class T, int HeadDim>
 class BlockWriter {
 public:

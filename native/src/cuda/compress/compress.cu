@@ -44,13 +44,9 @@ __global__ void __launch_bounds__(block_threads)
     for (int j = threadIdx.x & 3; j < Writer::words; j += 4) row[j] = writer.bits()[j];
 }
 
-// Thread blocks for which the registers of a multiprocessor should do; 0: as many as come about.
-template <class T, int HeadDim>
-constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
-
 // Chosen: by a bitmap or an importance.
 template <class T, int HeadDim, bool MayBeIntegers, bool Chosen>
-__global__ void __launch_bounds__(block_threads, (resident_blocks<T, HeadDim>))
+__global__ void __launch_bounds__(block_threads, (MayBeIntegers ? resident_blocks<T, HeadDim> : 0))
     compress_blocks(Dense source, const uint32_t* bitmap, const float* importance, const float* factors,
                     Blocks destination, ValueOrder order, int tokens, Divisor blocks, Divisor by_head, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
