@@ -15,7 +15,7 @@ struct Choice {
     const float* importance = nullptr;  // [head_dim] or null
 };
 
-// Thread blocks that may write integers for which the registers of a multiprocessor should do; 0: as many as come about.
+// How many thread blocks the registers of a multiprocessor must hold of a kernel that may write integers; 0: any number.
 template <class T, int HeadDim>
 constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
 

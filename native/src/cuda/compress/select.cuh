@@ -32,7 +32,7 @@ struct RowPart {
 
     __device__ __forceinline__ T value(int c) const { return reinterpret_cast<const T*>(word)[c]; }
 
-    // Magnitudes of 16-bit values as keys. largest: of this lane's. All lanes of the warp take part.
+    // Magnitudes of 16-bit values as keys. largest: the lane's own largest(). All lanes of the warp take part.
     __device__ __forceinline__ RowPart keys(float largest) const {
         RowPart part;
 #pragma unroll
