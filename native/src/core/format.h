@@ -28,8 +28,12 @@ constexpr int bitmap_bytes(int head_dim) {
     return block_tokens * bitmap_words(head_dim) * 4;
 }
 
+constexpr bool is_balanced(int32_t pattern) {
+    return pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES;
+}
+
 constexpr bool is_balanced(const mustafar_format& format) {
-    return format.pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || format.pattern == MUSTAFAR_PATTERN_BALANCED_VALUES;
+    return is_balanced(format.pattern);
 }
 
 constexpr bool keeps_all(int32_t pattern) {

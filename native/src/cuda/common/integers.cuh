@@ -13,16 +13,23 @@
 
 namespace mustafar::cuda {
 
-// An integer as kernels that write blocks hold it: sign above magnitude, in a byte. Zero has no sign.
+// An integer as kernels that write blocks hold it, in a byte: its sign, and its magnitude from a bit upwards. Zero has no sign.
 struct SignedByte {
     int bits;
+    int sign_bit = bits - 1, magnitude_bit = 0;
 
     constexpr uint32_t encode(int value) const {
-        return value < 0 ? static_cast<uint32_t>(-value) | 1u << (bits - 1) : static_cast<uint32_t>(value);
+        return value < 0 ? static_cast<uint32_t>(-value) << magnitude_bit | 1u << sign_bit
+                         : static_cast<uint32_t>(value) << magnitude_bit;
     }
     constexpr int decode(uint32_t byte) const {
-        const int magnitude = static_cast<int>(byte & ((1u << (bits - 1)) - 1));
-        return byte >> (bits - 1) & 1 ? -magnitude : magnitude;
+        const int magnitude = static_cast<int>(byte >> magnitude_bit) & ((1 << (bits - 1)) - 1);
+        return byte >> sign_bit & 1 ? -magnitude : magnitude;
+    }
+    // Of four whose signs follow their magnitudes, which start at bit 0.
+    constexpr uint32_t from_plain(uint32_t four) const {
+        const uint32_t signs = 0x01010101u << (bits - 1), magnitudes = signs - 0x01010101u;
+        return (four & magnitudes) << magnitude_bit | (four & signs) << (sign_bit - (bits - 1));
     }
 };
 
@@ -113,17 +120,11 @@ struct IntegerByte {
     static constexpr float unit = 0x1p-24f;  // of the f16 that a magnitude of 1 becomes
     int bits;
 
-    static constexpr int sign_bit(int second) { return 7 - second; }
-    static constexpr int magnitude_bit(int second) { return 3 * second; }
+    constexpr SignedByte integer(int second) const { return {bits, 7 - second, 3 * second}; }
     // What makes f16 numbers of second values: (x * second_power) & mask, `second_factor` units for a magnitude of 1.
     constexpr uint32_t second_power() const { return bits == 4 ? 2 : 1; }
     constexpr float second_factor() const { return bits == 4 ? 16.0f : 1.0f; }
     constexpr uint32_t mask(int second) const { return bits == 8 ? 0x807f807fu : second ? 0x80708070u : 0x80078007u; }
-
-    constexpr int unpack(int second, uint32_t byte) const {
-        const int magnitude = static_cast<int>(byte >> magnitude_bit(second)) & ((1 << (bits - 1)) - 1);
-        return byte >> sign_bit(second) & 1 ? -magnitude : magnitude;
-    }
 
     // Of value `index` of a block whose runs have so many values.
     struct Place {

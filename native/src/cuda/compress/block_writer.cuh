@@ -15,6 +15,10 @@ struct Choice {
     const float* importance = nullptr;  // [head_dim] or null
 };
 
+// How many thread blocks the registers of a multiprocessor must hold of a kernel that may write integers; 0: any number.
+template <class T, int HeadDim>
+constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
+
 template <class T, int HeadDim>
 class BlockWriter {
 public:
@@ -40,8 +44,7 @@ public:
 
     int __device__ __forceinline__ token() const { return token_; }
 
-    // Reads this lane's quarter of its token's row; null: there is no such token. The rows are in shared memory after the
-    // next barrier.
+    // Reads this lane's quarter of its token's row; null: there is no such token.
     __device__ __forceinline__ void load(const T* row, bool aligned) {
         present_ = row != nullptr;
         if (present_)
@@ -49,6 +52,10 @@ public:
         else
             part_ = {};
         largest_ = part_.largest();
+    }
+
+    // Puts the rows into shared memory, complete after the next barrier.
+    __device__ __forceinline__ void share_rows() {
         uint32_t* const own = reinterpret_cast<uint32_t*>(memory_.rows + token_ * Memory::stride + t_ * Part::channels);
 #pragma unroll
         for (int j = 0; j < Part::words; ++j) own[j] = part_.word[j];
@@ -60,10 +67,10 @@ public:
         if (scores_) memory_.importance.load(importance);
     }
 
-    // Bitmap of the rows by the pattern; ends with all bits visible to all threads.
+    // Bitmap of the rows, which are shared, by the pattern; ends with all bits visible to all threads.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
-            if (pattern == MUSTAFAR_PATTERN_BALANCED_KEYS || pattern == MUSTAFAR_PATTERN_BALANCED_VALUES) {
+            if (is_balanced(pattern)) {
                 const bool keys = pattern == MUSTAFAR_PATTERN_BALANCED_KEYS;
                 const int kept = balanced_kept(HeadDim, keep);
                 clear_bits();
@@ -106,14 +113,17 @@ public:
                                              ValueOrder order, const float* factors) {
         const bool integers = MayBeIntegers && order.integer_bits != 0;
         rank_by(choice.importance);
+        if (integers && factors != nullptr) memory_.factors.load(factors);
+        // Magnitudes of 16 bits are ranked and quantised in registers.
+        if (!integers || !Part::paired || scores_ || is_balanced(pattern)) share_rows();
         if constexpr (has_fragments)
             if (order.arrangement == Arrangement::balanced && !choice.by_bitmap && ranks_units()) {
                 if (!integers) return compress_balanced(balanced_kept(HeadDim, keep), block, order);
                 if constexpr (MayBeIntegers) {
                     if (order.keys)
-                        compress_positions<true>(keep, block, order, factors);
+                        compress_positions<true>(keep, block, order, factors != nullptr);
                     else
-                        compress_positions<false>(keep, block, order, factors);
+                        compress_positions<false>(keep, block, order, factors != nullptr);
                 }
                 return;
             }
@@ -130,8 +140,14 @@ public:
             const bool largest_is_kept =
                 order.arrangement == Arrangement::all ||
                 (pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && !choice.by_bitmap && !scores_ && factors == nullptr);
-            quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors, order, scale_start,
-                     order.rotated);
+            const auto part = quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors != nullptr,
+                                       order, scale_start, order.rotated);
+            if constexpr (has_fragments && Layout::units_are_rows(true))
+                if (order.fragment && order.arrangement == Arrangement::bitmap && order.keys) {
+                    return store_unstructured(typename Layout::template UnitValues<true, uint8_t>(part.word), block,
+                                              order, keep, scale_start);
+                }
+            share_integers(part);
             store_integers(block, order, keep, scale_start);
         }
     }
@@ -145,7 +161,9 @@ public:
         const int largest = header_bytes(order) + block_tokens * HeadDim * order.integer_bits / 8;
         const int scale_start = min(header_bytes(order) + static_cast<int>(bytes) - 2 * block_tokens, largest);
         if (scale_start < header_bytes(order)) return;  // a table of offsets that has no room for this block
-        quantize(own_bits(), factors, order, scale_start, false);
+        if (factors != nullptr) memory_.factors.load(factors);
+        __syncthreads();
+        share_integers(quantize(own_bits(), factors != nullptr, order, scale_start, false));
         store_integers(block, order, 0, scale_start);
     }
 
@@ -189,6 +207,8 @@ public:
     template <class Scale>
     __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, Scale&& scale) {
         const int scale_start = fixed_scale_start(order, keep);
+        const SignedByte byte = held(order, token_);
+        for (int j = 0; j < Part::channels / 4; ++j) own_integers()[j] = byte.from_plain(own_integers()[j]);
         if (t_ == 0) put_scale(order, scale_start, present_ ? scale(token_) : uint16_t{0});
         __syncthreads();
         store_integers(block, order, keep, scale_start);
@@ -225,7 +245,7 @@ private:
 
     __device__ __forceinline__ typename Part::Mask by_magnitudes(uint32_t keep) const {
         if constexpr (Part::paired)
-            return select_by_keys(part_.keys(), keep, t_);
+            return select_by_keys(part_.keys(largest_), keep, t_);
         else
             return by_halves(keep, [&](T value, int) { return Part::key(value); });
     }
@@ -263,15 +283,14 @@ private:
     }
 
     template <bool Keys>
-    __device__ __forceinline__ void compress_positions(uint32_t keep, uint8_t* block, ValueOrder order,
-                                                       const float* factors) {
+    __device__ __forceinline__ void compress_positions(uint32_t keep, uint8_t* block, ValueOrder order, bool scaled) {
         clear_bits();
         const OwnUnits<HeadDim, Keys> units(
             reinterpret_cast<const uint16_t*>(memory_.rows), Memory::stride, memory_.layout.bits,
             [&](const auto& unit, const UnitElements& elements) { return choose(unit, elements, most_balanced); });
         __syncthreads();
         const int scale_start = fixed_scale_start(order, keep);
-        quantize(own_bits(), factors, order, scale_start, false);
+        share_integers(quantize(own_bits(), scaled, order, scale_start, false));
         write_units(units, order);
         copy_image(block, order, scale_start + 2 * block_tokens);
     }
@@ -292,10 +311,9 @@ private:
         } else if constexpr (has_fragments) {
             const bool has_bitmap = order.arrangement == Arrangement::bitmap;
             if (has_bitmap && order.keys)
-                write_unstructured<true>(order, keep);
-            else if (has_bitmap)
-                write_unstructured<false>(order, keep);
-            else if (order.arrangement == Arrangement::balanced && order.keys)
+                return store_unstructured(shared_unit<true>(), block, order, keep, scale_start);
+            if (has_bitmap) return store_unstructured(shared_unit<false>(), block, order, keep, scale_start);
+            if (order.arrangement == Arrangement::balanced && order.keys)
                 write_units(OwnUnits<HeadDim, true>(memory_.layout.bits), order);
             else if (order.arrangement == Arrangement::balanced)
                 write_units(OwnUnits<HeadDim, false>(memory_.layout.bits), order);
@@ -308,10 +326,31 @@ private:
     }
 
     template <bool Keys>
-    __device__ __forceinline__ void write_unstructured(ValueOrder order, uint32_t keep) {
-        write_unstructured_integers<HeadDim, Keys>(values(), values() + block_tokens * HeadDim,
-                                                   IntegerByte{order.integer_bits}, keep, memory_.layout, integers(),
-                                                   integer_stride);
+    __device__ __forceinline__ auto shared_unit() {
+        return typename Layout::template UnitValues<Keys, uint8_t>(integers(), integer_stride);
+    }
+
+    template <bool Keys>
+    __device__ __forceinline__ void store_unstructured(const typename Layout::template UnitValues<Keys, uint8_t>& own,
+                                                       uint8_t* block, ValueOrder order, uint32_t keep,
+                                                       int scale_start) {
+        uint8_t* const second_values = values() + block_tokens * HeadDim;
+        write_unstructured_integers<HeadDim, Keys>(values(), second_values, IntegerByte{order.integer_bits}, keep,
+                                                   memory_.layout, own);
+        const uint32_t first = bitmap_bytes(HeadDim) / 16, end = order.integer_bits == 4 ? scale_start / 16 : 0;
+        copy_image(block, order, scale_start + 2 * block_tokens, [&](uint4& v, uint32_t i) {
+            if (i < first || i >= end) return;
+            const uint4 second = reinterpret_cast<const uint4*>(second_values)[i - first];
+            v.x |= second.x, v.y |= second.y, v.z |= second.z, v.w |= second.w;
+        });
+    }
+
+    // What an integer of a token is until its block is put together.
+    static __device__ __forceinline__ SignedByte held(ValueOrder order, int token) {
+        if constexpr (has_fragments)
+            if (order.fragment && order.arrangement == Arrangement::bitmap)
+                return unstructured_integer<HeadDim>(IntegerByte{order.integer_bits}, order.keys, token);
+        return SignedByte{order.integer_bits};
     }
 
     __device__ __forceinline__ void put_scale(ValueOrder order, int scale_start, uint16_t scale) {
@@ -334,29 +373,33 @@ private:
         return static_cast<typename Part::Mask>(both >> first % 32);
     }
 
-    // Replaces the rows, which nobody reads any more, by integers and puts the scales into the image. kept: of this lane's
-    // channels. Ends with a barrier.
-    __device__ __forceinline__ void quantize(typename Part::Mask kept, const float* factors, ValueOrder order,
-                                             int scale_start, bool rotated) {
+    using Quantized = QuantizedPart<Part::channels, typename Part::Mask>;
+
+    // Integers of this lane's channels, of which some are kept. scaled: by the factors in memory. Puts the scales into the image.
+    __device__ __forceinline__ Quantized quantize(typename Part::Mask kept, bool scaled, ValueOrder order,
+                                                  int scale_start, bool rotated) {
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
-        if (factors != nullptr) {
-            memory_.factors.load(factors);
-            __syncthreads();
-        }
-        const QuantizedPart<Part::channels, typename Part::Mask> part(number, largest_, kept, factors != nullptr,
-                                                                      memory_.factors, t_, order.integer_bits, rotated);
-        auto* const row = reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
-#pragma unroll
-        for (int j = 0; j < Part::channels / 4; ++j) row[j] = part.word[j];
+        const Quantized part(number, largest_, kept, scaled, memory_.factors, t_, held(order, token_), rotated);
         if (t_ == 0) put_scale(order, scale_start, part.scale);
+        return part;
+    }
+
+    // Replaces the rows, which nobody reads any more, by integers. Ends with a barrier.
+    __device__ __forceinline__ void share_integers(const Quantized& part) {
+#pragma unroll
+        for (int j = 0; j < Part::channels / 4; ++j) own_integers()[j] = part.word[j];
         __syncthreads();
     }
 
     // SignedBytes.
     __device__ __forceinline__ uint8_t* integers() {
         return reinterpret_cast<uint8_t*>(memory_.rows);
+    }
+    // This lane's, four in a word.
+    __device__ __forceinline__ uint32_t* own_integers() {
+        return reinterpret_cast<uint32_t*>(integers() + token_ * integer_stride + t_ * Part::channels);
     }
     __device__ __forceinline__ uint8_t* values() {
         return reinterpret_cast<uint8_t*>(memory_.values);
@@ -366,14 +409,21 @@ private:
         return order.arrangement == Arrangement::bitmap ? reinterpret_cast<uint8_t*>(memory_.layout.bits) : values();
     }
 
-    // Between barriers.
-    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes) {
+    // Between barriers. complete(v, i): adds to the 16 bytes with number i.
+    template <class Complete>
+    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes, Complete&& complete) {
         __syncthreads();
         const auto* const source = reinterpret_cast<const uint4*>(image(order));
 #pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads)
-            reinterpret_cast<uint4*>(block)[i] = source[i];
+        for (uint32_t i = threadIdx.x; i < bytes / 16; i += block_threads) {
+            uint4 v = source[i];
+            complete(v, i);
+            reinterpret_cast<uint4*>(block)[i] = v;
+        }
         __syncthreads();
+    }
+    __device__ __forceinline__ void copy_image(uint8_t* block, ValueOrder order, uint32_t bytes) {
+        copy_image(block, order, bytes, [](uint4&, uint32_t) {});
     }
 
     template <class Choose>

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(block_threads)
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
+    writer.share_rows();
     if constexpr (ByImportance) writer.rank_by(factors_of<HeadDim>(importance, place.sequence, heads, place.head));
     writer.select(pattern, keep);
     if (!present) return;
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(block_threads)
 
 // Chosen: by a bitmap or an importance.
 template <class T, int HeadDim, bool MayBeIntegers, bool Chosen>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, (MayBeIntegers ? resident_blocks<T, HeadDim> : 0))
     compress_blocks(Dense source, const uint32_t* bitmap, const float* importance, const float* factors,
                     Blocks destination, ValueOrder order, int tokens, Divisor blocks, Divisor by_head, bool aligned) {
     using Writer = BlockWriter<T, HeadDim>;
@@ -57,14 +58,15 @@ __global__ void __launch_bounds__(block_threads)
     let_next_grid_start();
     wait_for_previous_grid();
     writer.load(present ? source.row<const T>(place.sequence, place.head, token) : nullptr, aligned);
-    uint32_t bytes;
-    uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const float* const own_factors = factors_of<HeadDim>(factors, place.sequence, destination.heads, place.head);
     if constexpr (!Chosen) {
-        writer.template compress<MayBeIntegers>(Choice{}, destination.pattern, destination.keep, block, order,
+        writer.template compress<MayBeIntegers>(Choice{}, destination.pattern, destination.keep,
+                                                destination.fixed(place.sequence, place.head, place.block), order,
                                                 own_factors);
         return;
     }
+    uint32_t bytes;
+    uint8_t* const block = destination.any(place.sequence, place.head, place.block, 128 * Writer::words, bytes);
     const int64_t row = (static_cast<int64_t>(place.sequence) * destination.heads + place.head) * tokens + token;
     const Choice choice{bitmap != nullptr, bitmap != nullptr && present ? bitmap + row * Writer::words : nullptr,
                         factors_of<HeadDim>(importance, place.sequence, destination.heads, place.head)};
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(block_threads)
                                                 own_factors);
         return;
     }
+    if constexpr (!MayBeIntegers) writer.share_rows();
     writer.take_bits(choice.bits);
     writer.template compress_selected<MayBeIntegers>(block, order, bytes, own_factors);
 }

@@ -33,8 +33,10 @@ struct ChannelFactors {
 
     // Ends without a barrier.
     __device__ __forceinline__ void load(const float* factors) {
-#pragma unroll 1
-        for (int c = threadIdx.x; c < HeadDim; c += block_threads) {
+#pragma unroll
+        for (int first = 0; first < HeadDim; first += block_threads) {
+            const int c = first + static_cast<int>(threadIdx.x);
+            if (HeadDim - first < block_threads && c >= HeadDim) break;
             const Inverse inverse(factors[c]);
             nearest[c / quarter][c % quarter] = inverse.nearest;
             rest[c / quarter][c % quarter] = inverse.rest;
@@ -49,10 +51,10 @@ struct QuantizedPart {
     uint16_t scale;               // f16
 
     // number: of the row as it comes. largest: magnitude, NaN if there is one. kept: bit c for channel c, or all bits if the largest of
-    // the row is kept. scaled: by factors, of quarter t. rotated: where all are kept.
+    // the row is kept. scaled: by factors, of quarter t. rotated: where all are kept. byte: what an integer becomes.
     template <class Factors>
     __device__ __forceinline__ QuantizedPart(float (&number)[Channels], float largest, Mask kept, bool scaled,
-                                             const Factors& factors, int t, int bits, bool rotated) {
+                                             const Factors& factors, int t, SignedByte byte, bool rotated) {
         constexpr uint16_t largest_scale = 0x7bff, nan_scale = 0x7e00;
         constexpr float huge = 0x1p100f;
         bool finite = isfinite(largest);
@@ -89,7 +91,7 @@ struct QuantizedPart {
         top = fmaxf(top, __shfl_xor_sync(full_warp, top, 2));
         const uint32_t group = 0xfu << (threadIdx.x & 28);
         finite = (__ballot_sync(full_warp, finite) & group) == group;
-        const float limit = static_cast<float>((1 << (bits - 1)) - 1);
+        const float limit = static_cast<float>((1 << (byte.bits - 1)) - 1);
         scale = min(__half_as_ushort(__float2half_rn(Inverse(limit).of(top))), largest_scale);
         float divisor = __half2float(__ushort_as_half(scale));
         if (!__all_sync(full_warp, finite && top < (limit + 0.5f) * divisor)) {
@@ -103,21 +105,23 @@ struct QuantizedPart {
         // The smallest numbers of f16 are such integers, with a sign: rounding to f16 makes them.
         constexpr float units = 0x1p24f;
         const Inverse inverse(divisor * units);
-        const uint32_t signs = 0x01010101u << (bits - 1);
+        const uint32_t signs = 0x01010101u << byte.sign_bit;
+        const uint32_t up = 0x3c003c00u + byte.magnitude_bit * 0x04000400u;  // a power of two, twice
 #pragma unroll
         for (int j = 0; j < Channels / 4; ++j) {
             uint32_t pair[2];
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-                pair[h] = without_negative_zero(
-                    __floats2half2_rn(inverse.of(number[4 * j + 2 * h]), inverse.of(number[4 * j + 2 * h + 1])));
-            word[j] = permute(pair[0], pair[1], 0x6420) | (permute(pair[0], pair[1], 0x7531) >> (8 - bits) & signs);
+                pair[h] = placed(
+                    __floats2half2_rn(inverse.of(number[4 * j + 2 * h]), inverse.of(number[4 * j + 2 * h + 1])), up);
+            word[j] = permute(pair[0], pair[1], 0x6420) | (signs_of_halves(pair[0], pair[1]) & signs);
         }
     }
 
 private:
-    static __device__ __forceinline__ uint32_t without_negative_zero(__half2 pair) {
-        pair = __hadd2(pair, __half2());
+    // Magnitudes moved to their bits; of no negative zero.
+    static __device__ __forceinline__ uint32_t placed(__half2 pair, uint32_t up) {
+        pair = __hfma2(pair, *reinterpret_cast<const __half2*>(&up), __half2());
         return *reinterpret_cast<const uint32_t*>(&pair);
     }
 };

@@ -59,7 +59,9 @@ struct BlockLayout {
         // share_run: so many units, consecutive ones, make a run. A barrier.
         __device__ __forceinline__ Unit(bool keys, Memory& memory, int share_run = units) {
             const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-            if (has_unit(warp)) {
+            if (units_are_rows(keys)) {
+                word = memory.bits[token_of(keys, warp, g, t, 0)][t];
+            } else if (has_unit(warp)) {
 #pragma unroll
                 for (int m = 0; m < 4; ++m) {
                     const auto* const row =
@@ -103,11 +105,23 @@ struct BlockLayout {
         }
     };
 
+    // Whether a lane of a unit has 32 successive channels, those that the same lane reads of a row (BlockWriter).
+    static constexpr bool units_are_rows(bool keys) {
+        return HeadDim == 128 && keys;
+    }
+
     // What a lane of a unit has of a block's values of 8 or 16 bits, kept or not: element m in word m, step after step.
     template <bool Keys, class Value>
     struct UnitValues {
         static constexpr int per_word = 4 / sizeof(Value);
         uint32_t word[4][8 / per_word] = {};
+
+        // Of units that are rows.
+        __device__ __forceinline__ explicit UnitValues(const uint32_t (&row)[32 / per_word]) {
+            static_assert(units_are_rows(Keys));
+#pragma unroll
+            for (int j = 0; j < 32 / per_word; ++j) word[j / (8 / per_word)][j % (8 / per_word)] = row[j];
+        }
 
         // rows: `stride` values apart, visible.
         __device__ __forceinline__ UnitValues(const Value* rows, int stride) {
@@ -124,14 +138,16 @@ struct BlockLayout {
 
         // Writes the kept ones to shared memory, where the values of the unit's run start.
         __device__ __forceinline__ void pack(const Unit& unit, Value* run) const {
+            uint32_t address[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                uint32_t address = shared_address(run + unit.start[i]);
+            for (int i = 0; i < 8; ++i) address[i] = shared_address(run) + sizeof(Value) * unit.start[i];
+                // In this order a byte of bits becomes predicates at once.
 #pragma unroll
-                for (int m = 0; m < 4; ++m)
-                    append_shared<Value>(address, unit.kept(i, m),
+            for (int m = 0; m < 4; ++m)
+#pragma unroll
+                for (int i = 0; i < 8; ++i)
+                    append_shared<Value>(address[i], unit.kept(i, m),
                                          word[m][i / per_word] >> 8 * sizeof(Value) * (i % per_word));
-            }
         }
     };
 

@@ -32,11 +32,15 @@ struct RowPart {
 
     __device__ __forceinline__ T value(int c) const { return reinterpret_cast<const T*>(word)[c]; }
 
-    // Magnitudes of 16-bit values as keys.
-    __device__ __forceinline__ RowPart keys() const {
+    // Magnitudes of 16-bit values as keys. largest: the lane's own largest(). All lanes of the warp take part.
+    __device__ __forceinline__ RowPart keys(float largest) const {
         RowPart part;
 #pragma unroll
-        for (int j = 0; j < words; ++j) part.word[j] = __vminu2(word[j] & 0x7fff7fffu, nan_key * 0x10001u);
+        for (int j = 0; j < words; ++j) part.word[j] = word[j] & 0x7fff7fffu;
+        if (__any_sync(full_warp, isnan(largest))) {
+#pragma unroll
+            for (int j = 0; j < words; ++j) part.word[j] = __vminu2(part.word[j], nan_key * 0x10001u);
+        }
         return part;
     }
     // The largest magnitude; NaN or infinite if a value is.
@@ -191,30 +195,32 @@ __device__ __forceinline__ uint32_t mean_key(const Part& part) {
 template <class Part>
 __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t keep) {
     // From a guess outwards until the threshold is between two probes, then by interpolation; data on which that is
-    // slow is halved. The probes end when all but one of the channels sought are above them.
-    constexpr int beyond = Part::nan_key + 1, patience = 8;
-    constexpr float reaching_mean = 0.55f * 4 * Part::channels;
-    uint32_t low = 0, high = beyond;
+    // slow is halved. The probes end when all but one of the channels sought are above them. Keys are counted from the f32
+    // number `zero`, above which such numbers are integers and have the order of their bits.
+    constexpr uint32_t zero = 0x4b000000u, beyond = zero + Part::nan_key + 1;
+    constexpr float reaching_mean = 0.55f * 4 * Part::channels, longest = 256 * Part::key_distance;
+    uint32_t low = zero, high = beyond;
     const auto wanted = static_cast<float>(keep);
-    const auto clamp = [&](int key) { return min(max(key, static_cast<int>(low) + 1), static_cast<int>(high) - 1); };
-    float distance = Part::key_distance, over = 4 * Part::channels - wanted, under = -wanted;
-    uint32_t probe = clamp(static_cast<int>(mean_key(part)) + __float2int_rn((reaching_mean - wanted) * distance));
-    for (int step = 0;; ++step) {
-        const float excess = static_cast<float>(static_cast<int>(count_from(part, probe) - keep));
-        const bool enough = excess >= 0;
+    const auto clamp = [&](float key) { return min(max(__float_as_uint(key), low + 1), high - 1); };
+    // How many more channels than those wanted are from `low` and from `high` on, and a half.
+    float distance = Part::key_distance, over = 4 * Part::channels + 0.5f - wanted, under = 0.5f - wanted;
+    uint32_t probe = clamp(fmaf(reaching_mean - wanted, distance, __uint_as_float(zero + mean_key(part))));
+    for (;;) {
+        const float excess = static_cast<float>(static_cast<int>(count_from(part, probe - zero) - keep)) + 0.5f;
+        const bool enough = excess > 0.0f;
         low = enough ? probe : low, over = enough ? excess : over;
         high = enough ? high : probe, under = enough ? under : excess;
         // What is found stays so while other rows of the warp are searched.
-        if (__all_sync(full_warp, over == 0 || under == -1 || high - low <= 1)) break;
-        const bool patient = step < patience;
-        const bool one_sided = (low == 0 || high == beyond) && patient;
-        const float share = patient ? (over + 0.5f) * reciprocal(over - under) : 0.5f;
-        const float way = one_sided ? (excess + 0.5f) * distance : static_cast<float>(high - low) * share;
-        probe = clamp(static_cast<int>(one_sided ? probe : low) + __float2int_rn(way));
+        if (__all_sync(full_warp, over == 0.5f || under == -0.5f || high - low <= 1)) break;
+        const bool patient = distance < longest;
+        const bool one_sided = (low == zero || high == beyond) && patient;
+        const float share = patient ? over * reciprocal(over - under) : 0.5f;
+        const float start = __uint_as_float(low), way = __uint_as_float(high) - start;
+        probe = clamp(one_sided ? fmaf(excess, distance, __uint_as_float(probe)) : fmaf(way, share, start));
         distance *= 2;
     }
-    const uint32_t largest = largest_below(part, high);
-    return over != 0 && under == -1 ? largest : low;
+    const uint32_t largest = largest_below(part, high - zero);
+    return over != 0.5f && under == -0.5f ? largest : low - zero;
 }
 
 // The row's channels in `some` but the `count` highest.

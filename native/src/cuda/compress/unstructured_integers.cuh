@@ -5,28 +5,24 @@
 
 namespace mustafar::cuda {
 
-// Puts SignedBytes, rows of `stride` bytes in shared memory, in place in an image of the block's values. others: room for as many
-// bytes. layout: bits are there and visible. Between barriers.
+// How an integer of a token is held before it is put in place.
+template <int HeadDim>
+__device__ __forceinline__ SignedByte unstructured_integer(IntegerByte byte, bool keys, uint32_t token) {
+    return byte.integer(byte.bits == 4 ? token / run_tokens(HeadDim, keys) & 1 : 0);
+}
+
+// Puts a unit's integers in place in an image of the block's values, of 4 bits those of second runs in one of their own, to be added
+// to the first: second_values. layout: bits are there and visible. After a barrier.
 template <int HeadDim, bool Keys>
-__device__ __forceinline__ void write_unstructured_integers(uint8_t* values, uint8_t* others, IntegerByte byte,
-                                                            int keep, typename BlockLayout<HeadDim>::Memory& layout,
-                                                            const uint8_t* rows, int stride) {
+__device__ __forceinline__ void write_unstructured_integers(
+    uint8_t* values, uint8_t* second_values, IntegerByte byte, int keep, typename BlockLayout<HeadDim>::Memory& layout,
+    const typename BlockLayout<HeadDim>::template UnitValues<Keys, uint8_t>& own) {
     using Layout = BlockLayout<HeadDim>;
-    // Two values of 4 bits share a byte: those of second runs are put together apart.
     constexpr int units_of_run = run_tokens(HeadDim, Keys) * Layout::units / block_tokens;
     const int run = byte.bits == 8 ? 0 : static_cast<int>(threadIdx.x) / 32 / units_of_run, second = run & 1;
-    typename Layout::template UnitValues<Keys, uint8_t> own(rows, stride);
-    // Products of what the compiler does not know to be powers of two: shifts would keep busier units busy.
-    const uint32_t signs = 0x01010101u << (byte.bits - 1), magnitudes = signs - 0x01010101u;
-    const uint32_t up = pinned(1u << byte.magnitude_bit(second)),
-                   signs_up = pinned(1u << (byte.sign_bit(second) - (byte.bits - 1)));
-#pragma unroll
-    for (int m = 0; m < 4; ++m)
-#pragma unroll
-        for (uint32_t& word : own.word[m]) word = (word & magnitudes) * up + (word & signs) * signs_up;
     const typename Layout::Unit unit(Keys, layout, byte.bits == 8 ? Layout::units : units_of_run);
     const int vectors = block_tokens * keep * byte.bits / 128;
-    auto *const image = reinterpret_cast<uint4*>(values), *const second_image = reinterpret_cast<uint4*>(others);
+    auto *const image = reinterpret_cast<uint4*>(values), *const second_image = reinterpret_cast<uint4*>(second_values);
     if (unit.whole != static_cast<uint32_t>(block_tokens * keep)) {
 #pragma unroll 1
         for (int i = threadIdx.x; i < vectors; i += block_threads) {
@@ -35,14 +31,7 @@ __device__ __forceinline__ void write_unstructured_integers(uint8_t* values, uin
         }
         __syncthreads();
     }
-    own.pack(unit, (second ? others : values) + run / 2 * run_tokens(HeadDim, Keys) * keep);
-    if (byte.bits == 8) return;
-    __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < vectors; i += block_threads) {
-        const uint4 a = image[i], b = second_image[i];
-        image[i] = make_uint4(a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w);
-    }
+    own.pack(unit, (second ? second_values : values) + run / 2 * run_tokens(HeadDim, Keys) * keep);
 }
 
 // The reverse. place(token, channel, integer). layout: bits are there and visible.
@@ -55,7 +44,7 @@ __device__ __forceinline__ void read_unstructured_integers(const uint8_t* block,
         ValueOrder{true, keys, Arrangement::bitmap, 0}, layout, [&](uint32_t index, int token, int channel) {
             if (index >= static_cast<uint32_t>(block_tokens * keep)) return;
             const auto at = byte.place(static_cast<int>(index), run_values);
-            place(token, channel, byte.unpack(at.second, block[bitmap_bytes(HeadDim) + at.byte]));
+            place(token, channel, byte.integer(at.second).decode(block[bitmap_bytes(HeadDim) + at.byte]));
         });
 }
 
