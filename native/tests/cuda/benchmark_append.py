@@ -14,7 +14,7 @@ ORDERS = (KEY_FRAGMENT, VALUE_FRAGMENT)
 PATTERNS = {"unstructured": (UNSTRUCTURED, UNSTRUCTURED), "balanced": (BALANCED_KEYS, BALANCED_VALUES), "all": (ALL, ALL)}
 # pattern, channels kept of 128, bits
 FORMATS = [("unstructured", 40, 16), ("unstructured", 64, 16), ("balanced", 40, 16), ("balanced", 64, 16), ("all", 128, 8), ("all", 128, 4),
-           ("balanced", 64, 4), ("unstructured", 64, 4)]
+           ("balanced", 64, 4), ("unstructured", 64, 8), ("unstructured", 64, 4)]
 
 
 def make_pages(batch, heads, tokens, dtype, pattern, keep, bits):

@@ -138,10 +138,10 @@ struct BlockLayout {
 
         // Writes the kept ones to shared memory, where the values of the unit's run start.
         __device__ __forceinline__ void pack(const Unit& unit, Value* run) const {
+            // Element by element: a byte of the unit's bits becomes predicates at once.
             uint32_t address[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) address[i] = shared_address(run) + sizeof(Value) * unit.start[i];
-                // In this order a byte of bits becomes predicates at once.
 #pragma unroll
             for (int m = 0; m < 4; ++m)
 #pragma unroll
