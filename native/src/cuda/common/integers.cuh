@@ -26,8 +26,8 @@ struct SignedByte {
         const int magnitude = static_cast<int>(byte >> magnitude_bit) & ((1 << (bits - 1)) - 1);
         return byte >> sign_bit & 1 ? -magnitude : magnitude;
     }
-    // Of four whose signs follow their magnitudes, which start at bit 0.
-    constexpr uint32_t from_plain(uint32_t four) const {
+    // Four SignedByte{bits}, with their signs and magnitudes moved to this one's bits.
+    constexpr uint32_t moved(uint32_t four) const {
         const uint32_t signs = 0x01010101u << (bits - 1), magnitudes = signs - 0x01010101u;
         return (four & magnitudes) << magnitude_bit | (four & signs) << (sign_bit - (bits - 1));
     }
@@ -46,7 +46,7 @@ struct IntegerWord {
         return Bits == 4 ? (sign_bit(reg, e) - 11) & 31 : 8 * (reg & 1) + 16 * e;
     }
 
-    // byte: a SignedByte.
+    // byte: a SignedByte{Bits}.
     static __device__ __forceinline__ uint32_t pack(int reg, int e, uint32_t byte) {
         return (byte & largest) << magnitude_bit(reg, e) | byte >> (Bits - 1) << sign_bit(reg, e);
     }

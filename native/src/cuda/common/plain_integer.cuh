@@ -8,7 +8,7 @@ namespace mustafar::cuda {
 struct PlainInteger {
     int bits;
 
-    // byte: a SignedByte.
+    // byte: a SignedByte{bits}.
     __device__ __forceinline__ uint32_t pack(uint32_t byte) const {
         return bits == 8 ? static_cast<uint32_t>(SignedByte{8}.decode(byte)) & 0xffu : byte;
     }

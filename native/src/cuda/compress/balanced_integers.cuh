@@ -41,7 +41,7 @@ public:
         for (int r = 0; r < 2; ++r) mask_[r] = elements_of_bitmap(bits, unit(r));
     }
 
-    // Writes positions and operands. rows: SignedBytes, `stride` bytes apart, visible.
+    // Writes positions and operands. rows: SignedByte{Bits}, `stride` bytes apart, visible.
     template <int Bits>
     __device__ __forceinline__ void write(uint8_t* image, const uint8_t* rows, int stride) const {
         using Words = BalancedIntegerGeometry<HeadDim, Bits>;

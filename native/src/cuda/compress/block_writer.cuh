@@ -15,10 +15,6 @@ struct Choice {
     const float* importance = nullptr;  // [head_dim] or null
 };
 
-// How many thread blocks the registers of a multiprocessor must hold of a kernel that may write integers; 0: any number.
-template <class T, int HeadDim>
-constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
-
 template <class T, int HeadDim>
 class BlockWriter {
 public:
@@ -67,7 +63,8 @@ public:
         if (scores_) memory_.importance.load(importance);
     }
 
-    // Bitmap of the rows, which are shared, by the pattern; ends with all bits visible to all threads.
+    // Bitmap of the rows by the pattern; ends with all bits visible to all threads. Rows have to be shared for balanced patterns, an
+    // importance and f32: magnitudes of 16 bits are ranked in registers.
     __device__ __forceinline__ void select(int32_t pattern, uint32_t keep) {
         if constexpr (HeadDim % 64 == 0)
             if (is_balanced(pattern)) {
@@ -113,6 +110,7 @@ public:
                                              ValueOrder order, const float* factors) {
         const bool integers = MayBeIntegers && order.integer_bits != 0;
         rank_by(choice.importance);
+        // Visible after the barrier with which every choice of channels ends.
         if (integers && factors != nullptr) memory_.factors.load(factors);
         // Magnitudes of 16 bits are ranked and quantised in registers.
         if (!integers || !Part::paired || scores_ || is_balanced(pattern)) share_rows();
@@ -140,14 +138,14 @@ public:
             const bool largest_is_kept =
                 order.arrangement == Arrangement::all ||
                 (pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && !choice.by_bitmap && !scores_ && factors == nullptr);
-            const auto part = quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors != nullptr,
-                                       order, scale_start, order.rotated);
+            const auto quantized = quantize(largest_is_kept ? ~typename Part::Mask{0} : own_bits(), factors != nullptr,
+                                            order, scale_start, order.rotated);
             if constexpr (has_fragments && Layout::units_are_rows(true))
                 if (order.fragment && order.arrangement == Arrangement::bitmap && order.keys) {
-                    return store_unstructured(typename Layout::template UnitValues<true, uint8_t>(part.word), block,
-                                              order, keep, scale_start);
+                    return store_unstructured(typename Layout::template UnitValues<true, uint8_t>(quantized.word),
+                                              block, order, keep, scale_start);
                 }
-            share_integers(part);
+            share_integers(quantized);
             store_integers(block, order, keep, scale_start);
         }
     }
@@ -207,8 +205,8 @@ public:
     template <class Scale>
     __device__ __forceinline__ void store_integers(uint8_t* block, ValueOrder order, uint32_t keep, Scale&& scale) {
         const int scale_start = fixed_scale_start(order, keep);
-        const SignedByte byte = held(order, token_);
-        for (int j = 0; j < Part::channels / 4; ++j) own_integers()[j] = byte.from_plain(own_integers()[j]);
+        const SignedByte byte = byte_of(order, token_);
+        for (int j = 0; j < Part::channels / 4; ++j) own_integers()[j] = byte.moved(own_integers()[j]);
         if (t_ == 0) put_scale(order, scale_start, present_ ? scale(token_) : uint16_t{0});
         __syncthreads();
         store_integers(block, order, keep, scale_start);
@@ -346,7 +344,7 @@ private:
     }
 
     // What an integer of a token is until its block is put together.
-    static __device__ __forceinline__ SignedByte held(ValueOrder order, int token) {
+    static __device__ __forceinline__ SignedByte byte_of(ValueOrder order, int token) {
         if constexpr (has_fragments)
             if (order.fragment && order.arrangement == Arrangement::bitmap)
                 return unstructured_integer<HeadDim>(IntegerByte{order.integer_bits}, order.keys, token);
@@ -381,7 +379,7 @@ private:
         float number[Part::channels];
 #pragma unroll
         for (int c = 0; c < Part::channels; ++c) number[c] = as_float(reinterpret_cast<const T*>(part_.word)[c]);
-        const Quantized part(number, largest_, kept, scaled, memory_.factors, t_, held(order, token_), rotated);
+        const Quantized part(number, largest_, kept, scaled, memory_.factors, t_, byte_of(order, token_), rotated);
         if (t_ == 0) put_scale(order, scale_start, part.scale);
         return part;
     }

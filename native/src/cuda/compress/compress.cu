@@ -44,6 +44,10 @@ __global__ void __launch_bounds__(block_threads)
     for (int j = threadIdx.x & 3; j < Writer::words; j += 4) row[j] = writer.bits()[j];
 }
 
+// Thread blocks of compress_blocks that the registers of a multiprocessor have to hold where values may be integers; 0: no limit.
+template <class T, int HeadDim>
+constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
+
 // Chosen: by a bitmap or an importance.
 template <class T, int HeadDim, bool MayBeIntegers, bool Chosen>
 __global__ void __launch_bounds__(block_threads, (MayBeIntegers ? resident_blocks<T, HeadDim> : 0))

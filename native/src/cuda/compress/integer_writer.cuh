@@ -126,7 +126,7 @@ private:
     }
 };
 
-// Puts SignedBytes, rows of `stride` bytes in shared memory, in place in an image of the block. Between barriers.
+// Puts integers, each a SignedByte{Bits}, rows of `stride` bytes in shared memory, in place in an image of the block. Between barriers.
 template <int HeadDim, int Bits>
 __device__ __forceinline__ void write_integers(uint8_t* image, bool keys, const uint8_t* rows, int stride) {
     using Geometry = IntegerGeometry<HeadDim, Bits>;

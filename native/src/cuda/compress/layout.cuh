@@ -105,7 +105,7 @@ struct BlockLayout {
         }
     };
 
-    // Whether a lane of a unit has 32 successive channels, those that the same lane reads of a row (BlockWriter).
+    // Whether a lane of a unit has 32 consecutive channels, those that the same lane reads of a row (BlockWriter).
     static constexpr bool units_are_rows(bool keys) {
         return HeadDim == 128 && keys;
     }
@@ -138,7 +138,7 @@ struct BlockLayout {
 
         // Writes the kept ones to shared memory, where the values of the unit's run start.
         __device__ __forceinline__ void pack(const Unit& unit, Value* run) const {
-            // Element by element: a byte of the unit's bits becomes predicates at once.
+            // Element by element: one instruction then turns a byte of the unit's bits into predicates.
             uint32_t address[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) address[i] = shared_address(run) + sizeof(Value) * unit.start[i];

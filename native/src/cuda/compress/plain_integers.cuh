@@ -6,7 +6,7 @@
 
 namespace mustafar::cuda {
 
-// Puts SignedBytes, rows of `stride` bytes in shared memory, in place in an image of the block's values, which have so many bytes.
+// Puts integers, each a SignedByte{bits}, rows of `stride` bytes in shared memory, in place in an image of the block's values, which have so many bytes.
 // layout: bits are there and visible. Between barriers.
 template <int HeadDim>
 __device__ __forceinline__ void write_plain_integers(uint8_t* values, int bytes, ValueOrder order,

@@ -198,11 +198,11 @@ __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t ke
     // slow is halved. The probes end when all but one of the channels sought are above them. Keys are counted from the f32
     // number `zero`, above which such numbers are integers and have the order of their bits.
     constexpr uint32_t zero = 0x4b000000u, beyond = zero + Part::nan_key + 1;
-    constexpr float reaching_mean = 0.55f * 4 * Part::channels, longest = 256 * Part::key_distance;
+    constexpr float reaching_mean = 0.55f * 4 * Part::channels, last_distance = 256 * Part::key_distance;
     uint32_t low = zero, high = beyond;
     const auto wanted = static_cast<float>(keep);
     const auto clamp = [&](float key) { return min(max(__float_as_uint(key), low + 1), high - 1); };
-    // How many more channels than those wanted are from `low` and from `high` on, and a half.
+    // Channels with keys from `low` (`high`) on, less those wanted, plus a half: never 0.
     float distance = Part::key_distance, over = 4 * Part::channels + 0.5f - wanted, under = 0.5f - wanted;
     uint32_t probe = clamp(fmaf(reaching_mean - wanted, distance, __uint_as_float(zero + mean_key(part))));
     for (;;) {
@@ -212,7 +212,7 @@ __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t ke
         high = enough ? high : probe, under = enough ? under : excess;
         // What is found stays so while other rows of the warp are searched.
         if (__all_sync(full_warp, over == 0.5f || under == -0.5f || high - low <= 1)) break;
-        const bool patient = distance < longest;
+        const bool patient = distance < last_distance;
         const bool one_sided = (low == zero || high == beyond) && patient;
         const float share = patient ? over * reciprocal(over - under) : 0.5f;
         const float start = __uint_as_float(low), way = __uint_as_float(high) - start;

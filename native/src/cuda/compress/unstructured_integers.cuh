@@ -11,8 +11,8 @@ __device__ __forceinline__ SignedByte unstructured_integer(IntegerByte byte, boo
     return byte.integer(byte.bits == 4 ? token / run_tokens(HeadDim, keys) & 1 : 0);
 }
 
-// Puts a unit's integers in place in an image of the block's values, of 4 bits those of second runs in one of their own, to be added
-// to the first: second_values. layout: bits are there and visible. After a barrier.
+// Packs a unit's integers into an image of the block's values. Those of 4 bits and second runs go to `second_values` instead: whoever
+// copies the image adds them. layout: bits are there and visible. The image is so after the next barrier.
 template <int HeadDim, bool Keys>
 __device__ __forceinline__ void write_unstructured_integers(
     uint8_t* values, uint8_t* second_values, IntegerByte byte, int keep, typename BlockLayout<HeadDim>::Memory& layout,
