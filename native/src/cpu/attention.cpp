@@ -112,8 +112,8 @@ public:
     void scores(int64_t begin, int64_t end, const Queries& queries, int rows, float* scores, int64_t stride) const {
         const int64_t packed = std::clamp(compressed_, begin, end);
         if (packed > begin)
-            products_.keys.scores(keys_, begin, packed, values_.locate(begin / block_tokens).values, queries.blocks,
-                                  rows, scores, stride);
+            products_.keys.scores(keys_, begin, packed, upcoming(values_, begin, packed), queries.blocks, rows, scores,
+                                  stride);
         for_dense(packed, end, [&](int64_t token, int count) {
             products_.dense.dense_scores(dense_run(token, count, attention_.tail_keys, attention_.fresh_keys),
                                          queries.dense, rows, scores + (token - begin), stride);
@@ -123,8 +123,7 @@ public:
     // sums[r] += weights[r * stride + i] * value begin + i, up to token end - 1
     void sum(int64_t begin, int64_t end, const float* weights, int64_t stride, int rows, float* sums) const {
         const int64_t packed = std::clamp(compressed_, begin, end);
-        const char* const next = end < compressed_ ? keys_.locate(end / block_tokens).values : nullptr;
-        products_.values.sum(values_, begin, packed, next, weights, stride, rows, sums);
+        products_.values.sum(values_, begin, packed, upcoming(keys_, end, compressed_), weights, stride, rows, sums);
         for_dense(packed, end, [&](int64_t token, int count) {
             products_.dense.dense_sum(dense_run(token, count, attention_.tail_values, attention_.fresh_values),
                                       weights + (token - begin), stride, rows, sums);
@@ -140,6 +139,10 @@ public:
     }
 
 private:
+    static UpcomingBlocks upcoming(const BlockReader& reader, int64_t begin, int64_t end) {
+        return {.reader = &reader, .first = begin / block_tokens, .end = divide_up(end, block_tokens)};
+    }
+
     // Calls work(token, count) for runs of adjacent dense tokens, up to a block's number.
     template <class Work>
     void for_dense(int64_t begin, int64_t end, const Work& work) const {

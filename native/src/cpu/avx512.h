@@ -331,10 +331,11 @@ template <int W>
 int count_vector(const uint32_t* bitmap, int tokens) {
 #if defined(__AVX512VPOPCNTDQ__)
     __m512i total = _mm512_setzero_si512();
-    const int words = tokens * W;
-    for (int i = 0; i < words; i += 16)
-        total =
-            _mm512_add_epi32(total, _mm512_popcnt_epi32(_mm512_maskz_loadu_epi32(first_lanes(words - i), bitmap + i)));
+    const int words = tokens * W, whole = words / 16 * 16;
+    for (int i = 0; i < whole; i += 16)
+        total = _mm512_add_epi32(total, _mm512_popcnt_epi32(_mm512_loadu_si512(bitmap + i)));
+    const __m512i last = _mm512_maskz_loadu_epi32(first_lanes(words - whole), bitmap + whole);
+    total = _mm512_add_epi32(total, _mm512_popcnt_epi32(last));
     return _mm512_reduce_add_epi32(total);
 #else
     return count_bits<W>(bitmap, tokens);

@@ -46,16 +46,16 @@ void for_block_parts(int64_t begin, int64_t end, const Work& work) {
     }
 }
 
-void prefetch(const Block& block) {
-    for (int64_t i = 0; i < block.bytes; i += 64) __builtin_prefetch(block.begin + i);
-}
-
 }  // namespace
 
 BlockProducts::BlockProducts(int32_t cpu_variant, const mustafar_format& format, Role role)
     : format_(format), order_(role == Role::keys ? MUSTAFAR_ORDER_KEY_QUADS : MUSTAFAR_ORDER_VALUE_QUADS),
       kernels_(kernels(cpu_variant, format)), f32_(f32_kernels(cpu_variant, format)),
-      quads_(has_integers(format) ? quad_kernels(cpu_variant) : nullptr) {}
+      quads_(has_integers(format) ? quad_kernels(cpu_variant) : nullptr) {
+    const int words = bitmap_words(format.head_dim), last = format.head_dim - 32 * (words - 1);
+    for (int i = 0; i < block_tokens * words; ++i)
+        all_channels_[i] = i % words == words - 1 && last < 32 ? (1u << last) - 1 : ~0u;
+}
 
 int64_t BlockProducts::query_floats() const {
     if (!has_integers(format_)) return 0;
@@ -92,46 +92,49 @@ TokenRun BlockProducts::run(const Block& block, int first, int tokens) const {
                     .tokens = tokens};
 }
 
-void BlockProducts::expand(const Block& block, char* expanded) const {
-    const int head_dim = format_.head_dim, words = bitmap_words(head_dim);
-    if (has_quads_order(format_))
-        expand_integers(block, format_, order_, expanded);
-    else
-        quads_->expand(block.values, block.bitmap, value_bits(format_), head_dim, order_ == MUSTAFAR_ORDER_KEY_QUADS,
-                       expanded);
-    uint16_t* const scales = reinterpret_cast<uint16_t*>(expanded + block_tokens * head_dim);
-    std::memcpy(scales, block.scales, block_tokens * sizeof *scales);
-    if (format_.pattern == MUSTAFAR_PATTERN_UNSTRUCTURED && format_.layout == MUSTAFAR_LAYOUT_FIXED) return;
-    if (keeps_all(format_)) return;
+QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, int64_t count,
+                                      const UpcomingBlocks& next, Room& room) const {
+    const int words = bitmap_words(format_.head_dim);
+    const bool quads = has_quads_order(format_), reordered = quads && format_.order != order_;
     // A token without kept channels, which these formats allow, is all zeros whatever its scale.
-    for (int t = 0; t < block_tokens; ++t) {
-        uint32_t kept = 0;
-        for (int w = 0; w < words; ++w) kept |= block.bitmap[t * words + w];
-        if (kept == 0) scales[t] = 0;
-    }
-}
-
-QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
-                                      Expanded& room) const {
-    const bool as_stored = has_quads_order(format_) && format_.order == order_;
+    const bool may_be_empty = !keeps_all(format_) && (format_.pattern != MUSTAFAR_PATTERN_UNSTRUCTURED ||
+                                                      format_.layout != MUSTAFAR_LAYOUT_FIXED);
     QuadBlocks blocks;
-    blocks.count = static_cast<int>(std::min<int64_t>(count, as_stored ? QuadBlocks::most : Expanded::most));
-    blocks.next = as_stored ? next : nullptr;
-    blocks.bits = as_stored ? value_bits(format_) : 8;
+    blocks.packed = !quads;
+    blocks.count = static_cast<int>(
+        std::min<int64_t>(count, reordered || blocks.packed ? QuadBlocks::most_packed : QuadBlocks::most));
+    blocks.bits = reordered ? 8 : value_bits(format_);
     blocks.head_dim = format_.head_dim;
     for (int i = 0; i < blocks.count; ++i) {
-        if (as_stored) {
-            blocks.values[i] = reader.locate(first + i).values;
-        } else {
-            if (i + 1 < count) prefetch(reader.locate(first + i + 1));
-            expand(reader.read(first + i, block_tokens, kernels_), room.blocks[i]);
-            blocks.values[i] = room.blocks[i];
+        Block& block = blocks.blocks[i];
+        block = reader.read(first + i, block_tokens, kernels_);
+        if (reordered) {
+            expand_integers(block, format_, order_, room.blocks[i]);
+            block.begin = block.values = room.blocks[i];
         }
+        if (may_be_empty) {
+            for (int t = 0; t < block_tokens; ++t) {
+                uint32_t kept = 0;
+                for (int w = 0; w < words; ++w) kept |= block.bitmap[t * words + w];
+                room.scales[i][t] = kept == 0 ? uint16_t{0} : block.scales[t];
+            }
+            block.scales = room.scales[i];
+        }
+        if (block.bitmap == nullptr) block.bitmap = all_channels_;
+    }
+    // About 8 KB ahead; 16 KB of packed blocks, so that the bitmaps of all that are checked at once are in the cache.
+    const int distance = blocks.packed ? QuadBlocks::most_packed : 2;
+    for (int i = 0; i < blocks.count; ++i) {
+        const int64_t later = i + distance, beyond = next.first + later - count;
+        blocks.ahead[i] = later < blocks.count ? blocks.blocks[later].begin
+                          : later < count      ? reader.locate(first + later).begin
+                          : beyond < next.end  ? next.reader->locate(beyond).begin
+                                               : blocks.blocks[i].begin;
     }
     return blocks;
 }
 
-void BlockProducts::scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next,
+void BlockProducts::scores(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
                            const float* prepared, int rows, float* scores, int64_t stride) const {
     if (quads_ != nullptr) return quad_scores(reader, begin, end, next, prepared, rows, scores, stride);
     for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
@@ -146,10 +149,10 @@ void BlockProducts::scores(const BlockReader& reader, int64_t begin, int64_t end
     });
 }
 
-void BlockProducts::quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next,
+void BlockProducts::quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
                                 const float* prepared, int rows, float* scores, int64_t stride) const {
     const bool wide = format_.dtype == MUSTAFAR_DTYPE_F32;
-    Expanded room;
+    Room room;
     for (int64_t token = begin; token < end;) {
         const int first = static_cast<int>(token % block_tokens);
         const int64_t whole = first == 0 ? (end - token) / block_tokens : 0;
@@ -170,8 +173,8 @@ void BlockProducts::quad_scores(const BlockReader& reader, int64_t begin, int64_
     }
 }
 
-void BlockProducts::sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
-                        int64_t stride, int rows, float* sums) const {
+void BlockProducts::sum(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
+                        const float* weights, int64_t stride, int rows, float* sums) const {
     if (quads_ != nullptr) return quad_sum(reader, begin, end, next, weights, stride, rows, sums);
     if (has_integers(format_)) return f32_sum(reader, begin, end, weights, stride, rows, sums);
     for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
@@ -188,9 +191,9 @@ void BlockProducts::f32_sum(const BlockReader& reader, int64_t begin, int64_t en
     });
 }
 
-void BlockProducts::quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next,
+void BlockProducts::quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
                              const float* weights, int64_t stride, int rows, float* sums) const {
-    Expanded room;
+    Room room;
     for (int64_t token = begin; token < end;) {
         const int first = static_cast<int>(token % block_tokens);
         const QuadBlocks blocks =

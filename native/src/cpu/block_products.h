@@ -18,25 +18,25 @@ public:
     // A query row, times factors if there are any, in the form that scores read.
     void prepare_query(const void* row, const float* factors, float* prepared) const;
 
-    // Tokens begin ... end - 1 of one KV head, all in blocks; else as Kernels. next: what will be read after them, or null.
-    void scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,
-                int rows, float* scores, int64_t stride) const;
-    void sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
+    // Tokens begin ... end - 1 of one KV head, all in blocks; else as Kernels. next: what will be read after them.
+    void scores(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
+                const float* prepared, int rows, float* scores, int64_t stride) const;
+    void sum(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next, const float* weights,
              int64_t stride, int rows, float* sums) const;
 
 private:
-    // Blocks in quad order, or copies in `room`, of as many of `count` blocks as fit there.
-    struct Expanded {
-        static constexpr int most = 4;
-        alignas(64) char blocks[most][block_tokens * max_head_dim + block_tokens * 2];
+    // What blocks are multiplied with in place of what they hold.
+    struct Room {
+        alignas(64) char blocks[QuadBlocks::most_packed][block_tokens * max_head_dim];
+        uint16_t scales[QuadBlocks::most][block_tokens];
     };
-    void expand(const Block& block, char* expanded) const;
-    QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const char* next,
-                           Expanded& room) const;
-    void quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* prepared,
-                     int rows, float* scores, int64_t stride) const;
-    void quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const char* next, const float* weights,
-                  int64_t stride, int rows, float* sums) const;
+    // As many of `count` blocks from the first on as are multiplied at once.
+    QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const UpcomingBlocks& next,
+                           Room& room) const;
+    void quad_scores(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
+                     const float* prepared, int rows, float* scores, int64_t stride) const;
+    void quad_sum(const BlockReader& reader, int64_t begin, int64_t end, const UpcomingBlocks& next,
+                  const float* weights, int64_t stride, int rows, float* sums) const;
     void f32_sum(const BlockReader& reader, int64_t begin, int64_t end, const float* weights, int64_t stride, int rows,
                  float* sums) const;
     TokenRun run(const Block& block, int first, int tokens) const;
@@ -46,6 +46,7 @@ private:
     const Kernels& kernels_;    // of the dtype
     const Kernels& f32_;        // for integers that quads_ does not support, which are multiplied in f32
     const QuadKernels* quads_;  // for integers; null if the variant has none
+    uint32_t all_channels_[block_tokens * max_head_dim / 32];  // the bitmap of blocks that have none
 };
 
 }  // namespace mustafar

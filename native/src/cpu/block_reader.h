@@ -85,4 +85,10 @@ private:
     int64_t bitmap_bytes_, scales_bytes_, block_bytes_;
 };
 
+// Blocks that will be read later, or none.
+struct UpcomingBlocks {
+    const BlockReader* reader = nullptr;
+    int64_t first = 0, end = 0;
+};
+
 }  // namespace mustafar

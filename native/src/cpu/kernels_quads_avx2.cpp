@@ -65,7 +65,7 @@ private:
 }  // namespace
 
 const QuadKernels& avx2_quad_kernels() {
-    return quad_table<Avx2, expand_block<Avx2>>;
+    return quad_table<Avx2>;
 }
 
 }  // namespace mustafar

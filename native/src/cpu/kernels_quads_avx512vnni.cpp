@@ -4,7 +4,7 @@
 namespace mustafar {
 
 const QuadKernels& avx512vnni_quad_kernels() {
-    return quad_table<Vnni, expand_block512>;
+    return quad_table<Vnni, PackedVnni>;
 }
 
 }  // namespace mustafar

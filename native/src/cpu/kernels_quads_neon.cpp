@@ -53,7 +53,7 @@ private:
 }  // namespace
 
 const QuadKernels& neon_quad_kernels() {
-    return quad_table<Neon, expand_block<Neon>>;
+    return quad_table<Neon>;
 }
 
 }  // namespace mustafar

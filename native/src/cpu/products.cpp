@@ -60,7 +60,7 @@ void key_scores(const mustafar_context& context, const mustafar_product& product
         std::vector<float> scores(static_cast<size_t>(shape.rows) * block_tokens);
         for (int64_t block = item % runs * run; block < std::min(shape.blocks, (item % runs + 1) * run); ++block) {
             const int tokens = shape.block_size(block);
-            products.scores(reader, block * block_tokens, block * block_tokens + tokens, nullptr, prepared.data(),
+            products.scores(reader, block * block_tokens, block * block_tokens + tokens, {}, prepared.data(),
                             shape.rows, scores.data(), block_tokens);
             for (int r = 0; r < shape.rows; ++r)
                 for (int t = 0; t < tokens; ++t)
@@ -87,8 +87,8 @@ void value_sum(const mustafar_context& context, const mustafar_product& product)
             for (int r = 0; r < shape.rows; ++r)
                 std::copy_n(shape.weights_row(b, h, r) + block * block_tokens, tokens,
                             weights.data() + int64_t{r} * block_tokens);
-            products.sum(reader, block * block_tokens, block * block_tokens + tokens, nullptr, weights.data(),
-                         block_tokens, shape.rows, sums.data());
+            products.sum(reader, block * block_tokens, block * block_tokens + tokens, {}, weights.data(), block_tokens,
+                         shape.rows, sums.data());
         }
         for (int r = 0; r < shape.rows; ++r)
             table.finish(sums.data() + int64_t{r} * shape.padded, product.scale, product.blocks.format.head_dim,

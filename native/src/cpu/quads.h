@@ -3,38 +3,27 @@
 
 #include <cstdint>
 
-#include "core/format.h"
+#include "cpu/block_reader.h"
 
 namespace mustafar {
 
 // Consecutive whole blocks of one KV head; keys or values.
 struct QuadBlocks {
-    static constexpr int most = 16;  // 512 tokens: sums of that many products fit 32 bits
+    // In quad order 512 tokens: sums of that many products fit 32 bits. Packed blocks are expanded, and 8 of them fit the
+    // first-level cache.
+    static constexpr int most = 16, most_packed = 8;
 
-    const char* values[most];  // their sections of values, followed by the scales
+    Block blocks[most];
+    const char* ahead[most];  // what to prefetch while a block is read: as many bytes as it has
     int count;
-    const char* next;  // what will be read after them, to be prefetched meanwhile; null: unknown
-    int bits;          // 8 or 4
+    bool packed;  // in plain order behind a bitmap, and followed by 64 readable bytes; else all channels in quad order
+    int bits;     // 8 or 4
     int head_dim;
-
-    int value_bytes() const { return block_tokens * head_dim * bits / 8; }
-    // What to prefetch while a block is read: two blocks further on, if known. With 8-bit values one block was too few
-    // for memory, with 4-bit values four were too many.
-    const char* ahead(int block) const {
-        const int later = block + 2;
-        if (later < count) return values[later];
-        return next != nullptr ? next + (later - count) * (value_bytes() + block_tokens * 2) : values[count - 1];
-    }
-    const uint16_t* scales(int block) const { return reinterpret_cast<const uint16_t*>(values[block] + value_bytes()); }
 };
 
 // Queries and weights are numbers of 15 bits, or with `wide` of 22, relative to the largest of a row: the products with
 // integers are exact then. So wide numbers are as accurate as f32, the others far more accurate than f16 and bf16.
 struct QuadKernels {
-    // Converts a block of integers in plain order to 8 bits in a quad order, with all channels kept. values: followed
-    // by 64 readable bytes. bitmap: null if all channels are kept.
-    void (*expand)(const char* values, const uint32_t* bitmap, int bits, int head_dim, bool keys, char* expanded);
-
     // Bytes of a prepared query, a multiple of 64.
     int64_t (*query_bytes)(int head_dim);
     void (*prepare_query)(const float* row, int head_dim, bool wide, void* prepared);

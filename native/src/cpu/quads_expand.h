@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -37,6 +38,11 @@ constexpr Places make_places() {
     return places;
 }
 alignas(64) inline constexpr Places places_of_byte = make_places();
+
+// How many values of a block need to be looked at: an even number.
+MUSTAFAR_INLINE int stored_values(const Block& block, int head_dim) {
+    return static_cast<int>(std::min<int64_t>(block.value_capacity, block_tokens * head_dim));
+}
 
 // Sign and magnitude to two's complement, low nibble first.
 [[maybe_unused]] inline void unpack_nibbles(const char* values, int count, int8_t* integers) {
@@ -99,32 +105,24 @@ inline constexpr Bytes sign_bits = {-128, -128, -128, -128, -128, -128, -128, -1
         }
 }
 
+// The values of a block in plain order as 8-bit values with all channels, in quad order.
 template <class Ops>
-void expand_block(const char* values, const uint32_t* bitmap, int bits, int head_dim, bool keys, char* out) {
+void expand_block(const Block& block, int bits, int head_dim, bool keys, char* out) {
     alignas(64) int8_t integers[block_tokens * max_head_dim + 8], rows[block_tokens * max_head_dim];
     const int words = bitmap_words(head_dim);
-    int count = block_tokens * head_dim;
-    if (bitmap != nullptr) {
-        count = 0;
-        for (int i = 0; i < block_tokens * words; ++i) count += std::popcount(bitmap[i]);
-    }
-    const int8_t* next = reinterpret_cast<const int8_t*>(values);
+    const int8_t* next = reinterpret_cast<const int8_t*>(block.values);
     if (bits == 4) {
-        unpack_nibbles(values, (count + 1) / 2 * 2, integers);
+        unpack_nibbles(block.values, stored_values(block, head_dim), integers);
         next = integers;
     }
-    const int8_t* dense = next;
-    if (bitmap != nullptr) {
-        dense = rows;
-        const uint8_t* byte = reinterpret_cast<const uint8_t*>(bitmap);
-        for (int t = 0; t < block_tokens; ++t)
-            for (int octet = 0; octet < 4 * words; ++octet, ++byte) {
-                // With head_dim 80 the last octets do not exist, and have no bits.
-                if (8 * octet < head_dim) Ops::spread(next, places_of_byte.of[*byte], rows + t * head_dim + 8 * octet);
-                next += std::popcount(*byte);
-            }
-    }
-    keys ? key_quads(dense, head_dim, out) : value_quads(dense, head_dim, out);
+    const uint8_t* byte = reinterpret_cast<const uint8_t*>(block.bitmap);
+    for (int t = 0; t < block_tokens; ++t)
+        for (int octet = 0; octet < 4 * words; ++octet, ++byte) {
+            // With head_dim 80 the last octets do not exist, and have no bits.
+            if (8 * octet < head_dim) Ops::spread(next, places_of_byte.of[*byte], rows + t * head_dim + 8 * octet);
+            next += std::popcount(*byte);
+        }
+    keys ? key_quads(rows, head_dim, out) : value_quads(rows, head_dim, out);
 }
 
 }  // namespace

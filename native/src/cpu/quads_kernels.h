@@ -12,6 +12,7 @@
  */
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/quads.h"
@@ -181,28 +182,67 @@ void block_scores(const char* values, const char* next, int head_dim, const floa
     }
 }
 
+// Calls work.operator()<Digits, R>(first row) for chunks of query rows.
+template <class Ops, class Work>
+MUSTAFAR_INLINE void for_query_rows(int rows, bool wide, const Work& work) {
+    for_row_chunks<Ops::rows>(rows, [&]<int R>(int first) {
+        wide ? work.template operator()<Ops::digits(true), R>(first)
+             : work.template operator()<Ops::digits(false), R>(first);
+    });
+}
+
+// Of blocks in quad order.
 template <class Ops>
 void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride) {
     const int64_t row_bytes = query_bytes<Ops>(blocks.head_dim);
     for (int b = 0; b < blocks.count; ++b) {
         alignas(64) float scales[block_tokens];
-        Ops::widen(blocks.scales(b), block_tokens, scales);
-        const char* const next = blocks.ahead(b);
-        __builtin_prefetch(next + blocks.value_bytes());  // the scales, which a block needs first
-        for_row_chunks<Ops::rows>(rows, [&]<int R>(int first) {
-            const auto run = [&]<bool Nibbles, int Digits>() {
-                block_scores<Ops, Nibbles, Digits, R>(blocks.values[b], next, blocks.head_dim, scales,
+        Ops::widen(blocks.blocks[b].scales, block_tokens, scales);
+        const char *const values = blocks.blocks[b].values, *const next = blocks.ahead[b];
+        __builtin_prefetch(next + blocks.blocks[b].bytes - 64);  // the scales, which a block needs first
+        for_query_rows<Ops>(rows, wide, [&]<int Digits, int R>(int first) {
+            const auto run = [&]<bool Nibbles>() {
+                block_scores<Ops, Nibbles, Digits, R>(values, next, blocks.head_dim, scales,
                                                       static_cast<const char*>(prepared) + first * row_bytes, row_bytes,
                                                       scores + first * stride + b * block_tokens, stride);
             };
-            if (wide)
-                blocks.bits == 4 ? run.template operator()<true, Ops::digits(true)>()
-                                 : run.template operator()<false, Ops::digits(true)>();
-            else
-                blocks.bits == 4 ? run.template operator()<true, Ops::digits(false)>()
-                                 : run.template operator()<false, Ops::digits(false)>();
+            blocks.bits == 4 ? run.template operator()<true>() : run.template operator()<false>();
         });
     }
+}
+
+// Blocks that are expanded by expand(blocks, block, out): 8-bit values with all channels.
+struct ExpandedBlocks : QuadBlocks {
+    template <class Expand>
+    ExpandedBlocks(const QuadBlocks& source, const Expand& expand) : QuadBlocks(source) {
+        bits = 8;
+        for (int b = 0; b < count; ++b) {
+            expand(source, b, room[b]);
+            blocks[b].values = room[b];
+        }
+    }
+    alignas(64) char room[most_packed][block_tokens * max_head_dim];
+};
+
+// Packed blocks for any instruction set: expanded into quad order first.
+template <class Ops>
+struct Packed {
+    static void values(const QuadBlocks& blocks, int block, char* out) {
+        expand_block<Ops>(blocks.blocks[block], blocks.bits, blocks.head_dim, false, out);
+    }
+    // As QuadKernels::scores.
+    static void scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores,
+                       int64_t stride) {
+        const ExpandedBlocks expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
+            expand_block<Ops>(source.blocks[block], source.bits, source.head_dim, true, out);
+        });
+        quad_scores<Ops>(expanded, wide, prepared, rows, scores, stride);
+    }
+};
+
+template <class Ops, class PackedBlocks>
+void any_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride) {
+    (blocks.packed ? PackedBlocks::scores : quad_scores<Ops>)(blocks, wide, prepared, rows, scores, stride);
 }
 
 // Rows of weights, times the tokens' scales, as digits.
@@ -214,9 +254,10 @@ struct Weights {
     int32_t sums[R][Digits];
 };
 
-// Sums of `Count` vectors of channels from vector `first` on, over one block.
+// Sums of `Count` vectors of channels from vector `first` on, over blocks begin ... end - 1. Prefetches what follows, in
+// steps of that many bytes.
 template <class Ops, bool Nibbles, int Digits, int R, int Count>
-MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first, int block,
+MUSTAFAR_INLINE void block_sums(const QuadBlocks& blocks, int begin, int end, int64_t step, int first,
                                 const Weights<Ops, Digits, R>& weights, typename Ops::Sum* sums) {
     constexpr int slices = 64 / Ops::bytes, quads = Nibbles ? 4 : 8, halves = Nibbles ? 2 : 1;
     typename Ops::Sum sum[R][Digits][Count];
@@ -227,27 +268,30 @@ MUSTAFAR_INLINE void block_sums(const char* values, const char* next, int first,
     // broadcast takes the ports of the products.
     const auto* digits = &weights;
     asm("" : "+r"(digits));
-    MUSTAFAR_UNROLL_QUADS
-    for (int q = 0; q < quads; ++q) {
-        typename Ops::Values x[Count][halves];
-        for (int i = 0; i < Count; ++i) {
-            const int unit = first + i;
-            const int64_t place = (unit / slices * quads + q) * 64 + unit % slices * Ops::bytes;
-            if (unit % slices == 0) __builtin_prefetch(next + place);
-            if constexpr (Nibbles) {
-                x[i][0] = Ops::low(values + place);
-                x[i][1] = Ops::high(values + place);
-            } else {
-                x[i][0] = Ops::load(values + place);
-            }
-        }
-        for (int half = 0; half < halves; ++half)
-            for (int r = 0; r < R; ++r)
-                for (int d = 0; d < Digits; ++d) {
-                    const typename Ops::Part part =
-                        Ops::broadcast(digits->digits[r] + d * weights.pitch + (block * 8 + half * 4 + q) * 4);
-                    for (int i = 0; i < Count; ++i) sum[r][d][i] = Ops::dot(sum[r][d][i], x[i][half], part);
+    for (int block = begin; block < end; ++block) {
+        const char *const values = blocks.blocks[block].values, *const next = blocks.ahead[block];
+        MUSTAFAR_UNROLL_QUADS
+        for (int q = 0; q < quads; ++q) {
+            typename Ops::Values x[Count][halves];
+            for (int i = 0; i < Count; ++i) {
+                const int unit = first + i;
+                const int64_t vector = unit / slices * quads + q, place = vector * 64 + unit % slices * Ops::bytes;
+                if (unit % slices == 0) __builtin_prefetch(next + vector * step);
+                if constexpr (Nibbles) {
+                    x[i][0] = Ops::low(values + place);
+                    x[i][1] = Ops::high(values + place);
+                } else {
+                    x[i][0] = Ops::load(values + place);
                 }
+            }
+            for (int half = 0; half < halves; ++half)
+                for (int r = 0; r < R; ++r)
+                    for (int d = 0; d < Digits; ++d) {
+                        const typename Ops::Part part =
+                            Ops::broadcast(digits->digits[r] + d * weights.pitch + (block * 8 + half * 4 + q) * 4);
+                        for (int i = 0; i < Count; ++i) sum[r][d][i] = Ops::dot(sum[r][d][i], x[i][half], part);
+                    }
+        }
     }
     for (int r = 0; r < R; ++r)
         for (int d = 0; d < Digits; ++d)
@@ -262,14 +306,17 @@ template <class Ops, bool Nibbles, int Digits, int R>
     const int units = blocks.head_dim / channels;
     typename Ops::Sum total[max_head_dim / channels * R * Digits];
     for (int i = 0; i < units * R * Digits; ++i) total[i] = Ops::zero();
-    for (int b = 0; b < blocks.count; ++b) {
-        const char* const values = blocks.values[b];
-        const char* const next = blocks.ahead(b);
+    const auto add = [&](int begin, int end, int64_t step) MUSTAFAR_INLINE_LAMBDA {
         int unit = 0;
         for (; unit + 1 < units; unit += 2)
-            block_sums<Ops, Nibbles, Digits, R, 2>(values, next, unit, b, weights, total);
-        if (unit < units) block_sums<Ops, Nibbles, Digits, R, 1>(values, next, unit, b, weights, total);
-    }
+            block_sums<Ops, Nibbles, Digits, R, 2>(blocks, begin, end, step, unit, weights, total);
+        if (unit < units) block_sums<Ops, Nibbles, Digits, R, 1>(blocks, begin, end, step, unit, weights, total);
+    };
+    // Blocks that were expanded are in the first-level cache; others are read from front to back.
+    if (blocks.packed)
+        add(0, blocks.count, blocks.blocks[0].bytes / (blocks.head_dim / 2));
+    else
+        for (int b = 0; b < blocks.count; ++b) add(b, b + 1, 64);
     for (int unit = 0; unit < units; ++unit)
         for (int r = 0; r < R; ++r) {
             const Floats numbers = joined<Ops, Digits>(total + unit * R * Digits + r * Digits, 1, weights.sums[r],
@@ -280,12 +327,39 @@ template <class Ops, bool Nibbles, int Digits, int R>
         }
 }
 
+// Adds to rows of sums as QuadKernels::sum does. scales: of the blocks' tokens, in f32.
 template <class Ops>
-bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride,
-              int rows, float* sums, int64_t sums_stride) {
+void add_weighted(const QuadBlocks& blocks, bool wide, const float* scales, int first, int tokens, const float* weights,
+                  int64_t stride, int rows, float* sums, int64_t sums_stride) {
     const int count = blocks.count * block_tokens;
+    for_row_chunks<Ops::rows>(rows, [&]<int R>(int first_row) {
+        const auto run = [&]<int Digits>() {
+            Weights<Ops, Digits, R> parts;
+            for (int r = 0; r < R; ++r) {
+                alignas(64) float numbers[QuadBlocks::most * block_tokens];
+                if (tokens < count) std::fill_n(numbers, count, 0.0f);
+                for (int t = 0; t < tokens; ++t)
+                    numbers[first + t] = weights[(first_row + r) * stride + t] * scales[first + t];
+                const int32_t top = largest_bits(numbers, count);
+                const float largest = f32_of_bits(static_cast<uint32_t>(top));
+                parts.step[r] = largest / largest_number(wide);
+                for (int d = 0; d < Digits; ++d) parts.sums[r][d] = 0;
+                to_digits<Ops, Digits>(numbers, count, top == 0 ? 0.0f : largest_number(wide) / largest,
+                                       parts.digits[r], parts.pitch, parts.sums[r]);
+            }
+            float* const out = sums + first_row * sums_stride;
+            blocks.bits == 4 ? add_blocks<Ops, true, Digits, R>(blocks, parts, out, sums_stride)
+                             : add_blocks<Ops, false, Digits, R>(blocks, parts, out, sums_stride);
+        };
+        wide ? run.template operator()<Ops::digits(true)>() : run.template operator()<Ops::digits(false)>();
+    });
+}
+
+template <class Ops, class PackedBlocks>
+bool any_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride, int rows,
+             float* sums, int64_t sums_stride) {
     alignas(64) float scales[QuadBlocks::most * block_tokens];
-    for (int b = 0; b < blocks.count; ++b) Ops::widen(blocks.scales(b), block_tokens, scales + b * block_tokens);
+    for (int b = 0; b < blocks.count; ++b) Ops::widen(blocks.blocks[b].scales, block_tokens, scales + b * block_tokens);
     // Every row is checked before the first is added.
     const auto top_of = [&](int row) {
         int32_t top = 0;
@@ -302,38 +376,19 @@ bool quad_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const 
         usable &= top == 0 || (top >= smallest_bits && top < infinity_bits);
     }
     if (!usable) return false;
-    for_row_chunks<Ops::rows>(rows, [&]<int R>(int first_row) {
-        const auto run = [&]<int Digits>() {
-            Weights<Ops, Digits, R> parts;
-            for (int r = 0; r < R; ++r) {
-                alignas(64) float numbers[QuadBlocks::most * block_tokens];
-                for (int t = 0; t < first; ++t) numbers[t] = 0.0f;
-                for (int t = 0; t < tokens; ++t)
-                    numbers[first + t] = weights[(first_row + r) * stride + t] * scales[first + t];
-                for (int t = first + tokens; t < count; ++t) numbers[t] = 0.0f;
-                const int32_t top = largest_bits(numbers, count);
-                const float largest = f32_of_bits(static_cast<uint32_t>(top));
-                parts.step[r] = largest / largest_number(wide);
-                for (int d = 0; d < Digits; ++d) parts.sums[r][d] = 0;
-                to_digits<Ops, Digits>(numbers, count, top == 0 ? 0.0f : largest_number(wide) / largest,
-                                       parts.digits[r], parts.pitch, parts.sums[r]);
-            }
-            float* const out = sums + first_row * sums_stride;
-            blocks.bits == 4 ? add_blocks<Ops, true, Digits, R>(blocks, parts, out, sums_stride)
-                             : add_blocks<Ops, false, Digits, R>(blocks, parts, out, sums_stride);
-        };
-        wide ? run.template operator()<Ops::digits(true)>() : run.template operator()<Ops::digits(false)>();
-    });
+    const auto add = [&](const QuadBlocks& expanded) {
+        add_weighted<Ops>(expanded, wide, scales, first, tokens, weights, stride, rows, sums, sums_stride);
+    };
+    blocks.packed ? add(ExpandedBlocks(blocks, PackedBlocks::values)) : add(blocks);
     return true;
 }
 
-// Expand: the table's expand.
-template <class Ops, auto Expand>
-constexpr QuadKernels quad_table{.expand = Expand,
-                                 .query_bytes = query_bytes<Ops>,
+// How packed blocks are multiplied: as Packed.
+template <class Ops, class PackedBlocks = Packed<Ops>>
+constexpr QuadKernels quad_table{.query_bytes = query_bytes<Ops>,
                                  .prepare_query = prepare_quad_query<Ops>,
-                                 .scores = quad_scores<Ops>,
-                                 .sum = quad_sum<Ops>};
+                                 .scores = any_scores<Ops, PackedBlocks>,
+                                 .sum = any_sum<Ops, PackedBlocks>};
 
 }  // namespace
 }  // namespace mustafar
