@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/quads.h"
 #include "cpu/quads_expand.h"
@@ -255,9 +256,9 @@ struct Weights {
 };
 
 // Sums of `Count` vectors of channels from vector `first` on, over blocks begin ... end - 1. Prefetches what follows, in
-// steps of that many bytes.
-template <class Ops, bool Nibbles, int Digits, int R, int Count>
-MUSTAFAR_INLINE void block_sums(const QuadBlocks& blocks, int begin, int end, int64_t step, int first,
+// steps of that many bytes, a number or a constant.
+template <class Ops, bool Nibbles, int Digits, int R, int Count, class Step>
+MUSTAFAR_INLINE void block_sums(const QuadBlocks& blocks, int begin, int end, Step step, int first,
                                 const Weights<Ops, Digits, R>& weights, typename Ops::Sum* sums) {
     constexpr int slices = 64 / Ops::bytes, quads = Nibbles ? 4 : 8, halves = Nibbles ? 2 : 1;
     typename Ops::Sum sum[R][Digits][Count];
@@ -306,7 +307,7 @@ template <class Ops, bool Nibbles, int Digits, int R>
     const int units = blocks.head_dim / channels;
     typename Ops::Sum total[max_head_dim / channels * R * Digits];
     for (int i = 0; i < units * R * Digits; ++i) total[i] = Ops::zero();
-    const auto add = [&](int begin, int end, int64_t step) MUSTAFAR_INLINE_LAMBDA {
+    const auto add = [&](int begin, int end, auto step) MUSTAFAR_INLINE_LAMBDA {
         int unit = 0;
         for (; unit + 1 < units; unit += 2)
             block_sums<Ops, Nibbles, Digits, R, 2>(blocks, begin, end, step, unit, weights, total);
@@ -316,7 +317,7 @@ template <class Ops, bool Nibbles, int Digits, int R>
     if (blocks.packed)
         add(0, blocks.count, blocks.blocks[0].bytes / (blocks.head_dim / 2));
     else
-        for (int b = 0; b < blocks.count; ++b) add(b, b + 1, 64);
+        for (int b = 0; b < blocks.count; ++b) add(b, b + 1, std::integral_constant<int, 64>{});
     for (int unit = 0; unit < units; ++unit)
         for (int r = 0; r < R; ++r) {
             const Floats numbers = joined<Ops, Digits>(total + unit * R * Digits + r * Digits, 1, weights.sums[r],
