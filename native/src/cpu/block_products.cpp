@@ -122,7 +122,8 @@ QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, 
         }
         if (block.bitmap == nullptr) block.bitmap = all_channels_;
     }
-    // About 8 KB ahead; 16 KB of packed blocks, so that the bitmaps of all that are checked at once are in the cache.
+    // Two blocks ahead: with 8-bit values one was too few for memory, with 4-bit values four were too many. Of packed blocks as many as
+    // are checked at once, so that the bitmaps of all of them are in the cache.
     const int distance = blocks.packed ? QuadBlocks::most_packed : 2;
     for (int i = 0; i < blocks.count; ++i) {
         const int64_t later = i + distance, beyond = next.first + later - count;
@@ -164,10 +165,13 @@ void BlockProducts::quad_scores(const BlockReader& reader, int64_t begin, int64_
         }
         // A part of a block, for which all scores are computed.
         const int tokens = static_cast<int>(std::min<int64_t>(block_tokens - first, end - token));
-        for (int r = 0; r < rows; ++r) {
-            float all[block_tokens];
-            quads_->scores(blocks, wide, prepared + r * query_floats(), 1, all, block_tokens);
-            std::copy_n(all + first, tokens, scores + r * stride + (token - begin));
+        constexpr int most_rows = 4;
+        for (int begin_row = 0; begin_row < rows; begin_row += most_rows) {
+            float all[most_rows][block_tokens];
+            const int count = std::min(rows - begin_row, most_rows);
+            quads_->scores(blocks, wide, prepared + begin_row * query_floats(), count, all[0], block_tokens);
+            for (int r = 0; r < count; ++r)
+                std::copy_n(all[r] + first, tokens, scores + (begin_row + r) * stride + (token - begin));
         }
         token += tokens;
     }

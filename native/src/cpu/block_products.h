@@ -25,10 +25,10 @@ public:
              int64_t stride, int rows, float* sums) const;
 
 private:
-    // What blocks are multiplied with in place of what they hold.
+    // Copies of values in another order, and of scales with those of empty tokens set to zero.
     struct Room {
         alignas(64) char blocks[QuadBlocks::most_packed][block_tokens * max_head_dim];
-        uint16_t scales[QuadBlocks::most][block_tokens];
+        uint16_t scales[QuadBlocks::most_packed][block_tokens];
     };
     // As many of `count` blocks from the first on as are multiplied at once.
     QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const UpcomingBlocks& next,

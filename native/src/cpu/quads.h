@@ -1,4 +1,4 @@
-// Products with integers in the quad orders (core/format.h), one table for each instruction set that has kernels.
+// Products with integers, in the quad orders (core/format.h) or packed in plain order, one table for each instruction set that has kernels.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@ namespace mustafar {
 
 // Consecutive whole blocks of one KV head; keys or values.
 struct QuadBlocks {
-    // In quad order 512 tokens: sums of that many products fit 32 bits. Packed blocks are expanded, and 8 of them fit the
-    // first-level cache.
+    // In quad order 512 tokens: sums of that many products fit 32 bits. Packed blocks are expanded, and with up to 128 channels 8 of
+    // them fit the first-level cache.
     static constexpr int most = 16, most_packed = 8;
 
     Block blocks[most];

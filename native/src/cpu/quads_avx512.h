@@ -4,7 +4,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "cpu/avx512.h"
@@ -90,7 +89,7 @@ constexpr int segments_of(int words) {
 }
 
 // Reads the tokens of a packed block one after another, 64 channels at a time. Keys prefetch what follows meanwhile; values
-// leave that to their sums, which take longer, so that memory is read evenly.
+// leave it to their sums, which take longer and so spread the prefetches more evenly.
 template <int W, int Bytes, bool Prefetch>
 class PackedReader {
 public:
@@ -189,7 +188,8 @@ struct PartQueries {
             __m512i bias[Digits] = {};
             for (int d = 0; d < Digits; ++d)
                 for (int s = 0; s < S; ++s) {
-                    const uint64_t valid = _bzhi_u64(~0ull, static_cast<unsigned>(std::min(head_dim - 64 * s, 64)));
+                    const uint64_t valid =
+                        _bzhi_u64(~0ull, static_cast<unsigned>(head_dim - 64 * s < 64 ? head_dim - 64 * s : 64));
                     const __m512i quads = _mm512_maskz_loadu_epi8(valid, prepared + d * head_dim + 64 * s);
                     __m512i* const own = digits[r * Digits + d] + 4 * s;
                     own[0] = _mm512_shuffle_epi32(quads, _MM_PERM_AAAA);
@@ -290,8 +290,8 @@ MUSTAFAR_INLINE void unpack_nibbles512(const char* values, int count, int8_t* in
     }
 }
 
-// As Packed, with keys in an order that takes half of the shuffles. If all query rows are multiplied at once, keys are
-// multiplied as they are expanded.
+// As Packed, with keys in an order that takes half of the shuffles. If all query rows are multiplied at once (1, 2 or 4 of them), keys
+// are multiplied as they are expanded.
 struct PackedVnni {
     static void values(const QuadBlocks& blocks, int block, char* out) {
         with_words(blocks.head_dim, [&]<int W>() {
@@ -304,7 +304,7 @@ struct PackedVnni {
             const auto multiply = [&](const auto& with_keys) {
                 multiply_blocks<W>(blocks, wide, prepared, rows, scores, stride, with_keys);
             };
-            if (rows <= Vnni::rows)
+            if (rows <= Vnni::rows && (rows & (rows - 1)) == 0)
                 return multiply([&](int block, const auto& work) { with_fours<W>(blocks, block, work); });
             const ExpandedBlocks expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
                 with_fours<W>(source, block, [&](auto fours) { fours.write(out); });

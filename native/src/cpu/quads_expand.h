@@ -4,7 +4,6 @@
  */
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -39,9 +38,10 @@ constexpr Places make_places() {
 }
 alignas(64) inline constexpr Places places_of_byte = make_places();
 
-// How many values of a block need to be looked at: an even number.
+// How many values of a block its bitmap may point at, those of channels past head_dim included: an even number.
 MUSTAFAR_INLINE int stored_values(const Block& block, int head_dim) {
-    return static_cast<int>(std::min<int64_t>(block.value_capacity, block_tokens * head_dim));
+    const int most = block_tokens * 32 * bitmap_words(head_dim);
+    return block.value_capacity < most ? static_cast<int>(block.value_capacity) : most;
 }
 
 // Sign and magnitude to two's complement, low nibble first.

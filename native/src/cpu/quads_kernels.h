@@ -12,7 +12,6 @@
  */
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -212,7 +211,8 @@ void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int 
     }
 }
 
-// Blocks that are expanded by expand(blocks, block, out): 8-bit values with all channels.
+// Blocks that are expanded by expand(blocks, block, out): 8-bit values with all channels. What memory they come from, and how it is
+// prefetched, stays that of the packed ones.
 struct ExpandedBlocks : QuadBlocks {
     template <class Expand>
     ExpandedBlocks(const QuadBlocks& source, const Expand& expand) : QuadBlocks(source) {
@@ -338,9 +338,10 @@ void add_weighted(const QuadBlocks& blocks, bool wide, const float* scales, int 
             Weights<Ops, Digits, R> parts;
             for (int r = 0; r < R; ++r) {
                 alignas(64) float numbers[QuadBlocks::most * block_tokens];
-                if (tokens < count) std::fill_n(numbers, count, 0.0f);
+                for (int t = 0; t < first; ++t) numbers[t] = 0.0f;
                 for (int t = 0; t < tokens; ++t)
                     numbers[first + t] = weights[(first_row + r) * stride + t] * scales[first + t];
+                for (int t = first + tokens; t < count; ++t) numbers[t] = 0.0f;
                 const int32_t top = largest_bits(numbers, count);
                 const float largest = f32_of_bits(static_cast<uint32_t>(top));
                 parts.step[r] = largest / largest_number(wide);
