@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(512) first_key_factors(const __grid_constant__
 }
 
 template <class T, int HeadDim, bool Chosen>
-__global__ void __launch_bounds__(block_threads) append_tokens(const __grid_constant__ AppendParams p) {
+__global__ void __launch_bounds__(block_threads, append_blocks<HeadDim>)
+    append_tokens(const __grid_constant__ AppendParams p) {
     extern __shared__ __align__(16) uint8_t memory[];
     uint32_t rest = blockIdx.x;
     const uint32_t list = p.by_part.split(rest);

@@ -11,6 +11,11 @@
 
 namespace mustafar::cuda {
 
+// Thread blocks that share a multiprocessor. Most have one token to write, and are as fast as all of them run at once; registers that a
+// group to be compressed then lacks cost it little.
+template <int HeadDim>
+constexpr int append_blocks = HeadDim <= 128 ? 8 : 4;
+
 struct AppendParams {
     Dense fresh[2], tail[2];  // keys, values
     Blocks blocks[2];

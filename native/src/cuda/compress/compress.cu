@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(block_threads)
 
 // Thread blocks of compress_blocks that the registers of a multiprocessor have to hold where values may be integers; 0: no limit.
 template <class T, int HeadDim>
-constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 8 : 0;
+constexpr int resident_blocks = sizeof(T) == 2 && HeadDim <= 128 ? 9 : 0;
 
 // Chosen: by a bitmap or an importance.
 template <class T, int HeadDim, bool MayBeIntegers, bool Chosen>

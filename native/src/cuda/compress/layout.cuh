@@ -92,10 +92,12 @@ struct BlockLayout {
                 if (unit < warp && unit >= (warp & -share_run)) first += memory.total[unit];
                 whole += memory.total[unit];
             }
+            // Products pick bytes: this step's sum over the lanes below, and the steps before it in all lanes.
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                start[i] = first + permute(sum[i >> 2], 0, 0x4440 + (i & 3));
-                first += permute(all[i >> 2], 0, 0x4440 + (i & 3));
+                const uint32_t byte = 1u << 8 * (i & 3);
+                start[i] = __dp4a(sum[i >> 2], byte, __dp4a(all[i >> 2], (byte - 1) & 0x01010101u, first));
+                if (i == 3) first = __dp4a(all[0], 0x01010101u, first);
             }
         }
 

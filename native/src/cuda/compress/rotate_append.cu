@@ -1,7 +1,7 @@
 // Rotates the queries and keys of one new token of each sequence and appends its key and value, in one launch.
 //
-// Grid: of each sequence the thread blocks of its keys and values, KV heads slowest, and then those of its query heads, a warp
-// for each head.
+// Grid: of each sequence the thread blocks of its keys and values, KV heads slowest, and then those of its query heads, of which a
+// warp has several.
 #include "cuda/compress/append.cuh"
 #include "cuda/step/rotary.cuh"
 #include "cuda/step/step.h"
@@ -21,38 +21,51 @@ struct RotateAppendParams {
 };
 
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(block_threads) rotate_append_tokens(const __grid_constant__ RotateAppendParams p) {
+__global__ void __launch_bounds__(block_threads, append_blocks<HeadDim>)
+    rotate_append_tokens(const __grid_constant__ RotateAppendParams p) {
+    constexpr int pairs = rotary_pairs(HeadDim);
     extern __shared__ __align__(16) uint8_t memory[];
-    __shared__ float rows[warps][HeadDim];
-    __shared__ __align__(16) T rotated[HeadDim];
+    __shared__ __align__(16) T row[HeadDim];  // the token's key, rotated, or value
     uint32_t unit = blockIdx.x;
     const int batch_row = static_cast<int>(p.by_unit.split(unit)), warp = threadIdx.x / 32;
     const int lists = 2 * static_cast<int>(p.append.by_head.value());
     wait_for_previous_grid();
-    // Asked for by all, so that nobody waits for it after the sequence's numbers.
     const int32_t position = p.rotary.positions[batch_row];
     if (static_cast<int>(unit) >= lists) {
-        const int head = (static_cast<int>(unit) - lists) * warps + warp;
-        if (head < p.num_heads)
-            p.rotary.head(p.query.row<const T>(batch_row, head, 0), p.query_output.row<T>(batch_row, head, 0),
-                          static_cast<const T*>(p.query_norm), position, rows[warp]);
+        const int first = ((static_cast<int>(unit) - lists) * warps + warp) * heads_of_warp;
+        RotaryHead<T, pairs> heads[heads_of_warp];
+#pragma unroll
+        for (int j = 0; j < heads_of_warp; ++j)
+            if (first + j < p.num_heads)
+                heads[j].load(p.rotary, p.query.row<const T>(batch_row, first + j, 0),
+                              p.query_output.row<T>(batch_row, first + j, 0), static_cast<const T*>(p.query_norm));
+        const Turns<pairs> turns(p.rotary, position);
+#pragma unroll
+        for (int j = 0; j < heads_of_warp; ++j)
+            if (first + j < p.num_heads) heads[j].store(p.rotary, turns);
         return;
     }
-    AppendedTokens<T> tokens(p.append, batch_row, static_cast<int>(unit >> 1), static_cast<int>(unit & 1));
+    const int head = static_cast<int>(unit >> 1), which = static_cast<int>(unit & 1);
+    if (which == 0 && warp == 0) {
+        RotaryHead<T, pairs> key;
+        key.load(p.rotary, p.key.row<const T>(batch_row, head, 0), row, static_cast<const T*>(p.key_norm));
+        key.store(p.rotary, Turns<pairs>(p.rotary, position));
+    }
+    if (which == 1) {
+        const T* const value = p.append.fresh[1].row<const T>(batch_row, head, 0);
+        for (int c = threadIdx.x; c < HeadDim; c += block_threads) row[c] = value[c];
+    }
+    AppendedTokens<T> tokens(p.append, batch_row, head, which);
     if (!tokens.exists()) return;
-    if (tokens.which == 0) {
-        if (warp == 0)
-            p.rotary.head(p.key.row<const T>(batch_row, tokens.head, 0), rotated, static_cast<const T*>(p.key_norm),
-                          position, rows[0]);
+    __syncthreads();
+    if (tokens.due <= tokens.before) {
+        tokens.fresh = row;
+    } else if (which == 0) {
+        // Compression reads tokens from global memory.
+        T* const output = p.key_output.row<T>(batch_row, head, 0);
+        for (int c = threadIdx.x; c < HeadDim; c += block_threads) output[c] = row[c];
         __syncthreads();
-        tokens.fresh = rotated;
-        if (tokens.due > tokens.before) {
-            // Compression reads tokens from global memory.
-            T* const output = p.key_output.row<T>(batch_row, tokens.head, 0);
-            for (int c = threadIdx.x; c < HeadDim; c += block_threads) output[c] = rotated[c];
-            __syncthreads();
-            tokens.fresh = output;
-        }
+        tokens.fresh = output;
     }
     append_part<T, HeadDim, false>(p.append, tokens, 0, memory);
 }
@@ -67,7 +80,7 @@ void rotate_append(const mustafar_context& context, const mustafar_rope& rope, c
         return;
     }
     const DeviceScope scope(context);
-    const int64_t units = 2 * int64_t{a.num_kv_heads} + divide_up(rope.num_heads, warps);
+    const int64_t units = 2 * int64_t{a.num_kv_heads} + divide_up(rope.num_heads, warps * heads_of_warp);
     const RotateAppendParams p{append_params,   Rotary(rope),      rope.query,
                                rope.key,        rope.query_output, rope.key_output,
                                rope.query_norm, rope.key_norm,     Divisor(static_cast<uint32_t>(units)),
@@ -76,7 +89,7 @@ void rotate_append(const mustafar_context& context, const mustafar_rope& rope, c
         using T = typename decltype(type)::type;
         static std::atomic<uint64_t> allowed{0};
         const auto kernel = rotate_append_tokens<T, head_dim()>;
-        allow_shared_memory(scope, kernel, allowed, 1024 + warps * max_rotary_head_dim * 4);
+        allow_shared_memory(scope, kernel, allowed, 1024 + head_dim() * sizeof(T));
         launch(scope, "rotate and append", kernel,
                LaunchShape{units * a.batch, block_threads, sizeof(typename BlockWriter<T, head_dim()>::Memory), true},
                p);

@@ -127,28 +127,29 @@ constexpr uint32_t reached_bits = 0x80008000u;
 template <class Part>
 __device__ __forceinline__ uint32_t count_from(const Part& part, uint32_t threshold) {
     const uint32_t add = reaching(threshold);
-    uint32_t sum[4] = {0, 0, 0, 0};
+    uint32_t sum[2][4] = {};  // two, so that fewer products wait for one another
 #pragma unroll
     for (int first = 0; first < Part::words; first += 4) {
         uint32_t reached[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int j = 0; j < 4 && first + j < Part::words; ++j) reached[j] = part.word[first + j] + add;
-        add_mma_bits(sum, reached, reached_bits);
+        add_mma_bits(sum[first / 4 % 2], reached, reached_bits);
     }
-    return sum[0] + sum[2];
+    return sum[0][0] + sum[0][2] + (sum[1][0] + sum[1][2]);
 }
 
-// The largest key of the row below `limit`; there must be one.
+// The row's key next to `limit`: the largest below it, or the smallest that reaches it. There must be one.
 template <class Part>
-__device__ __forceinline__ uint32_t largest_below(const Part& part, uint32_t limit) {
-    const uint32_t add = reaching(limit);
-    uint32_t largest = part.word[0] + add;  // keys from the limit on are negative
+__device__ __forceinline__ uint32_t nearest_key(const Part& part, uint32_t limit, bool below) {
+    // Keys beyond the limit become negative, of the others the nearest the largest.
+    const uint32_t add = below ? reaching(limit) : (0x7fffu + limit) * 0x10001u, sign = below ? 1 : ~0u;
+    uint32_t nearest = part.word[0] * sign + add;
 #pragma unroll
-    for (int j = 1; j < Part::words; ++j) largest = __vmaxs2(largest, part.word[j] + add);
-    largest = __vmaxs2(largest, __shfl_xor_sync(full_warp, largest, 1));
-    largest = __vmaxs2(largest, __shfl_xor_sync(full_warp, largest, 2));
-    largest = __vmaxs2(largest, largest >> 16 | largest << 16);
-    return (largest - add) & 0xffffu;
+    for (int j = 1; j < Part::words; ++j) nearest = __vmaxs2(nearest, part.word[j] * sign + add);
+    nearest = __vmaxs2(nearest, __shfl_xor_sync(full_warp, nearest, 1));
+    nearest = __vmaxs2(nearest, __shfl_xor_sync(full_warp, nearest, 2));
+    nearest = __vmaxs2(nearest, nearest >> 16 | nearest << 16);
+    return (nearest - add) * sign & 0xffffu;
 }
 
 // Swaps two bits of the positions of a word's bits: those in `from` with those `distance` further up.
@@ -191,11 +192,11 @@ __device__ __forceinline__ uint32_t mean_key(const Part& part) {
     return row_sum(sum) / (4 * sampled);
 }
 
-// The largest key that at least `keep` channels reach, or another that exactly `keep` reach.
+// A key that exactly `keep` channels reach. Where equal keys leave none: the key of those, or the next.
 template <class Part>
 __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t keep) {
     // From a guess outwards until the threshold is between two probes, then by interpolation; data on which that is
-    // slow is halved. The probes end when all but one of the channels sought are above them. Keys are counted from the f32
+    // slow is halved. The probes end when one channel too few or too many is above them. Keys are counted from the f32
     // number `zero`, above which such numbers are integers and have the order of their bits.
     constexpr uint32_t zero = 0x4b000000u, beyond = zero + Part::nan_key + 1;
     constexpr float reaching_mean = 0.55f * 4 * Part::channels, last_distance = 256 * Part::key_distance;
@@ -211,7 +212,7 @@ __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t ke
         low = enough ? probe : low, over = enough ? excess : over;
         high = enough ? high : probe, under = enough ? under : excess;
         // What is found stays so while other rows of the warp are searched.
-        if (__all_sync(full_warp, over == 0.5f || under == -0.5f || high - low <= 1)) break;
+        if (__all_sync(full_warp, over <= 1.5f || under == -0.5f || high - low <= 1)) break;
         const bool patient = distance < last_distance;
         const bool one_sided = (low == zero || high == beyond) && patient;
         const float share = patient ? over * reciprocal(over - under) : 0.5f;
@@ -219,8 +220,10 @@ __device__ __forceinline__ uint32_t find_threshold(const Part& part, uint32_t ke
         probe = clamp(one_sided ? fmaf(excess, distance, __uint_as_float(probe)) : fmaf(way, share, start));
         distance *= 2;
     }
-    const uint32_t largest = largest_below(part, high - zero);
-    return over != 0.5f && under == -0.5f ? largest : low - zero;
+    const bool below = under == -0.5f;
+    const uint32_t nearest = nearest_key(part, (below ? high : low) - zero, below);
+    if (over == 0.5f || !(below || over == 1.5f)) return low - zero;
+    return below ? nearest : nearest + 1;
 }
 
 // The row's channels in `some` but the `count` highest.
@@ -261,8 +264,9 @@ __device__ __forceinline__ typename Part::Mask select_channels(const Part& part,
     const typename Part::Mask mask = mask_from(part, threshold);
     const int surplus = static_cast<int>(row_sum(count_bits(mask)) - keep);
     if (!__any_sync(full_warp, surplus != 0)) return mask;
-    const typename Part::Mask above = mask_from(part, threshold + 1);
-    return above | reduce(mask & ~above, surplus);
+    const typename Part::Mask other = mask_from(part, surplus < 0 ? threshold - 1 : threshold + 1);
+    const typename Part::Mask above = mask & other, level = mask ^ other;
+    return above | reduce(level, static_cast<int>(row_sum(count_bits(mask | other)) - keep));
 }
 
 // By keys of 16 bits.

@@ -1,4 +1,4 @@
-// One head of one token, normalised and rotated by a warp: for the kernel of rope.cu, and for others that take such rows.
+// Heads of one token, normalised and rotated by a warp: for the kernel of rope.cu, and for others that take such rows.
 #pragma once
 
 #include "cuda/step/values.cuh"
@@ -6,6 +6,14 @@
 namespace mustafar::cuda {
 
 constexpr int max_rotary_head_dim = 512;
+
+// Of one token, by one warp: the angles are the same, and so are found once.
+constexpr int heads_of_warp = 4;
+
+// Pairs of a lane.
+constexpr int rotary_pairs(int head_dim) {
+    return (head_dim + 63) / 64;
+}
 
 struct Rotary {
     const int32_t* positions;  // [batch, num_tokens]
@@ -39,31 +47,77 @@ struct Rotary {
         }
         return make_float2(result.x * attention_scaling, result.y * attention_scaling);
     }
+};
 
-    // Called by a whole warp; row: head_dim floats of shared memory that are this warp's. `norm` may be null.
-    template <class T>
-    __device__ __forceinline__ void head(const T* source, T* target, const T* norm, int32_t position,
-                                         float* row) const {
-        const int lane = threadIdx.x % 32, pairs = rotary_dim / 2;
+// The turns of a position that a lane needs: of the pairs lane, lane + 32, ..., `Pairs` of them at most.
+template <int Pairs>
+struct Turns {
+    float2 of[Pairs];
+
+    __device__ __forceinline__ Turns(const Rotary& rotary, int32_t position) {
+#pragma unroll
+        for (int k = 0; k < Pairs; ++k) {
+            const int i = threadIdx.x % 32 + 32 * k;
+            if (i < rotary.rotary_dim / 2) of[k] = rotary.turn(position, i);
+        }
+    }
+};
+
+// A lane's part of a head of one token, which a warp normalises and rotates. The target may be the source.
+template <class T, int Pairs>
+class RotaryHead {
+public:
+    // norm: [head_dim] or null.
+    __device__ __forceinline__ void load(const Rotary& rotary, const T* source, T* target, const T* norm) {
+        source_ = source, target_ = target, norm_ = norm;
+        const int pairs = rotary.rotary_dim / 2;
+#pragma unroll
+        for (int k = 0; k < Pairs; ++k) {
+            const int i = lane() + 32 * k;
+            low_[k] = i < pairs ? as_float(source[i]) : 0.0f;
+            high_[k] = i < pairs ? as_float(source[i + pairs]) : 0.0f;
+        }
+    }
+
+    __device__ __forceinline__ void store(const Rotary& rotary, const Turns<Pairs>& turns) {
+        const int pairs = rotary.rotary_dim / 2;
+        const float factor = norm_ == nullptr ? 1.0f : norm_factor(rotary);
+#pragma unroll
+        for (int k = 0; k < Pairs; ++k) {
+            const int i = lane() + 32 * k;
+            if (i >= pairs) break;
+            const float2 by = turns.of[k];
+            const float a = normed(low_[k], factor, i), b = normed(high_[k], factor, i + pairs);
+            target_[i] = rounded_to<T>(fmaf(a, by.x, -b * by.y));
+            target_[i + pairs] = rounded_to<T>(fmaf(b, by.x, a * by.y));
+        }
+        for (int c = rotary.rotary_dim + lane(); c < rotary.head_dim; c += 32)
+            target_[c] = rounded_to<T>(normed(as_float(source_[c]), factor, c));
+    }
+
+private:
+    static __device__ __forceinline__ int lane() {
+        return static_cast<int>(threadIdx.x % 32);
+    }
+
+    __device__ __forceinline__ float norm_factor(const Rotary& rotary) const {
         float sum = 0.0f;
-        for (int c = lane; c < head_dim; c += 32) {
-            const float value = as_float(source[c]);
-            row[c] = value;
+#pragma unroll
+        for (int k = 0; k < Pairs; ++k) sum = fmaf(low_[k], low_[k], fmaf(high_[k], high_[k], sum));
+        for (int c = rotary.rotary_dim + lane(); c < rotary.head_dim; c += 32) {
+            const float value = as_float(source_[c]);
             sum = fmaf(value, value, sum);
         }
-        if (norm != nullptr) {
-            const float factor = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(head_dim) + eps);
-            for (int c = lane; c < head_dim; c += 32) row[c] *= factor * as_float(norm[c]);
-        }
-        __syncwarp();
-        for (int i = lane; i < pairs; i += 32) {
-            const float2 by = turn(position, i);
-            const float a = row[i], b = row[i + pairs];
-            target[i] = rounded_to<T>(a * by.x - b * by.y);
-            target[i + pairs] = rounded_to<T>(b * by.x + a * by.y);
-        }
-        for (int c = rotary_dim + lane; c < head_dim; c += 32) target[c] = rounded_to<T>(row[c]);
+        return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(rotary.head_dim) + rotary.eps);
     }
+    __device__ __forceinline__ float normed(float value, float factor, int c) const {
+        return norm_ == nullptr ? value : value * (factor * as_float(norm_[c]));
+    }
+
+    const T* source_;
+    T* target_;
+    const T* norm_;
+    float low_[Pairs], high_[Pairs];
 };
 
 }  // namespace mustafar::cuda
