@@ -8,7 +8,8 @@ public static unsafe partial class MustafarOps
 {
     /// <summary>
     /// A linear layer for any number of rows, with the operations before and after it, in the fastest way: <see cref="Linear"/> for
-    /// one row, otherwise torch's product with the operations of this class around it. No gradient is recorded.
+    /// one row and, on a Hopper GPU, for up to <see cref="MaxLinearRows"/>; otherwise torch's product with the operations of this class
+    /// around it. No gradient is recorded.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features].</param>
     /// <param name="weight">As for <see cref="Linear"/>.</param>
@@ -32,13 +33,20 @@ public static unsafe partial class MustafarOps
         using IDisposable noGrad = no_grad();
         using DisposeScope scope = NewDisposeScope();
         Tensor result = output ?? empty([.. input.Sizes()[..^1], outFeatures], dtype: input.dtype, device: input.device);
-        Tensor target = result.view(rows, outFeatures);
         Tensor source = input;
         if (fusion.Norm is not null)
         {
             source = RmsNorm(input, fusion.Norm, fusion.Eps, output: Temporary("norm", input.Sizes()));
+            fusion = fusion with { Norm = null };
         }
 
+        if (rows <= MaxLinearRows && ReadsWeightOnce(source, weight, fusion, result))
+        {
+            _ = Linear(source, weight, fusion, result);
+            return Returned(result, output);
+        }
+
+        Tensor target = result.view(rows, outFeatures);
         source = source.reshape(rows, inFeatures);
         // A residual that is also the output already holds its values before the product.
         bool inPlace = output is not null && fusion.Residual is not null

@@ -15,8 +15,9 @@ public static unsafe partial class MustafarOps
     private static readonly LinearFusion NoFusion = new();
 
     /// <summary>
-    /// A linear layer for few rows, which reads its weight once, with the operations before and after it:
-    /// activation(norm(input) · weightᵀ + bias) + residual. Sums are float32; no gradient is recorded.
+    /// A linear layer for few rows, with the operations before and after it: activation(norm(input) · weightᵀ + bias) + residual.
+    /// Sums are float32; no gradient is recorded. The weight is read once for one row, on the CPU, and on a Hopper GPU for 16-bit types
+    /// without a norm if each row of input and weight begins at a multiple of 16 bytes; otherwise once for every eight rows.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features], at most <see cref="MaxLinearRows"/> rows.</param>
     /// <param name="weight">[out_features, in_features] in the input's type; [2 · out_features, in_features] with
@@ -43,21 +44,10 @@ public static unsafe partial class MustafarOps
         Tensor result = output ?? empty(shape, dtype: input.dtype, device: input.device);
         Tensor? norm = fusion.Norm?.contiguous(), bias = fusion.Bias?.contiguous(), residual = fusion.Residual;
         NativeContext context = TensorAccess.Context(input.device);
-        NativeLinear linear = new()
-        {
-            DType = (int)TensorAccess.DTypeOf(input.dtype),
-            Rows = (int)rows,
-            InFeatures = checked((int)inFeatures),
-            OutFeatures = checked((int)outFeatures),
-            Activation = (int)(fusion.Gated ? Activation.SiluMul : Activation.None),
-            Eps = Epsilon(fusion.Eps),
-            Input = MatrixRows.Read(ref input),
-            Norm = PointerOrNull(norm),
-            Weight = MatrixRows.AsItIs(weight, nameof(weight)),
-            Bias = PointerOrNull(bias),
-            Residual = residual is null ? default : MatrixRows.Read(ref residual),
-            Output = MatrixRows.AsItIs(result, nameof(output)),
-        };
+        NativeLinear linear = Describe(ref input, weight, fusion, result, inFeatures, outFeatures);
+        linear.Norm = PointerOrNull(norm);
+        linear.Bias = PointerOrNull(bias);
+        linear.Residual = residual is null ? default : MatrixRows.Read(ref residual);
         NativeCall.Check(NativeMethods.LinearForward(&context, &linear));
         GC.KeepAlive(input);
         GC.KeepAlive(weight);
@@ -66,6 +56,40 @@ public static unsafe partial class MustafarOps
         GC.KeepAlive(residual);
         return Returned(result, output);
     }
+
+    /// <summary>Whether <see cref="Linear"/> reads the weight once for all rows; the arguments are checked, and there is no norm.</summary>
+    private static bool ReadsWeightOnce(Tensor input, Tensor weight, LinearFusion fusion, Tensor output)
+    {
+        if (input.device_type != DeviceType.CUDA)
+        {
+            return false;
+        }
+
+        using DisposeScope scope = NewDisposeScope();
+        NativeContext context = TensorAccess.Context(input.device);
+        NativeLinear linear = Describe(ref input, weight, fusion, output, input.size(-1), output.size(-1));
+        int result;
+        NativeCall.Check(NativeMethods.LinearReadsOnce(&context, &linear, &result));
+        GC.KeepAlive(input);
+        GC.KeepAlive(weight);
+        GC.KeepAlive(output);
+        return result != 0;
+    }
+
+    // Without what is added: norm, bias and residual.
+    private static NativeLinear Describe(
+        ref Tensor input, Tensor weight, LinearFusion fusion, Tensor output, long inFeatures, long outFeatures) => new()
+    {
+        DType = (int)TensorAccess.DTypeOf(input.dtype),
+        Rows = checked((int)MatrixRows.Count(input)),
+        InFeatures = checked((int)inFeatures),
+        OutFeatures = checked((int)outFeatures),
+        Activation = (int)(fusion.Gated ? Activation.SiluMul : Activation.None),
+        Eps = Epsilon(fusion.Eps),
+        Input = MatrixRows.Read(ref input),
+        Weight = MatrixRows.AsItIs(weight, nameof(weight)),
+        Output = MatrixRows.AsItIs(output, nameof(output)),
+    };
 
     /// <summary>Checks the arguments of a linear layer of any number of rows; returns its sizes.</summary>
     private static (long InFeatures, long OutFeatures) CheckLinear(Tensor input, Tensor weight, LinearFusion fusion, Tensor? output)

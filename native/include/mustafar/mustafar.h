@@ -55,7 +55,7 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------------- 1 library -- */
 
 /* The ABI version that this header describes. Do not use it with a library that reports another version. */
-typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 6 } mustafar_abi;
+typedef enum mustafar_abi { MUSTAFAR_ABI_VERSION = 7 } mustafar_abi;
 
 typedef enum mustafar_status {
     MUSTAFAR_STATUS_OK = 0,

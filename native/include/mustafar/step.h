@@ -85,7 +85,7 @@ MUSTAFAR_API int32_t mustafar_rotate_append(const mustafar_context* context, con
 MUSTAFAR_API int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
                                        const mustafar_rows* input, const mustafar_rows* output);
 
-enum { MUSTAFAR_LINEAR_MAX_ROWS = 8 };
+enum { MUSTAFAR_LINEAR_MAX_ROWS = 64 };
 
 typedef enum mustafar_activation {
     MUSTAFAR_ACTIVATION_NONE = 0,
@@ -94,9 +94,9 @@ typedef enum mustafar_activation {
 } mustafar_activation;
 
 /*
- * A linear layer for few rows, which reads its weight once: output = activation(norm(input) weight^T + bias) +
- * residual. On CUDA a call may start to read `weight` before the work queued ahead of it has finished, so that work
- * must not write it. A row of the input must fit into a thread block's shared memory together with some weights:
+ * A linear layer for few rows: output = activation(norm(input) weight^T + bias) + residual. On CUDA a call may start to
+ * read `weight` before the work queued ahead of it has finished, so that work must not write it; and where the weight is
+ * not read once (below), a row of the input must fit into a thread block's shared memory together with some weights:
  * in_features <= 16384 for f32, 32768 for 16-bit types; more is UNSUPPORTED.
  */
 typedef struct mustafar_linear {
@@ -115,6 +115,12 @@ typedef struct mustafar_linear {
 } mustafar_linear;
 
 MUSTAFAR_API int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear);
+
+/* Whether mustafar_linear_forward reads the weight once for all rows (result: 1), so that it takes as long as that. On CUDA it does
+   for one row, and for more on Hopper with 16-bit types, no norm, and input and weight whose rows begin at multiples of 16 bytes. Else
+   it reads the weight for every eight rows, and a product on tensor cores is faster. */
+MUSTAFAR_API int32_t mustafar_linear_reads_once(const mustafar_context* context, const mustafar_linear* linear,
+                                                int32_t* result);
 
 /* How one sequence's next token is chosen. Read where the call runs, so a number out of its range has the meaning given
    here instead of being an error. */

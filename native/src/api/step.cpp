@@ -52,6 +52,16 @@ int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_
     });
 }
 
+int32_t mustafar_linear_reads_once(const mustafar_context* context, const mustafar_linear* linear, int32_t* result) {
+    return exported([&] {
+        checked(context);
+        check_linear(linear);
+        not_null("result", result);
+        ErrorText text;
+        pass_on(backend(*context).linear_reads_once(*context, *linear, result, text), text);
+    });
+}
+
 int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling) {
     return exported([&] {
         checked(context);

@@ -40,6 +40,7 @@ struct Backend {
     int32_t (*silu_mul)(const mustafar_context&, int32_t dtype, int64_t rows, int32_t width, const mustafar_rows& input,
                         const mustafar_rows& output, ErrorText&);
     int32_t (*linear)(const mustafar_context&, const mustafar_linear&, ErrorText&);
+    int32_t (*linear_reads_once)(const mustafar_context&, const mustafar_linear&, int32_t* result, ErrorText&);
     int32_t (*sample)(const mustafar_context&, const mustafar_sampling&, ErrorText&);
     int32_t (*graph)(const mustafar_context&, GraphCall, void* graph, void** made, ErrorText&);
 };

@@ -87,6 +87,11 @@ int32_t linear_call(const mustafar_context& context, const mustafar_linear& argu
     return guarded(error, [&] { linear(context, arguments); });
 }
 
+int32_t linear_reads_once_call(const mustafar_context& context, const mustafar_linear& arguments, int32_t* result,
+                               ErrorText& error) {
+    return guarded(error, [&] { *result = linear_reads_once(context, arguments) ? 1 : 0; });
+}
+
 int32_t sample_call(const mustafar_context& context, const mustafar_sampling& arguments, ErrorText& error) {
     return guarded(error, [&] { sample(context, arguments); });
 }
@@ -95,10 +100,11 @@ int32_t graph_call(const mustafar_context& context, GraphCall call, void* graph,
     return guarded(error, [&] { run_graph_call(context, call, graph, made); });
 }
 
-constexpr Backend table{MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,    key_factors_call, compress_call,
-                        decompress_call,      convert_call, key_scores_call, value_sum_call,   attention_workspace_call,
-                        attention_call,       append_call,  rms_norm_call,   rotate_call,      rotate_append_call,
-                        silu_mul_call,        linear_call,  sample_call,     graph_call};
+constexpr Backend table{
+    MUSTAFAR_ABI_VERSION, prune_call,   offsets_call,           key_factors_call, compress_call,
+    decompress_call,      convert_call, key_scores_call,        value_sum_call,   attention_workspace_call,
+    attention_call,       append_call,  rms_norm_call,          rotate_call,      rotate_append_call,
+    silu_mul_call,        linear_call,  linear_reads_once_call, sample_call,      graph_call};
 
 }  // namespace
 }  // namespace mustafar::cuda

@@ -129,6 +129,7 @@ FUNCTIONS = {
     "mustafar_rotate": (PTR,),
     "mustafar_silu_mul": (I32, I64, I32, PTR, PTR),
     "mustafar_linear_forward": (PTR,),
+    "mustafar_linear_reads_once": (PTR, PTR),
     "mustafar_sample": (PTR,),
 }
 

@@ -121,6 +121,20 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t fragment) {
     return value;
 }
 
+// Matrices of 8x8 16-bit elements from shared memory. Lane 8i + r says where row r of matrix i is: 16 bytes, aligned.
+__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&matrices)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(address)
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&matrices)[2]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(matrices[0]), "=r"(matrices[1])
+                 : "r"(address)
+                 : "memory");
+}
+
 // c += A B with 16x16 A, 16x8 B of 16-bit floats.
 template <class T>
 __device__ __forceinline__ void mma_16816(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -325,16 +339,21 @@ __device__ __forceinline__ void send(uint32_t address, float4 value, uint32_t ba
 #endif
 }
 
-// An mbarrier that one arrival, and bytes that it announces, complete.
-__device__ __forceinline__ void start_barrier(uint32_t address) {
+// An mbarrier that so many arrivals, and the bytes that they announce, complete.
+__device__ __forceinline__ void start_barrier(uint32_t address, uint32_t arrivals = 1) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 #endif
 }
 __device__ __forceinline__ void wait_for_bytes(uint32_t barrier, uint32_t parity) {
@@ -351,6 +370,44 @@ __device__ __forceinline__ void wait_for_bytes(uint32_t barrier, uint32_t parity
         "r"(parity)
         : "memory");
 #endif
+}
+
+// For what is read once and need not drive anything out of the second-level cache.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+    uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+    return policy;
+}
+
+// Copies the box of a two-dimensional tensor that begins at (x, y) to shared memory; its bytes count at an mbarrier. x is along rows.
+// tensor: a CUtensorMap in the parameters of the kernel.
+__device__ __forceinline__ void copy_box(uint32_t target, const void* tensor, int x, int y, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            target),
+        "l"(tensor), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
+#endif
+}
+__device__ __forceinline__ void copy_box(uint32_t target, const void* tensor, int x, int y, uint32_t barrier,
+                                         uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+        "%3}], "
+        "[%4], %5;" ::"r"(target),
+        "l"(tensor), "r"(x), "r"(y), "r"(barrier), "l"(policy)
+        : "memory");
+#endif
+}
+
+// A barrier of the thread block's first warps.
+template <int Warps>
+__device__ __forceinline__ void sync_warps() {
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * Warps) : "memory");
 }
 
 // Keeps a value in a register: the compiler can't compute it again where it is used.

@@ -124,9 +124,8 @@ private:
         if (lane_ == (c & 31) && c < walk_.count) {
             const uint32_t address = barriers_ + 8 * barrier, bytes = blocks(c) * block_bytes;
             expect_bytes(address, bytes);
-            // Blocks are read once: they need not drive code, tables and queries out of the second-level cache.
-            uint64_t policy;
-            asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+            // So that blocks do not drive code, tables and queries out of the cache.
+            const uint64_t policy = evict_first_policy();
             asm volatile(
                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
                 "[%3], "

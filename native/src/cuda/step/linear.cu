@@ -1,5 +1,5 @@
-// A linear layer for few rows of input, limited by reading the weight. One row has a kernel of its own (linear_row.cuh)
-// where the weight is aligned.
+// A linear layer for few rows of input, limited by reading the weight. One row has a kernel of its own where the weight is
+// aligned (linear_row.cuh), and so have more where tensor cores serve them (linear_tiles.cuh); the rest is done here.
 //
 // Grid: at most one thread block a multiprocessor, eight warps each. A warp takes two rows of the weight at a time (gate and
 // up of one output, or two neighbouring ones) and strides over all such pairs. Each lane streams its own 16-byte pieces
@@ -11,6 +11,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/ptx.cuh"
 #include "cuda/step/linear_row.cuh"
+#include "cuda/step/linear_tiles.h"
 #include "cuda/step/step.h"
 
 namespace mustafar::cuda {
@@ -166,8 +167,16 @@ void start(const DeviceScope& scope, const LinearParams& p, bool gated, int stag
 
 }  // namespace
 
+bool linear_reads_once(const mustafar_context& context, const mustafar_linear& a) {
+    return a.rows == 1 || serves_tiles(DeviceScope(context).properties(), a);
+}
+
 void linear(const mustafar_context& context, const mustafar_linear& a) {
     const DeviceScope scope(context);
+    if (serves_tiles(scope.properties(), a)) {
+        linear_on_tiles(scope, a);
+        return;
+    }
     const int64_t parts = a.activation == MUSTAFAR_ACTIVATION_SILU_MUL ? 2 : 1;
     LinearParams p{};
     p.input = a.input;

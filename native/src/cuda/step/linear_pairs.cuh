@@ -117,4 +117,22 @@ __device__ __forceinline__ void finish_pair(const LinearParams& p, int64_t row, 
     if (second) target[1] = rounded_to<T>(b);
 }
 
+// Likewise of four neighbouring outputs of a row, from `output` on as far as there are any; up: of the gates in `first`.
+template <class T, bool Gated>
+__device__ __forceinline__ void finish_quad(const LinearParams& p, int64_t row, int output, const float (&first)[4],
+                                            const float (&up)[4]) {
+    const T* const bias = static_cast<const T*>(p.bias);
+    const T* const residual = p.residual.data == nullptr ? nullptr : p.residual.row<const T>(row);
+    T* const target = p.output.row<T>(row);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int at = output + i;
+        if (at >= p.out_features) return;
+        float value = first[i] + (bias == nullptr ? 0.0f : as_float(bias[at]));
+        if (Gated) value = silu(value) * (up[i] + (bias == nullptr ? 0.0f : as_float(bias[at + p.out_features])));
+        if (residual != nullptr) value += as_float(residual[at]);
+        target[at] = rounded_to<T>(value);
+    }
+}
+
 }  // namespace mustafar::cuda
