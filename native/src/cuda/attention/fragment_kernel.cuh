@@ -250,6 +250,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 uint32_t probability[Tiles][4];
                 decoder.key_scales(keys, key_scale);
                 decoder.keys(keys, block_query, score);
+                if constexpr (D::releases_keys_early) ring.release_key(c);
 #pragma unroll
                 for (int n = 0; n < Tiles; ++n)
 #pragma unroll
@@ -257,7 +258,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
                         for (int i = 0; i < 4; ++i) score[n][a][i] *= key_scale[a][i >> 1] * row_scale[n][i & 1];
                 mask(walk.block(c) + h, score);
-                if (h == 0) values = ring.value(false);
+                if (h == 0) values = ring.value(D::releases_keys_early);
                 if (decoder.integer_values()) {
                     float value_scale[2][2];
                     decoder.value_scales(values, value_scale);
@@ -273,7 +274,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                 keys += p.keys.block_bytes;
                 values += p.values.block_bytes;
             }
-            ring.release_key(c);
+            if constexpr (!D::releases_keys_early) ring.release_key(c);
         } else {
             float score[Tiles][2][4] = {};
             uint32_t probability[Tiles][4];

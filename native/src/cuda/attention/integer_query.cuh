@@ -61,6 +61,7 @@ __device__ __forceinline__ int scale_query(uint32_t (&words)[D::part_words], con
 // The part of a decoder D whose keys and values are integers that says so.
 template <class D>
 struct IntegerSides {
+    static constexpr bool releases_keys_early = false;  // before values are waited for: takes runs of one block
     static __device__ __forceinline__ constexpr bool integer_values() { return true; }
 
     // A lane's part of a query row for blocks: returns its exponent.

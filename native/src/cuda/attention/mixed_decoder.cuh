@@ -18,7 +18,7 @@ struct MixedDecoder : AllIntegerRows<HeadDim> {
     using UnstructuredIntegers = UnstructuredIntegerDecoder<HeadDim>;
     using BalancedIntegers = IntegerDecoder<BalancedIntegerKeys<HeadDim>, BalancedIntegerValues<HeadDim>>;
     using AllIntegers = IntegerDecoder<AllIntegerKeys<HeadDim>, AllIntegerValues<HeadDim>>;
-    static constexpr bool has_shared = true, integers = true, light = false;
+    static constexpr bool has_shared = true, integers = true, light = false, releases_keys_early = true;
     static constexpr int value_tiles = HeadDim / 16;
     static constexpr float key_unit = 0x1p-24f, value_unit = 0x1p-24f;
     static_assert(AllIntegers::unit == key_unit && BalancedIntegers::unit == key_unit &&
