@@ -266,6 +266,7 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
                     for (int n = 0; n < Tiles; ++n)
                         softmax_step_scaled(state[n], score[n], value_scale, accumulator[n], probability[n]);
                 } else {
+                    // Scores are in base 2 already.
 #pragma unroll
                     for (int n = 0; n < Tiles; ++n)
                         softmax_step<T>(state[n], score[n], 1.0f, accumulator[n], probability[n]);

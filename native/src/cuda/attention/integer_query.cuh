@@ -58,7 +58,7 @@ __device__ __forceinline__ int scale_query(uint32_t (&words)[D::part_words], con
     return field - 127;
 }
 
-// The part of a decoder D whose keys and values are integers that says so.
+// What decoders D of integers alone have in common, where a decoder of mixed blocks has its own.
 template <class D>
 struct IntegerSides {
     static constexpr bool releases_keys_early = false;  // before values are waited for: takes runs of one block

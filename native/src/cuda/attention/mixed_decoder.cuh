@@ -93,7 +93,8 @@ private:
         const bool balanced = is_balanced(blocks.pattern);
         if (!has_integers(blocks)) return balanced ? Kind::balanced : Kind::unstructured;
         if (keeps_all(blocks.pattern)) return Kind::all_integers;
-        return balanced && 2 * blocks.keep == HeadDim ? Kind::balanced_integers : Kind::unstructured_integers;
+        return balanced && balanced_kept(HeadDim, blocks.keep) == most_balanced ? Kind::balanced_integers
+                                                                                : Kind::unstructured_integers;
     }
 
     // Calls use(decoder) with the one that reads the blocks.
