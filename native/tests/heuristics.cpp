@@ -54,6 +54,14 @@ AttentionFootprint integer_footprint(int64_t bits, bool pairs) {
     return {stage(1), pairs ? stage(2) : 0, 8 * row_of_outputs, 0, 7168, true, true};
 }
 
+// Unstructured keys of 16-bit values, of which `keep` are kept, beside values that are 8-bit integers, all kept.
+AttentionFootprint mixed_footprint(int64_t keep) {
+    AttentionFootprint result = footprint(keep, false);
+    result.iteration_bytes = (result.iteration_bytes + integer_footprint(8, false).iteration_bytes) / 2;
+    result.fixed_bytes = 9216;
+    return result;
+}
+
 template <int N>
 AttentionPlan check_plan(const Case& c, const AttentionWarps (&candidates)[N]) {
     const AttentionDevice& limits = c.device.limits;
@@ -113,6 +121,13 @@ void check_grid() {
                     check_plan(c, single_tile_warps);
                     check_plan(c, double_tile_warps);
                 }
+    for (const Device& device : devices)
+        for (const int64_t keep : keeps)
+            for (const AttentionWork& work : all_work()) {
+                const Case c{device, mixed_footprint(keep), work};
+                check_plan(c, single_tile_warps);
+                check_plan(c, double_tile_warps);
+            }
     for (const Device& device : devices)
         for (const int64_t bits : {4, 8})
             for (const bool pairs : {false, true})

@@ -443,8 +443,7 @@ typedef struct mustafar_attention {
                                     null: num_queries each */
     mustafar_dense query;        /* [batch, num_heads, num_queries, head_dim] */
     mustafar_dense output;       /* as query */
-    /* Of one dtype and head_dim; everything else may differ. But in fragment order either both have bitmaps or neither,
-       and either both have integers or neither. */
+    /* Of one dtype and head_dim; everything else may differ. But either both are in fragment order or neither. */
     mustafar_blocks keys;
     mustafar_blocks values;
     const float* key_factors; /* [num_slots, num_kv_heads, head_dim]; only for keys in blocks. null: none */

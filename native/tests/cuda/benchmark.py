@@ -32,6 +32,12 @@ def shape_of(text):
     return tuple(map(int, text.split("x"))) if "x" in text else SHAPES[int(text)]
 
 
+def form_of(text):
+    """Bits, whether of the balanced pattern, and channels kept."""
+    bits, pattern, number = re.fullmatch(r"(?:i(4|8))?([bu]?)(\d*)", text).groups()
+    return int(bits or 16), pattern == "b", int(number) if number else 64 if pattern == "b" else 128
+
+
 def events(run, repeats, before=None):
     times = []
     for _ in range(repeats):
@@ -102,7 +108,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
     parser.add_argument("--keep", default="40,64,b40,b64", help="channels kept, b: of the balanced pattern; in 4 or 8 bits i4 and i8: all, "
-                        "i4u40: 40, i4b64: of the balanced pattern, i4b: the same")
+                        "i4u40: 40, i4b64: of the balanced pattern, i4b: the same; i8/i4u40: keys and values apart")
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
     parser.add_argument("--dtype", default="f16")
     parser.add_argument("--csv")
@@ -127,12 +133,13 @@ def main():
             print(f"{shape} {name:16} graph {graph:7.1f} cold {cold:7.1f}", flush=True)
         best = [min((t[i] for t in dense.values()), default=float("nan")) for i in (0, 1)]
         for name in arguments.keep.split(","):
-            bits, pattern, number = re.fullmatch(r"(?:i(4|8))?([bu]?)(\d*)", name).groups()
-            balanced, integers = pattern == "b", bits is not None
-            keep = int(number) if number else 64 if balanced else 128
-            cache = Cache(keys, values, lengths, keep, keep, page_blocks=2, mask=top_mask,
-                          balanced=libraries[0][1] if balanced else None, integers=libraries[0][1] if integers else None,
-                          bits=int(bits or 16), factors=integers)
+            forms = [form_of(part) for part in name.split("/")]
+            (key_bits, balanced_keys, keep_keys), (value_bits, balanced_values, keep_values) = forms[0], forms[-1]
+            library = libraries[0][1]
+            cache = Cache(keys, values, lengths, keep_keys, keep_values, page_blocks=2, mask=top_mask,
+                          balanced=tuple(library if balanced else None for balanced in (balanced_keys, balanced_values)),
+                          integers=library if min(key_bits, value_bits) < 16 else None, bits=(key_bits, value_bits),
+                          factors=key_bits < 16)
             place_in_slabs(cache.key_pages, cache.value_pages)
             expected = torch.cat([
                 torch.softmax(query[b].float().view(kv_heads, -1, 128) @ cache.keys[b, :, :n].float().transpose(-1, -2) / math.sqrt(128), -1)

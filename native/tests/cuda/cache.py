@@ -30,9 +30,9 @@ class Cache:
 
     def __init__(self, keys, values, lengths, keep_keys, keep_values, *, fragment=True, window=32, group=64, fresh=None,
                  page_blocks=4, generator=None, mask=None, base=0, balanced=None, integers=None, bits=16, factors=False, rotated=False):
-        """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes so many bits, the keys with
-        channel scales where factors says so, and rotated where rotated does. Not balanced they are unstructured, or integers of all channels where so many are to be
-        kept. balanced and bits: of both, or a pair. mask: what is kept of unstructured ones."""
+        """balanced: a Library that writes blocks of the balanced patterns; integers: one that writes those of fewer bits than 16, the keys
+        with channel scales where factors says so, and rotated where rotated does. Not balanced they are unstructured, or integers of all
+        channels where so many are to be kept. balanced and bits: of both, or a pair. mask: what is kept of unstructured ones."""
         batch, heads, longest, head_dim = keys.shape
         self.dtype, self.head_dim, self.heads = keys.dtype, head_dim, heads
         self.fresh = fresh if fresh is not None else [0] * batch
@@ -48,8 +48,8 @@ class Cache:
         orders = (KEY_FRAGMENT, VALUE_FRAGMENT) if fragment else (PLAIN, PLAIN)
         most = max(BLOCK, max(self.compressed_list, default=0))
         bits, balanced = (pair if isinstance(pair, tuple) else (pair, pair) for pair in (bits, balanced))
-        patterns = [pattern if own else ALL if integers and keep == head_dim else UNSTRUCTURED
-                    for own, pattern, keep in zip(balanced, (BALANCED_KEYS, BALANCED_VALUES), (keep_keys, keep_values))]
+        patterns = [pattern if own else ALL if own_bits < 16 and keep == head_dim else UNSTRUCTURED
+                    for own, pattern, keep, own_bits in zip(balanced, (BALANCED_KEYS, BALANCED_VALUES), (keep_keys, keep_values), bits)]
         if rotated:
             patterns[0] = ALL_ROTATED
         self.key_factors = torch.full((batch, heads, head_dim), NAN, device=device) if factors else None
@@ -63,8 +63,10 @@ class Cache:
             c, n = self.compressed_list[b], stored[b]
             for pages, full, keep, own_bits, writer, role in ((self.key_pages, self.keys, keep_keys, bits[0], balanced[0], "keys"),
                                                               (self.value_pages, self.values, keep_values, bits[1], balanced[1], "values")):
-                if c and integers:
-                    part = (keys if role == "keys" else values)[b:b + 1, :, :c].contiguous()
+                if not c:
+                    continue
+                part = (keys if role == "keys" else values)[b:b + 1, :, :c].contiguous()
+                if own_bits < 16:
                     own = None
                     if role == "keys" and factors:
                         own = self.key_factors[b:b + 1]
@@ -73,12 +75,10 @@ class Cache:
                     kept = (reference.balanced_mask(part, keep, role) if writer else
                             None if keep == head_dim else mask(part, keep))
                     full[b, :, :c] = reference.dequantized(part, own_bits, own, kept, rotated and role == "keys")[0]
-                elif c and writer:
-                    part = full[b:b + 1, :, :c].contiguous()
+                elif writer:
                     writer.call("compress", 1, heads, c, dense(part), None, None, None, pages.blocks_of(b))
                     full[b, :, :c] = torch.where(reference.balanced_mask(part, keep, role)[0], part[0], 0)
-                elif c:
-                    part = full[b:b + 1, :, :c]
+                else:
                     kept = mask(part, keep)
                     packed = reference.pack(part, kept, role if fragment else "plain")
                     pages.memory[pages.gathered(c // BLOCK)[b]] = packed[0]

@@ -1,5 +1,5 @@
-"""8- and 4-bit integers, with all channels kept, unstructured and balanced, against plain oracles. Run as test_cuda.py, which it shares
-its command line with."""
+"""8- and 4-bit integers, with all channels kept, unstructured and balanced, and keys and values of different kinds, against plain
+oracles. Run as test_cuda.py, which it shares its command line with."""
 import random
 import sys
 from typing import NamedTuple
@@ -56,14 +56,15 @@ class Form(NamedTuple):
         return Pages(batch, heads, tokens, self.head_dim, self.dtype, self.keep, order, page_blocks, pattern=pattern, bits=self.bits)
 
     def cache(self, keys, values, lengths, of_values=None, **options):
-        """of_values: the form of the values, if it is another."""
+        """of_values: the form of the values, if it is another. factors: of keys of integers."""
         forms = self, of_values or self
+        options["factors"] = options.get("factors", False) and self.bits < 16
         return Cache(keys, values, lengths, *(form.keep for form in forms), integers=test_cuda.library,
                      balanced=tuple(test_cuda.library if form.balanced else None for form in forms),
                      bits=tuple(form.bits for form in forms), fragment=not self.plain, rotated=self.rotated, **options)
 
 
-# Those of one row go together as keys and values.
+# Those of one row are read by the same kernels as keys and values.
 ROWS = [row for head_dim in (128, 64) for dtype in (F16, BF16)
         for row in ([Form(head_dim, dtype, bits, keep, keep < head_dim) for bits in (4, 8) for keep in (head_dim, head_dim // 2)] +
                     [Form(head_dim, dtype, bits, head_dim, rotated=True) for bits in (4, 8)],
@@ -76,6 +77,20 @@ ROWS += [[Form(head_dim, dtype, bits, keep, balanced, True)
 for row in ROWS:
     row += [form._replace(rotated=True) for form in row if form.plain and form.keep == form.head_dim and form.head_dim % 64 == 0]
 FORMS = [form for row in ROWS for form in row]
+
+
+def different_kinds():
+    """Pairs of keys and values that are read by kernels of their own: every kind of key with every other of value."""
+    pairs = []
+    for head_dim in (128, 64):
+        for dtype in (F16, BF16):
+            integers = [row for row in ROWS if row[0].head_dim == head_dim and row[0].dtype == dtype and not row[0].plain]
+            native = [[Form(head_dim, dtype, 16, keep) for keep in (head_dim * 5 // 16, head_dim)],
+                      [Form(head_dim, dtype, 16, head_dim * kept // 16, True) for kept in (5, 6, 7, 8)]]
+            kinds = integers + native
+            pairs += [(keys, values) for own in kinds for keys in own for other in kinds if other is not own for values in other
+                      if not values.rotated]
+    return pairs
 
 
 def number(shape, dtype, scale=1.0):
@@ -140,12 +155,12 @@ def test_products():
             check(error < (1e-6 if role == "keys" else {F16: 1e-3, BF16: 4e-3, F32: 1e-5}[dtype]), f"{form} {role}: error {error:.2e}")
 
 
-def test_attention():
+def check_attention(forms):
+    """forms: of the keys and of the values, for each seed."""
     worst = {}
-    for seed in range(48 if test_cuda.SMALL else 320):
+    for seed, (form, of_values) in enumerate(forms):
         rng = random.Random(seed)
         torch.manual_seed(seed)
-        form = FORMS[seed % len(FORMS)]
         head_dim, dtype = form[:2]
         kv_heads, group = rng.choice((1, 2, 3, 8)), rng.choice((1, 3, 4, 8, 9))
         queries = rng.choice((1, 1, 1, 2, 5, 8))
@@ -155,7 +170,6 @@ def test_attention():
         counts = [min(queries, n) for n in lengths]
         factors, large = rng.randrange(3) > 0, rng.choice((1.0, 1.0, 5.0, 30.0))
         value_scale = rng.choice((1.0, 0.03, 300.0, 1e-4 if dtype == BF16 else 0.1))  # of outputs that f16 has digits for
-        of_values = rng.choice(next(row for row in ROWS if form in row)) if rng.randrange(2) else form
         case = (f"seed {seed} keys {form} values {of_values} heads {kv_heads} x {group} queries {queries} lengths {lengths} window {window} "
                 f"factors {factors} query x {large} values x {value_scale}")
         query = (torch.randn(3, kv_heads * group, queries, head_dim, device="cuda") * large).to(dtype)
@@ -183,15 +197,27 @@ def test_attention():
         check(error < {F16: 1e-3, BF16: 6e-3, F32: 1e-4}[dtype] * (1 if large < 5 else 2 if large < 30 else 8), f"{case}: error {error:.2e}")
         known = lse.isfinite()
         check(bool(((call.lse[known] - lse[known]).abs() < 3e-2 * max(1.0, large / 5)).all()), f"{case}: log-sum-exp")
-        key = (*form, large)
+        key = (*form, *of_values[2:5], large)
         worst[key] = max(worst.get(key, 0.0), error)
     for key, error in sorted(worst.items(), key=str):
         print(f"  {key}: largest error {error:.2e}", flush=True)
 
 
+def test_attention():
+    rng = random.Random(1)
+    forms = [FORMS[i % len(FORMS)] for i in range(48 if test_cuda.SMALL else 320)]
+    check_attention([(form, rng.choice(next(row for row in ROWS if form in row)) if rng.randrange(2) else form) for form in forms])
+
+
+def test_attention_of_different_kinds():
+    pairs = different_kinds()
+    random.Random(1).shuffle(pairs)
+    check_attention(pairs[:48] if test_cuda.SMALL else pairs)
+
+
 def test_special():
-    """What is not finite makes its rows NaN, of pruned values the channels that a token keeps, and nothing else."""
-    for form in FORMS:
+    """What is not finite makes its rows NaN, of pruned values the channels that a token keeps, of native ones its own, and nothing else."""
+    for form, of_values in [(form, form) for form in FORMS] + different_kinds():
         head_dim, dtype = form[:2]
         torch.manual_seed(form.bits)
         keys, values = number((2, 2, 300, head_dim), dtype), number((2, 2, 300, head_dim), dtype)
@@ -199,15 +225,18 @@ def test_special():
         query[0, 0, 0, 5] = float("inf")
         keys[1, 0, 10, 3] = float("nan")
         values[1, 1, 20, 4] = float("nan")
-        cache = form.cache(keys, values, [300, 300], factors=True)
+        cache = form.cache(keys, values, [300, 300], of_values, factors=True)
         call = Call(test_cuda.library, cache, query)
         call()
         nan = torch.zeros(2, 8, 1, head_dim, dtype=torch.bool, device="cuda")
         nan[0, 0], nan[1, :4] = True, True
         # A dense product multiplies the zeros of what is pruned as well.
-        mask = form.mask(values, "values")
-        nan[1, 4:] = mask[1, 1, 20] if mask is not None and (form.plain or form.has_positions()) else True
-        check(torch.equal(call.out.isnan(), nan), f"{form}: {call.out.isnan().any(-1)[..., 0].tolist()}")
+        mask = of_values.mask(values, "values")
+        if of_values.bits == 16:
+            nan[1, 4:, :, 4] = True
+        else:
+            nan[1, 4:] = mask[1, 1, 20] if mask is not None and (of_values.plain or of_values.has_positions()) else True
+        check(torch.equal(call.out.isnan(), nan), f"keys {form} values {of_values}: {call.out.isnan().any(-1)[..., 0].tolist()}")
 
 
 def test_append():

@@ -26,7 +26,7 @@ internal sealed unsafe class LayerFormat
         PageBlocks = options.GroupSize / NativeConstants.BlockTokens;
         if (shape.Device.type != DeviceType.CPU && !IsServed(shape))
         {
-            // Combinations that tensor cores don't support are read by the portable kernel, which reads plain order.
+            // Tensor cores read masks in neither order, and the portable kernel, which does, reads both sides in plain order.
             (Keys, Values) = (Keys with { Order = (int)Order.Plain }, Values with { Order = (int)Order.Plain });
         }
 

@@ -1,4 +1,4 @@
-// Chooses the kernel and the plan of an attention call. Axes: order (fragment or portable), dtype, head_dim.
+// Chooses the kernel and the plan of an attention call. Axes: order (fragment or portable), kinds of blocks, dtype, head_dim.
 #include "cuda/attention/attention.h"
 
 #include <algorithm>
@@ -43,22 +43,24 @@ constexpr Launchers balanced_integers_launchers{
 constexpr Launchers unstructured_integers_launchers{
     {{attention_unstructured_integers_f16_64, attention_unstructured_integers_bf16_64},
      {attention_unstructured_integers_f16_128, attention_unstructured_integers_bf16_128}}};
-
-// By the format of the keys.
-const Launchers& launchers(const mustafar_format& format) {
-    if (!has_integers(format)) return is_balanced(format) ? balanced_launchers : unstructured_launchers;
-    return keeps_all(format)       ? all_integers_launchers
-           : has_positions(format) ? balanced_integers_launchers
-                                   : unstructured_integers_launchers;
-}
+constexpr Launchers mixed_launchers{
+    {{attention_mixed_f16_64, attention_mixed_bf16_64}, {attention_mixed_f16_128, attention_mixed_bf16_128}}};
 
 bool has_bitmap(const mustafar_format& format) {
     return arrangement_of(format) == Arrangement::bitmap;
 }
 
-// Whether one kernel reads both.
-bool go_together(const mustafar_format& keys, const mustafar_format& values) {
-    return has_integers(keys) == has_integers(values) && has_bitmap(keys) == has_bitmap(values);
+// Whether keys and values are read by kernels that choose how while they run. Others know what they read.
+bool is_mixed(const mustafar_format& keys, const mustafar_format& values) {
+    return has_integers(keys) != has_integers(values) || has_bitmap(keys) != has_bitmap(values);
+}
+
+const Launchers& launchers(const mustafar_format& keys, const mustafar_format& values) {
+    if (is_mixed(keys, values)) return mixed_launchers;
+    if (!has_integers(keys)) return is_balanced(keys) ? balanced_launchers : unstructured_launchers;
+    return keeps_all(keys)       ? all_integers_launchers
+           : has_positions(keys) ? balanced_integers_launchers
+                                 : unstructured_integers_launchers;
 }
 
 bool uses_fragments(const mustafar_attention& a) {
@@ -67,16 +69,11 @@ bool uses_fragments(const mustafar_attention& a) {
         fail(MUSTAFAR_STATUS_UNSUPPORTED,
              "keys, values: expected both in fragment order or neither, got orders %d and %d", a.keys.format.order,
              a.values.format.order);
-    if (keys && !go_together(a.keys.format, a.values.format))
-        fail(MUSTAFAR_STATUS_UNSUPPORTED,
-             "keys, values: expected both with bitmaps or neither, and both of integers or neither, in fragment order; "
-             "got patterns %d and %d, value formats %d and %d",
-             a.keys.format.pattern, a.values.format.pattern, a.keys.format.value_format, a.values.format.value_format);
     return keys;
 }
 
-FragmentLauncher fragment_launcher(const mustafar_format& format) {
-    return launchers(format).of[format.head_dim == 128][format.dtype == MUSTAFAR_DTYPE_BF16];
+FragmentLauncher fragment_launcher(const mustafar_format& keys, const mustafar_format& values) {
+    return launchers(keys, values).of[keys.head_dim == 128][keys.dtype == MUSTAFAR_DTYPE_BF16];
 }
 
 // Planning takes microseconds, and a model's layers and steps ask for the same plan again and again.
@@ -125,9 +122,10 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
         return ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.keys.format))) +
                ring_stage_bytes(blocks * static_cast<uint32_t>(fixed_block_bytes(a.values.format)));
     };
+    const bool mixed = is_mixed(a.keys.format, a.values.format);
     const bool balanced = is_balanced(a.keys.format), integers = has_integers(a.keys.format);
-    const bool bitmap = has_bitmap(a.keys.format);
-    footprint.light = integers && !bitmap;
+    const bool bitmap = has_bitmap(a.keys.format) || has_bitmap(a.values.format);
+    footprint.light = integers && !bitmap && !mixed;
     footprint.iteration_bytes = stage_bytes(1);
     // Blocks lie side by side within a page; where a window slides a sequence may begin anywhere.
     const bool pairs = a.keys.page_blocks % 2 == 0 && a.values.page_blocks % 2 == 0 && a.sliding_window == 0;
@@ -138,9 +136,10 @@ FragmentPlan plan_fragments(const DeviceProperties& device, const mustafar_atten
     footprint.padding_bytes =
         std::max(bitmap ? dense_block : 0, align(exchange_quad_bytes * (tile_rows * head_dim / 4 + max_cluster)));
     footprint.fixed_bytes =
-        reserved_shared_bytes + fragment_static_bytes_bound(result.tile_count, balanced && !integers, integers);
+        reserved_shared_bytes +
+        fragment_static_bytes_bound(result.tile_count, mixed || (balanced && !integers), mixed || integers);
     // Of balanced blocks those of 2:4 are long enough for one stage to keep the memory busy.
-    footprint.waits_for_memory = footprint.light || (balanced && 2 * a.keys.format.keep < head_dim);
+    footprint.waits_for_memory = footprint.light || (balanced && !mixed && 2 * a.keys.format.keep < head_dim);
     const int64_t seen = a.sliding_window == 0
                              ? a.max_tokens
                              : std::min<int64_t>(a.max_tokens, int64_t{a.sliding_window} + a.num_queries);
@@ -231,7 +230,7 @@ void run_fragments(const DeviceScope& scope, const mustafar_attention& a) {
         p.partial_output = reinterpret_cast<float*>(outputs);
         p.partial_state = reinterpret_cast<float2*>(outputs + align(plan.partial_rows * head_dim * 4));
     }
-    fragment_launcher(a.keys.format)(scope, p, plan.plan, plan.tile_count);
+    fragment_launcher(a.keys.format, a.values.format)(scope, p, plan.plan, plan.tile_count);
 }
 
 bool empty(const mustafar_attention& a) {

@@ -82,12 +82,15 @@ struct BalancedDecoder : BalancedRows<HeadDim> {
     };
     // All threads of the block take part; a barrier has to follow.
     static __device__ __forceinline__ void prepare(Shared& shared, const AttentionParams& p) {
-        for (int i = threadIdx.x; i < 128; i += blockDim.x) {
-            const int kept = balanced_kept(HeadDim, (i < 64 ? p.keys : p.values).keep);
-            if (kept == most_balanced) continue;
-            const UnitSelectors& s = balanced_selectors.of[kept - fewest_balanced][i & 63];
-            shared.selectors[i >> 6][i & 63] = make_uint4(s.x, s.y, s.z, s.w);
-        }
+        for (int i = threadIdx.x; i < selectors; i += blockDim.x) prepare(shared, p, i);
+    }
+    // Selector i of all.
+    static constexpr int selectors = 128;
+    static __device__ __forceinline__ void prepare(Shared& shared, const AttentionParams& p, int i) {
+        const int kept = balanced_kept(HeadDim, (i < 64 ? p.keys : p.values).keep);
+        if (kept == most_balanced) return;
+        const UnitSelectors& s = balanced_selectors.of[kept - fewest_balanced][i & 63];
+        shared.selectors[i >> 6][i & 63] = make_uint4(s.x, s.y, s.z, s.w);
     }
 
     const int lane, g, t;

@@ -34,6 +34,20 @@ struct BalancedRows {
         }
     }
 
+    // The part of a row of which each lane has a quarter: lane t of four the channels D/4 t ....
+    static __device__ __forceinline__ void from_quarters(const uint32_t (&quarter)[HeadDim / 8],
+                                                         uint32_t (&part)[part_words], int t) {
+#pragma unroll
+        for (int i = 0; i < part_words; ++i) {
+            const int from = 2 * (t & 1) + i / 8;
+            part[i] = __shfl_sync(full_warp, quarter[i % 8], from, 4);
+            if constexpr (HeadDim == 128) {
+                const uint32_t second = __shfl_sync(full_warp, quarter[8 + i % 8], from, 4);
+                if (t & 2) part[i] = second;
+            }
+        }
+    }
+
     // Step 2s + h: registers 2h and 2h + 1 of product s.
     static __device__ __forceinline__ uint2 query_fragment(const uint32_t (&part)[part_words], int step, int t) {
         const int s = step >> 1, h = step & 1;

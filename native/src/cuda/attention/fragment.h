@@ -1,4 +1,4 @@
-// Launchers of the fragment kernels: one for each way to read the blocks of keys, dtype and head_dim.
+// Launchers of the fragment kernels: one for each way to read blocks, dtype and head_dim. Mixed ones read keys and values of any two kinds.
 #pragma once
 
 #include "cuda/attention/heuristics.h"
@@ -38,6 +38,10 @@ void attention_unstructured_integers_bf16_128(const DeviceScope&, const Attentio
                                               int tile_count);
 void attention_unstructured_integers_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&,
                                              int tile_count);
+void attention_mixed_f16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_mixed_f16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_mixed_bf16_128(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
+void attention_mixed_bf16_64(const DeviceScope&, const AttentionParams&, const AttentionPlan&, int tile_count);
 
 // Statically allocated shared memory of any kernel with that many tiles and its padding, at most.
 constexpr int fragment_static_bytes_bound(int tile_count, bool balanced, bool integers) {

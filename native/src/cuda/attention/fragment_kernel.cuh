@@ -171,12 +171,12 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
         for (int i = 0; i < D::steps; ++i) query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.query, lane);
         if constexpr (D::integers) {
-            const int exponent = scale_query<T, D>(query_row[n], scales, p.keys.rotated(), t);
+            const int exponent = decoder.template scale_block_query<T>(p, query_row[n], scales);
             if (t == 0) fixed.exponent[8 * n + g] = exponent;
             SharedQuery<D, Tiles> block_query;
-#pragma unroll
-            for (int i = 0; i < D::steps; ++i)
-                block_query.set(n, i, D::query_fragment(query_row[n], i, t), fixed.block_query, lane);
+            decoder.block_query_fragments(query_row[n], [&](int step, uint2 fragment) {
+                block_query.set(n, step, fragment, fixed.block_query, lane);
+            });
         }
     }
     if constexpr (query.shared || D::has_shared) __syncthreads();
@@ -216,14 +216,16 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         for (int n = 0; n < Tiles; ++n)
 #pragma unroll
             for (int r = 0; r < 2; ++r) row_scale[n][r] = row_factor<D>(p, fixed.exponent[8 * n + 2 * t + r]);
-        // Dense tokens left their largest score as the reference. Weights of blocks meet their scales in f16, where so many more of them
-        // stay normal numbers.
-        constexpr float headroom = 14.0f, factor = 0x1p14f;
+        if (decoder.integer_values()) {
+            // Dense tokens left their largest score as the reference. Weights of blocks meet their scales in f16, where so many more of
+            // them stay normal numbers.
+            constexpr float headroom = 14.0f, factor = 0x1p14f;
 #pragma unroll
-        for (int n = 0; n < Tiles; ++n)
+            for (int n = 0; n < Tiles; ++n)
 #pragma unroll
-            for (int r = 0; r < 2; ++r) state[n].maximum[r] -= headroom, state[n].sum[r] *= factor;
-        rescale(accumulator, D::value_unit * factor);
+                for (int r = 0; r < 2; ++r) state[n].maximum[r] -= headroom, state[n].sum[r] *= factor;
+            rescale(accumulator, D::value_unit * factor);
+        }
     }
     // Iterations first_full ... first_full + full - 1 bring blocks that every row sees in full.
     const uint32_t full_end = max(0, min(sequence.compressed, sequence.last_position(0) + 1)) / block_tokens;
@@ -244,10 +246,11 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
             const uint32_t blocks = ring.blocks(c);
 #pragma unroll 1
             for (uint32_t h = 0; h < blocks; ++h) {
-                float score[Tiles][2][4] = {}, key_scale[2][2], value_scale[2][2];
+                float score[Tiles][2][4] = {}, key_scale[2][2];
                 uint32_t probability[Tiles][4];
                 decoder.key_scales(keys, key_scale);
                 decoder.keys(keys, block_query, score);
+                if constexpr (D::releases_keys_early) ring.release_key(c);
 #pragma unroll
                 for (int n = 0; n < Tiles; ++n)
 #pragma unroll
@@ -255,16 +258,24 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
 #pragma unroll
                         for (int i = 0; i < 4; ++i) score[n][a][i] *= key_scale[a][i >> 1] * row_scale[n][i & 1];
                 mask(walk.block(c) + h, score);
-                if (h == 0) values = ring.value(false);
-                decoder.value_scales(values, value_scale);
+                if (h == 0) values = ring.value(D::releases_keys_early);
+                if (decoder.integer_values()) {
+                    float value_scale[2][2];
+                    decoder.value_scales(values, value_scale);
 #pragma unroll
-                for (int n = 0; n < Tiles; ++n)
-                    softmax_step_scaled(state[n], score[n], value_scale, accumulator[n], probability[n]);
+                    for (int n = 0; n < Tiles; ++n)
+                        softmax_step_scaled(state[n], score[n], value_scale, accumulator[n], probability[n]);
+                } else {
+                    // Scores are in base 2 already.
+#pragma unroll
+                    for (int n = 0; n < Tiles; ++n)
+                        softmax_step<T>(state[n], score[n], 1.0f, accumulator[n], probability[n]);
+                }
                 decoder.values(values, probability, accumulator);
                 keys += p.keys.block_bytes;
                 values += p.values.block_bytes;
             }
-            ring.release_key(c);
+            if constexpr (!D::releases_keys_early) ring.release_key(c);
         } else {
             float score[Tiles][2][4] = {};
             uint32_t probability[Tiles][4];
@@ -276,7 +287,8 @@ __global__ void __launch_bounds__(Warps * 32, BlocksPerSm)
         }
         ring.release_value(c);
     }
-    if constexpr (D::integers) rescale(accumulator, 1.0f / D::value_unit);
+    if constexpr (D::integers)
+        if (decoder.integer_values()) rescale(accumulator, 1.0f / D::value_unit);
 
     // Every warp leaves what it has seen in its own part of the shared memory; then one thread sums up each quad over all
     // warps of the thread block, and one over those sums of the cluster. Rows are eight floats longer than their channels, so

@@ -8,13 +8,14 @@
 
 #include "cuda/attention/all_integers.cuh"
 #include "cuda/attention/balanced_integers.cuh"
+#include "cuda/attention/integer_query.cuh"
 #include "cuda/attention/params.h"
 
 namespace mustafar::cuda {
 
 // Values of `void` and 0 bits: as the parameters say.
 template <class Keys, class Values = void, int Bits = 0>
-struct IntegerDecoder : Keys::Rows {
+struct IntegerDecoder : Keys::Rows, IntegerSides<IntegerDecoder<Keys, Values, Bits>> {
     using Keys::Rows::head_dim;
     using Keys::Rows::steps;
     // light: takes few instructions and registers a block; then the memory's rate decides (heuristics.h).

@@ -1,6 +1,7 @@
 // Query rows for blocks of integers: times the channel scales of the keys, as f16 with a power of two for each row.
 #pragma once
 
+#include "cuda/attention/params.h"
 #include "cuda/attention/query.cuh"
 #include "cuda/attention/softmax.cuh"
 #include "cuda/common/hadamard.cuh"
@@ -56,5 +57,25 @@ __device__ __forceinline__ int scale_query(uint32_t (&words)[D::part_words], con
     for (int i = 0; i < count; ++i) words[i] = pack<__half>(number[2 * i] * factor, number[2 * i + 1] * factor);
     return field - 127;
 }
+
+// What decoders D of integers alone have in common, where a decoder of mixed blocks has its own.
+template <class D>
+struct IntegerSides {
+    static constexpr bool releases_keys_early = false;  // before values are waited for: takes runs of one block
+    static __device__ __forceinline__ constexpr bool integer_values() { return true; }
+
+    // A lane's part of a query row for blocks: returns its exponent.
+    template <class T, int Words>
+    __device__ __forceinline__ int scale_block_query(const AttentionParams& p, uint32_t (&words)[Words],
+                                                     const ChannelScales<D>& scales) const {
+        return scale_query<T, D>(words, scales, p.keys.rotated(), static_cast<const D*>(this)->t);
+    }
+    // Calls set(step, registers) for the operands of a scaled part.
+    template <int Words, class Set>
+    __device__ __forceinline__ void block_query_fragments(const uint32_t (&words)[Words], Set&& set) const {
+#pragma unroll
+        for (int i = 0; i < D::steps; ++i) set(i, D::query_fragment(words, i, static_cast<const D*>(this)->t));
+    }
+};
 
 }  // namespace mustafar::cuda

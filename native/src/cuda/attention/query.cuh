@@ -39,6 +39,13 @@ struct QuarterRows {
     static __device__ __forceinline__ void load_part(uint32_t (&part)[part_words], const E* row, int t, bool aligned) {
         load_row(part, row + part_channel(t, 0), aligned);
     }
+
+    // The part of a row of which each lane has a quarter.
+    static __device__ __forceinline__ void from_quarters(const uint32_t (&quarter)[HeadDim / 8],
+                                                         uint32_t (&part)[part_words], int) {
+#pragma unroll
+        for (int i = 0; i < part_words; ++i) part[i] = quarter[i];
+    }
 };
 
 // A query that is not finite makes each of its scores NaN or infinite, and so all weights NaN; but products that leave

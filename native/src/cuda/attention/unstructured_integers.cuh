@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/attention/integer_operands.cuh"
+#include "cuda/attention/integer_query.cuh"
 #include "cuda/attention/unstructured_decoder.cuh"
 
 namespace mustafar::cuda {
@@ -46,7 +47,8 @@ private:
 };
 
 template <int HeadDim>
-struct UnstructuredIntegerDecoder : UnstructuredDecoder<IntegerRuns, HeadDim> {
+struct UnstructuredIntegerDecoder : UnstructuredDecoder<IntegerRuns, HeadDim>,
+                                    IntegerSides<UnstructuredIntegerDecoder<HeadDim>> {
     using Base = UnstructuredDecoder<IntegerRuns, HeadDim>;
     using Base::Base;
     static constexpr float key_unit = IntegerByte::unit, value_unit = IntegerByte::unit;
