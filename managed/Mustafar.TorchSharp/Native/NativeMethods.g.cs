@@ -13,7 +13,7 @@ namespace Mustafar.Native;
 // enum mustafar_abi
 internal enum Abi
 {
-    Version = 6,
+    Version = 7,
 }
 
 // enum mustafar_status
@@ -113,7 +113,7 @@ internal static class NativeConstants
     internal const int PagePadding = 64;
     internal const int PageAlignment = 64;
     internal const int WorkspaceCounterBytes = 16384;
-    internal const int LinearMaxRows = 8;
+    internal const int LinearMaxRows = 64;
 }
 
 // struct mustafar_context
@@ -497,6 +497,11 @@ internal static unsafe partial class NativeMethods
     // int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_linear_forward")]
     internal static partial int LinearForward(NativeContext* context, NativeLinear* linear);
+
+    // int32_t mustafar_linear_reads_once(const mustafar_context* context, const mustafar_linear* linear,
+    //     int32_t* result)
+    [LibraryImport(LibraryName, EntryPoint = "mustafar_linear_reads_once")]
+    internal static partial int LinearReadsOnce(NativeContext* context, NativeLinear* linear, int* result);
 
     // int32_t mustafar_sample(const mustafar_context* context, const mustafar_sampling* sampling)
     [LibraryImport(LibraryName, EntryPoint = "mustafar_sample")]

@@ -1,5 +1,6 @@
 // The C functions for a decode step.
 #include "api/exported.h"
+#include "core/checks.h"
 #include "core/validate.h"
 #include "mustafar/mustafar.h"
 

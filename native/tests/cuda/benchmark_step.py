@@ -36,13 +36,13 @@ def linears(library):
         copies = 4 if name == "head" else LAYERS
         weights = [random((2 if gated else 1) * outputs, inputs) * inputs ** -0.5 for _ in range(copies)]
         size = weights[0].numel() * 2
-        for count in (1, 2, 4, 8):
+        for count in (1, 2, 4, 8, 16, 32, 64):
             x, out, residual = random(count, inputs), random(count, outputs), random(count, outputs)
             product = random(count, weights[0].shape[0])
-            arguments = [Linear(2, count, inputs, outputs, gated, 1e-5, rows(x), address(norm) if before else None, rows(w), None,
+            arguments = [Linear(2, count, inputs, outputs, gated, 1e-5, rows(x), address(norm) if before and count == 1 else None, rows(w), None,
                                 rows(residual if after else None), rows(out)) for w in weights]
             ours = graph_time([lambda a=a: library.call("linear_forward", a) for a in arguments])
-            # The product alone, without the norm before it and what comes after it.
+            # The product alone, without the norm before it (which ours includes for one row) and what comes after it.
             torchs = graph_time([lambda w=w: torch.mm(x, w.T, out=product) for w in weights])
             report(f"{name}, {count} rows", ours, torchs, size)
             times = total.setdefault(count, [0, 0])

@@ -13,7 +13,7 @@ internal sealed class LinearTests(string device)
 
     [Test]
     public void Products_with_all_that_stands_around_them(
-        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(0, 1, 3, 7, 8)] int rows, [Values] bool gated, [Values] bool everything)
+        [ValueSource(nameof(DTypes))] ScalarType dtype, [Values(0, 1, 3, 7, 8, 19)] int rows, [Values] bool gated, [Values] bool everything)
     {
         TestDevices.ForEachVariant(device, variant =>
         {
@@ -33,6 +33,42 @@ internal sealed class LinearTests(string device)
         {
             Case(dtype, rows, size.InFeatures, size.OutFeatures, gap: 0, gated, everything, $"{dtype} {rows} x {size}");
         }
+    }
+
+    /// <summary>Whichever way is the fastest for their number: one kernel, tensor cores, or torch's product.</summary>
+    [Test]
+    public void Any_number_of_rows(
+        [Values(ScalarType.Float16, ScalarType.BFloat16)] ScalarType dtype,
+        [Values(1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65)] int rows,
+        [Values] bool gated,
+        [Values] bool everything)
+    {
+        foreach ((int inFeatures, int outFeatures, int gap) in ((int, int, int)[])
+            [(8, 1, 0), (64, 128, 0), (72, 130, 8), (1000, 1001, 0), (1000, 70, 3), (4096, 512, 0), (14336, 200, 0), (256, 20000, 0)])
+        {
+            Case(dtype, rows, inFeatures, outFeatures, gap, gated, everything, $"{dtype} {rows} x {inFeatures} -> {outFeatures}", fused: true);
+        }
+    }
+
+    /// <summary>Rows of their own, so that what one row gets does not depend on the others.</summary>
+    [Test]
+    public void Rows_do_not_see_each_other([Values(3, 8, 40, 64)] int rows)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(rows);
+        Tensor x = randn(rows, 512).to(ScalarType.BFloat16).to(device), weight = randn(300, 512).to(ScalarType.BFloat16).to(device);
+        Tensor all = MustafarOps.Linear(x, weight), others = x.clone();
+        others[1].fill_(float.NaN);
+        others[2].fill_(float.PositiveInfinity);
+        Tensor changed = MustafarOps.Linear(others, weight);
+        Tensor kept = arange(rows, device: device).gt(2);
+        kept[0] = true;
+        Assert.Multiple(() =>
+        {
+            Assert.That(changed[kept].equal(all[kept]), Is.True);
+            Assert.That(changed[1].isnan().all().item<bool>(), Is.True);
+            Assert.That(changed[2].isfinite().any().item<bool>(), Is.False);
+        });
     }
 
     [TestCase(ScalarType.Float32, 16384)]
@@ -60,7 +96,7 @@ internal sealed class LinearTests(string device)
         {
             Assert.That(() => MustafarOps.Linear(null!, weight), Throws.ArgumentNullException);
             Assert.That(() => MustafarOps.Linear(x, null!), Throws.ArgumentNullException);
-            Assert.That(() => MustafarOps.Linear(randn(9, 8, device: device), weight), Throws.ArgumentException.With.Message.Contains("at most 8 rows"));
+            Assert.That(() => MustafarOps.Linear(randn(65, 8, device: device), weight), Throws.ArgumentException.With.Message.Contains("at most 64 rows"));
             Assert.That(() => MustafarOps.Linear(x, weight[.., ..7]), Throws.ArgumentException.With.Property("ParamName").EqualTo("weight"));
             Assert.That(() => MustafarOps.Linear(x, weight[..5], new LinearFusion { Gated = true }), Throws.ArgumentException.With.Message.Contains("2 * out_features"));
             Assert.That(() => MustafarOps.Linear(x, randn(8, 6, device: device).t()), Throws.ArgumentException.With.Property("ParamName").EqualTo("weight"));
@@ -73,7 +109,7 @@ internal sealed class LinearTests(string device)
         });
     }
 
-    private void Case(ScalarType dtype, int rows, int inFeatures, int outFeatures, int gap, bool gated, bool everything, string what)
+    private void Case(ScalarType dtype, int rows, int inFeatures, int outFeatures, int gap, bool gated, bool everything, string what, bool fused = false)
     {
         using var scope = NewDisposeScope();
         manual_seed(inFeatures + rows);
@@ -113,7 +149,8 @@ internal sealed class LinearTests(string device)
             (exact, torchs) = (exact + ReferenceStep.Exact(output), torchs + output);
         }
 
-        Assert.That(MustafarOps.Linear(x, weight, fusion, output), Is.SameAs(output));
+        Tensor result = fused ? MustafarOps.FusedLinear(x, weight, fusion, output) : MustafarOps.Linear(x, weight, fusion, output);
+        Assert.That(result, Is.SameAs(output));
         if (rows > 0)
         {
             ReferenceStep.AtMostTwiceTorchs(output, exact, torchs, what);
