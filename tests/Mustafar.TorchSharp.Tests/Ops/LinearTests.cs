@@ -65,7 +65,7 @@ internal sealed class LinearTests(string device)
         kept[0] = true;
         Assert.Multiple(() =>
         {
-            Assert.That(changed[kept].equal(all[kept]), Is.True);
+            Assert.That(changed[kept].Equals(all[kept]), Is.True);
             Assert.That(changed[1].isnan().all().item<bool>(), Is.True);
             Assert.That(changed[2].isfinite().any().item<bool>(), Is.False);
         });

@@ -92,8 +92,9 @@ void start(const DeviceScope& scope, const mustafar_linear& a) {
     p.rows = a.rows;
     p.tiles = static_cast<int32_t>(divide_up(a.out_features, Gated ? tile_box_rows : tile_rows));
     p.chunks = static_cast<int32_t>(divide_up(a.in_features, tile_chunk));
+    // Even, so that a place in the ring always belongs to the same warps, which see every change of its barriers.
     p.stages = (scope.properties().shared_memory_per_block - left_free - tile_sum_bytes(InputRows)) /
-               (tile_stage_bytes(InputRows) + 16);
+               (tile_stage_bytes(InputRows) + 16) / 2 * 2;
     p.cluster = cluster_for(scope.properties(), p.tiles, p.chunks, InputRows);
     const int64_t at_once = scope.properties().clusters[p.cluster == 8 ? 3 : p.cluster / 2];
     static std::atomic<uint64_t> allowed{0};
