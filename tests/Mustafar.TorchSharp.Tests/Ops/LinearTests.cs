@@ -44,7 +44,7 @@ internal sealed class LinearTests(string device)
         [Values] bool everything)
     {
         foreach ((int inFeatures, int outFeatures, int gap) in ((int, int, int)[])
-            [(8, 1, 0), (64, 128, 0), (72, 130, 8), (1000, 1001, 0), (1000, 70, 3), (4096, 512, 0), (14336, 200, 0), (256, 20000, 0)])
+            [(8, 1, 0), (64, 128, 0), (72, 130, 8), (1000, 1001, 0), (1000, 70, 3), (4096, 512, 0), (14336, 200, 0), (256, 20000, 0), (2048, 5200, 0)])
         {
             Case(dtype, rows, inFeatures, outFeatures, gap, gated, everything, $"{dtype} {rows} x {inFeatures} -> {outFeatures}", fused: true);
         }

@@ -51,25 +51,21 @@ bool can_be_copied(const mustafar_rows& matrix) {
     return reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 && matrix.row_stride > 0 && matrix.row_stride % 8 == 0;
 }
 
-// How many thread blocks share a tile, by the nanoseconds that memory and the busiest multiprocessor need (H200).
+// How many thread blocks share a tile, by the nanoseconds that memory and the busiest multiprocessor need (H200). Where they do, all tiles
+// are taken at once.
 int cluster_for(const DeviceProperties& device, int64_t tiles, int64_t chunks, int input_rows) {
     constexpr double device_bytes = 4200, cluster_cost = 1500;
-    const double multiprocessor_bytes = input_rows == 64 ? 45 : 65;
+    const double multiprocessor_bytes = input_rows == 64 ? 45 : 50;
     const double tile_bytes = static_cast<double>(chunks * tile_weight_bytes);
+    const auto turn = [&](int64_t busy, int cluster) {
+        return std::max(static_cast<double>(busy) * tile_bytes / device_bytes,
+                        tile_bytes / cluster / multiprocessor_bytes);
+    };
+    const int64_t turns = tiles / device.multiprocessors, rest = tiles % device.multiprocessors;
+    double best_cost = static_cast<double>(turns) * turn(device.multiprocessors, 1) + (rest == 0 ? 0 : turn(rest, 1));
     int best = 1;
-    double best_cost = 1e300;
-    for (int log_size = 0; log_size <= 3; ++log_size) {
-        const int64_t at_once = device.clusters[log_size];
-        if (at_once == 0) break;
-        double cost = log_size == 0 ? 0 : cluster_cost;
-        for (int64_t left = tiles; left > 0; left -= at_once) {
-            const double busy = static_cast<double>(std::min(left, at_once));
-            cost += std::max(busy * tile_bytes / device_bytes, tile_bytes / (1 << log_size) / multiprocessor_bytes);
-            if (left > 64 * at_once) {
-                cost += static_cast<double>(left - at_once) * tile_bytes / device_bytes;
-                break;
-            }
-        }
+    for (int log_size = 1; 1 << log_size <= max_tile_cluster && tiles <= device.clusters[log_size]; ++log_size) {
+        const double cost = turn(tiles, 1 << log_size) + cluster_cost;
         if (cost >= best_cost) continue;
         best_cost = cost;
         best = 1 << log_size;
@@ -96,7 +92,7 @@ void start(const DeviceScope& scope, const mustafar_linear& a) {
     p.stages = (scope.properties().shared_memory_per_block - left_free - tile_sum_bytes(InputRows)) /
                (tile_stage_bytes(InputRows) + 16) / 2 * 2;
     p.cluster = cluster_for(scope.properties(), p.tiles, p.chunks, InputRows);
-    const int64_t at_once = scope.properties().clusters[p.cluster == 8 ? 3 : p.cluster / 2];
+    const int64_t at_once = p.cluster > 1 ? p.tiles : scope.properties().multiprocessors;
     static std::atomic<uint64_t> allowed{0};
     const auto kernel = linear_tiles<T, InputRows, Gated>;
     allow_shared_memory(scope, kernel, allowed, 0);

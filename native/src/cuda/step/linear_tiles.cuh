@@ -1,9 +1,9 @@
 // A linear layer for 2 to 64 rows of 16-bit input on tensor cores, which reads the weight once.
 //
-// Grid: a thread block a multiprocessor, which takes tiles of 128 rows of the weight in turn (64 of the gate and the same 64 of up).
-// Thread blocks of a cluster share a tile: each takes a part of the input features, and sums up a part of the outputs. One warp copies
+// Grid: a thread block a multiprocessor, which takes tiles of 96 rows of the weight in turn (48 of the gate and the same 48 of up).
+// Thread blocks of a cluster share one tile: each takes a part of the input features, and sums up a part of the outputs. One warp copies
 // chunks of 64 features of weight and input to a ring in shared memory, the weight's first ones before the previous grid has
-// ended. Eight warps multiply: four of them have 32 rows of the weight each in every other chunk, with the input's rows along n.
+// ended. Six warps multiply: three of them have 32 rows of the weight each in every other chunk, with the input's rows along n.
 #pragma once
 
 #include <cuda.h>
@@ -13,8 +13,10 @@
 
 namespace mustafar::cuda {
 
-constexpr int tile_rows = 128, tile_box_rows = 64, tile_chunk = 64;  // of the weight; of one copy; input features
-constexpr int tile_threads = 32 * (linear_warps + 1);
+constexpr int tile_rows = 96, tile_box_rows = 48, tile_chunk = 64;  // of the weight; of one copy; input features
+constexpr int tile_warps = 2 * (tile_rows / 32);                    // that multiply
+constexpr int tile_threads = 32 * (tile_warps + 1);
+constexpr int max_tile_cluster = 4;
 constexpr int tile_weight_bytes = tile_rows * tile_chunk * 2;
 constexpr int tile_pitch = tile_rows + 4;  // floats, so that the lanes' stores are spread over the banks
 
@@ -165,48 +167,36 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
     const int begin = p.chunks * rank / p.cluster, end = p.chunks * (rank + 1) / p.cluster;
     if (static_cast<int>(threadIdx.x) < p.stages) {
         start_barrier(full + 8 * threadIdx.x);
-        start_barrier(empty + 8 * threadIdx.x, linear_warps / 2);
+        start_barrier(empty + 8 * threadIdx.x, tile_warps / 2);
     }
     __syncthreads();
     let_next_grid_start();
 
-    if (warp == linear_warps) {
-        if (lane == 0) {
-            const TileCopies<Gated> copies(p, ring, stage_bytes);
-            const auto each = [&](auto&& action, int most) {
-                int done = 0;
-                for (int tile = first_tile; tile < p.tiles; tile += step)
-                    for (int chunk = begin; chunk < end; ++chunk, ++done) {
-                        if (done == most) return;
-                        action(tile, chunk);
-                    }
-            };
-            int slot = 0;
-            each([&](int tile, int chunk) { copies.weight(tile, chunk, slot, full + 8 * slot), ++slot; }, p.stages);
-            wait_for_previous_grid();
-            RingPlace place(p.stages, 0);
-            int done = 0;
-            each(
-                [&](int tile, int chunk) {
-                    const int own = place.slot();
-                    if (done >= p.stages) {
-                        wait_for_bytes(empty + 8 * own, place.parity() ^ 1);
-                        copies.weight(tile, chunk, own, full + 8 * own);
-                    }
-                    copies.input(chunk, own, full + 8 * own);
-                    place.advance(1);
-                    ++done;
-                },
-                -1);
+    if (warp == tile_warps) {
+        const TileCopies<Gated> copies(p, ring, stage_bytes);
+        int ahead = 0;  // chunks whose weight is on its way
+        for (int tile = first_tile; tile < p.tiles; tile += step)
+            for (int chunk = begin; chunk < end && ahead < p.stages; ++chunk, ++ahead)
+                if (lane == 0) copies.weight(tile, chunk, ahead, full + 8 * ahead);
+        wait_for_previous_grid();
+        RingPlace place(p.stages, 0);
+        for (int tile = first_tile; tile < p.tiles; tile += step) {
+            for (int chunk = begin; chunk < end; ++chunk, --ahead, place.advance(1)) {
+                const uint32_t filled = full + 8 * place.slot();
+                if (ahead <= 0) wait_for_bytes(empty + 8 * place.slot(), place.parity() ^ 1);
+                if (lane != 0) continue;
+                if (ahead <= 0) copies.weight(tile, chunk, place.slot(), filled);
+                copies.input(chunk, place.slot(), filled);
+            }
         }
         __syncwarp();
-        for (int tile = first_tile; p.cluster > 1 && tile < p.tiles; tile += step) cluster_barrier(), cluster_barrier();
+        if (p.cluster > 1) cluster_barrier(), cluster_barrier();  // where its other warps meet
         return;
     }
 
     wait_for_previous_grid();
-    const int half = warp / (linear_warps / 2);
-    TileWarp<T, InputRows> own(warp % (linear_warps / 2), lane);
+    const int half = warp / (tile_warps / 2);
+    TileWarp<T, InputRows> own(warp % (tile_warps / 2), lane);
     RingPlace place(p.stages, half);
     int turn = half;  // chunks until this warp's next one
     for (int tile = first_tile; tile < p.tiles; tile += step) {
@@ -222,14 +212,14 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
         turn = chunk - end;
         // The two halves of the warps, then the thread blocks of the cluster.
         if (half == 1) own.each([&](float sum, int n, int row) { sums[n * tile_pitch + row] = sum; });
-        sync_warps<linear_warps>();
+        sync_warps<tile_warps>();
         if (half == 0) own.each([&](float sum, int n, int row) { sums[n * tile_pitch + row] += sum; });
         if (p.cluster > 1)
             cluster_barrier();
         else
-            sync_warps<linear_warps>();
+            sync_warps<tile_warps>();
         const int share = outputs / p.cluster, quads = share / 4;
-        for (int e = threadIdx.x; e < p.rows * quads; e += 32 * linear_warps) {
+        for (int e = threadIdx.x; e < p.rows * quads; e += 32 * tile_warps) {
             const int n = e / quads, column = rank * share + e % quads * 4;
             float first[4] = {}, up[4] = {};
             for (int other = 0; other < p.cluster; ++other) {
@@ -242,7 +232,7 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
         if (p.cluster > 1)
             cluster_barrier();
         else
-            sync_warps<linear_warps>();
+            sync_warps<tile_warps>();
     }
 }
 
