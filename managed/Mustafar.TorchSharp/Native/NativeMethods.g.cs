@@ -113,7 +113,7 @@ internal static class NativeConstants
     internal const int PagePadding = 64;
     internal const int PageAlignment = 64;
     internal const int WorkspaceCounterBytes = 16384;
-    internal const int LinearMaxRows = 64;
+    internal const int LinearMaxRows = 32;
 }
 
 // struct mustafar_context

@@ -85,7 +85,7 @@ MUSTAFAR_API int32_t mustafar_rotate_append(const mustafar_context* context, con
 MUSTAFAR_API int32_t mustafar_silu_mul(const mustafar_context* context, int32_t dtype, int64_t rows, int32_t width,
                                        const mustafar_rows* input, const mustafar_rows* output);
 
-enum { MUSTAFAR_LINEAR_MAX_ROWS = 64 };
+enum { MUSTAFAR_LINEAR_MAX_ROWS = 32 };
 
 typedef enum mustafar_activation {
     MUSTAFAR_ACTIVATION_NONE = 0,

@@ -36,7 +36,7 @@ def linears(library):
         copies = 4 if name == "head" else LAYERS
         weights = [random((2 if gated else 1) * outputs, inputs) * inputs ** -0.5 for _ in range(copies)]
         size = weights[0].numel() * 2
-        for count in (1, 2, 4, 8, 16, 32, 64):
+        for count in (1, 2, 4, 8, 16, 32):
             x, out, residual = random(count, inputs), random(count, outputs), random(count, outputs)
             product = random(count, weights[0].shape[0])
             arguments = [Linear(2, count, inputs, outputs, gated, 1e-5, rows(x), address(norm) if before and count == 1 else None, rows(w), None,

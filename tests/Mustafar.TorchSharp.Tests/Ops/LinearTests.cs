@@ -52,7 +52,7 @@ internal sealed class LinearTests(string device)
 
     /// <summary>Rows of their own, so that what one row gets does not depend on the others.</summary>
     [Test]
-    public void Rows_do_not_see_each_other([Values(3, 8, 40, 64)] int rows)
+    public void Rows_do_not_see_each_other([Values(3, 8, 20, 32)] int rows)
     {
         using var scope = NewDisposeScope();
         manual_seed(rows);
@@ -96,7 +96,7 @@ internal sealed class LinearTests(string device)
         {
             Assert.That(() => MustafarOps.Linear(null!, weight), Throws.ArgumentNullException);
             Assert.That(() => MustafarOps.Linear(x, null!), Throws.ArgumentNullException);
-            Assert.That(() => MustafarOps.Linear(randn(65, 8, device: device), weight), Throws.ArgumentException.With.Message.Contains("at most 64 rows"));
+            Assert.That(() => MustafarOps.Linear(randn(65, 8, device: device), weight), Throws.ArgumentException.With.Message.Contains("at most 32 rows"));
             Assert.That(() => MustafarOps.Linear(x, weight[.., ..7]), Throws.ArgumentException.With.Property("ParamName").EqualTo("weight"));
             Assert.That(() => MustafarOps.Linear(x, weight[..5], new LinearFusion { Gated = true }), Throws.ArgumentException.With.Message.Contains("2 * out_features"));
             Assert.That(() => MustafarOps.Linear(x, randn(8, 6, device: device).t()), Throws.ArgumentException.With.Property("ParamName").EqualTo("weight"));

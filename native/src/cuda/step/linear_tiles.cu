@@ -51,54 +51,71 @@ bool can_be_copied(const mustafar_rows& matrix) {
     return reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 && matrix.row_stride > 0 && matrix.row_stride % 8 == 0;
 }
 
-// How many thread blocks share a tile, by the nanoseconds that memory and the busiest multiprocessor need (H200). Where they do, all tiles
-// are taken at once.
-int cluster_for(const DeviceProperties& device, int64_t tiles, int64_t chunks, int input_rows) {
-    constexpr double device_bytes = 4200, cluster_cost = 1500;
-    const double multiprocessor_bytes = input_rows == 64 ? 45 : 50;
-    const double tile_bytes = static_cast<double>(chunks * tile_weight_bytes);
-    const auto turn = [&](int64_t busy, int cluster) {
-        return std::max(static_cast<double>(busy) * tile_bytes / device_bytes,
-                        tile_bytes / cluster / multiprocessor_bytes);
-    };
-    const int64_t turns = tiles / device.multiprocessors, rest = tiles % device.multiprocessors;
-    double best_cost = static_cast<double>(turns) * turn(device.multiprocessors, 1) + (rest == 0 ? 0 : turn(rest, 1));
-    int best = 1;
-    for (int log_size = 1; 1 << log_size <= max_tile_cluster && tiles <= device.clusters[log_size]; ++log_size) {
-        const double cost = turn(tiles, 1 << log_size) + cluster_cost;
-        if (cost >= best_cost) continue;
-        best_cost = cost;
-        best = 1 << log_size;
-    }
+// How the weight is divided.
+struct Tiling {
+    int box_rows, cluster;
+    int64_t tiles;
+};
+
+// By the nanoseconds that memory and the busiest multiprocessor need (H200). Two multiprocessors share what brings data to them, so few of
+// them do not keep memory busy. Clusters take all tiles at once.
+Tiling tiling_for(const DeviceProperties& device, const mustafar_linear& a, int input_rows) {
+    constexpr double memory_bytes = 4200, cache_bytes = 5400, multiprocessor_bytes = 41, chunk_cost = 150;
+    constexpr double turn_cost = 300, cluster_cost = 1500;
+    const int boxes = a.activation == MUSTAFAR_ACTIVATION_SILU_MUL ? 1 : 2;  // of different outputs
+    Tiling best{};
+    double best_cost = 0;
+    for (int cluster = 1, log_size = 0; cluster <= max_tile_cluster; cluster *= 2, ++log_size)
+        for (int box_rows = 8; box_rows <= max_box_rows; box_rows += 8) {
+            const int64_t tiles = divide_up(a.out_features, boxes * box_rows);
+            const int64_t at_once = device.clusters[log_size];
+            if (cluster > 1 && (tiles > at_once || boxes * box_rows % (4 * cluster) != 0)) continue;
+            const double row_bytes = 2.0 * a.in_features;
+            const double chunks = static_cast<double>(divide_up(divide_up(a.in_features, tile_chunk), cluster));
+            const auto turn = [&](int64_t busy) {
+                const double weight = static_cast<double>(busy) * 2 * box_rows * row_bytes,
+                             all = static_cast<double>(busy) * (2 * box_rows + input_rows) * row_bytes;
+                return turn_cost + std::max({weight / memory_bytes, all / cache_bytes, chunks * chunk_cost,
+                                             all / static_cast<double>(busy * cluster) / multiprocessor_bytes});
+            };
+            const double cost = static_cast<double>(tiles / at_once) * turn(at_once) +
+                                (tiles % at_once == 0 ? 0 : turn(tiles % at_once)) + (cluster > 1 ? cluster_cost : 0);
+            if (best.tiles != 0 && cost >= best_cost) continue;
+            best_cost = cost;
+            best = {box_rows, cluster, tiles};
+        }
     return best;
 }
 
 template <class T, int InputRows, bool Gated>
 void start(const DeviceScope& scope, const mustafar_linear& a) {
     // What the kernels around this one need of a multiprocessor's shared memory, to start before it ends and to end after it starts.
-    constexpr int left_free = 16 << 10;
+    constexpr int left_free = 16 << 10, barrier_bytes = 16, most_stages = 32;
+    const Tiling tiling = tiling_for(scope.properties(), a, InputRows);
     LinearTilesParams p{};
     p.weight_map = tensor_map("weight", a.weight, int64_t{a.out_features} * (Gated ? 2 : 1), a.in_features, a.dtype,
-                              tile_box_rows);
+                              tiling.box_rows);
     p.input_map = tensor_map("input", a.input, a.rows, a.in_features, a.dtype, InputRows);
     p.linear.residual = a.residual;
     p.linear.output = a.output;
     p.linear.bias = a.bias;
     p.linear.out_features = a.out_features;
     p.rows = a.rows;
-    p.tiles = static_cast<int32_t>(divide_up(a.out_features, Gated ? tile_box_rows : tile_rows));
+    p.box_rows = tiling.box_rows;
+    p.tiles = static_cast<int32_t>(tiling.tiles);
     p.chunks = static_cast<int32_t>(divide_up(a.in_features, tile_chunk));
+    p.cluster = tiling.cluster;
+    const int stage_bytes = tile_stage_bytes(p.box_rows, InputRows) + barrier_bytes;
+    const int room = scope.properties().shared_memory_per_block - left_free - tile_sum_bytes(InputRows);
     // Even, so that a place in the ring always belongs to the same warps, which see every change of its barriers.
-    p.stages = (scope.properties().shared_memory_per_block - left_free - tile_sum_bytes(InputRows)) /
-               (tile_stage_bytes(InputRows) + 16) / 2 * 2;
-    p.cluster = cluster_for(scope.properties(), p.tiles, p.chunks, InputRows);
-    const int64_t at_once = p.cluster > 1 ? p.tiles : scope.properties().multiprocessors;
+    p.stages = std::min(most_stages, room / stage_bytes / 2 * 2);
+    const int64_t at_once = p.cluster > 1 ? tiling.tiles : scope.properties().multiprocessors;
     static std::atomic<uint64_t> allowed{0};
     const auto kernel = linear_tiles<T, InputRows, Gated>;
     allow_shared_memory(scope, kernel, allowed, 0);
     launch(scope, "linear", kernel,
-           LaunchShape{std::min<int64_t>(p.tiles, at_once) * p.cluster, tile_threads,
-                       static_cast<size_t>(tile_shared_bytes(InputRows, p.stages)), true, p.cluster},
+           LaunchShape{std::min(tiling.tiles, at_once) * p.cluster, tile_threads,
+                       static_cast<size_t>(p.stages * stage_bytes + tile_sum_bytes(InputRows)), true, p.cluster},
            p);
 }
 
@@ -106,8 +123,7 @@ template <class T, bool Gated>
 void start(const DeviceScope& scope, const mustafar_linear& a) {
     if (a.rows <= 8) return start<T, 8, Gated>(scope, a);
     if (a.rows <= 16) return start<T, 16, Gated>(scope, a);
-    if (a.rows <= 32) return start<T, 32, Gated>(scope, a);
-    start<T, 64, Gated>(scope, a);
+    start<T, 32, Gated>(scope, a);
 }
 
 template <class T>

@@ -1,9 +1,10 @@
-// A linear layer for 2 to 64 rows of 16-bit input on tensor cores, which reads the weight once.
+// A linear layer for 2 to 32 rows of 16-bit input on tensor cores, which reads the weight once.
 //
-// Grid: a thread block a multiprocessor, which takes tiles of 96 rows of the weight in turn (48 of the gate and the same 48 of up).
-// Thread blocks of a cluster share one tile: each takes a part of the input features, and sums up a part of the outputs. One warp copies
-// chunks of 64 features of weight and input to a ring in shared memory, the weight's first ones before the previous grid has
-// ended. Six warps multiply: three of them have 32 rows of the weight each in every other chunk, with the input's rows along n.
+// Grid: a thread block a multiprocessor, which takes tiles of the weight in turn. A tile is two boxes of up to 64 rows: neighbours, or
+// rows of the gate and the same of up. Thread blocks of a cluster share one tile: each takes a part of the input features, and sums up a
+// part of the outputs. One warp copies chunks of 64 features of weight and input to a ring in shared memory, the weight's first ones
+// before the previous grid has ended. Eight warps multiply: four of them have 32 rows of the tile each in every other chunk, with the
+// input's rows along n.
 #pragma once
 
 #include <cuda.h>
@@ -13,27 +14,25 @@
 
 namespace mustafar::cuda {
 
-constexpr int tile_rows = 96, tile_box_rows = 48, tile_chunk = 64;  // of the weight; of one copy; input features
-constexpr int tile_warps = 2 * (tile_rows / 32);                    // that multiply
+constexpr int tile_warps = 8;  // that multiply
 constexpr int tile_threads = 32 * (tile_warps + 1);
+constexpr int tile_chunk = 64;  // input features
+constexpr int max_box_rows = 64;
 constexpr int max_tile_cluster = 4;
-constexpr int tile_weight_bytes = tile_rows * tile_chunk * 2;
-constexpr int tile_pitch = tile_rows + 4;  // floats, so that the lanes' stores are spread over the banks
+constexpr int tile_pitch = 2 * max_box_rows + 4;  // floats, so that the lanes' stores are spread over the banks
 
-constexpr int tile_stage_bytes(int input_rows) {
-    return tile_weight_bytes + input_rows * tile_chunk * 2;
+constexpr int tile_stage_bytes(int box_rows, int input_rows) {
+    return (2 * box_rows + input_rows) * tile_chunk * 2;
 }
 constexpr int tile_sum_bytes(int input_rows) {
     return input_rows * tile_pitch * 4;
-}
-constexpr int tile_shared_bytes(int input_rows, int stages) {
-    return stages * (tile_stage_bytes(input_rows) + 16) + tile_sum_bytes(input_rows);
 }
 
 struct LinearTilesParams {
     CUtensorMap weight_map, input_map;
     LinearParams linear;
-    int32_t rows, tiles, chunks, stages, cluster;
+    // box_rows: a multiple of 8.
+    int32_t rows, box_rows, tiles, chunks, stages, cluster;
 };
 
 // The 16-byte piece of a row of 128 bytes, as a copy with swizzling leaves it.
@@ -60,10 +59,12 @@ private:
     uint32_t parity_ = 0;
 };
 
+// The sums of 32 rows of a tile.
 template <class T, int InputRows>
 class TileWarp {
 public:
-    __device__ __forceinline__ TileWarp(int warp, int lane) : first_row_(32 * warp), lane_(lane) {}
+    __device__ __forceinline__ TileWarp(int quarter, int box_rows, int lane)
+        : box_(quarter / 2), row_(quarter % 2 * 32), box_rows_(box_rows), lane_(lane) {}
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -76,13 +77,13 @@ public:
 
     // One chunk, whose weight is followed by the input.
     __device__ __forceinline__ void multiply(uint32_t stage) {
-        const uint32_t input = stage + tile_weight_bytes;
+        const uint32_t weight = stage + (box_ * box_rows_ + row_) * 128, input = stage + 2 * box_rows_ * 128;
 #pragma unroll
         for (int k = 0; k < tile_chunk / 16; ++k) {
             uint32_t a[2][4], b[columns][2];
 #pragma unroll
             for (int m = 0; m < 2; ++m)
-                load_matrices(swizzled(stage, first_row_ + 16 * m + (lane_ & 15), 2 * k + (lane_ >> 4)), a[m]);
+                if (has(m)) load_matrices(swizzled(weight, 16 * m + (lane_ & 15), 2 * k + (lane_ >> 4)), a[m]);
             if constexpr (columns == 1) {
                 load_matrices(swizzled(input, lane_ & 7, 2 * k + (lane_ >> 3 & 1)), b[0]);
             } else {
@@ -95,14 +96,14 @@ public:
                 }
             }
 #pragma unroll
-            for (int n = 0; n < columns; ++n)
+            for (int m = 0; m < 2; ++m)
 #pragma unroll
-                for (int m = 0; m < 2; ++m)
-                    mma_16816<T>(sum_[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[n][0], b[n][1]);
+                for (int n = 0; n < columns; ++n)
+                    if (has(m)) mma_16816<T>(sum_[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[n][0], b[n][1]);
         }
     }
 
-    // Every sum and its place: action(sum, row of the input, row of the tile).
+    // Every sum and its place: action(sum, row of the input, row of the tile as if boxes had all rows that they may have).
     template <class Action>
     __device__ __forceinline__ void each(Action&& action) {
         const int g = lane_ >> 2, t = lane_ & 3;
@@ -112,13 +113,19 @@ public:
             for (int n = 0; n < columns; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    action(sum_[m][n][i], 8 * n + 2 * t + (i & 1), first_row_ + 16 * m + 8 * (i >> 1) + g);
+                    action(sum_[m][n][i], 8 * n + 2 * t + (i & 1),
+                           box_ * max_box_rows + row_ + 16 * m + 8 * (i >> 1) + g);
     }
 
 private:
     static constexpr int columns = InputRows / 8;
 
-    int first_row_, lane_;
+    // Whether the box reaches so far.
+    __device__ __forceinline__ bool has(int m) const {
+        return row_ + 16 * m < box_rows_;
+    }
+
+    int box_, row_, box_rows_, lane_;
     float sum_[2][columns][4];
 };
 
@@ -132,13 +139,13 @@ public:
     __device__ __forceinline__ void weight(int tile, int chunk, int slot, uint32_t full) const {
         expect_bytes(full, stage_bytes_);
         const uint32_t target = ring_ + slot * stage_bytes_;
-        const int first = tile * (Gated ? tile_box_rows : tile_rows);
+        const int first = tile * p_.box_rows * (Gated ? 1 : 2),
+                  second = first + (Gated ? p_.linear.out_features : p_.box_rows);
         copy_box(target, &p_.weight_map, chunk * tile_chunk, first, full, policy_);
-        copy_box(target + tile_weight_bytes / 2, &p_.weight_map, chunk * tile_chunk,
-                 first + (Gated ? p_.linear.out_features : tile_box_rows), full, policy_);
+        copy_box(target + p_.box_rows * 128, &p_.weight_map, chunk * tile_chunk, second, full, policy_);
     }
     __device__ __forceinline__ void input(int chunk, int slot, uint32_t full) const {
-        copy_box(ring_ + slot * stage_bytes_ + tile_weight_bytes, &p_.input_map, chunk * tile_chunk, 0, full);
+        copy_box(ring_ + slot * stage_bytes_ + 2 * p_.box_rows * 128, &p_.input_map, chunk * tile_chunk, 0, full);
     }
 
 private:
@@ -155,9 +162,9 @@ __device__ __forceinline__ void add_quad(float (&sum)[4], const float* more) {
 
 template <class T, int InputRows, bool Gated>
 __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_constant__ LinearTilesParams p) {
-    constexpr int stage_bytes = tile_stage_bytes(InputRows), outputs = Gated ? tile_box_rows : tile_rows;
     extern __shared__ __align__(1024) uint8_t memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int stage_bytes = tile_stage_bytes(p.box_rows, InputRows), outputs = p.box_rows * (Gated ? 1 : 2);
     float* const sums = reinterpret_cast<float*>(memory + p.stages * stage_bytes);
     const uint32_t ring = shared_address(memory);
     // mbarriers of the stages: whether one is full, whether it is empty again
@@ -195,10 +202,10 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
     }
 
     wait_for_previous_grid();
-    const int half = warp / (tile_warps / 2);
-    TileWarp<T, InputRows> own(warp % (tile_warps / 2), lane);
-    RingPlace place(p.stages, half);
-    int turn = half;  // chunks until this warp's next one
+    const int team = warp / (tile_warps / 2);
+    TileWarp<T, InputRows> own(warp % (tile_warps / 2), p.box_rows, lane);
+    RingPlace place(p.stages, team);
+    int turn = team;  // chunks until this warp's next one
     for (int tile = first_tile; tile < p.tiles; tile += step) {
         own.clear();
         int chunk = begin + turn;
@@ -210,10 +217,10 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
             place.advance(2);
         }
         turn = chunk - end;
-        // The two halves of the warps, then the thread blocks of the cluster.
-        if (half == 1) own.each([&](float sum, int n, int row) { sums[n * tile_pitch + row] = sum; });
+        // The two teams, then the thread blocks of the cluster.
+        if (team == 1) own.each([&](float sum, int n, int row) { sums[n * tile_pitch + row] = sum; });
         sync_warps<tile_warps>();
-        if (half == 0) own.each([&](float sum, int n, int row) { sums[n * tile_pitch + row] += sum; });
+        if (team == 0) own.each([&](float sum, int n, int row) { sums[n * tile_pitch + row] += sum; });
         if (p.cluster > 1)
             cluster_barrier();
         else
@@ -223,9 +230,9 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
             const int n = e / quads, column = rank * share + e % quads * 4;
             float first[4] = {}, up[4] = {};
             for (int other = 0; other < p.cluster; ++other) {
-                const float* const theirs = cluster_pointer(sums, other) + n * tile_pitch + column;
-                add_quad(first, theirs);
-                if (Gated) add_quad(up, theirs + tile_box_rows);
+                const float* const theirs = cluster_pointer(sums, other) + n * tile_pitch;
+                add_quad(first, theirs + column + (column < p.box_rows ? 0 : max_box_rows - p.box_rows));
+                if (Gated) add_quad(up, theirs + max_box_rows + column);
             }
             finish_quad<T, Gated>(p.linear, n, tile * outputs + column, first, up);
         }

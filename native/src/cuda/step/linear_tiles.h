@@ -6,7 +6,7 @@
 
 namespace mustafar::cuda {
 
-// Whether tensor cores serve a layer: 2 to 64 rows of 16 bits that lie as tensor copies want them, without a norm, on Hopper, for which
+// Whether tensor cores serve a layer: 2 to 32 rows of 16 bits that lie as tensor copies want them, without a norm, on Hopper, for which
 // the kernel was made.
 bool serves_tiles(const DeviceProperties& device, const mustafar_linear& linear);
 
