@@ -33,7 +33,11 @@ struct Vnni {
         std::memcpy(&four, digits, sizeof four);
         return _mm512_set1_epi32(four);
     }
-    MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) { return _mm512_dpbusd_epi32(sum, values, part); }
+    // _mm512_dpbusd_epi32, of whose sums GCC makes copies.
+    MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(values), "v"(part));
+        return sum;
+    }
     MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) { return reinterpret_cast<Lanes<bytes>::Ints>(sum); }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
         for (int i = 0; i < count; i += 16)
@@ -306,10 +310,10 @@ struct PackedVnni {
             };
             if (rows <= Vnni::rows && (rows & (rows - 1)) == 0)
                 return multiply([&](int block, const auto& work) { with_fours<W>(blocks, block, work); });
-            const ExpandedBlocks expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
+            const QuadBlocks written = expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
                 with_fours<W>(source, block, [&](auto fours) { fours.write(out); });
             });
-            multiply([&](int block, const auto& work) { work(WrittenFours{expanded.blocks[block].values}); });
+            multiply([&](int block, const auto& work) { work(WrittenFours{written.blocks[block].values}); });
         });
     }
 
