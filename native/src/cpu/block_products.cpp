@@ -202,8 +202,9 @@ void BlockProducts::sum(const BlockReader& reader, int64_t begin, int64_t end, c
     });
 }
 
-void BlockProducts::f32_sum(const BlockReader& reader, int64_t begin, int64_t end, const float* weights, int64_t stride,
-                            int rows, float* sums) const {
+// Not inlined: its stack would be that of all sums.
+[[gnu::noinline]] void BlockProducts::f32_sum(const BlockReader& reader, int64_t begin, int64_t end,
+                                              const float* weights, int64_t stride, int rows, float* sums) const {
     for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
         const Dequantized dense(reader.read(index, first + tokens, kernels_), format_, first, tokens);
         f32_.dense_sum(dense.run(), weights + offset, stride, rows, sums);
