@@ -33,10 +33,9 @@ struct Vnni {
         std::memcpy(&four, digits, sizeof four);
         return _mm512_set1_epi32(four);
     }
-    // _mm512_dpbusd_epi32, of whose sums GCC makes copies.
+    // GCC would make copies of the sums.
     MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) {
-        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(values), "v"(part));
-        return sum;
+        return in_register(_mm512_dpbusd_epi32(sum, values, part));
     }
     MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) { return reinterpret_cast<Lanes<bytes>::Ints>(sum); }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
