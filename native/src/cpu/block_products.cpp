@@ -137,9 +137,11 @@ QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, 
         }
         if (blocks.packed && block.bitmap == nullptr) block.bitmap = all_channels(format_.head_dim);
     }
-    // Two blocks ahead: with 8-bit values one was too few for memory, with 4-bit values four were too many. Of packed blocks as many as
-    // are checked at once, so that the bitmaps of all of them are in the cache.
-    const int distance = blocks.packed ? most_expanded : 2;
+    // 12 KB ahead, and at least two blocks, as sums read pairs of them: half of that was too little for memory, and of 8-bit values a third
+    // more was too much for the first-level cache. Of packed blocks as many as are checked at once, so that the bitmaps of all of them are
+    // in the cache.
+    const int distance =
+        blocks.packed ? most_expanded : std::max(2, 3 * 4096 / (block_tokens * blocks.head_dim * blocks.bits / 8));
     for (int i = 0; i < blocks.count; ++i) {
         const int64_t later = i + distance, beyond = next.first + later - count;
         blocks.ahead[i] = later < blocks.count ? blocks.blocks[later].begin
