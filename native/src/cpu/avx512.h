@@ -299,29 +299,35 @@ MUSTAFAR_INLINE __mmask16 first_lanes(int count) {
     return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
 }
 
+// Calls work(i, lanes) for every 16th i below count, with the lanes that remain of the last ones.
+template <class Work>
+MUSTAFAR_INLINE void for_vectors(int count, const Work& work) {
+    int i = 0;
+    for (; i + 16 <= count; i += 16) work(i, static_cast<__mmask16>(0xffff));
+    if (i < count) work(i, first_lanes(count - i));
+}
+
 [[maybe_unused]] float softmax(float* scores, int count, float scale, float* maximum, float* sum) {
     const float none = -std::numeric_limits<float>::infinity();
     const __m512 scales = _mm512_set1_ps(scale), lowest = _mm512_set1_ps(none);
     __m512 highest = lowest;
-    for (int i = 0; i < count; i += 16) {
-        const __mmask16 lanes = first_lanes(count - i);
+    for_vectors(count, [&](int i, __mmask16 lanes) MUSTAFAR_INLINE_LAMBDA {
         const __m512 x = _mm512_mul_ps(_mm512_mask_loadu_ps(lowest, lanes, scores + i), scales);
         highest = _mm512_max_ps(x, highest);
         _mm512_mask_storeu_ps(scores + i, lanes, x);
-    }
+    });
     const float tile = _mm512_reduce_max_ps(highest);
     const float next = tile > *maximum ? tile : *maximum;
     float factor = 1.0f;
     if (next != *maximum) factor = _mm512_cvtss_f32(exp2_of(_mm512_set1_ps(*maximum - next)));
     const __m512 shift = _mm512_set1_ps(next == none ? 0.0f : next);
     __m512 total = _mm512_setzero_ps();
-    for (int i = 0; i < count; i += 16) {
-        const __mmask16 lanes = first_lanes(count - i);
+    for_vectors(count, [&](int i, __mmask16 lanes) MUSTAFAR_INLINE_LAMBDA {
         const __m512 x = _mm512_mask_loadu_ps(lowest, lanes, scores + i);
         const __m512 p = exp2_of(_mm512_sub_ps(x, shift));
         _mm512_mask_storeu_ps(scores + i, lanes, p);
         total = _mm512_mask_add_ps(total, lanes, total, p);
-    }
+    });
     *maximum = next;
     *sum = *sum * factor + _mm512_reduce_add_ps(total);
     return factor;

@@ -35,6 +35,23 @@ private:
     TokenRun run_;
 };
 
+template <int HeadDim>
+struct AllChannels {
+    uint32_t words[block_tokens * bitmap_words(HeadDim)];
+
+    constexpr AllChannels() : words() {
+        constexpr int row = bitmap_words(HeadDim), last = HeadDim - 32 * (row - 1);
+        for (int i = 0; i < block_tokens * row; ++i) words[i] = i % row == row - 1 ? ~0u >> (32 - last) : ~0u;
+    }
+};
+constexpr AllChannels<80> all_of_80;
+constexpr AllChannels<max_head_dim> all_of_any;
+
+// The bitmap of a block that has none. Of the head_dims, only 80 fills a word partly.
+const uint32_t* all_channels(int head_dim) {
+    return head_dim == 80 ? all_of_80.words : all_of_any.words;
+}
+
 // Calls work(block, first, tokens, offset from begin) for the part of each block that lies in begin ... end - 1.
 template <class Work>
 void for_block_parts(int64_t begin, int64_t end, const Work& work) {
@@ -51,11 +68,7 @@ void for_block_parts(int64_t begin, int64_t end, const Work& work) {
 BlockProducts::BlockProducts(int32_t cpu_variant, const mustafar_format& format, Role role)
     : format_(format), order_(role == Role::keys ? MUSTAFAR_ORDER_KEY_QUADS : MUSTAFAR_ORDER_VALUE_QUADS),
       kernels_(kernels(cpu_variant, format)), f32_(f32_kernels(cpu_variant, format)),
-      quads_(has_integers(format) ? quad_kernels(cpu_variant) : nullptr) {
-    const int words = bitmap_words(format.head_dim), last = format.head_dim - 32 * (words - 1);
-    for (int i = 0; i < block_tokens * words; ++i)
-        all_channels_[i] = i % words == words - 1 && last < 32 ? (1u << last) - 1 : ~0u;
-}
+      quads_(has_integers(format) ? quad_kernels(cpu_variant) : nullptr) {}
 
 int64_t BlockProducts::query_floats() const {
     if (!has_integers(format_)) return 0;
@@ -101,16 +114,18 @@ QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, 
                                                       format_.layout != MUSTAFAR_LAYOUT_FIXED);
     QuadBlocks blocks;
     blocks.packed = !quads;
-    blocks.count = static_cast<int>(
-        std::min<int64_t>(count, reordered || blocks.packed ? QuadBlocks::most_packed : QuadBlocks::most));
     blocks.bits = reordered ? 8 : value_bits(format_);
     blocks.head_dim = format_.head_dim;
+    blocks.room = room.values;
+    const int most_expanded = QuadBlocks::most_expanded(format_.head_dim);
+    blocks.count = static_cast<int>(std::min<int64_t>(count, quads && !reordered ? QuadBlocks::most : most_expanded));
     for (int i = 0; i < blocks.count; ++i) {
         Block& block = blocks.blocks[i];
         block = reader.read(first + i, block_tokens, kernels_);
         if (reordered) {
-            expand_integers(block, format_, order_, room.blocks[i]);
-            block.begin = block.values = room.blocks[i];
+            char* const expanded = room.values + i * QuadBlocks::expanded_bytes(format_.head_dim);
+            expand_integers(block, format_, order_, expanded);
+            block.begin = block.values = expanded;
         }
         if (may_be_empty) {
             for (int t = 0; t < block_tokens; ++t) {
@@ -120,11 +135,13 @@ QuadBlocks BlockProducts::quad_blocks(const BlockReader& reader, int64_t first, 
             }
             block.scales = room.scales[i];
         }
-        if (block.bitmap == nullptr) block.bitmap = all_channels_;
+        if (blocks.packed && block.bitmap == nullptr) block.bitmap = all_channels(format_.head_dim);
     }
-    // Two blocks ahead: with 8-bit values one was too few for memory, with 4-bit values four were too many. Of packed blocks as many as
-    // are checked at once, so that the bitmaps of all of them are in the cache.
-    const int distance = blocks.packed ? QuadBlocks::most_packed : 2;
+    // 12 KB ahead, and at least two blocks, as sums read pairs of them: half of that was too little for memory, and of 8-bit values a third
+    // more was too much for the first-level cache. Of packed blocks as many as are checked at once, so that the bitmaps of all of them are
+    // in the cache.
+    const int distance =
+        blocks.packed ? most_expanded : std::max(2, 3 * 4096 / (block_tokens * blocks.head_dim * blocks.bits / 8));
     for (int i = 0; i < blocks.count; ++i) {
         const int64_t later = i + distance, beyond = next.first + later - count;
         blocks.ahead[i] = later < blocks.count ? blocks.blocks[later].begin
@@ -187,8 +204,9 @@ void BlockProducts::sum(const BlockReader& reader, int64_t begin, int64_t end, c
     });
 }
 
-void BlockProducts::f32_sum(const BlockReader& reader, int64_t begin, int64_t end, const float* weights, int64_t stride,
-                            int rows, float* sums) const {
+// Not inlined: its stack would be that of all sums.
+[[gnu::noinline]] void BlockProducts::f32_sum(const BlockReader& reader, int64_t begin, int64_t end,
+                                              const float* weights, int64_t stride, int rows, float* sums) const {
     for_block_parts(begin, end, [&](int64_t index, int first, int tokens, int64_t offset) {
         const Dequantized dense(reader.read(index, first + tokens, kernels_), format_, first, tokens);
         f32_.dense_sum(dense.run(), weights + offset, stride, rows, sums);
@@ -204,9 +222,11 @@ void BlockProducts::quad_sum(const BlockReader& reader, int64_t begin, int64_t e
             quad_blocks(reader, token / block_tokens, divide_up(end - token + first, block_tokens), next, room);
         const int tokens = static_cast<int>(std::min<int64_t>(blocks.count * block_tokens - first, end - token));
         const float* const own = weights + (token - begin);
-        if (!quads_->sum(blocks, format_.dtype == MUSTAFAR_DTYPE_F32, first, tokens, own, stride, rows, sums,
-                         32 * bitmap_words(format_.head_dim)))
-            f32_sum(reader, token, token + tokens, own, stride, rows, sums);
+        const int64_t padded = 32 * bitmap_words(format_.head_dim);
+        const int added =
+            quads_->sum(blocks, format_.dtype == MUSTAFAR_DTYPE_F32, first, tokens, own, stride, rows, sums, padded);
+        if (added < rows)
+            f32_sum(reader, token, token + tokens, own + added * stride, stride, rows - added, sums + added * padded);
         token += tokens;
     }
 }

@@ -25,10 +25,10 @@ public:
              int64_t stride, int rows, float* sums) const;
 
 private:
-    // Copies of values in another order, and of scales with those of empty tokens set to zero.
+    // For copies of values in another order, and of scales with those of empty tokens set to zero.
     struct Room {
-        alignas(64) char blocks[QuadBlocks::most_packed][block_tokens * max_head_dim];
-        uint16_t scales[QuadBlocks::most_packed][block_tokens];
+        alignas(64) char values[QuadBlocks::room_bytes];
+        uint16_t scales[QuadBlocks::most][block_tokens];
     };
     // As many of `count` blocks from the first on as are multiplied at once.
     QuadBlocks quad_blocks(const BlockReader& reader, int64_t first, int64_t count, const UpcomingBlocks& next,
@@ -46,7 +46,6 @@ private:
     const Kernels& kernels_;    // of the dtype
     const Kernels& f32_;        // for integers that quads_ does not support, which are multiplied in f32
     const QuadKernels* quads_;  // for integers; null if the variant has none
-    uint32_t all_channels_[block_tokens * max_head_dim / 32];  // the bitmap of blocks that have none
 };
 
 }  // namespace mustafar

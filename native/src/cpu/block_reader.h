@@ -1,6 +1,8 @@
 // Finds blocks in pages and keeps every access inside the slabs, whatever the tables and the compressed data say.
 #pragma once
 
+#include <bit>
+
 #include "core/error.h"
 #include "core/format.h"
 #include "cpu/kernels.h"
@@ -29,7 +31,8 @@ public:
     BlockReader(const mustafar_blocks& blocks, int32_t heads, int64_t slot, int32_t head)
         : blocks_(blocks), heads_(heads), slot_(slot), head_(head),
           fixed_(blocks.format.layout == MUSTAFAR_LAYOUT_FIXED), bitmap_bytes_(bitmap_bytes(blocks.format)),
-          scales_bytes_(scales_bytes(blocks.format)), block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0) {}
+          scales_bytes_(scales_bytes(blocks.format)), block_bytes_(fixed_ ? fixed_block_bytes(blocks.format) : 0),
+          value_shift_(std::countr_zero(static_cast<unsigned>(value_bits(blocks.format)))) {}
 
     // The block's address, without looking at its content.
     Block locate(int64_t index) const {
@@ -64,7 +67,7 @@ public:
                      .bytes = bytes,
                      .bitmap = bitmap_bytes_ > 0 ? reinterpret_cast<const uint32_t*>(begin) : nullptr,
                      .values = begin + bitmap_bytes_,
-                     .value_capacity = (bytes - bitmap_bytes_ - scales_bytes_) * 8 / value_bits(blocks_.format),
+                     .value_capacity = (bytes - bitmap_bytes_ - scales_bytes_) * 8 >> value_shift_,
                      .scales = scales_bytes_ > 0 ? reinterpret_cast<const uint16_t*>(scales) : nullptr};
     }
 
@@ -83,6 +86,7 @@ private:
     int64_t heads_, slot_, head_;
     bool fixed_;
     int64_t bitmap_bytes_, scales_bytes_, block_bytes_;
+    int value_shift_;  // values have 1 << value_shift_ bits
 };
 
 // Blocks that will be read later, or none.

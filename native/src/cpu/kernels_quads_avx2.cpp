@@ -39,8 +39,11 @@ struct Avx2 {
         return _mm256_set1_epi64x(four);
     }
     MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) {
-        return {_mm256_add_epi32(sum.first, _mm256_madd_epi16(values.first, part)),
-                _mm256_add_epi32(sum.second, _mm256_madd_epi16(values.second, part))};
+        sum.first = _mm256_add_epi32(sum.first, _mm256_madd_epi16(values.first, part));
+        sum.second = _mm256_add_epi32(sum.second, _mm256_madd_epi16(values.second, part));
+        // GCC would add products to one another before it adds them to the sums, and run out of registers.
+        asm("" : "+x"(sum.first), "+x"(sum.second));
+        return sum;
     }
     MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) {
         const __m256i pairs = _mm256_hadd_epi32(sum.first, sum.second);  // of the lower and the upper halves

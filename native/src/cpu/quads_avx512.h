@@ -33,7 +33,10 @@ struct Vnni {
         std::memcpy(&four, digits, sizeof four);
         return _mm512_set1_epi32(four);
     }
-    MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) { return _mm512_dpbusd_epi32(sum, values, part); }
+    // GCC would make copies of the sums.
+    MUSTAFAR_INLINE static Sum dot(Sum sum, Values values, Part part) {
+        return in_register(_mm512_dpbusd_epi32(sum, values, part));
+    }
     MUSTAFAR_INLINE static Lanes<bytes>::Ints lanes(Sum sum) { return reinterpret_cast<Lanes<bytes>::Ints>(sum); }
     MUSTAFAR_INLINE static void widen(const uint16_t* halves, int count, float* out) {
         for (int i = 0; i < count; i += 16)
@@ -306,10 +309,10 @@ struct PackedVnni {
             };
             if (rows <= Vnni::rows && (rows & (rows - 1)) == 0)
                 return multiply([&](int block, const auto& work) { with_fours<W>(blocks, block, work); });
-            const ExpandedBlocks expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
+            const QuadBlocks written = expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
                 with_fours<W>(source, block, [&](auto fours) { fours.write(out); });
             });
-            multiply([&](int block, const auto& work) { work(WrittenFours{expanded.blocks[block].values}); });
+            multiply([&](int block, const auto& work) { work(WrittenFours{written.blocks[block].values}); });
         });
     }
 

@@ -54,21 +54,25 @@ struct QueryScale {
 template <class Ops, int Digits>
 MUSTAFAR_INLINE void to_digits(const float* __restrict numbers, int count, float per_unit,
                                typename Ops::Digit* __restrict digits, int pitch, int32_t* sums) {
+    using Floats = typename Lanes<Ops::bytes>::Floats;
+    using Ints = typename Lanes<Ops::bytes>::Ints;
+    constexpr int lanes = Ops::bytes / 4;
+    typedef typename Ops::Digit DigitLanes __attribute__((vector_size(lanes * sizeof(typename Ops::Digit))));
     constexpr float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
-    for (int d = 0; d < Digits; ++d) {
-        const int down = Ops::shift * (Digits - 1 - d);
-        const int32_t mask = d == 0 ? -1 : (1 << Ops::shift) - 1;
-        typename Ops::Digit* __restrict const own = digits + d * pitch;
-        int32_t sum = 0;
-        for (int i = 0; i < count; ++i) {
-            const int32_t number = static_cast<int32_t>(bits_of_f32(numbers[i] * per_unit + shifter)) -
-                                   static_cast<int32_t>(bits_of_f32(shifter));
-            const int32_t digit = number >> down & mask;
-            own[i] = static_cast<typename Ops::Digit>(digit);
-            sum += digit;
+    Ints totals[Digits] = {};
+    for (int i = 0; i < count; i += lanes) {
+        const Ints number = reinterpret_cast<Ints>(load_vector<Floats>(numbers + i) * per_unit + shifter) -
+                            static_cast<int32_t>(bits_of_f32(shifter));
+        for (int d = 0; d < Digits; ++d) {
+            const Ints above = number >> Ops::shift * (Digits - 1 - d);
+            const Ints digit = d == 0 ? above : above & ((1 << Ops::shift) - 1);
+            const DigitLanes stored = __builtin_convertvector(digit, DigitLanes);
+            std::memcpy(digits + d * pitch + i, &stored, sizeof stored);
+            totals[d] += digit;
         }
-        sums[d] += sum;
     }
+    for (int d = 0; d < Digits; ++d)
+        for (int lane = 0; lane < lanes; ++lane) sums[d] += totals[d][lane];
 }
 
 // The numbers that sums of digits represent, sums[digit * pitch], minus what the bias of the values has added.
@@ -141,10 +145,11 @@ struct Two {
     }
 };
 
-template <class Ops, bool Nibbles, int Digits, int R>
-void block_scores(const char* values, const char* next, int head_dim, const float* scales, const char* prepared,
-                  int64_t row_bytes, float* scores, int64_t stride) {
-    constexpr int slices = 64 / Ops::bytes, tokens = Ops::bytes / 4;
+// Prefetches what follows, in steps of that many bytes, a number or a constant.
+template <class Ops, bool Nibbles, int Digits, int R, class Step>
+[[gnu::noinline]] void block_scores(const char* values, const char* next, Step step, int head_dim, const float* scales,
+                                    const char* prepared, int64_t row_bytes, float* scores, int64_t stride) {
+    constexpr int slices = 64 / Ops::bytes, tokens = Ops::bytes / 4, unrolled = 4;  // divides the quads of any head_dim
     constexpr int digit_bytes = int{sizeof(typename Ops::Digit)};
     using Floats = typename Lanes<Ops::bytes>::Floats;
     const int quads = head_dim / 4;
@@ -152,28 +157,30 @@ void block_scores(const char* values, const char* next, int head_dim, const floa
         typename Ops::Sum sums[R][Digits][2];
         for (int r = 0; r < R; ++r)
             for (int d = 0; d < Digits; ++d) sums[r][d][0] = sums[r][d][1] = Ops::zero();
-        MUSTAFAR_UNROLL_QUADS
-        for (int q = 0; q < quads; ++q) {
-            const int place = q * 64 + slice * Ops::bytes;
-            const Two<Ops, Nibbles> two(values + place, values + quads * 64 + place);
-            if (slice == 0) {
-                __builtin_prefetch(next + q * 64);
-                if constexpr (!Nibbles) __builtin_prefetch(next + (quads + q) * 64);
-            }
-            for (int r = 0; r < R; ++r)
-                for (int d = 0; d < Digits; ++d) {
-                    const typename Ops::Part part =
-                        Ops::broadcast(prepared + r * row_bytes + (d * head_dim + q * 4) * digit_bytes);
-                    sums[r][d][0] = Ops::dot(sums[r][d][0], two.x[0], part);
-                    sums[r][d][1] = Ops::dot(sums[r][d][1], two.x[1], part);
+        for (int first = 0; first < quads; first += unrolled) {
+            MUSTAFAR_UNROLL_QUADS
+            for (int q = first; q < first + unrolled; ++q) {
+                const int place = q * 64 + slice * Ops::bytes;
+                const Two<Ops, Nibbles> two(values + place, values + quads * 64 + place);
+                if (slice == 0) {
+                    __builtin_prefetch(next + q * step);
+                    if constexpr (!Nibbles) __builtin_prefetch(next + (quads + q) * step);
                 }
+                for (int r = 0; r < R; ++r)
+                    for (int d = 0; d < Digits; ++d) {
+                        const typename Ops::Part part =
+                            Ops::broadcast(prepared + r * row_bytes + (d * head_dim + q * 4) * digit_bytes);
+                        sums[r][d][0] = Ops::dot(sums[r][d][0], two.x[0], part);
+                        sums[r][d][1] = Ops::dot(sums[r][d][1], two.x[1], part);
+                    }
+            }
         }
         for (int r = 0; r < R; ++r) {
             const QueryScale& scale = *query_scale<Ops, Digits>(const_cast<char*>(prepared) + r * row_bytes, head_dim);
-            const float step = scale.step;
+            const float unit = scale.step;
             for (int half = 0; half < 2; ++half) {
                 const int first = half * 16 + slice * tokens;
-                const Floats token_scales = load_vector<Floats>(scales + first) * step;
+                const Floats token_scales = load_vector<Floats>(scales + first) * unit;
                 const Floats products =
                     joined<Ops, Digits>(&sums[r][0][half], 2, scale.sums, Ops::bias(Nibbles ? 4 : 8)) * token_scales;
                 std::memcpy(scores + r * stride + first, &products, sizeof products);
@@ -191,9 +198,12 @@ MUSTAFAR_INLINE void for_query_rows(int rows, bool wide, const Work& work) {
     });
 }
 
-// Of blocks in quad order.
-template <class Ops>
-void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride) {
+using Line = std::integral_constant<int, 64>;
+
+// Of blocks in quad order. step: as block_scores.
+template <class Ops, class Step>
+void quad_scores(const QuadBlocks& blocks, Step step, bool wide, const void* prepared, int rows, float* scores,
+                 int64_t stride) {
     const int64_t row_bytes = query_bytes<Ops>(blocks.head_dim);
     for (int b = 0; b < blocks.count; ++b) {
         alignas(64) float scales[block_tokens];
@@ -202,7 +212,7 @@ void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int 
         __builtin_prefetch(next + blocks.blocks[b].bytes - 64);  // the scales, which a block needs first
         for_query_rows<Ops>(rows, wide, [&]<int Digits, int R>(int first) {
             const auto run = [&]<bool Nibbles>() {
-                block_scores<Ops, Nibbles, Digits, R>(values, next, blocks.head_dim, scales,
+                block_scores<Ops, Nibbles, Digits, R>(values, next, step, blocks.head_dim, scales,
                                                       static_cast<const char*>(prepared) + first * row_bytes, row_bytes,
                                                       scores + first * stride + b * block_tokens, stride);
             };
@@ -211,19 +221,24 @@ void quad_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int 
     }
 }
 
-// Blocks that are expanded by expand(blocks, block, out): 8-bit values with all channels. What memory they come from, and how it is
+// Packed blocks with all channels in 8 bits, as expand(blocks, block, out) writes them. What memory they come from, and how it is
 // prefetched, stays that of the packed ones.
-struct ExpandedBlocks : QuadBlocks {
-    template <class Expand>
-    ExpandedBlocks(const QuadBlocks& source, const Expand& expand) : QuadBlocks(source) {
-        bits = 8;
-        for (int b = 0; b < count; ++b) {
-            expand(source, b, room[b]);
-            blocks[b].values = room[b];
-        }
+template <class Expand>
+QuadBlocks expanded(const QuadBlocks& source, const Expand& expand) {
+    QuadBlocks blocks = source;
+    blocks.bits = 8;
+    for (int b = 0; b < blocks.count; ++b) {
+        char* const out = blocks.room + b * QuadBlocks::expanded_bytes(blocks.head_dim);
+        expand(source, b, out);
+        blocks.blocks[b].values = out;
     }
-    alignas(64) char room[most_packed][block_tokens * max_head_dim];
-};
+    return blocks;
+}
+
+// Packed blocks are prefetched while as many quads are read as they have with all channels in 8 bits.
+MUSTAFAR_INLINE int packed_step(const QuadBlocks& blocks) {
+    return static_cast<int>(blocks.blocks[0].bytes / (blocks.head_dim / 2));
+}
 
 // Packed blocks for any instruction set: expanded into quad order first.
 template <class Ops>
@@ -234,16 +249,19 @@ struct Packed {
     // As QuadKernels::scores.
     static void scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores,
                        int64_t stride) {
-        const ExpandedBlocks expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
+        const QuadBlocks quads = expanded(blocks, [](const QuadBlocks& source, int block, char* out) {
             expand_block<Ops>(source.blocks[block], source.bits, source.head_dim, true, out);
         });
-        quad_scores<Ops>(expanded, wide, prepared, rows, scores, stride);
+        quad_scores<Ops>(quads, packed_step(blocks), wide, prepared, rows, scores, stride);
     }
 };
 
 template <class Ops, class PackedBlocks>
 void any_scores(const QuadBlocks& blocks, bool wide, const void* prepared, int rows, float* scores, int64_t stride) {
-    (blocks.packed ? PackedBlocks::scores : quad_scores<Ops>)(blocks, wide, prepared, rows, scores, stride);
+    if (blocks.packed)
+        PackedBlocks::scores(blocks, wide, prepared, rows, scores, stride);
+    else
+        quad_scores<Ops>(blocks, Line(), wide, prepared, rows, scores, stride);
 }
 
 // Rows of weights, times the tokens' scales, as digits.
@@ -313,11 +331,12 @@ template <class Ops, bool Nibbles, int Digits, int R>
             block_sums<Ops, Nibbles, Digits, R, 2>(blocks, begin, end, step, unit, weights, total);
         if (unit < units) block_sums<Ops, Nibbles, Digits, R, 1>(blocks, begin, end, step, unit, weights, total);
     };
-    // Blocks that were expanded are in the first-level cache; others are read from front to back.
+    // Sums stay in registers over several blocks: all that were expanded, which are in the first-level cache. Others are read almost
+    // from front to back, in pairs, which are also what is prefetched ahead.
     if (blocks.packed)
-        add(0, blocks.count, blocks.blocks[0].bytes / (blocks.head_dim / 2));
+        add(0, blocks.count, packed_step(blocks));
     else
-        for (int b = 0; b < blocks.count; ++b) add(b, b + 1, std::integral_constant<int, 64>{});
+        for (int b = 0; b < blocks.count; b += 2) add(b, std::min(b + 2, blocks.count), Line());
     for (int unit = 0; unit < units; ++unit)
         for (int r = 0; r < R; ++r) {
             const Floats numbers = joined<Ops, Digits>(total + unit * R * Digits + r * Digits, 1, weights.sums[r],
@@ -328,21 +347,31 @@ template <class Ops, bool Nibbles, int Digits, int R>
         }
 }
 
-// Adds to rows of sums as QuadKernels::sum does. scales: of the blocks' tokens, in f32.
-template <class Ops>
-void add_weighted(const QuadBlocks& blocks, bool wide, const float* scales, int first, int tokens, const float* weights,
-                  int64_t stride, int rows, float* sums, int64_t sums_stride) {
+// numbers[t] = a weight times its token's scale; 0 for tokens without a weight. Returns the bits of the largest magnitude.
+MUSTAFAR_INLINE int32_t scale_weights(const float* __restrict weights, const float* __restrict scales, int first,
+                                      int tokens, int count, float* __restrict numbers) {
+    for (int t = 0; t < first; ++t) numbers[t] = 0.0f;
+    for (int t = 0; t < tokens; ++t) numbers[first + t] = weights[t] * scales[first + t];
+    for (int t = first + tokens; t < count; ++t) numbers[t] = 0.0f;
+    return largest_bits(numbers, count);
+}
+
+template <class Ops, class PackedBlocks>
+int any_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride, int rows,
+            float* sums, int64_t sums_stride) {
     const int count = blocks.count * block_tokens;
-    for_row_chunks<Ops::rows>(rows, [&]<int R>(int first_row) {
-        const auto run = [&]<int Digits>() {
+    alignas(64) float scales[QuadBlocks::most * block_tokens];
+    for (int b = 0; b < blocks.count; ++b) Ops::widen(blocks.blocks[b].scales, block_tokens, scales + b * block_tokens);
+    int added = 0;
+    const auto add = [&](const QuadBlocks& quads) {
+        for_query_rows<Ops>(rows, wide, [&]<int Digits, int R>(int first_row) {
+            if (added != first_row) return;
             Weights<Ops, Digits, R> parts;
             for (int r = 0; r < R; ++r) {
                 alignas(64) float numbers[QuadBlocks::most * block_tokens];
-                for (int t = 0; t < first; ++t) numbers[t] = 0.0f;
-                for (int t = 0; t < tokens; ++t)
-                    numbers[first + t] = weights[(first_row + r) * stride + t] * scales[first + t];
-                for (int t = first + tokens; t < count; ++t) numbers[t] = 0.0f;
-                const int32_t top = largest_bits(numbers, count);
+                const int32_t top =
+                    scale_weights(weights + (first_row + r) * stride, scales, first, tokens, count, numbers);
+                if (top != 0 && (top < smallest_bits || top >= infinity_bits)) return;
                 const float largest = f32_of_bits(static_cast<uint32_t>(top));
                 parts.step[r] = largest / largest_number(wide);
                 for (int d = 0; d < Digits; ++d) parts.sums[r][d] = 0;
@@ -350,39 +379,13 @@ void add_weighted(const QuadBlocks& blocks, bool wide, const float* scales, int 
                                        parts.digits[r], parts.pitch, parts.sums[r]);
             }
             float* const out = sums + first_row * sums_stride;
-            blocks.bits == 4 ? add_blocks<Ops, true, Digits, R>(blocks, parts, out, sums_stride)
-                             : add_blocks<Ops, false, Digits, R>(blocks, parts, out, sums_stride);
-        };
-        wide ? run.template operator()<Ops::digits(true)>() : run.template operator()<Ops::digits(false)>();
-    });
-}
-
-template <class Ops, class PackedBlocks>
-bool any_sum(const QuadBlocks& blocks, bool wide, int first, int tokens, const float* weights, int64_t stride, int rows,
-             float* sums, int64_t sums_stride) {
-    alignas(64) float scales[QuadBlocks::most * block_tokens];
-    for (int b = 0; b < blocks.count; ++b) Ops::widen(blocks.blocks[b].scales, block_tokens, scales + b * block_tokens);
-    // Every row is checked before the first is added.
-    const auto top_of = [&](int row) {
-        int32_t top = 0;
-        for (int t = 0; t < tokens; ++t) {
-            const int32_t bits =
-                static_cast<int32_t>(bits_of_f32(weights[row * stride + t] * scales[first + t]) & 0x7fffffffu);
-            top = bits > top ? bits : top;
-        }
-        return top;
+            quads.bits == 4 ? add_blocks<Ops, true, Digits, R>(quads, parts, out, sums_stride)
+                            : add_blocks<Ops, false, Digits, R>(quads, parts, out, sums_stride);
+            added += R;
+        });
     };
-    bool usable = true;
-    for (int r = 0; r < rows; ++r) {
-        const int32_t top = top_of(r);
-        usable &= top == 0 || (top >= smallest_bits && top < infinity_bits);
-    }
-    if (!usable) return false;
-    const auto add = [&](const QuadBlocks& expanded) {
-        add_weighted<Ops>(expanded, wide, scales, first, tokens, weights, stride, rows, sums, sums_stride);
-    };
-    blocks.packed ? add(ExpandedBlocks(blocks, PackedBlocks::values)) : add(blocks);
-    return true;
+    blocks.packed ? add(expanded(blocks, PackedBlocks::values)) : add(blocks);
+    return added;
 }
 
 // How packed blocks are multiplied: as Packed.
