@@ -57,10 +57,10 @@ struct Tiling {
     int64_t tiles;
 };
 
-// By the nanoseconds that memory and the busiest multiprocessor need (H200). Two multiprocessors share what brings data to them, so few of
-// them do not keep memory busy. Clusters take all tiles at once.
+// By the nanoseconds that memory, the second-level cache and the busiest multiprocessor need, and that a chunk needs at least (H200).
+// Clusters take all tiles at once.
 Tiling tiling_for(const DeviceProperties& device, const mustafar_linear& a, int input_rows) {
-    constexpr double memory_bytes = 4200, cache_bytes = 5400, multiprocessor_bytes = 41, chunk_cost = 150;
+    constexpr double memory_bytes = 4200, cache_bytes = 5400, multiprocessor_bytes = 41, chunk_cost = 260;
     constexpr double turn_cost = 300, cluster_cost = 1500;
     const int boxes = a.activation == MUSTAFAR_ACTIVATION_SILU_MUL ? 1 : 2;  // of different outputs
     Tiling best{};
