@@ -40,14 +40,15 @@ public static unsafe partial class MustafarOps
             fusion = fusion with { Norm = null };
         }
 
-        if (rows <= MaxLinearRows && ReadsWeightOnce(source, weight, fusion, result))
+        Tensor target = result.view(rows, outFeatures);
+        source = source.reshape(rows, inFeatures);
+        Tensor? residual = fusion.Residual?.reshape(rows, outFeatures);
+        if (rows is > 1 and <= MaxLinearRows && ReadsWeightOnce(source, weight, fusion, target))
         {
-            _ = Linear(source, weight, fusion, result);
+            _ = Linear(source, weight, fusion with { Residual = residual }, target);
             return Returned(result, output);
         }
 
-        Tensor target = result.view(rows, outFeatures);
-        source = source.reshape(rows, inFeatures);
         // A residual that is also the output already holds its values before the product.
         bool inPlace = output is not null && fusion.Residual is not null
             && TensorAccess.Pointer(fusion.Residual) == TensorAccess.Pointer(output);
@@ -69,7 +70,7 @@ public static unsafe partial class MustafarOps
 
         if (fusion.Residual is not null && !inPlace)
         {
-            target.add_(fusion.Residual.reshape(rows, outFeatures), Scalars.One);
+            target.add_(residual!, Scalars.One);
         }
 
         return Returned(result, output);

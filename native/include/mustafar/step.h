@@ -95,8 +95,8 @@ typedef enum mustafar_activation {
 
 /*
  * A linear layer for few rows: output = activation(norm(input) weight^T + bias) + residual. On CUDA a call may start to
- * read `weight` before the work queued ahead of it has finished, so that work must not write it; and where the weight is
- * not read once (below), a row of the input must fit into a thread block's shared memory together with some weights:
+ * read `weight` before the work queued ahead of it has finished, so that work must not write it; and unless tensor cores
+ * serve several rows (below), a row of the input must fit into a thread block's shared memory together with some weights:
  * in_features <= 16384 for f32, 32768 for 16-bit types; more is UNSUPPORTED.
  */
 typedef struct mustafar_linear {
@@ -117,8 +117,8 @@ typedef struct mustafar_linear {
 MUSTAFAR_API int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear);
 
 /* Whether mustafar_linear_forward reads the weight once for all rows (result: 1), so that it takes as long as that. On CUDA it does
-   for one row, and for more on Hopper with 16-bit types, no norm, and input and weight whose rows begin at multiples of 16 bytes. Else
-   it reads the weight for every eight rows, and a product on tensor cores is faster. */
+   for one row, and for more by tensor cores on Hopper, with 16-bit types, no norm, and input and weight whose rows begin at multiples
+   of 16 bytes. Else it reads the weight several times, for at most eight rows at once, and a library's product is faster. */
 MUSTAFAR_API int32_t mustafar_linear_reads_once(const mustafar_context* context, const mustafar_linear* linear,
                                                 int32_t* result);
 

@@ -47,8 +47,10 @@ CUtensorMap tensor_map(const char* what, const mustafar_rows& matrix, int64_t ro
     return map;
 }
 
-bool can_be_copied(const mustafar_rows& matrix) {
-    return reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 && matrix.row_stride > 0 && matrix.row_stride % 8 == 0;
+bool can_be_copied(const mustafar_rows& matrix, int64_t width) {
+    constexpr int64_t most = int64_t{1} << 39;  // elements of two bytes; what a map may describe
+    return reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 && matrix.row_stride % 8 == 0 &&
+           matrix.row_stride >= width && matrix.row_stride < most;
 }
 
 // How the weight is divided.
@@ -123,6 +125,7 @@ template <class T, bool Gated>
 void start(const DeviceScope& scope, const mustafar_linear& a) {
     if (a.rows <= 8) return start<T, 8, Gated>(scope, a);
     if (a.rows <= 16) return start<T, 16, Gated>(scope, a);
+    static_assert(MUSTAFAR_LINEAR_MAX_ROWS == 32);
     start<T, 32, Gated>(scope, a);
 }
 
@@ -135,7 +138,8 @@ void start(const DeviceScope& scope, const mustafar_linear& a) {
 
 bool serves_tiles(const DeviceProperties& device, const mustafar_linear& a) {
     return device.compute_capability == 90 && a.dtype != MUSTAFAR_DTYPE_F32 && a.rows >= 2 && a.norm == nullptr &&
-           can_be_copied(a.weight) && can_be_copied(a.input) && encode_tensor_map() != nullptr;
+           can_be_copied(a.weight, a.in_features) && can_be_copied(a.input, a.in_features) &&
+           encode_tensor_map() != nullptr;
 }
 
 void linear_on_tiles(const DeviceScope& scope, const mustafar_linear& a) {

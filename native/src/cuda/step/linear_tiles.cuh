@@ -180,21 +180,23 @@ __global__ void __launch_bounds__(tile_threads, 1) linear_tiles(const __grid_con
     let_next_grid_start();
 
     if (warp == tile_warps) {
-        const TileCopies<Gated> copies(p, ring, stage_bytes);
-        int ahead = 0;  // chunks whose weight is on its way
-        for (int tile = first_tile; tile < p.tiles; tile += step)
-            for (int chunk = begin; chunk < end && ahead < p.stages; ++chunk, ++ahead)
-                if (lane == 0) copies.weight(tile, chunk, ahead, full + 8 * ahead);
-        wait_for_previous_grid();
-        RingPlace place(p.stages, 0);
-        for (int tile = first_tile; tile < p.tiles; tile += step) {
-            for (int chunk = begin; chunk < end; ++chunk, --ahead, place.advance(1)) {
-                const uint32_t filled = full + 8 * place.slot();
-                if (ahead <= 0) wait_for_bytes(empty + 8 * place.slot(), place.parity() ^ 1);
-                if (lane != 0) continue;
-                if (ahead <= 0) copies.weight(tile, chunk, place.slot(), filled);
-                copies.input(chunk, place.slot(), filled);
-            }
+        if (lane == 0) {
+            const TileCopies<Gated> copies(p, ring, stage_bytes);
+            int ahead = 0;  // chunks whose weight is on its way
+            for (int tile = first_tile; tile < p.tiles; tile += step)
+                for (int chunk = begin; chunk < end && ahead < p.stages; ++chunk, ++ahead)
+                    copies.weight(tile, chunk, ahead, full + 8 * ahead);
+            wait_for_previous_grid();
+            RingPlace place(p.stages, 0);
+            for (int tile = first_tile; tile < p.tiles; tile += step)
+                for (int chunk = begin; chunk < end; ++chunk, --ahead, place.advance(1)) {
+                    const uint32_t filled = full + 8 * place.slot();
+                    if (ahead <= 0) {
+                        wait_for_bytes(empty + 8 * place.slot(), place.parity() ^ 1);
+                        copies.weight(tile, chunk, place.slot(), filled);
+                    }
+                    copies.input(chunk, place.slot(), filled);
+                }
         }
         __syncwarp();
         if (p.cluster > 1) cluster_barrier(), cluster_barrier();  // where its other warps meet
