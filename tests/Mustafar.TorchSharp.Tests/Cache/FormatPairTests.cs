@@ -22,8 +22,11 @@ internal sealed class FormatPairTests(string device)
     public void BesideValuesOfEachKind(double sparsity, bool balanced, int bits, int headDim, ScalarType dtype)
     {
         Random random = new(headDim + bits);
-        foreach ((double Sparsity, bool Balanced, int Bits) values in s_kinds)
+        // The CPU reads keys and values of all kinds by the same code: a third of the pairs will do.
+        int step = device == "cpu" ? 3 : 1;
+        for (int i = random.Next(step); i < s_kinds.Length; i += step)
         {
+            (double Sparsity, bool Balanced, int Bits) values = s_kinds[i];
             MustafarOptions options = new()
             {
                 KeySparsity = sparsity,
