@@ -40,7 +40,7 @@ __device__ __forceinline__ uint32_t swizzled(uint32_t tile, int row, int piece) 
     return tile + row * 128 + ((piece ^ (row & 7)) << 4);
 }
 
-// Of a thread's place in the ring: chunk number `chunk` of all that the thread block takes.
+// The place in the ring of chunk number `chunk`, counted over all tiles of the thread block, and the parity of its barriers.
 class RingPlace {
 public:
     __device__ __forceinline__ RingPlace(int stages, int chunk) : stages_(stages), slot_(chunk) {}
