@@ -102,7 +102,7 @@ void products(const Case& c, int rows) {
 
 // A sequence whose keys and values are stored in formats of their own.
 struct Cache {
-    static constexpr int32_t tail_capacity = 64, page_blocks = 24;
+    static constexpr int32_t tail_capacity = 64, page_blocks = 12;
 
     Cache(const Case& keys, const Case& values)
         : c(keys), tail_keys(tail_bytes()), tail_values(tail_bytes()),
@@ -314,8 +314,8 @@ void test_many_blocks(int32_t variant, int32_t dtype, int32_t head_dim) {
         some.keep = head_dim * 5 / 16 + 1;
         const bool every_group = dtype == MUSTAFAR_DTYPE_F16 && head_dim == 128;
         for (int group = every_group ? 1 : 7; group <= (every_group ? 9 : 7); ++group) {
-            attention(all_keys, all, 700, group, 1, 0);
-            attention(some, some, 700, group, 1, 0);
+            attention(all_keys, all, 330, group, 1, 0);
+            attention(some, some, 330, group, 1, 0);
         }
     }
 }
