@@ -17,7 +17,7 @@ public static unsafe partial class MustafarOps
     /// <summary>
     /// A linear layer for few rows, with the operations before and after it: activation(norm(input) · weightᵀ + bias) + residual.
     /// Sums are float32; no gradient is recorded. The weight is read once for one row, on the CPU, and on a Hopper GPU for 16-bit types
-    /// without a norm if each row of input and weight begins at a multiple of 16 bytes; otherwise several times, for at most eight rows at once.
+    /// without a norm if each row of input and weight begins at a multiple of 16 bytes; otherwise several times, for at most four rows at once.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features], at most <see cref="MaxLinearRows"/> rows.</param>
     /// <param name="weight">[out_features, in_features] in the input's type; [2 · out_features, in_features] with

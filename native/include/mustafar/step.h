@@ -118,7 +118,7 @@ MUSTAFAR_API int32_t mustafar_linear_forward(const mustafar_context* context, co
 
 /* Whether mustafar_linear_forward reads the weight once for all rows (result: 1), so that it takes as long as that. On CUDA it does
    for one row, and for more by tensor cores on Hopper, with 16-bit types, no norm, and input and weight whose rows begin at multiples
-   of 16 bytes. Else it reads the weight several times, for at most eight rows at once, and a library's product is faster. */
+   of 16 bytes. Else it reads the weight several times, for at most four rows at once, and a library's product is faster. */
 MUSTAFAR_API int32_t mustafar_linear_reads_once(const mustafar_context* context, const mustafar_linear* linear,
                                                 int32_t* result);
 

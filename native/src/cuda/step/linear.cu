@@ -199,10 +199,10 @@ void linear(const mustafar_context& context, const mustafar_linear& a) {
             parts == 2 ? start_one_row<T, true>(scope, p) : start_one_row<T, false>(scope, p);
             return;
         }
-        // As many rows at once as fit; the weight is read again for what is left.
+        // Four rows at once, if they fit; the weight is read again for what is left.
         for (p.first_row = 0; p.first_row < a.rows;) {
-            int rows = 8, stages = 0;
-            for (; rows > 0; rows /= 2)
+            int rows = 4, stages = 0;
+            for (; rows > 0; rows /= 4)
                 if (rows <= a.rows - p.first_row && (stages = stages_for(scope.properties(), rows * row_bytes)) > 0)
                     break;
             if (rows == 0)
@@ -210,12 +210,8 @@ void linear(const mustafar_context& context, const mustafar_linear& a) {
                      "in_features: a row of %d elements does not fit into the %d bytes of shared memory of this device",
                      a.in_features, scope.properties().shared_memory_per_block);
             const bool gated = parts == 2;
-            if (rows == 8)
-                start<T, 8>(scope, p, gated, stages);
-            else if (rows == 4)
+            if (rows == 4)
                 start<T, 4>(scope, p, gated, stages);
-            else if (rows == 2)
-                start<T, 2>(scope, p, gated, stages);
             else
                 start<T, 1>(scope, p, gated, stages);
             p.first_row += rows;
