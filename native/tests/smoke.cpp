@@ -321,7 +321,45 @@ void queries_before_the_first_token(const mustafar_context& context) {
     }
 }
 
-}  // namespace
+// A stride of a dimension of one is never followed, but it is counted in bytes like any other.
+void strides_that_no_memory_has(const mustafar_context& context) {
+    std::vector<float> row(head_dim, 1.0f), output(head_dim), tail(head_dim);
+    const int32_t lengths[] = {1}, compressed[] = {0};
+    mustafar_attention attention{};
+    attention.batch = attention.num_slots = attention.num_heads = attention.num_kv_heads = attention.num_queries = 1;
+    attention.num_fresh = attention.tail_capacity = attention.max_tokens = 1;
+    attention.scale = 0.125f;
+    attention.lengths = lengths;
+    attention.compressed = compressed;
+    attention.keys.format = format(MUSTAFAR_LAYOUT_FIXED);
+    attention.keys.page_blocks = attention.keys.slab_pages = 8;
+    attention.values = attention.keys;
+    const mustafar_dense one{row.data(), head_dim, head_dim, head_dim};
+    attention.query = attention.fresh_keys = attention.fresh_values = one;
+    attention.tail_keys = attention.tail_values = {tail.data(), head_dim, head_dim, head_dim};
+    attention.output = {output.data(), head_dim, head_dim, head_dim};
+    EXPECT_OK(mustafar_attention_workspace(&context, &attention, &attention.workspace_bytes));
+    const Aligned<char> workspace(static_cast<size_t>(attention.workspace_bytes));
+    attention.workspace = workspace.get();
+    EXPECT_OK(mustafar_attention_forward(&context, &attention));
+    for (mustafar_dense mustafar_attention::*const tensor :
+         {&mustafar_attention::query, &mustafar_attention::output, &mustafar_attention::tail_keys,
+          &mustafar_attention::tail_values, &mustafar_attention::fresh_keys, &mustafar_attention::fresh_values})
+        for (int64_t mustafar_dense::*const stride :
+             {&mustafar_dense::batch_stride, &mustafar_dense::head_stride, &mustafar_dense::token_stride}) {
+            mustafar_attention wrong = attention;
+            wrong.*tensor.*stride = INT64_MAX / 3;
+            EXPECT(mustafar_attention_forward(&context, &wrong) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+            EXPECT(std::strstr(mustafar_last_error(), "strides") != nullptr);
+        }
+
+    mustafar_norm norm{MUSTAFAR_DTYPE_F32,          head_dim, 1,           1e-5f,
+                       {row.data(), INT64_MAX / 3}, {},       tail.data(), {output.data(), head_dim}};
+    EXPECT(mustafar_rms_norm(&context, &norm) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
+    EXPECT(std::strstr(mustafar_last_error(), "row_stride") != nullptr);
+    norm.input.row_stride = head_dim;
+    EXPECT_OK(mustafar_rms_norm(&context, &norm));
+}
 
 // Graphs are CUDA's: the CPU refuses them, and nobody takes null.
 void graphs() {
@@ -344,6 +382,8 @@ void graphs() {
     EXPECT(mustafar_capture_end(&default_stream, nullptr) == MUSTAFAR_STATUS_INVALID_ARGUMENT);
 }
 
+}  // namespace
+
 int main() {
     library();
     graphs();
@@ -354,6 +394,7 @@ int main() {
             tensors(context);
             sizes(context);
             queries_before_the_first_token(context);
+            strides_that_no_memory_has(context);
             for (int life = 0; life < 50; ++life) cache(context);
         }
     }

@@ -279,7 +279,8 @@ typedef struct mustafar_format {
 /* Bytes of one block of a FIXED format. */
 MUSTAFAR_API int32_t mustafar_block_bytes(const mustafar_format* format, int64_t* bytes);
 
-/* A dense tensor [batch, heads, tokens, head_dim]; strides in elements, head_dim contiguous. */
+/* A dense tensor [batch, heads, tokens, head_dim]; strides in elements, head_dim contiguous. Within 2^56 bytes, and so
+   is each stride. */
 typedef struct mustafar_dense {
     void* data; /* aligned to its element; only read if the call takes it as input */
     int64_t batch_stride;

@@ -1,6 +1,7 @@
 // Checks of single arguments, shared by all functions of the C boundary.
 #pragma once
 
+#include <algorithm>
 #include <climits>
 #include <cstdint>
 
@@ -53,15 +54,17 @@ struct Extent {
     bool empty() const { return batch == 0 || heads == 0 || tokens == 0; }
 };
 
-// A dense tensor that is read or written; an empty one may have any address.
+// A dense tensor that is read or written; an empty one may have any address. Each stride must fit, that of a dimension
+// of one too: kernels count it in bytes.
 inline void check_dense(const char* name, const mustafar_dense& dense, const Extent& extent, int element) {
     if (dense.batch_stride < 0 || dense.head_stride < 0 || dense.token_stride < 0)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected strides >= 0, got [%lld, %lld, %lld]", name,
              (long long)dense.batch_stride, (long long)dense.head_stride, (long long)dense.token_stride);
     if (extent.empty()) return;
     check_aligned(name, dense.data, (uintptr_t)element);
-    const wide span = wide{extent.batch - 1} * dense.batch_stride + wide{extent.heads - 1} * dense.head_stride +
-                      wide{extent.tokens - 1} * dense.token_stride + extent.width;
+    const auto reach = [](int64_t places, int64_t stride) { return wide{std::max<int64_t>(places - 1, 1)} * stride; };
+    const wide span = reach(extent.batch, dense.batch_stride) + reach(extent.heads, dense.head_stride) +
+                      reach(extent.tokens, dense.token_stride) + extent.width;
     if (span * element > max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
              "%s: expected a tensor within 2^56 bytes, got strides [%lld, %lld, %lld]", name,

@@ -138,11 +138,11 @@ void check_slabs(const char* name, const mustafar_blocks& blocks, int32_t heads)
     if (int64_t{blocks.slab_count} * blocks.slab_pages > INT_MAX)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s.slab_count: expected fewer than 2^31 pages, got %d slabs of %d",
              name, blocks.slab_count, blocks.slab_pages);
-    if (blocks.base < 0 || blocks.base % 16 != 0 || blocks.head_stride < 0 || blocks.head_stride % 16 != 0 ||
-        blocks.page_bytes < 0 || blocks.page_bytes % 16 != 0)
-        fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
-             "%s.base, head_stride, page_bytes: expected multiples of 16, >= 0; got %lld, %lld, %lld", name,
-             (long long)blocks.base, (long long)blocks.head_stride, (long long)blocks.page_bytes);
+    for (const int64_t bytes : {blocks.base, blocks.head_stride, blocks.page_bytes})
+        if (bytes < 0 || bytes % 16 != 0 || bytes > max_span_bytes)
+            fail(MUSTAFAR_STATUS_INVALID_ARGUMENT,
+                 "%s.base, head_stride, page_bytes: expected multiples of 16 in 0 ... 2^56; got %lld, %lld, %lld", name,
+                 (long long)blocks.base, (long long)blocks.head_stride, (long long)blocks.page_bytes);
     check_range("slab_bytes", blocks.slab_bytes, 0, (int64_t)max_span_bytes);
     const wide last_page = blocks.base + wide{blocks.slab_pages - 1} * blocks.page_bytes;
     const bool fixed = blocks.format.layout == MUSTAFAR_LAYOUT_FIXED;

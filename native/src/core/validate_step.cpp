@@ -1,4 +1,5 @@
 // Checks of the operations of a decode step.
+#include <algorithm>
 #include <cmath>
 
 #include "core/checks.h"
@@ -15,7 +16,7 @@ void check_rows(const char* name, const mustafar_rows& matrix, int64_t rows, int
              name, (long long)width, (long long)matrix.row_stride);
     if (rows == 0) return;
     check_aligned(name, matrix.data, (uintptr_t)element);
-    if ((wide{rows - 1} * matrix.row_stride + width) * element > max_span_bytes)
+    if ((wide{std::max<int64_t>(rows - 1, 1)} * matrix.row_stride + width) * element > max_span_bytes)
         fail(MUSTAFAR_STATUS_INVALID_ARGUMENT, "%s: expected a matrix within 2^56 bytes, got a row_stride of %lld",
              name, (long long)matrix.row_stride);
 }
