@@ -99,3 +99,16 @@ struct Tokens {
     void* address = nullptr;
     int32_t first_page = 0;
 };
+
+// Calls test for every variant, and all dtypes and head_dims, if not each of one with each of the other.
+template <class Test>
+void for_all(const Test& test) {
+    for (int32_t variant = MUSTAFAR_CPU_VARIANT_SCALAR; variant < 32; ++variant) {
+        if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
+        for (const int32_t head_dim : {64, 80, 96, 128, 256}) test(variant, MUSTAFAR_DTYPE_F16, head_dim);
+        for (const int32_t head_dim : {80, 128}) {
+            test(variant, MUSTAFAR_DTYPE_F32, head_dim);
+            test(variant, MUSTAFAR_DTYPE_BF16, head_dim);
+        }
+    }
+}

@@ -157,16 +157,3 @@ inline std::vector<Case> integer_formats(int32_t variant, int32_t dtype, int32_t
     }
     return formats;
 }
-
-// Calls test for every variant, and all dtypes and head_dims, if not each of one with each of the other.
-template <class Test>
-void for_all(const Test& test) {
-    for (int32_t variant = MUSTAFAR_CPU_VARIANT_SCALAR; variant < 32; ++variant) {
-        if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
-        for (const int32_t head_dim : {64, 80, 96, 128, 256}) test(variant, MUSTAFAR_DTYPE_F16, head_dim);
-        for (const int32_t head_dim : {80, 128}) {
-            test(variant, MUSTAFAR_DTYPE_F32, head_dim);
-            test(variant, MUSTAFAR_DTYPE_BF16, head_dim);
-        }
-    }
-}

@@ -274,13 +274,6 @@ void test_all(int32_t variant, int32_t dtype, int32_t head_dim) {
 }  // namespace
 
 int main() {
-    for (int32_t variant = MUSTAFAR_CPU_VARIANT_SCALAR; variant < 32; ++variant) {
-        if ((mustafar_cpu_variants() >> variant & 1) == 0) continue;
-        for (const int32_t dtype : {MUSTAFAR_DTYPE_F32, MUSTAFAR_DTYPE_F16, MUSTAFAR_DTYPE_BF16})
-            // Not each of one with each of the other, as in integers.h.
-            for (const int32_t head_dim : {64, 80, 96, 128, 256})
-                if (dtype == MUSTAFAR_DTYPE_F16 || head_dim == 80 || head_dim == 128)
-                    test_all(variant, dtype, head_dim);
-    }
+    for_all(test_all);
     std::puts("channels are chosen by importance and by bitmaps as they are said to be");
 }

@@ -14,7 +14,7 @@ public sealed class LongPromptTests(string device) : DefaultDeviceFixture(device
 
     private static readonly MustafarOptions s_everything = new() { KeySparsity = 0, ValueSparsity = 0, LocalWindow = 8, GroupSize = 32 };
 
-    [Test]
+    [Test, Pairwise]
     public void LogitsAreTheModelsOwn(
         [Values("genai", "genai-joint", "genai-phi3")] string name, [Values] bool linear, [Values(1, 2)] int batch)
     {

@@ -37,12 +37,12 @@ internal sealed class CacheFileRefusalTests(string device)
         Random random = new(1);
         for (int i = 0; i < bytes.Length; i++)
         {
-            // All bits of the header, one of each 16 bytes after it.
-            if (i < header || i % 16 == 0)
+            // All bits of the header, and after it those of one in 64 bytes.
+            if (i < header || i % 64 == 0)
             {
                 for (int bit = 0; bit < 8; bit++)
                 {
-                    Flipped(i < header ? i : i + random.Next(16), bit);
+                    Flipped(i < header ? i : i + random.Next(64), bit);
                 }
             }
         }
