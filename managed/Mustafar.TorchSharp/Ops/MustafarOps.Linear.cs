@@ -57,14 +57,9 @@ public static unsafe partial class MustafarOps
         return Returned(result, output);
     }
 
-    /// <summary>Whether <see cref="Linear"/> reads the weight once for all rows; the arguments are checked, and there is no norm.</summary>
+    /// <summary>Whether <see cref="Linear"/> takes as long as reading the weight once; the arguments are checked, and there is no norm.</summary>
     private static bool ReadsWeightOnce(Tensor input, Tensor weight, LinearFusion fusion, Tensor output)
     {
-        if (input.device_type != DeviceType.CUDA)
-        {
-            return false;
-        }
-
         using DisposeScope scope = NewDisposeScope();
         NativeContext context = TensorAccess.Context(input.device);
         NativeLinear linear = Describe(ref input, weight, fusion, output, input.size(-1), output.size(-1));

@@ -116,9 +116,10 @@ typedef struct mustafar_linear {
 
 MUSTAFAR_API int32_t mustafar_linear_forward(const mustafar_context* context, const mustafar_linear* linear);
 
-/* Whether mustafar_linear_forward reads the weight once for all rows (result: 1), so that it takes as long as that. On CUDA it does
+/* Whether mustafar_linear_forward takes as long as reading the weight once (result: 1), whatever the number of rows. On CUDA it does
    for one row, and for more by tensor cores on Hopper, with 16-bit types, no norm, and input and weight whose rows begin at multiples
-   of 16 bytes. Else it reads the weight several times, for at most four rows at once, and a library's product is faster. */
+   of 16 bytes. Else it reads the weight several times, for at most four rows at once. On the CPU it does, or nearly so, for one row,
+   and with AVX2 or AVX-512 for up to 16; in bf16 with AVX-512 BF16 for up to 8. Where it does not, a library's product is faster. */
 MUSTAFAR_API int32_t mustafar_linear_reads_once(const mustafar_context* context, const mustafar_linear* linear,
                                                 int32_t* result);
 

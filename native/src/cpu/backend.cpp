@@ -82,8 +82,10 @@ const Backend& cpu_backend() {
             },
         .linear = [](const mustafar_context& context, const mustafar_linear& arguments,
                      ErrorText& error) { return guarded(error, [&] { linear(context, arguments); }); },
-        .linear_reads_once = [](const mustafar_context&, const mustafar_linear&, int32_t* result,
-                                ErrorText& error) { return guarded(error, [&] { *result = 1; }); },
+        .linear_reads_once =
+            [](const mustafar_context& context, const mustafar_linear& arguments, int32_t* result, ErrorText& error) {
+                return guarded(error, [&] { *result = linear_reads_once(context, arguments) ? 1 : 0; });
+            },
         .sample = [](const mustafar_context& context, const mustafar_sampling& arguments,
                      ErrorText& error) { return guarded(error, [&] { sample(context, arguments); }); },
         .graph =

@@ -20,22 +20,38 @@ MUSTAFAR_INLINE float total(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-template <class T>
-void dot(const void* weight, int64_t stride, const float* x, int64_t count, float* sums) {
+template <class T, int Inputs>
+void multiply(const void* weight, int64_t stride, const float* x, int64_t count, float* sums) {
     const auto* row = elements<T>(weight);
-    __m256 partial[dot_rows][2] = {};
+    __m256 partial[Inputs][dot_rows] = {};
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16)
-        for (int half = 0; half < 2; ++half) {
-            const __m256 factor = _mm256_loadu_ps(x + i + 8 * half);
-            for (int r = 0; r < dot_rows; ++r)
-                partial[r][half] = _mm256_fmadd_ps(load<T>(row + r * stride + i + 8 * half), factor, partial[r][half]);
+    for (; i + 8 <= count; i += 8) {
+        __m256 factors[Inputs];
+#pragma GCC unroll 4
+        for (int n = 0; n < Inputs; ++n) factors[n] = _mm256_loadu_ps(x + n * count + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < dot_rows; ++r) {
+            const __m256 weights = load<T>(row + r * stride + i);
+#pragma GCC unroll 4
+            for (int n = 0; n < Inputs; ++n) partial[n][r] = _mm256_fmadd_ps(weights, factors[n], partial[n][r]);
         }
-    for (int r = 0; r < dot_rows; ++r) {
-        float rest = 0.0f;
-        for (int64_t j = i; j < count; ++j) rest += x[j] * T::load(row[r * stride + j]);
-        sums[r] = total(_mm256_add_ps(partial[r][0], partial[r][1])) + rest;
     }
+#pragma GCC unroll 4
+    for (int n = 0; n < Inputs; ++n)
+#pragma GCC unroll 4
+        for (int r = 0; r < dot_rows; ++r) {
+            float rest = 0.0f;
+            for (int64_t j = i; j < count; ++j) rest += x[n * count + j] * T::load(row[r * stride + j]);
+            sums[n * dot_rows + r] = total(partial[n][r]) + rest;
+        }
+}
+
+// Two rows of the input at once, for which there are registers enough.
+template <class T>
+void dot(const void* weight, int64_t stride, const float* x, int inputs, int64_t count, float* sums) {
+    int n = 0;
+    for (; n + 2 <= inputs; n += 2) multiply<T, 2>(weight, stride, x + n * count, count, sums + n * dot_rows);
+    if (n < inputs) multiply<T, 1>(weight, stride, x + n * count, count, sums + n * dot_rows);
 }
 
 }  // namespace

@@ -15,25 +15,38 @@ MUSTAFAR_INLINE __m512 load(__mmask16 mask, const typename T::Bits* source) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-template <class T>
-void dot(const void* weight, int64_t stride, const float* x, int64_t count, float* sums) {
+template <class T, int Inputs>
+void multiply(const void* weight, int64_t stride, const float* x, int64_t count, float* sums) {
     const auto* row = elements<T>(weight);
-    __m512 partial[dot_rows][2] = {};
-    int64_t i = 0;
-    for (; i + 32 <= count; i += 32)
-        for (int half = 0; half < 2; ++half) {
-            const __m512 factor = _mm512_loadu_ps(x + i + 16 * half);
-            for (int r = 0; r < dot_rows; ++r)
-                partial[r][half] =
-                    _mm512_fmadd_ps(load<T>(0xffff, row + r * stride + i + 16 * half), factor, partial[r][half]);
+    __m512 partial[Inputs][dot_rows] = {};
+    const auto step = [&](int64_t i, __mmask16 mask) MUSTAFAR_INLINE_LAMBDA {
+        __m512 factors[Inputs];
+#pragma GCC unroll 4
+        for (int n = 0; n < Inputs; ++n) factors[n] = _mm512_maskz_loadu_ps(mask, x + n * count + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < dot_rows; ++r) {
+            const __m512 weights = load<T>(mask, row + r * stride + i);
+#pragma GCC unroll 4
+            for (int n = 0; n < Inputs; ++n) partial[n][r] = _mm512_fmadd_ps(weights, factors[n], partial[n][r]);
         }
-    for (; i < count; i += 16) {
-        const __mmask16 mask = static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
-        const __m512 factor = _mm512_maskz_loadu_ps(mask, x + i);
-        for (int r = 0; r < dot_rows; ++r)
-            partial[r][0] = _mm512_fmadd_ps(load<T>(mask, row + r * stride + i), factor, partial[r][0]);
+    };
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) step(i, 0xffff);
+    if (i < count) step(i, static_cast<__mmask16>((1u << (count - i)) - 1));
+#pragma GCC unroll 4
+    for (int n = 0; n < Inputs; ++n)
+#pragma GCC unroll 4
+        for (int r = 0; r < dot_rows; ++r) sums[n * dot_rows + r] = _mm512_reduce_add_ps(partial[n][r]);
+}
+
+template <class T>
+void dot(const void* weight, int64_t stride, const float* x, int inputs, int64_t count, float* sums) {
+    switch (inputs) {
+        case 1: return multiply<T, 1>(weight, stride, x, count, sums);
+        case 2: return multiply<T, 2>(weight, stride, x, count, sums);
+        case 3: return multiply<T, 3>(weight, stride, x, count, sums);
+        default: return multiply<T, 4>(weight, stride, x, count, sums);
     }
-    for (int r = 0; r < dot_rows; ++r) sums[r] = _mm512_reduce_add_ps(_mm512_add_ps(partial[r][0], partial[r][1]));
 }
 
 }  // namespace

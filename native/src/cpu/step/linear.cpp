@@ -51,13 +51,13 @@ public:
     // Outputs first ... first + count - 1.
     void outputs(int64_t first, int64_t count) const {
         const bool gated = linear_.activation == MUSTAFAR_ACTIVATION_SILU_MUL;
+        Sums sums, ups;
+        products(first, count, sums);
+        if (gated) products(linear_.out_features + first, count, ups);
         for (int32_t r = 0; r < linear_.rows; ++r) {
-            float sums[chunk], ups[chunk];
-            products(r, first, count, sums);
-            if (gated) products(r, linear_.out_features + first, count, ups);
             auto* output = row_of<T>(linear_.output, r);
             for (int64_t i = 0; i < count; ++i) {
-                float value = gated ? silu(sums[i]) * ups[i] : sums[i];
+                float value = gated ? silu(sums[r][i]) * ups[r][i] : sums[r][i];
                 if (linear_.residual.data != nullptr) value += T::load(row_of<T>(linear_.residual, r)[first + i]);
                 output[first + i] = T::store(value);
             }
@@ -65,21 +65,24 @@ public:
     }
 
 private:
-    void products(int32_t r, int64_t first, int64_t count, float* sums) const {
-        const float* x = input_.data() + int64_t{r} * linear_.in_features;
-        for (int64_t i = 0; i < count; i += dot_rows) {
-            if (count - i >= dot_rows) {
-                dot_(row_of<T>(linear_.weight, first + i), linear_.weight.row_stride, x, linear_.in_features, sums + i);
-                continue;
+    using Sums = float[MUSTAFAR_LINEAR_MAX_ROWS][chunk];  // of every row of the input
+
+    void products(int64_t first, int64_t count, Sums& sums) const {
+        for (int64_t i = 0; i < count;) {
+            // Fewer rows of the weight than are read at once: one, several times.
+            const int64_t rows = count - i >= dot_rows ? dot_rows : 1;
+            for (int32_t r = 0; r < linear_.rows; r += dot_inputs) {
+                const int inputs = std::min(dot_inputs, linear_.rows - r);
+                float found[dot_inputs * dot_rows];
+                dot_(row_of<T>(linear_.weight, first + i), rows == 1 ? 0 : linear_.weight.row_stride,
+                     input_.data() + int64_t{r} * linear_.in_features, inputs, linear_.in_features, found);
+                for (int n = 0; n < inputs; ++n) std::copy_n(found + n * dot_rows, rows, sums[r + n] + i);
             }
-            for (int64_t rest = i; rest < count; ++rest) {  // a stride of 0: one row, several times
-                float same[dot_rows];
-                dot_(row_of<T>(linear_.weight, first + rest), 0, x, linear_.in_features, same);
-                sums[rest] = same[0];
-            }
+            i += rows;
         }
-        if (linear_.bias != nullptr)
-            for (int64_t i = 0; i < count; ++i) sums[i] += T::load(elements<T>(linear_.bias)[first + i]);
+        if (linear_.bias == nullptr) return;
+        for (int32_t r = 0; r < linear_.rows; ++r)
+            for (int64_t i = 0; i < count; ++i) sums[r][i] += T::load(elements<T>(linear_.bias)[first + i]);
     }
 
     const mustafar_linear& linear_;
@@ -98,6 +101,14 @@ void linear(const mustafar_context& context, const mustafar_linear& arguments) {
             layer.outputs(item * chunk, std::min(chunk, arguments.out_features - item * chunk));
         });
     });
+}
+
+bool linear_reads_once(const mustafar_context& context, const mustafar_linear& arguments) {
+    const int32_t variant = resolved_variant(context.cpu_variant);
+    if (variant == MUSTAFAR_CPU_VARIANT_SCALAR || variant == MUSTAFAR_CPU_VARIANT_NEON) return arguments.rows <= 1;
+    // Where a processor has products of bf16, a library takes longer for few rows only.
+    const bool has_products = variant == MUSTAFAR_CPU_VARIANT_AVX512_BF16 && arguments.dtype == MUSTAFAR_DTYPE_BF16;
+    return arguments.rows <= (has_products ? 8 : 16);
 }
 
 }  // namespace mustafar
