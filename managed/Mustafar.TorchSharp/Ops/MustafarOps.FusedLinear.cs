@@ -8,8 +8,8 @@ public static unsafe partial class MustafarOps
 {
     /// <summary>
     /// A linear layer for any number of rows, with the operations before and after it, in the fastest way: <see cref="Linear"/> for
-    /// one row, for 16-bit types on a Hopper GPU for up to <see cref="MaxLinearRows"/>, and on a CPU with AVX2 or AVX-512 for up to 16 (BFloat16 with
-    /// AVX-512 BF16: 8); otherwise torch's product with the operations of this class around it. No gradient is recorded.
+    /// one row, for 16-bit types on a Hopper GPU for up to <see cref="MaxLinearRows"/>, and on a CPU with AVX2 or AVX-512 for up to 16
+    /// (BFloat16 with AVX-512 BF16: 8); otherwise torch's product with the operations of this class around it. No gradient is recorded.
     /// </summary>
     /// <param name="input">Float32, Float16 or BFloat16 [.., in_features].</param>
     /// <param name="weight">As for <see cref="Linear"/>.</param>
